@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derives fast codecs from construct declarations, so that each wire format is declared once."""
+
+from __future__ import annotations
+
+import struct
+from collections import namedtuple
+from typing import Any
+
+import construct
+
+
+def _format(field: construct.Construct) -> tuple[str, int]:
+    """Return the struct format of one fixed-size field and the number of values it holds."""
+    if isinstance(field, construct.Renamed):
+        return _format(field.subcon)
+    if isinstance(field, construct.FormatField):
+        return field.fmtstr[1:], 1
+    if isinstance(field, construct.Bytes) and isinstance(field.length, int):
+        return f"{field.length}s", 1
+    raise TypeError(f"no fixed-size codec for {field!r}")
+
+
+class Codec:
+    """Packs and unpacks one fixed-size, little-endian structure without padding.
+
+    Built from a ``construct.Struct`` of integers and fixed ``Bytes``. ``unpack_from`` gives a named tuple whose fields
+    are the declaration's; ``pack`` takes the fields by keyword, those left out being zero.
+    """
+
+    def __init__(self, layout: construct.Struct, name: str) -> None:
+        names = [field.name for field in layout.subcons]
+        formats = [_format(field)[0] for field in layout.subcons]
+        self.layout = layout
+        self.name = name
+        self._struct = struct.Struct("<" + "".join(formats))
+        make_type: Any = namedtuple
+        self._type = make_type(name, names)
+        self._zero = self._type(*(b"" if f.endswith("s") else 0 for f in formats))
+        self.size = self._struct.size
+        if self.size != layout.sizeof():
+            raise TypeError(f"{name}: codec has {self.size} bytes, declaration {layout.sizeof()}")
+
+    def unpack_from(self, buffer: Any, offset: int = 0) -> Any:
+        """Decode ``size`` bytes at ``offset``; raises ``struct.error`` when the buffer is shorter."""
+        return self._type._make(self._struct.unpack_from(buffer, offset))
+
+    def pack(self, **fields: Any) -> bytes:
+        """Encode the given fields, the others zero; raises ``ValueError`` on an unknown field, ``struct.error`` on range."""
+        return self._struct.pack(*self._zero._replace(**fields))
+
+    def pack_values(self, *values: Any) -> bytes:
+        """Encode all fields in declaration order: the hot path's form of ``pack``."""
+        return self._struct.pack(*values)
+
+    def pack_into(self, buffer: Any, offset: int, *values: Any) -> None:
+        """Encode all fields in declaration order into a writable buffer at ``offset``."""
+        self._struct.pack_into(buffer, offset, *values)
