@@ -46,7 +46,7 @@ class Codec:
         return self._type._make(self._struct.unpack_from(buffer, offset))
 
     def pack(self, **fields: Any) -> bytes:
-        """Encode the given fields, the others zero; raises ``ValueError`` on an unknown field, ``struct.error`` on range."""
+        """Encode the given fields, the others zero; ``ValueError`` on an unknown field, ``struct.error`` on range."""
         return self._struct.pack(*self._zero._replace(**fields))
 
     def pack_values(self, *values: Any) -> bytes:
