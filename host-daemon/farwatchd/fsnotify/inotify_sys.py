@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inotify(7) through the C library: one instance, its watches, its stream. Knows nothing of the protocol."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import fcntl
+import os
+import struct
+import termios
+from enum import IntFlag
+from typing import NamedTuple
+
+_EVENT = struct.Struct("=iIII")
+_MAX_U32 = 0xFFFFFFFF
+
+
+class In(IntFlag):
+    """inotify's bits (``linux/inotify.h``)."""
+
+    ACCESS = 0x1
+    MODIFY = 0x2
+    ATTRIB = 0x4
+    CLOSE_WRITE = 0x8
+    CLOSE_NOWRITE = 0x10
+    OPEN = 0x20
+    MOVED_FROM = 0x40
+    MOVED_TO = 0x80
+    CREATE = 0x100
+    DELETE = 0x200
+    DELETE_SELF = 0x400
+    MOVE_SELF = 0x800
+    UNMOUNT = 0x2000
+    Q_OVERFLOW = 0x4000
+    IGNORED = 0x8000
+    ONLYDIR = 0x1000000
+    ISDIR = 0x40000000
+
+
+class RawEvent(NamedTuple):
+    """``struct inotify_event``; the mask is a plain number because masks are looked at for every event."""
+
+    wd: int
+    mask: int
+    cookie: int
+    name: bytes
+
+
+class Inotify:
+    """An inotify instance. Methods raise ``OSError`` with the kernel's errno."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+
+    def fileno(self) -> int:
+        """The instance's descriptor."""
+        return self._fd
+
+    def add(self, path: str, mask: int) -> int:
+        """Watch what ``path`` leads to, or replace its mask; return the watch descriptor."""
+        encoded = ctypes.c_char_p(os.fsencode(path))
+        return self._check(self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)), "inotify_add_watch")
+
+    def remove(self, wd: int) -> None:
+        """End a watch."""
+        self._check(self._libc.inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
+
+    def pending(self) -> int:
+        """Bytes that wait to be read."""
+        waiting = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, waiting)
+        return waiting[0]
+
+    def read(self, size: int) -> list[RawEvent]:
+        """Read up to ``size`` bytes of events; an empty list when there are none."""
+        try:
+            data = os.read(self._fd, size)
+        except BlockingIOError:
+            return []
+        events = []
+        offset = 0
+        while offset < len(data):
+            wd, mask, cookie, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size
+            name = data[offset : offset + length].rstrip(b"\0") if length else b""
+            events.append(RawEvent(wd, mask & _MAX_U32, cookie, name))
+            offset += length
+        return events
+
+    def close(self) -> None:
+        """Close the instance; the kernel drops its watches."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @staticmethod
+    def _check(result: int, call: str) -> int:
+        if result < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, f"{call}: {os.strerror(error)}")
+        return result
