@@ -18,8 +18,8 @@ _RENAME = {isdir | Event.MOVED_FROM: isdir | Event.RENAME for isdir in (Event(0)
 @dataclass(slots=True)
 class _Waiting:
     event: HostEvent
-    cookie: int = 0
-    deadline: float = 0.0
+    cookie: int
+    deadline: float
     settled: bool = True
 
 
@@ -33,6 +33,7 @@ class RenameJoiner:
     def __init__(self, hold: float = 0.010, limit: int = 1024) -> None:
         self._hold = hold
         self._limit = limit
+        self._ready: list[HostEvent] = []
         self._waiting: deque[_Waiting] = deque()
         self._held: dict[int, _Waiting] = {}
 
@@ -49,34 +50,39 @@ class RenameJoiner:
             source = item.event
             item.event = replace(source, mask=_RENAME[source.mask], half=False, newkey=event.key, newname=event.name)
             item.settled = True
+            self._flush()
             return
         if mask & _DIRENT and self._held:
             for other in [c for c, item in self._held.items() if item.event.key == event.key]:
                 self._give_up(other)
-        if not mask & _MOVED_FROM:
-            self._waiting.append(_Waiting(replace(event, half=True) if mask & _MOVED_TO else event))
-        else:
-            item = _Waiting(replace(event, half=True), cookie, now + self._hold, settled=not cookie)
-            self._waiting.append(item)
-            if cookie:
-                self._held[cookie] = item
+        if mask & (_MOVED_FROM | _MOVED_TO):
+            event = replace(event, half=True)
+        item = _Waiting(event, cookie, now + self._hold)
+        if mask & _MOVED_FROM and cookie:
+            item.settled = False
+            self._held[cookie] = item
+        self._waiting.append(item)
+        self._flush()
         if len(self._waiting) > self._limit:
-            for other in list(self._held):
-                self._give_up(other)
+            self._give_up(self._waiting[0].cookie)
 
     def take(self, now: float) -> list[HostEvent]:
         """Return, in order, the events that nothing held stands before any more."""
         for cookie in [c for c, item in self._held.items() if item.deadline <= now]:
             self._give_up(cookie)
-        ready = []
-        while self._waiting and self._waiting[0].settled:
-            ready.append(self._waiting.popleft().event)
+        ready, self._ready = self._ready, []
         return ready
 
     def clear(self) -> None:
         """Forget everything."""
+        self._ready.clear()
         self._waiting.clear()
         self._held.clear()
 
     def _give_up(self, cookie: int) -> None:
         self._held.pop(cookie).settled = True
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting and self._waiting[0].settled:
+            self._ready.append(self._waiting.popleft().event)
