@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's event loop: descriptors that become readable, timers, calls deferred to the next turn; one thread."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+Callback = Callable[[], None]
+
+#: A descriptor whose callback fails this often in a row would spin for ever: the failure then ends ``run``.
+MAX_FAILURES_IN_A_ROW = 10
+
+
+class Timer:
+    """A pending ``call_later``; ``cancel`` makes it not happen."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        """Drop the call; harmless when it has happened already."""
+        self.callback = None
+
+
+class Loop:
+    """Calls back when descriptors are readable (or hung up) and when timers are due.
+
+    All methods but ``stop`` belong to the loop's thread. Readiness is level-triggered, and a callback may be called
+    with nothing to read (its descriptor's number was closed and reused in the same turn): it must not block.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self._failures: dict[int, int] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._serial = itertools.count()
+        self._soon: deque[Callback] = deque()
+        self._stopping = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.add(self._wake, self._drain_wake)
+
+    def add(self, fd: int, callback: Callback) -> None:
+        """Call ``callback`` whenever ``fd`` is readable or hung up; ``OSError`` when ``fd`` cannot be waited for."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def remove(self, fd: int) -> None:
+        """Stop watching ``fd``, which must still be open; ``KeyError`` when it is not watched."""
+        del self._callbacks[fd]
+        self._failures.pop(fd, None)
+        self._epoll.unregister(fd)
+
+    def call_later(self, seconds: float, callback: Callback) -> Timer:
+        """Call ``callback`` once, ``seconds`` from now at the earliest."""
+        timer = Timer(callback)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), timer))
+        return timer
+
+    def call_soon(self, callback: Callback) -> None:
+        """Call ``callback`` once, at the next turn of the loop, after the descriptors that are ready then."""
+        self._soon.append(callback)
+
+    def stop(self) -> None:
+        """Make ``run`` return after the current turn; may be called from signal handlers and other threads."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    def run(self) -> None:
+        """Serve until ``stop``, which may have been called before."""
+        while not self._stopping:
+            self.run_once(None)
+        self._stopping = False
+
+    def run_once(self, timeout: float | None) -> bool:
+        """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); says whether anything was called."""
+        worked = False
+        for fd, _ in self._epoll.poll(self._patience(timeout)):
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                worked = True
+                self._call_for(fd, callback)
+        # Only those that were there before: a callback that defers itself again must not shut out the descriptors.
+        for _ in range(len(self._soon)):
+            worked = True
+            self._call(self._soon.popleft())
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            due = heapq.heappop(self._timers)[2].callback
+            if due is not None:
+                worked = True
+                self._call(due)
+        return worked
+
+    def close(self) -> None:
+        """Release the loop's own descriptors; those that were added stay open."""
+        self._callbacks.clear()
+        self._epoll.close()
+        os.close(self._wake)
+
+    def _patience(self, timeout: float | None) -> float | None:
+        if self._soon:
+            return 0
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return timeout
+        due = max(0.0, self._timers[0][0] - time.monotonic())
+        return due if timeout is None else min(due, timeout)
+
+    def _call_for(self, fd: int, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception:
+            failures = self._failures.get(fd, 0) + 1
+            if failures >= MAX_FAILURES_IN_A_ROW:
+                raise
+            self._failures[fd] = failures
+            log.exception("bug: the callback of descriptor %d failed", fd)
+        else:
+            if self._failures:
+                self._failures.pop(fd, None)
+
+    def _call(self, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("bug: a deferred callback failed")
+
+    def _drain_wake(self) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            log.debug("woken up for nothing")

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vhost-user back end's state: what each message of the front end does to features, memory and rings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from farwatchd.vhost_user.messages import Message, ProtocolError, encode_reply
+from farwatchd.vhost_user.regions import map_region
+from farwatchd.vhost_user.vring import RingAddress, Vring
+from farwatchd.virtqueue import GuestMemory, Region, VirtqueueError
+from farwatchd.virtqueue.ring import MAX_RING_SIZE
+from farwatchd.wire import vhost_user as wire
+from farwatchd.wire.vhost_user import ProtocolFeature, Request
+from farwatchd.wire.virtio_fs import Feature
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+)
+#: Memory slots announced: as many as other back ends, enough for memory hotplug.
+MAX_MEM_SLOTS = 509
+
+
+class RequestError(Exception):
+    """A message was understood and cannot be done. A front end that asked for an answer gets one and may go on."""
+
+
+class DeviceModel(Protocol):
+    """The device behind the rings, as the back end sees it."""
+
+    @property
+    def features(self) -> int:
+        """Feature bits offered."""
+
+    @property
+    def queue_count(self) -> int:
+        """Number of queues."""
+
+    @property
+    def config_space(self) -> bytes:
+        """The device's configuration space."""
+
+    def ring_started(self, vring: Vring, features: int) -> None:
+        """``vring`` runs from now on, with the acked ``features``; ``OSError`` when its kicks cannot be waited for."""
+
+    def ring_stopped(self, vring: Vring) -> None:
+        """``vring`` stops, if it runs: leave it alone from now on."""
+
+    def reset(self) -> None:
+        """The guest or the front end has gone: forget it."""
+
+
+class Backend:
+    """The state that one front end's messages lead to. Starts and stops the rings of the device."""
+
+    def __init__(self, device: DeviceModel) -> None:
+        self._device = device
+        self._features = 0
+        self._protocol_features = ProtocolFeature(0)
+        self._memory = GuestMemory()
+        self._vrings = [Vring(index) for index in range(device.queue_count)]
+
+    def handle(self, message: Message) -> bytes | None:
+        """Do what ``message`` says; returns the reply, if it gets one. Its descriptors are taken or closed.
+
+        ``ProtocolError`` when the connection has to end.
+        """
+        try:
+            rule = self._check(message)
+            reply = rule.handler(self, message)
+        except (RequestError, OSError) as error:
+            if not self._wants_ack(message):
+                raise ProtocolError(f"{message.request.name}: {error}") from error
+            log.warning("front end's %s refused: %s", message.request.name, error)
+            return encode_reply(message.request, wire.number.pack(value=1))
+        finally:
+            message.close_fds()
+        if reply is not None:
+            return encode_reply(message.request, reply)
+        return encode_reply(message.request, wire.number.pack()) if self._wants_ack(message) else None
+
+    def close(self) -> None:
+        """The front end has gone: stop every ring, release its memory and descriptors, reset the device."""
+        for vring in self._vrings:
+            self._stop(vring)
+            vring.close()
+        self._memory = GuestMemory()
+        self._device.reset()
+
+    def _wants_ack(self, message: Message) -> bool:
+        return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
+
+    def _check(self, message: Message) -> _Rule:
+        rule = _RULES[message.request]
+        name = message.request.name
+        if rule.needs not in self._protocol_features:
+            raise ProtocolError(f"{name} without having negotiated {rule.needs.name}")
+        if rule.size is not None and len(message.payload) != rule.size:
+            raise ProtocolError(f"{name} with {len(message.payload)} bytes, {rule.size} are right")
+        if len(message.fds) > rule.max_fds:
+            raise ProtocolError(f"{name} with {len(message.fds)} descriptors, at most {rule.max_fds} are right")
+        return rule
+
+    # Features and settings
+
+    def _get_features(self, _message: Message) -> bytes:
+        return wire.number.pack(value=self._device.features)
+
+    def _set_features(self, message: Message) -> None:
+        features = wire.number.unpack_from(message.payload).value
+        surplus = features & ~self._device.features
+        if surplus:
+            raise ProtocolError(f"SET_FEATURES acks feature bits that were not offered: {surplus:#x}")
+        if features != self._features and any(vring.ring is not None for vring in self._vrings):
+            raise ProtocolError("SET_FEATURES changes the features while rings run")
+        self._features = features
+        if not features & Feature.VHOST_USER_PROTOCOL_FEATURES:
+            for vring in self._vrings:
+                vring.enabled = True
+                self._settle(vring)
+
+    def _get_protocol_features(self, _message: Message) -> bytes:
+        return wire.number.pack(value=int(PROTOCOL_FEATURES))
+
+    def _set_protocol_features(self, message: Message) -> None:
+        features = wire.number.unpack_from(message.payload).value
+        surplus = features & ~int(PROTOCOL_FEATURES)
+        if surplus:
+            raise ProtocolError(f"SET_PROTOCOL_FEATURES acks bits that were not offered: {surplus:#x}")
+        self._protocol_features = ProtocolFeature(features)
+
+    def _set_owner(self, _message: Message) -> None:
+        log.debug("front end took ownership")
+
+    def _get_queue_num(self, _message: Message) -> bytes:
+        return wire.number.pack(value=len(self._vrings))
+
+    def _get_config(self, message: Message) -> bytes:
+        try:
+            wanted = self._config_range(message)
+        except RequestError as error:
+            log.warning("front end's GET_CONFIG refused: %s", error)
+            return b""
+        space = self._device.config_space.ljust(wire.MAX_CONFIG_SIZE, b"\0")
+        return message.payload[: wire.config.size] + space[wanted.offset : wanted.offset + wanted.size]
+
+    def _set_config(self, message: Message) -> None:
+        self._config_range(message)
+        text = "the configuration space of a file system is read-only"
+        if self._wants_ack(message):
+            raise RequestError(text)
+        log.warning("front end's SET_CONFIG ignored: %s", text)
+
+    def _config_range(self, message: Message) -> Any:
+        if len(message.payload) < wire.config.size:
+            raise ProtocolError(f"{message.request.name} with {len(message.payload)} bytes")
+        wanted = wire.config.unpack_from(message.payload)
+        if len(message.payload) != wire.config.size + wanted.size:
+            raise ProtocolError(f"{message.request.name} of {wanted.size} bytes in {len(message.payload)} bytes")
+        if wanted.offset + wanted.size > wire.MAX_CONFIG_SIZE:
+            raise RequestError(f"no configuration space at {wanted.offset}, {wanted.size} bytes")
+        return wanted
+
+    def _reset_owner(self, _message: Message) -> None:
+        # Only "disable all rings" is left of its meaning; front ends that want a reset send RESET_DEVICE.
+        for vring in self._vrings:
+            self._stop(vring)
+            vring.enabled = False
+
+    def _reset_device(self, _message: Message) -> None:
+        # Memory and protocol features belong to the connection and stay: QEMU does not send them again.
+        for vring in self._vrings:
+            self._stop(vring)
+            vring.set_kick(None)
+            vring.enabled = vring.broken = False
+            vring.base = 0
+        self._device.reset()
+
+    # Memory
+
+    def _set_mem_table(self, message: Message) -> None:
+        table, region = wire.memory_table, wire.memory_region
+        if len(message.payload) < table.size:
+            raise ProtocolError(f"SET_MEM_TABLE with {len(message.payload)} bytes")
+        count = table.unpack_from(message.payload).regions
+        if count > wire.MAX_TABLE_REGIONS or len(message.payload) < table.size + count * region.size:
+            raise ProtocolError(f"SET_MEM_TABLE of {count} regions in {len(message.payload)} bytes")
+        if len(message.fds) != count:
+            raise ProtocolError(f"SET_MEM_TABLE of {count} regions with {len(message.fds)} descriptors")
+        wanted = [region.unpack_from(message.payload, table.size + i * region.size) for i in range(count)]
+        self._change_memory(lambda: [map_region(fd, item) for fd, item in zip(message.fds, wanted, strict=True)])
+
+    def _get_max_mem_slots(self, _message: Message) -> bytes:
+        return wire.number.pack(value=MAX_MEM_SLOTS)
+
+    def _add_mem_reg(self, message: Message) -> None:
+        if len(message.fds) != 1:
+            raise ProtocolError("ADD_MEM_REG without a descriptor")
+        if len(self._memory.regions) >= MAX_MEM_SLOTS:
+            raise RequestError(f"all {MAX_MEM_SLOTS} memory slots are taken")
+        wanted = wire.single_region.unpack_from(message.payload)
+        self._change_memory(lambda: [*self._memory.regions, map_region(message.fds[0], wanted)])
+
+    def _rem_mem_reg(self, message: Message) -> None:
+        wanted = wire.single_region.unpack_from(message.payload)
+        key = (wanted.guest_addr, wanted.size, wanted.user_addr)
+        left = [r for r in self._memory.regions if (r.guest_addr, r.size, r.user_addr) != key]
+        if len(left) == len(self._memory.regions):
+            raise RequestError(f"no memory region of {wanted.size:#x} bytes at guest address {wanted.guest_addr:#x}")
+        self._change_memory(lambda: left)
+
+    def _change_memory(self, make_regions: Callable[[], list[Region]]) -> None:
+        try:
+            self._memory = GuestMemory(make_regions())
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        for vring in self._vrings:
+            if vring.ring is not None:
+                vring.stop()
+                self._find(vring)
+
+    # Rings
+
+    def _vring(self, index: int) -> Vring:
+        if index >= len(self._vrings):
+            raise ProtocolError(f"no queue {index}: there are {len(self._vrings)}")
+        return self._vrings[index]
+
+    def _stopped_vring(self, message: Message, index: int) -> Vring:
+        vring = self._vring(index)
+        if vring.ring is not None:
+            raise ProtocolError(f"{message.request.name} while queue {index} runs")
+        return vring
+
+    def _set_vring_num(self, message: Message) -> None:
+        state = wire.vring_state.unpack_from(message.payload)
+        if not 0 < state.num <= MAX_RING_SIZE or state.num & (state.num - 1):
+            raise ProtocolError(f"SET_VRING_NUM: {state.num} is not a power of two up to {MAX_RING_SIZE}")
+        self._stopped_vring(message, state.index).size = state.num
+
+    def _set_vring_addr(self, message: Message) -> None:
+        where = wire.vring_addr.unpack_from(message.payload)
+        vring = self._stopped_vring(message, where.index)
+        if where.flags:
+            raise RequestError(f"flags {where.flags:#x}: writes are not logged here")
+        vring.address = RingAddress(where.descriptor, where.available, where.used)
+
+    def _set_vring_base(self, message: Message) -> None:
+        state = wire.vring_state.unpack_from(message.payload)
+        if state.num > 0xFFFF:
+            raise ProtocolError(f"SET_VRING_BASE: {state.num} is no 16-bit index")
+        self._stopped_vring(message, state.index).base = state.num
+
+    def _get_vring_base(self, message: Message) -> bytes:
+        vring = self._vring(wire.vring_state.unpack_from(message.payload).index)
+        self._stop(vring)
+        vring.set_kick(None)
+        vring.broken = False
+        return wire.vring_state.pack(index=vring.index, num=vring.base)
+
+    def _set_vring_kick(self, message: Message) -> None:
+        vring = self._event_vring(message)
+        fd = message.take_fd()
+        if fd is None:
+            raise RequestError(f"queue {vring.index} without a kick descriptor: polling is not done here")
+        self._stop(vring)
+        vring.set_kick(fd)
+        vring.broken = False
+        self._settle(vring)
+
+    def _set_vring_call(self, message: Message) -> None:
+        vring = self._event_vring(message)
+        vring.set_call(message.take_fd())
+        if vring.ring is not None:
+            # What was pushed before there was a descriptor, or with the former one, must not go unnoticed.
+            vring.signal()
+
+    def _set_vring_err(self, message: Message) -> None:
+        self._event_vring(message).set_err(message.take_fd())
+
+    def _event_vring(self, message: Message) -> Vring:
+        value = wire.number.unpack_from(message.payload).value
+        if value & ~(wire.VRING_INDEX_MASK | wire.VRING_NO_FD):
+            raise ProtocolError(f"{message.request.name}: unknown bits in {value:#x}")
+        if len(message.fds) != (0 if value & wire.VRING_NO_FD else 1):
+            raise ProtocolError(f"{message.request.name} with {len(message.fds)} descriptors")
+        return self._vring(value & wire.VRING_INDEX_MASK)
+
+    def _set_vring_enable(self, message: Message) -> None:
+        state = wire.vring_state.unpack_from(message.payload)
+        if state.num > 1:
+            raise ProtocolError(f"SET_VRING_ENABLE: {state.num} is neither 0 nor 1")
+        vring = self._vring(state.index)
+        vring.enabled = bool(state.num)
+        self._settle(vring)
+
+    def _settle(self, vring: Vring) -> None:
+        """Let the ring run if it should, and only then."""
+        if not vring.ready:
+            self._stop(vring)
+        elif vring.ring is None and self._find(vring):
+            try:
+                self._device.ring_started(vring, self._features)
+            except OSError as error:
+                self._stop(vring)
+                raise RequestError(f"queue {vring.index}: its kick descriptor cannot be waited for: {error}") from error
+
+    def _find(self, vring: Vring) -> bool:
+        features = self._features
+        try:
+            vring.start(
+                self._memory,
+                event_idx=bool(features & Feature.RING_EVENT_IDX),
+                indirect=bool(features & Feature.RING_INDIRECT_DESC),
+            )
+        except VirtqueueError as error:
+            log.error("queue %d stopped: %s", vring.index, error)
+            self._device.ring_stopped(vring)
+            vring.fail()
+            return False
+        return True
+
+    def _stop(self, vring: Vring) -> None:
+        self._device.ring_stopped(vring)
+        vring.stop()
+
+
+_NOTHING = ProtocolFeature(0)
+_SLOTS = ProtocolFeature.CONFIGURE_MEM_SLOTS
+_NUMBER, _STATE, _SINGLE = wire.number.size, wire.vring_state.size, wire.single_region.size
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a message must look like, and what it does. ``size`` is its payload's, ``None`` when that varies."""
+
+    handler: Callable[[Backend, Message], bytes | None]
+    size: int | None
+    max_fds: int = 0
+    needs: ProtocolFeature = _NOTHING
+
+
+_RULES: Mapping[Request, _Rule] = MappingProxyType(
+    {
+        Request.GET_FEATURES: _Rule(Backend._get_features, 0),
+        Request.SET_FEATURES: _Rule(Backend._set_features, _NUMBER),
+        Request.SET_OWNER: _Rule(Backend._set_owner, 0),
+        Request.RESET_OWNER: _Rule(Backend._reset_owner, 0),
+        Request.SET_MEM_TABLE: _Rule(Backend._set_mem_table, None, max_fds=wire.MAX_TABLE_REGIONS),
+        Request.SET_VRING_NUM: _Rule(Backend._set_vring_num, _STATE),
+        Request.SET_VRING_ADDR: _Rule(Backend._set_vring_addr, wire.vring_addr.size),
+        Request.SET_VRING_BASE: _Rule(Backend._set_vring_base, _STATE),
+        Request.GET_VRING_BASE: _Rule(Backend._get_vring_base, _STATE),
+        Request.SET_VRING_KICK: _Rule(Backend._set_vring_kick, _NUMBER, max_fds=1),
+        Request.SET_VRING_CALL: _Rule(Backend._set_vring_call, _NUMBER, max_fds=1),
+        Request.SET_VRING_ERR: _Rule(Backend._set_vring_err, _NUMBER, max_fds=1),
+        Request.GET_PROTOCOL_FEATURES: _Rule(Backend._get_protocol_features, 0),
+        Request.SET_PROTOCOL_FEATURES: _Rule(Backend._set_protocol_features, _NUMBER),
+        Request.GET_QUEUE_NUM: _Rule(Backend._get_queue_num, 0, needs=ProtocolFeature.MQ),
+        Request.SET_VRING_ENABLE: _Rule(Backend._set_vring_enable, _STATE),
+        Request.GET_CONFIG: _Rule(Backend._get_config, None, needs=ProtocolFeature.CONFIG),
+        Request.SET_CONFIG: _Rule(Backend._set_config, None, needs=ProtocolFeature.CONFIG),
+        Request.RESET_DEVICE: _Rule(Backend._reset_device, 0, needs=ProtocolFeature.RESET_DEVICE),
+        Request.GET_MAX_MEM_SLOTS: _Rule(Backend._get_max_mem_slots, 0, needs=_SLOTS),
+        Request.ADD_MEM_REG: _Rule(Backend._add_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
+        # Some front ends send the region's descriptor along; it is of no use.
+        Request.REM_MEM_REG: _Rule(Backend._rem_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
+    }
+)

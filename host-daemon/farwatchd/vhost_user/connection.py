@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connected front end: reads its messages, with the descriptors they carry, and writes the replies."""
+
+from __future__ import annotations
+
+import array
+import logging
+import socket
+from collections.abc import Callable
+
+from farwatchd.loop import Loop
+from farwatchd.vhost_user.backend import Backend, DeviceModel
+from farwatchd.vhost_user.messages import MAX_FDS, MessageDecoder, ProtocolError, close_all
+
+log = logging.getLogger(__name__)
+
+#: Socket reads before other descriptors get their turn.
+READS_PER_TURN = 32
+_FD_SIZE = array.array("i").itemsize
+
+
+class Connection:
+    """Owns the socket. Ends, resetting the device, when the front end leaves or breaks the protocol."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, device: DeviceModel, on_close: Callable[[], None]) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._backend = Backend(device)
+        self._decoder = MessageDecoder()
+        self._on_close = on_close
+        sock.setblocking(False)
+        loop.add(sock.fileno(), self._readable)
+        log.info("front end connected")
+
+    def close(self) -> None:
+        """End the connection; harmless when it has ended already."""
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove(self._sock.fileno())
+        self._sock.close()
+        self._decoder.close()
+        try:
+            self._backend.close()
+        finally:
+            self._on_close()
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(READS_PER_TURN):
+                if not self._read():
+                    return
+        except (ProtocolError, ConnectionError) as error:
+            log.error("front end disconnected: %s", error)
+            self.close()
+
+    def _read(self) -> bool:
+        """Read once and handle the message that it completes; says whether there may be more."""
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(
+                self._decoder.wanted, socket.CMSG_SPACE(MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return False
+        fds = _descriptors(ancillary)
+        if flags & socket.MSG_CTRUNC:
+            close_all(fds)
+            raise ProtocolError(f"more than {MAX_FDS} descriptors with one message")
+        if not data:
+            close_all(fds)
+            if self._decoder.within_message:
+                raise ProtocolError("it left in the middle of a message")
+            log.info("front end left")
+            self.close()
+            return False
+        message = self._decoder.feed(data, fds)
+        if message is not None:
+            reply = self._backend.handle(message)
+            if reply is not None:
+                self._send(reply)
+        return True
+
+    def _send(self, reply: bytes) -> None:
+        try:
+            sent = self._sock.send(reply)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(reply):
+            raise ProtocolError("it does not read the replies")
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _FD_SIZE])
+    return list(fds)

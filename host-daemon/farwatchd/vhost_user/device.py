@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The virtio-fs device: takes requests from the rings to the file system, and notifications the other way."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+
+from farwatchd.loop import Loop
+from farwatchd.vhost_user.frames import OUT_HEADER_SIZE, error_reply, notification, scatter
+from farwatchd.vhost_user.interfaces import NotificationSource, RequestHandler
+from farwatchd.vhost_user.vring import KickState, Vring
+from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
+from farwatchd.wire.fsnotify import record
+from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, TAG_SIZE, Feature, fs_config
+
+log = logging.getLogger(__name__)
+
+#: Chains served before other queues and descriptors get their turn.
+CHAINS_PER_TURN = 64
+#: Replies wait at most about this long for the next ones, so that one interrupt tells of all.
+SIGNAL_AFTER_NS = 100_000
+#: The smallest notification buffer that can carry anything: a header and a record without names.
+MIN_NOTIFICATION_BUFFER = OUT_HEADER_SIZE + record.size
+
+
+class QueueRole(Enum):
+    """What a queue is for."""
+
+    HIPRIO = "hiprio"
+    NOTIFICATION = "notification"
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """What the driver learns of the device. ``notification``: offer the notification queue."""
+
+    tag: str
+    num_request_queues: int = 1
+    notification: bool = True
+
+    def __post_init__(self) -> None:
+        """``ValueError`` with a text for the user when the tag or the number of queues is impossible."""
+        size = len(self.tag.encode())
+        if not 0 < size <= TAG_SIZE or "\0" in self.tag:
+            raise ValueError(f"the tag {self.tag!r} has {size} bytes; it must have 1 to {TAG_SIZE}, none of them NUL")
+        if not 0 < self.num_request_queues <= 64:
+            raise ValueError(f"{self.num_request_queues} request queues are not possible; 1 to 64 are")
+
+
+class Device:
+    """Serves the rings that the back end started. One handler and one notification source for its whole life."""
+
+    def __init__(
+        self, loop: Loop, handler: RequestHandler, config: DeviceConfig, source: NotificationSource | None = None
+    ) -> None:
+        self._loop = loop
+        self._handler = handler
+        self._config = config
+        self._source = source
+        self._running: dict[int, tuple[Vring, QueueRole]] = {}
+        self._scheduled: set[int] = set()
+        self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
+        self._small_buffer_reported = False
+        if source is not None:
+            source.set_wakeup(self._wake_notifications)
+
+    @property
+    def features(self) -> int:
+        """Feature bits offered to the driver."""
+        features = (
+            Feature.VERSION_1
+            | Feature.RING_INDIRECT_DESC
+            | Feature.RING_EVENT_IDX
+            | Feature.VHOST_USER_PROTOCOL_FEATURES
+        )
+        return int(features | Feature.FS_NOTIFICATION if self._config.notification else features)
+
+    @property
+    def queue_count(self) -> int:
+        """Number of queues: hiprio, requests, and notification where that is offered."""
+        return self._config.num_request_queues + (2 if self._config.notification else 1)
+
+    @property
+    def config_space(self) -> bytes:
+        """``struct virtio_fs_config``."""
+        return fs_config.pack(
+            tag=self._config.tag.encode(),
+            num_request_queues=self._config.num_request_queues,
+            notify_buf_size=NOTIFY_BUF_SIZE if self._config.notification else 0,
+        )
+
+    def ring_started(self, vring: Vring, features: int) -> None:
+        """Serve ``vring`` from now on; ``features``, as acked, say what it is for (Virtio 1.2, 5.11.2)."""
+        role = _role(vring.index, features)
+        if vring.kick_fd is not None:
+            self._loop.add(vring.kick_fd, partial(self._kicked, vring))
+        self._running[vring.index] = (vring, role)
+        log.debug("queue %d (%s) started", vring.index, role.value)
+        self._schedule(vring.index)
+
+    def ring_stopped(self, vring: Vring) -> None:
+        """Leave ``vring`` alone, if it was served."""
+        if self._running.pop(vring.index, None) is None:
+            return
+        if vring.kick_fd is not None:
+            self._loop.remove(vring.kick_fd)
+        log.debug("queue %d stopped", vring.index)
+
+    def reset(self) -> None:
+        """Forget the guest."""
+        self._small_buffer_reported = False
+        self._handler.reset()
+
+    def _kicked(self, vring: Vring) -> None:
+        if vring.read_kick() is KickState.CLOSED:
+            self._fail(vring, "the front end closed its kick descriptor")
+            return
+        self._serve(vring.index)
+
+    def _wake_notifications(self) -> None:
+        for index, (_, role) in self._running.items():
+            if role is QueueRole.NOTIFICATION:
+                self._schedule(index)
+
+    def _schedule(self, index: int) -> None:
+        if index not in self._scheduled:
+            self._scheduled.add(index)
+            self._loop.call_soon(partial(self._serve_scheduled, index))
+
+    def _serve_scheduled(self, index: int) -> None:
+        self._scheduled.discard(index)
+        self._serve(index)
+
+    def _serve(self, index: int) -> None:
+        vring, role = self._running.get(index, (None, None))
+        if vring is None or vring.ring is None:
+            return
+        serve = self._serve_notifications if role is QueueRole.NOTIFICATION else self._serve_requests
+        try:
+            again = serve(vring, vring.ring)
+        except VirtqueueError as error:
+            self._fail(vring, str(error))
+            return
+        if again:
+            self._schedule(index)
+
+    def _fail(self, vring: Vring, reason: str) -> None:
+        log.error("queue %d stopped: %s", vring.index, reason)
+        self.ring_stopped(vring)
+        vring.fail()
+
+    # Requests
+
+    def _serve_requests(self, vring: Vring, ring: SplitRing) -> bool:
+        """Serve the available chains; says whether there may be more."""
+        ring.disable_kicks()
+        since = time.monotonic_ns()
+        for _ in range(CHAINS_PER_TURN):
+            chain = ring.pop()
+            if chain is None:
+                vring.signal_if_wanted()
+                if not ring.enable_kicks():
+                    return False
+                continue
+            ring.push(chain.head, self._handle(chain))
+            now = time.monotonic_ns()
+            if now - since > SIGNAL_AFTER_NS:
+                vring.signal_if_wanted()
+                since = now
+        vring.signal_if_wanted()
+        return True
+
+    def _handle(self, chain: Chain) -> int:
+        try:
+            written = self._handler.handle(chain.readable, chain.writable)
+        except Exception as error:
+            self._report(error)
+            return error_reply(chain.readable, chain.writable, errno.EIO)
+        if not 0 <= written <= chain.writable_size:
+            log.error("bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size)
+            return error_reply(chain.readable, chain.writable, errno.EIO)
+        return written
+
+    def _report(self, error: Exception) -> None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = (type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace else (type(error), "", 0)
+        if place in self._failures_seen:
+            log.error("bug: a request failed again with %r", error)
+        else:
+            self._failures_seen.add(place)
+            log.error("bug: a request failed", exc_info=error)
+
+    # Notifications
+
+    def _serve_notifications(self, vring: Vring, ring: SplitRing) -> bool:
+        """Send what waits, as long as there are buffers; says whether there may be more to do."""
+        for _ in range(CHAINS_PER_TURN):
+            chain = ring.peek()
+            if chain is None:
+                vring.signal_if_wanted()
+                if not ring.enable_kicks():
+                    return False
+                continue
+            if chain.writable_size < MIN_NOTIFICATION_BUFFER:
+                self._give_back_small(ring, chain)
+                continue
+            payload = self._take_payload(min(chain.writable_size, NOTIFY_BUF_SIZE) - OUT_HEADER_SIZE)
+            if payload is None:
+                # There are buffers enough: new ones need not be announced until these are used up.
+                ring.disable_kicks()
+                vring.signal_if_wanted()
+                return False
+            ring.take()
+            ring.push(chain.head, scatter(chain.writable, notification(payload)))
+        vring.signal_if_wanted()
+        return True
+
+    def _take_payload(self, room: int) -> bytes | None:
+        if self._source is None:
+            return None
+        payload = self._source.take(room)
+        if payload is not None and len(payload) > room:
+            raise ValueError(f"bug: a notification of {len(payload)} bytes where {room} were asked for")
+        return payload
+
+    def _give_back_small(self, ring: SplitRing, chain: Chain) -> None:
+        ring.take()
+        ring.push(chain.head, 0)
+        if not self._small_buffer_reported:
+            self._small_buffer_reported = True
+            log.warning(
+                "the guest gave a notification buffer of %d bytes, given back unused: at least %d are needed",
+                chain.writable_size,
+                MIN_NOTIFICATION_BUFFER,
+            )
+
+
+def _role(index: int, features: int) -> QueueRole:
+    if index == 0:
+        return QueueRole.HIPRIO
+    if index == 1 and features & Feature.FS_NOTIFICATION:
+        return QueueRole.NOTIFICATION
+    return QueueRole.REQUEST

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong with a virtqueue."""
+
+from __future__ import annotations
+
+
+class VirtqueueError(Exception):
+    """The ring or a chain breaks the specification: the queue cannot be served any further. The text is for the log."""

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest memory: regions of it that are mapped here, and the one place where guest addresses are translated."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
+
+from farwatchd.virtqueue.errors import VirtqueueError
+
+ADDRESS_END = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Consecutive guest memory: ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in the front end."""
+
+    guest_addr: int
+    size: int
+    user_addr: int
+    view: memoryview
+
+
+class GuestMemory:
+    """An unchangeable set of regions that do not overlap; a change of the guest's memory makes a new one.
+
+    The views handed out keep their mapping alive, so a region that is taken away disappears with the last view of it.
+    """
+
+    def __init__(self, regions: Iterable[Region] = ()) -> None:
+        """``ValueError`` when a region is empty, leaves the address space or overlaps another in either space."""
+        self.regions = tuple(sorted(regions, key=attrgetter("guest_addr")))
+        for region in self.regions:
+            if region.size <= 0 or max(region.guest_addr, region.user_addr) + region.size > ADDRESS_END:
+                raise ValueError(f"impossible memory region: {_describe(region)}")
+            if len(region.view) != region.size:
+                raise ValueError(f"{len(region.view)} bytes mapped for memory region {_describe(region)}")
+        for low, high in pairwise(self.regions):
+            if low.guest_addr + low.size > high.guest_addr:
+                raise ValueError(f"memory regions overlap: {_describe(low)} and {_describe(high)}")
+        by_user = sorted(self.regions, key=attrgetter("user_addr"))
+        for low, high in pairwise(by_user):
+            if low.user_addr + low.size > high.user_addr:
+                raise ValueError(f"memory regions overlap in the front end: {_describe(low)} and {_describe(high)}")
+        self._starts = [region.guest_addr for region in self.regions]
+        self._spans = [(region.guest_addr, region.guest_addr + region.size, region.view) for region in self.regions]
+
+    def append_segments(self, addr: int, length: int, segments: list[memoryview]) -> None:
+        """Append views of ``length`` > 0 bytes at guest address ``addr``; more than one where regions meet.
+
+        ``VirtqueueError`` when a byte of it is outside the guest's memory.
+        """
+        index = bisect_right(self._starts, addr) - 1
+        if index >= 0:
+            start, end, view = self._spans[index]
+            if addr + length <= end:
+                segments.append(view[addr - start : addr - start + length])
+                return
+        self._append_across(index, addr, length, segments)
+
+    def segments(self, addr: int, length: int) -> list[memoryview]:
+        """Return the views of ``length`` > 0 bytes at guest address ``addr``; raises as ``append_segments``."""
+        found: list[memoryview] = []
+        self.append_segments(addr, length, found)
+        return found
+
+    def user_view(self, addr: int, length: int) -> memoryview:
+        """Return ``length`` bytes at the front end's address ``addr``, which one region must hold.
+
+        ``VirtqueueError`` when none does.
+        """
+        for region in self.regions:
+            offset = addr - region.user_addr
+            if offset >= 0 and offset + length <= region.size:
+                return region.view[offset : offset + length]
+        raise VirtqueueError(f"{length} bytes at front-end address {addr:#x} are not in one memory region")
+
+    def _append_across(self, index: int, addr: int, length: int, segments: list[memoryview]) -> None:
+        position, rest = addr, length
+        while rest:
+            if not 0 <= index < len(self._spans):
+                break
+            start, end, view = self._spans[index]
+            if not start <= position < end:
+                break
+            step = min(rest, end - position)
+            segments.append(view[position - start : position - start + step])
+            position += step
+            rest -= step
+            index += 1
+        if rest:
+            raise VirtqueueError(f"{length} bytes at guest address {addr:#x} are outside the guest's memory")
+
+
+def _describe(region: Region) -> str:
+    return f"guest {region.guest_addr:#x}, front end {region.user_addr:#x}, {region.size:#x} bytes"

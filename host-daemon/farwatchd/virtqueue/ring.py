@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device's side of a split virtqueue: available chains, the used ring, and who notifies whom (Virtio 1.2, 2.7)."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import threading
+from dataclasses import dataclass
+
+from farwatchd.virtqueue.errors import VirtqueueError
+from farwatchd.virtqueue.memory import GuestMemory
+
+DESC_NEXT = 1
+DESC_WRITE = 2
+DESC_INDIRECT = 4
+AVAIL_NO_INTERRUPT = 1
+USED_NO_NOTIFY = 1
+
+MAX_RING_SIZE = 1 << 15
+#: Descriptors of one indirect table; Linux stays below the ring's size, other drivers go up to this.
+MAX_INDIRECT = 1024
+#: A chain's lengths add up to less than this, so that any used length fits 32 bits.
+MAX_CHAIN_BYTES = 1 << 32
+
+_DESCRIPTOR = struct.Struct("<QIHH")
+_USED_ELEMENT = struct.Struct("<II")
+
+
+@dataclass(slots=True)
+class Chain:
+    """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory."""
+
+    head: int
+    readable: list[memoryview]
+    writable: list[memoryview]
+    writable_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingMemory:
+    """The three parts of a ring of ``size`` descriptors, as views of guest memory."""
+
+    size: int
+    descriptors: memoryview
+    available: memoryview
+    used: memoryview
+
+    @staticmethod
+    def lengths(size: int, event_idx: bool) -> tuple[int, int, int]:
+        """Return the bytes of descriptor table, available ring and used ring."""
+        event = 2 if event_idx else 0
+        return 16 * size, 4 + 2 * size + event, 4 + 8 * size + event
+
+    @classmethod
+    def at_user_addresses(
+        cls, memory: GuestMemory, size: int, descriptors: int, available: int, used: int, event_idx: bool
+    ) -> RingMemory:
+        """Find a ring by the front end's addresses; ``VirtqueueError`` when size, alignment or place is wrong."""
+        if not 0 < size <= MAX_RING_SIZE or size & (size - 1):
+            raise VirtqueueError(f"ring size {size} is not a power of two up to {MAX_RING_SIZE}")
+        if descriptors % 16 or available % 2 or used % 4:
+            raise VirtqueueError(f"misaligned ring: {descriptors:#x}, {available:#x}, {used:#x}")
+        lengths = cls.lengths(size, event_idx)
+        views = [memory.user_view(a, n) for a, n in zip((descriptors, available, used), lengths, strict=True)]
+        return cls(size, *views)
+
+
+class SplitRing:
+    """Takes chains from the available ring and gives them back through the used ring.
+
+    ``base`` is the free-running index of the first chain to take. Chains may be taken and given back in any order, but
+    each exactly once. Every method may raise ``VirtqueueError``; after that the ring is not to be touched any more.
+
+    Atomicity: the 16-bit fields that both sides share are read and written through 16-bit views, each a single load or
+    store. Order: x86 keeps loads with loads and stores with stores, and the interpreter does not reorder either; only
+    "store, then load" needs a fence, which ``_fence_stores`` gives.
+    """
+
+    def __init__(self, memory: GuestMemory, ring: RingMemory, base: int, event_idx: bool, indirect: bool) -> None:
+        if sys.byteorder != "little":
+            raise VirtqueueError("virtqueues are little-endian, and this host is not: it cannot serve them")
+        self._memory = memory
+        self._size = ring.size
+        self._mask = ring.size - 1
+        self._descriptors = ring.descriptors
+        self._available = ring.available.cast("H")
+        self._used = ring.used
+        self._used_shorts = ring.used.cast("H")
+        self._event_idx = event_idx
+        self._indirect = indirect
+        self._used_event = 2 + ring.size
+        self._avail_event = 2 + 4 * ring.size
+        self._fence = threading.Lock()
+        self._next_available = base & 0xFFFF
+        self._seen_available = self._next_available
+        self._next_used = self._used_shorts[1]
+        self._signalled: int | None = None
+        in_flight = (self._next_available - self._next_used) & 0xFFFF
+        if 0 < in_flight <= ring.size:
+            # Chains are given back in the order they were taken, so these died with a former back end: take them again.
+            self._next_available = self._seen_available = self._next_used
+
+    @property
+    def base(self) -> int:
+        """Free-running index of the next chain to take: where a stopped ring goes on."""
+        return self._next_available
+
+    def peek(self) -> Chain | None:
+        """Return the next available chain, checked, without taking it; ``None`` when there is none."""
+        if self._next_available == self._seen_available and not self._look():
+            return None
+        return self._walk(self._available[2 + (self._next_available & self._mask)])
+
+    def take(self) -> None:
+        """Take the chain that ``peek`` just returned."""
+        self._next_available = (self._next_available + 1) & 0xFFFF
+
+    def pop(self) -> Chain | None:
+        """Take and return the next available chain, checked; ``None`` when there is none."""
+        chain = self.peek()
+        if chain is not None:
+            self._next_available = (self._next_available + 1) & 0xFFFF
+        return chain
+
+    def push(self, head: int, written: int) -> None:
+        """Give a taken chain back, ``written`` bytes of it being written; the driver can see it when this returns."""
+        _USED_ELEMENT.pack_into(self._used, 4 + 8 * (self._next_used & self._mask), head, written)
+        self._next_used = (self._next_used + 1) & 0xFFFF
+        self._used_shorts[1] = self._next_used
+
+    def must_signal(self) -> bool:
+        """Say whether the driver wants an interrupt for what was pushed since the last call."""
+        new = self._next_used
+        old, self._signalled = self._signalled, new
+        if old == new:
+            return False
+        self._fence_stores()
+        if not self._event_idx:
+            return not self._available[0] & AVAIL_NO_INTERRUPT
+        if old is None:
+            return True
+        event = self._available[self._used_event]
+        return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+    def enable_kicks(self) -> bool:
+        """Ask the driver to notify of new chains; says whether some are there already (no kick may come for these)."""
+        if self._event_idx:
+            self._used_shorts[self._avail_event] = self._next_available
+        else:
+            self._used_shorts[0] = 0
+        self._fence_stores()
+        return self._look()
+
+    def disable_kicks(self) -> None:
+        """Tell the driver that new chains will be found without its notifying; a hint, it may still do so."""
+        if not self._event_idx:
+            self._used_shorts[0] = USED_NO_NOTIFY
+
+    def _look(self) -> bool:
+        seen = self._available[1]
+        ahead = (seen - self._next_available) & 0xFFFF
+        if ahead > self._size:
+            raise VirtqueueError(
+                f"available index {seen} is {ahead} ahead of {self._next_available} in a ring of {self._size}"
+            )
+        self._seen_available = seen
+        return ahead != 0
+
+    def _fence_stores(self) -> None:
+        # Taking a lock is an atomic read-modify-write, which on x86 orders earlier stores before later loads.
+        with self._fence:
+            pass
+
+    def _walk(self, head: int) -> Chain:
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        table, count, index, left = self._descriptors, self._size, head, self._size
+        in_indirect = writing = False
+        total = writable_size = 0
+        while True:
+            if index >= count:
+                raise VirtqueueError(f"chain {head}: descriptor {index} of a table of {count}")
+            if not left:
+                raise VirtqueueError(f"chain {head}: more descriptors than the table has ({count}): a loop")
+            left -= 1
+            addr, length, flags, following = _DESCRIPTOR.unpack_from(table, index * 16)
+            if flags & DESC_INDIRECT:
+                if in_indirect:
+                    raise VirtqueueError(f"chain {head}: an indirect table inside an indirect table")
+                table = self._indirect_table(head, addr, length, flags)
+                in_indirect, count, index, left = True, length // 16, 0, length // 16
+                continue
+            total += length
+            if flags & DESC_WRITE:
+                writing = True
+                writable_size += length
+                if length:
+                    self._memory.append_segments(addr, length, writable)
+            elif writing:
+                raise VirtqueueError(f"chain {head}: a readable descriptor after a writable one")
+            elif length:
+                self._memory.append_segments(addr, length, readable)
+            if not flags & DESC_NEXT:
+                break
+            index = following
+        if total >= MAX_CHAIN_BYTES:
+            raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
+        return Chain(head, readable, writable, writable_size)
+
+    def _indirect_table(self, head: int, addr: int, length: int, flags: int) -> memoryview:
+        if not self._indirect:
+            raise VirtqueueError(f"chain {head}: an indirect descriptor, which was not negotiated")
+        if flags & DESC_NEXT:
+            raise VirtqueueError(f"chain {head}: an indirect descriptor that has a next one")
+        if not length or length % 16 or length > 16 * max(MAX_INDIRECT, self._size):
+            raise VirtqueueError(f"chain {head}: an indirect table of {length} bytes")
+        segments = self._memory.segments(addr, length)
+        if len(segments) == 1:
+            return segments[0]
+        return memoryview(b"".join(segments))
