@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probing opens a back end that works, or says in one line why none does, and leaves nothing open."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.fsnotify.inotify_sys import Inotify
+from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, open_backend
+
+
+@pytest.fixture
+def root_fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("choice", BackendName)
+def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, root_fd: int) -> None:
+    before = descriptors()
+    backend = open_backend(choice, root_fd)
+    assert backend.name == "inotify"
+    assert backend.count == 0
+    assert not backend.merged
+    backend.close()
+    assert descriptors() == before
+
+
+def test_a_missing_proc_is_said_in_one_line(root_fd: int, tmp_path: Path) -> None:
+    before = descriptors()
+    with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
+        open_backend(BackendName.AUTO, root_fd, lambda fd: f"{tmp_path}/no-proc/{fd}")
+    assert "\n" not in str(caught.value)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "max_user_watches"), (errno.EIO, "Input/output error")])
+def test_a_refused_watch_says_what_to_do(
+    root_fd: int, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def refuse(_self: Inotify, _path: str, _mask: int) -> int:
+        raise OSError(number, "refused")
+
+    before = descriptors()
+    monkeypatch.setattr(Inotify, "add", refuse)
+    with pytest.raises(BackendUnavailableError, match=advice):
+        open_backend(BackendName.INOTIFY, root_fd)
+    assert descriptors() == before
