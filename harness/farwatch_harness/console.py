@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the guest's console: finds what a kernel says when something is wrong with it. No I/O here."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+MARKS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+class Severity(Enum):
+    """What a finding means for the guest."""
+
+    FATAL = "the guest is lost"
+    WARNING = "the kernel complains"
+
+
+FATAL = re.compile(
+    r"Kernel panic - not syncing|Oops: |BUG: kernel NULL|BUG: unable to handle|general protection fault"
+    r"|kernel BUG at|double fault|Attempted to kill init"
+)
+WARNING = re.compile(
+    r"WARNING: |BUG: |INFO: task .+ blocked for more than|INFO: possible recursive locking|possible circular locking"
+    r"|inconsistent lock state|suspicious RCU usage|unreferenced object|rcu: INFO: |KASAN: |KCSAN: |UBSAN: "
+    r"|refcount_t: |list_(?:add|del) corruption|scheduling while atomic|sleeping function called from invalid context"
+)
+KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\]")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the console that tells of trouble; `number` counts lines from 1."""
+
+    severity: Severity
+    number: int
+    line: str
+
+
+class Console:
+    """The text of one guest's console, line by line, with what was found in it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.findings: list[Finding] = []
+        self.unfinished = ""
+
+    def feed(self, text: str) -> list[Finding]:
+        """Takes the next piece of output and returns what is new in the findings."""
+        *lines, self.unfinished = (self.unfinished + text).split("\n")
+        before = len(self.findings)
+        for line in lines:
+            self.take(MARKS.sub("", line))
+        return self.findings[before:]
+
+    def take(self, line: str) -> None:
+        self.lines.append(line)
+        if not KERNEL_LINE.match(line):
+            return
+        severity = Severity.FATAL if FATAL.search(line) else Severity.WARNING if WARNING.search(line) else None
+        if severity:
+            self.findings.append(Finding(severity, len(self.lines), line))
+
+    def tail(self, count: int = 25) -> str:
+        """The last lines, for a person to read."""
+        return "\n".join([*self.lines, self.unfinished][-count:])

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things are: the checkout, what is built for it alone, and the cache that all checkouts share."""
+
+import os
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PATCHES = CHECKOUT / "patches" / "linux-6.12"
+KERNEL_CONFIG = Path(__file__).resolve().parent / "kernel.config"
+GUEST_AGENT = CHECKOUT / "guest-tests" / "agent.py"
+LOGS = CHECKOUT / "build" / "logs"
+
+
+def cache_root() -> Path:
+    """The shared cache, $XDG_CACHE_HOME/farwatch, made when it is not there yet."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(base) / "farwatch"
+    root.mkdir(parents=True, exist_ok=True)
+    return root

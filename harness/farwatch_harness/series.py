@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The patch series: reads its quilt `series` file and applies it, or its first patches, to a kernel tree.
+
+Every application is tried on copies of the files that the series touches before the tree itself is changed, so a tree
+that the series does not fit stays as it was.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness import commands
+from farwatch_harness.errors import HarnessError
+
+HEADER = re.compile(rb"^(?:---|\+\+\+) (?:[ab]/)?([^\t\n]+)", re.MULTILINE)
+NOWHERE = b"/dev/null"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch of the series; `number` counts from 1 in the order of the series file."""
+
+    number: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def content(self) -> bytes:
+        return self.path.read_bytes()
+
+    def touched(self) -> list[str]:
+        """The files that the patch changes, makes or removes, relative to the kernel tree."""
+        names = {name for name in HEADER.findall(self.content()) if name != NOWHERE}
+        return sorted(name.decode() for name in names)
+
+
+def read_series(folder: Path) -> list[Patch]:
+    """The patches that `folder`/series names, in order; HarnessError when one is missing or has an option."""
+    listing = folder / "series"
+    if not listing.is_file():
+        raise HarnessError(f"{listing} is missing: it names the patches in their order")
+    patches: list[Patch] = []
+    for line in listing.read_text().splitlines():
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        if len(words) > 1:
+            raise HarnessError(f"{listing}: '{line}' has more than a name; patches are applied with -p1 and no options")
+        path = folder / words[0]
+        if not path.is_file():
+            raise HarnessError(f"{listing} names {words[0]}, which is not there")
+        patches.append(Patch(len(patches) + 1, path))
+    return patches
+
+
+def touched_files(patches: Iterable[Patch]) -> list[str]:
+    """All files that any of the patches touches."""
+    return sorted({name for patch in patches for name in patch.touched()})
+
+
+def patched_content(tree: Path, patches: Sequence[Patch]) -> dict[str, bytes | None]:
+    """What the touched files of `tree` hold once the patches are applied (None: gone). The tree is only read.
+
+    Applied with patch(1), no fuzz; HarnessError names the first patch that does not fit.
+    """
+    names = touched_files(patches)
+    with tempfile.TemporaryDirectory(prefix="farwatch-series-") as scratch_name:
+        scratch = Path(scratch_name)
+        for name in names:
+            if (tree / name).is_file():
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(tree / name, scratch / name)
+        for patch in patches:
+            apply_one(scratch, patch)
+        return {name: (scratch / name).read_bytes() if (scratch / name).is_file() else None for name in names}
+
+
+def apply_one(tree: Path, patch: Patch) -> None:
+    """Applies one patch with no fuzz; HarnessError names it when it does not fit (`tree` may be half changed)."""
+    argv = ["patch", "-p1", "--fuzz=0", "--force", "--silent", "--no-backup-if-mismatch", "--reject-file=-"]
+    try:
+        done = subprocess.run(argv, cwd=tree, input=patch.content(), capture_output=True, check=False)
+    except FileNotFoundError:
+        raise HarnessError("patch(1) is not installed: apt-get install patch") from None
+    if done.returncode != 0:
+        reason = commands.last_words(done.stdout.decode(errors="replace"), lines=2)
+        raise HarnessError(f"{patch.name} does not apply: {reason}")
+
+
+def apply_to(tree: Path, patches: Sequence[Patch]) -> str:
+    """Applies the series to `tree`: as commits where it is a git tree, else to its files. Returns what was done."""
+    if not (tree / "fs" / "fuse").is_dir() or not (tree / "Kbuild").is_file():
+        raise HarnessError(f"{tree} is not a kernel source tree; give one with KERNEL=DIR")
+    try:
+        content = patched_content(tree, patches)
+    except HarnessError as error:
+        raise HarnessError(f"{error}; {tree} is left as it was") from None
+    if (tree / ".git").exists():
+        apply_as_commits(tree, patches)
+        return f"{len(patches)} commits made in {tree}"
+    replace_files(tree, content)
+    return f"{len(patches)} patches applied to {tree}"
+
+
+def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
+    """`git am` of the series; on failure the branch and the files are put back, and HarnessError names the patch."""
+    if commands.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=tree).strip():
+        raise HarnessError(f"{tree} has changes that are not committed: commit or stash them first")
+    if (tree / ".git" / "rebase-apply").exists():
+        raise HarnessError(f"{tree} is in the middle of a git am: end it with git am --abort first")
+    start = commands.run(["git", "rev-parse", "HEAD"], cwd=tree).strip()
+    for patch in patches:
+        try:
+            commands.run(["git", *committer(tree), "am", "--quiet", patch.path.resolve()], cwd=tree)
+        except HarnessError as error:
+            subprocess.run(["git", "am", "--abort"], cwd=tree, capture_output=True, check=False)
+            commands.run(["git", "reset", "--quiet", "--keep", start], cwd=tree)
+            raise HarnessError(f"{patch.name} does not apply: {error}; {tree} is left as it was") from None
+
+
+def committer(tree: Path) -> list[str]:
+    """The options that give git a committer where the user has not told it one."""
+    known = subprocess.run(["git", "config", "user.email"], cwd=tree, capture_output=True, check=False)
+    return [] if known.stdout.strip() else ["-c", "user.name=Farwatch", "-c", "user.email=farwatch@localhost"]
+
+
+def replace_files(tree: Path, content: Mapping[str, bytes | None]) -> list[str]:
+    """Gives the files of `tree` this content and returns those that changed; on failure all are put back.
+
+    A file whose content is right is not touched, so that make(1) need not compile it again. A changed one is a new file
+    under the old name: other trees may share the old one by a hard link.
+    """
+    before = {name: (tree / name).read_bytes() if (tree / name).is_file() else None for name in content}
+    changed = [name for name in content if before[name] != content[name]]
+    try:
+        for name in changed:
+            put_file(tree / name, content[name])
+    except BaseException:
+        for name in changed:
+            put_file(tree / name, before[name])
+        raise
+    return changed
+
+
+def put_file(path: Path, data: bytes | None) -> None:
+    """Replaces one file, keeping its mode; None removes it."""
+    if data is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".farwatch-{path.name}")
+    fresh.write_bytes(data)
+    fresh.chmod(path.stat().st_mode & 0o7777 if path.exists() else 0o644)
+    fresh.replace(path)
