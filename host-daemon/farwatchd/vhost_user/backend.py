@@ -81,7 +81,8 @@ class Backend:
         except (RequestError, OSError) as error:
             if not self._wants_ack(message):
                 raise ProtocolError(f"{message.request.name}: {error}") from error
-            log.warning("front end's %s refused: %s", message.request.name, error)
+            # The text alone: the exception keeps a refused mapping alive as long as something keeps the log record.
+            log.warning("front end's %s refused: %s", message.request.name, str(error))
             return encode_reply(message.request, wire.number.pack(value=1))
         finally:
             message.close_fds()

@@ -193,7 +193,7 @@ class Device:
             trace = trace.tb_next
         place = (type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace else (type(error), "", 0)
         if place in self._failures_seen:
-            log.error("bug: a request failed again with %r", error)
+            log.error("bug: a request failed again with %s", repr(error))
         else:
             self._failures_seen.add(place)
             log.error("bug: a request failed", exc_info=error)
