@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from farwatchd.fsnotify.queue import OutgoingQueue
 from farwatchd.fsnotify.records import EventRecord, decode_all
 from farwatchd.fsnotify.table import WatchTable
 from farwatchd.wire.fsnotify import Event
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ALL = 0xFFF
 IN_DONT_FOLLOW = 0x2000000
@@ -269,6 +273,10 @@ SCRIPTS = {
     "names that are not UTF-8": Script(
         (*TREE, write(ODD)), (append(os.fsdecode(ODD)), rename(ODD, ODD + b"2"), unlink(ODD + b"2"))
     ),
+    "rmdir after a change of mode": Script(TREE, (chmod("d/sub", 0o700), chmod("d", 0o700), rmdir("d/sub"))),
+    "a directory takes another's name": Script(
+        TREE, (rename("e", "x"), rmdir("d/sub"), rename("x", "d/sub"), unlink("d/sub/g"), rmdir("d/sub"))
+    ),
     "a directory called deleted": Script((mkdir("x (deleted)"),), (rmdir("x (deleted)"),)),
     "remove a tree": Script(
         TREE, (unlink("d/f"), rmdir("d/sub"), rmdir("d"), unlink("e/g"), rmdir("e"), unlink("link"))
@@ -323,4 +331,33 @@ def test_the_daemon_tells_what_native_inotify_tells(name: str, twins: tuple[Path
 
 def test_writes_after_unlink_are_told_before_the_end(twins: tuple[Path, Path]) -> None:
     native, daemon = both(Script(TREE, (write_after_unlink("d/f"),)), twins, stepwise=False)
+    assert daemon == native
+
+
+NAMES = st.sampled_from(["d", "e", "d/f", "d/n", "d/sub", "d/sub/f", "e/g", "e/d", "e/d/f", "e/d/sub", "top", "link"])
+ONE = (write, append, truncate, read, mkdir, rmdir, unlink, listing, utime, write_after_unlink)
+TWO = (rename, link)
+STEPS = st.one_of(
+    st.builds(lambda make, name: make(name), st.sampled_from(ONE), NAMES),
+    st.builds(lambda make, old, new: make(old, new), st.sampled_from(TWO), NAMES, NAMES),
+    st.builds(lambda name, mode: chmod(name, mode), NAMES, st.sampled_from((0o600, 0o700))),
+)
+
+
+def if_possible(step: Step) -> Step:
+    def attempt(root: Path) -> None:
+        with contextlib.suppress(OSError):
+            step(root)
+
+    return attempt
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(STEPS, max_size=25))
+def test_any_script_is_told_as_native_inotify_tells_it(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as base:
+        twins = Path(base, "native"), Path(base, "daemon")
+        for root in twins:
+            root.mkdir()
+        native, daemon = both(Script(TREE, tuple(map(if_possible, steps))), twins, stepwise=False)
     assert daemon == native

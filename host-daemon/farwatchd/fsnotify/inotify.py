@@ -38,7 +38,7 @@ _DIRENT = int(DIRENT)
 _ON_CHILD = int(Event.ON_CHILD)
 _ATTRIB, _MOVE_SELF, _ISDIR = int(In.ATTRIB), int(In.MOVE_SELF), int(In.ISDIR)
 _ENDINGS = int(In.DELETE_SELF | In.IGNORED | In.UNMOUNT)
-_REMOVED_DIR = int(In.DELETE | In.ISDIR)
+_DELETE, _MOVED_TO = int(In.DELETE), int(In.MOVED_TO)
 
 
 def proc_path(fd: int) -> str:
@@ -125,10 +125,20 @@ class InotifyBackend:
         now = self._clock()
         raw_events = self._gather()
         last = {raw.wd: index for index, raw in enumerate(raw_events)}
+        last_move = {raw.wd: index for index, raw in enumerate(raw_events) if raw.mask & _MOVE_SELF}
         dying: list[Node] = []
         for index, raw in enumerate(raw_events):
             node = self._by_wd.get(raw.wd)
             if node is not None:
+                for child in self._removed_children(node, raw):
+                    # One that is still to move is removed later, under a name that it does not have yet.
+                    if last_move.get(child.place, -1) > index:
+                        continue
+                    if raw.mask & _DELETE:
+                        self._die(child, now)
+                    else:
+                        child.dying = True
+                        dying += [child] if last.get(child.place, -1) < index else []
                 self._take(node, raw, now)
                 # A link count of zero is only seen late: it is told behind all that was read of the object.
                 if node.dying and last[raw.wd] == index:
@@ -155,7 +165,7 @@ class InotifyBackend:
         if node.is_dir:
             mask |= In.MOVE_SELF | In.ONLYDIR
         if node.children:
-            mask |= In.DELETE
+            mask |= In.DELETE | In.MOVED_TO
         wd = self._inotify.add(self._path_of(node.fd), int(mask))
         if wd != node.place:
             self._by_wd.pop(node.place, None)
@@ -184,20 +194,30 @@ class InotifyBackend:
         return events
 
     def _shows_removal(self, chunk: list[RawEvent]) -> bool:
-        suspects = {raw.wd for raw in chunk if raw.mask & _ATTRIB and not raw.name}
-        return any(wd in self._by_wd and self._by_wd[wd].gone() for wd in suspects)
+        for raw in chunk:
+            node = self._by_wd.get(raw.wd)
+            if node is not None and (self._shows_own_removal(node, raw) or self._removed_children(node, raw)):
+                return True
+        return False
+
+    def _shows_own_removal(self, node: Node, raw: RawEvent) -> bool:
+        """Whether an ATTRIB tells of the last unlink. A directory's removal is told by its parent, if that is known."""
+        return bool(raw.mask & _ATTRIB and not raw.name and node.parent is None and node.gone())
+
+    def _removed_children(self, node: Node, raw: RawEvent) -> list[Node]:
+        """The watched directories that an rmdir, or a rename over them, has removed."""
+        if not raw.mask & _ISDIR or not raw.mask & (_DELETE | _MOVED_TO) or not node.children:
+            return []
+        return self._tree.removed_children(node, raw.name)
 
     def _take(self, node: Node, raw: RawEvent, now: float) -> None:
         mask = raw.mask
         if mask & _ENDINGS:
             self._end(node, mask, now)
             return
-        if mask & _REMOVED_DIR == _REMOVED_DIR:
-            for child in self._tree.removed_children(node, raw.name):
-                self._die(child, now)
         if node.public:
             self._report(node, raw, now)
-            if mask & _ATTRIB and not raw.name and node.gone():
+            if self._shows_own_removal(node, raw):
                 node.dying = True
         if mask & _MOVE_SELF:
             for left in self._tree.moved(node):

@@ -26,7 +26,11 @@ Identity = tuple[int, int]
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One host watch. ``fd`` is the node's own O_PATH descriptor; ``place`` is the back end's handle of the watch."""
+    """One host watch. ``fd`` is the node's own O_PATH descriptor; ``place`` is the back end's handle of the watch.
+
+    ``name`` is the object's entry as last looked up, which may be later than the event that led to the look-up: two
+    children may claim one ``names`` entry for a while. None: the system did not tell.
+    """
 
     key: int
     fd: int
@@ -39,7 +43,7 @@ class Node:
     parent: Node | None = None
     name: bytes | None = None
     children: set[Node] = field(default_factory=set)
-    names: dict[bytes, Node] = field(default_factory=dict)
+    names: dict[bytes | None, set[Node]] = field(default_factory=dict)
 
     def gone(self) -> bool:
         """Whether no name leads to the object any more."""
@@ -166,10 +170,9 @@ class WatchTree:
         return [each for each in left if each.public]
 
     def removed_children(self, parent: Node, name: bytes) -> list[Node]:
-        """The watched child directories of ``parent`` that the removal of its entry ``name`` has taken."""
-        known = parent.names.get(name)
-        candidates = [known] if known is not None else [c for c in parent.children if c.name is None]
-        return [child for child in candidates if child.gone()]
+        """The watched child directories of ``parent``, once its entry ``name``, that no name leads to any more."""
+        claims = parent.names.get(name, set()) | parent.names.get(None, set())
+        return [child for child in claims if child.gone()]
 
     def _attach(self, node: Node) -> bool:
         """Watch the directories from ``node`` up to the root; False when the way does not lead there.
@@ -231,8 +234,7 @@ class WatchTree:
         child.parent = parent
         child.name = self._name_of(child)
         parent.children.add(child)
-        if child.name is not None:
-            parent.names[child.name] = child
+        parent.names.setdefault(child.name, set()).add(child)
         if not first:
             return
         try:
@@ -265,8 +267,10 @@ def _open_parent(fd: int) -> int:
 
 
 def _forget_name(parent: Node, child: Node) -> None:
-    if child.name is not None and parent.names.get(child.name) is child:
-        del parent.names[child.name]
+    claims = parent.names.get(child.name, set())
+    claims.discard(child)
+    if not claims:
+        parent.names.pop(child.name, None)
 
 
 def _part(parent: Node, child: Node) -> None:
