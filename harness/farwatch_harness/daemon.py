@@ -21,9 +21,9 @@ STOP_LIMIT = 10.0
 
 
 def farwatchd_command(socket: Path, shared: Path, tag: str, options: Sequence[str] = ()) -> list[str]:
-    """The words that start our daemon with the interpreter that runs the harness."""
-    start = [sys.executable, "-m", "farwatchd.cli"]
-    return [*start, f"--socket-path={socket}", f"--shared-dir={shared}", f"--tag={tag}", *options]
+    """The words that start our daemon from the environment that the harness runs in."""
+    program = Path(sys.executable).parent / "farwatchd"
+    return [str(program), f"--socket-path={socket}", f"--shared-dir={shared}", f"--tag={tag}", *options]
 
 
 class Daemon:
@@ -35,7 +35,17 @@ class Daemon:
         self.lines: list[str] = []
         self.ended = False
         self.changed = threading.Condition()
-        self.process = subprocess.Popen(
+        try:
+            self.process = self.run(command)
+        except OSError as error:
+            raise HarnessError(f"the daemon cannot be started: {command[0]}: {error.strerror}") from None
+        self.reader = threading.Thread(target=self.collect, name=f"log of {log.name}", daemon=True)
+        self.reader.start()
+
+    @staticmethod
+    def run(command: Sequence[str]) -> subprocess.Popen[str]:
+        """Starts the program."""
+        return subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -44,8 +54,6 @@ class Daemon:
             # Ctrl-C is for the harness, which ends the guest first and then the daemon.
             start_new_session=True,
         )
-        self.reader = threading.Thread(target=self.collect, name=f"log of {log.name}", daemon=True)
-        self.reader.start()
 
     @classmethod
     def start(cls, command: Sequence[str], log: Path) -> "Daemon":

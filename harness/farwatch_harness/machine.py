@@ -38,6 +38,22 @@ class MachineSpec:
     kernel_options: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A moment in the logs of a machine."""
+
+    findings: int
+    daemon_lines: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """A directory on the share, as the host and as the guest see it."""
+
+    host: Path
+    guest: PurePosixPath
+
+
 class Machine:
     """A booted guest, its daemon and the share: `shared` on the host is `mount_point` in the guest."""
 
@@ -53,6 +69,16 @@ class Machine:
         """Mounts the share in the guest."""
         self.guest.os("makedirs", str(MOUNT_POINT), exist_ok=True)
         self.guest.mount(TAG, str(MOUNT_POINT), "virtiofs", options=self.spec.mount_options)
+
+    def problems(self, since: "Mark | None" = None) -> list[str]:
+        """What is wrong by the console and the daemon's log, of what was said after `since`."""
+        start = since or Mark(0, 0)
+        found = [finding.line for finding in self.vm.console.findings[start.findings :]]
+        return [f"guest kernel: {line}" for line in found] + self.daemon.tracebacks(start.daemon_lines)
+
+    def mark(self) -> "Mark":
+        """Now, to ask later what has been said since."""
+        return Mark(len(self.vm.console.findings), self.daemon.mark)
 
     @property
     def alive(self) -> bool:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target does its own set-up; see docs/harness.md. Results go to stdout, progress to stderr.
+
+HARNESS := .venv/bin/farwatch-harness
+PYTHON_CODE := host-daemon harness guest-tests
+
+.PHONY: help venv setup kernel qemu demo boot test check apply clean clean-cache
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
+
+venv: ## make .venv, with the daemon at .venv/bin/farwatchd
+	@harness/venv.sh
+
+setup: venv ## install the Debian packages that are needed (root or sudo)
+	@$(HARNESS) setup
+
+demo: venv ## see files changed on the host arrive at inotifywait in a guest
+	@$(HARNESS) demo
+
+boot: venv ## get a shell in a guest with a share mounted
+	@$(HARNESS) boot
+
+test: setup check ## check, then run all tests in a guest; K=expr chooses guest tests
+	@$(HARNESS) test $(if $(K),-k '$(K)')
+
+check: setup ## run the checks and tests that need no guest, about a minute
+	@.venv/bin/ruff check --quiet $(PYTHON_CODE)
+	@.venv/bin/ruff format --quiet --check $(PYTHON_CODE)
+	@.venv/bin/mypy $(PYTHON_CODE)
+	@.venv/bin/python -m pytest -q host-daemon/tests harness/tests
+
+kernel: venv ## build the patched kernel; the last line is the path of its image
+	@$(HARNESS) kernel
+
+qemu: venv ## find or unpack a QEMU for events; the last line is the command that runs it
+	@$(HARNESS) qemu
+
+apply: venv ## apply the series to your kernel tree: make apply KERNEL=DIR
+	@$(if $(KERNEL),,$(error give the kernel tree: make apply KERNEL=DIR))
+	@$(HARNESS) apply '$(KERNEL)'
+
+clean: ## remove what was made in this checkout
+	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+clean-cache: venv ## remove what all checkouts share: kernels, sources, QEMU
+	@$(HARNESS) clean-cache

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the guest tests: a booted guest that serves many tests, a share directory per test, further machines.
+
+FARWATCH_PATCHES=N runs the tests on a kernel with the first N patches of the series.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farwatch_harness import build
+from farwatch_harness.equipment import Equipment, equip, patches_of_series
+from farwatch_harness.guest import Guest
+from farwatch_harness.keeper import Keeper, log_tail
+from farwatch_harness.machine import Machine, MachineSpec, Mark, Share, running
+
+MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
+Boot = Callable[..., Machine]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "patch(n): the patch of the RFC's seven that the test belongs to; 0 is the base, 'pre' the queue"
+    )
+
+
+@pytest.fixture(scope="session")
+def equipment() -> Equipment:
+    """The patched kernel, QEMU and the accelerator."""
+    named = os.environ.get("FARWATCH_PATCHES")
+    return equip(patches_of_series(int(named) if named else None))
+
+
+@pytest.fixture(scope="session")
+def plain_kernel() -> build.Kernel:
+    """The same kernel without any patch."""
+    return build.build([])
+
+
+@pytest.fixture(scope="session")
+def keeper(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
+    """Keeps the guest that the tests share."""
+
+    def make_spec(name: str) -> MachineSpec:
+        return equipment.machine(name, tmp_path_factory.mktemp("share"))
+
+    kept = Keeper(make_spec)
+    yield kept
+    kept.close()
+
+
+def watch(request: pytest.FixtureRequest, machine: Machine) -> None:
+    """From now on the test answers for what this machine says."""
+    request.node.stash.setdefault(MARKS, []).append((machine, machine.mark()))
+
+
+@pytest.fixture
+def machine(keeper: Keeper, request: pytest.FixtureRequest) -> Machine:
+    """The running guest with its daemon; booted when there is none, or when the last one was lost."""
+    current = keeper.machine()
+    watch(request, current)
+    return current
+
+
+@pytest.fixture
+def guest(machine: Machine) -> Guest:
+    """The guest of `machine`."""
+    return machine.guest
+
+
+@pytest.fixture
+def share(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Share]:
+    """An empty directory on the share for this test alone, on the host and in the guest."""
+    name = re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
+    host = machine.shared / name
+    host.mkdir()
+    yield Share(host, machine.mount_point / name)
+    shutil.rmtree(host)
+
+
+@pytest.fixture
+def boot(
+    equipment: Equipment, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Boot]:
+    """Boots a machine of the test's own: boot(daemon_options=("--max-watches=3",)), any field of MachineSpec.
+
+    It is ended with the test. A boot takes about 6 seconds under emulation.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(**changes: Any) -> Machine:
+            name = re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
+            shared: Path = changes.pop("shared", None) or tmp_path_factory.mktemp("share")
+            spec = dataclasses.replace(equipment.machine(name, shared), **changes)
+            started = stack.enter_context(running(spec))
+            watch(request, started)
+            return started
+
+        yield start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A test fails, too, when the guest's kernel complains, the daemon has a traceback, or one of them is gone."""
+    result = yield
+    problems: list[str] = []
+    for machine, mark in item.stash.get(MARKS, []):
+        if machine.alive:
+            # The answer comes after what the kernel had to say on the console before.
+            machine.guest.ping()
+        problems += machine.problems(mark)
+        if not machine.daemon.running:
+            problems.append(f"the daemon ended with {machine.daemon.process.returncode}: {machine.daemon.lines[-3:]}")
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test's report has the ends of the console and of the daemon's log."""
+    report = yield
+    if report.failed:
+        for machine, _mark in item.stash.get(MARKS, []):
+            report.sections.append(("guest console", machine.vm.console.tail()))
+            report.sections.append(("daemon log", log_tail(machine.daemon.log)))
+    return report

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ground under all other tests: the guest boots, the share is there both ways, local inotify works."""
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+from farwatch_harness import build
+from farwatch_harness.guest import Guest
+from farwatch_harness.machine import Machine, Share
+from farwatch_harness.vm import Device
+
+IN_MODIFY = 0x2
+IN_CLOSE_WRITE = 0x8
+IN_OPEN = 0x20
+IN_CREATE = 0x100
+
+
+@pytest.mark.patch(0)
+def test_the_share_reads_the_same_on_both_sides(guest: Guest, share: Share) -> None:
+    (share.host / "from the host").write_bytes(b"\0one\xff")
+    assert guest.read_file(f"{share.guest}/from the host") == b"\0one\xff"
+    guest.write_file(f"{share.guest}/from the guest", b"two")
+    assert (share.host / "from the guest").read_bytes() == b"two"
+    assert sorted(guest.os("listdir", str(share.guest))) == sorted(os.listdir(share.host))  # noqa: PTH208
+
+
+@pytest.mark.patch(0)
+def test_an_error_in_the_guest_arrives_with_its_errno(guest: Guest, share: Share) -> None:
+    with pytest.raises(OSError) as caught:
+        guest.os("rmdir", f"{share.guest}/nothing")
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.patch(0)
+def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
+    folder = guest.shell("mktemp -d").strip()
+    with guest.inotify() as listener:
+        wd = listener.add(folder, IN_CREATE | IN_OPEN | IN_MODIFY | IN_CLOSE_WRITE)
+        guest.write_file(f"{folder}/ä", b"x")
+        events = listener.read(4)
+    assert [(event.wd, event.mask, event.name) for event in events] == [
+        (wd, mask, "ä") for mask in (IN_CREATE, IN_OPEN, IN_MODIFY, IN_CLOSE_WRITE)
+    ]
+
+
+@pytest.mark.patch(0)
+def test_a_plain_kernel_uses_the_share_through_the_plain_device(
+    boot: Callable[..., Machine], plain_kernel: build.Kernel
+) -> None:
+    machine = boot(image=plain_kernel.image, device=Device.PLAIN)
+    (machine.shared / "file").write_text("seen\n")
+    assert machine.guest.read_file(f"{machine.mount_point}/file") == b"seen\n"
+    with machine.guest.inotify() as listener:
+        listener.add(str(machine.mount_point), IN_CREATE)
+        (machine.shared / "not told").touch()
+        machine.guest.write_file(f"{machine.mount_point}/told", b"")
+        assert [event.name for event in listener.read(until="told")] == ["told"]

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness's command line, which the Makefile calls. Results go to stdout, everything else to stderr."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from farwatch_harness import boot, build, demo, needs, paths, progress, qemu, series
+from farwatch_harness.equipment import equip, patches_of_series
+from farwatch_harness.errors import HarnessError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def setup(_options: argparse.Namespace) -> int:
+    """Installs the Debian packages that the other commands need."""
+    for number, packages in enumerate((needs.HOST_CHECKS, needs.KERNEL_BUILD, needs.GUEST)):
+        needs.install(packages, paths.LOGS / f"apt-setup-{number}.log")
+    return 0
+
+
+def kernel(options: argparse.Namespace) -> int:
+    """Builds the patched kernel and prints the path of its image."""
+    print(build.build(patches_of_series(options.patches)).image)
+    return 0
+
+
+def find_qemu(_options: argparse.Namespace) -> int:
+    """Finds or unpacks a QEMU that can offer the notification queue and prints the command that runs it."""
+    print(qemu.command_line(qemu.find_qemu()))
+    return 0
+
+
+def apply(options: argparse.Namespace) -> int:
+    """Applies the series to a kernel tree: commits in a git tree, else changed files."""
+    progress.say(series.apply_to(options.tree.expanduser().resolve(), patches_of_series(options.patches)))
+    return 0
+
+
+def demonstrate(_options: argparse.Namespace) -> int:
+    """Shows a guest's inotifywait seeing what happens on the host; fails when an event is missing."""
+    demo.demonstrate(equip(patches_of_series()))
+    return 0
+
+
+def shell(_options: argparse.Namespace) -> int:
+    """Gives a shell in a guest with the share mounted."""
+    return boot.shell(equip(patches_of_series()))
+
+
+def test(options: argparse.Namespace) -> int:
+    """Runs the tests that need a guest."""
+    equip(patches_of_series(options.patches))
+    words = [sys.executable, "-m", "pytest", "guest-tests", "--junitxml=build/guest-tests.xml"]
+    if options.k:
+        words += ["-k", options.k]
+    environment = dict(os.environ)
+    if options.patches is not None:
+        environment["FARWATCH_PATCHES"] = str(options.patches)
+    with progress.step("guest tests"):
+        status = subprocess.run(words, cwd=paths.CHECKOUT, env=environment, check=False).returncode
+    if status:
+        raise HarnessError("guest tests failed; consoles and daemon logs are in build/logs")
+    return 0
+
+
+def clean_cache(_options: argparse.Namespace) -> int:
+    """Removes the shared cache: kernel sources, kernels, QEMU."""
+    root = paths.cache_root()
+    with progress.step(f"removing {root}"):
+        shutil.rmtree(root)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="farwatch-harness", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Command) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(run=run)
+        return sub
+
+    def add_prefix(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--patches", type=int, metavar="N", help="only the first N patches of the series")
+
+    add("setup", setup)
+    add_prefix(add("kernel", kernel))
+    add("qemu", find_qemu)
+    applying = add("apply", apply)
+    applying.add_argument("tree", type=Path, metavar="DIR", help="the kernel source tree")
+    add_prefix(applying)
+    add("demo", demonstrate)
+    add("boot", shell)
+    testing = add("test", test)
+    testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
+    add_prefix(testing)
+    add("clean-cache", clean_cache)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; what the user can mend is said in a line, with status 1."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except HarnessError as error:
+        progress.say(f"farwatch: {error}")
+        return 1
+    except KeyboardInterrupt:
+        progress.say("farwatch: interrupted")
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run needs beside the daemon: kernel, QEMU, accelerator. Found or made, and told to the user."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness import build, needs, paths, progress, series
+from farwatch_harness.machine import MachineSpec
+from farwatch_harness.qemu import Accelerator, Qemu, find_accelerator, find_qemu
+from farwatch_harness.vm import Device
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """All that a guest needs beside its share."""
+
+    kernel: build.Kernel
+    qemu: Qemu
+    accelerator: Accelerator
+
+    def machine(self, name: str, shared: Path, device: Device = Device.EVENTS) -> MachineSpec:
+        """A machine of this equipment; dataclasses.replace() changes what is special about it."""
+        return MachineSpec(name, self.kernel.image, self.qemu, self.accelerator, shared, device)
+
+
+def patches_of_series(count: int | None = None) -> list[series.Patch]:
+    """The series, or its first `count` patches."""
+    return series.read_series(paths.PATCHES)[:count] if count != 0 else []
+
+
+def equip(patches: Sequence[series.Patch]) -> Equipment:
+    """Finds or makes all of it, and says what it is."""
+    needs.install(needs.GUEST, paths.LOGS / "apt-guest.log")
+    kernel = build.build(patches)
+    qemu = find_qemu()
+    accelerator = find_accelerator(qemu, kernel.image)
+    speed = "" if accelerator is Accelerator.KVM else " (no KVM that works: the guest is emulated, and slower)"
+    progress.say(f"  kernel: {kernel.title}")
+    progress.say(f"  QEMU: {qemu.version}, {qemu.origin}")
+    progress.say(f"  accelerator: {accelerator.value}{speed}")
+    return Equipment(kernel, qemu, accelerator)

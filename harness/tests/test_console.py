@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console scanner on pieces of real logs."""
+
+import pytest
+from farwatch_harness.console import Console, Severity
+
+QUIET = """[    0.000000] Linux version 6.12.117+ (farwatch@farwatch) (gcc) #1 SMP\r
+[    0.067312] x86/fpu: x87 FPU will use FXSAVE\r
+[    1.054918] 9pnet_virtio: no channels available for device \r
+[    1.262818] virtme-ng-init: mount devtmpfs -> /dev: EBUSY: Device or resource busy\r
+a program says WARNING: nothing to worry about\r
+"""
+
+TROUBLE = [
+    ("Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)", Severity.FATAL),
+    ("BUG: kernel NULL pointer dereference, address: 0000000000000008", Severity.FATAL),
+    ("Oops: Oops: 0000 [#1] PREEMPT SMP NOPTI", Severity.FATAL),
+    ("kernel BUG at fs/fuse/dev.c:100!", Severity.FATAL),
+    ("WARNING: CPU: 0 PID: 57 at fs/notify/mark.c:82 fsnotify_get_mark+0x6a/0xa0", Severity.WARNING),
+    ("WARNING: possible circular locking dependency detected", Severity.WARNING),
+    ("BUG: sleeping function called from invalid context at kernel/locking/mutex.c:585", Severity.WARNING),
+    ("INFO: task inotifywait:72 blocked for more than 122 seconds.", Severity.WARNING),
+    ("BUG: KASAN: slab-use-after-free in fuse_notify+0x1d2/0x300", Severity.WARNING),
+    ("refcount_t: underflow; use-after-free.", Severity.WARNING),
+    ("rcu: INFO: rcu_preempt self-detected stall on CPU", Severity.WARNING),
+]
+
+
+def test_a_quiet_log_has_no_findings() -> None:
+    console = Console()
+    assert console.feed(QUIET) == []
+    assert "Linux version" in console.tail()
+
+
+@pytest.mark.parametrize(("text", "severity"), TROUBLE)
+def test_trouble_is_found(text: str, severity: Severity) -> None:
+    found = Console().feed(f"{QUIET}[   12.345678] {text}\r\n")
+    assert [(finding.severity, finding.line) for finding in found] == [(severity, f"[   12.345678] {text}")]
+
+
+def test_a_line_that_comes_in_pieces_is_found_once() -> None:
+    console = Console()
+    assert console.feed("[    3.0") == []
+    assert console.feed("00000] Kernel pan") == []
+    assert len(console.feed("ic - not syncing: x\n[    3.1")) == 1
+    assert len(console.findings) == 1

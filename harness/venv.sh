@@ -1,0 +1,47 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Makes .venv, the Python environment of this checkout, unless it is complete and newer than pyproject.toml.
+# Safe to interrupt and to run twice at once. All output goes to stderr.
+set -eu
+exec >&2
+cd "$(dirname "$0")/.."
+stamp=.venv/.complete
+mkdir -p build/logs
+
+fresh() {
+    [ -e "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$(cat "$stamp")" = "$PWD" ]
+}
+
+if fresh; then exit 0; fi
+exec 9> build/venv.lock
+if command -v flock > /dev/null; then flock 9; fi
+if fresh; then exit 0; fi
+
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "farwatch: $python is not Python 3.11 or later; name another with PYTHON=..."
+    exit 1
+}
+if ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
+    command -v apt-get > /dev/null || {
+        echo "farwatch: $python has no venv module; install it"
+        exit 1
+    }
+    root=
+    [ "$(id -u)" = 0 ] || root=sudo
+    echo "- installing python3-venv ..."
+    { $root apt-get install -y python3-venv || { $root apt-get update && $root apt-get install -y python3-venv; }; } \
+        > build/logs/apt-venv.log 2>&1 || {
+        echo "farwatch: python3-venv could not be installed, see build/logs/apt-venv.log"
+        exit 1
+    }
+fi
+echo "- making .venv: the daemon, the harness and their tools (about a minute) ..."
+began=$(date +%s)
+"$python" -m venv --clear .venv > build/logs/venv.log 2>&1 &&
+    .venv/bin/python -m pip install --disable-pip-version-check -e '.[test]' >> build/logs/venv.log 2>&1 || {
+    echo "farwatch: .venv could not be made: $(tail -n 1 build/logs/venv.log) (see build/logs/venv.log)"
+    exit 1
+}
+echo "$PWD" > "$stamp"
+echo "- making .venv: done, $(($(date +%s) - began)) s"
