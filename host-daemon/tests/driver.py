@@ -93,6 +93,10 @@ class GuestRam:
         """Change a 16-bit number, modulo 65536."""
         _SHORT.pack_into(self._map, addr - self.BASE, value & 0xFFFF)
 
+    def share(self) -> memoryview:
+        """Return a second mapping of the memory, as the daemon would have it."""
+        return memoryview(mmap.mmap(self.fd, self.size))
+
     def close(self) -> None:
         """Give the memory back."""
         self._map.close()

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from farwatchd.vhost_user.messages import Message, ProtocolError, encode_reply
 from farwatchd.vhost_user.regions import map_region
-from farwatchd.vhost_user.vring import RingAddress, Vring
-from farwatchd.virtqueue import GuestMemory, Region, VirtqueueError
+from farwatchd.vhost_user.vring import Vring
+from farwatchd.virtqueue import GuestMemory, Region, RingAddress, VirtqueueError
 from farwatchd.virtqueue.ring import MAX_RING_SIZE
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import ProtocolFeature, Request

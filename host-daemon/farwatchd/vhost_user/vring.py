@@ -5,21 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from enum import Enum
 
-from farwatchd.virtqueue import GuestMemory, RingMemory, SplitRing, VirtqueueError
+from farwatchd.virtqueue import GuestMemory, RingAddress, RingMemory, SplitRing, VirtqueueError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RingAddress:
-    """Where the parts of a ring are, as addresses of the front end."""
-
-    descriptors: int
-    available: int
-    used: int
 
 
 class KickState(Enum):
@@ -54,10 +44,7 @@ class Vring:
         """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when it is not to be found there."""
         if self.address is None:
             raise VirtqueueError("no ring addresses")
-        address = self.address
-        parts = RingMemory.at_user_addresses(
-            memory, self.size, address.descriptors, address.available, address.used, event_idx
-        )
+        parts = RingMemory.at_user_addresses(memory, self.size, self.address, event_idx)
         self.ring = SplitRing(memory, parts, self.base, event_idx, indirect)
 
     def stop(self) -> None:

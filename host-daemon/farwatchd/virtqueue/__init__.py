@@ -6,6 +6,6 @@ Everything the guest writes is checked here, and nothing is believed that was re
 
 from farwatchd.virtqueue.errors import VirtqueueError
 from farwatchd.virtqueue.memory import GuestMemory, Region
-from farwatchd.virtqueue.ring import Chain, RingMemory, SplitRing
+from farwatchd.virtqueue.ring import Chain, RingAddress, RingMemory, SplitRing
 
-__all__ = ["Chain", "GuestMemory", "Region", "RingMemory", "SplitRing", "VirtqueueError"]
+__all__ = ["Chain", "GuestMemory", "Region", "RingAddress", "RingMemory", "SplitRing", "VirtqueueError"]

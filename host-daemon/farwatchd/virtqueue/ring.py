@@ -38,6 +38,15 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
+class RingAddress:
+    """Where the parts of a ring are, as addresses of the front end."""
+
+    descriptors: int
+    available: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class RingMemory:
     """The three parts of a ring of ``size`` descriptors, as views of guest memory."""
 
@@ -53,17 +62,19 @@ class RingMemory:
         return 16 * size, 4 + 2 * size + event, 4 + 8 * size + event
 
     @classmethod
-    def at_user_addresses(
-        cls, memory: GuestMemory, size: int, descriptors: int, available: int, used: int, event_idx: bool
-    ) -> RingMemory:
+    def at_user_addresses(cls, memory: GuestMemory, size: int, at: RingAddress, event_idx: bool) -> RingMemory:
         """Find a ring by the front end's addresses; ``VirtqueueError`` when size, alignment or place is wrong."""
         if not 0 < size <= MAX_RING_SIZE or size & (size - 1):
             raise VirtqueueError(f"ring size {size} is not a power of two up to {MAX_RING_SIZE}")
-        if descriptors % 16 or available % 2 or used % 4:
-            raise VirtqueueError(f"misaligned ring: {descriptors:#x}, {available:#x}, {used:#x}")
-        lengths = cls.lengths(size, event_idx)
-        views = [memory.user_view(a, n) for a, n in zip((descriptors, available, used), lengths, strict=True)]
-        return cls(size, *views)
+        if at.descriptors % 16 or at.available % 2 or at.used % 4:
+            raise VirtqueueError(f"misaligned ring: {at.descriptors:#x}, {at.available:#x}, {at.used:#x}")
+        descriptors, available, used = cls.lengths(size, event_idx)
+        return cls(
+            size,
+            memory.user_view(at.descriptors, descriptors),
+            memory.user_view(at.available, available),
+            memory.user_view(at.used, used),
+        )
 
 
 class SplitRing:
