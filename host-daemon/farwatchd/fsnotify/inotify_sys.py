@@ -17,7 +17,7 @@ _MAX_U32 = 0xFFFFFFFF
 
 
 class In(IntFlag):
-    """inotify's bits (``linux/inotify.h``)."""
+    """inotify's bits (``linux/inotify.h``); fanotify's of the same name are the same, OPEN_EXEC is only its."""
 
     ACCESS = 0x1
     MODIFY = 0x2
@@ -31,6 +31,7 @@ class In(IntFlag):
     DELETE = 0x200
     DELETE_SELF = 0x400
     MOVE_SELF = 0x800
+    OPEN_EXEC = 0x1000
     UNMOUNT = 0x2000
     Q_OVERFLOW = 0x4000
     IGNORED = 0x8000
@@ -39,12 +40,16 @@ class In(IntFlag):
 
 
 class RawEvent(NamedTuple):
-    """``struct inotify_event``; the mask is a plain number because masks are looked at for every event."""
+    """``struct inotify_event``; the mask is a plain number because masks are looked at for every event.
+
+    ``silent`` marks an event that the guest is not to be told, because it caused it.
+    """
 
     wd: int
     mask: int
     cookie: int
     name: bytes
+    silent: bool = False
 
 
 class Inotify:

@@ -113,8 +113,18 @@ class WatchTree:
             node.wanted, node.public = before
             raise
 
-    def release(self, node: Node) -> None:
+    def modify(self, key: int, wanted: int) -> None:
+        """Replace the mask of a public node; ``OSError``, ENOENT when there is none."""
+        node = self.get(key)
+        if node is None:
+            raise OSError(errno.ENOENT, "the watch has ended")
+        self.change(node, wanted, public=True)
+
+    def release(self, key: int) -> None:
         """End the public watch; the node stays while directories below need it."""
+        node = self.get(key)
+        if node is None:
+            return
         if node.children:
             try:
                 self.change(node, 0, public=False)
