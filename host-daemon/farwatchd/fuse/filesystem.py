@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the FUSE session asks of a file system: one method an operation, no wire formats.
+
+Every method may raise ``OSError``; its ``errno`` is what the guest gets. Names are bytes, checked by the session:
+1..255 bytes, no '/', no NUL, not '.' or '..'.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+#: The root's nodeid (``FUSE_ROOT_ID``).
+ROOT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, in the guest's ids. ``group``: a supplementary group to create with (FUSE_CREATE_SUPP_GROUP), or -1."""
+
+    uid: int
+    gid: int
+    pid: int
+    group: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """An inode's attributes and how long the guest may cache them, in seconds."""
+
+    stat: os.stat_result
+    valid: float
+    submount: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A looked-up name: each one returned counts as one lookup until FORGET. ``valid`` is the name's, in seconds."""
+
+    nodeid: int
+    generation: int
+    attributes: Attributes
+    valid: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open file or directory: ``flags`` are FOPEN_*."""
+
+    fh: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """SETATTR: None is unchanged. Times are nanoseconds since the epoch, or ``NOW``."""
+
+    NOW = -1
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    fh: int | None = None
+    kill_suidgid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry:
+    """One directory entry; ``offset`` is where reading goes on after it (d_off), ``kind`` is DT_*."""
+
+    name: bytes
+    ino: int
+    kind: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statx:
+    """What statx(2) gives beyond stat: birth time in ns (None if unknown), attributes and their mask, mount id."""
+
+    attributes: Attributes
+    btime_ns: int | None
+    file_attributes: int
+    file_attributes_mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the watch table needs of an inode: ``fd`` is O_PATH and stays the file system's."""
+
+    generation: int
+    fd: int
+    is_dir: bool
+
+
+class FileSystem(Protocol):
+    """The operations, named as in FUSE."""
+
+    def lookup(self, parent: int, name: bytes) -> Entry: ...
+    def forget(self, nodeid: int, nlookup: int) -> bool:
+        """Take back lookups; True if the inode is gone now. Never raises: unknown nodeids are ignored."""
+        ...
+
+    def watched(self, nodeid: int) -> Watched: ...
+    def getattr(self, nodeid: int, fh: int | None) -> Attributes: ...
+    def statx(self, nodeid: int, fh: int | None) -> Statx: ...
+    def setattr(self, nodeid: int, changes: Changes) -> Attributes: ...
+    def readlink(self, nodeid: int) -> bytes: ...
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry: ...
+    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry: ...
+    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry: ...
+    def unlink(self, parent: int, name: bytes) -> None: ...
+    def rmdir(self, parent: int, name: bytes) -> None: ...
+    def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None: ...
+    def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry: ...
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened: ...
+    def create(
+        self, caller: Caller, parent: int, name: bytes, mode: int, flags: int, umask: int, kill_suidgid: bool
+    ) -> tuple[Entry, Opened]: ...
+    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int, umask: int) -> tuple[Entry, Opened]: ...
+    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview]) -> int:
+        """Fill ``views`` from the file with one preadv(2), straight into guest memory; returns bytes read."""
+        ...
+
+    def write(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool) -> int:
+        """Write ``views``, straight from guest memory; returns bytes written."""
+        ...
+
+    def flush(self, nodeid: int, fh: int) -> None: ...
+    def release(self, nodeid: int, fh: int) -> None: ...
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> None: ...
+    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None: ...
+    def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int: ...
+    def copy_file_range(
+        self, nodeid: int, fh: int, offset: int, nodeid_out: int, fh_out: int, offset_out: int, length: int, flags: int
+    ) -> int: ...
+    def opendir(self, nodeid: int, flags: int) -> Opened: ...
+    def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:
+        """The entries from ``offset`` on, '.' and '..' included; the session takes as many as fit."""
+        ...
+
+    def releasedir(self, nodeid: int, fh: int) -> None: ...
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> None: ...
+    def statfs(self, nodeid: int) -> os.statvfs_result: ...
+    def syncfs(self, nodeid: int) -> None: ...
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None: ...
+    def getxattr(self, nodeid: int, name: bytes) -> bytes: ...
+    def listxattr(self, nodeid: int) -> Iterable[bytes]: ...
+    def removexattr(self, nodeid: int, name: bytes) -> None: ...
+    def reset(self) -> None:
+        """Forget all inodes but the root and close all handles: the guest is gone."""
+        ...
