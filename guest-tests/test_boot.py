@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from farwatch_harness import build
+from farwatch_harness.errors import GuestLostError
 from farwatch_harness.guest import Guest
 from farwatch_harness.machine import Machine, Share
 from farwatch_harness.vm import Device
@@ -43,6 +44,14 @@ def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
     assert [(event.wd, event.mask, event.name) for event in events] == [
         (wd, mask, "ä") for mask in (IN_CREATE, IN_OPEN, IN_MODIFY, IN_CLOSE_WRITE)
     ]
+
+
+@pytest.mark.patch(0)
+def test_a_guest_that_crashes_is_told_at_once_with_its_trace(boot: Callable[..., Machine]) -> None:
+    machine = boot(expect_trouble=True)
+    with pytest.raises(GuestLostError, match=r"Kernel panic - not syncing(.|\n)*Call Trace"):
+        machine.guest.shell("echo c > /proc/sysrq-trigger; sleep 60", limit=60)
+    assert not machine.alive
 
 
 @pytest.mark.patch(0)

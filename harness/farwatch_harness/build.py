@@ -7,7 +7,7 @@ from one state of the series to another compiles what has changed.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,14 @@ class Kernel:
     title: str
 
 
+@dataclass(frozen=True)
+class BuildTree:
+    """A tree to build in, and the descriptor of its lock: a make that outlives us still holds it."""
+
+    path: Path
+    lock: int
+
+
 def build(patches: Sequence[series.Patch], config: Path = paths.KERNEL_CONFIG, jobs: int | None = None) -> Kernel:
     """The kernel with these patches, from the cache or built now; HarnessError gives the compiler's words."""
     needs.install(needs.KERNEL_BUILD, paths.LOGS / "apt-kernel.log")
@@ -44,13 +52,13 @@ def build(patches: Sequence[series.Patch], config: Path = paths.KERNEL_CONFIG, j
 
     def make(folder: Path) -> None:
         content = series.patched_content(source.path, patches)
-        with cache.locked(f"build-{source.identity}"):
-            place = prepare_tree(source, content)
+        with cache.locked(f"build-{source.identity}") as lock:
+            place = BuildTree(prepare_tree(source, content), lock)
             configure(place, config)
             with progress.step(f"building the kernel: {title}") as step:
                 compile_kernel(place, jobs or os.cpu_count() or 1, step)
             for name in ("arch/x86/boot/bzImage", "System.map", ".config"):
-                shutil.copyfile(place / name, folder / Path(name).name.lstrip("."))
+                shutil.copyfile(place.path / name, folder / Path(name).name.lstrip("."))
             (folder / "title").write_text(f"{title}\n")
 
     return Kernel(cache.published(target, make) / "bzImage", title)
@@ -80,18 +88,18 @@ def original(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def configure(place: Path, config: Path) -> None:
+def configure(place: BuildTree, config: Path) -> None:
     """tinyconfig plus our options; HarnessError names the options that the kernel did not take."""
     log = paths.LOGS / "kernel-config.log"
-    base = place / ".farwatch-tinyconfig"
+    base = place.path / ".farwatch-tinyconfig"
     if not base.exists():
-        run_make(["tinyconfig"], place, log)
-        cache.write_atomically(base, (place / ".config").read_bytes())
+        list(run_make(["tinyconfig"], place, log))
+        cache.write_atomically(base, (place.path / ".config").read_bytes())
     wanted = read_options(config)
     lines = "".join(f"{name}={value}\n" for name, value in wanted.items())
-    cache.write_atomically(place / ".config", base.read_bytes() + lines.encode())
-    run_make(["olddefconfig"], place, log)
-    got = read_options(place / ".config")
+    cache.write_atomically(place.path / ".config", base.read_bytes() + lines.encode())
+    list(run_make(["olddefconfig"], place, log))
+    got = read_options(place.path / ".config")
     refused = sorted(name for name, value in wanted.items() if got.get(name, "n") != value)
     if refused:
         raise HarnessError(f"the kernel does not take these options of {config}: {' '.join(refused)}")
@@ -113,22 +121,21 @@ def make_command() -> tuple[list[str], dict[str, str]]:
     return ["make", "CC=ccache gcc"], environment
 
 
-def run_make(targets: list[str], place: Path, log: Path) -> None:
+def run_make(words: list[str], place: BuildTree, log: Path) -> Iterator[str]:
+    """Runs make in the tree and yields its output."""
     argv, environment = make_command()
-    for _line in commands.lines_of([*argv, *targets], log, cwd=place, env=environment):
-        pass
+    return commands.lines_of([*argv, *words], log, cwd=place.path, env=environment, inherited=[place.lock])
 
 
-def compile_kernel(place: Path, jobs: int, step: progress.Step) -> None:
+def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> None:
     """Builds bzImage and shows how far it is; HarnessError with the errors of the compiler."""
     log = paths.LOGS / "kernel-build.log"
-    count = place / ".farwatch-steps"
+    count = place.path / ".farwatch-steps"
     total = int(count.read_text()) if count.exists() else USUAL_STEPS
-    fresh = not (place / "vmlinux").exists()
+    fresh = not (place.path / "vmlinux").exists()
     done = 0
-    argv, environment = make_command()
     try:
-        for line in commands.lines_of([*argv, f"-j{jobs}", "bzImage"], log, cwd=place, env=environment):
+        for line in run_make([f"-j{jobs}", "bzImage"], place, log):
             if line.startswith("  "):
                 done += 1
                 step.update(f"{done} of {total} steps" if fresh else f"{done} steps")

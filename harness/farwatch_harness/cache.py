@@ -20,8 +20,11 @@ TEMPORARY = ".making-"
 
 
 @contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Holds the lock `name` of the shared cache (it ends with its holder); says so when it must wait."""
+def locked(name: str) -> Iterator[int]:
+    """Holds the lock `name` of the shared cache; says so when it must wait. Yields the lock's file descriptor.
+
+    The lock ends with the last process that has the descriptor: give it to a child that must not be overtaken.
+    """
     folder = paths.cache_root() / "locks"
     folder.mkdir(exist_ok=True)
     with (folder / f"{name}.lock").open("w") as handle:
@@ -30,7 +33,7 @@ def locked(name: str) -> Iterator[None]:
         except BlockingIOError:
             progress.say(f"waiting for another process that works on {name}")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield handle.fileno()
 
 
 def published(target: Path, make: Callable[[Path], None]) -> Path:

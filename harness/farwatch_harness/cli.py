@@ -4,6 +4,7 @@
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -107,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; what the user can mend is said in a line, with status 1."""
     options = parser().parse_args(arguments)
+    # As Ctrl-C does: what was begun is cleaned up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status: int = options.run(options)
     except HarnessError as error:

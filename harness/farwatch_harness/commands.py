@@ -31,9 +31,17 @@ def run(
 
 
 def lines_of(
-    argv: Sequence[str | Path], log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str | Path],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    inherited: Sequence[int] = (),
 ) -> Iterator[str]:
-    """Runs a program and yields its output line by line, keeping all of it in `log`; HarnessError when it fails."""
+    """Runs a program and yields its output line by line, keeping all of it in `log`; HarnessError when it fails.
+
+    `inherited` are file descriptors that the program and its children keep open.
+    """
     words = [str(word) for word in argv]
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -45,6 +53,7 @@ def lines_of(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            pass_fds=inherited,
             text=True,
         ) as process,
     ):

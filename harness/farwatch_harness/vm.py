@@ -29,6 +29,8 @@ CONFIG_SIZE = 44
 QUEUE_SIZE = 128
 BOOT_LIMIT = 120.0
 STOP_LIMIT = 20.0
+# Seconds for a dying kernel to write its trace.
+TRACE_LIMIT = 5.0
 INTERVAL = 0.02
 
 
@@ -182,7 +184,7 @@ class Vm:
         raise GuestLostError(f"QEMU did not start; {self.explain_loss()}")
 
     def watch_console(self) -> None:
-        """Reads the console to its end; a fatal finding ends the guest, so that nobody waits for it in vain."""
+        """Reads the console to its end. After a fatal finding the guest is given up before long."""
         with self.log.open("w") as keep:
             while True:
                 try:
@@ -192,14 +194,23 @@ class Vm:
                 keep.write(text)
                 keep.flush()
                 found = self.console.feed(text)
-                if self.guest and any(finding.severity is Severity.FATAL for finding in found):
-                    self.guest.mark_lost()
+                if any(finding.severity is Severity.FATAL for finding in found):
+                    # The trace that follows is worth a moment.
+                    threading.Thread(target=self.end_soon, daemon=True).start()
         self.ended.set()
         if self.guest:
             self.guest.mark_lost()
 
+    def end_soon(self) -> None:
+        """Gives the guest up unless QEMU ends by itself, as it does after a panic."""
+        if not self.ended.wait(TRACE_LIMIT) and self.guest:
+            self.guest.mark_lost()
+
     def explain_loss(self) -> str:
         """Why the guest is gone, as far as its console tells, and where to read on."""
+        if self.guest and self.guest.lost:
+            # The agent's channel may end a moment before the console has been read.
+            self.ended.wait(TRACE_LIMIT)
         fatal = [finding.line for finding in self.console.findings if finding.severity is Severity.FATAL]
         gone = "the guest is gone" if self.ended.is_set() else "the guest does not answer"
         reason = f"the guest crashed: {fatal[0]}" if fatal else gone
