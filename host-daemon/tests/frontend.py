@@ -223,6 +223,20 @@ class FrontEnd:
         self.channels[index].queue.base = state.num
         return int(state.num)
 
+    def begin_anew(self, index: int) -> None:
+        """Let the driver set up one stopped ring from the beginning, with nothing in it; ``start_ring`` comes next."""
+        old = self.channels[index].queue
+        self.channels[index].queue = DriverQueue(self.ram, old.size, old.event_idx)
+
+    def reboot(self) -> None:
+        """Do what a VMM does when its guest reboots: the connection and the memory stay, the rings begin anew."""
+        for index in range(len(self.channels)):
+            self.stop_ring(index)
+            self.begin_anew(index)
+        self._buffers.clear()
+        for index in range(len(self.channels)):
+            self.start_ring(index)
+
     # FUSE
 
     def request(

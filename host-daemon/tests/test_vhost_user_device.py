@@ -301,16 +301,27 @@ def test_a_new_call_descriptor_is_told_of_what_was_there_before(world: World) ->
     assert channel.interrupts() == 1
 
 
+def test_rings_that_begin_anew_mean_another_guest(world: World) -> None:
+    front_end = world.connect()
+    front_end.negotiate()
+    front_end.request(ECHO, 1, b"", 0)
+    for reboots in range(1, 4):
+        front_end.reboot()
+        assert world.handler.resets == reboots
+        assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
+        front_end.forget(1)
+
+
 def test_reset_device_forgets_the_guest_and_keeps_the_memory(world: World) -> None:
     front_end = world.connect()
     front_end.negotiate()
     front_end.request(ECHO, 1, b"", 0)
     front_end.set(Request.RESET_DEVICE)
     assert world.handler.resets == 1
-    for index, channel in enumerate(front_end.channels):
+    for index in range(3):
         assert front_end.stop_ring(index) == 0
-        channel.queue.__init__(front_end.ram, 128, True)  # type: ignore[misc]
-        front_end.start_ring(index)
+    front_end.reboot()
+    assert world.handler.resets == 1
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
 
@@ -423,9 +434,8 @@ def _expect_stopped(front_end: FrontEnd, caplog: pytest.LogCaptureFixture, reaso
     assert all(r.exc_info is None for r in caplog.records)
     # The others go on, and so does this one when it is set up anew.
     front_end.forget(3)
-    queue = front_end.requests().queue
     front_end.stop_ring(2)
-    queue.__init__(front_end.ram, queue.size, queue.event_idx)  # type: ignore[misc]
+    front_end.begin_anew(2)
     front_end.start_ring(2)
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 

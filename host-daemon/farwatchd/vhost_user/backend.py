@@ -185,6 +185,11 @@ class Backend:
             vring.set_kick(None)
             vring.enabled = vring.broken = False
             vring.base = 0
+        self._forget_guest()
+
+    def _forget_guest(self) -> None:
+        for vring in self._vrings:
+            vring.has_run = False
         self._device.reset()
 
     # Memory
@@ -260,7 +265,13 @@ class Backend:
         state = wire.vring_state.unpack_from(message.payload)
         if state.num > 0xFFFF:
             raise ProtocolError(f"SET_VRING_BASE: {state.num} is no 16-bit index")
-        self._stopped_vring(message, state.index).base = state.num
+        vring = self._stopped_vring(message, state.index)
+        if vring.has_run and vring.base != state.num:
+            # A ring goes on where it stopped, unless the driver has reset the device: then it begins anew. QEMU does
+            # not tell of a guest's reboot in any other way.
+            log.info("the guest has reset the device")
+            self._forget_guest()
+        vring.base = state.num
 
     def _get_vring_base(self, message: Message) -> bytes:
         vring = self._vring(wire.vring_state.unpack_from(message.payload).index)

@@ -30,6 +30,7 @@ class Vring:
         self.base = 0
         self.enabled = False
         self.broken = False
+        self.has_run = False
         self.ring: SplitRing | None = None
         self.kick_fd: int | None = None
         self._call_fd: int | None = None
@@ -46,6 +47,7 @@ class Vring:
             raise VirtqueueError("no ring addresses")
         parts = RingMemory.at_user_addresses(memory, self.size, self.address, event_idx)
         self.ring = SplitRing(memory, parts, self.base, event_idx, indirect)
+        self.has_run = True
 
     def stop(self) -> None:
         """Stop the ring, if it runs, and remember where it was."""
