@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the guest tests: a booted guest that serves many tests, a share directory per test, further machines.
 
-FARWATCH_PATCHES=N runs the tests on a kernel with the first N patches of the series.
+FARWATCH_PATCHES=N runs the tests on a kernel with the first N patches of the series, FARWATCH_FLAVOUR=DEBUG on one that
+looks for faults in itself.
 """
 
 import contextlib
@@ -34,7 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def equipment() -> Equipment:
     """The patched kernel, QEMU and the accelerator."""
     named = os.environ.get("FARWATCH_PATCHES")
-    return equip(patches_of_series(int(named) if named else None))
+    flavour = build.Flavour[os.environ.get("FARWATCH_FLAVOUR", build.Flavour.NORMAL.name)]
+    return equip(patches_of_series(int(named) if named else None), flavour)
 
 
 @pytest.fixture(scope="session")

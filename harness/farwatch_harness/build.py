@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from farwatch_harness import cache, commands, needs, paths, progress, series, tree
@@ -23,6 +24,17 @@ BUILD_NAMES = {
     "KBUILD_BUILD_USER": "farwatch",
     "KBUILD_BUILD_HOST": "farwatch",
 }
+
+
+class Flavour(Enum):
+    """Which configuration: the one for use, or one that also looks for faults in the kernel and is much slower."""
+
+    NORMAL = (paths.KERNEL_CONFIG,)
+    DEBUG = (paths.KERNEL_CONFIG, paths.DEBUG_CONFIG)
+
+    def options(self) -> dict[str, str]:
+        """The options that are set on top of tinyconfig."""
+        return {name: value for path in self.value for name, value in read_options(path).items()}
 
 
 @dataclass(frozen=True)
@@ -41,32 +53,36 @@ class BuildTree:
     lock: int
 
 
-def build(patches: Sequence[series.Patch], config: Path = paths.KERNEL_CONFIG, jobs: int | None = None) -> Kernel:
+def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> Kernel:
     """The kernel with these patches, from the cache or built now; HarnessError gives the compiler's words."""
     needs.install(needs.KERNEL_BUILD, paths.LOGS / "apt-kernel.log")
     source = tree.find_source()
     title = f"{source.identity} with {len(patches)} patches" if patches else f"{source.identity}, no patches"
+    if flavour is not Flavour.NORMAL:
+        title += f" ({flavour.name.lower()})"
     compiler = commands.run(["gcc", "--version"]).splitlines()[0]
-    key = cache.content_key(source.identity, compiler, config.read_bytes(), *(patch.content() for patch in patches))
+    options = flavour.options()
+    key = cache.content_key(source.identity, compiler, str(options), *(patch.content for patch in patches))
     target = paths.cache_root() / "kernels" / key
 
     def make(folder: Path) -> None:
         content = series.patched_content(source.path, patches)
-        with cache.locked(f"build-{source.identity}") as lock:
-            place = BuildTree(prepare_tree(source, content), lock)
-            configure(place, config)
+        name = f"{source.identity}-{flavour.name.lower()}".replace(":", ".")
+        with cache.locked(f"build-{name}") as lock:
+            place = BuildTree(prepare_tree(name, source, content), lock)
+            configure(place, options)
             with progress.step(f"building the kernel: {title}") as step:
-                compile_kernel(place, jobs or os.cpu_count() or 1, step)
-            for name in ("arch/x86/boot/bzImage", "System.map", ".config"):
-                shutil.copyfile(place.path / name, folder / Path(name).name.lstrip("."))
+                compile_kernel(place, os.cpu_count() or 1, step)
+            for result in ("arch/x86/boot/bzImage", "System.map", ".config"):
+                shutil.copyfile(place.path / result, folder / Path(result).name.lstrip("."))
             (folder / "title").write_text(f"{title}\n")
 
     return Kernel(cache.published(target, make) / "bzImage", title)
 
 
-def prepare_tree(source: tree.KernelSource, content: dict[str, bytes | None]) -> Path:
-    """The build tree of this source, with exactly these patched files. The caller holds its lock."""
-    place = paths.cache_root() / "builds" / source.identity.replace(":", ".")
+def prepare_tree(name: str, source: tree.KernelSource, content: dict[str, bytes | None]) -> Path:
+    """The build tree `name` of this source, with exactly these patched files. The caller holds its lock."""
+    place = paths.cache_root() / "builds" / name
 
     def make(target: Path) -> None:
         with progress.step("making the build tree"):
@@ -78,8 +94,8 @@ def prepare_tree(source: tree.KernelSource, content: dict[str, bytes | None]) ->
     listing = place / ".farwatch-patched"
     before = listing.read_text().splitlines() if listing.exists() else []
     # What an earlier state of the series had patched goes back to what the source has.
-    state: dict[str, bytes | None] = {name: original(source.path / name) for name in before}
-    cache.write_atomically(listing, "".join(f"{name}\n" for name in sorted({*before, *content})).encode())
+    state: dict[str, bytes | None] = {file: original(source.path / file) for file in before}
+    cache.write_atomically(listing, "".join(f"{file}\n" for file in sorted({*before, *content})).encode())
     series.replace_files(place, state | content)
     return place
 
@@ -88,21 +104,20 @@ def original(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def configure(place: BuildTree, config: Path) -> None:
+def configure(place: BuildTree, wanted: dict[str, str]) -> None:
     """tinyconfig plus our options; HarnessError names the options that the kernel did not take."""
     log = paths.LOGS / "kernel-config.log"
     base = place.path / ".farwatch-tinyconfig"
     if not base.exists():
         list(run_make(["tinyconfig"], place, log))
         cache.write_atomically(base, (place.path / ".config").read_bytes())
-    wanted = read_options(config)
     lines = "".join(f"{name}={value}\n" for name, value in wanted.items())
     cache.write_atomically(place.path / ".config", base.read_bytes() + lines.encode())
     list(run_make(["olddefconfig"], place, log))
     got = read_options(place.path / ".config")
     refused = sorted(name for name, value in wanted.items() if got.get(name, "n") != value)
     if refused:
-        raise HarnessError(f"the kernel does not take these options of {config}: {' '.join(refused)}")
+        raise HarnessError(f"the kernel does not take these options: {' '.join(refused)}")
 
 
 def read_options(config: Path) -> dict[str, str]:

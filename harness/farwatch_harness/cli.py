@@ -17,6 +17,11 @@ from farwatch_harness.errors import HarnessError
 Command = Callable[[argparse.Namespace], int]
 
 
+def flavour_of(options: argparse.Namespace) -> build.Flavour:
+    """The kernel configuration that was asked for."""
+    return build.Flavour.DEBUG if options.debug else build.Flavour.NORMAL
+
+
 def setup(_options: argparse.Namespace) -> int:
     """Installs the Debian packages that the other commands need."""
     for number, packages in enumerate((needs.HOST_CHECKS, needs.KERNEL_BUILD, needs.GUEST)):
@@ -26,7 +31,7 @@ def setup(_options: argparse.Namespace) -> int:
 
 def kernel(options: argparse.Namespace) -> int:
     """Builds the patched kernel and prints the path of its image."""
-    print(build.build(patches_of_series(options.patches)).image)
+    print(build.build(patches_of_series(options.patches), flavour_of(options)).image)
     return 0
 
 
@@ -55,11 +60,11 @@ def shell(_options: argparse.Namespace) -> int:
 
 def test(options: argparse.Namespace) -> int:
     """Runs the tests that need a guest."""
-    equip(patches_of_series(options.patches))
+    equip(patches_of_series(options.patches), flavour_of(options))
     words = [sys.executable, "-m", "pytest", "guest-tests", "--junitxml=build/guest-tests.xml"]
     if options.k:
         words += ["-k", options.k]
-    environment = dict(os.environ)
+    environment = {**os.environ, "FARWATCH_FLAVOUR": flavour_of(options).name}
     if options.patches is not None:
         environment["FARWATCH_PATCHES"] = str(options.patches)
     with progress.step("guest tests"):
@@ -90,8 +95,13 @@ def parser() -> argparse.ArgumentParser:
     def add_prefix(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--patches", type=int, metavar="N", help="only the first N patches of the series")
 
+    def add_debug(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--debug", action="store_true", help="a kernel with lockdep and KASAN")
+
     add("setup", setup)
-    add_prefix(add("kernel", kernel))
+    building = add("kernel", kernel)
+    add_prefix(building)
+    add_debug(building)
     add("qemu", find_qemu)
     applying = add("apply", apply)
     applying.add_argument("tree", type=Path, metavar="DIR", help="the kernel source tree")
@@ -101,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     testing = add("test", test)
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
     add_prefix(testing)
+    add_debug(testing)
     add("clean-cache", clean_cache)
     return top
 

@@ -29,10 +29,10 @@ def patches_of_series(count: int | None = None) -> list[series.Patch]:
     return series.read_series(paths.PATCHES)[:count] if count != 0 else []
 
 
-def equip(patches: Sequence[series.Patch]) -> Equipment:
+def equip(patches: Sequence[series.Patch], flavour: build.Flavour = build.Flavour.NORMAL) -> Equipment:
     """Finds or makes all of it, and says what it is."""
     needs.install(needs.GUEST, paths.LOGS / "apt-guest.log")
-    kernel = build.build(patches)
+    kernel = build.build(patches, flavour)
     qemu = find_qemu()
     accelerator = find_accelerator(qemu, kernel.image)
     speed = "" if accelerator is Accelerator.KVM else " (no KVM that works: the guest is emulated, and slower)"

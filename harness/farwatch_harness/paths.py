@@ -7,6 +7,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 PATCHES = CHECKOUT / "patches" / "linux-6.12"
 KERNEL_CONFIG = Path(__file__).resolve().parent / "kernel.config"
+DEBUG_CONFIG = KERNEL_CONFIG.with_name("debug.config")
 GUEST_AGENT = CHECKOUT / "guest-tests" / "agent.py"
 LOGS = CHECKOUT / "build" / "logs"
 

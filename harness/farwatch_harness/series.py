@@ -22,21 +22,15 @@ NOWHERE = b"/dev/null"
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of the series; `number` counts from 1 in the order of the series file."""
+    """One patch of the series, as it was when it was read; `number` counts from 1 in the order of the series file."""
 
     number: int
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    def content(self) -> bytes:
-        return self.path.read_bytes()
+    name: str
+    content: bytes
 
     def touched(self) -> list[str]:
         """The files that the patch changes, makes or removes, relative to the kernel tree."""
-        names = {name for name in HEADER.findall(self.content()) if name != NOWHERE}
+        names = {name for name in HEADER.findall(self.content) if name != NOWHERE}
         return sorted(name.decode() for name in names)
 
 
@@ -55,7 +49,7 @@ def read_series(folder: Path) -> list[Patch]:
         path = folder / words[0]
         if not path.is_file():
             raise HarnessError(f"{listing} names {words[0]}, which is not there")
-        patches.append(Patch(len(patches) + 1, path))
+        patches.append(Patch(len(patches) + 1, path.name, path.read_bytes()))
     return patches
 
 
@@ -85,7 +79,7 @@ def apply_one(tree: Path, patch: Patch) -> None:
     """Applies one patch with no fuzz; HarnessError names it when it does not fit (`tree` may be half changed)."""
     argv = ["patch", "-p1", "--fuzz=0", "--force", "--silent", "--no-backup-if-mismatch", "--reject-file=-"]
     try:
-        done = subprocess.run(argv, cwd=tree, input=patch.content(), capture_output=True, check=False)
+        done = subprocess.run(argv, cwd=tree, input=patch.content, capture_output=True, check=False)
     except FileNotFoundError:
         raise HarnessError("patch(1) is not installed: apt-get install patch") from None
     if done.returncode != 0:
@@ -117,7 +111,7 @@ def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
     start = commands.run(["git", "rev-parse", "HEAD"], cwd=tree).strip()
     for patch in patches:
         try:
-            commands.run(["git", *committer(tree), "am", "--quiet", patch.path.resolve()], cwd=tree)
+            commands.run(["git", *committer(tree), "am", "--quiet"], cwd=tree, stdin=patch.content)
         except HarnessError as error:
             subprocess.run(["git", "am", "--abort"], cwd=tree, capture_output=True, check=False)
             commands.run(["git", "reset", "--quiet", "--keep", start], cwd=tree)
