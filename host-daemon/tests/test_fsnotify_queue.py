@@ -147,7 +147,7 @@ def test_a_queue_without_room_for_an_overflow_is_refused() -> None:
 
 @given(
     limit=st.integers(2, 12),
-    script=st.lists(st.one_of(st.just("push"), st.just("lost"), st.integers(80, 400)), max_size=200),
+    script=st.lists(st.one_of(st.just("push"), st.just("lost"), st.integers(88, 400)), max_size=200),
 )
 def test_whatever_happens_order_bound_and_losses_hold(limit: int, script: list[str | int]) -> None:
     queue = OutgoingQueue(limit)

@@ -71,8 +71,11 @@ class OutgoingQueue:
         if not records or max_bytes < len(_OVERFLOW):
             return None
         if len(records[0]) > max_bytes:
-            _log.warning("a notification buffer of %d bytes is too small for an event of %d; events are lost, "
-                         "use buffers of %d", max_bytes, len(records[0]), RECORD_MAX)  # fmt: skip
+            if not self.dropped:
+                _log.warning(
+                    "a notification payload of %d bytes is too small for an event of %d: events are lost, watchers are "
+                    "told; the longest event has %d bytes", max_bytes, len(records[0]), RECORD_MAX
+                )  # fmt: skip
             records.popleft()
             self.dropped += 1
             if not records or records[0] != _OVERFLOW:
