@@ -10,9 +10,12 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
+from farwatchd.fsnotify.backend import Backend
+from farwatchd.fsnotify.fanotify import FanotifyBackend
 from farwatchd.fsnotify.inotify import InotifyBackend
 from farwatchd.fsnotify.inotify_sys import In, Inotify
 from farwatchd.fsnotify.queue import OutgoingQueue
@@ -66,13 +69,14 @@ class Daemon:
     """A watch table on everything below ``root``, drained by hand."""
 
     root: Path
+    open_backend: Callable[[int], Backend] = InotifyBackend
     mask: Event = Event(ALL) | Event.ON_CHILD
     cookie: int = 0
     timers: list[Callable[[], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._root_fd = os.open(self.root, os.O_PATH)
-        self.backend = InotifyBackend(self._root_fd)
+        self.backend = self.open_backend(self._root_fd)
         self.queue = OutgoingQueue(100_000)
         self.table = WatchTable(
             self.backend, self.queue, 10_000, lambda _seconds, callback: self.timers.append(callback)
@@ -302,22 +306,30 @@ def stepwise(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "each step")
 
 
-def run(script: Script, listener: Native | Daemon, root: Path, stepwise: bool) -> list[Told]:
+def run(script: Script, listener: Native | Daemon, root: Path, stepwise: bool, repeats: bool) -> list[Told]:
     told = []
     for step in script.steps:
         step(root)
         if stepwise:
-            told += listener.told()
+            events = listener.told()
+            told += events if repeats else list(dict.fromkeys(events))
     return told + listener.told()
 
 
-def both(script: Script, twins: tuple[Path, Path], stepwise: bool) -> Iterator[list[Told]]:
-    for root, kind in zip(twins, (Native, Daemon), strict=True):
+def both(
+    script: Script,
+    twins: tuple[Path, Path],
+    stepwise: bool,
+    backend: Callable[[int], Backend] = InotifyBackend,
+    repeats: bool = True,
+) -> Iterator[list[Told]]:
+    listeners: tuple[Callable[[Path], Native | Daemon], ...] = (Native, partial(Daemon, open_backend=backend))
+    for root, kind in zip(twins, listeners, strict=True):
         for step in script.prepare:
             step(root)
         listener = kind(root)
         try:
-            yield plain(run(script, listener, root, stepwise))
+            yield plain(run(script, listener, root, stepwise, repeats))
         finally:
             listener.close()
 
@@ -325,6 +337,14 @@ def both(script: Script, twins: tuple[Path, Path], stepwise: bool) -> Iterator[l
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_daemon_tells_what_native_inotify_tells(name: str, twins: tuple[Path, Path], stepwise: bool) -> None:
     native, daemon = both(SCRIPTS[name], twins, stepwise)
+    assert native
+    assert daemon == native
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_fanotify_tells_step_by_step_what_native_inotify_tells(name: str, twins: tuple[Path, Path]) -> None:
+    # fanotify merges what repeats, not only where it is adjacent: each step is told without repetitions.
+    native, daemon = both(SCRIPTS[name], twins, stepwise=True, backend=FanotifyBackend, repeats=False)
     assert native
     assert daemon == native
 

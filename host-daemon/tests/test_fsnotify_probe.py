@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.fsnotify.fanotify_sys import Fanotify
 from farwatchd.fsnotify.inotify_sys import Inotify
-from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, open_backend
+from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, Mode, open_backend
 
 
 @pytest.fixture
@@ -24,34 +25,71 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize("choice", BackendName)
-def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, root_fd: int) -> None:
+@pytest.mark.parametrize(
+    ("choice", "mode", "name"),
+    [
+        (BackendName.AUTO, Mode.REMOTE, "inotify"),
+        (BackendName.INOTIFY, Mode.REMOTE, "inotify"),
+        (BackendName.FANOTIFY, Mode.REMOTE, "fanotify"),
+        (BackendName.AUTO, Mode.MERGED, "fanotify"),
+        (BackendName.FANOTIFY, Mode.MERGED, "fanotify"),
+    ],
+)
+def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, mode: Mode, name: str, root_fd: int) -> None:
     before = descriptors()
-    backend = open_backend(choice, root_fd)
-    assert backend.name == "inotify"
+    backend = open_backend(choice, root_fd, mode=mode)
+    assert backend.name == name
     assert backend.count == 0
-    assert not backend.merged
+    assert backend.merged == (mode is Mode.MERGED)
+    backend.close()
     backend.close()
     assert descriptors() == before
 
 
-def test_a_missing_proc_is_said_in_one_line(root_fd: int, tmp_path: Path) -> None:
+def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
+    with pytest.raises(BackendUnavailableError, match="mode merged needs fanotify"):
+        open_backend(BackendName.INOTIFY, root_fd, mode=Mode.MERGED)
+
+
+@pytest.mark.parametrize("choice", BackendName)
+def test_a_missing_proc_is_said_in_one_line(choice: BackendName, root_fd: int, tmp_path: Path) -> None:
     before = descriptors()
     with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
-        open_backend(BackendName.AUTO, root_fd, lambda fd: f"{tmp_path}/no-proc/{fd}")
+        open_backend(choice, root_fd, lambda fd: f"{tmp_path}/no-proc/{fd}")
     assert "\n" not in str(caught.value)
     assert descriptors() == before
 
 
-@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "max_user_watches"), (errno.EIO, "Input/output error")])
+@pytest.mark.parametrize(
+    ("choice", "number", "advice"),
+    [
+        (BackendName.INOTIFY, errno.ENOSPC, "max_user_watches"),
+        (BackendName.INOTIFY, errno.EIO, "Input/output error"),
+        (BackendName.FANOTIFY, errno.ENOSPC, "max_user_marks"),
+        (BackendName.FANOTIFY, errno.ENODEV, "no file handles"),
+        (BackendName.AUTO, errno.EPERM, "inotify: .*; nor with fanotify: "),
+    ],
+)
 def test_a_refused_watch_says_what_to_do(
-    root_fd: int, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+    root_fd: int, monkeypatch: pytest.MonkeyPatch, choice: BackendName, number: int, advice: str
 ) -> None:
-    def refuse(_self: Inotify, _path: str, _mask: int) -> int:
+    def refuse(_self: object, _path: str, _mask: int) -> int:
         raise OSError(number, "refused")
 
     before = descriptors()
     monkeypatch.setattr(Inotify, "add", refuse)
+    monkeypatch.setattr(Fanotify, "add", refuse)
     with pytest.raises(BackendUnavailableError, match=advice):
-        open_backend(BackendName.INOTIFY, root_fd)
+        open_backend(choice, root_fd)
     assert descriptors() == before
+
+
+def test_fanotify_stands_in_where_inotify_is_used_up(root_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: Inotify, _path: str, _mask: int) -> int:
+        raise OSError(errno.ENOSPC, "refused")
+
+    monkeypatch.setattr(Inotify, "add", refuse)
+    backend = open_backend(BackendName.AUTO, root_fd)
+    assert backend.name == "fanotify"
+    assert not backend.merged
+    backend.close()

@@ -1,69 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch table over real inotify: masks, limits, the ends of watches, and that nothing is left behind."""
+"""The watch table over the real back ends: masks, limits, the ends of watches, and that nothing is left behind."""
 
 from __future__ import annotations
 
 import errno
 import os
 import select
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.fsnotify.backend import Backend
+from farwatchd.fsnotify.fanotify import FanotifyBackend
+from farwatchd.fsnotify.fanotify_sys import Fanotify
 from farwatchd.fsnotify.inotify import InotifyBackend
-from farwatchd.fsnotify.queue import OutgoingQueue
-from farwatchd.fsnotify.records import OVERFLOW, EventRecord, decode_all
-from farwatchd.fsnotify.table import WatchTable
+from farwatchd.fsnotify.inotify_sys import Inotify
+from farwatchd.fsnotify.records import OVERFLOW, EventRecord
 from farwatchd.wire.fsnotify import Event
-
-ALL = Event(0xFFF) | Event.ON_CHILD
-MAX_WATCHES = 8
-
-
-class Host:
-    """A watch table on a share, and the descriptors that the inode table would hold."""
-
-    def __init__(self, share: Path, max_watches: int = MAX_WATCHES) -> None:
-        self.share = share
-        self._fds = [os.open(share, os.O_PATH)]
-        self.backend = InotifyBackend(self._fds[0])
-        self.queue = OutgoingQueue(100_000)
-        self.timers: list[Callable[[], None]] = []
-        self.table = WatchTable(self.backend, self.queue, max_watches, self._call_later)
-
-    def _call_later(self, _seconds: float, callback: Callable[[], None]) -> None:
-        self.timers.append(callback)
-
-    def watch(self, nodeid: int, path: Path, mask: Event = ALL, generation: int = 0) -> Event:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
-        self._fds.append(fd)
-        return self.table.set_mask(nodeid, generation, fd, stat.S_ISDIR(os.fstat(fd).st_mode), mask)
-
-    def records(self) -> list[EventRecord]:
-        """All records, once nothing is pending and nothing is held any more."""
-        while True:
-            self.table.process()
-            delay = self.backend.delay()
-            if not select.select([self.backend.fileno()], [], [], delay or 0)[0] and delay is None:
-                break
-        return self.queued()
-
-    def queued(self) -> list[EventRecord]:
-        records = []
-        while (payload := self.queue.take(4080)) is not None:
-            records += decode_all(payload)
-        return records
-
-    def host_watches(self) -> int:
-        """How many watches the kernel counts for the inotify descriptor."""
-        info = Path(f"/proc/self/fdinfo/{self.backend.fileno()}").read_text()
-        return sum(line.startswith("inotify wd:") for line in info.splitlines())
-
-    def close(self) -> None:
-        self.backend.close()
-        for fd in self._fds:
-            os.close(fd)
+from tests.fsnotify_host import ALL, BACKENDS, MAX_WATCHES, Host
 
 
 @pytest.fixture
@@ -73,8 +27,16 @@ def share(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=BACKENDS)
+def host(request: pytest.FixtureRequest, share: Path) -> Iterator[Host]:
+    host = Host(share, open_backend=BACKENDS[request.param])
+    yield host
+    host.close()
+
+
 @pytest.fixture
-def host(share: Path) -> Iterator[Host]:
+def inotify_host(share: Path) -> Iterator[Host]:
+    """A host where it matters that inotify watches."""
     host = Host(share)
     yield host
     host.close()
@@ -89,11 +51,11 @@ def test_only_what_was_asked_for_is_told(host: Host, share: Path) -> None:
     assert host.records() == [EventRecord(2, 9, Event.MODIFY)]
 
 
-def test_bits_that_inotify_does_not_know_are_left_out_of_the_reply(host: Host, share: Path) -> None:
+def test_bits_that_inotify_does_not_know_are_left_out_of_the_reply(inotify_host: Host, share: Path) -> None:
     asked = Event.OPEN | Event.OPEN_EXEC | Event.ISDIR | Event.OVERFLOW | Event(1 << 20)
-    assert host.watch(1, share, asked) == Event.OPEN
-    assert host.watch(1, share, Event.OPEN_EXEC | Event.ON_CHILD) == Event(0)
-    assert host.host_watches() == 0
+    assert inotify_host.watch(1, share, asked) == Event.OPEN
+    assert inotify_host.watch(1, share, Event.OPEN_EXEC | Event.ON_CHILD) == Event(0)
+    assert inotify_host.host_watches() == 0
 
 
 def test_without_on_child_a_directory_tells_of_itself_and_its_entries_only(host: Host, share: Path) -> None:
@@ -172,26 +134,30 @@ def test_watches_for_the_daemons_own_purposes_count(host: Host, share: Path) -> 
     assert host.host_watches() == 0
 
 
+@pytest.mark.parametrize("system", [(Inotify, InotifyBackend), (Fanotify, FanotifyBackend)])
 def test_a_host_without_watches_gives_enospc_and_leaves_nothing(
-    host: Host, share: Path, monkeypatch: pytest.MonkeyPatch
+    share: Path, monkeypatch: pytest.MonkeyPatch, system: tuple[type, Callable[[int], Backend]]
 ) -> None:
     (share / "a/b").mkdir(parents=True)
-    add = host.backend._inotify.add
+    kernel, open_backend = system
+    add = kernel.add  # type: ignore[attr-defined]
     placed: list[str] = []
 
-    def two_are_left(path: str, mask: int) -> int:
+    def two_are_left(self: object, path: str, mask: int) -> object:
         placed.append(path)
         if len(placed) > 2:
-            raise OSError(errno.ENOSPC, "inotify_add_watch: No space left on device")
-        return add(path, mask)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return add(self, path, mask)
 
-    monkeypatch.setattr(host.backend._inotify, "add", two_are_left)
+    monkeypatch.setattr(kernel, "add", two_are_left)
+    host = Host(share, open_backend=open_backend)
     with pytest.raises(OSError, match="No space left") as caught:
         host.watch(2, share / "a/b")
     assert caught.value.errno == errno.ENOSPC
     assert host.host_watches() == 0
     assert host.backend.count == 0
     assert len(host.table) == 0
+    host.close()
 
 
 def test_an_object_without_a_name_cannot_be_watched(host: Host, share: Path) -> None:
@@ -330,16 +296,16 @@ def test_a_rename_is_told_as_far_as_it_is_wanted(
     assert host.records() == told
 
 
-def test_a_held_half_is_told_by_the_timer(host: Host, share: Path) -> None:
-    host.watch(1, share, Event.MOVED_FROM)
+def test_a_held_half_is_told_by_the_timer(inotify_host: Host, share: Path) -> None:
+    inotify_host.watch(1, share, Event.MOVED_FROM)
     (share / "f").touch()
     (share / "f").rename(share.parent / "f")
-    host.table.process()
-    assert host.queued() == []
-    (timer,) = host.timers
-    select.select([], [], [], host.backend.delay())
+    inotify_host.table.process()
+    assert inotify_host.queued() == []
+    (timer,) = inotify_host.timers
+    select.select([], [], [], inotify_host.backend.delay())
     timer()
-    assert host.queued() == [EventRecord(1, 0, Event.MOVED_FROM, b"f", half=True)]
+    assert inotify_host.queued() == [EventRecord(1, 0, Event.MOVED_FROM, b"f", half=True)]
 
 
 def test_reset_frees_everything(host: Host, share: Path) -> None:
@@ -363,19 +329,19 @@ def test_reset_frees_everything(host: Host, share: Path) -> None:
     assert EventRecord(2, 0, Event.CREATE, b"g") in host.records()
 
 
-def test_an_overflow_of_the_hosts_queue_is_told_once(host: Host, share: Path) -> None:
+def test_an_overflow_of_the_hosts_queue_is_told_once(inotify_host: Host, share: Path) -> None:
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
+    inotify_host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
     for name in ("a", "b"):
         (share / name).touch()
     paths = [os.fspath(share / "a"), os.fspath(share / "b")]
     for number in range(limit + 10):
         os.chmod(paths[number % 2], 0o600)  # noqa: PTH101
-    records = host.records()
+    records = inotify_host.records()
     assert records.count(OVERFLOW) == 1
     assert records[-1] == OVERFLOW
     (share / "a").chmod(0o644)
-    assert host.records() == [EventRecord(1, 0, Event.ATTRIB | Event.ON_CHILD, b"a")]
+    assert inotify_host.records() == [EventRecord(1, 0, Event.ATTRIB | Event.ON_CHILD, b"a")]
 
 
 def test_a_storm_of_a_thousand_files_loses_nothing(host: Host, share: Path) -> None:

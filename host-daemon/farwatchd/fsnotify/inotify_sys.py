@@ -57,7 +57,7 @@ class Inotify:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = self._check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+        self._fd = check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
 
     def fileno(self) -> int:
         """The instance's descriptor."""
@@ -66,11 +66,11 @@ class Inotify:
     def add(self, path: str, mask: int) -> int:
         """Watch what ``path`` leads to, or replace its mask; return the watch descriptor."""
         encoded = ctypes.c_char_p(os.fsencode(path))
-        return self._check(self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)), "inotify_add_watch")
+        return check(self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)), "inotify_add_watch")
 
     def remove(self, wd: int) -> None:
         """End a watch."""
-        self._check(self._libc.inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
+        check(self._libc.inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
 
     def pending(self) -> int:
         """Bytes that wait to be read."""
@@ -100,9 +100,10 @@ class Inotify:
             os.close(self._fd)
             self._fd = -1
 
-    @staticmethod
-    def _check(result: int, call: str) -> int:
-        if result < 0:
-            error = ctypes.get_errno()
-            raise OSError(error, f"{call}: {os.strerror(error)}")
-        return result
+
+def check(result: int, call: str) -> int:
+    """Return the result of a C library call, or raise the ``OSError`` that it left behind."""
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{call}: {os.strerror(error)}")
+    return result

@@ -10,18 +10,11 @@ from collections.abc import Callable
 from enum import Enum
 
 from farwatchd.fsnotify.backend import Backend
+from farwatchd.fsnotify.fanotify import FanotifyBackend
 from farwatchd.fsnotify.inotify import InotifyBackend, proc_path
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
-
-_ADVICE = {
-    errno.EMFILE: "all inotify instances or descriptors are in use; raise fs.inotify.max_user_instances",
-    errno.ENOSPC: "all inotify watches of this user are in use; raise fs.inotify.max_user_watches",
-    errno.ENOSYS: "the kernel has no inotify",
-    errno.ENOENT: "the share cannot be reached through /proc/self/fd; is /proc mounted?",
-    errno.EACCES: "the share's root cannot be read; watching needs read permission",
-}
 
 
 class BackendName(Enum):
@@ -29,30 +22,90 @@ class BackendName(Enum):
 
     AUTO = "auto"
     INOTIFY = "inotify"
+    FANOTIFY = "fanotify"
+
+
+class Mode(Enum):
+    """Whether the guest hears of its own operations from here (docs/protocol.md, "negotiation")."""
+
+    REMOTE = "remote"
+    MERGED = "merged"
 
 
 class BackendUnavailableError(Exception):
     """No back end works; the message is one line for the user: what is wrong and what to do."""
 
 
-def open_backend(choice: BackendName, root_fd: int, path_of: Callable[[int], str] = proc_path) -> Backend:
+#: Which back ends serve a mode, best first. inotify tells every event, where fanotify merges what repeats; only
+#: fanotify knows whose event it is.
+_CANDIDATES = {
+    Mode.REMOTE: (BackendName.INOTIFY, BackendName.FANOTIFY),
+    Mode.MERGED: (BackendName.FANOTIFY,),
+}
+
+_ADVICE = {
+    errno.ENOENT: "the share cannot be reached through /proc/self/fd; is /proc mounted?",
+    errno.EACCES: "the share's root cannot be read; watching needs read permission",
+    errno.EPERM: "it is not permitted here; it needs CAP_SYS_ADMIN or a newer kernel",
+    errno.ENOSYS: "the kernel does not have it",
+    errno.EINVAL: "the kernel is too old for it",
+    errno.EOPNOTSUPP: "the share's file system has no file handles",
+}
+_LIMITS = {
+    (BackendName.INOTIFY, errno.EMFILE): "raise fs.inotify.max_user_instances",
+    (BackendName.INOTIFY, errno.ENOSPC): "raise fs.inotify.max_user_watches",
+    (BackendName.FANOTIFY, errno.EMFILE): "raise fs.fanotify.max_user_groups",
+    (BackendName.FANOTIFY, errno.ENOSPC): "raise fs.fanotify.max_user_marks",
+}
+
+
+def open_backend(
+    choice: BackendName,
+    root_fd: int,
+    path_of: Callable[[int], str] = proc_path,
+    mode: Mode = Mode.REMOTE,
+) -> Backend:
     """Open the chosen back end, or the best that works, for the share whose root directory is ``root_fd``.
 
-    ``path_of`` gives a path that leads to the object of a descriptor. Raises ``BackendUnavailableError``.
+    ``path_of`` gives a path that leads to the object of a descriptor. To be called by the process that serves the
+    guest, as mode merged leaves out what the caller does. Raises ``BackendUnavailableError``.
     """
-    try:
+    serve = _CANDIDATES[mode]
+    candidates = serve if choice is BackendName.AUTO else (choice,)
+    problems = []
+    for name in candidates:
+        if name not in serve:
+            problems.append(
+                f"{name.value}: it does not know whose event it is, mode {mode.value} needs {serve[0].value}"
+            )
+            continue
+        try:
+            backend = _try(name, root_fd, path_of, mode)
+        except OSError as error:
+            problems.append(f"{name.value}: {_say(name, error)}")
+        else:
+            _log.info("host changes are watched with %s, mode %s", backend.name, mode.value)
+            return backend
+    raise BackendUnavailableError(f"cannot watch the share with {'; nor with '.join(problems)}")
+
+
+def _try(name: BackendName, root_fd: int, path_of: Callable[[int], str], mode: Mode) -> Backend:
+    backend: Backend
+    if name is BackendName.INOTIFY:
         backend = InotifyBackend(root_fd, path_of)
-    except OSError as error:
-        raise BackendUnavailableError(_say(error)) from error
+    elif mode is Mode.MERGED:
+        backend = FanotifyBackend(root_fd, path_of, own_pid=os.getpid())
+    else:
+        backend = FanotifyBackend(root_fd, path_of)
     try:
-        backend.unwatch(backend.watch(root_fd, Event.CREATE, is_dir=True))
-    except OSError as error:
+        every = backend.supported & (Event.CREATE | Event.RENAME | Event.OPEN_EXEC | Event.ON_CHILD)
+        backend.unwatch(backend.watch(root_fd, every, is_dir=True))
+    except OSError:
         backend.close()
-        raise BackendUnavailableError(_say(error)) from error
-    _log.info("host changes are watched with %s (asked for: %s)", backend.name, choice.value)
+        raise
     return backend
 
 
-def _say(error: OSError) -> str:
+def _say(name: BackendName, error: OSError) -> str:
     number = error.errno or 0
-    return f"cannot watch the share with inotify: {_ADVICE.get(number, os.strerror(number))}"
+    return _LIMITS.get((name, number)) or _ADVICE.get(number) or os.strerror(number)

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fanotify back end: knows which process caused an event, so this daemon's own can be left out (mode merged)."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from farwatchd.fsnotify.backend import HostEvent
+from farwatchd.fsnotify.fanotify_sys import (
+    INFO_DFID_NAME,
+    INFO_FID,
+    INFO_NEW_DFID_NAME,
+    INFO_OLD_DFID_NAME,
+    Fan,
+    FanEvent,
+    Fanotify,
+)
+from farwatchd.fsnotify.inotify import proc_path
+from farwatchd.fsnotify.inotify_sys import In, RawEvent
+from farwatchd.fsnotify.stream import KERNEL_BITS, EventStream, kernel_mask
+from farwatchd.fsnotify.tree import Node, WatchTree
+from farwatchd.wire.fsnotify import Event
+
+_log = logging.getLogger(__name__)
+
+_CHUNK = 65536
+_MAX_CHUNKS = 16
+
+#: fanotify merges what one process did to one object: the order in which that can have happened.
+_ORDER = tuple(
+    int(bit)
+    for bit in (
+        In.CREATE,
+        In.OPEN,
+        In.OPEN_EXEC,
+        In.ACCESS,
+        In.MODIFY,
+        In.ATTRIB,
+        In.CLOSE_WRITE,
+        In.CLOSE_NOWRITE,
+        In.MOVE_SELF,
+        In.DELETE,
+        In.DELETE_SELF,
+    )
+)
+_MOVES = int(In.MOVED_FROM | In.MOVED_TO)
+_DIRENT = int(In.CREATE | In.DELETE) | _MOVES
+_SELF_ONLY = int(In.MOVE_SELF | In.DELETE_SELF)
+_ISDIR = int(In.ISDIR)
+_NOWHERE = 0
+
+#: No process: nobody's events are left out.
+EVERYBODY = -1
+
+
+class FanotifyBackend:
+    """Watches through one fanotify group with inode marks. See ``Backend``; ``root_fd`` is the share's root directory.
+
+    ``path_of`` gives a path to a descriptor's object, ``clock`` is the monotonic time in seconds. Events that the
+    process ``own_pid`` causes are followed, but not told; with EVERYBODY all are.
+
+    fanotify tells of a directory's own events without saying what the directory is called in its parent. The parent's
+    watchers get them by the name that the directory has when the event is read; a directory that is not watched itself
+    is only found with CAP_DAC_READ_SEARCH and on the file system of the share's root.
+    """
+
+    name = "fanotify"
+    supported = Event(sum(KERNEL_BITS)) | Event.ON_CHILD | Event.RENAME
+
+    def __init__(
+        self,
+        root_fd: int,
+        path_of: Callable[[int], str] = proc_path,
+        clock: Callable[[], float] = time.monotonic,
+        own_pid: int = EVERYBODY,
+    ) -> None:
+        self._path_of = path_of
+        self._own_pid = own_pid
+        self._mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+        try:
+            self._fanotify = Fanotify()
+        except OSError:
+            os.close(self._mount_fd)
+            raise
+        self._places = itertools.count(1)
+        self._cookies = itertools.count(1)
+        self._by_place: dict[int, Node] = {}
+        self._by_identity: dict[bytes, int] = {}
+        self._marks: dict[int, tuple[bytes, int]] = {}
+        self._tree = WatchTree(root_fd, path_of, self)
+        self._stream = EventStream(self._tree, self._by_place, clock)
+
+    @property
+    def merged(self) -> bool:
+        """Whether what this process causes is left out."""
+        return self._own_pid != EVERYBODY
+
+    @property
+    def count(self) -> int:
+        """Host marks in use, the private ones included."""
+        return len(self._tree)
+
+    def fileno(self) -> int:
+        """The fanotify descriptor."""
+        return self._fanotify.fileno()
+
+    def watch(self, fd: int, mask: Event, is_dir: bool) -> int:
+        """Watch the object behind ``fd``; see ``Backend``. EOPNOTSUPP: its file system has no handles."""
+        return self._tree.add(fd, is_dir, int(mask)).key
+
+    def modify(self, key: int, mask: Event) -> None:
+        """Replace the mask of a watch; see ``Backend``."""
+        self._tree.modify(key, int(mask))
+
+    def unwatch(self, key: int) -> None:
+        """End a watch."""
+        self._tree.release(key)
+
+    def reset(self) -> None:
+        """End all watches."""
+        self._tree.clear()
+        self._stream.clear()
+
+    def close(self) -> None:
+        """End all watches and close the group."""
+        self.reset()
+        self._fanotify.close()
+        if self._mount_fd >= 0:
+            os.close(self._mount_fd)
+            self._mount_fd = -1
+
+    def delay(self) -> float | None:
+        """Never: both halves of a rename come in one event."""
+        return self._stream.delay()
+
+    def read(self) -> list[HostEvent]:
+        """Return what happened, in order."""
+        chunk = self._expand(self._fanotify.read(_CHUNK))
+        batch = chunk
+        for _ in range(_MAX_CHUNKS - 1):
+            if not chunk or not self._stream.shows_removal(chunk):
+                break
+            chunk = self._expand(self._fanotify.read(_CHUNK))
+            batch = batch + chunk
+        return self._stream.interpret(batch)
+
+    def place(self, node: Node) -> None:
+        """Put the host mark of a node (called by the tree)."""
+        mask = _mark_mask(node)
+        path = self._path_of(node.fd)
+        identity, former = self._marks.get(node.place, (b"", 0))
+        if not identity:
+            identity = self._fanotify.identity(node.fd)
+        try:
+            self._fanotify.add(path, mask)
+        except OSError as error:
+            # A file system that cannot say whose event it is leaves its objects to the guest alone.
+            if error.errno in (errno.ENODEV, errno.EXDEV):
+                raise OSError(errno.EOPNOTSUPP, error.strerror) from error
+            raise
+        if former & ~mask:
+            self._fanotify.remove(path, former & ~mask)
+        if not former:
+            node.place = next(self._places)
+            self._by_place[node.place] = node
+            self._by_identity[identity] = node.place
+        self._marks[node.place] = identity, mask
+
+    def remove(self, node: Node) -> None:
+        """Take the host mark of a node away (called by the tree)."""
+        if self._by_place.pop(node.place, None) is None:
+            return
+        identity, mask = self._marks.pop(node.place)
+        del self._by_identity[identity]
+        try:
+            self._fanotify.remove(self._path_of(node.fd), mask)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def _expand(self, events: list[FanEvent]) -> list[RawEvent]:
+        """Bring merged events of objects into a sequence of single ones of watches."""
+        batch: list[RawEvent] = []
+        for before, event in itertools.pairwise([None, *events]):
+            if event is not None:
+                batch += self._single(event, before)
+        return batch
+
+    def _single(self, event: FanEvent, before: FanEvent | None) -> Iterator[RawEvent]:
+        mask = event.mask
+        if mask & In.Q_OVERFLOW:
+            yield RawEvent(-1, int(In.Q_OVERFLOW), 0, b"")
+            return
+        silent = event.pid == self._own_pid
+        isdir = mask & _ISDIR
+        if mask & Fan.RENAME:
+            yield from self._moves(event, isdir, silent)
+            return
+        directory, name = self._where(event, INFO_DFID_NAME)
+        # With FAN_REPORT_DFID_NAME a directory's own events come as those of "." in it.
+        target = directory if name == b"." else self._where(event, INFO_FID)[0]
+        if name == b".":
+            directory, name = self._entry(event.infos[INFO_DFID_NAME].identity)
+            if (
+                before is not None
+                and before.mask & Fan.RENAME
+                and self._where(before, INFO_NEW_DFID_NAME)
+                == (
+                    directory,
+                    name,
+                )
+            ):
+                # The directory was renamed over: its link count changed, which is no event of the parent's child.
+                directory = _NOWHERE
+        for bit in _ORDER:
+            if not mask & bit:
+                continue
+            if directory and not bit & _SELF_ONLY:
+                yield RawEvent(directory, bit | isdir, 0, name, silent)
+            if target and not bit & _DIRENT:
+                yield RawEvent(target, bit if bit & _SELF_ONLY else bit | isdir, 0, b"", silent)
+
+    def _moves(self, event: FanEvent, isdir: int, silent: bool) -> Iterator[RawEvent]:
+        source, old = self._where(event, INFO_OLD_DFID_NAME)
+        target, new = self._where(event, INFO_NEW_DFID_NAME)
+        cookie = next(self._cookies) if source and target else 0
+        if source:
+            yield RawEvent(source, int(In.MOVED_FROM) | isdir, cookie, old, silent)
+        if target:
+            yield RawEvent(target, int(In.MOVED_TO) | isdir, cookie, new, silent)
+
+    def _entry(self, identity: bytes) -> tuple[int, bytes]:
+        """The watch of a directory's parent, and the directory's name there."""
+        node = self._by_place.get(self._by_identity.get(identity, _NOWHERE))
+        if node is not None:
+            if node.parent is None or node.name is None:
+                return _NOWHERE, b""
+            return node.parent.place, node.name
+        try:
+            fd = self._fanotify.open_object(self._mount_fd, identity)
+        except OSError as error:
+            _log.debug("a directory is gone or cannot be looked up: %s", error.strerror)
+            return _NOWHERE, b""
+        try:
+            parent = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                place = self._by_identity.get(self._fanotify.identity(parent), _NOWHERE)
+            finally:
+                os.close(parent)
+            return place, os.fsencode(Path(self._path_of(fd)).readlink()).rpartition(b"/")[2]
+        except OSError as error:
+            _log.debug("the name of a directory cannot be looked up: %s", error.strerror)
+            return _NOWHERE, b""
+        finally:
+            os.close(fd)
+
+    def _where(self, event: FanEvent, kind: int) -> tuple[int, bytes]:
+        info = event.infos.get(kind)
+        if info is None:
+            return _NOWHERE, b""
+        return self._by_identity.get(info.identity, _NOWHERE), info.name
+
+
+def _mark_mask(node: Node) -> int:
+    """The mask of a node's mark: fanotify refuses bits of entries on what is no directory."""
+    mask = 0
+    if node.public:
+        mask = int(In.ATTRIB | In.DELETE_SELF) | kernel_mask(node.wanted)
+    if not node.is_dir:
+        return mask & ~_DIRENT
+    if node.children:
+        mask |= In.DELETE | In.MOVED_TO
+    # One RENAME tells of both halves at once, of each to those that want it.
+    if mask & _MOVES:
+        mask = mask & ~_MOVES | Fan.RENAME
+    if node.wanted & Event.ON_CHILD:
+        mask |= Fan.EVENT_ON_CHILD
+    return mask | In.MOVE_SELF | Fan.ONDIR

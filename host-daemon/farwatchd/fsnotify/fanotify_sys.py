@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fanotify(7) with file handles through the C library: a group, its marks, its stream. Knows no protocol."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from enum import IntFlag
+from typing import NamedTuple
+
+from farwatchd.fsnotify.inotify_sys import check
+
+_METADATA = struct.Struct("=IBBHQii")
+_INFO = struct.Struct("=BBH8sIi")
+_FSID = 8
+_HANDLE_TYPE = struct.Struct("=i")
+_MARK_ADD, _MARK_REMOVE = 0x1, 0x2
+_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
+_MAX_HANDLE = 128
+
+#: ``FAN_CLASS_NOTIF`` with close-on-exec, without blocking, events with the handles of object, directory and target.
+_INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
+
+INFO_FID = 1
+INFO_DFID_NAME = 2
+INFO_OLD_DFID_NAME = 10
+INFO_NEW_DFID_NAME = 12
+
+
+class Fan(IntFlag):
+    """The bits that fanotify has beyond inotify's (``linux/fanotify.h``)."""
+
+    EVENT_ON_CHILD = 0x08000000
+    RENAME = 0x10000000
+    ONDIR = 0x40000000
+
+
+class Info(NamedTuple):
+    """The object (file system id, handle type, handle) and, where there is one, the name of an entry in it."""
+
+    identity: bytes
+    name: bytes
+
+
+class FanEvent(NamedTuple):
+    """One event, which may be several merged ones: all bits set happened to the same objects by the same process."""
+
+    mask: int
+    pid: int
+    infos: dict[int, Info]
+
+
+class Fanotify:
+    """A fanotify group with inode marks. Methods raise ``OSError`` with the kernel's errno."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = check(self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY), "fanotify_init")
+
+    def fileno(self) -> int:
+        """The group's descriptor."""
+        return self._fd
+
+    def add(self, path: str, mask: int) -> None:
+        """Mark what ``path`` leads to, or add to its mark's mask."""
+        self._mark(_MARK_ADD, path, mask)
+
+    def remove(self, path: str, mask: int) -> None:
+        """Take bits out of a mark's mask; a mark without bits is gone."""
+        self._mark(_MARK_REMOVE, path, mask)
+
+    def identity(self, fd: int) -> bytes:
+        """What ``Info.identity`` is for the object behind ``fd``."""
+        buffer = ctypes.create_string_buffer(struct.pack("=Ii", _MAX_HANDLE, 0), 8 + _MAX_HANDLE)
+        mount = ctypes.c_int()
+        result = self._libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _AT_EMPTY_PATH)
+        check(result, "name_to_handle_at")
+        size, kind = struct.unpack_from("=Ii", buffer)
+        fsid = os.fstatvfs(fd).f_fsid & 0xFFFFFFFFFFFFFFFF
+        return fsid.to_bytes(_FSID, "little") + _HANDLE_TYPE.pack(kind) + buffer.raw[8 : 8 + size]
+
+    def open_object(self, mount_fd: int, identity: bytes) -> int:
+        """Open an object with O_PATH; needs CAP_DAC_READ_SEARCH, and ``mount_fd`` on the object's file system."""
+        (kind,) = _HANDLE_TYPE.unpack_from(identity, _FSID)
+        handle = identity[_FSID + _HANDLE_TYPE.size :]
+        buffer = ctypes.create_string_buffer(struct.pack("=Ii", len(handle), kind) + handle)
+        flags = os.O_PATH | os.O_CLOEXEC
+        return check(self._libc.open_by_handle_at(mount_fd, buffer, flags), "open_by_handle_at")
+
+    def read(self, size: int) -> list[FanEvent]:
+        """Read up to ``size`` bytes of events; an empty list when there are none."""
+        try:
+            data = os.read(self._fd, size)
+        except BlockingIOError:
+            return []
+        events = []
+        offset = 0
+        while offset < len(data):
+            length, _version, _reserved, head, mask, _fd, pid = _METADATA.unpack_from(data, offset)
+            events.append(FanEvent(mask, pid, _infos(data, offset + head, offset + length)))
+            offset += length
+        return events
+
+    def close(self) -> None:
+        """Close the group; the kernel drops its marks."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _mark(self, flags: int, path: str, mask: int) -> None:
+        encoded = ctypes.c_char_p(os.fsencode(path))
+        result = self._libc.fanotify_mark(self._fd, flags, ctypes.c_uint64(mask), _AT_FDCWD, encoded)
+        check(result, "fanotify_mark")
+
+
+def _infos(data: bytes, offset: int, end: int) -> dict[int, Info]:
+    infos = {}
+    while offset < end:
+        kind, _pad, length, fsid, size, handle_type = _INFO.unpack_from(data, offset)
+        handle = offset + _INFO.size
+        identity = fsid + _HANDLE_TYPE.pack(handle_type) + data[handle : handle + size]
+        name = data[handle + size : offset + length].partition(b"\0")[0] if kind != INFO_FID else b""
+        infos[kind] = Info(identity, name)
+        offset += length
+    return infos

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A watch table on a real directory, for the tests: what the session and the loop do for it in the daemon."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from farwatchd.fsnotify.backend import Backend
+from farwatchd.fsnotify.fanotify import FanotifyBackend
+from farwatchd.fsnotify.inotify import InotifyBackend
+from farwatchd.fsnotify.queue import OutgoingQueue
+from farwatchd.fsnotify.records import EventRecord, decode_all
+from farwatchd.fsnotify.table import WatchTable
+from farwatchd.wire.fsnotify import Event
+
+#: All that inotify knows.
+ALL = Event(0xFFF) | Event.ON_CHILD
+MAX_WATCHES = 8
+
+
+class Host:
+    """A watch table on a share, and the descriptors that the inode table would hold."""
+
+    def __init__(
+        self,
+        share: Path,
+        max_watches: int = MAX_WATCHES,
+        open_backend: Callable[[int], Backend] = InotifyBackend,
+    ) -> None:
+        self.share = share
+        self._fds = [os.open(share, os.O_PATH)]
+        self.backend = open_backend(self._fds[0])
+        self.queue = OutgoingQueue(100_000)
+        self.timers: list[Callable[[], None]] = []
+        self.table = WatchTable(self.backend, self.queue, max_watches, self._call_later)
+
+    def _call_later(self, _seconds: float, callback: Callable[[], None]) -> None:
+        self.timers.append(callback)
+
+    def watch(self, nodeid: int, path: Path, mask: Event = ALL, generation: int = 0) -> Event:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        self._fds.append(fd)
+        return self.table.set_mask(nodeid, generation, fd, stat.S_ISDIR(os.fstat(fd).st_mode), mask)
+
+    def records(self) -> list[EventRecord]:
+        """All records, once nothing is pending and nothing is held any more."""
+        while True:
+            self.table.process()
+            delay = self.backend.delay()
+            if not select.select([self.backend.fileno()], [], [], delay or 0)[0] and delay is None:
+                break
+        return self.queued()
+
+    def queued(self) -> list[EventRecord]:
+        records = []
+        while (payload := self.queue.take(4080)) is not None:
+            records += decode_all(payload)
+        return records
+
+    def host_watches(self) -> int:
+        """How many watches the kernel counts for the back end's descriptor."""
+        info = Path(f"/proc/self/fdinfo/{self.backend.fileno()}").read_text()
+        return sum(line.startswith(("inotify wd:", "fanotify ino:")) for line in info.splitlines())
+
+    def close(self) -> None:
+        self.backend.close()
+        for fd in self._fds:
+            os.close(fd)
+
+
+BACKENDS: dict[str, Callable[[int], Backend]] = {"inotify": InotifyBackend, "fanotify": FanotifyBackend}
