@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import resource
 import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +162,23 @@ def test_a_host_without_watches_gives_enospc_and_leaves_nothing(
     host.close()
 
 
+def test_a_host_without_descriptors_gives_enospc_and_leaves_nothing(host: Host, share: Path) -> None:
+    (share / "a/b").mkdir(parents=True)
+    fd = os.open(share / "a/b", os.O_PATH)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Room for the directory's own descriptor and one more, but not for its two ancestors.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="descriptor") as caught:
+            host.table.set_mask(2, 0, fd, True, ALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    os.close(fd)
+    assert caught.value.errno == errno.ENOSPC
+    assert host.host_watches() == 0
+    assert host.backend.count == 0
+
+
 def test_an_object_without_a_name_cannot_be_watched(host: Host, share: Path) -> None:
     (share / "f").touch()
     (share / "d").mkdir()
@@ -254,6 +273,18 @@ def test_a_directory_outside_of_the_share_cannot_be_watched(host: Host, share: P
         host.watch(2, share.parent / "outside")
     assert caught.value.errno == errno.EACCES
     assert host.host_watches() == 0
+
+
+def test_a_watch_that_the_host_ended_is_given_up(inotify_host: Host, share: Path) -> None:
+    (share / "f").touch()
+    inotify_host.watch(2, share / "f")
+    fd = inotify_host.backend.fileno()
+    info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    wd = int(info.partition("inotify wd:")[2].split()[0], 16)
+    assert ctypes.CDLL(None).inotify_rm_watch(fd, wd) == 0
+    assert inotify_host.records() == []
+    assert len(inotify_host.table) == 0
+    assert inotify_host.backend.count == 0
 
 
 def test_two_nodeids_of_one_object_each_get_what_they_want(host: Host, share: Path) -> None:

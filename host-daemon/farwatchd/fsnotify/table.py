@@ -123,7 +123,13 @@ class WatchTable:
     def _start(self, nodeid: int, fd: int, is_dir: bool, wanted: Event) -> int:
         if self._full():
             raise self._no_watch_left()
-        key = self._backend.watch(fd, wanted, is_dir)
+        try:
+            key = self._backend.watch(fd, wanted, is_dir)
+        except OSError as error:
+            # Watches cost descriptors; for who adds a watch, EMFILE would speak of something else.
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise OSError(errno.ENOSPC, "no descriptor left for a watch; raise --rlimit-nofile") from error
+            raise
         if key not in self._by_key and self._backend.count > self._max_watches:
             self._backend.unwatch(key)
             raise self._no_watch_left()
