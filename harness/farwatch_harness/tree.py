@@ -71,34 +71,37 @@ def fetch_package() -> Path:
     if known:
         return known[-1]
 
+    log = paths.LOGS / "kernel-source.log"
+    version = candidate_version()
+    if version is None:
+        with progress.step("fetching apt's package lists") as step:
+            needs.run_apt(["update"], log.with_name("apt-update.log"), step)
+        version = candidate_version()
+    if version is None:
+        raise HarnessError(
+            f"apt knows no {PACKAGE} (Debian 12 has it in its security archive): add that archive to apt's sources, "
+            f"or set {OVERRIDE} to a 6.12 kernel tarball or source tree"
+        )
+
     def make(target: Path) -> None:
-        log = paths.LOGS / "kernel-source.log"
-        with progress.step(f"fetching the package {PACKAGE}") as step:
+        with progress.step(f"fetching the package {PACKAGE} {version}") as step:
             # apt's download helper runs as a user of its own, who must be able to write there.
             target.chmod(0o777)
-            try:
-                download(target, log, step)
-            except HarnessError:
-                needs.run_apt(["update"], log.with_name("apt-update.log"), step)
-                download(target, log, step)
+            for line in commands.lines_of(["apt-get", "download", f"{PACKAGE}={version}"], log, cwd=target):
+                step.update(line[:60])
             target.chmod(0o755)
             archive = next(target.glob("*.deb"))
             commands.run(["dpkg-deb", "--extract", archive, target])
             archive.unlink()
 
-    return cache.published(folder / f"{PACKAGE}_{candidate_version()}", make)
+    return cache.published(folder / f"{PACKAGE}_{version}", make)
 
 
-def download(target: Path, log: Path, step: progress.Step) -> None:
-    for line in commands.lines_of(["apt-get", "download", PACKAGE], log, cwd=target):
-        step.update(line[:60])
-
-
-def candidate_version() -> str:
-    """The version of the source package that apt would take, or "new" while apt has no lists yet."""
+def candidate_version() -> str | None:
+    """The version of the source package that apt would take; None when it knows none."""
     text = commands.run(["apt-cache", "policy", PACKAGE])
     found = [line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")]
-    return found[0] if found and found[0] != "(none)" else "new"
+    return found[0] if found and found[0] != "(none)" else None
 
 
 def unpacked(identity: str, tarball: Path) -> KernelSource:
