@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attributes of inodes and of the file system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+from farwatchd.fuse.filesystem import Attributes, Changes, Statx, Watched
+from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.caps import Capability, without
+from farwatchd.passthrough.errors import failure
+from farwatchd.passthrough.inodes import GENERATION, Inode
+from farwatchd.passthrough.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
+
+_NO_ID = 0xFFFFFFFF
+
+
+class AttributeOperations(Operations):
+    """Operations on attributes."""
+
+    def watched(self, nodeid: int) -> Watched:
+        """What a watch needs to know of an inode."""
+        inode = self._inodes.get(nodeid)
+        return Watched(GENERATION, inode.fd, inode.is_dir)
+
+    def getattr(self, nodeid: int, fh: int | None) -> Attributes:
+        """stat(2)."""
+        return self._attributes(os.fstat(self._fd(nodeid, fh)))
+
+    def statx(self, nodeid: int, fh: int | None) -> Statx:
+        """statx(2)."""
+        fd = self._fd(nodeid, fh)
+        more = statx(fd)
+        return Statx(self.getattr(nodeid, fh), more.btime_ns, more.attributes, more.attributes_mask)
+
+    def setattr(self, nodeid: int, changes: Changes) -> Attributes:
+        """Make all ``changes`` or stop at the first that fails; a symbolic link's are its own."""
+        self._refuse_if_readonly()
+        inode = self._inodes.get(nodeid)
+        path = self._proc.path(inode.fd)
+        if changes.mode is not None:
+            Path(path).chmod(stat.S_IMODE(changes.mode))
+        if changes.uid is not None or changes.gid is not None:
+            os.chown(path, _id(changes.uid), _id(changes.gid))
+        if changes.size is not None:
+            with without(Capability.FSETID) if changes.kill_suidgid else contextlib.nullcontext():
+                self._truncate(inode, changes.fh, signed(changes.size))
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            utimens(path, _time(changes.atime_ns), _time(changes.mtime_ns))
+        return self._attributes(os.fstat(inode.fd))
+
+    def readlink(self, nodeid: int) -> bytes:
+        """Where a symbolic link leads; EINVAL for anything else."""
+        inode = self._inodes.get(nodeid)
+        if not stat.S_ISLNK(inode.kind):
+            raise failure(errno.EINVAL)
+        return os.readlink(b"", dir_fd=inode.fd)
+
+    def statfs(self, nodeid: int) -> os.statvfs_result:
+        """statvfs(3) of the file system that the inode is on."""
+        return os.fstatvfs(self._inodes.get(nodeid).fd)
+
+    def syncfs(self, nodeid: int) -> None:
+        """Bring the file system that the directory is on to its disk."""
+        fd = self._proc.reopen(self._inodes.get(nodeid).fd, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+
+    def _fd(self, nodeid: int, fh: int | None) -> int:
+        return self._inodes.get(nodeid).fd if fh is None else self._handles.fd(nodeid, fh)
+
+    def _truncate(self, inode: Inode, fh: int | None, size: int) -> None:
+        if fh is not None:
+            os.ftruncate(self._handles.fd(inode.nodeid, fh), size)
+            return
+        if not stat.S_ISREG(inode.kind):
+            raise failure(errno.EISDIR if inode.is_dir else errno.EINVAL)
+        os.truncate(self._proc.path(inode.fd), size)
+
+
+def _id(number: int | None) -> int:
+    if number == _NO_ID:
+        raise failure(errno.EINVAL)
+    return -1 if number is None else number
+
+
+def _time(nanoseconds: int | None) -> Time:
+    if nanoseconds is None:
+        return Time(0, UTIME_OMIT)
+    if nanoseconds == Changes.NOW:
+        return Time(0, UTIME_NOW)
+    return Time.of(nanoseconds)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The passthrough file system as the FUSE session sees it (``farwatchd.fuse.filesystem.FileSystem``)."""
+
+from __future__ import annotations
+
+from farwatchd.passthrough.attributes import AttributeOperations
+from farwatchd.passthrough.data import DataOperations
+from farwatchd.passthrough.directories import DirectoryOperations
+from farwatchd.passthrough.names import NameOperations
+from farwatchd.passthrough.opening import OpenOperations
+from farwatchd.passthrough.xattrs import XattrOperations
+
+
+class PassthroughFs(
+    NameOperations, OpenOperations, DataOperations, AttributeOperations, DirectoryOperations, XattrOperations
+):
+    """A directory of the host. Every error is ``OSError`` with the errno for the guest: the host kernel's mostly;
+    ESTALE for an unknown nodeid, EBADF for an unknown handle."""
+
+    def reset(self) -> None:
+        """Forget all inodes but the root and close all handles: the guest is gone."""
+        self._handles.clear()
+        self._inodes.clear()
+
+    def close(self) -> None:
+        """Give everything back, the root too; the file system cannot be used any more."""
+        self._handles.clear()
+        self._inodes.close()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names: looking up, making, removing, moving. A symbolic link is never followed on the host."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from farwatchd.fuse.filesystem import Caller, Entry
+from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.syscalls import renameat2
+
+
+class NameOperations(Operations):
+    """Operations on directories' names."""
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        """Look up a name; counts as one lookup."""
+        return self._entry(self._inodes.lookup(self._inodes.get(parent), name))
+
+    def forget(self, nodeid: int, nlookup: int) -> bool:
+        """Take back lookups; True if the inode is gone now."""
+        return self._inodes.forget(nodeid, nlookup)
+
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
+        """Make a symbolic link."""
+        self._refuse_if_readonly()
+        with self._credentials.of(caller, 0):
+            os.symlink(target, name, dir_fd=self._inodes.get(parent).fd)
+        return self.lookup(parent, name)
+
+    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
+        """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
+        self._refuse_if_readonly()
+        with self._credentials.of(caller, umask):
+            os.mknod(name, mode, rdev, dir_fd=self._inodes.get(parent).fd)
+        return self.lookup(parent, name)
+
+    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
+        """Make a directory."""
+        self._refuse_if_readonly()
+        with self._credentials.of(caller, umask):
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=self._inodes.get(parent).fd)
+        return self.lookup(parent, name)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name of what is not a directory."""
+        self._refuse_if_readonly()
+        os.unlink(name, dir_fd=self._inodes.get(parent).fd)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self._refuse_if_readonly()
+        os.rmdir(name, dir_fd=self._inodes.get(parent).fd)
+
+    def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
+        """Rename; ``flags`` are RENAME_* of renameat2(2)."""
+        self._refuse_if_readonly()
+        renameat2(self._inodes.get(parent).fd, name, self._inodes.get(newparent).fd, newname, flags)
+
+    def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
+        """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its first."""
+        self._refuse_if_readonly()
+        source = self._proc.path(self._inodes.get(nodeid).fd)
+        os.link(source, newname, dst_dir_fd=self._inodes.get(newparent).fd, follow_symlinks=True)
+        return self.lookup(newparent, newname)

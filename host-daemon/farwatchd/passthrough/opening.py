@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening, creating and closing files. Only regular files are ever opened: the guest handles the others by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from farwatchd.fuse.filesystem import Caller, Entry, Opened
+from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.caps import Capability, without
+from farwatchd.passthrough.errors import failure
+from farwatchd.passthrough.inodes import Inode
+from farwatchd.passthrough.procfd import open_at
+
+#: The open(2) flags that mean something for the host's file; all others are the guest's matter.
+_PASSED = (
+    os.O_ACCMODE
+    | os.O_APPEND
+    | os.O_TRUNC
+    | os.O_NONBLOCK
+    | os.O_SYNC
+    | os.O_DSYNC
+    | os.O_DIRECT
+    | os.O_LARGEFILE
+    | os.O_NOATIME
+)
+
+
+class OpenOperations(Operations):
+    """Operations that make and end file handles."""
+
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
+        """Open a regular file; ``kill_suidgid``: truncating it takes its set-id bits away."""
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            self._refuse_if_readonly()
+        inode = self._inodes.get(nodeid)
+        if not stat.S_ISREG(inode.kind):
+            raise _cannot_open(inode)
+        with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+            fd = self._proc.reopen(inode.fd, self._flags(flags))
+        return self._opened(nodeid, fd)
+
+    def create(
+        self, caller: Caller, parent: int, name: bytes, mode: int, flags: int, umask: int, kill_suidgid: bool
+    ) -> tuple[Entry, Opened]:
+        """Make and open a file, or open the one that is there unless ``flags`` say O_EXCL (then EEXIST)."""
+        self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        exclusive = self._flags(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            with self._credentials.of(caller, umask):
+                fd = open_at(name, exclusive, stat.S_IMODE(mode), dir_fd=directory.fd)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+        else:
+            return self._created(fd)
+        entry = self._entry(self._inodes.lookup(directory, name))
+        try:
+            return entry, self.open(entry.nodeid, flags, kill_suidgid)
+        except BaseException:
+            self._inodes.forget(entry.nodeid, 1)
+            raise
+
+    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int, umask: int) -> tuple[Entry, Opened]:
+        """Make and open a file without a name; ``link`` may give it one unless ``flags`` say O_EXCL."""
+        self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        nameless = self._flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
+        with self._credentials.of(caller, umask):
+            fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
+        return self._created(fd)
+
+    def flush(self, nodeid: int, fh: int) -> None:
+        """Report what close(2) would, for a guest process that closes one of its descriptors."""
+        os.close(os.dup(self._handles.fd(nodeid, fh)))
+
+    def release(self, nodeid: int, fh: int) -> None:
+        """Close a file."""
+        self._handles.release(nodeid, fh)
+
+    def _flags(self, flags: int) -> int:
+        flags &= _PASSED
+        if not self._options.allow_direct_io:
+            flags &= ~os.O_DIRECT
+        if self._options.writeback:
+            if flags & os.O_ACCMODE == os.O_WRONLY:
+                flags = flags & ~os.O_ACCMODE | os.O_RDWR
+            flags &= ~os.O_APPEND
+        return flags
+
+    def _created(self, fd: int) -> tuple[Entry, Opened]:
+        # By the descriptor and not by name, which may mean something else already.
+        try:
+            entry = self._entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
+        except BaseException:
+            os.close(fd)
+            raise
+        return entry, self._opened(entry.nodeid, fd)
+
+    def _opened(self, nodeid: int, fd: int) -> Opened:
+        return Opened(self._handles.add(nodeid, fd), self._options.cache.file_flags)
+
+
+def _cannot_open(inode: Inode) -> OSError:
+    if inode.is_dir:
+        return failure(errno.EISDIR)
+    return failure(errno.ELOOP if stat.S_ISLNK(inode.kind) else errno.ENXIO)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reaching an object of which only an O_PATH descriptor is held: by its link in /proc/self/fd.
+
+Such a link leads to the object itself, wherever it has been moved to and even if it is a symbolic link, and cannot be
+influenced by the guest. In the sandbox /proc has no name any more, but /proc/self/fd is the current directory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from farwatchd.passthrough.errors import failure
+
+_PROC_SUPER_MAGIC = 0x9FA0
+_STATFS_SIZE = 256
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ProcFd:
+    """The directory /proc/self/fd, by name or as the current directory, as it is when this is made."""
+
+    def __init__(self) -> None:
+        self._prefix = "" if _current_directory_is_proc() else "/proc/self/fd/"
+
+    def path(self, fd: int) -> str:
+        """A path that leads to what ``fd`` refers to, when followed."""
+        return f"{self._prefix}{fd}"
+
+    def reopen(self, fd: int, flags: int) -> int:
+        """Another descriptor of what ``fd`` refers to; the offset is its own."""
+        return open_at(self.path(fd), flags)
+
+
+def path_of(fd: int) -> str:
+    """``ProcFd.path`` for those who have no ``ProcFd``."""
+    return ProcFd().path(fd)
+
+
+def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
+    """``os.open`` that reports the daemon's own limit of descriptors as the system's: it is not the guest process's."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise failure(errno.ENFILE) from error
+        raise
+
+
+def _current_directory_is_proc() -> bool:
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _libc.statfs(b".", buffer) < 0:
+        return False
+    return ctypes.c_long.from_buffer(buffer).value == _PROC_SUPER_MAGIC

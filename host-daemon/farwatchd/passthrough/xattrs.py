@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extended attributes (xattr(7)), and through two of them POSIX ACLs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.errors import failure
+
+_ACCESS_ACL = b"system.posix_acl_access"
+_ACLS = frozenset({_ACCESS_ACL, b"system.posix_acl_default"})
+
+
+class XattrOperations(Operations):
+    """Operations on extended attributes. ENOSYS if they are off, EOPNOTSUPP for ACLs if those are."""
+
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
+        """Set one; ``flags`` are XATTR_CREATE and XATTR_REPLACE.
+
+        ``kill_sgid``: the caller sets an access ACL and is not in the file's group, so the set-group-id bit goes.
+        """
+        path = self._xattr_path(nodeid, name)
+        self._refuse_if_readonly()
+        os.setxattr(path, name, value, flags)
+        if kill_sgid and name == _ACCESS_ACL:
+            mode = os.fstat(self._inodes.get(nodeid).fd).st_mode
+            if mode & stat.S_ISGID:
+                Path(path).chmod(stat.S_IMODE(mode) & ~stat.S_ISGID)
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """The value; ENODATA if it is not set."""
+        return os.getxattr(self._xattr_path(nodeid, name), name)
+
+    def listxattr(self, nodeid: int) -> Iterable[bytes]:
+        """The names of all that the guest may see."""
+        names = map(os.fsencode, os.listxattr(self._xattr_path(nodeid, b"")))
+        return [name for name in names if not self._hidden(name)]
+
+    def removexattr(self, nodeid: int, name: bytes) -> None:
+        """Remove one; ENODATA if it is not set."""
+        path = self._xattr_path(nodeid, name)
+        self._refuse_if_readonly()
+        os.removexattr(path, name)
+
+    def _xattr_path(self, nodeid: int, name: bytes) -> str:
+        if not self._options.xattr:
+            raise failure(errno.ENOSYS)
+        if self._hidden(name):
+            raise failure(errno.EOPNOTSUPP)
+        return self._proc.path(self._inodes.get(nodeid).fd)
+
+    def _hidden(self, name: bytes) -> bool:
+        return name in _ACLS and not self._options.posix_acl
