@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replies to READDIR and READDIRPLUS: as many entries as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from farwatchd.fuse import encode
+from farwatchd.fuse.filesystem import DirEntry, Entry
+from farwatchd.fuse.request import invalid
+from farwatchd.wire.fuse import dirent, entry_out
+
+_DIRENT_SIZE = dirent.size
+
+
+def fill(entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], Entry] | None) -> bytearray:
+    """Encode entries up to ``room`` bytes, with ``lookup`` as ``fuse_direntplus``.
+
+    Each entry that ``lookup`` gives is in the reply, as the client owes a FORGET for it: an error later on ends the
+    reply early and comes back on the next read. EINVAL when not even the first entry fits.
+    """
+    reply = bytearray()
+    fixed = _DIRENT_SIZE if lookup is None else entry_out.size + _DIRENT_SIZE
+    try:
+        for entry in entries:
+            length = fixed + len(entry.name)
+            padding = -length % 8
+            if len(reply) + length + padding > room:
+                if not reply:
+                    raise invalid(f"no room for an entry in {room} bytes")
+                break
+            if lookup is not None:
+                reply += _looked_up(entry.name, lookup)
+            reply += dirent.pack_values(entry.ino, entry.offset, len(entry.name), entry.kind)
+            reply += entry.name
+            reply += bytes(padding)
+    except OSError:
+        if not reply:
+            raise
+    return reply
+
+
+def _looked_up(name: bytes, lookup: Callable[[bytes], Entry]) -> bytes:
+    """The entry's inode; none for '.' and '..', which are not looked up, and for a name that vanished meanwhile."""
+    if name in (b".", b".."):
+        return encode.NO_ENTRY
+    try:
+        return encode.entry(lookup(name))
+    except OSError:
+        return encode.NO_ENTRY

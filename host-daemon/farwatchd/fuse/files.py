@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on open files and directories: data goes between file and guest memory without a copy here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from farwatchd.fuse import encode
+from farwatchd.fuse.directory import fill
+from farwatchd.fuse.filesystem import Entry, FileSystem
+from farwatchd.fuse.init import MAX_WRITE
+from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.request import Request, check_int, check_offset, invalid
+from farwatchd.fuse.segments import cut
+from farwatchd.wire.fuse import (
+    FSYNC_FDATASYNC,
+    OPEN_KILL_SUIDGID,
+    WRITE_KILL_SUIDGID,
+    Opcode,
+    copy_file_range_in,
+    fallocate_in,
+    flush_in,
+    fsync_in,
+    lseek_in,
+    lseek_out,
+    open_in,
+    open_out,
+    out_header,
+    read_in,
+    release_in,
+    write_in,
+    write_out,
+)
+
+#: ``MAX_RW_COUNT``: what one copy_file_range(2) does at most, and what fits its reply.
+_MAX_COPY = 0x7FFFF000
+_HEADER_SIZE = out_header.size
+
+
+class FileOperations:
+    """Calls the file system and encodes what it returns."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self._fs = fs
+
+    def table(self) -> dict[int, Operation]:
+        """The operations by opcode."""
+        return {
+            Opcode.OPEN: Operation(self._open, open_in.size, open_out.size),
+            Opcode.READ: Operation(self._read, read_in.size),
+            Opcode.WRITE: Operation(self._write, write_in.size, write_out.size),
+            Opcode.FLUSH: Operation(self._flush, flush_in.size),
+            Opcode.RELEASE: Operation(self._release, release_in.size),
+            Opcode.FSYNC: Operation(self._fsync, fsync_in.size),
+            Opcode.FALLOCATE: Operation(self._fallocate, fallocate_in.size),
+            Opcode.LSEEK: Operation(self._lseek, lseek_in.size, lseek_out.size),
+            Opcode.COPY_FILE_RANGE: Operation(self._copy_file_range, copy_file_range_in.size, write_out.size),
+            Opcode.OPENDIR: Operation(self._opendir, open_in.size, open_out.size),
+            Opcode.READDIR: Operation(self._readdir, read_in.size),
+            Opcode.READDIRPLUS: Operation(self._readdirplus, read_in.size),
+            Opcode.RELEASEDIR: Operation(self._releasedir, release_in.size),
+            Opcode.FSYNCDIR: Operation(self._fsyncdir, fsync_in.size),
+        }
+
+    def _open(self, request: Request) -> Reply:
+        args = open_in.unpack_from(request.args)
+        check_int(args.flags)
+        kill = bool(args.open_flags & OPEN_KILL_SUIDGID)
+        return encode.opened(self._fs.open(request.nodeid, args.flags, kill))
+
+    def _read(self, request: Request) -> Reply:
+        args = read_in.unpack_from(request.args)
+        check_offset(args.offset)
+        if args.size > MAX_WRITE or args.size > request.room:
+            raise invalid(f"a read of {args.size} bytes into {request.room}")
+        views = cut(request.writable, _HEADER_SIZE, args.size)
+        return self._fs.read(request.nodeid, args.fh, args.offset, views)
+
+    def _write(self, request: Request) -> Reply:
+        args = write_in.unpack_from(request.args)
+        check_offset(args.offset)
+        size = args.size
+        held = sum(map(len, request.data))
+        if size > held or size > MAX_WRITE:
+            raise invalid(f"a write of {size} bytes with {held} at hand")
+        views = request.data if size == held else cut(request.data, 0, size)
+        kill = bool(args.write_flags & WRITE_KILL_SUIDGID)
+        written = self._fs.write(request.nodeid, args.fh, args.offset, views, kill)
+        return write_out.pack_values(written, 0)
+
+    def _flush(self, request: Request) -> Reply:
+        self._fs.flush(request.nodeid, flush_in.unpack_from(request.args).fh)
+        return EMPTY
+
+    def _release(self, request: Request) -> Reply:
+        self._fs.release(request.nodeid, release_in.unpack_from(request.args).fh)
+        return EMPTY
+
+    def _fsync(self, request: Request) -> Reply:
+        args = fsync_in.unpack_from(request.args)
+        self._fs.fsync(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
+        return EMPTY
+
+    def _fallocate(self, request: Request) -> Reply:
+        args = fallocate_in.unpack_from(request.args)
+        check_offset(args.offset, args.length)
+        check_int(args.mode)
+        self._fs.fallocate(request.nodeid, args.fh, args.mode, args.offset, args.length)
+        return EMPTY
+
+    def _lseek(self, request: Request) -> Reply:
+        args = lseek_in.unpack_from(request.args)
+        check_offset(args.offset)
+        check_int(args.whence)
+        return lseek_out.pack_values(self._fs.lseek(request.nodeid, args.fh, args.offset, args.whence))
+
+    def _copy_file_range(self, request: Request) -> Reply:
+        args = copy_file_range_in.unpack_from(request.args)
+        check_offset(args.off_in, args.off_out, args.len)
+        if args.flags:
+            raise invalid("flags of copy_file_range")
+        copied = self._fs.copy_file_range(
+            request.nodeid,
+            args.fh_in,
+            args.off_in,
+            args.nodeid_out,
+            args.fh_out,
+            args.off_out,
+            min(args.len, _MAX_COPY),
+            args.flags,
+        )
+        return write_out.pack_values(copied, 0)
+
+    def _opendir(self, request: Request) -> Reply:
+        args = open_in.unpack_from(request.args)
+        check_int(args.flags)
+        return encode.opened(self._fs.opendir(request.nodeid, args.flags))
+
+    def _readdir(self, request: Request) -> Reply:
+        return self._entries(request, None)
+
+    def _readdirplus(self, request: Request) -> Reply:
+        parent = request.nodeid
+        return self._entries(request, lambda name: self._fs.lookup(parent, name))
+
+    def _entries(self, request: Request, lookup: Callable[[bytes], Entry] | None) -> Reply:
+        args = read_in.unpack_from(request.args)
+        check_offset(args.offset)
+        room = min(args.size, request.room, MAX_WRITE)
+        return fill(self._fs.readdir(request.nodeid, args.fh, args.offset), room, lookup)
+
+    def _releasedir(self, request: Request) -> Reply:
+        self._fs.releasedir(request.nodeid, release_in.unpack_from(request.args).fh)
+        return EMPTY
+
+    def _fsyncdir(self, request: Request) -> Reply:
+        args = fsync_in.unpack_from(request.args)
+        self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
+        return EMPTY

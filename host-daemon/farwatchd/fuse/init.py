@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INIT: what client and server agree on."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event
+from farwatchd.wire.fuse import KERNEL_MINOR_VERSION, KERNEL_VERSION, InitFlag, init_in, init_out
+
+#: The oldest client that is served: before 7.27 nothing speaks virtio-fs, and structures differ.
+MIN_MINOR = 27
+#: ``fuse_init_in`` before 7.36.
+_SHORT_INIT_IN_SIZE = 16
+#: ``fuse_init_out`` as far as a client reads it that speaks another major version.
+_VERSION_SIZE = 8
+PAGE_SIZE = 4096
+MAX_WRITE = 1 << 20
+_MAX_BACKGROUND = 0xFFFF
+_CONGESTION_THRESHOLD = 0xFFFF // 4 * 3
+
+_ALWAYS = (
+    InitFlag.ASYNC_READ
+    | InitFlag.ATOMIC_O_TRUNC
+    | InitFlag.BIG_WRITES
+    | InitFlag.HAS_IOCTL_DIR
+    | InitFlag.AUTO_INVAL_DATA
+    | InitFlag.ASYNC_DIO
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.MAX_PAGES
+    | InitFlag.SUBMOUNTS
+    | InitFlag.SETXATTR_EXT
+    | InitFlag.INIT_EXT
+    | InitFlag.CREATE_SUPP_GROUP
+)
+_POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What the session offers: options of the command line.
+
+    ``merged``: the watches leave out what this client causes, so that its own events stay its own.
+    """
+
+    writeback: bool = False
+    posix_acl: bool = False
+    killpriv_v2: bool = False
+    readdirplus: bool = True
+    merged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """The outcome: the reply's payload, and the flags that hold; ``flags`` is None when the client must ask again."""
+
+    reply: bytes
+    flags: int | None
+    minor: int
+
+    @property
+    def fsnotify(self) -> bool:
+        return bool((self.flags or 0) & FUSE_HAS_FSNOTIFY)
+
+    @property
+    def setxattr_ext(self) -> bool:
+        return bool((self.flags or 0) & InitFlag.SETXATTR_EXT)
+
+
+def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotiated:
+    """Answer INIT's arguments; ``watchable`` is 0 when there are no watches.
+
+    ``OSError``: EPROTO for a client too old, EINVAL for a short request.
+    """
+    if len(args) < _SHORT_INIT_IN_SIZE:
+        raise OSError(errno.EINVAL, "a short INIT")
+    asked = init_in.unpack_from(args[: init_in.size].ljust(init_in.size, b"\0"))
+    if asked.major > KERNEL_VERSION:
+        reply = init_out.pack(major=KERNEL_VERSION, minor=KERNEL_MINOR_VERSION)[:_VERSION_SIZE]
+        return Negotiated(reply, None, 0)
+    if asked.major < KERNEL_VERSION or asked.minor < MIN_MINOR:
+        raise OSError(errno.EPROTO, f"the guest speaks FUSE {asked.major}.{asked.minor}, 7.{MIN_MINOR} is needed")
+    offered = int(asked.flags)
+    if offered & InitFlag.INIT_EXT:
+        offered |= asked.flags2 << 32
+    wanted = _wanted(options, watchable)
+    flags = offered & wanted
+    if options.posix_acl and flags & _POSIX_ACL != _POSIX_ACL:
+        raise OSError(errno.EPROTO, "the guest cannot handle POSIX ACLs, start without them")
+    if not flags & FUSE_HAS_FSNOTIFY:
+        flags &= ~FUSE_FSNOTIFY_MERGED
+    minor = min(asked.minor, KERNEL_MINOR_VERSION)
+    reply = init_out.pack(
+        major=KERNEL_VERSION,
+        minor=minor,
+        max_readahead=asked.max_readahead,
+        flags=flags & 0xFFFFFFFF,
+        flags2=flags >> 32,
+        max_background=_MAX_BACKGROUND,
+        congestion_threshold=_CONGESTION_THRESHOLD,
+        max_write=MAX_WRITE,
+        time_gran=1,
+        max_pages=MAX_WRITE // PAGE_SIZE if flags & InitFlag.MAX_PAGES else 0,
+        fsnotify_mask=int(watchable) if flags & FUSE_HAS_FSNOTIFY else 0,
+    )
+    return Negotiated(reply, flags, minor)
+
+
+def _wanted(options: SessionOptions, watchable: Event) -> int:
+    wanted = int(_ALWAYS)
+    if options.readdirplus:
+        wanted |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
+    if options.writeback:
+        wanted |= InitFlag.WRITEBACK_CACHE
+    if options.posix_acl:
+        wanted |= _POSIX_ACL
+    if options.killpriv_v2:
+        wanted |= InitFlag.HANDLE_KILLPRIV_V2
+    if watchable:
+        wanted |= FUSE_HAS_FSNOTIFY
+        if options.merged:
+            wanted |= FUSE_FSNOTIFY_MERGED
+    return int(wanted)

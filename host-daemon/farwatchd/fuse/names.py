@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on names in directories: look up, make, remove, rename, read symbolic links."""
+
+from __future__ import annotations
+
+import errno
+
+from farwatchd.fuse import encode
+from farwatchd.fuse.filesystem import FileSystem
+from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
+from farwatchd.wire.fuse import (
+    OPEN_KILL_SUIDGID,
+    Opcode,
+    create_in,
+    entry_out,
+    link_in,
+    mkdir_in,
+    mknod_in,
+    open_out,
+    rename2_in,
+    rename_in,
+)
+
+
+class NameOperations:
+    """Calls the file system and encodes what it returns."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self._fs = fs
+
+    def table(self) -> dict[int, Operation]:
+        """The operations by opcode."""
+        entry = entry_out.size
+        created = entry_out.size + open_out.size
+        return {
+            Opcode.LOOKUP: Operation(self._lookup, 2, entry),
+            Opcode.SYMLINK: Operation(self._symlink, 4, entry),
+            Opcode.MKNOD: Operation(self._mknod, mknod_in.size + 2, entry),
+            Opcode.MKDIR: Operation(self._mkdir, mkdir_in.size + 2, entry),
+            Opcode.UNLINK: Operation(self._unlink, 2),
+            Opcode.RMDIR: Operation(self._rmdir, 2),
+            Opcode.RENAME: Operation(self._rename, rename_in.size + 4),
+            Opcode.RENAME2: Operation(self._rename2, rename2_in.size + 4),
+            Opcode.LINK: Operation(self._link, link_in.size + 2, entry),
+            Opcode.CREATE: Operation(self._create, create_in.size + 2, created),
+            Opcode.TMPFILE: Operation(self._tmpfile, create_in.size, created),
+            Opcode.READLINK: Operation(self._readlink),
+        }
+
+    def _lookup(self, request: Request) -> Reply:
+        return encode.entry(self._fs.lookup(request.nodeid, request.name(0)))
+
+    def _symlink(self, request: Request) -> Reply:
+        name, target = request.strings(0, 2)
+        check_name(name)
+        if not target:
+            raise OSError(errno.ENOENT, "an empty target")
+        if len(target) > TARGET_MAX:
+            raise OSError(errno.ENAMETOOLONG, "a target is too long")
+        return encode.entry(self._fs.symlink(request.caller(), request.nodeid, name, target))
+
+    def _mknod(self, request: Request) -> Reply:
+        args = mknod_in.unpack_from(request.args)
+        name = request.name(mknod_in.size)
+        check_int(args.mode)
+        caller = request.caller()
+        return encode.entry(self._fs.mknod(caller, request.nodeid, name, args.mode, args.rdev, args.umask))
+
+    def _mkdir(self, request: Request) -> Reply:
+        args = mkdir_in.unpack_from(request.args)
+        name = request.name(mkdir_in.size)
+        check_int(args.mode)
+        return encode.entry(self._fs.mkdir(request.caller(), request.nodeid, name, args.mode, args.umask))
+
+    def _unlink(self, request: Request) -> Reply:
+        self._fs.unlink(request.nodeid, request.name(0))
+        return EMPTY
+
+    def _rmdir(self, request: Request) -> Reply:
+        self._fs.rmdir(request.nodeid, request.name(0))
+        return EMPTY
+
+    def _rename(self, request: Request) -> Reply:
+        args = rename_in.unpack_from(request.args)
+        name, newname = request.names(rename_in.size, 2)
+        self._fs.rename(request.nodeid, name, args.newdir, newname, 0)
+        return EMPTY
+
+    def _rename2(self, request: Request) -> Reply:
+        args = rename2_in.unpack_from(request.args)
+        name, newname = request.names(rename2_in.size, 2)
+        check_int(args.flags)
+        self._fs.rename(request.nodeid, name, args.newdir, newname, args.flags)
+        return EMPTY
+
+    def _link(self, request: Request) -> Reply:
+        args = link_in.unpack_from(request.args)
+        return encode.entry(self._fs.link(args.oldnodeid, request.nodeid, request.name(link_in.size)))
+
+    def _create(self, request: Request) -> Reply:
+        args = create_in.unpack_from(request.args)
+        name = request.name(create_in.size)
+        check_int(args.mode, args.flags)
+        kill = bool(args.open_flags & OPEN_KILL_SUIDGID)
+        entry, opened = self._fs.create(request.caller(), request.nodeid, name, args.mode, args.flags, args.umask, kill)
+        return encode.entry(entry) + encode.opened(opened)
+
+    def _tmpfile(self, request: Request) -> Reply:
+        # A name follows that means nothing: the client's placeholder for what has no name yet.
+        args = create_in.unpack_from(request.args)
+        check_int(args.mode, args.flags)
+        entry, opened = self._fs.tmpfile(request.caller(), request.nodeid, args.mode, args.flags, args.umask)
+        return encode.entry(entry) + encode.opened(opened)
+
+    def _readlink(self, request: Request) -> Reply:
+        target = self._fs.readlink(request.nodeid)
+        if len(target) > request.room:
+            raise invalid("no room for a target")
+        return target

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One FUSE request: its header, arguments, names and extensions, taken out of guest memory and checked.
+
+What is checked is copied first, since the guest may change its memory meanwhile. ``OSError`` is what the guest gets.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from farwatchd.fuse.filesystem import Caller
+from farwatchd.fuse.segments import cut, gather
+from farwatchd.wire.fuse import EXT_GROUPS, Opcode, ext_header, in_header, supp_groups, write_in
+
+NAME_MAX = 255
+#: ``XATTR_NAME_MAX`` and ``XATTR_SIZE_MAX``.
+XATTR_NAME_MAX = 255
+XATTR_SIZE_MAX = 65536
+#: A symbolic link's target, without the NUL.
+TARGET_MAX = 4095
+#: Arguments of all but WRITE: the largest is a BATCH_FORGET that fills the client's largest request.
+MAX_ARGS = 1 << 20
+_NO_ID = 0xFFFFFFFF
+_OFFSET_MAX = (1 << 63) - 1
+_INT_MAX = (1 << 31) - 1
+_HEADER_SIZE = in_header.size
+_WRITE_IN_SIZE = write_in.size
+_WRITE = int(Opcode.WRITE)
+
+
+@dataclass(slots=True)
+class Request:
+    """A request after its header: ``args`` are copied, ``data`` (WRITE alone) and ``writable`` are guest memory.
+
+    ``room`` is what ``writable`` holds after the reply's header. ``extensions`` follow the arguments (7.38).
+    """
+
+    nodeid: int
+    uid: int
+    gid: int
+    pid: int
+    args: bytes
+    extensions: bytes
+    data: list[memoryview]
+    writable: Sequence[memoryview]
+    room: int
+
+    def caller(self) -> Caller:
+        """Who makes something new; EINVAL without valid ids."""
+        if _NO_ID in (self.uid, self.gid):
+            raise invalid("no owner for a new inode")
+        return Caller(self.uid, self.gid, self.pid, _group(self.extensions) if self.extensions else -1)
+
+    def name(self, start: int) -> bytes:
+        """The file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is none."""
+        return self.names(start, 1)[0]
+
+    def names(self, start: int, count: int) -> list[bytes]:
+        """``count`` file names, each ended by NUL, from ``args[start:]`` on."""
+        names = self.strings(start, count)
+        for name in names:
+            check_name(name)
+        return names
+
+    def strings(self, start: int, count: int) -> list[bytes]:
+        """``count`` strings, each ended by NUL, from ``args[start:]`` on; EINVAL when one has no end."""
+        parts = self.args[start:].split(b"\0", count)
+        if len(parts) <= count:
+            raise invalid("a string without an end")
+        return parts[:count]
+
+
+def decode(header: Any, readable: Sequence[memoryview], writable: Sequence[memoryview], room: int) -> Request:
+    """Take the request apart whose ``in_header`` is ``header``; EINVAL when its lengths are impossible."""
+    opcode = header.opcode
+    length = header.len - _HEADER_SIZE
+    if length < 0 or header.len > sum(map(len, readable)):
+        raise invalid(f"a length of {header.len}")
+    data: list[memoryview] = []
+    if opcode == _WRITE:
+        args = gather(readable, _HEADER_SIZE, min(length, _WRITE_IN_SIZE))
+        data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, max(length - _WRITE_IN_SIZE, 0))
+    elif length > MAX_ARGS:
+        raise invalid(f"{length} bytes of arguments")
+    else:
+        args = gather(readable, _HEADER_SIZE, length)
+    extensions = b""
+    if header.total_extlen:
+        size = 8 * header.total_extlen
+        if size > len(args):
+            raise invalid(f"{size} bytes of extensions")
+        args, extensions = args[:-size], args[-size:]
+    return Request(header.nodeid, header.uid, header.gid, header.pid, args, extensions, data, writable, room)
+
+
+def invalid(what: str) -> OSError:
+    """The error for a request that no client in order sends."""
+    return OSError(errno.EINVAL, what)
+
+
+def check_name(name: bytes) -> None:
+    """Refuse what is not one name in a directory, so that nothing outside the share can be reached by it."""
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, "a name is too long")
+    if not name or b"/" in name or name in (b".", b".."):
+        raise invalid("not a file name")
+
+
+def check_xattr_name(name: bytes) -> None:
+    """Refuse what xattr(7) does: ERANGE."""
+    if not 0 < len(name) <= XATTR_NAME_MAX:
+        raise OSError(errno.ERANGE, "not an attribute's name")
+
+
+def check_offset(*offsets: int) -> None:
+    """EINVAL for what is negative as an ``loff_t``."""
+    for offset in offsets:
+        if offset > _OFFSET_MAX:
+            raise invalid("a negative offset")
+
+
+def check_int(*values: int) -> None:
+    """EINVAL for what is negative as an ``int``: flags and modes with the highest bit."""
+    for value in values:
+        if value > _INT_MAX:
+            raise invalid("unknown flags")
+
+
+def _group(extensions: bytes) -> int:
+    """The supplementary group among the extensions, or -1; EINVAL when they are malformed."""
+    position = 0
+    group = -1
+    while position < len(extensions):
+        if len(extensions) - position < ext_header.size:
+            raise invalid("a short extension")
+        header = ext_header.unpack_from(extensions, position)
+        end = position + header.size
+        if header.size < ext_header.size or header.size % 8 or end > len(extensions):
+            raise invalid("an extension's length")
+        if header.type == EXT_GROUPS:
+            if group >= 0:
+                raise invalid("two lists of groups")
+            group = _only_group(extensions[position + ext_header.size : end])
+        position = end
+    return group
+
+
+def _only_group(body: bytes) -> int:
+    """The one group of a ``fuse_supp_groups``: the client sends none or the parent directory's."""
+    if len(body) < supp_groups.size:
+        raise invalid("a short list of groups")
+    count = supp_groups.unpack_from(body).nr_groups
+    if count == 0:
+        return -1
+    if count > 1 or len(body) < supp_groups.size + 4:
+        raise invalid(f"a list of {count} groups")
+    group = int.from_bytes(body[supp_groups.size : supp_groups.size + 4], "little")
+    if group == _NO_ID:
+        raise invalid("not a group")
+    return group

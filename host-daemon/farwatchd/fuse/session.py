@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FUSE session: takes requests, dispatches them by opcode to a file system, writes replies (FUSE 7.41)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from farwatchd.fuse.files import FileOperations
+from farwatchd.fuse.filesystem import FileSystem
+from farwatchd.fuse.init import Negotiated, SessionOptions, negotiate
+from farwatchd.fuse.inodes import InodeOperations
+from farwatchd.fuse.names import NameOperations
+from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.request import Request, decode, invalid
+from farwatchd.fuse.segments import gather, scatter
+from farwatchd.fuse.watches import Watches
+from farwatchd.wire.fsnotify import Event, fsnotify_in, fsnotify_out
+from farwatchd.wire.fuse import (
+    Opcode,
+    batch_forget_in,
+    forget_in,
+    forget_one,
+    in_header,
+    init_out,
+    out_header,
+)
+
+__all__ = ["Session", "SessionOptions"]
+
+_log = logging.getLogger(__name__)
+_HEADER_SIZE = in_header.size
+_REPLY_HEADER_SIZE = out_header.size
+#: Opcodes that are never answered.
+_SILENT = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.INTERRUPT), int(Opcode.NOTIFY_REPLY)})
+_INIT, _DESTROY = int(Opcode.INIT), int(Opcode.DESTROY)
+#: What FUSE_FSNOTIFY may ask for.
+_REQUESTABLE = sum(event for event in Event if event not in (Event.ISDIR, Event.OVERFLOW))
+#: The client takes errors from -511 to -1.
+_ERRNO_MAX = 511
+
+
+class Session:
+    """Serves one guest after the other; implements the transport's ``RequestHandler``.
+
+    What is wrong with a request is the guest's to know: an error reply and a line in the debug log. An exception of
+    the file system other than ``OSError`` is a bug and goes to the transport.
+    """
+
+    def __init__(self, fs: FileSystem, watches: Watches | None, options: SessionOptions) -> None:
+        self._fs = fs
+        self._watches = watches
+        self._options = options
+        self._agreed: Negotiated | None = None
+        self._inodes = InodeOperations(fs)
+        self._operations: dict[int, Operation] = {
+            **NameOperations(fs).table(),
+            **FileOperations(fs).table(),
+            **self._inodes.table(),
+            Opcode.INIT: Operation(self._init),
+            Opcode.DESTROY: Operation(self._destroy),
+            Opcode.FORGET: Operation(self._forget, forget_in.size),
+            Opcode.BATCH_FORGET: Operation(self._batch_forget, batch_forget_in.size),
+            Opcode.INTERRUPT: Operation(_nothing),
+            Opcode.NOTIFY_REPLY: Operation(_nothing),
+            Opcode.IOCTL: Operation(_no_ioctl),
+            Opcode.FSNOTIFY: Operation(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
+        }
+
+    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
+        """Serve one request and return the bytes of its reply, 0 for none; see ``RequestHandler``."""
+        if readable and len(readable[0]) >= _HEADER_SIZE:
+            header = in_header.unpack_from(readable[0])
+        else:
+            start = gather(readable, 0, _HEADER_SIZE)
+            header = in_header.unpack_from(start.ljust(_HEADER_SIZE, b"\0"))
+            if len(start) < _HEADER_SIZE:
+                # A length that ``decode`` refuses.
+                header = header._replace(len=0)
+        opcode = header.opcode
+        room = sum(map(len, writable)) - _REPLY_HEADER_SIZE
+        silent = opcode in _SILENT
+        if room < 0 and not silent:
+            _log.debug("%s: no room for a reply", _Name(opcode))
+            return 0
+        try:
+            reply = self._serve(header, readable, writable, room)
+        except OSError as error:
+            return self._refuse(header, writable, error)
+        if silent:
+            return 0
+        if type(reply) is int:
+            length = _REPLY_HEADER_SIZE + reply
+            self._write_header(writable, length, 0, header.unique)
+            return length
+        assert not isinstance(reply, int)
+        length = _REPLY_HEADER_SIZE + len(reply)
+        self._write_header(writable, length, 0, header.unique)
+        if reply:
+            scatter(writable, _REPLY_HEADER_SIZE, reply)
+        return length
+
+    def reset(self) -> None:
+        """Forget the guest: its inodes, handles and watches. The next one begins with INIT."""
+        self._agreed = None
+        self._fs.reset()
+        if self._watches is not None:
+            self._watches.reset()
+
+    def _serve(self, header: Any, readable: Sequence[memoryview], writable: Sequence[memoryview], room: int) -> Reply:
+        opcode = header.opcode
+        operation = self._operations.get(opcode)
+        if self._agreed is None and opcode != _INIT and opcode != _DESTROY:
+            raise OSError(errno.EIO, "comes before INIT")
+        if operation is None:
+            raise OSError(errno.ENOSYS, "not served")
+        request = decode(header, readable, writable, room)
+        if len(request.args) < operation.args:
+            raise invalid(f"{len(request.args)} bytes of arguments, {operation.args} are needed")
+        if room < operation.reply:
+            raise invalid(f"room for a reply of {room} bytes, {operation.reply} are needed")
+        return operation.handler(request)
+
+    def _refuse(self, header: Any, writable: Sequence[memoryview], error: OSError) -> int:
+        """Reply with an error, where the request has a reply."""
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s of node %d: %s", _Name(header.opcode), header.nodeid, error.strerror or error)
+        if header.opcode in _SILENT:
+            return 0
+        number = error.errno if error.errno is not None and 0 < error.errno <= _ERRNO_MAX else errno.EIO
+        self._write_header(writable, _REPLY_HEADER_SIZE, -number, header.unique)
+        return _REPLY_HEADER_SIZE
+
+    def _write_header(self, writable: Sequence[memoryview], length: int, error: int, unique: int) -> None:
+        if len(writable[0]) >= _REPLY_HEADER_SIZE:
+            out_header.pack_into(writable[0], 0, length, error, unique)
+        else:
+            scatter(writable, 0, out_header.pack_values(length, error, unique))
+
+    def _init(self, request: Request) -> Reply:
+        watchable = Event(0) if self._watches is None else self._watches.supported
+        try:
+            agreed = negotiate(request.args, self._options, watchable)
+        except OSError as error:
+            _log.warning("the guest cannot mount the share: %s", error.strerror)
+            raise
+        if len(agreed.reply) > request.room:
+            raise invalid(f"room for {request.room} bytes of INIT's reply, {init_out.size} are needed")
+        if agreed.flags is None:
+            return agreed.reply
+        if self._agreed is not None:
+            _log.info("the guest begins anew")
+        self.reset()
+        self._agreed = agreed
+        self._inodes.use_setxattr_ext(agreed.setxattr_ext)
+        _log.info("the guest speaks FUSE 7.%d%s", agreed.minor, ", with events of the host" if agreed.fsnotify else "")
+        return agreed.reply
+
+    def _destroy(self, request: Request) -> Reply:
+        self.reset()
+        return EMPTY
+
+    def _forget(self, request: Request) -> Reply:
+        self._forget_one(request.nodeid, forget_in.unpack_from(request.args).nlookup)
+        return EMPTY
+
+    def _batch_forget(self, request: Request) -> Reply:
+        count = batch_forget_in.unpack_from(request.args).count
+        position = batch_forget_in.size
+        if position + count * forget_one.size > len(request.args):
+            raise invalid(f"{count} inodes to forget in {len(request.args)} bytes")
+        for _ in range(count):
+            self._forget_one(*forget_one.unpack_from(request.args, position))
+            position += forget_one.size
+        return EMPTY
+
+    def _forget_one(self, nodeid: int, nlookup: int) -> None:
+        if self._fs.forget(nodeid, nlookup) and self._watches is not None:
+            self._watches.forget(nodeid)
+
+    def _fsnotify(self, request: Request) -> Reply:
+        if self._watches is None or self._agreed is None or not self._agreed.fsnotify:
+            raise OSError(errno.ENOSYS, "was not agreed on")
+        args = fsnotify_in.unpack_from(request.args)
+        if args.flags or args.reserved or args.mask & ~_REQUESTABLE:
+            raise invalid("reserved fields or unknown events")
+        watched = self._fs.watched(request.nodeid)
+        mask = self._watches.set_mask(request.nodeid, watched.generation, watched.fd, watched.is_dir, Event(args.mask))
+        return fsnotify_out.pack_values(int(mask), 0, 0)
+
+
+class _Name:
+    """An opcode's name, made only where it is logged."""
+
+    def __init__(self, opcode: int) -> None:
+        self._opcode = opcode
+
+    def __str__(self) -> str:
+        try:
+            return Opcode(self._opcode).name
+        except ValueError:
+            return f"opcode {self._opcode}"
+
+
+def _nothing(request: Request) -> Reply:
+    return EMPTY
+
+
+def _no_ioctl(request: Request) -> Reply:
+    raise OSError(errno.ENOTTY, "no device")
