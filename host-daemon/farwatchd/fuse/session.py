@@ -119,7 +119,8 @@ class Session:
         request = decode(header, readable, writable, room)
         if len(request.args) < operation.args:
             raise invalid(f"{len(request.args)} bytes of arguments, {operation.args} are needed")
-        if room < operation.reply:
+        # Without a reply there may be no room for its header either.
+        if max(room, 0) < operation.reply:
             raise invalid(f"room for a reply of {room} bytes, {operation.reply} are needed")
         return operation.handler(request)
 
