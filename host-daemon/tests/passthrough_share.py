@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shared directory with its file system, and what the tests of the passthrough file system ask of both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from farwatchd.fuse.filesystem import ROOT, Caller, Entry, FileSystem, Opened
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Options
+
+DAEMON = Caller(os.geteuid(), os.getegid(), 1)
+USER = Caller(1000, 1001, 1)
+IS_ROOT = os.geteuid() == 0
+
+
+def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
+    """The errno that an operation fails with, 0 if it does not."""
+    try:
+        operation(*arguments)
+    except OSError as error:
+        assert error.errno
+        return error.errno
+    return 0
+
+
+def names_in(path: Path) -> set[bytes]:
+    """The names in a directory."""
+    return {os.fsencode(child.name) for child in path.iterdir()}
+
+
+def open_descriptors() -> int:
+    """How many descriptors the process has."""
+    return len(names_in(Path("/proc/self/fd")))
+
+
+def identity() -> list[str]:
+    """Ids, groups and capabilities of the process."""
+    kept = ("Uid:", "Gid:", "Groups:", "Cap")
+    return [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kept)]
+
+
+class Share:
+    """A directory ``path`` and the file system ``fs`` over it."""
+
+    def __init__(self, path: Path, options: Options | None = None) -> None:
+        self.path = path
+        self.passthrough = PassthroughFs(path, options or Options(xattr=True))
+        self.fs: FileSystem = self.passthrough
+
+    def close(self) -> None:
+        self.passthrough.close()
+
+    def lookup(self, path: str) -> int:
+        """The nodeid of a path in the share."""
+        nodeid = ROOT
+        for name in Path(path).parts:
+            nodeid = self.fs.lookup(nodeid, os.fsencode(name)).nodeid
+        return nodeid
+
+    def create(
+        self, name: bytes, mode: int = 0o644, flags: int = os.O_RDWR, umask: int = 0, caller: Caller = DAEMON
+    ) -> tuple[Entry, Opened]:
+        return self.fs.create(caller, ROOT, name, mode, flags, umask, False)
+
+    def open(self, path: str, flags: int = os.O_RDWR, kill_suidgid: bool = False) -> tuple[int, int]:
+        """The nodeid and the handle of an opened file."""
+        nodeid = self.lookup(path)
+        return nodeid, self.fs.open(nodeid, flags, kill_suidgid).fh
+
+    def write(self, nodeid: int, fh: int, offset: int, *data: bytes, kill_suidgid: bool = False) -> int:
+        return self.fs.write(nodeid, fh, offset, [memoryview(part) for part in data], kill_suidgid)
+
+    def read(self, nodeid: int, fh: int, offset: int, *sizes: int) -> bytes:
+        buffers = [bytearray(size) for size in sizes]
+        size = self.fs.read(nodeid, fh, offset, [memoryview(buffer) for buffer in buffers])
+        return b"".join(buffers)[:size]
