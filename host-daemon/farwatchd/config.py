@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's configuration: one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from farwatchd.fsnotify.probe import BackendName
+from farwatchd.passthrough.options import Cache
+from farwatchd.sandbox.enter import Sandbox
+
+
+class FsnotifyMode(Enum):
+    """What the guest is told of changes on the host (``--fsnotify``)."""
+
+    AUTO = "auto"
+    OFF = "off"
+    REMOTE = "remote"
+    MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the command line says. Exactly one of ``socket_path`` and ``fd`` is set."""
+
+    shared_dir: Path
+    socket_path: Path | None
+    fd: int | None
+    socket_group: str | None
+    tag: str
+    num_request_queues: int
+    cache: Cache
+    writeback: bool
+    readonly: bool
+    xattr: bool
+    posix_acl: bool
+    allow_direct_io: bool
+    sandbox: Sandbox
+    rlimit_nofile: int | None
+    log_level: str
+    syslog: bool
+    fsnotify: FsnotifyMode
+    fsnotify_backend: BackendName
+    max_watches: int
+    event_queue: int

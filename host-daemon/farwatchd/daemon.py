@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the parts together: socket, sandbox, file system, watches, session, device, loop."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import linecache
+import logging
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from farwatchd.config import Config, FsnotifyMode
+from farwatchd.errors import UserError
+from farwatchd.fsnotify.backend import Backend
+from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, Mode, open_backend
+from farwatchd.fsnotify.queue import OutgoingQueue
+from farwatchd.fsnotify.table import WatchTable
+from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.loop import Loop
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Cache, Options
+from farwatchd.passthrough.procfd import ProcFd
+from farwatchd.sandbox.enter import SandboxError, enter
+from farwatchd.sandbox.limits import raise_nofile
+from farwatchd.vhost_user.device import Device, DeviceConfig
+from farwatchd.vhost_user.server import ListenError, Server, inherit, listen
+
+_log = logging.getLogger(__name__)
+
+#: Used by logging when something fails, and not to be found any more once the sandbox is entered.
+_NEEDED_LATER = (traceback, linecache)
+
+
+def run(config: Config) -> None:
+    """Serve until a signal, or until the front end of an inherited connection leaves; ``UserError`` if impossible."""
+    os.umask(0)
+    try:
+        limit = raise_nofile(config.rlimit_nofile)
+        device_config = DeviceConfig(
+            config.tag, config.num_request_queues, notification=config.fsnotify is not FsnotifyMode.OFF
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    _log.debug("%d files may be open", limit)
+    with _socket(config) as sock:
+        try:
+            root_fd = enter(config.sandbox, config.shared_dir.absolute())
+        except SandboxError as error:
+            raise UserError(str(error)) from error
+        _serve(config, device_config, sock, root_fd)
+
+
+def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, root_fd: int) -> None:
+    loop = Loop()
+    queue: OutgoingQueue | None = None
+    watches: WatchTable | None = None
+    backend: Backend | None = None
+    if config.fsnotify is not FsnotifyMode.OFF:
+        queue = OutgoingQueue(config.event_queue)
+        backend = _backend(config, root_fd)
+        if backend is not None:
+            watches = WatchTable(backend, queue, config.max_watches, loop.call_later)
+            loop.add(backend.fileno(), watches.process)
+    filesystem = PassthroughFs(
+        root_fd,
+        Options(
+            cache=config.cache,
+            writeback=config.writeback,
+            readonly=config.readonly,
+            xattr=config.xattr,
+            posix_acl=config.posix_acl,
+            allow_direct_io=config.allow_direct_io,
+        ),
+    )
+    session = Session(
+        filesystem,
+        watches,
+        SessionOptions(
+            writeback=config.writeback,
+            posix_acl=config.posix_acl,
+            readdirplus=config.cache is not Cache.NEVER,
+            merged=backend is not None and backend.merged,
+        ),
+    )
+    device = Device(loop, session, device_config, queue)
+    server = Server(loop, sock, device, loop.stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: loop.stop())
+    where = config.socket_path if config.socket_path is not None else f"descriptor {config.fd}"
+    _log.info("listening on %s", where)
+    loop.run()
+    server.close()
+    session.reset()
+    _log.info("ended")
+
+
+#: The modes to try, best first.
+_MODES = {
+    FsnotifyMode.AUTO: (Mode.MERGED, Mode.REMOTE),
+    FsnotifyMode.MERGED: (Mode.MERGED,),
+    FsnotifyMode.REMOTE: (Mode.REMOTE,),
+}
+
+
+def _backend(config: Config, root_fd: int) -> Backend | None:
+    """The back end for the best mode that works here; None if none does and the user did not ask for one."""
+    problems = []
+    for mode in _MODES[config.fsnotify]:
+        try:
+            return open_backend(config.fsnotify_backend, root_fd, ProcFd().path, mode)
+        except BackendUnavailableError as error:
+            problems.append(f"mode {mode.value}: {error}")
+            _log.info("no %s", problems[-1])
+    if config.fsnotify is FsnotifyMode.AUTO and config.fsnotify_backend is BackendName.AUTO:
+        _log.warning("the guest gets no events: %s", problems[-1])
+        return None
+    raise UserError(f"{problems[-1]}; --fsnotify=off does without")
+
+
+@contextlib.contextmanager
+def _socket(config: Config) -> Iterator[socket.socket]:
+    """The socket to serve on; one that was made here is removed at the end."""
+    try:
+        if config.socket_path is None:
+            assert config.fd is not None
+            yield inherit(config.fd)
+            return
+        mode = 0o600 if config.socket_group is None else 0o660
+        path = config.socket_path.absolute()
+        sock = listen(path, mode)
+    except ListenError as error:
+        raise UserError(str(error)) from error
+    # By descriptor, since the path means something else once the sandbox is entered.
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if config.socket_group is not None:
+            _give_to_group(path, config.socket_group)
+        yield sock
+    finally:
+        sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=directory)
+        os.close(directory)
+
+
+def _give_to_group(path: Path, group: str) -> None:
+    try:
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    except KeyError:
+        raise UserError(f"--socket-group {group}: there is no such group") from None
+    except OSError as error:
+        raise UserError(f"--socket-group {group}: {error.strerror}") from error

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the shared directory the daemon's root, so that nothing outside it can be named any more.
+
+Afterwards the current directory is /proc/self/fd, which is how objects are reached whose descriptor is all we have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from enum import Enum
+from pathlib import Path
+
+from farwatchd.sandbox.imports import seal
+
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNET = 0x40000000
+_CLONE_NEWUSER = 0x10000000
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_SLAVE = 0x80000
+_MNT_DETACH = 2
+_PR_SET_NO_NEW_PRIVS = 38
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Sandbox(Enum):
+    """How the daemon is confined (``--sandbox``)."""
+
+    NAMESPACE = "namespace"
+    CHROOT = "chroot"
+    NONE = "none"
+
+
+class SandboxError(Exception):
+    """The sandbox cannot be entered. The text is one line for the user."""
+
+
+def enter(sandbox: Sandbox, shared_dir: Path) -> int:
+    """Enter the sandbox; returns an O_PATH descriptor of the share's root. ``SandboxError`` when that cannot be done.
+
+    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; ``CHROOT`` for root only.
+    """
+    try:
+        proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxError(f"cannot use /proc/self/fd: {error.strerror}; mount /proc") from error
+    try:
+        try:
+            shared_fd = os.open(shared_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SandboxError(f"cannot open the shared directory {shared_dir}: {error.strerror}") from error
+        if sandbox is Sandbox.NONE:
+            os.fchdir(proc_fd)
+            return shared_fd
+        os.close(shared_fd)
+        if sandbox is Sandbox.CHROOT:
+            _chroot(shared_dir)
+        else:
+            _namespace(shared_dir)
+        seal()
+        root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.fchdir(proc_fd)
+    finally:
+        os.close(proc_fd)
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges", "")
+    return root_fd
+
+
+def _check(result: int, what: str, advice: str) -> None:
+    if result < 0:
+        raise SandboxError(f"cannot {what}: {os.strerror(ctypes.get_errno())}{advice}")
+
+
+def _chroot(shared_dir: Path) -> None:
+    try:
+        os.chroot(shared_dir)
+        os.chdir("/")
+    except OSError as error:
+        advice = "; --sandbox=chroot needs root" if error.errno == errno.EPERM else ""
+        raise SandboxError(f"cannot make {shared_dir} the root: {error.strerror}{advice}") from error
+
+
+def _namespace(shared_dir: Path) -> None:
+    advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
+    uid, gid = os.geteuid(), os.getegid()
+    flags = _CLONE_NEWNS | _CLONE_NEWNET | (_CLONE_NEWUSER if uid != 0 else 0)
+    _check(_libc.unshare(flags), "make namespaces", advice)
+    if uid != 0:
+        _map_ids(uid, gid)
+    # What is mounted here later on the host still shows in the share, what we do here does not show on the host.
+    _check(_libc.mount(None, b"/", None, _MS_SLAVE | _MS_REC, None), "detach from the host's mounts", advice)
+    if shared_dir.resolve() == Path("/"):
+        # Nothing is outside it, and it cannot take its own place.
+        os.chdir("/")
+        return
+    path = os.fsencode(shared_dir)
+    _check(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice)
+    os.chdir(shared_dir)
+    number = _SYS_PIVOT_ROOT.get(os.uname().machine)
+    if number is None:
+        raise SandboxError(f"no --sandbox=namespace on {os.uname().machine}; choose --sandbox=chroot")
+    # The old root ends up mounted over the new one, where it can be taken away without a directory for it.
+    _check(_libc.syscall(ctypes.c_long(number), b".", b"."), "change the root", advice)
+    _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root", advice)
+    os.chdir("/")
+
+
+def _map_ids(uid: int, gid: int) -> None:
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    except OSError as error:
+        raise SandboxError(f"cannot map ids into the user namespace: {error.strerror}") from error
