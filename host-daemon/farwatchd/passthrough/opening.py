@@ -13,7 +13,7 @@ from farwatchd.passthrough.base import Operations
 from farwatchd.passthrough.caps import Capability, without
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.inodes import Inode
-from farwatchd.passthrough.procfd import open_at
+from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
 
 #: The open(2) flags that mean something for the host's file; all others are the guest's matter.
 _PASSED = (
@@ -76,7 +76,9 @@ class OpenOperations(Operations):
 
     def flush(self, nodeid: int, fh: int) -> None:
         """Report what close(2) would, for a guest process that closes one of its descriptors."""
-        os.close(os.dup(self._handles.fd(nodeid, fh)))
+        fd = self._handles.fd(nodeid, fh)
+        with own_limit_as_systems():
+            os.close(os.dup(fd))
 
     def release(self, nodeid: int, fh: int) -> None:
         """Close a file."""

@@ -7,9 +7,11 @@ influenced by the guest. In the sandbox /proc has no name any more, but /proc/se
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 
 from farwatchd.passthrough.errors import failure
 
@@ -40,9 +42,16 @@ def path_of(fd: int) -> str:
 
 
 def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
-    """``os.open`` that reports the daemon's own limit of descriptors as the system's: it is not the guest process's."""
-    try:
+    """``os.open`` for the guest: see ``own_limit_as_systems``."""
+    with own_limit_as_systems():
         return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+
+
+@contextlib.contextmanager
+def own_limit_as_systems() -> Iterator[None]:
+    """Report the daemon's own limit of descriptors as the system's, since it is not the guest process's own."""
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.EMFILE:
             raise failure(errno.ENFILE) from error
