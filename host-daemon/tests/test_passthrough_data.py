@@ -125,6 +125,7 @@ def test_flags_that_are_not_for_the_host_do_not_reach_it(share: Share) -> None:
 @pytest.mark.parametrize(("allowed", "on_host"), [(False, 0), (True, os.O_DIRECT)])
 def test_direct_io_reaches_the_host_only_if_allowed(tmp_path: Path, allowed: bool, on_host: int) -> None:
     (tmp_path / "file").write_bytes(bytes(8192))
+    share = Share(tmp_path, Options(allow_direct_io=allowed))
 
     def read_unaligned_on_host() -> None:
         fd = os.open(tmp_path / "file", os.O_RDONLY | on_host)
@@ -137,7 +138,6 @@ def test_direct_io_reaches_the_host_only_if_allowed(tmp_path: Path, allowed: boo
         nodeid, fh = share.open("file", os.O_RDONLY | os.O_DIRECT)
         share.read(nodeid, fh, 1, 100)
 
-    share = Share(tmp_path, Options(allow_direct_io=allowed))
     assert errno_of(read_unaligned) == errno_of(read_unaligned_on_host)
     share.close()
 
