@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the real command ``farwatchd`` as a process, for tests; every wait has a limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+TIMEOUT = 20.0
+COMMAND = (sys.executable, "-m", "farwatchd")
+
+
+class DaemonProcess:
+    """A running daemon that listens on ``socket_path``. Its log is read as far as it was waited for."""
+
+    def __init__(self, socket_path: Path, options: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
+        self.socket_path = socket_path
+        self._log = b""
+        self.process = subprocess.Popen(
+            [*COMMAND, *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=pass_fds
+        )
+
+    @property
+    def log(self) -> str:
+        """What has been logged, as far as it was read."""
+        return self._log.decode(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        return self.process.pid
+
+    def wait_for(self, text: str) -> None:
+        """Wait until ``text`` has been logged."""
+        assert self.process.stderr is not None
+        deadline = time.monotonic() + TIMEOUT
+        while text not in self.log:
+            left = deadline - time.monotonic()
+            ready = left > 0 and select.select([self.process.stderr], [], [], left)[0]
+            assert ready, f"{text!r} was not logged within {TIMEOUT} s, but: {self.log}"
+            part = os.read(self.process.stderr.fileno(), 1 << 16)
+            assert part, f"the daemon ended without logging {text!r}: {self.log}"
+            self._log += part
+
+    def connect(self) -> socket.socket:
+        """Connect to the daemon as a VMM does."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(os.fspath(self.socket_path))
+        return sock
+
+    def descriptors(self) -> int:
+        """How many descriptors the daemon has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit status; the log is complete then."""
+        self._log += self.process.communicate(timeout=TIMEOUT)[1]
+        return self.process.returncode
+
+
+@contextlib.contextmanager
+def running(socket_path: Path, shared: Path, *options: str) -> Iterator[DaemonProcess]:
+    """A daemon that is ready; at the end it must have logged nothing worse than a warning."""
+    arguments = [f"--socket-path={socket_path}", f"--shared-dir={shared}", *options]
+    daemon = DaemonProcess(socket_path, arguments)
+    try:
+        daemon.wait_for("listening on")
+        yield daemon
+        if daemon.process.poll() is None:
+            assert daemon.end() == 0
+        assert "Traceback" not in daemon.log and "ERROR" not in daemon.log, daemon.log
+    finally:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.wait()

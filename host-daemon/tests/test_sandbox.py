@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox, entered by processes of their own: what can be reached from inside, and what from the interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+CONFINED = pytest.mark.parametrize("sandbox", ["NAMESPACE", "CHROOT"])
+TIMEOUT = 20
+PRELUDE = """
+import errno, os, sys, traceback
+from pathlib import Path
+from farwatchd.sandbox.enter import Sandbox, SandboxError, enter
+"""
+
+
+def _inside(sandbox: str, shared: Path, code: str) -> str:
+    """Run ``code`` in a process that has entered the sandbox; returns what it prints on both outputs."""
+    script = f"{PRELUDE}\nroot = enter(Sandbox.{sandbox}, Path({str(shared)!r}))\n{textwrap.dedent(code)}"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A shared directory with a file in it and one beside it."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "inside").write_text("inside")
+    (tmp_path / "outside").write_text("outside")
+    return shared
+
+
+@CONFINED
+def test_root_is_the_shared_directory_and_nothing_is_above_it(sandbox: str, shared: Path) -> None:
+    printed = _inside(
+        sandbox,
+        shared,
+        """
+        print(sorted(os.listdir("/")), sorted(os.listdir("/..")), os.stat("/").st_ino == os.fstat(root).st_ino)
+        for path in ("outside", "../outside", "../../etc/passwd"):
+            try:
+                os.close(os.open(path, os.O_PATH, dir_fd=root))
+            except FileNotFoundError:
+                print("none")
+        """,
+    )
+    assert printed.splitlines() == ["['inside'] ['inside'] True", "none", "none", "none"]
+
+
+def test_descriptors_are_reached_through_the_current_directory(shared: Path) -> None:
+    code = """
+    fd = os.open("inside", os.O_PATH, dir_fd=root)
+    print(os.read(os.open(str(fd), os.O_RDONLY), 100))
+    """
+    for sandbox in ("NAMESPACE", "CHROOT", "NONE"):
+        assert _inside(sandbox, shared, code) == "b'inside'\n"
+
+
+@CONFINED
+def test_no_module_comes_from_the_share(sandbox: str, shared: Path) -> None:
+    for entry in sys.path:
+        if not entry or not Path(entry).is_absolute():
+            continue
+        planted = shared / Path(entry).relative_to("/")
+        planted.mkdir(parents=True, exist_ok=True)
+        (planted / "planted.py").write_text("print('the guest runs code in the daemon')\n")
+    printed = _inside(sandbox, shared, "import planted")
+    assert printed.splitlines()[-1] == "ModuleNotFoundError: No module named 'planted'"
+    assert "the guest runs code" not in printed
+
+
+@CONFINED
+def test_traceback_quotes_nothing_from_the_share(sandbox: str, shared: Path) -> None:
+    source = shared / Path(traceback_source()).relative_to("/")
+    source.parent.mkdir(parents=True)
+    source.write_text("the guest's words\n" * 5000)
+    printed = _inside(
+        sandbox,
+        shared,
+        """
+        for attempt in range(2):
+            try:
+                Path("none").read_text()
+            except FileNotFoundError:
+                if attempt:
+                    raise
+                traceback.print_exc()
+        """,
+    )
+    assert printed.count("FileNotFoundError: [Errno 2] No such file or directory: 'none'") == 2
+    assert "pathlib.py" in printed
+    assert "the guest's words" not in printed
+
+
+def traceback_source() -> str:
+    """The file that the traceback leads to."""
+    file = sys.modules[Path.__module__].__file__
+    assert file is not None
+    return file
+
+
+def test_mounts_of_the_sandbox_stay_in_it(shared: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    assert _inside("NAMESPACE", shared, "print(len(os.listdir('/')))") == "1\n"
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+@CONFINED
+def test_whole_file_system_can_be_shared(sandbox: str, shared: Path) -> None:
+    printed = _inside(sandbox, Path("/"), f"print(os.stat({str(shared)[1:]!r}, dir_fd=root).st_ino)")
+    assert printed == f"{shared.stat().st_ino}\n"
+
+
+def test_missing_directory_is_one_line_for_the_user(shared: Path) -> None:
+    printed = _inside("NAMESPACE", shared / "none", "")
+    assert "SandboxError: cannot open the shared directory" in printed.splitlines()[-1]
