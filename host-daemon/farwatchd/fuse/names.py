@@ -35,7 +35,7 @@ class NameOperations:
         created = entry_out.size + open_out.size
         return {
             Opcode.LOOKUP: Operation(self._lookup, 2, entry),
-            Opcode.SYMLINK: Operation(self._symlink, 4, entry),
+            Opcode.SYMLINK: Operation(self._symlink, 3, entry),
             Opcode.MKNOD: Operation(self._mknod, mknod_in.size + 2, entry),
             Opcode.MKDIR: Operation(self._mkdir, mkdir_in.size + 2, entry),
             Opcode.UNLINK: Operation(self._unlink, 2),

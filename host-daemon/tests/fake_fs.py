@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file system and a watch table for tests of the session: they record what they are asked and answer the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from farwatchd.fuse.filesystem import Attributes, Caller, Changes, DirEntry, Entry, Opened, Statx, Watched
+from farwatchd.wire.fsnotify import Event
+
+#: st_mode ino dev nlink uid gid size atime mtime ctime, the times as floats, as nanoseconds, blksize blocks rdev.
+STAT = os.stat_result(
+    (0o100644, 77, 5, 2, 1000, 1001, 12345, 1, -2, 3, 1.5, -1.5, 3.0, 1_500_000_000, -1_500_000_000, 3_000_000_007),
+    {"st_blksize": 4096, "st_blocks": 24, "st_rdev": 0},
+)
+ATTRIBUTES = Attributes(STAT, 1.25, submount=True)
+ENTRY = Entry(42, 7, ATTRIBUTES, 2.5)
+OPENED = Opened(9, 2)
+STATVFS = os.statvfs_result((4096, 1024, 1000, 900, 800, 70, 60, 50, 0, 255))
+
+
+class FakeFs:
+    """Implements ``FileSystem``. ``calls`` holds (operation, arguments); ``error`` is raised when set."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
+        self.gone: set[int] = set()
+        self.content = b""
+        self.written = b""
+        self.entries: list[DirEntry] = []
+        self.values: dict[bytes, bytes] = {}
+        self.vanished: set[bytes] = set()
+
+    def _note(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        self._note("lookup", parent, name)
+        if name in self.vanished:
+            raise FileNotFoundError(2, "vanished")
+        return ENTRY
+
+    def forget(self, nodeid: int, nlookup: int) -> bool:
+        self.calls.append(("forget", nodeid, nlookup))
+        return nodeid in self.gone
+
+    def watched(self, nodeid: int) -> Watched:
+        self._note("watched", nodeid)
+        return Watched(7, 33, True)
+
+    def getattr(self, nodeid: int, fh: int | None) -> Attributes:
+        self._note("getattr", nodeid, fh)
+        return ATTRIBUTES
+
+    def statx(self, nodeid: int, fh: int | None) -> Statx:
+        self._note("statx", nodeid, fh)
+        return Statx(ATTRIBUTES, 4_000_000_001, 0x10, 0x30)
+
+    def setattr(self, nodeid: int, changes: Changes) -> Attributes:
+        self._note("setattr", nodeid, changes)
+        return ATTRIBUTES
+
+    def readlink(self, nodeid: int) -> bytes:
+        self._note("readlink", nodeid)
+        return b"target"
+
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
+        self._note("symlink", caller, parent, name, target)
+        return ENTRY
+
+    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
+        self._note("mknod", caller, parent, name, mode, rdev, umask)
+        return ENTRY
+
+    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
+        self._note("mkdir", caller, parent, name, mode, umask)
+        return ENTRY
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self._note("unlink", parent, name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        self._note("rmdir", parent, name)
+
+    def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
+        self._note("rename", parent, name, newparent, newname, flags)
+
+    def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
+        self._note("link", nodeid, newparent, newname)
+        return ENTRY
+
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
+        self._note("open", nodeid, flags, kill_suidgid)
+        return OPENED
+
+    def create(
+        self, caller: Caller, parent: int, name: bytes, mode: int, flags: int, umask: int, kill_suidgid: bool
+    ) -> tuple[Entry, Opened]:
+        self._note("create", caller, parent, name, mode, flags, umask, kill_suidgid)
+        return ENTRY, OPENED
+
+    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int, umask: int) -> tuple[Entry, Opened]:
+        self._note("tmpfile", caller, parent, mode, flags, umask)
+        return ENTRY, OPENED
+
+    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview]) -> int:
+        self._note("read", nodeid, fh, offset, sum(map(len, views)))
+        data = self.content[offset:]
+        done = 0
+        for view in views:
+            part = data[done : done + len(view)]
+            view[: len(part)] = part
+            done += len(part)
+        return done
+
+    def write(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool) -> int:
+        self._note("write", nodeid, fh, offset, kill_suidgid)
+        self.written = b"".join(views)
+        return len(self.written)
+
+    def flush(self, nodeid: int, fh: int) -> None:
+        self._note("flush", nodeid, fh)
+
+    def release(self, nodeid: int, fh: int) -> None:
+        self._note("release", nodeid, fh)
+
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> None:
+        self._note("fsync", nodeid, fh, datasync)
+
+    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
+        self._note("fallocate", nodeid, fh, mode, offset, length)
+
+    def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
+        self._note("lseek", nodeid, fh, offset, whence)
+        return offset + 1
+
+    def copy_file_range(
+        self, nodeid: int, fh: int, offset: int, nodeid_out: int, fh_out: int, offset_out: int, length: int, flags: int
+    ) -> int:
+        self._note("copy_file_range", nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, flags)
+        return length
+
+    def opendir(self, nodeid: int, flags: int) -> Opened:
+        self._note("opendir", nodeid, flags)
+        return OPENED
+
+    def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:
+        self._note("readdir", nodeid, fh, offset)
+        return (entry for entry in self.entries if entry.offset > offset)
+
+    def releasedir(self, nodeid: int, fh: int) -> None:
+        self._note("releasedir", nodeid, fh)
+
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> None:
+        self._note("fsyncdir", nodeid, fh, datasync)
+
+    def statfs(self, nodeid: int) -> os.statvfs_result:
+        self._note("statfs", nodeid)
+        return STATVFS
+
+    def syncfs(self, nodeid: int) -> None:
+        self._note("syncfs", nodeid)
+
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
+        self._note("setxattr", nodeid, name, value, flags, kill_sgid)
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        self._note("getxattr", nodeid, name)
+        return self.values[name]
+
+    def listxattr(self, nodeid: int) -> Iterable[bytes]:
+        self._note("listxattr", nodeid)
+        return list(self.values)
+
+    def removexattr(self, nodeid: int, name: bytes) -> None:
+        self._note("removexattr", nodeid, name)
+
+    def reset(self) -> None:
+        self.calls.append(("reset",))
+
+
+class FakeWatches:
+    """Implements ``Watches``; watches what it supports."""
+
+    def __init__(self, supported: Event = Event.CREATE | Event.DELETE | Event.RENAME | Event.ON_CHILD) -> None:
+        self.supported = supported
+        self.calls: list[tuple[Any, ...]] = []
+        self.error: OSError | None = None
+
+    def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
+        self.calls.append(("set_mask", nodeid, generation, fd, is_dir, mask))
+        if self.error is not None:
+            raise self.error
+        return mask & self.supported
+
+    def forget(self, nodeid: int) -> None:
+        self.calls.append(("forget", nodeid))
+
+    def reset(self) -> None:
+        self.calls.append(("reset",))
