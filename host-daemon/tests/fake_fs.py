@@ -171,7 +171,7 @@ class FakeFs:
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         self._note("getxattr", nodeid, name)
-        return self.values[name]
+        return self.values.get(name, b"other")
 
     def listxattr(self, nodeid: int) -> Iterable[bytes]:
         self._note("listxattr", nodeid)
@@ -191,6 +191,9 @@ class FakeWatches:
         self.supported = supported
         self.calls: list[tuple[Any, ...]] = []
         self.error: OSError | None = None
+
+    def tell_own(self, tell: bool) -> None:
+        self.told_own = tell
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
         self.calls.append(("set_mask", nodeid, generation, fd, is_dir, mask))

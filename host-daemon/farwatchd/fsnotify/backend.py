@@ -43,7 +43,10 @@ class Backend(Protocol):
 
     @property
     def merged(self) -> bool:
-        """Whether events that this process causes are left out (FUSE_FSNOTIFY_MERGED)."""
+        """Whether events that this process causes can be left out (FUSE_FSNOTIFY_MERGED), and are until told else."""
+
+    def tell_own(self, tell: bool) -> None:
+        """Whether to tell what this process causes. Only a back end that is ``merged`` can be asked not to."""
 
     @property
     def count(self) -> int:

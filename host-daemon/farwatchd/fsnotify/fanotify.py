@@ -82,6 +82,7 @@ class FanotifyBackend:
     ) -> None:
         self._path_of = path_of
         self._own_pid = own_pid
+        self._tell_own = False
         self._mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
         try:
             self._fanotify = Fanotify()
@@ -98,8 +99,12 @@ class FanotifyBackend:
 
     @property
     def merged(self) -> bool:
-        """Whether what this process causes is left out."""
+        """Whether what this process causes can be left out."""
         return self._own_pid != EVERYBODY
+
+    def tell_own(self, tell: bool) -> None:
+        """Whether to tell what this process causes; see ``Backend``."""
+        self._tell_own = tell
 
     @property
     def count(self) -> int:
@@ -197,7 +202,7 @@ class FanotifyBackend:
         if mask & In.Q_OVERFLOW:
             yield RawEvent(-1, int(In.Q_OVERFLOW), 0, b"")
             return
-        silent = event.pid == self._own_pid
+        silent = event.pid == self._own_pid and not self._tell_own
         isdir = mask & _ISDIR
         if mask & Fan.RENAME:
             yield from self._moves(event, isdir, silent)

@@ -44,6 +44,9 @@ class InotifyBackend:
         self._by_wd: dict[int, Node] = {}
         self._stream = EventStream(self._tree, self._by_wd, clock)
 
+    def tell_own(self, tell: bool) -> None:
+        """See ``Backend``: inotify tells everything."""
+
     @property
     def count(self) -> int:
         """Host watches in use, the private ones included."""

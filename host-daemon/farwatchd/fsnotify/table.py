@@ -67,6 +67,10 @@ class WatchTable:
         """The bits that can be watched, for the INIT reply."""
         return self._backend.supported
 
+    def tell_own(self, tell: bool) -> None:
+        """Whether the guest is told what this process does on its behalf: not if it tells its users so itself."""
+        self._backend.tell_own(tell)
+
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
         """Watch ``mask`` of an inode, instead of what was watched before; 0 ends the watch. Live on return.
 

@@ -64,6 +64,17 @@ class Negotiated:
         return bool((self.flags or 0) & FUSE_HAS_FSNOTIFY)
 
     @property
+    def merged(self) -> bool:
+        return bool((self.flags or 0) & FUSE_FSNOTIFY_MERGED)
+
+    @property
+    def mode(self) -> str:
+        """The mode's name, as in docs/protocol.md."""
+        if not self.fsnotify:
+            return "off"
+        return "merged" if self.merged else "remote"
+
+    @property
     def setxattr_ext(self) -> bool:
         return bool((self.flags or 0) & InitFlag.SETXATTR_EXT)
 

@@ -54,6 +54,7 @@ class Session:
         self._watches = watches
         self._options = options
         self._agreed: Negotiated | None = None
+        self._refusal_level = logging.WARNING
         self._inodes = InodeOperations(fs)
         self._operations: dict[int, Operation] = {
             **NameOperations(fs).table(),
@@ -145,7 +146,9 @@ class Session:
         try:
             agreed = negotiate(request.args, self._options, watchable)
         except OSError as error:
-            _log.warning("the guest cannot mount the share: %s", error.strerror)
+            # Once: a guest that tries again and again shall not fill the log.
+            _log.log(self._refusal_level, "the guest cannot mount the share: %s", error.strerror)
+            self._refusal_level = logging.DEBUG
             raise
         if len(agreed.reply) > request.room:
             raise invalid(f"room for {request.room} bytes of INIT's reply, {init_out.size} are needed")
@@ -156,7 +159,9 @@ class Session:
         self.reset()
         self._agreed = agreed
         self._inodes.use_setxattr_ext(agreed.setxattr_ext)
-        _log.info("the guest speaks FUSE 7.%d%s", agreed.minor, ", with events of the host" if agreed.fsnotify else "")
+        if self._watches is not None:
+            self._watches.tell_own(not agreed.merged)
+        _log.info("the guest speaks FUSE 7.%d, events of the host: mode %s", agreed.minor, agreed.mode)
         return agreed.reply
 
     def _destroy(self, request: Request) -> Reply:

@@ -83,8 +83,11 @@ class Device:
 
     @property
     def queue_count(self) -> int:
-        """Number of queues: hiprio, requests, and notification where that is offered."""
-        return self._config.num_request_queues + (2 if self._config.notification else 1)
+        """Number of queues: hiprio, notification, requests.
+
+        Without notifications the last one has no job, but a front end may set up as many as with them.
+        """
+        return 2 + self._config.num_request_queues
 
     @property
     def config_space(self) -> bytes:
