@@ -7,6 +7,7 @@ looks for faults in itself.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import shutil
@@ -23,11 +24,14 @@ from farwatch_harness.machine import Machine, MachineSpec, Mark, Share, running
 
 MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
 Boot = Callable[..., Machine]
+MODES = ("merged", "remote")
+NUMBERS = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "patch(n): the patch of the RFC's seven that the test belongs to; 0 is the base, 'pre' the queue"
+        "markers",
+        "patch(n): the patch that the test belongs to: 'pre' the queue, 1..7 the seven, 8.. the additions, 0 the base",
     )
 
 
@@ -46,15 +50,20 @@ def plain_kernel() -> build.Kernel:
 
 
 @pytest.fixture(scope="session")
-def keeper(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
-    """Keeps the guest that the tests share."""
+def keepers(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Keeper]]:
+    """Keep the guests that the tests share, one for each mode that is tested."""
 
-    def make_spec(name: str) -> MachineSpec:
-        return equipment.machine(name, tmp_path_factory.mktemp("share"))
+    def keeper(mode: str) -> Keeper:
+        def make_spec(name: str) -> MachineSpec:
+            spec = equipment.machine(f"{name}-{mode}", tmp_path_factory.mktemp("share"))
+            return dataclasses.replace(spec, daemon_options=(f"--fsnotify={mode}",))
 
-    kept = Keeper(make_spec)
+        return Keeper(make_spec)
+
+    kept = {mode: keeper(mode) for mode in MODES}
     yield kept
-    kept.close()
+    for each in kept.values():
+        each.close()
 
 
 def watch(request: pytest.FixtureRequest, machine: Machine) -> None:
@@ -63,9 +72,12 @@ def watch(request: pytest.FixtureRequest, machine: Machine) -> None:
 
 
 @pytest.fixture
-def machine(keeper: Keeper, request: pytest.FixtureRequest) -> Machine:
-    """The running guest with its daemon; booted when there is none, or when the last one was lost."""
-    current = keeper.machine()
+def machine(keepers: dict[str, Keeper], request: pytest.FixtureRequest) -> Machine:
+    """The running guest with its daemon; booted when there is none, or when the last one was lost.
+
+    In mode merged, unless the test is parametrized: parametrize("machine", ["merged", "remote"], indirect=True).
+    """
+    current = keepers[getattr(request, "param", MODES[0])].machine()
     watch(request, current)
     return current
 
@@ -79,7 +91,9 @@ def guest(machine: Machine) -> Guest:
 @pytest.fixture
 def share(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Share]:
     """An empty directory on the share for this test alone, on the host and in the guest."""
-    name = re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
+    # A name of its own: the guest may still know what was called so before.
+    readable = re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
+    name = f"{readable}-{next(NUMBERS)}"
     host = machine.shared / name
     host.mkdir()
     yield Share(host, machine.mount_point / name)

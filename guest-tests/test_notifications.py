@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest believes no notification that it has not checked: what is malformed is dropped and counted."""
+
+import dataclasses
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from farwatch_harness.equipment import Equipment
+from farwatch_harness.guest import Guest, Inotify
+from farwatch_harness.machine import Machine, running
+from farwatch_harness.oracle import In
+from farwatchd.fsnotify.records import EventRecord
+from farwatchd.wire import fsnotify as wire
+from farwatchd.wire.fsnotify import Event
+
+pytestmark = pytest.mark.patch(7)
+
+DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
+
+
+@dataclass
+class Hostile:
+    """A machine whose daemon sends what it is given."""
+
+    machine: Machine
+    control: socket.socket
+
+    @property
+    def guest(self) -> Guest:
+        return self.machine.guest
+
+    def nodeid(self, mask: int) -> int:
+        """The nodeid that is watched with just this wire mask."""
+        self.control.send(b"?")
+        watches = json.loads(self.control.recv(1 << 20))
+        return next(int(nodeid) for nodeid, found in watches.items() if found == mask)
+
+    def send(self, payload: bytes) -> None:
+        self.control.send(payload)
+        assert self.control.recv(16) == b"ok"
+
+    def dropped(self) -> int:
+        return int(self.guest.shell(f"cat {DROPPED}"))
+
+
+@pytest.fixture(scope="module")
+def hostile(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+    """One hostile machine for all tests of this file."""
+    folder = tmp_path_factory.mktemp("hostile")
+    shared = folder / "share"
+    (shared / "dir").mkdir(parents=True)
+    (shared / "file").write_text("content")
+    program = Path(__file__).parent / "hostile_daemon.py"
+    command = (sys.executable, str(program), "{socket}", "{shared}", "{tag}", str(folder / "control"))
+    spec = dataclasses.replace(equipment.machine("hostile", shared), daemon_command=command)
+    with running(spec) as machine, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.settimeout(10)
+        control.connect(str(folder / "control"))
+        yield Hostile(machine, control)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A listener on the share's directory "dir" and its file "file", with their nodeids."""
+
+    listener: Inotify
+    directory: int
+    file: int
+
+
+@pytest.fixture
+def watched(hostile: Hostile) -> Iterator[Watched]:
+    with hostile.guest.inotify() as listener:
+        listener.add(f"{hostile.machine.mount_point}/dir", In.ALL)
+        directory = hostile.nodeid(int(Event(int(In.ALL)) | Event.ON_CHILD))
+        listener.add(f"{hostile.machine.mount_point}/file", In.ALL)
+        file = hostile.nodeid(int(In.ALL))
+        yield Watched(listener, directory, file)
+        assert hostile.machine.problems() == []
+
+
+def changed(payload: bytes, **fields: int) -> bytes:
+    """The payload with fields of its first record replaced."""
+    values = wire.record.unpack_from(payload)._replace(**fields)
+    return wire.record.pack_values(*values) + payload[wire.record.size :]
+
+
+def malformed(directory: int, file: int) -> dict[str, bytes]:
+    """Payloads that each break one rule of docs/protocol.md."""
+    created = EventRecord(directory, 0, Event.CREATE, b"name").encode()
+    modified = EventRecord(file, 0, Event.MODIFY).encode()
+    moved = EventRecord(directory, 0, Event.RENAME, b"old", newdir=directory, newname=b"new").encode()
+    return {
+        "shorter than a record": modified[:40],
+        "length 0": changed(modified, len=0),
+        "length beyond the payload": changed(modified, len=4000),
+        "length that is not aligned": changed(created, len=len(created) - 4),
+        "length of 4 GiB": changed(modified, len=0xFFFFFFF8),
+        "name beyond the record": changed(created, namelen=255),
+        "names that overflow together": changed(moved, namelen=0xFFFF, newnamelen=0xFFFF),
+        "padding that is not zero": created[:-1] + b"x",
+        "too much padding": changed(created, len=len(created) + 8) + bytes(8),
+        "unknown flag": changed(modified, flags=2),
+        "reserved field": changed(modified, reserved1=1),
+        "no event": changed(modified, mask=0),
+        "unknown event": changed(modified, mask=1 << 20),
+        "unknown event beside a known one": changed(modified, mask=1 << 20 | int(Event.MODIFY)),
+        "name with a slash": EventRecord(directory, 0, Event.CREATE, b"a/b").encode(),
+        "name with a NUL": EventRecord(directory, 0, Event.CREATE, b"a\0b").encode(),
+        "name '.'": EventRecord(directory, 0, Event.CREATE, b".").encode(),
+        "name '..'": EventRecord(directory, 0, Event.CREATE, b"..").encode(),
+        "entry without a name": EventRecord(directory, 0, Event.CREATE).encode(),
+        "entry of a file": EventRecord(file, 0, Event.CREATE, b"name").encode(),
+        "child of a file": EventRecord(file, 0, Event.MODIFY | Event.ON_CHILD, b"name").encode(),
+        "child without a name": EventRecord(directory, 0, Event.MODIFY | Event.ON_CHILD).encode(),
+        "name without a child": EventRecord(directory, 0, Event.MODIFY, b"name").encode(),
+        "event of an entry and of a file": EventRecord(directory, 0, Event.CREATE | Event.MODIFY, b"name").encode(),
+        "half of what is no move": changed(created, flags=1),
+        "rename to nowhere": EventRecord(directory, 0, Event.RENAME, b"old", newname=b"new").encode(),
+        "rename without a new name": EventRecord(directory, 0, Event.RENAME, b"old", newdir=directory).encode(),
+        "rename into a file": EventRecord(directory, 0, Event.RENAME, b"old", newdir=file, newname=b"new").encode(),
+        "new name without a rename": changed(created, newnamelen=1),
+        "overflow with a nodeid": EventRecord(file, 0, Event.OVERFLOW).encode(),
+    }
+
+
+# The nodeids come with the machine; 1 and 2 stand for them here.
+@pytest.mark.parametrize("rule", list(malformed(1, 2)))
+def test_a_malformed_notification_is_dropped_and_counted(hostile: Hostile, watched: Watched, rule: str) -> None:
+    before = hostile.dropped()
+    hostile.send(malformed(watched.directory, watched.file)[rule])
+    # What comes after it is handled as ever, and shows that the bad one has been.
+    hostile.send(EventRecord(watched.file, 0, Event.ATTRIB).encode())
+    assert [event.mask for event in watched.listener.read(1)] == [In.ATTRIB]
+    assert hostile.dropped() == before + 1
+
+
+def test_good_records_before_and_after_a_bad_one_are_believed(hostile: Hostile, watched: Watched) -> None:
+    good = [EventRecord(watched.directory, 0, Event.CREATE, name).encode() for name in (b"one", b"two")]
+    hostile.send(good[0] + malformed(watched.directory, watched.file)["unknown flag"] + good[1])
+    assert [event.name for event in watched.listener.read(2)] == ["one", "two"]
+
+
+def test_records_for_unknown_objects_are_left_out_and_are_no_error(hostile: Hostile, watched: Watched) -> None:
+    before = hostile.dropped()
+    hostile.send(EventRecord(999_999, 0, Event.MODIFY).encode())
+    hostile.send(EventRecord(watched.file, 7, Event.MODIFY).encode())
+    hostile.send(EventRecord(watched.file, 1 << 40, Event.MODIFY).encode())
+    hostile.send(EventRecord(watched.file, 0, Event.ATTRIB).encode())
+    assert [event.mask for event in watched.listener.read(1)] == [In.ATTRIB]
+    assert hostile.dropped() == before
+
+
+def test_an_event_goes_only_to_the_object_that_the_record_names(hostile: Hostile, watched: Watched) -> None:
+    with hostile.guest.inotify() as other:
+        other.add(str(hostile.machine.mount_point), In.ALL)
+        hostile.send(EventRecord(watched.file, 0, Event.MODIFY).encode())
+        assert [event.mask for event in watched.listener.read(1)] == [In.MODIFY]
+        assert other.read(quiet=0.5, limit=2.0) == []
+
+
+def test_a_rename_is_two_events_with_one_cookie_of_the_guest(hostile: Hostile, watched: Watched) -> None:
+    move = EventRecord(watched.directory, 0, Event.RENAME, b"old", newdir=watched.directory, newname=b"new").encode()
+    hostile.send(move + move)
+    events = watched.listener.read(4)
+    assert [(event.mask, event.name) for event in events] == [(In.MOVED_FROM, "old"), (In.MOVED_TO, "new")] * 2
+    cookies = [event.cookie for event in events]
+    assert cookies[0] == cookies[1] != cookies[2] == cookies[3]
+
+
+def test_a_full_payload_of_the_longest_names_is_believed(hostile: Hostile, watched: Watched) -> None:
+    longest = EventRecord(
+        watched.directory, 0, Event.RENAME, b"a" * 255, newdir=watched.directory, newname=b"b" * 255
+    ).encode()
+    hostile.send(longest * 6)
+    assert len(watched.listener.read(12)) == 12
+
+
+@pytest.mark.patch(9)
+def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Watched) -> None:
+    with hostile.guest.inotify() as other, hostile.guest.inotify() as elsewhere:
+        other.add(str(hostile.machine.mount_point), In.ALL)
+        elsewhere.add("/", In.ALL)
+        hostile.send(EventRecord(0, 0, Event.OVERFLOW).encode())
+        hostile.send(EventRecord(watched.file, 0, Event.ATTRIB).encode())
+        first, second = watched.listener.read(2)
+        assert (first.wd, first.mask, second.mask) == (-1, In.Q_OVERFLOW, In.ATTRIB)
+        assert [event.mask for event in other.read(1)] == [In.Q_OVERFLOW]
+        assert other.read(quiet=0.5, limit=2.0) == []
+        assert [event for event in elsewhere.read(quiet=0.5, limit=2.0) if event.mask & In.Q_OVERFLOW] == []
+
+
+def test_a_deleted_object_ends_its_watch_as_ever(hostile: Hostile, watched: Watched) -> None:
+    hostile.send(EventRecord(watched.file, 0, Event.DELETE_SELF).encode())
+    assert [event.mask for event in watched.listener.read(2)] == [In.DELETE_SELF, In.IGNORED]

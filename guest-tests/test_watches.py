@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches in the guest and on the host come, change and go together."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from farwatch_harness.errors import HarnessError
+from farwatch_harness.guest import Guest
+from farwatch_harness.machine import Machine, Share
+from farwatch_harness.oracle import In
+
+LIMIT = 10.0
+
+
+def host_watches(machine: Machine) -> int:
+    """How many inotify and fanotify watches the daemon has on the host, by /proc."""
+    count = 0
+    for entry in Path(f"/proc/{machine.daemon.process.pid}/fdinfo").iterdir():
+        text = entry.read_text()
+        count += text.count("inotify wd:") + text.count("fanotify ino:")
+    return count
+
+
+def await_host_watches(machine: Machine, wanted: int) -> None:
+    """Watches end on the host without the guest waiting for it, so wait here."""
+    deadline = time.monotonic() + LIMIT
+    while (count := host_watches(machine)) != wanted:
+        if time.monotonic() > deadline:
+            raise HarnessError(f"the daemon has {count} watches on the host, not {wanted}, after {LIMIT:.0f} s")
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def files(share: Share) -> list[str]:
+    """Three files on the share, as the guest calls them."""
+    for name in ("one", "two", "three"):
+        (share.host / name).write_text(name)
+    return [f"{share.guest}/{name}" for name in ("one", "two", "three")]
+
+
+@pytest.mark.patch(4)
+def test_a_watch_that_is_removed_goes_on_the_host_too(machine: Machine, guest: Guest, files: list[str]) -> None:
+    before = host_watches(machine)
+    with guest.inotify() as listener:
+        wds = [listener.add(path, In.MODIFY) for path in files]
+        assert host_watches(machine) == before + 3
+        listener.remove(wds[0])
+        await_host_watches(machine, before + 2)
+        for wd in wds[1:]:
+            listener.remove(wd)
+        await_host_watches(machine, before)
+
+
+@pytest.mark.patch(4)
+def test_closing_the_listener_ends_all_its_watches_on_the_host(
+    machine: Machine, guest: Guest, files: list[str]
+) -> None:
+    before = host_watches(machine)
+    with guest.inotify() as listener:
+        for path in files:
+            listener.add(path, In.ALL)
+        assert host_watches(machine) == before + 3
+    await_host_watches(machine, before)
+
+
+@pytest.mark.patch(4)
+def test_two_listeners_share_one_host_watch_and_each_is_told_once(
+    machine: Machine, guest: Guest, share: Share, files: list[str]
+) -> None:
+    before = host_watches(machine)
+    with guest.inotify() as one, guest.inotify() as two:
+        one.add(files[0], In.MODIFY)
+        assert host_watches(machine) == before + 1
+        two.add(files[0], In.MODIFY | In.CLOSE_WRITE)
+        assert host_watches(machine) == before + 1
+        (share.host / "one").write_text("changed")
+        told = [event.mask for event in two.read(until=None, count=2)]
+        assert told == [In.MODIFY, In.CLOSE_WRITE] or told == [In.MODIFY, In.MODIFY]
+        (share.host / "one").chmod(0o600)
+        assert {event.mask for event in one.read(quiet=1.0)} == {int(In.MODIFY)}
+
+
+@pytest.mark.patch(4)
+def test_a_listener_that_leaves_does_not_end_the_other_ones_watch(
+    machine: Machine, guest: Guest, share: Share, files: list[str]
+) -> None:
+    before = host_watches(machine)
+    with guest.inotify() as stays:
+        stays.add(files[0], In.ATTRIB)
+        with guest.inotify() as leaves:
+            leaves.add(files[0], In.MODIFY)
+        (share.host / "one").chmod(0o600)
+        assert [event.mask for event in stays.read(1)] == [In.ATTRIB]
+        assert host_watches(machine) == before + 1
+    await_host_watches(machine, before)
+
+
+@pytest.mark.patch(3)
+def test_the_mask_of_a_watch_can_be_replaced_and_added_to(guest: Guest, share: Share, files: list[str]) -> None:
+    with guest.inotify() as listener:
+        wd = listener.add(files[0], In.ATTRIB)
+        assert listener.add(files[0], In.OPEN | In.MASK_ADD) == wd
+        (share.host / "one").chmod(0o600)
+        (share.host / "one").read_text()
+        assert [event.mask for event in listener.read(2)] == [In.ATTRIB, In.OPEN]
+        assert listener.add(files[0], In.CLOSE_NOWRITE) == wd
+        (share.host / "one").chmod(0o644)
+        (share.host / "one").read_text()
+        assert [event.mask for event in listener.read(1)] == [In.CLOSE_NOWRITE]
+
+
+@pytest.mark.patch(3)
+def test_flags_of_inotify_add_watch_behave_as_ever(guest: Guest, share: Share, files: list[str]) -> None:
+    with guest.inotify() as listener:
+        for path, mask, error in (
+            (files[0], In.ATTRIB | In.ONLYDIR, errno.ENOTDIR),
+            (f"{share.guest}/none", In.ATTRIB, errno.ENOENT),
+        ):
+            with pytest.raises(OSError) as caught:
+                listener.add(path, mask)
+            assert caught.value.errno == error
+        listener.add(files[0], In.ATTRIB | In.MASK_CREATE)
+        with pytest.raises(OSError) as caught:
+            listener.add(files[0], In.ATTRIB | In.MASK_CREATE)
+        assert caught.value.errno == errno.EEXIST
+
+
+@pytest.mark.patch(7)
+def test_a_watch_for_one_event_ends_with_it(machine: Machine, guest: Guest, share: Share, files: list[str]) -> None:
+    before = host_watches(machine)
+    with guest.inotify() as listener:
+        listener.add(files[0], In.ATTRIB | In.ONESHOT)
+        (share.host / "one").chmod(0o600)
+        (share.host / "one").chmod(0o644)
+        assert [event.mask for event in listener.read(2)] == [In.ATTRIB, In.IGNORED]
+        await_host_watches(machine, before)
+        assert listener.read(quiet=0.5, limit=2.0) == []
+
+
+@pytest.mark.patch(4)
+def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Machine]) -> None:
+    machine = boot(daemon_options=("--max-watches=2",))
+    for name in ("one", "two", "three"):
+        (machine.shared / name).touch()
+    with machine.guest.inotify() as listener:
+        wd = listener.add(f"{machine.mount_point}/one", In.MODIFY)
+        listener.add(f"{machine.mount_point}/two", In.MODIFY)
+        with pytest.raises(OSError) as caught:
+            listener.add(f"{machine.mount_point}/three", In.MODIFY)
+        assert caught.value.errno == errno.ENOSPC
+        # The refused watch left nothing behind, the others are as they were.
+        assert listener.read(quiet=0.5, limit=2.0) == []
+        (machine.shared / "two").write_text("x")
+        assert listener.read(1)[0].mask == In.MODIFY
+        listener.remove(wd)
+        await_host_watches(machine, 1)
+        listener.add(f"{machine.mount_point}/three", In.MODIFY)
+
+
+@pytest.mark.patch(4)
+def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Machine]) -> None:
+    machine = boot(daemon_options=("--cache=always",))
+    guest = machine.guest
+    for name in ("watched", "new"):
+        (machine.shared / name).touch()
+        guest.os("stat", f"{machine.mount_point}/{name}")
+    adder = (
+        "import ctypes,sys; c=ctypes.CDLL(None); fd=c.inotify_init1(0); print('adding',flush=True);"
+        " print(c.inotify_add_watch(fd,sys.argv[1].encode(),2),flush=True)"
+    )
+    listener = guest.inotify()
+    wd = listener.add(f"{machine.mount_point}/watched", In.MODIFY)
+    os.kill(machine.daemon.process.pid, signal.SIGSTOP)
+    try:
+        waiting = guest.spawn("python3", "-c", adder, f"{machine.mount_point}/new")
+        assert waiting.lines(count=1) == ["adding"]
+        # Neither removing a watch nor closing a listener waits for the server ...
+        listener.remove(wd)
+        listener.close()
+        # ... and who does can be killed.
+        assert waiting.stop(signal.SIGKILL) == -signal.SIGKILL
+    finally:
+        os.kill(machine.daemon.process.pid, signal.SIGCONT)
+    await_host_watches(machine, 0)
+
+
+@pytest.mark.patch(2)
+def test_without_the_capability_all_is_as_in_an_unpatched_kernel(boot: Callable[..., Machine]) -> None:
+    machine = boot(daemon_options=("--fsnotify=off",))
+    guest = machine.guest
+    with guest.inotify() as listener:
+        listener.add(str(machine.mount_point), In.ALL)
+        (machine.shared / "from the host").touch()
+        guest.write_file(f"{machine.mount_point}/from the guest", b"x")
+        told = [(event.name, event.mask) for event in listener.read(4)]
+    assert told == [("from the guest", mask) for mask in (In.CREATE, In.OPEN, In.MODIFY, In.CLOSE_WRITE)]
+    assert host_watches(machine) == 0
+
+
+@pytest.mark.patch(7)
+def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(boot: Callable[..., Machine]) -> None:
+    machine = boot()
+    guest = machine.guest
+    (machine.shared / "file").touch()
+    with guest.inotify() as listener:
+        listener.add(f"{machine.mount_point}/file", In.MODIFY)
+        listener.add(str(machine.mount_point), In.CREATE)
+        guest.umount(str(machine.mount_point))
+        masks = [event.mask & ~In.ISDIR for event in listener.read(4)]
+    assert sorted(masks) == sorted([In.UNMOUNT, In.IGNORED] * 2)
+    await_host_watches(machine, 0)
+    machine.mount()
+    with guest.inotify() as listener:
+        listener.add(str(machine.mount_point), In.CREATE)
+        (machine.shared / "again").touch()
+        assert [event.name for event in listener.read(1)] == ["again"]
+
+
+@pytest.mark.patch(7)
+def test_the_guest_shuts_down_with_live_watches(boot: Callable[..., Machine]) -> None:
+    machine = boot()
+    with machine.guest.inotify() as listener:
+        listener.add(str(machine.mount_point), In.ALL)
+        (machine.shared / "file").touch()
+        listener.read(1)
+        machine.vm.shut_down()
+    assert machine.daemon.running
+    await_host_watches(machine, 0)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle: the same script of file operations under native inotify and in the guest must give the same events.
+
+The script runs twice on the host: in a twin directory outside the share, under a native listener, and in the share,
+under a listener in the guest. The twin has no daemon that holds its files open, so it behaves as any local directory.
+"""
+
+import ctypes
+import os
+import select
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import Path
+from typing import Self
+
+from farwatch_harness.errors import HarnessError
+from farwatch_harness.guest import Event, Guest
+from farwatch_harness.machine import Share
+
+HEAD = struct.Struct("=iIII")
+LIBC = ctypes.CDLL(None, use_errno=True)
+#: Made in the base directory when a script has ended: whoever sees it has seen everything before it.
+END = "end of the script"
+LIMIT = 20.0
+
+
+class In(IntFlag):
+    """inotify(7)'s bits."""
+
+    ACCESS = 0x1
+    MODIFY = 0x2
+    ATTRIB = 0x4
+    CLOSE_WRITE = 0x8
+    CLOSE_NOWRITE = 0x10
+    OPEN = 0x20
+    MOVED_FROM = 0x40
+    MOVED_TO = 0x80
+    CREATE = 0x100
+    DELETE = 0x200
+    DELETE_SELF = 0x400
+    MOVE_SELF = 0x800
+    ALL = 0xFFF
+    UNMOUNT = 0x2000
+    Q_OVERFLOW = 0x4000
+    IGNORED = 0x8000
+    ONLYDIR = 0x1000000
+    DONT_FOLLOW = 0x2000000
+    EXCL_UNLINK = 0x4000000
+    MASK_CREATE = 0x10000000
+    MASK_ADD = 0x20000000
+    ISDIR = 0x40000000
+    ONESHOT = 0x80000000
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event as a program understands it: where (the path that was watched), what, on which entry, which move."""
+
+    where: str
+    what: In
+    name: str
+    move: int = 0
+
+    def __str__(self) -> str:
+        move = f" #{self.move}" if self.move else ""
+        return f"{self.where}: {self.what!s} {self.name!r}{move}"
+
+
+class Native:
+    """An inotify instance on the host."""
+
+    def __init__(self) -> None:
+        self.fd = LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+
+    def add(self, path: Path, mask: int) -> int:
+        """inotify_add_watch(2): the watch descriptor, or ``OSError``."""
+        wd = LIBC.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask))
+        if wd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+        return int(wd)
+
+    def read(self, until: str) -> list[Event]:
+        """All events up to the first with the name ``until``; HarnessError when it does not come."""
+        events: list[Event] = []
+        while not any(event.name == until for event in events):
+            if not select.select([self.fd], [], [], LIMIT)[0]:
+                raise HarnessError(f"native inotify did not report {until!r} in {LIMIT:.0f} s")
+            data = os.read(self.fd, 1 << 20)
+            at = 0
+            while at < len(data):
+                wd, mask, cookie, length = HEAD.unpack_from(data, at)
+                at += HEAD.size
+                name = os.fsdecode(data[at : at + length].rstrip(b"\0"))
+                at += length
+                events.append(Event(wd, mask, cookie, name, 0.0))
+        return events
+
+    def close(self) -> None:
+        """Close the instance."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def told(events: Sequence[Event], labels: dict[int, str]) -> list[Told]:
+    """What the events say, comparable between listeners: paths for descriptors, numbered moves.
+
+    What repeats the event before it of the same watch is left out: inotify merges some of it, fanotify all of it. What
+    happens to the END entry is left out.
+    """
+    moves: dict[int, int] = {}
+    story: list[Told] = []
+    last: dict[int, Told] = {}
+    for event in events:
+        if event.name == END:
+            continue
+        move = moves.setdefault(event.cookie, len(moves) + 1) if event.cookie else 0
+        one = Told(labels.get(event.wd, ""), In(event.mask), event.name, move)
+        if last.get(event.wd) != one:
+            story.append(one)
+        last[event.wd] = one
+    return story
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The two streams of one script."""
+
+    native: list[Told]
+    guest: list[Told]
+
+    def difference(self) -> str:
+        """Empty when both tell the same, else where they part and both in full."""
+        if self.native == self.guest:
+            return ""
+        pairs = zip(self.native, self.guest, strict=False)
+        same = next(
+            (at for at, (one, other) in enumerate(pairs) if one != other), min(len(self.native), len(self.guest))
+        )
+        native = "\n  ".join(map(str, self.native))
+        guest = "\n  ".join(map(str, self.guest))
+        return f"the streams part at event {same}\nnative:\n  {native}\nguest:\n  {guest}"
+
+
+Step = Callable[[Path], object]
+
+
+def compare(guest: Guest, share: Share, twin: Path, prepare: Step, script: Step, watched: dict[str, int]) -> Comparison:
+    """Run ``script`` in both directories after ``prepare``; ``watched`` maps paths below the base to inotify masks.
+
+    The base itself, ".", must be watched for IN_CREATE: that is how the end is seen.
+    """
+    prepare(twin)
+    prepare(share.host)
+    with Native() as native, guest.inotify() as listener:
+        native_labels = {native.add(twin / path, mask): path for path, mask in watched.items()}
+        guest_labels = {listener.add(share.guest / path, mask): path for path, mask in watched.items()}
+        for base in (twin, share.host):
+            script(base)
+            (base / END).touch()
+        return Comparison(
+            told(native.read(END), native_labels), told(listener.read(until=END, limit=LIMIT), guest_labels)
+        )
