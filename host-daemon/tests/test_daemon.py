@@ -15,7 +15,7 @@ import pytest
 from farwatchd.fsnotify.records import EventRecord, decode_all
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.wire import fuse as wire
-from farwatchd.wire.fsnotify import FUSE_HAS_FSNOTIFY, Event, fsnotify_in, fsnotify_out
+from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event, fsnotify_in, fsnotify_out
 from farwatchd.wire.fuse import InitFlag, Opcode
 from farwatchd.wire.virtio_fs import Feature
 from tests.daemon_process import DaemonProcess, running
@@ -30,7 +30,8 @@ BUFFERS = 8
 class Guest:
     """A guest that has mounted the share: FUSE operations by name."""
 
-    def __init__(self, daemon: DaemonProcess, notification: bool = True) -> None:
+    def __init__(self, daemon: DaemonProcess, notification: bool = True, extra_flags: int = 0) -> None:
+        self._offered = int(OFFERED) | extra_flags
         self.front_end = FrontEnd(daemon.connect(), notification)
         self.front_end.negotiate()
         if notification:
@@ -39,7 +40,7 @@ class Guest:
 
     def mount(self) -> Any:
         """INIT; returns the reply."""
-        offered = int(OFFERED)
+        offered = self._offered
         payload = wire.init_in.pack(
             major=7, minor=41, max_readahead=1 << 17, flags=offered & 0xFFFFFFFF, flags2=offered >> 32
         )
@@ -238,6 +239,23 @@ def test_watch_of_a_file_ends_with_its_last_name(guest: Guest, shared: Path) -> 
         (entry.nodeid, Event.ATTRIB, b""),
         (entry.nodeid, Event.DELETE_SELF, b""),
     ]
+
+
+@pytest.mark.parametrize("offered", [0, FUSE_FSNOTIFY_MERGED])
+@pytest.mark.parametrize("mode", ["remote", "merged", "auto"])
+def test_own_operations_are_told_unless_merged_is_agreed(mode: str, offered: int, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with running(tmp_path / "socket", shared, f"--fsnotify={mode}") as daemon:
+        guest = Guest(daemon, extra_flags=offered)
+        merged = bool(offered) and mode != "remote"
+        assert bool(guest.flags & FUSE_FSNOTIFY_MERGED) == merged
+        guest.watch(ROOT, Event.CREATE)
+        guest.create(ROOT, b"from guest")
+        (shared / "from host").touch()
+        expected = [b"from host"] if merged else [b"from guest", b"from host"]
+        assert [record.name for record in guest.events(len(expected))] == expected
+        guest.leave()
 
 
 def test_thousand_files_lose_no_event_with_few_buffers(guest: Guest, shared: Path) -> None:
