@@ -106,7 +106,7 @@ def original(path: Path) -> bytes | None:
 
 def configure(place: BuildTree, wanted: dict[str, str]) -> None:
     """tinyconfig plus our options; HarnessError names the options that the kernel did not take."""
-    log = paths.LOGS / "kernel-config.log"
+    log = paths.LOGS / f"kernel-config-{place.path.name}.log"
     base = place.path / ".farwatch-tinyconfig"
     if not base.exists():
         list(run_make(["tinyconfig"], place, log))
@@ -144,7 +144,7 @@ def run_make(words: list[str], place: BuildTree, log: Path) -> Iterator[str]:
 
 def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> None:
     """Builds bzImage and shows how far it is; HarnessError with the errors of the compiler."""
-    log = paths.LOGS / "kernel-build.log"
+    log = paths.LOGS / f"kernel-build-{place.path.name}.log"
     count = place.path / ".farwatch-steps"
     total = int(count.read_text()) if count.exists() else USUAL_STEPS
     fresh = not (place.path / "vmlinux").exists()

@@ -7,13 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from farwatch_harness import boot, build, demo, needs, paths, progress, qemu, series
 from farwatch_harness.equipment import equip, patches_of_series
 from farwatch_harness.errors import HarnessError
 
+# Seconds for pytest to end its guests after an interruption.
+INTERRUPTED_LIMIT = 60.0
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -61,6 +63,8 @@ def shell(_options: argparse.Namespace) -> int:
 def test(options: argparse.Namespace) -> int:
     """Runs the tests that need a guest."""
     equip(patches_of_series(options.patches), flavour_of(options))
+    # Some tests compare with it; built here because pytest would hide the progress.
+    build.build([])
     words = [sys.executable, "-m", "pytest", "guest-tests", "--junitxml=build/guest-tests.xml"]
     if options.k:
         words += ["-k", options.k]
@@ -68,10 +72,21 @@ def test(options: argparse.Namespace) -> int:
     if options.patches is not None:
         environment["FARWATCH_PATCHES"] = str(options.patches)
     with progress.step("guest tests"):
-        status = subprocess.run(words, cwd=paths.CHECKOUT, env=environment, check=False).returncode
+        status = run_to_end(words, environment)
     if status:
         raise HarnessError("guest tests failed; consoles and daemon logs are in build/logs")
     return 0
+
+
+def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Runs pytest; when we are interrupted it is too, and gets the time to end its guests and daemons."""
+    process = subprocess.Popen(words, cwd=paths.CHECKOUT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait(INTERRUPTED_LIMIT)
+        raise
 
 
 def clean_cache(_options: argparse.Namespace) -> int:

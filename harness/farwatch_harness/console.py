@@ -60,6 +60,14 @@ class Console:
         if severity:
             self.findings.append(Finding(severity, len(self.lines), line))
 
+    def last_words(self) -> str:
+        """What tells most after a loss: the trouble and the trace that follows it, else the last lines."""
+        fatal = [finding.number for finding in self.findings if finding.severity is Severity.FATAL]
+        if not fatal:
+            return self.tail()
+        start = max(fatal[0] - 6, 0)
+        return "\n".join(self.lines[start : start + 60])
+
     def tail(self, count: int = 25) -> str:
         """The last lines, for a person to read."""
         return "\n".join([*self.lines, self.unfinished][-count:])

@@ -214,7 +214,7 @@ class Vm:
         fatal = [finding.line for finding in self.console.findings if finding.severity is Severity.FATAL]
         gone = "the guest is gone" if self.ended.is_set() else "the guest does not answer"
         reason = f"the guest crashed: {fatal[0]}" if fatal else gone
-        return f"{reason}\n{self.console.tail()}\n(the whole console is in {self.log})"
+        return f"{reason}\n{self.console.last_words()}\n(the whole console is in {self.log})"
 
     def guest_or_fail(self) -> Guest:
         """The guest's agent; GuestLostError when there is none."""
