@@ -179,3 +179,18 @@ def test_an_init_reply_that_does_not_fit_changes_nothing() -> None:
     assert caught.value.errno == errno.EINVAL
     with pytest.raises(OSError):
         client.getattr(1)
+
+
+@pytest.mark.parametrize(("offer", "tell"), [(OFFER, True), (OFFER | FUSE_FSNOTIFY_MERGED, False)])
+def test_a_guest_in_mode_merged_is_not_told_its_own_doings(offer: int, tell: bool) -> None:
+    watches = FakeWatches()
+    Client(Session(FakeFs(), watches, SessionOptions(merged=True))).init(offer)
+    assert watches.told_own is tell
+
+
+def test_a_guest_that_tries_in_vain_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(Session(FakeFs(), None, SessionOptions()))
+    for _ in range(3):
+        with pytest.raises(OSError):
+            client.init(minor=5)
+    assert len(caplog.records) == 1
