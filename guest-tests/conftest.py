@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ NUMBERS = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # As Ctrl-C does: guests and daemons are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line(
         "markers",
         "patch(n): the patch that the test belongs to: 'pre' the queue, 1..7 the seven, 8.. the additions, 0 the base",
