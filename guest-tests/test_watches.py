@@ -107,7 +107,8 @@ def test_the_mask_of_a_watch_can_be_replaced_and_added_to(guest: Guest, share: S
         assert listener.add(files[0], In.OPEN | In.MASK_ADD) == wd
         (share.host / "one").chmod(0o600)
         (share.host / "one").read_text()
-        assert [event.mask for event in listener.read(2)] == [In.ATTRIB, In.OPEN]
+        # The host's fanotify does not keep the order of what happens to one object at once.
+        assert {event.mask for event in listener.read(2)} == {int(In.ATTRIB), int(In.OPEN)}
         assert listener.add(files[0], In.CLOSE_NOWRITE) == wd
         (share.host / "one").chmod(0o644)
         (share.host / "one").read_text()
