@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thousand files come, change, move and go on the host: Debian's inotifywait in the guest misses nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from farwatch_harness.guest import Guest
+from farwatch_harness.machine import Machine, Share
+
+pytestmark = pytest.mark.patch(7)
+
+FILES = 1000
+ROUNDS = 3
+#: What each file goes through, as inotifywait names it; only MODIFY may come more than once.
+EXPECTED = ("CREATE", "MODIFY", "CLOSE_WRITE,CLOSE", "MOVED_FROM", "MOVED_TO", "DELETE")
+#: Growth that the allocator may keep after the first round; a leak of 100 bytes an event would be ten times that.
+MAX_GROWTH = 256 * 1024
+
+
+def storm(directory: Path) -> None:
+    for number in range(FILES):
+        file = directory / f"file {number}"
+        file.write_text("content")
+        moved = file.rename(directory / f"moved {number}")
+        moved.unlink()
+
+
+@pytest.mark.parametrize("machine", ["merged", "remote"], indirect=True)
+def test_a_storm_loses_no_event_and_leaves_no_memory(machine: Machine, guest: Guest, share: Share) -> None:
+    below = share.host / "sub" / "dir"
+    below.mkdir(parents=True)
+    since = machine.daemon.mark
+    program = guest.spawn("inotifywait", "-m", "-r", "--format", "%e %f", str(share.guest))
+    program.lines(until="Watches established", limit=30.0)
+    memory = []
+    for number in range(ROUNDS):
+        storm(below)
+        (below / f"end {number}").touch()
+        lines = program.lines(until=f"CLOSE_WRITE,CLOSE end {number}", limit=120.0)
+        counts = Counter(lines)
+        for file in range(FILES):
+            for event in EXPECTED:
+                name = f"moved {file}" if event in ("MOVED_TO", "DELETE") else f"file {file}"
+                found = counts[f"{event} {name}"]
+                assert found == 1 or (event == "MODIFY" and found > 1), f"{event} {name}: {found} times"
+        memory.append(machine.daemon.resident_bytes())
+    program.stop()
+    assert machine.daemon.warnings(since) == []
+    assert memory[-1] - memory[0] < MAX_GROWTH, f"the daemon grew: {memory}"
