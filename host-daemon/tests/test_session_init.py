@@ -17,7 +17,9 @@ OPTIONAL = (
     InitFlag.WRITEBACK_CACHE | InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2
     | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
 )  # fmt: skip
-ALWAYS = InitFlag(sum(InitFlag)) & ~OPTIONAL
+#: Mount points in the share are not announced.
+NEVER = InitFlag.SUBMOUNTS
+ALWAYS = InitFlag(sum(InitFlag)) & ~OPTIONAL & ~NEVER
 WATCHABLE = Event.CREATE | Event.DELETE | Event.RENAME | Event.ON_CHILD
 
 

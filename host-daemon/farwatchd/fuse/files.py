@@ -11,7 +11,7 @@ from farwatchd.fuse.filesystem import Entry, FileSystem
 from farwatchd.fuse.init import MAX_WRITE
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import Request, check_int, check_offset, invalid
-from farwatchd.fuse.segments import cut
+from farwatchd.segments import cut
 from farwatchd.wire.fuse import (
     FSYNC_FDATASYNC,
     OPEN_KILL_SUIDGID,

@@ -29,7 +29,6 @@ _ALWAYS = (
     | InitFlag.ASYNC_DIO
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
-    | InitFlag.SUBMOUNTS
     | InitFlag.SETXATTR_EXT
     | InitFlag.INIT_EXT
     | InitFlag.CREATE_SUPP_GROUP

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farwatchd.fuse.filesystem import Caller
-from farwatchd.fuse.segments import cut, gather
+from farwatchd.segments import cut, gather
 from farwatchd.wire.fuse import EXT_GROUPS, Opcode, ext_header, in_header, supp_groups, write_in
 
 NAME_MAX = 255

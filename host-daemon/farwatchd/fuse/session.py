@@ -15,8 +15,8 @@ from farwatchd.fuse.inodes import InodeOperations
 from farwatchd.fuse.names import NameOperations
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import Request, decode, invalid
-from farwatchd.fuse.segments import gather, scatter
 from farwatchd.fuse.watches import Watches
+from farwatchd.segments import gather, scatter
 from farwatchd.wire.fsnotify import Event, fsnotify_in, fsnotify_out
 from farwatchd.wire.fuse import (
     Opcode,

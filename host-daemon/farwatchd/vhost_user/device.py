@@ -11,7 +11,8 @@ from enum import Enum
 from functools import partial
 
 from farwatchd.loop import Loop
-from farwatchd.vhost_user.frames import OUT_HEADER_SIZE, error_reply, notification, scatter
+from farwatchd.segments import scatter
+from farwatchd.vhost_user.frames import OUT_HEADER_SIZE, error_reply, notification
 from farwatchd.vhost_user.interfaces import NotificationSource, RequestHandler
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
@@ -222,7 +223,9 @@ class Device:
                 vring.signal_if_wanted()
                 return False
             ring.take()
-            ring.push(chain.head, scatter(chain.writable, notification(payload)))
+            framed = notification(payload)
+            scatter(chain.writable, 0, framed)
+            ring.push(chain.head, len(framed))
         vring.signal_if_wanted()
         return True
 
