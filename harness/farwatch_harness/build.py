@@ -133,6 +133,8 @@ def make_command() -> tuple[list[str], dict[str, str]]:
         return ["make"], environment
     environment["CCACHE_DIR"] = str(paths.cache_root() / "ccache")
     environment["CCACHE_MAXSIZE"] = "2G"
+    # Goes by the compiler's own dependency files, which saves preprocessing everything twice in a cold build.
+    environment["CCACHE_DEPEND"] = "1"
     return ["make", "CC=ccache gcc"], environment
 
 
