@@ -4,7 +4,7 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests
 
-.PHONY: help venv setup kernel qemu demo boot test check apply clean clean-cache
+.PHONY: help venv setup kernel qemu demo boot test check bench apply clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ check: setup ## run the checks and tests that need no guest, about a minute
 	@.venv/bin/ruff format --quiet --check $(PYTHON_CODE)
 	@.venv/bin/mypy $(PYTHON_CODE)
 	@.venv/bin/python -m pytest -q host-daemon/tests harness/tests
+
+bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
+	@$(HARNESS) bench $(ARGS)
 
 kernel: venv ## build the patched kernel; the last line is the path of its image
 	@$(HARNESS) kernel

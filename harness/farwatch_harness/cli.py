@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from farwatch_harness import boot, build, demo, needs, paths, progress, qemu, series
+from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, series
 from farwatch_harness.equipment import equip, patches_of_series
 from farwatch_harness.errors import HarnessError
 
@@ -89,6 +89,12 @@ def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
         raise
 
 
+def measure(options: argparse.Namespace) -> int:
+    """Measures events and file operations, beside virtiofsd; prints tables and writes build/bench.json."""
+    bench.bench(bench.plan_of(options))
+    return 0
+
+
 def clean_cache(_options: argparse.Namespace) -> int:
     """Removes the shared cache: kernel sources, kernels, QEMU."""
     root = paths.cache_root()
@@ -127,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
     add_prefix(testing)
     add_debug(testing)
+    bench.add_options(add("bench", measure))
     add("clean-cache", clean_cache)
     return top
 

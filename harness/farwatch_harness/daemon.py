@@ -56,11 +56,11 @@ class Daemon:
         )
 
     @classmethod
-    def start(cls, command: Sequence[str], log: Path) -> "Daemon":
-        """Starts a daemon and waits until it listens; HarnessError with its last words when it does not."""
+    def start(cls, command: Sequence[str], log: Path, ready: str = READY) -> "Daemon":
+        """Starts a daemon and waits until it says `ready`; HarnessError with its last words when it does not."""
         daemon = cls(command, log)
         try:
-            daemon.wait_for_line(READY, START_LIMIT)
+            daemon.wait_for_line(ready, START_LIMIT)
         except HarnessError:
             daemon.stop()
             raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from farwatch_harness import paths
-from farwatch_harness.daemon import Daemon, farwatchd_command
+from farwatch_harness.daemon import READY, Daemon, farwatchd_command
 from farwatch_harness.errors import GuestLostError, HarnessError
 from farwatch_harness.qemu import Accelerator, Qemu
 from farwatch_harness.vm import Device, Vm, VmSpec, socket_folder
@@ -23,6 +23,7 @@ class MachineSpec:
     """What a machine is made of; `name` names its logs.
 
     `daemon_command` replaces farwatchd and its options: {socket}, {shared} and {tag} in its words are filled in.
+    `daemon_ready` is what that daemon says when it listens.
     """
 
     name: str
@@ -33,6 +34,7 @@ class MachineSpec:
     device: Device = Device.EVENTS
     daemon_options: tuple[str, ...] = ()
     daemon_command: tuple[str, ...] | None = None
+    daemon_ready: str = READY
     mount_options: str = ""
     request_queues: int = 1
     kernel_options: tuple[str, ...] = ()
@@ -118,7 +120,7 @@ def running(spec: MachineSpec) -> Iterator[Machine]:
         sockets = socket_folder()
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         log = paths.LOGS / f"{spec.name}-daemon.log"
-        daemon = Daemon.start(daemon_words(spec, sockets / "fs"), log)
+        daemon = Daemon.start(daemon_words(spec, sockets / "fs"), log, spec.daemon_ready)
         stack.callback(daemon.stop)
         vm = Vm.boot(vm_spec(spec, sockets), paths.LOGS / f"{spec.name}-console.log")
         stack.callback(vm.kill)

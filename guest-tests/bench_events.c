@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The inotify programs of the benchmark, which run in the guest. The first two print "ready" when
+ * their watches are set.
+ *
+ * bench_events latency FILE ACK COUNT
+ *     For each of COUNT events on FILE writes the event's number to ACK; then prints for each "GAP WRITE", in ns: from
+ *     read(2)'s return to the write's call, and the duration of the write.
+ * bench_events count DIRECTORY PREFIX COUNT
+ *     Reads IN_CREATE events named PREFIX000000.. in order; prints "COUNT SECONDS LOST": events, from the first's
+ *     arrival to the last's, and whether an overflow or a gap was met (0 or 1), at which it stops.
+ * bench_events watches DIRECTORY COUNT
+ *     Prints "looked-up SECONDS" after stat(2) of DIRECTORY/0.., at SIGUSR1 watches them all and prints "watched
+ *     SECONDS", at SIGTERM closes and prints "closed SECONDS".
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static char buffer[1 << 16] __attribute__((aligned(8)));
+
+static void die(const char *what)
+{
+	fprintf(stderr, "bench_events: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static long must(long result, const char *what)
+{
+	if (result < 0)
+		die(what);
+	return result;
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void say_seconds(const char *what, int64_t since)
+{
+	printf("%s %.9f\n", what, (now_ns() - since) / 1e9);
+	fflush(stdout);
+}
+
+static int watch(const char *path, uint32_t mask)
+{
+	int fd = must(inotify_init1(IN_CLOEXEC), "inotify_init1");
+
+	must(inotify_add_watch(fd, path, mask), path);
+	return fd;
+}
+
+static void ready(void)
+{
+	printf("ready\n");
+	fflush(stdout);
+}
+
+static void latency(const char *path, const char *ack_path, long count)
+{
+	int ack = must(open(ack_path, O_WRONLY), ack_path);
+	int64_t *gaps = calloc(count, sizeof(*gaps)), *writes = calloc(count, sizeof(*writes));
+	int fd = watch(path, IN_MODIFY);
+	uint64_t seen = 0;
+
+	if (!gaps || !writes)
+		die("memory");
+	ready();
+	while ((long)seen < count) {
+		int64_t arrived, called;
+		ssize_t got = must(read(fd, buffer, sizeof(buffer)), "read");
+
+		arrived = now_ns();
+		for (char *at = buffer; at < buffer + got; at += sizeof(struct inotify_event) + ((struct inotify_event *)at)->len)
+			seen++;
+		called = now_ns();
+		if (must(pwrite(ack, &seen, sizeof(seen), 0), ack_path) != sizeof(seen))
+			die("short write");
+		if ((long)seen <= count) {
+			gaps[seen - 1] = called - arrived;
+			writes[seen - 1] = now_ns() - called;
+		}
+	}
+	for (long i = 0; i < count; i++)
+		printf("%lld %lld\n", (long long)gaps[i], (long long)writes[i]);
+	fflush(stdout);
+}
+
+static void count_events(const char *directory, const char *prefix, long count)
+{
+	int fd = watch(directory, IN_CREATE);
+	int64_t first = 0, last = 0;
+	long seen = 0;
+	int lost = 0;
+	char name[NAME_MAX + 1];
+
+	ready();
+	while (seen < count && !lost) {
+		ssize_t got = must(read(fd, buffer, sizeof(buffer)), "read");
+
+		last = now_ns();
+		if (!first)
+			first = last;
+		for (char *at = buffer; at < buffer + got && !lost;) {
+			struct inotify_event *event = (struct inotify_event *)at;
+
+			snprintf(name, sizeof(name), "%s%06ld", prefix, seen);
+			if ((event->mask & IN_Q_OVERFLOW) || !event->len || strcmp(event->name, name))
+				lost = 1;
+			else
+				seen++;
+			at += sizeof(*event) + event->len;
+		}
+	}
+	printf("%ld %.9f %d\n", seen, (last - first) / 1e9, lost);
+	fflush(stdout);
+}
+
+static void await(const sigset_t *set, int wanted)
+{
+	int signum;
+
+	do
+		must(sigwait(set, &signum), "sigwait");
+	while (signum != wanted);
+}
+
+static void watches(const char *directory, long count)
+{
+	sigset_t set;
+	int fd;
+	char name[32];
+	struct stat st;
+	int64_t start;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGUSR1);
+	must(sigprocmask(SIG_BLOCK, &set, NULL), "sigprocmask");
+	must(chdir(directory), directory);
+	fd = must(inotify_init1(IN_CLOEXEC), "inotify_init1");
+	start = now_ns();
+	for (long i = 0; i < count; i++) {
+		snprintf(name, sizeof(name), "%ld", i);
+		must(stat(name, &st), name);
+	}
+	say_seconds("looked-up", start);
+	await(&set, SIGUSR1);
+	start = now_ns();
+	for (long i = 0; i < count; i++) {
+		snprintf(name, sizeof(name), "%ld", i);
+		must(inotify_add_watch(fd, name, IN_MODIFY | IN_ATTRIB), name);
+	}
+	say_seconds("watched", start);
+	await(&set, SIGTERM);
+	start = now_ns();
+	must(close(fd), "close");
+	say_seconds("closed", start);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 5 && !strcmp(argv[1], "latency"))
+		latency(argv[2], argv[3], atol(argv[4]));
+	else if (argc == 5 && !strcmp(argv[1], "count"))
+		count_events(argv[2], argv[3], atol(argv[4]));
+	else if (argc == 4 && !strcmp(argv[1], "watches"))
+		watches(argv[2], atol(argv[3]));
+	else {
+		fprintf(stderr, "usage: bench_events latency|count|watches ..., see the source\n");
+		return 2;
+	}
+	return 0;
+}

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a watch costs: time in the guest, memory of the daemon and of the guest's kernel; and that closing frees it."""
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness.bench_events import share_directory
+from farwatch_harness.bench_programs import Programs
+from farwatch_harness.errors import HarnessError
+from farwatch_harness.machine import Machine
+from farwatch_harness.progress import step
+
+# Seconds per watch that the guest may take, on a busy machine too; and for the host's marks to go at the end.
+WATCH_LIMIT = 0.02
+GONE_LIMIT = 30.0
+INTERVAL = 0.05
+
+
+@dataclass(frozen=True)
+class WatchCost:
+    """Costs of one inode known and of one watch on it: microseconds and bytes each, over `count` files.
+
+    `left` are host watches that remained after the guest's group was closed: none, when all is well.
+    """
+
+    mode: str
+    count: int
+    lookup_us: float
+    watch_us: float
+    close_us: float
+    daemon_bytes_known: float
+    daemon_bytes_watched: float
+    guest_slab_known: float
+    guest_slab_watched: float
+    host_marks: int
+    left: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """At one moment: the daemon's resident bytes, the guest's slab bytes, the marks that the daemon holds."""
+
+    daemon: int
+    slab: int
+    marks: int
+
+
+def memory(machine: Machine) -> Memory:
+    """Now."""
+    text = machine.guest.read_file("/proc/meminfo").decode()
+    found = re.search(r"^Slab:\s+(\d+) kB", text, re.MULTILINE)
+    if not found:
+        raise HarnessError("the guest's /proc/meminfo has no line about slab")
+    return Memory(machine.daemon.resident_bytes(), int(found[1]) * 1024, marks(machine.daemon.process.pid))
+
+
+def marks(pid: int) -> int:
+    """The inotify watches and fanotify inode marks that the process holds."""
+    total = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            # Only these: a daemon may have a hundred thousand descriptors.
+            if str(entry.readlink()) in ("anon_inode:inotify", "anon_inode:[fanotify]"):
+                text = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
+                total += len(re.findall(r"^(?:inotify wd|fanotify ino):", text, re.MULTILINE))
+        except FileNotFoundError:
+            # Closed in the meantime.
+            continue
+    return total
+
+
+def cost(machine: Machine, programs: Programs, mode: str, count: int) -> WatchCost:
+    """Watches `count` files of one directory in one group, then closes the group."""
+    share = share_directory(machine, f"watches-{count}")
+    for number in range(count):
+        (share.host / str(number)).touch()
+    with step(f"{count} watches, mode {mode}"):
+        before = memory(machine)
+        limit = 30 + count * WATCH_LIMIT
+        job = machine.guest.spawn(str(programs.events), "watches", str(share.guest), str(count))
+        looked_up = seconds(job.lines(limit=limit, until="looked-up"), "looked-up")
+        known = memory(machine)
+        machine.guest.shell(f"kill -USR1 {job.pid}")
+        watched = seconds(job.lines(limit=limit, until="watched"), "watched")
+        full = memory(machine)
+        machine.guest.shell(f"kill -TERM {job.pid}")
+        closed = seconds(job.lines(limit=limit, until="closed"), "closed")
+        left = wait_until_gone(machine.daemon.process.pid, before.marks)
+    return WatchCost(
+        mode,
+        count,
+        1e6 * looked_up / count,
+        1e6 * watched / count,
+        1e6 * closed / count,
+        (known.daemon - before.daemon) / count,
+        (full.daemon - known.daemon) / count,
+        (known.slab - before.slab) / count,
+        (full.slab - known.slab) / count,
+        full.marks - before.marks,
+        left,
+    )
+
+
+def seconds(lines: list[str], word: str) -> float:
+    """The number after `word`; HarnessError with what the program said instead."""
+    for line in lines:
+        if line.startswith(f"{word} "):
+            return float(line.split()[1])
+    raise HarnessError(f"the guest's program did not come to '{word}': {' / '.join(lines) or 'it said nothing'}")
+
+
+def wait_until_gone(pid: int, base: int) -> int:
+    """How many marks more than `base` are left once they are gone, or at the limit."""
+    deadline = time.monotonic() + GONE_LIMIT
+    while (left := marks(pid) - base) > 0 and time.monotonic() < deadline:
+        # The kernel gives no notice of a mark's end to others.
+        time.sleep(INTERVAL)
+    return max(left, 0)
