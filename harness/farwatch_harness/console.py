@@ -24,7 +24,8 @@ WARNING = re.compile(
     r"|inconsistent lock state|suspicious RCU usage|unreferenced object|rcu: INFO: |KASAN: |KCSAN: |UBSAN: "
     r"|refcount_t: |list_(?:add|del) corruption|scheduling while atomic|sleeping function called from invalid context"
 )
-KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\]")
+# virtme-ng's init writes to the kernel's log, too, for instance when the host has no systemd.
+KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\] (?!virtme-)")
 
 
 @dataclass(frozen=True)

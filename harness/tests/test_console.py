@@ -8,6 +8,7 @@ QUIET = """[    0.000000] Linux version 6.12.117+ (farwatch@farwatch) (gcc) #1 S
 [    0.067312] x86/fpu: x87 FPU will use FXSAVE\r
 [    1.054918] 9pnet_virtio: no channels available for device \r
 [    1.262818] virtme-ng-init: mount devtmpfs -> /dev: EBUSY: Device or resource busy\r
+[    1.456491] virtme-ng-init: WARNING: failed to run: "systemd-tmpfiles" --create --boot\r
 a program says WARNING: nothing to worry about\r
 """
 
