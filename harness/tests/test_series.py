@@ -135,6 +135,14 @@ def test_a_git_tree_gets_one_commit_per_patch(folder: Path, tree: Path) -> None:
     assert git(tree, "status", "--porcelain") == ""
 
 
+def test_the_commits_are_by_the_tree_s_own_committer(folder: Path, tree: Path) -> None:
+    as_git(tree)
+    git(tree, "config", "user.name", "Somebody")
+    git(tree, "config", "user.email", "somebody@example.org")
+    series.apply_to(tree, series.read_series(folder))
+    assert git(tree, "log", "-1", "--format=%an %cn %ce") == "A Person Somebody somebody@example.org\n"
+
+
 def test_a_git_tree_that_does_not_fit_keeps_its_head(folder: Path, tree: Path) -> None:
     (tree / "fs/fuse/dev.c").write_text("one\nzwei\nthree\n")
     head = as_git(tree)
