@@ -46,12 +46,12 @@ _HOST_ENDED = int(In.IGNORED | In.UNMOUNT)
 
 
 def kernel_mask(wanted: int) -> int:
-    """The kernel's bits for a wanted mask; RENAME stands for both halves."""
+    """The kernel's bits for a wanted mask; who wants a half of a rename gets both, to know both names."""
     mask = 0
     for event, bit in KERNEL_BITS.items():
         if wanted & event:
             mask |= bit
-    if wanted & _RENAME:
+    if wanted & (_RENAME | _MOVED):
         mask |= In.MOVED_FROM | In.MOVED_TO
     return mask
 
@@ -154,7 +154,8 @@ class EventStream:
             return
         bits = int(wire)
         wanted = node.wanted
-        if not bits & wanted & ~_ISDIR and not (bits & _MOVED and wanted & _RENAME):
+        # The half of a rename that nobody wants says where the other half, which somebody may want, is from.
+        if not bits & wanted & ~_ISDIR and not bits & _MOVED:
             return
         if raw.name and not bits & _DIRENT:
             if not wanted & _ON_CHILD:

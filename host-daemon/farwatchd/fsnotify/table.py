@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 _MAX_READS = 80
 _RENAME = int(Event.RENAME)
 _ON_CHILD = int(Event.ON_CHILD)
+_FROM = Event.MOVED_FROM | Event.RENAME
+_TO = Event.MOVED_TO | Event.RENAME
 _ALWAYS = int(Event.DELETE_SELF | Event.OVERFLOW)
 
 
@@ -199,20 +201,24 @@ class WatchTable:
                 yield EventRecord(watch.nodeid, watch.generation, event.mask, event.name, event.half)
 
     def _rename_records(self, event: HostEvent) -> Iterator[EventRecord]:
-        """Pair the watchers of both sides; a side that is left over gets its half."""
+        """Pair the watches of both sides; a side that is left over gets its half.
+
+        One side that wants it is enough for a pair: the guest drops what it has cached of both names.
+        """
         isdir = event.mask & Event.ISDIR
-        sources = self._interested(event.key, Event.MOVED_FROM)
-        targets = self._interested(event.newkey, Event.MOVED_TO)
+        sources = self._interested_first(event.key, _FROM)
+        targets = self._interested_first(event.newkey, _TO)
         for source, target in itertools.zip_longest(sources, targets):
             if source is not None and target is not None:
-                yield EventRecord(
-                    source.nodeid, source.generation, event.mask, event.name,
-                    newdir=target.nodeid, newdir_generation=target.generation, newname=event.newname,
-                )  # fmt: skip
+                if source.wants(_FROM) or target.wants(_TO):
+                    yield EventRecord(
+                        source.nodeid, source.generation, event.mask, event.name,
+                        newdir=target.nodeid, newdir_generation=target.generation, newname=event.newname,
+                    )  # fmt: skip
             elif source is not None and source.wants(Event.MOVED_FROM):
                 yield EventRecord(source.nodeid, source.generation, Event.MOVED_FROM | isdir, event.name, half=True)
             elif target is not None and target.wants(Event.MOVED_TO):
                 yield EventRecord(target.nodeid, target.generation, Event.MOVED_TO | isdir, event.newname, half=True)
 
-    def _interested(self, key: int, side: Event) -> list[_Watch]:
-        return [watch for watch in self._by_key.get(key, {}).values() if watch.wants(side | Event.RENAME)]
+    def _interested_first(self, key: int, side: Event) -> list[_Watch]:
+        return sorted(self._by_key.get(key, {}).values(), key=lambda watch: not watch.wants(side))
