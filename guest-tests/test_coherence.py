@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has read an event about a change on the host finds that change when it looks: whatever the guest had cached.
+
+The guest fills its caches, the host makes one change, and a thread of the guest that waits for the event looks at once:
+by stat, by open and read, by readdir. What it finds must be what the host finds.
+"""
+
+import dataclasses
+import errno
+import inspect
+import os
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farwatch_harness.equipment import Equipment
+from farwatch_harness.guest import Guest
+from farwatch_harness.keeper import Keeper
+from farwatch_harness.machine import MachineSpec, Share
+from farwatch_harness.oracle import In, Step
+
+pytestmark = pytest.mark.patch(8)
+
+LIMIT = 10.0
+POLICIES = ("never", "auto", "always")
+WAYS = ("stat", "read", "list")
+#: The names that are looked at: those that are there at first, and those that come.
+NAMES = ("file", "other", "dir", "dir/inside", "new", "dir/new", "empty")
+
+
+def look(base: str, how: str, names: list[str]) -> list[Any]:
+    """What is found at each of `names` below `base`, as plain data: runs in the guest and on the host."""
+    found: list[Any] = []
+    for name in names:
+        path = f"{base}/{name}"
+        try:
+            at = os.lstat(path)
+            if how == "stat":
+                what: Any = [at.st_ino, at.st_mode, at.st_nlink, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
+            elif how == "list":
+                # By itself before anything else, which could have the directory looked up anew.
+                what = sorted(os.listdir(path)) if stat.S_ISDIR(at.st_mode) else None  # noqa: PTH208
+            elif stat.S_ISREG(at.st_mode):
+                fd = os.open(path, os.O_RDONLY)
+                what = os.read(fd, 1 << 20).decode()
+                os.close(fd)
+            else:
+                what = os.readlink(path) if stat.S_ISLNK(at.st_mode) else None  # noqa: PTH115
+        except OSError as error:
+            what = errno.errorcode[error.errno or 0]
+        found.append(what)
+    return found
+
+
+LOOK = "import ctypes, errno, mmap, os, select, stat\nfrom typing import Any\n" + inspect.getsource(look)
+#: Watches, then has everything in the caches.
+PRIME = (
+    LOOK
+    + """
+def main(base, names, watched, mask):
+    fd = libc.inotify_init1(os.O_CLOEXEC)
+    for path in watched:
+        if libc.inotify_add_watch(fd, f"{base}/{path}".encode(), ctypes.c_uint32(mask)) < 0:
+            raise OSError(ctypes.get_errno(), path)
+    return [fd, {how: look(base, how, names) for how in ("list", "read", "stat")}]
+"""
+)
+#: Waits for one event and looks in the same breath.
+WAIT = (
+    LOOK
+    + """
+def main(fd, base, names, how, limit):
+    if not select.select([fd], [], [], limit)[0]:
+        return "no event"
+    os.read(fd, 4096)
+    return look(base, how, names)
+"""
+)
+#: Maps a file of which an open descriptor is kept, waits for an event, and reads through both.
+MAP = """
+import ctypes, mmap, os, select
+def main(path, mask, limit, started):
+    file = os.open(path, os.O_RDONLY)
+    mapping = mmap.mmap(file, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    before = mapping[:7].decode()
+    fd = libc.inotify_init1(os.O_CLOEXEC)
+    if libc.inotify_add_watch(fd, path.encode(), ctypes.c_uint32(mask)) < 0:
+        raise OSError(ctypes.get_errno(), path)
+    open(started, "w").close()
+    try:
+        if not select.select([fd], [], [], limit)[0]:
+            return "no event"
+        return [before, mapping[:7].decode(), os.pread(file, 100, 0).decode()]
+    finally:
+        mapping.close()
+        os.close(file)
+        os.close(fd)
+"""
+CLOSE = "import os\ndef main(fd):\n    os.close(fd)\n"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change on the host, the event that tells of it, and what is watched for it: each choice by itself.
+
+    `untold` are the names of whose change the event does not tell: a file's other names, of which nobody watches the
+    directory.
+    """
+
+    run: Step
+    event: In
+    watched: tuple[tuple[str, ...], ...] = ((".",),)
+    untold: tuple[str, ...] = ()
+    prepare: Step = lambda base: None
+
+
+def write(name: str, text: str, flags: int) -> Step:
+    def run(base: Path) -> None:
+        fd = os.open(base / name, os.O_WRONLY | flags)
+        os.write(fd, text.encode())
+        os.close(fd)
+
+    return run
+
+
+def a_new_file(base: Path) -> None:
+    (base / "new").write_text("of later")
+
+
+CHANGES = {
+    "append": Change(write("file", "more", os.O_APPEND), In.MODIFY, ((".",), ("file",))),
+    "overwrite with as much": Change(write("file", "CONTENT", 0), In.MODIFY, ((".",), ("file",))),
+    "truncate": Change(lambda base: os.truncate(base / "file", 3), In.MODIFY, ((".",), ("file",))),
+    "empty": Change(lambda base: os.truncate(base / "file", 0), In.MODIFY, ((".",), ("file",))),
+    "grow": Change(lambda base: os.truncate(base / "file", 9000), In.MODIFY, ((".",), ("file",))),
+    "chmod": Change(lambda base: (base / "file").chmod(0o600), In.ATTRIB, ((".",), ("file",))),
+    "chmod of a directory": Change(lambda base: (base / "dir").chmod(0o700), In.ATTRIB, ((".",), ("dir",))),
+    "chmod of the watched directory": Change(lambda base: base.chmod(0o700), In.ATTRIB),
+    "utimes": Change(lambda base: os.utime(base / "file", (7, 8)), In.ATTRIB, ((".",), ("file",))),
+    "create": Change(lambda base: (base / "new").touch(), In.CREATE),
+    "create below": Change(lambda base: (base / "dir" / "new").touch(), In.CREATE, (("dir",),)),
+    "mkdir": Change(lambda base: (base / "new").mkdir(), In.CREATE),
+    "symlink": Change(lambda base: (base / "new").symlink_to("file"), In.CREATE),
+    "hard link": Change(lambda base: os.link(base / "file", base / "new"), In.CREATE, untold=("file", "other")),
+    "hard link of a watched file": Change(
+        lambda base: os.link(base / "file", base / "new"), In.ATTRIB, (("file",),), untold=("new", ".")
+    ),
+    "unlink": Change(lambda base: (base / "file").unlink(), In.DELETE),
+    "unlink below": Change(lambda base: (base / "dir" / "inside").unlink(), In.DELETE, (("dir",),)),
+    "rmdir": Change(lambda base: (base / "empty").rmdir(), In.DELETE),
+    "rename, seen where it went": Change(lambda base: (base / "file").rename(base / "new"), In.MOVED_TO),
+    "rename, seen where it was": Change(lambda base: (base / "file").rename(base / "new"), In.MOVED_FROM),
+    "rename out": Change(lambda base: (base / "file").rename(base / "dir" / "new"), In.MOVED_FROM, ((".", "dir"),)),
+    "rename in": Change(lambda base: (base / "dir" / "inside").rename(base / "new"), In.MOVED_TO, ((".", "dir"),)),
+    "rename out of what is watched": Change(
+        lambda base: (base / "file").rename(base / "dir" / "new"), In.MOVED_FROM, untold=("dir", "dir/new")
+    ),
+    "rename over": Change(lambda base: (base / "new").replace(base / "file"), In.MOVED_TO, prepare=a_new_file),
+    "rename a directory": Change(lambda base: (base / "dir").rename(base / "new"), In.MOVED_TO),
+}
+
+
+def fill(base: Path) -> None:
+    """What is there at first: "file" and "other" are two names of one file; all is old."""
+    (base / "file").write_text("content")
+    os.link(base / "file", base / "other")
+    (base / "dir").mkdir()
+    (base / "empty").mkdir()
+    (base / "dir" / "inside").write_text("inside")
+    for path in (base / "file", base / "dir" / "inside", base / "dir", base / "empty", base):
+        os.utime(path, (1, 2))
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def keepers(
+    request: pytest.FixtureRequest, equipment: Equipment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Keeper]]:
+    """In place of the guests that all tests share: one for each cache policy."""
+    policy: str = request.param
+
+    def make_spec(name: str) -> MachineSpec:
+        spec = equipment.machine(f"{name}-{policy}", tmp_path_factory.mktemp("share"))
+        return dataclasses.replace(spec, daemon_options=(f"--cache={policy}",))
+
+    keeper = Keeper(make_spec)
+    yield {"merged": keeper}
+    keeper.close()
+
+
+only_always = pytest.mark.parametrize("keepers", ["always"], indirect=True)
+
+
+def see(guest: Guest, share: Share, change: Change, watched: tuple[str, ...], how: str) -> tuple[Any, Any, Any]:
+    """Looks before the change, right after its event, and on the host. With nothing watched: right after it."""
+    share.host.mkdir()
+    fill(share.host)
+    change.prepare(share.host)
+    base = str(share.guest)
+    names = [name for name in (*NAMES, ".") if name not in change.untold]
+    fd, before = guest.python(PRIME, base, names, watched, int(change.event))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(guest.python, WAIT, fd, base, names, how, LIMIT, limit=LIMIT) if watched else None
+            change.run(share.host)
+            after = guest.python(LOOK + "main = look", base, how, names) if waiting is None else waiting.result()
+    finally:
+        guest.python(CLOSE, fd)
+    return before[how], after, look(str(share.host), how, names)
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_who_has_read_the_event_finds_the_change(guest: Guest, share: Share, change: Change, how: str) -> None:
+    for number, watched in enumerate(change.watched):
+        part = Share(share.host / str(number), share.guest / str(number))
+        _before, after, on_host = see(guest, part, change, watched, how)
+        assert after == on_host, f"after an event of {watched!r}"
+
+
+def test_an_open_file_and_its_mapping_show_the_change(guest: Guest, share: Share) -> None:
+    fill(share.host)
+    with ThreadPoolExecutor(1) as pool, guest.inotify() as listener:
+        listener.add(share.guest, In.CREATE)
+        waiting = pool.submit(
+            guest.python, MAP, f"{share.guest}/file", int(In.MODIFY), LIMIT, f"{share.guest}/started", limit=LIMIT
+        )
+        assert [event.name for event in listener.read(1)] == ["started"]
+        write("file", "CONTENT and more", 0)(share.host)
+        assert waiting.result() == ["content", "CONTENT", "CONTENT and more"]
+
+
+@only_always
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_without_a_watch_the_guest_finds_what_it_has_cached(guest: Guest, share: Share, change: Change) -> None:
+    """So the test above can fail. What is not there is not cached by anybody: the daemon does not let the guest."""
+    stale = []
+    for how in WAYS:
+        before, after, on_host = see(guest, Share(share.host / how, share.guest / how), change, (), how)
+        stale += [now for then, now, there in zip(before, after, on_host, strict=True) if now == then != there]
+    assert stale, "the guest finds this change whatever happens"
