@@ -118,10 +118,12 @@ def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
         commands.run(["git", "sparse-checkout", "set", "--no-cone", "--stdin"], cwd=clone, stdin=patterns.encode())
         commands.run(["git", "checkout", "--quiet"], cwd=clone)
         for patch in patches:
-            try:
-                commands.run(["git", *committer(tree), "am", "--quiet"], cwd=clone, stdin=patch.content)
-            except HarnessError as error:
-                raise HarnessError(f"{patch.name} does not apply: {error}; {tree} is left as it was") from None
+            argv = ["git", *committer(tree), "am", "--quiet"]
+            done = subprocess.run(argv, cwd=clone, input=patch.content, capture_output=True, check=False)
+            if done.returncode != 0:
+                # Its first words say what is wrong; the last ones are advice for a tree that the user never sees.
+                reason = " / ".join((done.stderr or done.stdout).decode(errors="replace").splitlines()[:2])
+                raise HarnessError(f"{patch.name} does not apply: {reason}; {tree} is left as it was")
         commands.run(["git", "fetch", "--quiet", clone, "HEAD"], cwd=tree)
         commands.run(["git", "merge", "--quiet", "--ff-only", "FETCH_HEAD"], cwd=tree)
 
