@@ -22,10 +22,11 @@ from farwatch_harness.equipment import Equipment, equip, patches_of_series
 from farwatch_harness.guest import Guest
 from farwatch_harness.keeper import Keeper, log_tail
 from farwatch_harness.machine import Machine, MachineSpec, Mark, Share, running
+from farwatch_harness.vm import Device
 
 MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
 Boot = Callable[..., Machine]
-MODES = ("merged", "remote")
+MODES = ("merged", "remote", "parked")
 NUMBERS = itertools.count(1)
 
 
@@ -59,6 +60,9 @@ def keepers(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> I
     def keeper(mode: str) -> Keeper:
         def make_spec(name: str) -> MachineSpec:
             spec = equipment.machine(f"{name}-{mode}", tmp_path_factory.mktemp("share"))
+            if mode == "parked":
+                # Mode merged by waiting requests: the device that every QEMU has, without a notification queue.
+                return dataclasses.replace(spec, device=Device.PLAIN)
             return dataclasses.replace(spec, daemon_options=(f"--fsnotify={mode}",))
 
         return Keeper(make_spec)
@@ -78,7 +82,7 @@ def watch(request: pytest.FixtureRequest, machine: Machine) -> None:
 def machine(keepers: dict[str, Keeper], request: pytest.FixtureRequest) -> Machine:
     """The running guest with its daemon; booted when there is none, or when the last one was lost.
 
-    In mode merged, unless the test is parametrized: parametrize("machine", ["merged", "remote"], indirect=True).
+    In mode merged, unless the test is parametrized: parametrize("machine", ["merged", "parked"], indirect=True).
     """
     current = keepers[getattr(request, "param", MODES[0])].machine()
     watch(request, current)

@@ -126,7 +126,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("machine", ["merged", "remote"], indirect=True)
+@pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_guest_is_told_what_native_inotify_tells(guest: Guest, share: Share, tmp_path: Path, case: Case) -> None:
     result = compare(guest, share, tmp_path, case.prepare, case.run, case.watched)

@@ -26,7 +26,7 @@ def storm(directory: Path) -> None:
         moved.unlink()
 
 
-@pytest.mark.parametrize("machine", ["merged", "remote"], indirect=True)
+@pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
 def test_a_storm_loses_no_event_and_leaves_no_memory(machine: Machine, guest: Guest, share: Share) -> None:
     below = share.host / "sub" / "dir"
     below.mkdir(parents=True)

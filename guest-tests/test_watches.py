@@ -13,6 +13,7 @@ from farwatch_harness.errors import HarnessError
 from farwatch_harness.guest import Guest
 from farwatch_harness.machine import Machine, Share
 from farwatch_harness.oracle import In
+from farwatch_harness.vm import Device
 
 LIMIT = 10.0
 
@@ -204,8 +205,11 @@ def test_without_the_capability_all_is_as_in_an_unpatched_kernel(boot: Callable[
 
 
 @pytest.mark.patch(7)
-def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(boot: Callable[..., Machine]) -> None:
-    machine = boot()
+@pytest.mark.parametrize("device", Device)
+def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
+    boot: Callable[..., Machine], device: Device
+) -> None:
+    machine = boot(device=device)
     guest = machine.guest
     (machine.shared / "file").touch()
     with guest.inotify() as listener:
@@ -223,8 +227,9 @@ def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(boot: 
 
 
 @pytest.mark.patch(7)
-def test_the_guest_shuts_down_with_live_watches(boot: Callable[..., Machine]) -> None:
-    machine = boot()
+@pytest.mark.parametrize("device", Device)
+def test_the_guest_shuts_down_with_live_watches(boot: Callable[..., Machine], device: Device) -> None:
+    machine = boot(device=device)
     with machine.guest.inotify() as listener:
         listener.add(str(machine.mount_point), In.ALL)
         (machine.shared / "file").touch()

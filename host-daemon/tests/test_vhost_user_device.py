@@ -28,6 +28,8 @@ ECHO, FAIL, LIE = 1000, 1001, 1002
 class EchoHandler:
     """Answers a request with its own payload, reversed."""
 
+    parks = False
+
     def __init__(self) -> None:
         self.forgotten: list[int] = []
         self.resets = 0

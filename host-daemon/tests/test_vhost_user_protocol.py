@@ -26,6 +26,8 @@ from tests.frontend import FrontEnd, region_fields
 class NullHandler:
     """Answers nothing and counts the resets."""
 
+    parks = False
+
     def __init__(self) -> None:
         self.resets = 0
 

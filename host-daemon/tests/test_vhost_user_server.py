@@ -20,6 +20,8 @@ from tests.frontend import FrontEnd, FrontEndTimeout
 class CountingHandler:
     """Takes everything and counts."""
 
+    parks = False
+
     def __init__(self) -> None:
         self.served = 0
         self.resets = 0

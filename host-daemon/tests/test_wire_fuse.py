@@ -17,7 +17,7 @@ import pytest
 from construct import Struct
 from farwatch_harness import paths, series, tree
 from farwatchd.wire import fsnotify, fuse
-from farwatchd.wire.fsnotify import Event, RecordFlag
+from farwatchd.wire.fsnotify import Event, RecordFlag, WaitFlag
 from farwatchd.wire.fuse import STRUCTS, InitFlag, Opcode, OpenFlag, SetattrValid
 
 HEADER = "include/uapi/linux/fuse.h"
@@ -25,6 +25,7 @@ ALL_STRUCTS = {
     **STRUCTS,
     "fuse_fsnotify_in": fsnotify.FSNOTIFY_IN,
     "fuse_fsnotify_out": fsnotify.FSNOTIFY_OUT,
+    "fuse_fsnotify_wait_in": fsnotify.FSNOTIFY_WAIT_IN,
     "fuse_notify_fsnotify_out": fsnotify.RECORD,
 }
 CONSTANTS: dict[str, int] = {
@@ -34,6 +35,7 @@ CONSTANTS: dict[str, int] = {
     **{f"FATTR_{flag.name}": int(flag) for flag in SetattrValid},
     **{f"FUSE_FSN_{event.name}": int(event) for event in Event},
     **{f"FUSE_FSN_F_{flag.name}": int(flag) for flag in RecordFlag},
+    **{f"FUSE_FSN_WAIT_{flag.name}": int(flag) for flag in WaitFlag},
     "FUSE_KERNEL_VERSION": fuse.KERNEL_VERSION,
     "FUSE_KERNEL_MINOR_VERSION": fuse.KERNEL_MINOR_VERSION,
     "FUSE_GETATTR_FH": fuse.GETATTR_FH,
@@ -47,6 +49,7 @@ CONSTANTS: dict[str, int] = {
     "FUSE_NOTIFY_FSNOTIFY": fsnotify.FUSE_NOTIFY_FSNOTIFY,
     "FUSE_HAS_FSNOTIFY": fsnotify.FUSE_HAS_FSNOTIFY,
     "FUSE_FSNOTIFY_MERGED": fsnotify.FUSE_FSNOTIFY_MERGED,
+    "FUSE_FSNOTIFY_PARKED": fsnotify.FUSE_FSNOTIFY_PARKED,
 }
 
 
@@ -134,5 +137,5 @@ def test_no_opcode_or_event_of_the_header_is_missing(header: Path) -> None:
     assert block is not None
     opcodes = set(re.findall(r"^\tFUSE_(\w+)\s*=", block[1], re.MULTILINE)) - {"INIT_BSWAP_RESERVED"}
     assert opcodes == {opcode.name for opcode in Opcode}
-    events = set(re.findall(r"^#define FUSE_FSN_(\w+)", text, re.MULTILINE)) - {"F_HALF"}
+    events = set(re.findall(r"^#define FUSE_FSN_(\w+)", text, re.MULTILINE)) - {"F_HALF", "WAIT_END"}
     assert events == {event.name for event in Event}

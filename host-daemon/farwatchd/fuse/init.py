@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event
+from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_FSNOTIFY_PARKED, FUSE_HAS_FSNOTIFY, Event
 from farwatchd.wire.fuse import KERNEL_MINOR_VERSION, KERNEL_VERSION, InitFlag, init_in, init_out
 
 #: The oldest client that is served: before 7.27 nothing speaks virtio-fs, and structures differ.
@@ -67,11 +67,16 @@ class Negotiated:
         return bool((self.flags or 0) & FUSE_FSNOTIFY_MERGED)
 
     @property
+    def parked(self) -> bool:
+        """The guest's transport has no notifications: requests wait for events."""
+        return bool((self.flags or 0) & FUSE_FSNOTIFY_PARKED)
+
+    @property
     def mode(self) -> str:
         """The mode's name, as in docs/protocol.md."""
         if not self.fsnotify:
             return "off"
-        return "merged" if self.merged else "remote"
+        return ("merged" if self.merged else "remote") + (" (by waiting requests)" if self.parked else "")
 
     @property
     def setxattr_ext(self) -> bool:
@@ -99,7 +104,7 @@ def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotia
     if options.posix_acl and flags & _POSIX_ACL != _POSIX_ACL:
         raise OSError(errno.EPROTO, "the guest cannot handle POSIX ACLs, start without them")
     if not flags & FUSE_HAS_FSNOTIFY:
-        flags &= ~FUSE_FSNOTIFY_MERGED
+        flags &= ~(FUSE_FSNOTIFY_MERGED | FUSE_FSNOTIFY_PARKED)
     minor = min(asked.minor, KERNEL_MINOR_VERSION)
     reply = init_out.pack(
         major=KERNEL_VERSION,
@@ -128,7 +133,7 @@ def _wanted(options: SessionOptions, watchable: Event) -> int:
     if options.killpriv_v2:
         wanted |= InitFlag.HANDLE_KILLPRIV_V2
     if watchable:
-        wanted |= FUSE_HAS_FSNOTIFY
+        wanted |= FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_PARKED
         if options.merged:
             wanted |= FUSE_FSNOTIFY_MERGED
     return int(wanted)

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from farwatchd.fuse.request import Request
 
-#: The reply after its header; as a number, how much of it already is in the writable segments.
+#: The reply after its header; as a number, how much of it already is in the writable segments, or PARK.
 Reply = bytes | bytearray | int
 EMPTY = b""
+#: The reply comes later, from the notification source.
+PARK = -1
 
 
 class Operation(NamedTuple):

@@ -8,16 +8,18 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from farwatchd.fsnotify.records import RECORD_MAX
 from farwatchd.fuse.files import FileOperations
 from farwatchd.fuse.filesystem import FileSystem
 from farwatchd.fuse.init import Negotiated, SessionOptions, negotiate
 from farwatchd.fuse.inodes import InodeOperations
 from farwatchd.fuse.names import NameOperations
-from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.operation import EMPTY, PARK, Operation, Reply
 from farwatchd.fuse.request import Request, decode, invalid
 from farwatchd.fuse.watches import Watches
 from farwatchd.segments import gather, scatter
-from farwatchd.wire.fsnotify import Event, fsnotify_in, fsnotify_out
+from farwatchd.vhost_user.interfaces import PARKED
+from farwatchd.wire.fsnotify import Event, WaitFlag, fsnotify_in, fsnotify_out, fsnotify_wait_in
 from farwatchd.wire.fuse import (
     Opcode,
     batch_forget_in,
@@ -54,6 +56,7 @@ class Session:
         self._watches = watches
         self._options = options
         self._agreed: Negotiated | None = None
+        self._parks = False
         self._refusal_level = logging.WARNING
         self._inodes = InodeOperations(fs)
         self._operations: dict[int, Operation] = {
@@ -68,7 +71,13 @@ class Session:
             Opcode.NOTIFY_REPLY: Operation(_nothing),
             Opcode.IOCTL: Operation(_no_ioctl),
             Opcode.FSNOTIFY: Operation(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
+            Opcode.FSNOTIFY_WAIT: Operation(self._wait, fsnotify_wait_in.size),
         }
+
+    @property
+    def parks(self) -> bool:
+        """Whether requests may wait for events; see ``RequestHandler``."""
+        return self._parks
 
     def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
         """Serve one request and return the bytes of its reply, 0 for none; see ``RequestHandler``."""
@@ -93,6 +102,8 @@ class Session:
         if silent:
             return 0
         if type(reply) is int:
+            if reply == PARK:
+                return PARKED
             length = _REPLY_HEADER_SIZE + reply
             self._write_header(writable, length, 0, header.unique)
             return length
@@ -106,6 +117,7 @@ class Session:
     def reset(self) -> None:
         """Forget the guest: its inodes, handles and watches. The next one begins with INIT."""
         self._agreed = None
+        self._parks = False
         self._fs.reset()
         if self._watches is not None:
             self._watches.reset()
@@ -158,6 +170,7 @@ class Session:
             _log.info("the guest begins anew")
         self.reset()
         self._agreed = agreed
+        self._parks = agreed.parked
         self._inodes.use_setxattr_ext(agreed.setxattr_ext)
         if self._watches is not None:
             self._watches.tell_own(not agreed.merged)
@@ -195,6 +208,18 @@ class Session:
         watched = self._fs.watched(request.nodeid)
         mask = self._watches.set_mask(request.nodeid, watched.generation, watched.fd, watched.is_dir, Event(args.mask))
         return fsnotify_out.pack_values(int(mask), 0, 0)
+
+    def _wait(self, request: Request) -> Reply:
+        if self._agreed is None or not self._agreed.parked:
+            raise OSError(errno.ENOSYS, "was not agreed on")
+        args = fsnotify_wait_in.unpack_from(request.args)
+        if args.flags & ~int(WaitFlag.END) or args.reserved:
+            raise invalid("reserved fields or unknown flags")
+        if args.flags & WaitFlag.END:
+            self._parks = False
+        elif self._parks and min(args.size, request.room) < RECORD_MAX:
+            raise invalid(f"room for {min(args.size, request.room)} bytes of events, a record may have {RECORD_MAX}")
+        return PARK if self._parks else EMPTY
 
 
 class _Name:

@@ -13,7 +13,8 @@ from functools import partial
 from farwatchd.loop import Loop
 from farwatchd.segments import scatter
 from farwatchd.vhost_user.frames import OUT_HEADER_SIZE, error_reply, notification
-from farwatchd.vhost_user.interfaces import NotificationSource, RequestHandler
+from farwatchd.vhost_user.interfaces import PARKED, NotificationSource, RequestHandler
+from farwatchd.vhost_user.parking import Parking
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
@@ -66,6 +67,7 @@ class Device:
         self._source = source
         self._running: dict[int, tuple[Vring, QueueRole]] = {}
         self._scheduled: set[int] = set()
+        self._parking = Parking(handler, source)
         self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
         self._small_buffer_reported = False
         if source is not None:
@@ -114,6 +116,7 @@ class Device:
             return
         if vring.kick_fd is not None:
             self._loop.remove(vring.kick_fd)
+        self._parking.release(vring)
         log.debug("queue %d stopped", vring.index)
 
     def reset(self) -> None:
@@ -128,6 +131,8 @@ class Device:
         self._serve(vring.index)
 
     def _wake_notifications(self) -> None:
+        if self._parking.waits:
+            self._loop.call_soon(self._parking.answer)
         for index, (_, role) in self._running.items():
             if role is QueueRole.NOTIFICATION:
                 self._schedule(index)
@@ -151,6 +156,9 @@ class Device:
         except VirtqueueError as error:
             self._fail(vring, str(error))
             return
+        # There may be something to tell to requests that wait, or they must wait no longer.
+        if self._parking.waits:
+            self._parking.answer()
         if again:
             self._schedule(index)
 
@@ -172,7 +180,11 @@ class Device:
                 if not ring.enable_kicks():
                     return False
                 continue
-            ring.push(chain.head, self._handle(chain))
+            written = self._handle(chain)
+            if written == PARKED:
+                self._parking.park(vring, ring, chain)
+                continue
+            ring.push(chain.head, written)
             now = time.monotonic_ns()
             if now - since > SIGNAL_AFTER_NS:
                 vring.signal_if_wanted()
@@ -186,7 +198,7 @@ class Device:
         except Exception as error:
             self._report(error)
             return error_reply(chain.readable, chain.writable, errno.EIO)
-        if not 0 <= written <= chain.writable_size:
+        if written != PARKED and not 0 <= written <= chain.writable_size:
             log.error("bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size)
             return error_reply(chain.readable, chain.writable, errno.EIO)
         return written

@@ -6,12 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+#: What ``RequestHandler.handle`` returns for a request that waits for the notification source.
+PARKED = -1
+
 
 class RequestHandler(Protocol):
     """A FUSE session, as the transport sees it."""
 
+    @property
+    def parks(self) -> bool:
+        """Whether requests may wait for the notification source; those that do are answered when this turns false."""
+
     def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
         """Serve one request and return the bytes written into ``writable``, 0 for no reply.
+
+        ``PARKED``: the transport answers the request with the next payload of the notification source.
 
         The segments are guest memory, which may change at any time; none may be kept after the return.
         """

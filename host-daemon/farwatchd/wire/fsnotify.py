@@ -10,9 +10,11 @@ from construct import Int16ul, Int32ul, Int64ul, Struct
 from farwatchd.wire.codec import Codec
 
 FUSE_FSNOTIFY = 512
+FUSE_FSNOTIFY_WAIT = 513
 FUSE_NOTIFY_FSNOTIFY = 64
 FUSE_HAS_FSNOTIFY = 1 << 56
 FUSE_FSNOTIFY_MERGED = 1 << 57
+FUSE_FSNOTIFY_PARKED = 1 << 58
 
 
 class Event(IntFlag):
@@ -43,10 +45,18 @@ class RecordFlag(IntFlag):
     HALF = 1 << 0
 
 
+class WaitFlag(IntFlag):
+    """Flags of FUSE_FSNOTIFY_WAIT (``FUSE_FSN_WAIT_*``)."""
+
+    END = 1 << 0
+
+
 #: ``struct fuse_fsnotify_in``: payload of FUSE_FSNOTIFY, 16 bytes.
 FSNOTIFY_IN = Struct("mask" / Int32ul, "flags" / Int32ul, "reserved" / Int64ul)
 #: ``struct fuse_fsnotify_out``: reply to FUSE_FSNOTIFY, 16 bytes.
 FSNOTIFY_OUT = Struct("mask" / Int32ul, "flags" / Int32ul, "reserved" / Int64ul)
+#: ``struct fuse_fsnotify_wait_in``: payload of FUSE_FSNOTIFY_WAIT, 16 bytes.
+FSNOTIFY_WAIT_IN = Struct("flags" / Int32ul, "size" / Int32ul, "reserved" / Int64ul)
 #: ``struct fuse_notify_fsnotify_out``: one event record without its names, 80 bytes.
 RECORD = Struct(
     "len" / Int32ul,
@@ -66,4 +76,5 @@ RECORD = Struct(
 
 fsnotify_in = Codec(FSNOTIFY_IN, "fsnotify_in")
 fsnotify_out = Codec(FSNOTIFY_OUT, "fsnotify_out")
+fsnotify_wait_in = Codec(FSNOTIFY_WAIT_IN, "fsnotify_wait_in")
 record = Codec(RECORD, "record")

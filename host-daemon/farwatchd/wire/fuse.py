@@ -70,6 +70,7 @@ class Opcode(IntEnum):
     TMPFILE = 51
     STATX = 52
     FSNOTIFY = 512
+    FSNOTIFY_WAIT = 513
 
 
 class InitFlag(IntFlag):
