@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No loss is silent: whatever loses events, each listener of the mount is told once, and then events flow again."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from farwatch_harness.guest import Guest, Inotify
+from farwatch_harness.machine import Machine
+from farwatch_harness.oracle import In
+
+pytestmark = pytest.mark.patch(9)
+
+#: By mode: how many events a queue of the host's kernel holds.
+HOST_QUEUE = {"merged": "/proc/sys/fs/fanotify/max_queued_events", "remote": "/proc/sys/fs/inotify/max_queued_events"}
+PROBES = 50
+
+
+@contextlib.contextmanager
+def stopped(machine: Machine) -> Iterator[None]:
+    """The daemon does not run meanwhile."""
+    os.kill(machine.daemon.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(machine.daemon.process.pid, signal.SIGCONT)
+
+
+def create(directory: Path, count: int, prefix: str) -> list[str]:
+    """Make so many empty files as fast as possible; their names."""
+    names = [f"{prefix}{number}" for number in range(count)]
+    for name in names:
+        os.close(os.open(directory / name, os.O_WRONLY | os.O_CREAT, 0o600))
+    return names
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Listeners in the guest: on the directory of the burst, on a file elsewhere, on the guest's own tmpfs."""
+
+    machine: Machine
+    burst: Inotify
+    file: Inotify
+    local: Inotify
+    prober: Inotify
+
+    def await_calm(self, prefix: str) -> None:
+        """Wait until what was in the queues has arrived, or its loss: until a file made later is told of."""
+        for number in range(PROBES):
+            name = f"{prefix}-{number}"
+            (self.machine.shared / "probes" / name).touch()
+            if any(event.name == name for event in self.prober.read(until=name, limit=1.0)):
+                return
+        pytest.fail("no event arrives any more")
+
+    def waiting(self, listener: Inotify) -> list[tuple[In, str]]:
+        """What the listener has not read yet."""
+        return [(In(event.mask), event.name) for event in listener.read(quiet=0.2, limit=30.0)]
+
+
+@contextlib.contextmanager
+def listening(machine: Machine) -> Iterator[Listeners]:
+    guest: Guest = machine.guest
+    for name in ("burst", "probes", "elsewhere"):
+        (machine.shared / name).mkdir()
+    (machine.shared / "elsewhere" / "file").touch()
+    # The guest's own limit is not what is tested here.
+    guest.write_file("/proc/sys/fs/inotify/max_queued_events", b"100000")
+    guest.os("makedirs", "/run/farwatch/local", exist_ok=True)
+    with guest.inotify() as burst, guest.inotify() as file, guest.inotify() as local, guest.inotify() as prober:
+        burst.add(f"{machine.mount_point}/burst", In.CREATE)
+        file.add(f"{machine.mount_point}/elsewhere/file", In.ATTRIB | In.MODIFY)
+        local.add("/run/farwatch/local", In.ALL)
+        prober.add(f"{machine.mount_point}/probes", In.CREATE)
+        yield Listeners(machine, burst, file, local, prober)
+
+
+OVERFLOW = (In.Q_OVERFLOW, "")
+
+
+def assert_told_once(listeners: Listeners, made: list[str]) -> None:
+    """Each listener of the mount knows of one loss, the one elsewhere of none, and what came up to it is whole."""
+    told = listeners.waiting(listeners.burst)
+    assert told.count(OVERFLOW) == 1
+    names = [name for _mask, name in told[: told.index(OVERFLOW)]]
+    assert names == made[: len(names)]
+    assert {name for _mask, name in told} - {""} < set(made)
+    assert listeners.waiting(listeners.file) == [OVERFLOW]
+    assert listeners.waiting(listeners.local) == []
+
+
+def assert_all_is_told(listeners: Listeners) -> None:
+    """The watches are those that they were, and nothing is lost."""
+    shared = listeners.machine.shared
+    (shared / "elsewhere" / "file").chmod(0o600)
+    (shared / "elsewhere" / "file").write_text("x")
+    made = create(shared / "burst", 5, "later")
+    assert [name for _mask, name in listeners.waiting(listeners.burst)] == made
+    assert {mask for mask, _name in listeners.waiting(listeners.file)} == {In.ATTRIB, In.MODIFY}
+    assert listeners.waiting(listeners.local) == []
+
+
+@pytest.mark.parametrize("mode", ["merged", "remote"])
+def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(boot: Callable[..., Machine], mode: str) -> None:
+    machine = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=16"))
+    with listening(machine) as listeners:
+        for burst in ("one", "two"):
+            made = create(machine.shared / "burst", 1000, burst)
+            listeners.await_calm(burst)
+            assert_told_once(listeners, made)
+        assert_all_is_told(listeners)
+
+
+@pytest.mark.parametrize("mode", ["merged", "remote"])
+def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
+    boot: Callable[..., Machine], mode: str
+) -> None:
+    room = int(Path(HOST_QUEUE[mode]).read_text())
+    machine = boot(daemon_options=(f"--fsnotify={mode}", f"--event-queue={10 * room}"))
+    with listening(machine) as listeners:
+        with stopped(machine):
+            made = create(machine.shared / "burst", room + 2000, "x")
+        machine.daemon.wait_for_line("the host's event queue overflowed", 30.0)
+        listeners.await_calm("after")
+        assert_told_once(listeners, made)
+        assert_all_is_told(listeners)
