@@ -11,10 +11,11 @@ from farwatch_harness.machine import Machine, Share
 pytestmark = pytest.mark.patch(7)
 
 FILES = 1000
-ROUNDS = 3
+#: The first warms up: tables and the allocator's pools grow to the size that they keep.
+ROUNDS = 4
 #: What each file goes through, as inotifywait names it; only MODIFY may come more than once.
 EXPECTED = ("CREATE", "MODIFY", "CLOSE_WRITE,CLOSE", "MOVED_FROM", "MOVED_TO", "DELETE")
-#: Growth that the allocator may keep after the first round; a leak of 100 bytes an event would be ten times that.
+#: Growth that is no leak; 100 bytes an event would be over 1 MiB.
 MAX_GROWTH = 256 * 1024
 
 
@@ -47,4 +48,4 @@ def test_a_storm_loses_no_event_and_leaves_no_memory(machine: Machine, guest: Gu
         memory.append(machine.daemon.resident_bytes())
     program.stop()
     assert machine.daemon.warnings(since) == []
-    assert memory[-1] - memory[0] < MAX_GROWTH, f"the daemon grew: {memory}"
+    assert memory[-1] - memory[1] < MAX_GROWTH, f"the daemon grew: {memory}"
