@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     events.add_argument(
         "--event-queue",
-        type=_number(1, 10_000_000),
+        type=_number(2, 10_000_000),
         default=16384,
         metavar="N",
         help="events that wait for the guest; more are dropped and the guest is told so (default: %(default)s)",

@@ -81,7 +81,7 @@ def test_acls_bring_extended_attributes_with_them() -> None:
         ((*NEEDED, "--log-level=loud"), "loud"),
         ((*NEEDED, "--num-request-queues=0"), "0 is not between"),
         ((*NEEDED, "--max-watches=many"), "'many' is not a number"),
-        ((*NEEDED, "--event-queue=-1"), "-1 is not between"),
+        ((*NEEDED, "--event-queue=1"), "1 is not between 2 and"),
         ((*NEEDED, "--shared=/other"), "unrecognized arguments"),
         ((*NEEDED, "--thread-pool-size=4"), "unrecognized arguments"),
     ],
