@@ -3,7 +3,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +104,7 @@ def measure_events(
     """All that concerns events, in one guest."""
     with contextlib.ExitStack() as stack:
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
-        spec = dataclasses.replace(equipment.machine(f"bench-{mode}", share), daemon_options=(f"--fsnotify={mode}",))
+        spec = bench_servers.farwatchd_in_mode(mode).machine(equipment, share)
         with step(f"booting a guest in mode {mode}"):
             machine = stack.enter_context(running(spec))
         latencies, throughputs, costs = [], [], []

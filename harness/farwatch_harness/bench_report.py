@@ -184,11 +184,11 @@ def short(server: str) -> str:
 
 
 def watches_table(costs: Sequence[WatchCost]) -> Table:
-    columns = ("lookup", "watch", "close", "daemon, inode", "daemon, watch", "slab, inode", "slab, watch", "left")
-    made = table("Cost per watch", "mode, watches", *columns)
+    columns = ("lookup", "watch", "close", "RSS, inode", "RSS, watch", "slab, inode", "slab, watch", "files", "left")
+    made = table("Cost per inode that the guest knows, and per watch", "mode, watches", *columns)
     for each in costs:
         made.add_row(
-            f"{each.mode}, {each.count}",
+            f"{each.mode}, {reached(each)}",
             f"{each.lookup_us:.0f} us",
             f"{each.watch_us:.0f} us",
             f"{each.close_us:.1f} us",
@@ -196,6 +196,12 @@ def watches_table(costs: Sequence[WatchCost]) -> Table:
             f"{each.daemon_bytes_watched:.0f} B",
             f"{each.guest_slab_known:.0f} B",
             f"{each.guest_slab_watched:.0f} B",
+            f"{each.descriptors:.1f}",
             f"{each.left} of {each.host_marks}",
         )
     return made
+
+
+def reached(cost: WatchCost) -> str:
+    """How many watches there were, and of how many where a limit was met."""
+    return str(cost.count) if cost.watched == cost.count else f"{cost.watched} of {cost.count}: limit"

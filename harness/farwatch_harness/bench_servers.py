@@ -20,6 +20,8 @@ RUST_SUITE = "trixie"
 RUST_PROGRAM = "virtiofsd"
 # What both say when they listen.
 WAITING = "Waiting for vhost-user socket connection"
+# In the guest: where the host's processors are busy, one virtual processor waits long for another to be woken.
+ONE_PROCESSOR = ("maxcpus=1",)
 
 WRAPPER = """#!/bin/sh
 # Runs the virtiofsd of the Debian tree beside this script with that tree's own loader and libraries.
@@ -42,10 +44,13 @@ class Server:
 
     def machine(self, equipment: Equipment, shared: Path) -> MachineSpec:
         """A machine whose share this daemon serves."""
-        spec = equipment.machine(f"bench-{self.name.replace(' ', '-')}", shared, self.device)
-        if self.command is None:
-            return dataclasses.replace(spec, daemon_options=self.options)
-        return dataclasses.replace(spec, daemon_command=self.command, daemon_ready=self.ready)
+        return dataclasses.replace(
+            equipment.machine(f"bench-{self.name.replace(' ', '-')}", shared, self.device),
+            daemon_options=self.options,
+            daemon_command=self.command,
+            daemon_ready=self.ready,
+            kernel_options=ONE_PROCESSOR,
+        )
 
 
 def farwatchd() -> list[Server]:
@@ -56,6 +61,11 @@ def farwatchd() -> list[Server]:
         Server("farwatchd", version, Device.PLAIN, (never, "--fsnotify=off")),
         Server("farwatchd events", version, Device.EVENTS, (never,)),
     ]
+
+
+def farwatchd_in_mode(mode: str) -> Server:
+    """Ours as it is used, in one mode of events."""
+    return Server(f"farwatchd {mode}", f"commit {commit()}", Device.EVENTS, (f"--fsnotify={mode}",))
 
 
 def commit() -> str:

@@ -16,17 +16,20 @@ from farwatch_harness.progress import step
 WATCH_LIMIT = 0.02
 GONE_LIMIT = 30.0
 INTERVAL = 0.05
+GUEST_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
 
 
 @dataclass(frozen=True)
 class WatchCost:
     """Costs of one inode known and of one watch on it: microseconds and bytes each, over `count` files.
 
-    `left` are host watches that remained after the guest's group was closed: none, when all is well.
+    `watched` is fewer where a limit was reached (ENOSPC, ENFILE), mostly the daemon's limit of open files. `left` are
+    host watches that remained after the guest's group was closed: none, when all is well.
     """
 
     mode: str
     count: int
+    watched: int
     lookup_us: float
     watch_us: float
     close_us: float
@@ -34,17 +37,19 @@ class WatchCost:
     daemon_bytes_watched: float
     guest_slab_known: float
     guest_slab_watched: float
+    descriptors: float
     host_marks: int
     left: int
 
 
 @dataclass(frozen=True)
 class Memory:
-    """At one moment: the daemon's resident bytes, the guest's slab bytes, the marks that the daemon holds."""
+    """At one moment: the daemon's resident bytes, open files and marks, the guest's slab bytes."""
 
     daemon: int
-    slab: int
+    descriptors: int
     marks: int
+    slab: int
 
 
 def memory(machine: Machine) -> Memory:
@@ -53,7 +58,9 @@ def memory(machine: Machine) -> Memory:
     found = re.search(r"^Slab:\s+(\d+) kB", text, re.MULTILINE)
     if not found:
         raise HarnessError("the guest's /proc/meminfo has no line about slab")
-    return Memory(machine.daemon.resident_bytes(), int(found[1]) * 1024, marks(machine.daemon.process.pid))
+    pid = machine.daemon.process.pid
+    descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    return Memory(machine.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024)
 
 
 def marks(pid: int) -> int:
@@ -76,38 +83,44 @@ def cost(machine: Machine, programs: Programs, mode: str, count: int) -> WatchCo
     share = share_directory(machine, f"watches-{count}")
     for number in range(count):
         (share.host / str(number)).touch()
+    # The guest's own limit follows from its memory and would be the first to be reached.
+    machine.guest.write_file(GUEST_LIMIT, str(count + 1000).encode())
     with step(f"{count} watches, mode {mode}"):
         before = memory(machine)
         limit = 30 + count * WATCH_LIMIT
         job = machine.guest.spawn(str(programs.events), "watches", str(share.guest), str(count))
-        looked_up = seconds(job.lines(limit=limit, until="looked-up"), "looked-up")
+        looked_up = said(job.lines(limit=limit, until="looked-up"), "looked-up")[0]
         known = memory(machine)
         machine.guest.shell(f"kill -USR1 {job.pid}")
-        watched = seconds(job.lines(limit=limit, until="watched"), "watched")
+        watching, reached = said(job.lines(limit=limit, until="watched"), "watched")
         full = memory(machine)
         machine.guest.shell(f"kill -TERM {job.pid}")
-        closed = seconds(job.lines(limit=limit, until="closed"), "closed")
+        closing = said(job.lines(limit=limit, until="closed"), "closed")[0]
         left = wait_until_gone(machine.daemon.process.pid, before.marks)
+    watched = max(reached, 1.0)
     return WatchCost(
         mode,
         count,
+        int(reached),
         1e6 * looked_up / count,
-        1e6 * watched / count,
-        1e6 * closed / count,
+        1e6 * watching / watched,
+        1e6 * closing / watched,
         (known.daemon - before.daemon) / count,
-        (full.daemon - known.daemon) / count,
+        (full.daemon - known.daemon) / watched,
         (known.slab - before.slab) / count,
-        (full.slab - known.slab) / count,
+        (full.slab - known.slab) / watched,
+        (full.descriptors - known.descriptors) / watched,
         full.marks - before.marks,
         left,
     )
 
 
-def seconds(lines: list[str], word: str) -> float:
-    """The number after `word`; HarnessError with what the program said instead."""
+def said(lines: list[str], word: str) -> list[float]:
+    """The numbers after `word`; HarnessError with what the program said instead."""
     for line in lines:
-        if line.startswith(f"{word} "):
-            return float(line.split()[1])
+        first, *numbers = line.split()
+        if first == word:
+            return [float(number) for number in numbers]
     raise HarnessError(f"the guest's program did not come to '{word}': {' / '.join(lines) or 'it said nothing'}")
 
 
