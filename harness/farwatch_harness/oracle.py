@@ -3,6 +3,7 @@
 
 The script runs twice on the host: in a twin directory outside the share, under a native listener, and in the share,
 under a listener in the guest. The twin has no daemon that holds its files open, so it behaves as any local directory.
+What the guest does is held against the same done on the guest's own tmpfs.
 """
 
 import ctypes
@@ -12,12 +13,13 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 from farwatch_harness.errors import HarnessError
 from farwatch_harness.guest import Event, Guest
 from farwatch_harness.machine import Share
+from farwatch_harness.operations import PERFORM, TREE, WATCHED, Operation, perform
 
 HEAD = struct.Struct("=iIII")
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -110,17 +112,19 @@ class Native:
         self.close()
 
 
-def told(events: Sequence[Event], labels: dict[int, str]) -> list[Told]:
+def told(events: Sequence[Event], labels: dict[int, str], moves: dict[int, int] | None = None) -> list[Told]:
     """What the events say, comparable between listeners: paths for descriptors, numbered moves.
+
+    ``moves`` numbers the cookies over several calls.
 
     What repeats the event before it of the same watch is left out: inotify merges some of it, fanotify all of it. What
     happens to the END entry is left out.
     """
-    moves: dict[int, int] = {}
+    moves = {} if moves is None else moves
     story: list[Told] = []
     last: dict[int, Told] = {}
     for event in events:
-        if event.name == END:
+        if event.name.startswith(END):
             continue
         move = moves.setdefault(event.cookie, len(moves) + 1) if event.cookie else 0
         one = Told(labels.get(event.wd, ""), In(event.mask), event.name, move)
@@ -128,6 +132,20 @@ def told(events: Sequence[Event], labels: dict[int, str]) -> list[Told]:
             story.append(one)
         last[event.wd] = one
     return story
+
+
+#: What is not as native inotify tells it, by where it happens, with the reason. All else must be equal.
+KNOWN_DIFFERENCES = {
+    "mode merged, changes on the host": (
+        "of what one process does to one object while the daemon has not read it, each kind of event is told once, and "
+        "in the order open, read, write, attributes, close: fanotify merges events in its queue"
+    ),
+}
+
+
+def without_fanotify(step: Sequence[Told]) -> list[Told]:
+    """The events of one operation without the difference of mode merged: each once, in a fixed order."""
+    return sorted(set(step), key=lambda one: (one.move, one.where, one.name, one.what))
 
 
 @dataclass(frozen=True)
@@ -169,3 +187,78 @@ def compare(guest: Guest, share: Share, twin: Path, prepare: Step, script: Step,
         return Comparison(
             told(native.read(END), native_labels), told(listener.read(until=END, limit=LIMIT), guest_labels)
         )
+
+
+def compare_steps(guest: Guest, share: Share, twin: Path, script: Sequence[Operation], *, exact: bool) -> Comparison:
+    """Run the operations one by one on the host, in both directories; both listeners read after each of them.
+
+    With ``exact`` the streams are as they are, else FANOTIFY's differences are taken out of both.
+    """
+    for operation in TREE:
+        perform(os.fspath(twin), operation)
+        perform(os.fspath(share.host), operation)
+    sides: tuple[list[Told], list[Told]] = ([], [])
+    with Native() as native, guest.inotify() as listener:
+        labels = (
+            {native.add(twin / path, In.ALL): path for path in WATCHED},
+            {listener.add(share.guest / path, In.ALL): path for path in WATCHED},
+        )
+        moves: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        for number, operation in enumerate(script):
+            end = f"{END} {number}"
+            for base in (twin, share.host):
+                perform(os.fspath(base), operation)
+                # A symlink: made by one event, and without an open.
+                (base / end).symlink_to("nowhere")
+            streams = native.read(end), listener.read(until=end, limit=LIMIT)
+            for side, events, names, known in zip(sides, streams, labels, moves, strict=True):
+                step = told(events, names, known)
+                side += step if exact else without_fanotify(step)
+    return Comparison(*sides)
+
+
+IN_THE_GUEST = (
+    """
+import ctypes, os, select, struct
+"""
+    + PERFORM
+    + """
+def main(base, tree, script, watched, mask, end, quiet, limit):
+    os.makedirs(base)
+    for operation in tree:
+        perform(base, operation)
+    fd = libc.inotify_init1(os.O_CLOEXEC)
+    labels = {libc.inotify_add_watch(fd, f"{base}/{path}".encode(), ctypes.c_uint32(mask)): path for path in watched}
+    for operation in script:
+        perform(base, operation)
+    os.symlink("nowhere", f"{base}/{end}")
+    events, wait = [], limit
+    while select.select([fd], [], [], wait)[0]:
+        data = os.read(fd, 1 << 20)
+        while data:
+            wd, what, cookie, length = struct.unpack_from("=iIII", data)
+            name = os.fsdecode(data[16 : 16 + length].rstrip(bytes(1)))
+            events.append([wd, what, cookie, name])
+            if name == end:
+                wait = quiet
+            data = data[16 + length :]
+    os.close(fd)
+    return [labels, events]
+"""
+)
+#: How long the guest waits for events that come late or a second time, in seconds.
+QUIET = 0.1
+
+
+def compare_guest(guest: Guest, local: PurePosixPath, shared: PurePosixPath, script: Sequence[Operation]) -> Comparison:
+    """Run the operations in the guest, in new directories of a local file system (the native side) and of the share."""
+    sides = []
+    for base in (local, shared):
+        labels, events = guest.python(
+            IN_THE_GUEST, str(base), TREE, script, WATCHED, int(In.ALL), END, QUIET, LIMIT, limit=LIMIT
+        )
+        if not any(event[3] == END for event in events):
+            raise HarnessError(f"the guest's inotify did not report the end of a script in {base}")
+        found = [Event(wd, mask, cookie, name, 0.0) for wd, mask, cookie, name in events]
+        sides.append(told(found, {int(wd): path for wd, path in labels.items()}))
+    return Comparison(*sides)
