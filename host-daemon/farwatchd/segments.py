@@ -14,12 +14,14 @@ def cut(segments: Sequence[memoryview], start: int, length: int) -> list[memoryv
         if start >= size:
             start -= size
             continue
-        if not length:
-            break
-        view = segment[start : start + length]
-        views.append(view)
-        length -= len(view)
-        start = 0
+        if start or size > length:
+            segment = segment[start : start + length]
+            size = len(segment)
+            start = 0
+            if not size:
+                break
+        views.append(segment)
+        length -= size
     return views
 
 

@@ -170,6 +170,20 @@ def test_an_indirect_table_may_cross_regions(rings: Rings) -> None:
     assert b"".join(chain.readable) == b"ab"
 
 
+def test_descriptors_that_follow_each_other_in_memory_are_one_segment(rings: Rings) -> None:
+    pieces = [rings.piece(b"abcd"), rings.piece(b"ef"), Piece(0, 0), rings.piece(b"gh")]
+    room = [rings.piece(bytes(4)), rings.piece(bytes(4))]
+    apart = [rings.piece(bytes(1)), rings.piece(bytes(2))][1]
+    rings.driver.add(pieces, [*room, apart], indirect=True)
+    rings.driver.publish()
+    chain = rings.ring.pop()
+    assert chain is not None
+    # What the device reads and what it writes stay apart, though they follow each other too.
+    assert [bytes(segment) for segment in chain.readable] == [b"abcdefgh"]
+    assert [len(segment) for segment in chain.writable] == [8, 2]
+    assert chain.writable_size == 10
+
+
 def test_a_full_ring_in_one_chain_is_no_loop(rings: Rings) -> None:
     piece = rings.piece(b"x")
     rings.driver.add([piece] * rings.driver.size, [])

@@ -187,8 +187,11 @@ class SplitRing:
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         table, count, index, left = self._descriptors, self._size, head, self._size
-        in_indirect = writing = False
+        in_indirect = False
+        side = readable
         total = writable_size = 0
+        # Descriptors that follow each other in memory, as large buffers mostly do, become one segment.
+        start, size = -1, 0
         while True:
             if index >= count:
                 raise VirtqueueError(f"chain {head}: descriptor {index} of a table of {count}")
@@ -204,17 +207,24 @@ class SplitRing:
                 continue
             total += length
             if flags & DESC_WRITE:
-                writing = True
                 writable_size += length
-                if length:
-                    self._memory.append_segments(addr, length, writable)
-            elif writing:
+                if side is readable:
+                    if size:
+                        self._memory.append_segments(start, size, readable)
+                    side, start, size = writable, -1, 0
+            elif side is writable:
                 raise VirtqueueError(f"chain {head}: a readable descriptor after a writable one")
+            if addr == start + size and size:
+                size += length
             elif length:
-                self._memory.append_segments(addr, length, readable)
+                if size:
+                    self._memory.append_segments(start, size, side)
+                start, size = addr, length
             if not flags & DESC_NEXT:
                 break
             index = following
+        if size:
+            self._memory.append_segments(start, size, side)
         if total >= MAX_CHAIN_BYTES:
             raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
         return Chain(head, readable, writable, writable_size)
