@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from farwatchd.fuse.filesystem import Attributes, Entry, Opened, Statx
@@ -20,6 +21,7 @@ _STATX_BTIME = 0x800
 NO_ENTRY = bytes(entry_out.size)
 
 
+@functools.lru_cache
 def _valid(seconds: float) -> tuple[int, int]:
     whole = int(seconds)
     return whole, int((seconds - whole) * _SECOND)

@@ -43,8 +43,13 @@ def path_of(fd: int) -> str:
 
 def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
     """``os.open`` for the guest: see ``own_limit_as_systems``."""
-    with own_limit_as_systems():
+    # Not with the context manager: this is called for every lookup, and most names that are looked up are not there.
+    try:
         return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise failure(errno.ENFILE) from error
+        raise
 
 
 @contextlib.contextmanager
