@@ -10,7 +10,7 @@ from pathlib import Path
 from farwatch_harness import commands, progress
 from farwatch_harness.errors import HarnessError
 
-KERNEL_BUILD = ("bc", "bison", "flex", "gcc", "make", "libelf-dev", "libssl-dev", "xz-utils", "cpio", "patch", "ccache")
+KERNEL_BUILD = ("bc", "bison", "flex", "gcc", "make", "libelf-dev", "libssl-dev", "xz-utils", "cpio", "patch")
 QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
 GUEST = ("inotify-tools",)
 HOST_CHECKS = ("gcc", "libc6-dev", "linux-libc-dev", "git", "patch")

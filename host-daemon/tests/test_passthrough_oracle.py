@@ -87,6 +87,13 @@ class Guest:
     def _at(self, place: str) -> int:
         return self.share.lookup(place)
 
+    def _directory(self, place: str) -> int:
+        """As a guest's kernel resolves a path: what is no directory is refused before the next path is looked at."""
+        nodeid = self._at(place)
+        if not stat.S_ISDIR(self._fs.getattr(nodeid, None).stat.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return nodeid
+
     def _inode(self, place: str, name: bytes) -> tuple[int, bool]:
         entry = self._fs.lookup(self._at(place), name)
         return entry.nodeid, stat.S_ISLNK(entry.attributes.stat.st_mode)
@@ -108,7 +115,7 @@ class Guest:
         self._fs.unlink(self._at(place), name)
 
     def rename(self, place: str, name: bytes, newplace: str, newname: bytes) -> None:
-        source, target = self._at(place), self._at(newplace)
+        source, target = self._directory(place), self._directory(newplace)
         self._fs.rename(source, name, target, newname, 0)
 
     def link(self, place: str, name: bytes, newplace: str, newname: bytes) -> None:
