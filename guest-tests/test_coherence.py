@@ -149,6 +149,9 @@ CHANGES = {
     "hard link of a watched file": Change(
         lambda base: os.link(base / "file", base / "new"), In.ATTRIB, (("file",),), untold=("new", ".")
     ),
+    "unlink of the last name": Change(
+        lambda base: (base / "dir" / "inside").unlink(), In.DELETE_SELF, (("dir/inside",),)
+    ),
     "unlink": Change(lambda base: (base / "file").unlink(), In.DELETE),
     "unlink below": Change(lambda base: (base / "dir" / "inside").unlink(), In.DELETE, (("dir",),)),
     "rmdir": Change(lambda base: (base / "empty").rmdir(), In.DELETE),
