@@ -22,7 +22,11 @@ def host_watches(machine: Machine) -> int:
     """How many inotify and fanotify watches the daemon has on the host, by /proc."""
     count = 0
     for entry in Path(f"/proc/{machine.daemon.process.pid}/fdinfo").iterdir():
-        text = entry.read_text()
+        try:
+            text = entry.read_text()
+        except FileNotFoundError:
+            # Closed since the directory was read.
+            continue
         count += text.count("inotify wd:") + text.count("fanotify ino:")
     return count
 
