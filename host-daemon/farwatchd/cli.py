@@ -9,14 +9,18 @@ import logging
 import logging.handlers
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 
+from farwatchd.capabilities import Capability
 from farwatchd.config import Config, FsnotifyMode
 from farwatchd.daemon import run
 from farwatchd.errors import UserError
 from farwatchd.fsnotify.probe import BackendName
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.privileges import parse_changes
+from farwatchd.sandbox.seccomp import Seccomp
 
 #: Log levels as virtiofsd calls them.
 LOG_LEVELS = {
@@ -126,6 +130,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar=_choices(Sandbox),
         help="how the daemon is confined to the shared directory (default: namespace)",
     )
+    process.add_argument(
+        "--seccomp",
+        type=Seccomp,
+        default=Seccomp.KILL,
+        metavar=_choices(Seccomp),
+        help="what happens at a system call that serving does not take (default: kill)",
+    )
+    process.add_argument(
+        "--modcaps",
+        type=_capability_changes,
+        default=(Capability.NONE, Capability.NONE),
+        metavar="{+,-}CAP[:...]",
+        help="capabilities to keep besides those of a file server, or to give up: --modcaps=+sys_admin:-mknod",
+    )
     process.add_argument("--rlimit-nofile", type=_number(64, 1 << 30), metavar="N", help="limit of open files")
     process.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: %(default)s")
     process.add_argument("--syslog", action="store_true", help="log to syslog, not to the standard error output")
@@ -135,7 +153,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _choices(kind: type[FsnotifyMode] | type[BackendName] | type[Sandbox]) -> str:
+def _capability_changes(text: str) -> tuple[Capability, Capability]:
+    try:
+        return parse_changes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _choices(kind: type[Enum]) -> str:
     return "{" + ",".join(str(member.value) for member in kind) + "}"
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from farwatchd.capabilities import Capability
 from farwatchd.fsnotify.probe import BackendName
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.seccomp import Seccomp
 
 
 class FsnotifyMode(Enum):
@@ -23,7 +25,10 @@ class FsnotifyMode(Enum):
 
 @dataclass(frozen=True)
 class Config:
-    """What the command line says. Exactly one of ``socket_path`` and ``fd`` is set."""
+    """What the command line says. Exactly one of ``socket_path`` and ``fd`` is set.
+
+    ``modcaps``: capabilities to keep beyond what serving takes, and to give up of that.
+    """
 
     shared_dir: Path
     socket_path: Path | None
@@ -38,6 +43,8 @@ class Config:
     posix_acl: bool
     allow_direct_io: bool
     sandbox: Sandbox
+    seccomp: Seccomp
+    modcaps: tuple[Capability, Capability]
     rlimit_nofile: int | None
     log_level: str
     syslog: bool

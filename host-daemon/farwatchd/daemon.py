@@ -13,6 +13,7 @@ import socket
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from farwatchd.config import Config, FsnotifyMode
 from farwatchd.errors import UserError
@@ -27,6 +28,8 @@ from farwatchd.passthrough.options import Cache, Options
 from farwatchd.passthrough.procfd import ProcFd
 from farwatchd.sandbox.enter import SandboxError, enter
 from farwatchd.sandbox.limits import raise_nofile
+from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop
+from farwatchd.sandbox.seccomp import Seccomp, SeccompError, import_library, restrict
 from farwatchd.vhost_user.device import Device, DeviceConfig
 from farwatchd.vhost_user.server import ListenError, Server, inherit, listen
 
@@ -47,15 +50,17 @@ def run(config: Config) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     _log.debug("%d files may be open", limit)
+    # While modules can still be found.
+    seccomp = None if config.seccomp is Seccomp.NONE else import_library()
     with _socket(config) as sock:
         try:
             root_fd = enter(config.sandbox, config.shared_dir.absolute())
         except SandboxError as error:
             raise UserError(str(error)) from error
-        _serve(config, device_config, sock, root_fd)
+        _serve(config, device_config, sock, root_fd, seccomp)
 
 
-def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, root_fd: int) -> None:
+def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, root_fd: int, seccomp: Any) -> None:
     loop = Loop()
     queue: OutgoingQueue | None = None
     watches: WatchTable | None = None
@@ -91,12 +96,30 @@ def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, roo
     server = Server(loop, sock, device, loop.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
+    _confine(config, backend, seccomp)
     where = config.socket_path if config.socket_path is not None else f"descriptor {config.fd}"
     _log.info("listening on %s", where)
     loop.run()
     server.close()
     session.reset()
     _log.info("ended")
+
+
+def _confine(config: Config, backend: Backend | None, seccomp: Any) -> None:
+    """Give up what only the set-up needed. From here on the guest may be served."""
+    add, remove = config.modcaps
+    kept = FILE_SERVER | add
+    if backend is not None and backend.name == BackendName.FANOTIFY.value:
+        kept |= FILE_HANDLES
+    try:
+        left = drop(kept & ~remove)
+        if seccomp is not None:
+            restrict(seccomp, config.seccomp)
+    except SeccompError as error:
+        raise UserError(str(error)) from error
+    names = " ".join(str(capability.name).lower() for capability in left) or "none"
+    calls = "restricted" if seccomp is not None else "not restricted"
+    _log.info("sandbox %s; capabilities: %s; system calls: %s", config.sandbox.value, names, calls)
 
 
 #: The modes to try, best first.

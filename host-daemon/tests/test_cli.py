@@ -77,6 +77,8 @@ def test_acls_bring_extended_attributes_with_them() -> None:
         ((*NEEDED, "--cache=sometimes"), "sometimes"),
         ((*NEEDED, "--sandbox=castle"), "castle"),
         ((*NEEDED, "--fsnotify=maybe"), "maybe"),
+        ((*NEEDED, "--seccomp=maybe"), "maybe"),
+        ((*NEEDED, "--modcaps=+chown:fly"), "'fly' is not a capability"),
         ((*NEEDED, "--fsnotify-backend=dnotify"), "dnotify"),
         ((*NEEDED, "--log-level=loud"), "loud"),
         ((*NEEDED, "--num-request-queues=0"), "0 is not between"),

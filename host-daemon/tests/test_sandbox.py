@@ -69,6 +69,30 @@ def test_descriptors_are_reached_through_the_current_directory(shared: Path) -> 
         assert _inside(sandbox, shared, code) == "b'inside'\n"
 
 
+def test_nothing_of_proc_is_above_the_descriptors(shared: Path) -> None:
+    code = """
+    print(sorted(os.listdir("..")) == sorted(os.listdir(".")))
+    for path in ("../status", "../../1/root", "../root", "../cwd"):
+        print(os.path.lexists(path))
+    """
+    assert _inside("NAMESPACE", shared, code).split() == ["True"] + ["False"] * 4
+
+
+@CONFINED
+def test_time_zone_is_not_looked_up_in_the_share(sandbox: str, shared: Path) -> None:
+    (shared / "etc").mkdir()
+    (shared / "etc" / "localtime").write_bytes(b"TZif2" + bytes(15) + bytes(24))
+    code = """
+    import time
+    before = os.stat("etc/localtime", dir_fd=root).st_atime_ns
+    os.utime("etc/localtime", ns=(0, 0), dir_fd=root)
+    time.localtime()
+    time.tzset()
+    print(os.stat("etc/localtime", dir_fd=root).st_atime_ns)
+    """
+    assert _inside(sandbox, shared, code) == "0\n"
+
+
 @CONFINED
 def test_no_module_comes_from_the_share(sandbox: str, shared: Path) -> None:
     for entry in sys.path:

@@ -9,9 +9,9 @@ import os
 import stat
 from pathlib import Path
 
+from farwatchd.capabilities import Capability, without
 from farwatchd.fuse.filesystem import Attributes, Changes, Statx, Watched
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.caps import Capability, without
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.inodes import GENERATION, Inode
 from farwatchd.passthrough.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens

@@ -11,8 +11,8 @@ import errno
 import os
 from collections.abc import Iterator
 
+from farwatchd.capabilities import Capability, effective, raise_permitted
 from farwatchd.fuse.filesystem import Caller
-from farwatchd.passthrough.caps import Capability, effective, raise_permitted
 from farwatchd.passthrough.errors import failure
 
 _NO_ID = 0xFFFFFFFF

@@ -7,8 +7,8 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
+from farwatchd.capabilities import Capability, without
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.caps import Capability, without
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.syscalls import fallocate, signed
 

@@ -8,9 +8,9 @@ import errno
 import os
 import stat
 
+from farwatchd.capabilities import Capability, without
 from farwatchd.fuse.filesystem import Caller, Entry, Opened
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.caps import Capability, without
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.inodes import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems

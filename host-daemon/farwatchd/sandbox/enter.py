@@ -12,7 +12,7 @@ import os
 from enum import Enum
 from pathlib import Path
 
-from farwatchd.sandbox.imports import seal
+from farwatchd.sandbox.imports import hold_time_zone, seal
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWNET = 0x40000000
@@ -21,8 +21,9 @@ _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_SLAVE = 0x80000
 _MNT_DETACH = 2
-_PR_SET_NO_NEW_PRIVS = 38
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
+
+_PROC_FD = "/proc/self/fd"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,10 +45,8 @@ def enter(sandbox: Sandbox, shared_dir: Path) -> int:
 
     ``NAMESPACE`` works for root, and for others where user namespaces are allowed; ``CHROOT`` for root only.
     """
-    try:
-        proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SandboxError(f"cannot use /proc/self/fd: {error.strerror}; mount /proc") from error
+    hold_time_zone()
+    proc_fd = _open_proc(_PROC_FD)
     try:
         try:
             shared_fd = os.open(shared_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -60,14 +59,22 @@ def enter(sandbox: Sandbox, shared_dir: Path) -> int:
         if sandbox is Sandbox.CHROOT:
             _chroot(shared_dir)
         else:
-            _namespace(shared_dir)
+            alone = _namespace(shared_dir)
+            os.close(proc_fd)
+            proc_fd = alone
         seal()
         root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.fchdir(proc_fd)
     finally:
         os.close(proc_fd)
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges", "")
     return root_fd
+
+
+def _open_proc(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxError(f"cannot use /proc/self/fd: {error.strerror}; mount /proc") from error
 
 
 def _check(result: int, what: str, advice: str) -> None:
@@ -84,7 +91,8 @@ def _chroot(shared_dir: Path) -> None:
         raise SandboxError(f"cannot make {shared_dir} the root: {error.strerror}{advice}") from error
 
 
-def _namespace(shared_dir: Path) -> None:
+def _namespace(shared_dir: Path) -> int:
+    """Enter namespaces and change the root; returns a descriptor of /proc/self/fd."""
     advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
     uid, gid = os.geteuid(), os.getegid()
     flags = _CLONE_NEWNS | _CLONE_NEWNET | (_CLONE_NEWUSER if uid != 0 else 0)
@@ -96,7 +104,10 @@ def _namespace(shared_dir: Path) -> None:
     if shared_dir.resolve() == Path("/"):
         # Nothing is outside it, and it cannot take its own place.
         os.chdir("/")
-        return
+        return _open_proc(_PROC_FD)
+    # So that nothing of /proc is above the current directory later on.
+    _check(_libc.mount(_PROC_FD.encode(), b"/proc", None, _MS_BIND, None), "bind /proc/self/fd", advice)
+    proc_fd = _open_proc("/proc")
     path = os.fsencode(shared_dir)
     _check(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice)
     os.chdir(shared_dir)
@@ -107,6 +118,7 @@ def _namespace(shared_dir: Path) -> None:
     _check(_libc.syscall(ctypes.c_long(number), b".", b"."), "change the root", advice)
     _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root", advice)
     os.chdir("/")
+    return proc_fd
 
 
 def _map_ids(uid: int, gid: int) -> None:

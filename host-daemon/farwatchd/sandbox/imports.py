@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 import linecache
+import os
 import sys
+import time
 import traceback
 from importlib.machinery import BuiltinImporter, FrozenImporter
 from types import TracebackType
 from typing import Any
+
+
+def hold_time_zone() -> None:
+    """Keep the C library from looking at /etc/localtime, which would be the share's, for every line that is logged."""
+    os.environ.setdefault("TZ", ":/etc/localtime")
+    time.tzset()
 
 
 def seal() -> None:
