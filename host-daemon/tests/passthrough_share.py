@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farwatchd.fuse.filesystem import ROOT, Caller, Entry, FileSystem, Opened
+from farwatchd.objects.table import InodeFileHandles, ObjectTable
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 
@@ -44,11 +45,17 @@ def identity() -> list[str]:
 
 
 class Share:
-    """A directory ``path`` and the file system ``fs`` over it."""
+    """A directory ``path`` and the file system ``fs`` over it.
 
-    def __init__(self, path: Path, options: Options | None = None) -> None:
+    Unless ``keep`` says else, inodes are kept by handle where that works, with few descriptors open.
+    """
+
+    def __init__(
+        self, path: Path, options: Options | None = None, keep: InodeFileHandles = InodeFileHandles.PREFER
+    ) -> None:
         self.path = path
-        self.passthrough = PassthroughFs(path, options or Options(xattr=True))
+        self.objects = ObjectTable(keep, most_open=4)
+        self.passthrough = PassthroughFs(path, options or Options(xattr=True), self.objects)
         self.fs: FileSystem = self.passthrough
 
     def close(self) -> None:

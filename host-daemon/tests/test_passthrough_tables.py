@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -11,14 +12,15 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT
+from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.options import Options
 from farwatchd.passthrough.procfd import path_of
 from tests.passthrough_share import DAEMON, Share, errno_of, open_descriptors
 
 
-@pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, Options(xattr=True))
+@pytest.fixture(params=[InodeFileHandles.NEVER, InodeFileHandles.PREFER])
+def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
+    share = Share(tmp_path, Options(xattr=True), request.param)
     yield share
     share.close()
 
@@ -110,21 +112,53 @@ def test_closing_gives_everything_back(tmp_path: Path) -> None:
     assert open_descriptors() == before
 
 
-def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(share: Share) -> None:
-    for number in range(40):
-        (share.path / f"{number}").touch()
-    nodeid, fh = share.open("0")
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """For a while the process may open ``count`` more descriptors."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 20, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + count, limits[1]))
     try:
-        failed = [errno_of(share.fs.lookup, ROOT, b"%d" % number) for number in range(40)]
-        created = errno_of(share.create, b"new")
-        flushed = errno_of(share.fs.flush, nodeid, fh)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert set(failed) == {0, errno.ENFILE}
-    assert created == flushed == errno.ENFILE
+
+
+def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(share: Share) -> None:
+    for number in range(40):
+        (share.path / f"{number}").write_text("data")
+    nodeid, fh = share.open("0")
+    with descriptors_left(20):
+        opened = [errno_of(share.open, f"{number}") for number in range(40)]
+        assert set(opened) == {0, errno.ENFILE}
+        assert errno_of(share.create, b"new") == errno_of(share.fs.flush, nodeid, fh) == errno.ENFILE
+        # What is known and open is served on, and what is given back can be had again.
+        assert errno_of(share.fs.getattr, nodeid, None) == 0
+        assert share.read(nodeid, fh, 0, 10) == b"data"
+        share.fs.release(nodeid, fh)
+        assert errno_of(share.fs.open, nodeid, os.O_RDONLY, False) == 0
+    assert share.open("39")
+
+
+def test_inodes_by_descriptor_run_out_with_them(tmp_path: Path) -> None:
+    share = Share(tmp_path, keep=InodeFileHandles.NEVER)
+    for number in range(40):
+        (share.path / f"{number}").touch()
+    with descriptors_left(20):
+        assert {errno_of(share.lookup, f"{number}") for number in range(40)} == {0, errno.ENFILE}
     assert share.lookup("39")
+    share.close()
+
+
+def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(tmp_path: Path) -> None:
+    share = Share(tmp_path)
+    for number in range(80):
+        (share.path / f"{number}").touch()
+    nodeids = [share.lookup(f"{number}") for number in range(40)]
+    with descriptors_left(20):
+        assert errno.ENFILE in [errno_of(share.fs.open, nodeid, os.O_RDONLY, False) for nodeid in nodeids]
+        assert {errno_of(share.lookup, f"{number}") for number in range(80)} == {0}
+        assert {errno_of(share.fs.getattr, nodeid, None) for nodeid in nodeids} == {0}
+    share.close()
 
 
 def test_what_a_watch_needs(share: Share) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Attributes, Entry
+from farwatchd.objects.table import ObjectTable
 from farwatchd.passthrough.creds import Credentials
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.handles import HandleTable
@@ -19,16 +20,17 @@ from farwatchd.passthrough.procfd import ProcFd, open_at
 class Operations:
     """The base of each group of operations.
 
-    ``root`` is a path, or an O_PATH descriptor of a directory that is taken over.
+    ``root`` is a path, or an O_PATH descriptor of a directory that is taken over. ``objects`` are those that inodes
+    are kept in, by descriptor unless given.
     """
 
-    def __init__(self, root: Path | int, options: Options) -> None:
+    def __init__(self, root: Path | int, options: Options, objects: ObjectTable | None = None) -> None:
         root_fd = root if isinstance(root, int) else open_at(os.fsencode(root), os.O_PATH | os.O_DIRECTORY)
         self._options = options
         self._seconds = options.cache.seconds
         self._proc = ProcFd()
         self._credentials = Credentials()
-        self._inodes = InodeTable(root_fd)
+        self._inodes = InodeTable(root_fd, objects if objects is not None else ObjectTable())
         self._handles = HandleTable()
 
     def _refuse_if_readonly(self) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inodes that the guest knows: nodeid, O_PATH descriptor, how many lookups it owes us.
+"""The inodes that the guest knows: nodeid, the host's object, how many lookups it owes us.
 
-A nodeid is used once in the life of the table, so every inode has generation 0. While an inode is here its descriptor
-keeps it alive on the host, so device and inode number name it alone; the mount tells two bind mounts of it apart.
+A nodeid is used once in the life of the table, so every inode has generation 0.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ import stat
 from dataclasses import dataclass
 
 from farwatchd.fuse.filesystem import ROOT
+from farwatchd.objects.table import HostObject, ObjectTable
 from farwatchd.passthrough.errors import failure
-from farwatchd.passthrough.procfd import open_at
-from farwatchd.passthrough.syscalls import statx
+from farwatchd.passthrough.procfd import as_systems_limit
 
 GENERATION = 0
-
-_Key = tuple[int, int, int]
 
 
 @dataclass(slots=True)
@@ -27,10 +24,14 @@ class Inode:
     """One inode. ``kind`` is its file type (``S_IFMT`` bits of the mode), which never changes."""
 
     nodeid: int
-    fd: int
+    held: HostObject
     kind: int
-    key: _Key
     lookups: int
+
+    @property
+    def fd(self) -> int:
+        """An O_PATH descriptor, from ``InodeTable.get`` or ``lookup`` to the end of the operation."""
+        return self.held.fd
 
     @property
     def is_dir(self) -> bool:
@@ -39,44 +40,58 @@ class Inode:
 
 
 class InodeTable:
-    """The table. It owns the descriptors in it, also the root's."""
+    """The table, over the objects of ``objects``. ``root_fd`` is taken over."""
 
-    def __init__(self, root_fd: int) -> None:
-        status = os.fstat(root_fd)
-        self._root = Inode(ROOT, root_fd, stat.S_IFMT(status.st_mode), _key(root_fd, status), 1)
-        self._next = ROOT + 1
-        self._by_nodeid = {ROOT: self._root}
-        self._by_key = {self._root.key: self._root}
+    def __init__(self, root_fd: int, objects: ObjectTable) -> None:
+        self._objects = objects
+        self._next = ROOT
+        self._by_nodeid: dict[int, Inode] = {}
+        self._by_object: dict[HostObject, Inode] = {}
+        self._root = self.adopt(root_fd)[0]
 
     def __len__(self) -> int:
         return len(self._by_nodeid)
 
     def get(self, nodeid: int) -> Inode:
-        """The inode; ESTALE if the guest was never told of it or has forgotten it."""
+        """The inode, open; ESTALE if the guest was never told of it or has forgotten it, or the host has removed it."""
+        inode = self._by_nodeid.get(nodeid)
+        if inode is None:
+            raise failure(errno.ESTALE)
         try:
-            return self._by_nodeid[nodeid]
-        except KeyError:
-            raise failure(errno.ESTALE) from None
+            self._objects.open(inode.held)
+        except OSError as error:
+            raise as_systems_limit(error) from None
+        return inode
 
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
         """Look up one name and count it."""
-        return self.adopt(open_at(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=parent.fd))
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=parent.fd)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            fd = self._open_again(parent, name, flags)
+        return self.adopt(fd)
 
     def adopt(self, fd: int) -> tuple[Inode, os.stat_result]:
-        """Take over an O_PATH descriptor as one lookup of its inode; it is closed if the inode is known already."""
+        """Take over an O_PATH descriptor as one lookup of its inode."""
         try:
             status = os.fstat(fd)
-            key = _key(fd, status)
         except BaseException:
             os.close(fd)
             raise
-        inode = self._by_key.get(key)
+        try:
+            held = self._objects.take(fd, status)
+        except OSError as error:
+            raise as_systems_limit(error) from None
+        inode = self._by_object.get(held)
         if inode is None:
-            inode = Inode(self._next, fd, stat.S_IFMT(status.st_mode), key, 1)
+            inode = Inode(self._next, held, stat.S_IFMT(status.st_mode), 1)
             self._next += 1
-            self._by_nodeid[inode.nodeid] = self._by_key[key] = inode
+            self._by_nodeid[inode.nodeid] = self._by_object[held] = inode
         else:
-            os.close(fd)
+            self._objects.drop(held)
             inode.lookups += 1
         return inode, status
 
@@ -102,11 +117,14 @@ class InodeTable:
         self.clear()
         self._drop(self._root)
 
+    def _open_again(self, parent: Inode, name: bytes, flags: int) -> int:
+        """Open a name when there was no descriptor left: with one that the objects give back."""
+        try:
+            return self._objects.with_room(lambda: os.open(name, flags, dir_fd=parent.fd))
+        except OSError as error:
+            raise as_systems_limit(error) from None
+
     def _drop(self, inode: Inode) -> None:
         del self._by_nodeid[inode.nodeid]
-        del self._by_key[inode.key]
-        os.close(inode.fd)
-
-
-def _key(fd: int, status: os.stat_result) -> _Key:
-    return status.st_dev, status.st_ino, statx(fd).mount_id
+        del self._by_object[inode.held]
+        self._objects.drop(inode.held)

@@ -25,22 +25,25 @@ class NameOperations(Operations):
     def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
         """Make a symbolic link."""
         self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
         with self._credentials.of(caller, 0):
-            os.symlink(target, name, dir_fd=self._inodes.get(parent).fd)
+            os.symlink(target, name, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
     def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
         """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
         self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
         with self._credentials.of(caller, umask):
-            os.mknod(name, mode, rdev, dir_fd=self._inodes.get(parent).fd)
+            os.mknod(name, mode, rdev, dir_fd=directory.fd)
         return self.lookup(parent, name)
 
     def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
         """Make a directory."""
         self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
         with self._credentials.of(caller, umask):
-            os.mkdir(name, stat.S_IMODE(mode), dir_fd=self._inodes.get(parent).fd)
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
         return self.lookup(parent, name)
 
     def unlink(self, parent: int, name: bytes) -> None:

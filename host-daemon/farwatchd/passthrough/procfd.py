@@ -47,9 +47,7 @@ def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None 
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno == errno.EMFILE:
-            raise failure(errno.ENFILE) from error
-        raise
+        raise as_systems_limit(error) from None
 
 
 @contextlib.contextmanager
@@ -58,9 +56,12 @@ def own_limit_as_systems() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EMFILE:
-            raise failure(errno.ENFILE) from error
-        raise
+        raise as_systems_limit(error) from None
+
+
+def as_systems_limit(error: OSError) -> OSError:
+    """What to raise for an error, by ``own_limit_as_systems``."""
+    return failure(errno.ENFILE) if error.errno == errno.EMFILE else error
 
 
 def _current_directory_is_proc() -> bool:

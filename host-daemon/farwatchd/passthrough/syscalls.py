@@ -17,10 +17,9 @@ UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
 
 _STATX_BTIME = 0x800
-_STATX_MNT_ID = 0x1000
 _STATX_SIZE = 256
-# mask, attributes, attributes_mask, btime (s, ns), mnt_id of struct statx; see statx(2) and linux/stat.h.
-_STATX_FIELDS = struct.Struct("=I4xQ40xQ16xqI52xQ")
+# mask, attributes, attributes_mask, btime (s, ns) of struct statx; see statx(2) and linux/stat.h.
+_STATX_FIELDS = struct.Struct("=I4xQ40xQ16xqI")
 _TIMESPEC_PAIR = struct.Struct("@llll")
 _NANOSECOND = 1_000_000_000
 _MAX_I64 = (1 << 63) - 1
@@ -43,7 +42,6 @@ class ExtendedStat:
     btime_ns: int | None
     attributes: int
     attributes_mask: int
-    mount_id: int
 
 
 class Time(NamedTuple):
@@ -81,10 +79,10 @@ def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> N
 def statx(fd: int) -> ExtendedStat:
     """statx(2) of what ``fd`` refers to, also if it is only O_PATH."""
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    _check(_libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME | _STATX_MNT_ID, buffer))
-    mask, attributes, attributes_mask, seconds, nanoseconds, mount_id = _STATX_FIELDS.unpack_from(buffer)
+    _check(_libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer))
+    mask, attributes, attributes_mask, seconds, nanoseconds = _STATX_FIELDS.unpack_from(buffer)
     btime = seconds * _NANOSECOND + nanoseconds if mask & _STATX_BTIME else None
-    return ExtendedStat(btime, attributes, attributes_mask, mount_id if mask & _STATX_MNT_ID else 0)
+    return ExtendedStat(btime, attributes, attributes_mask)
 
 
 def syncfs(fd: int) -> None:

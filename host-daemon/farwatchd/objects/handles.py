@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File handles (name_to_handle_at(2)): they name an object of a mount for good, its generation included."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+_AT_EMPTY_PATH = 0x1000
+_MAX_HANDLE = 128
+_MOUNT = struct.Struct("=i")
+# struct file_handle: bytes of the handle, its type; then the handle.
+_HEADER = struct.Struct("=Ii")
+_START = _MOUNT.size + _HEADER.size
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.name_to_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+
+
+class HandleReader:
+    """Asks for handles, with one buffer for all calls: for one thread."""
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(_START + _MAX_HANDLE)
+        self._view = memoryview(self._buffer).cast("B")
+        self._mount = ctypes.addressof(self._buffer)
+        self._handle = self._mount + _MOUNT.size
+
+    def read(self, fd: int) -> bytes:
+        """The mount's id and the handle of what ``fd``, which may be O_PATH, refers to.
+
+        ``mount_of`` and ``handle_of`` take it apart. ``OSError``: EOPNOTSUPP where the file system has no handles.
+        """
+        _HEADER.pack_into(self._buffer, _MOUNT.size, _MAX_HANDLE, 0)
+        if _libc.name_to_handle_at(fd, b"", self._handle, self._mount, _AT_EMPTY_PATH) < 0:
+            raise _failure()
+        (size,) = _MOUNT.unpack_from(self._buffer, _MOUNT.size)
+        return bytes(self._view[: _START + size])
+
+
+def mount_of(key: bytes) -> int:
+    """The mount's id in what ``HandleReader.read`` returned."""
+    return int(_MOUNT.unpack_from(key)[0])
+
+
+def handle_of(key: bytes) -> bytes:
+    """The ``struct file_handle`` in what ``HandleReader.read`` returned."""
+    return key[_MOUNT.size :]
+
+
+def type_and_handle(key: bytes) -> bytes:
+    """The handle's type, 4 bytes, and the handle itself."""
+    return key[_MOUNT.size + 4 :]
+
+
+def file_handle(kind_and_handle: bytes) -> bytes:
+    """``struct file_handle`` of what ``type_and_handle`` returns, or of a part of an event."""
+    return _MOUNT.pack(len(kind_and_handle) - 4) + kind_and_handle
+
+
+def open_handle(mount_fd: int, handle: bytes) -> int:
+    """Open a ``struct file_handle`` with O_PATH, through a descriptor, not O_PATH, of anything on its mount.
+
+    ``OSError``: ESTALE the object is no more, EPERM without CAP_DAC_READ_SEARCH.
+    """
+    fd = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
+    if fd < 0:
+        raise _failure()
+    return int(fd)
+
+
+def _failure() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
