@@ -17,6 +17,7 @@ from farwatchd.config import Config, FsnotifyMode
 from farwatchd.daemon import run
 from farwatchd.errors import UserError
 from farwatchd.fsnotify.probe import BackendName
+from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.privileges import parse_changes
@@ -91,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--xattr", action="store_true", help="support extended attributes")
     files.add_argument("--posix-acl", action="store_true", help="support POSIX ACLs; includes --xattr")
     files.add_argument("--allow-direct-io", action="store_true", help="pass O_DIRECT on to the host")
+    files.add_argument(
+        "--inode-file-handles",
+        type=InodeFileHandles,
+        default=InodeFileHandles.PREFER,
+        metavar=_choices(InodeFileHandles),
+        help="keep what the guest knows by file handle, not by open file (default: prefer, where that works)",
+    )
 
     events = parser.add_argument_group("events")
     events.add_argument(

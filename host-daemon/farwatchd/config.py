@@ -9,6 +9,7 @@ from pathlib import Path
 
 from farwatchd.capabilities import Capability
 from farwatchd.fsnotify.probe import BackendName
+from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.seccomp import Seccomp
@@ -42,6 +43,7 @@ class Config:
     xattr: bool
     posix_acl: bool
     allow_direct_io: bool
+    inode_file_handles: InodeFileHandles
     sandbox: Sandbox
     seccomp: Seccomp
     modcaps: tuple[Capability, Capability]

@@ -23,6 +23,8 @@ from farwatchd.fsnotify.queue import OutgoingQueue
 from farwatchd.fsnotify.table import WatchTable
 from farwatchd.fuse.session import Session, SessionOptions
 from farwatchd.loop import Loop
+from farwatchd.objects.choose import HandlesUnavailableError, open_objects
+from farwatchd.objects.table import InodeFileHandles, ObjectTable
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Cache, Options
 from farwatchd.passthrough.procfd import ProcFd
@@ -57,17 +59,24 @@ def run(config: Config) -> None:
             root_fd = enter(config.sandbox, config.shared_dir.absolute())
         except SandboxError as error:
             raise UserError(str(error)) from error
-        _serve(config, device_config, sock, root_fd, seccomp)
+        _serve(config, device_config, sock, root_fd, _objects(config, root_fd, limit), seccomp)
 
 
-def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, root_fd: int, seccomp: Any) -> None:
+def _serve(
+    config: Config,
+    device_config: DeviceConfig,
+    sock: socket.socket,
+    root_fd: int,
+    objects: ObjectTable,
+    seccomp: Any,
+) -> None:
     loop = Loop()
     queue: OutgoingQueue | None = None
     watches: WatchTable | None = None
     backend: Backend | None = None
     if config.fsnotify is not FsnotifyMode.OFF:
         queue = OutgoingQueue(config.event_queue)
-        backend = _backend(config, root_fd)
+        backend = _backend(config, root_fd, objects)
         if backend is not None:
             watches = WatchTable(backend, queue, config.max_watches, loop.call_later)
             loop.add(backend.fileno(), watches.process)
@@ -81,6 +90,7 @@ def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, roo
             posix_acl=config.posix_acl,
             allow_direct_io=config.allow_direct_io,
         ),
+        objects,
     )
     session = Session(
         filesystem,
@@ -96,7 +106,7 @@ def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, roo
     server = Server(loop, sock, device, loop.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
-    _confine(config, backend, seccomp)
+    _confine(config, backend, objects, seccomp)
     where = config.socket_path if config.socket_path is not None else f"descriptor {config.fd}"
     _log.info("listening on %s", where)
     loop.run()
@@ -105,11 +115,21 @@ def _serve(config: Config, device_config: DeviceConfig, sock: socket.socket, roo
     _log.info("ended")
 
 
-def _confine(config: Config, backend: Backend | None, seccomp: Any) -> None:
+def _objects(config: Config, root_fd: int, limit: int) -> ObjectTable:
+    """What inodes and watches are kept in; ``limit`` is how many files may be open."""
+    capable = not FILE_HANDLES & config.modcaps[1]
+    try:
+        return open_objects(config.inode_file_handles, root_fd, limit, capable)
+    except HandlesUnavailableError as error:
+        raise UserError(f"--inode-file-handles=mandatory: {error}") from error
+
+
+def _confine(config: Config, backend: Backend | None, objects: ObjectTable, seccomp: Any) -> None:
     """Give up what only the set-up needed. From here on the guest may be served."""
     add, remove = config.modcaps
     kept = FILE_SERVER | add
-    if backend is not None and backend.name == BackendName.FANOTIFY.value:
+    by_handle = objects.keep is not InodeFileHandles.NEVER
+    if by_handle or (backend is not None and backend.name == BackendName.FANOTIFY.value):
         kept |= FILE_HANDLES
     try:
         left = drop(kept & ~remove)
@@ -130,12 +150,12 @@ _MODES = {
 }
 
 
-def _backend(config: Config, root_fd: int) -> Backend | None:
+def _backend(config: Config, root_fd: int, objects: ObjectTable) -> Backend | None:
     """The back end for the best mode that works here; None if none does and the user did not ask for one."""
     problems = []
     for mode in _MODES[config.fsnotify]:
         try:
-            return open_backend(config.fsnotify_backend, root_fd, ProcFd().path, mode)
+            return open_backend(config.fsnotify_backend, root_fd, objects, ProcFd().path, mode)
         except BackendUnavailableError as error:
             problems.append(f"mode {mode.value}: {error}")
             _log.info("no %s", problems[-1])

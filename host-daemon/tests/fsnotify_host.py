@@ -15,6 +15,7 @@ from farwatchd.fsnotify.inotify import InotifyBackend
 from farwatchd.fsnotify.queue import OutgoingQueue
 from farwatchd.fsnotify.records import EventRecord, decode_all
 from farwatchd.fsnotify.table import WatchTable
+from farwatchd.objects.table import InodeFileHandles, ObjectTable
 from farwatchd.wire.fsnotify import Event
 
 #: All that inotify knows.
@@ -23,7 +24,7 @@ MAX_WATCHES = 8
 
 
 class Host:
-    """A watch table on a share, and the descriptors that the inode table would hold."""
+    """A watch table on a share, alone with its objects."""
 
     def __init__(
         self,
@@ -32,8 +33,9 @@ class Host:
         open_backend: Callable[[int], Backend] = InotifyBackend,
     ) -> None:
         self.share = share
-        self._fds = [os.open(share, os.O_PATH)]
-        self.backend = open_backend(self._fds[0])
+        root_fd = os.open(share, os.O_PATH)
+        self.backend = open_backend(root_fd)
+        os.close(root_fd)
         self.queue = OutgoingQueue(100_000)
         self.timers: list[Callable[[], None]] = []
         self.table = WatchTable(self.backend, self.queue, max_watches, self._call_later)
@@ -43,8 +45,10 @@ class Host:
 
     def watch(self, nodeid: int, path: Path, mask: Event = ALL, generation: int = 0) -> Event:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
-        self._fds.append(fd)
-        return self.table.set_mask(nodeid, generation, fd, stat.S_ISDIR(os.fstat(fd).st_mode), mask)
+        try:
+            return self.table.set_mask(nodeid, generation, fd, stat.S_ISDIR(os.fstat(fd).st_mode), mask)
+        finally:
+            os.close(fd)
 
     def records(self) -> list[EventRecord]:
         """All records, once nothing is pending and nothing is held any more."""
@@ -68,8 +72,16 @@ class Host:
 
     def close(self) -> None:
         self.backend.close()
-        for fd in self._fds:
-            os.close(fd)
 
 
-BACKENDS: dict[str, Callable[[int], Backend]] = {"inotify": InotifyBackend, "fanotify": FanotifyBackend}
+def by_handle(kind: Callable[[int, ObjectTable], Backend]) -> Callable[[int], Backend]:
+    """How to open a back end whose objects are kept by handle, and have no descriptor soon after they were used."""
+    return lambda root_fd: kind(root_fd, ObjectTable(InodeFileHandles.PREFER, most_open=1))
+
+
+BACKENDS: dict[str, Callable[[int], Backend]] = {
+    "inotify": InotifyBackend,
+    "fanotify": FanotifyBackend,
+    "inotify, handles": by_handle(InotifyBackend),
+    "fanotify, handles": by_handle(FanotifyBackend),
+}

@@ -6,15 +6,16 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from farwatchd.fsnotify.backend import Backend
 from farwatchd.fsnotify.fanotify import FanotifyBackend
 from farwatchd.fsnotify.records import OVERFLOW, EventRecord
 from farwatchd.wire.fsnotify import Event
-from tests.fsnotify_host import ALL, Host
+from tests.fsnotify_host import ALL, Host, by_handle
 
 
 @pytest.fixture
@@ -24,18 +25,24 @@ def share(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["by descriptor", "by handle"])
+def kept(request: pytest.FixtureRequest) -> Callable[[Callable[..., Backend]], Callable[[int], Backend]]:
+    """How watched objects are kept."""
+    return by_handle if request.param == "by handle" else lambda kind: kind
+
+
 @pytest.fixture
-def host(share: Path) -> Iterator[Host]:
+def host(share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]) -> Iterator[Host]:
     """A host whose back end tells of this process, too."""
-    host = Host(share, open_backend=FanotifyBackend)
+    host = Host(share, open_backend=kept(FanotifyBackend))
     yield host
     host.close()
 
 
 @pytest.fixture
-def merged(share: Path) -> Iterator[Host]:
+def merged(share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]) -> Iterator[Host]:
     """A host whose back end leaves this process out, as in mode merged."""
-    host = Host(share, open_backend=partial(FanotifyBackend, own_pid=os.getpid()))
+    host = Host(share, open_backend=kept(partial(FanotifyBackend, own_pid=os.getpid())))
     assert host.backend.merged
     yield host
     host.close()
@@ -82,6 +89,17 @@ def test_what_others_remove_ends_its_watch_and_is_told(merged: Host, share: Path
         EventRecord(2, 0, Event.DELETE_SELF),
         EventRecord(3, 0, Event.DELETE_SELF | Event.ISDIR),
     ]
+    assert merged.host_watches() == 0
+
+
+def test_what_others_remove_is_told_though_this_process_was_at_it_as_well(merged: Host, share: Path) -> None:
+    (share / "f").touch()
+    merged.watch(2, share / "f", Event.OPEN)
+    with (share / "f").open("ab") as file:
+        (share / "f").chmod(0o600)
+        elsewhere("rm f", share)
+        file.write(b"x")
+    assert merged.records() == [EventRecord(2, 0, Event.DELETE_SELF)]
     assert merged.host_watches() == 0
 
 

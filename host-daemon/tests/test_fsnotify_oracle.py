@@ -24,6 +24,7 @@ from farwatchd.fsnotify.table import WatchTable
 from farwatchd.wire.fsnotify import Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fsnotify_host import by_handle
 
 ALL = 0xFFF
 IN_DONT_FOLLOW = 0x2000000
@@ -83,7 +84,6 @@ class Daemon:
         )
         self.paths: dict[int, bytes] = {}
         self.nodeids: dict[int, int] = {}
-        self.fds: list[int] = []
         for path in everything_below(self.root):
             self.watch(path, self.mask)
 
@@ -91,13 +91,13 @@ class Daemon:
         self.timers.append(callback)
 
     def watch(self, path: bytes, mask: Event) -> int:
-        """Watch as the session does: through an O_PATH descriptor of the inode table. Returns the nodeid."""
+        """Watch through an O_PATH descriptor that is closed again. Returns the nodeid."""
         fd = os.open(os.fsencode(self.root) + b"/" + path, os.O_PATH | os.O_NOFOLLOW)
         status = os.fstat(fd)
         nodeid = self.nodeids.setdefault(status.st_ino, len(self.nodeids) + 1)
-        self.fds.append(fd)
         self.paths[nodeid] = path
         assert self.table.set_mask(nodeid, 7, fd, stat.S_ISDIR(status.st_mode), mask) == mask
+        os.close(fd)
         return nodeid
 
     def records(self) -> list[EventRecord]:
@@ -132,8 +132,6 @@ class Daemon:
 
     def close(self) -> None:
         self.backend.close()
-        for fd in self.fds:
-            os.close(fd)
         os.close(self._root_fd)
 
 
@@ -152,6 +150,7 @@ def plain(events: list[Told]) -> list[Told]:
 
 
 Step = Callable[[Path], object]
+Kept = Callable[[Callable[..., Backend]], Callable[[int], Backend]]
 
 
 @dataclass(frozen=True)
@@ -334,23 +333,31 @@ def both(
             listener.close()
 
 
+@pytest.fixture(params=["by descriptor", "by handle"])
+def kept(request: pytest.FixtureRequest) -> Kept:
+    """How watched objects are kept: with a descriptor, or with none soon after they were used."""
+    return by_handle if request.param == "by handle" else lambda kind: kind
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_daemon_tells_what_native_inotify_tells(name: str, twins: tuple[Path, Path], stepwise: bool) -> None:
-    native, daemon = both(SCRIPTS[name], twins, stepwise)
+def test_the_daemon_tells_what_native_inotify_tells(
+    name: str, twins: tuple[Path, Path], stepwise: bool, kept: Kept
+) -> None:
+    native, daemon = both(SCRIPTS[name], twins, stepwise, kept(InotifyBackend))
     assert native
     assert daemon == native
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_fanotify_tells_step_by_step_what_native_inotify_tells(name: str, twins: tuple[Path, Path]) -> None:
+def test_fanotify_tells_step_by_step_what_native_inotify_tells(name: str, twins: tuple[Path, Path], kept: Kept) -> None:
     # fanotify merges what repeats, not only where it is adjacent: each step is told without repetitions.
-    native, daemon = both(SCRIPTS[name], twins, stepwise=True, backend=FanotifyBackend, repeats=False)
+    native, daemon = both(SCRIPTS[name], twins, stepwise=True, backend=kept(FanotifyBackend), repeats=False)
     assert native
     assert daemon == native
 
 
-def test_writes_after_unlink_are_told_before_the_end(twins: tuple[Path, Path]) -> None:
-    native, daemon = both(Script(TREE, (write_after_unlink("d/f"),)), twins, stepwise=False)
+def test_writes_after_unlink_are_told_before_the_end(twins: tuple[Path, Path], kept: Kept) -> None:
+    native, daemon = both(Script(TREE, (write_after_unlink("d/f"),)), twins, False, kept(InotifyBackend))
     assert daemon == native
 
 
@@ -372,12 +379,13 @@ def if_possible(step: Step) -> Step:
     return attempt
 
 
+@pytest.mark.parametrize("backend", [InotifyBackend, by_handle(InotifyBackend)], ids=["by descriptor", "by handle"])
 @settings(max_examples=80, deadline=None)
 @given(st.lists(STEPS, max_size=25))
-def test_any_script_is_told_as_native_inotify_tells_it(steps: list[Step]) -> None:
+def test_any_script_is_told_as_native_inotify_tells_it(backend: Callable[[int], Backend], steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as base:
         twins = Path(base, "native"), Path(base, "daemon")
         for root in twins:
             root.mkdir()
-        native, daemon = both(Script(TREE, tuple(map(if_possible, steps))), twins, stepwise=False)
+        native, daemon = both(Script(TREE, tuple(map(if_possible, steps))), twins, False, backend)
     assert daemon == native

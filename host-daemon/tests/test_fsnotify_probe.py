@@ -12,6 +12,7 @@ import pytest
 from farwatchd.fsnotify.fanotify_sys import Fanotify
 from farwatchd.fsnotify.inotify_sys import Inotify
 from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, Mode, open_backend
+from farwatchd.objects.table import ObjectTable
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def descriptors() -> int:
 )
 def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, mode: Mode, name: str, root_fd: int) -> None:
     before = descriptors()
-    backend = open_backend(choice, root_fd, mode=mode)
+    backend = open_backend(choice, root_fd, ObjectTable(), mode=mode)
     assert backend.name == name
     assert backend.count == 0
     assert backend.merged == (mode is Mode.MERGED)
@@ -48,14 +49,14 @@ def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, mode:
 
 def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
     with pytest.raises(BackendUnavailableError, match="mode merged needs fanotify"):
-        open_backend(BackendName.INOTIFY, root_fd, mode=Mode.MERGED)
+        open_backend(BackendName.INOTIFY, root_fd, ObjectTable(), mode=Mode.MERGED)
 
 
 @pytest.mark.parametrize("choice", BackendName)
 def test_a_missing_proc_is_said_in_one_line(choice: BackendName, root_fd: int, tmp_path: Path) -> None:
     before = descriptors()
     with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
-        open_backend(choice, root_fd, lambda fd: f"{tmp_path}/no-proc/{fd}")
+        open_backend(choice, root_fd, ObjectTable(), lambda fd: f"{tmp_path}/no-proc/{fd}")
     assert "\n" not in str(caught.value)
     assert descriptors() == before
 
@@ -80,7 +81,7 @@ def test_a_refused_watch_says_what_to_do(
     monkeypatch.setattr(Inotify, "add", refuse)
     monkeypatch.setattr(Fanotify, "add", refuse)
     with pytest.raises(BackendUnavailableError, match=advice):
-        open_backend(choice, root_fd)
+        open_backend(choice, root_fd, ObjectTable())
     assert descriptors() == before
 
 
@@ -89,7 +90,7 @@ def test_fanotify_stands_in_where_inotify_is_used_up(root_fd: int, monkeypatch: 
         raise OSError(errno.ENOSPC, "refused")
 
     monkeypatch.setattr(Inotify, "add", refuse)
-    backend = open_backend(BackendName.AUTO, root_fd)
+    backend = open_backend(BackendName.AUTO, root_fd, ObjectTable())
     assert backend.name == "fanotify"
     assert not backend.merged
     backend.close()

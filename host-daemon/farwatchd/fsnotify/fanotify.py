@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from farwatchd.fsnotify.backend import HostEvent
 from farwatchd.fsnotify.fanotify_sys import (
     INFO_DFID_NAME,
     INFO_FID,
@@ -21,10 +20,11 @@ from farwatchd.fsnotify.fanotify_sys import (
     FanEvent,
     Fanotify,
 )
-from farwatchd.fsnotify.inotify import proc_path
 from farwatchd.fsnotify.inotify_sys import In, RawEvent
-from farwatchd.fsnotify.stream import KERNEL_BITS, EventStream, kernel_mask
-from farwatchd.fsnotify.tree import Node, WatchTree
+from farwatchd.fsnotify.nodes import Node
+from farwatchd.fsnotify.stream import KERNEL_BITS, kernel_mask
+from farwatchd.fsnotify.watcher import Watcher, proc_path
+from farwatchd.objects.table import ObjectTable
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -59,11 +59,10 @@ _NOWHERE = 0
 EVERYBODY = -1
 
 
-class FanotifyBackend:
-    """Watches through one fanotify group with inode marks. See ``Backend``; ``root_fd`` is the share's root directory.
+class FanotifyBackend(Watcher):
+    """Watches through one fanotify group with inode marks. See ``Backend``, and ``Watcher`` for the parameters.
 
-    ``path_of`` gives a path to a descriptor's object, ``clock`` is the monotonic time in seconds. Events that the
-    process ``own_pid`` causes are followed, but not told; with EVERYBODY all are.
+    Events that the process ``own_pid`` causes are followed, but not told; with EVERYBODY all are.
 
     fanotify tells of a directory's own events without saying what the directory is called in its parent. The parent's
     watchers get them by the name that the directory has when the event is read; a directory that is not watched itself
@@ -76,11 +75,11 @@ class FanotifyBackend:
     def __init__(
         self,
         root_fd: int,
+        objects: ObjectTable | None = None,
         path_of: Callable[[int], str] = proc_path,
         clock: Callable[[], float] = time.monotonic,
         own_pid: int = EVERYBODY,
     ) -> None:
-        self._path_of = path_of
         self._own_pid = own_pid
         self._tell_own = False
         self._mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
@@ -89,13 +88,9 @@ class FanotifyBackend:
         except OSError:
             os.close(self._mount_fd)
             raise
-        self._places = itertools.count(1)
         self._cookies = itertools.count(1)
-        self._by_place: dict[int, Node] = {}
-        self._by_identity: dict[bytes, int] = {}
-        self._marks: dict[int, tuple[bytes, int]] = {}
-        self._tree = WatchTree(root_fd, path_of, self)
-        self._stream = EventStream(self._tree, self._by_place, clock)
+        self._by_handle: dict[bytes, Node] = {}
+        super().__init__(self._fanotify, root_fd, objects, path_of, clock)
 
     @property
     def merged(self) -> bool:
@@ -106,62 +101,18 @@ class FanotifyBackend:
         """Whether to tell what this process causes; see ``Backend``."""
         self._tell_own = tell
 
-    @property
-    def count(self) -> int:
-        """Host marks in use, the private ones included."""
-        return len(self._tree)
-
-    def fileno(self) -> int:
-        """The fanotify descriptor."""
-        return self._fanotify.fileno()
-
-    def watch(self, fd: int, mask: Event, is_dir: bool) -> int:
-        """Watch the object behind ``fd``; see ``Backend``. EOPNOTSUPP: its file system has no handles."""
-        return self._tree.add(fd, is_dir, int(mask)).key
-
-    def modify(self, key: int, mask: Event) -> None:
-        """Replace the mask of a watch; see ``Backend``."""
-        self._tree.modify(key, int(mask))
-
-    def unwatch(self, key: int) -> None:
-        """End a watch."""
-        self._tree.release(key)
-
-    def reset(self) -> None:
-        """End all watches."""
-        self._tree.clear()
-        self._stream.clear()
-
     def close(self) -> None:
         """End all watches and close the group."""
-        self.reset()
-        self._fanotify.close()
+        super().close()
         if self._mount_fd >= 0:
             os.close(self._mount_fd)
             self._mount_fd = -1
 
-    def delay(self) -> float | None:
-        """Never: both halves of a rename come in one event."""
-        return self._stream.delay()
-
-    def read(self) -> list[HostEvent]:
-        """Return what happened, in order."""
-        chunk = self._expand(self._fanotify.read(_CHUNK))
-        batch = chunk
-        for _ in range(_MAX_CHUNKS - 1):
-            if not chunk or not self._stream.shows_removal(chunk):
-                break
-            chunk = self._expand(self._fanotify.read(_CHUNK))
-            batch = batch + chunk
-        return self._stream.interpret(batch)
-
     def place(self, node: Node) -> None:
-        """Put the host mark of a node (called by the tree)."""
+        """Put the host mark of a node (called by the tree). EOPNOTSUPP: its file system has no handles."""
         mask = _mark_mask(node)
-        path = self._path_of(node.fd)
-        identity, former = self._marks.get(node.place, (b"", 0))
-        if not identity:
-            identity = self._fanotify.identity(node.fd)
+        path = self._tree.path(node)
+        handle = node.handle or self._fanotify.identity(node.held.fd)
         try:
             self._fanotify.add(path, mask)
         except OSError as error:
@@ -169,25 +120,41 @@ class FanotifyBackend:
             if error.errno in (errno.ENODEV, errno.EXDEV):
                 raise OSError(errno.EOPNOTSUPP, error.strerror) from error
             raise
-        if former & ~mask:
-            self._fanotify.remove(path, former & ~mask)
-        if not former:
-            node.place = next(self._places)
+        if node.mask & ~mask:
+            self._fanotify.remove(path, node.mask & ~mask)
+        node.mask = mask
+        if not node.place:
+            node.place, node.handle = node.key, handle
             self._by_place[node.place] = node
-            self._by_identity[identity] = node.place
-        self._marks[node.place] = identity, mask
+            self._by_handle[handle] = node
 
     def remove(self, node: Node) -> None:
         """Take the host mark of a node away (called by the tree)."""
         if self._by_place.pop(node.place, None) is None:
             return
-        identity, mask = self._marks.pop(node.place)
-        del self._by_identity[identity]
+        del self._by_handle[node.handle]
         try:
-            self._fanotify.remove(self._path_of(node.fd), mask)
+            self._fanotify.remove(self._tree.path(node), node.mask)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
+
+    def remove_all(self, nodes: list[Node]) -> None:
+        """Take all host marks away (called by the tree)."""
+        self._by_place.clear()
+        self._by_handle.clear()
+        if nodes:
+            self._fanotify.remove_all()
+
+    def _gather(self) -> list[RawEvent]:
+        chunk = self._expand(self._fanotify.read(_CHUNK))
+        batch = chunk
+        for _ in range(_MAX_CHUNKS - 1):
+            if not chunk or not self._stream.shows_removal(chunk):
+                break
+            chunk = self._expand(self._fanotify.read(_CHUNK))
+            batch = batch + chunk
+        return batch
 
     def _expand(self, events: list[FanEvent]) -> list[RawEvent]:
         """Bring merged events of objects into a sequence of single ones of watches."""
@@ -242,20 +209,20 @@ class FanotifyBackend:
 
     def _entry(self, identity: bytes) -> tuple[int, bytes]:
         """The watch of a directory's parent, and the directory's name there."""
-        node = self._by_place.get(self._by_identity.get(identity, _NOWHERE))
+        node = self._by_handle.get(identity)
         if node is not None:
             if node.parent is None or node.name is None:
                 return _NOWHERE, b""
             return node.parent.place, node.name
         try:
-            fd = self._fanotify.open_object(self._mount_fd, identity)
+            fd = self._objects.with_room(lambda: self._fanotify.open_object(self._mount_fd, identity))
         except OSError as error:
             _log.debug("a directory is gone or cannot be looked up: %s", error.strerror)
             return _NOWHERE, b""
         try:
             parent = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
-                place = self._by_identity.get(self._fanotify.identity(parent), _NOWHERE)
+                place = self._place_of(self._fanotify.identity(parent))
             finally:
                 os.close(parent)
             return place, os.fsencode(Path(self._path_of(fd)).readlink()).rpartition(b"/")[2]
@@ -269,7 +236,11 @@ class FanotifyBackend:
         info = event.infos.get(kind)
         if info is None:
             return _NOWHERE, b""
-        return self._by_identity.get(info.identity, _NOWHERE), info.name
+        return self._place_of(info.identity), info.name
+
+    def _place_of(self, identity: bytes) -> int:
+        node = self._by_handle.get(identity)
+        return _NOWHERE if node is None else node.place
 
 
 def _mark_mask(node: Node) -> int:

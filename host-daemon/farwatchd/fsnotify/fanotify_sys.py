@@ -6,18 +6,19 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 from enum import IntFlag
 from typing import NamedTuple
 
-from farwatchd.fsnotify.inotify_sys import check
+from farwatchd.fsnotify.group import Group, check
+from farwatchd.objects.handles import HandleReader, file_handle, open_handle, type_and_handle
 
 _METADATA = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBH8sIi")
 _FSID = 8
 _HANDLE_TYPE = struct.Struct("=i")
-_MARK_ADD, _MARK_REMOVE = 0x1, 0x2
-_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
-_MAX_HANDLE = 128
+_MARK_ADD, _MARK_REMOVE, _MARK_FLUSH = 0x1, 0x2, 0x80
+_AT_FDCWD = -100
 
 #: ``FAN_CLASS_NOTIF`` with close-on-exec, without blocking, events with the handles of object, directory and target.
 _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
@@ -51,16 +52,13 @@ class FanEvent(NamedTuple):
     infos: dict[int, Info]
 
 
-class Fanotify:
+class Fanotify(Group):
     """A fanotify group with inode marks. Methods raise ``OSError`` with the kernel's errno."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = check(self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY), "fanotify_init")
-
-    def fileno(self) -> int:
-        """The group's descriptor."""
-        return self._fd
+        super().__init__(check(self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY), "fanotify_init"))
+        self._reader = HandleReader()
 
     def add(self, path: str, mask: int) -> None:
         """Mark what ``path`` leads to, or add to its mark's mask."""
@@ -70,30 +68,23 @@ class Fanotify:
         """Take bits out of a mark's mask; a mark without bits is gone."""
         self._mark(_MARK_REMOVE, path, mask)
 
+    def remove_all(self) -> None:
+        """Remove all marks."""
+        result = self._libc.fanotify_mark(self._fd, _MARK_FLUSH, ctypes.c_uint64(0), _AT_FDCWD, None)
+        check(result, "fanotify_mark")
+
     def identity(self, fd: int) -> bytes:
         """What ``Info.identity`` is for the object behind ``fd``."""
-        buffer = ctypes.create_string_buffer(struct.pack("=Ii", _MAX_HANDLE, 0), 8 + _MAX_HANDLE)
-        mount = ctypes.c_int()
-        result = self._libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), _AT_EMPTY_PATH)
-        check(result, "name_to_handle_at")
-        size, kind = struct.unpack_from("=Ii", buffer)
         fsid = os.fstatvfs(fd).f_fsid & 0xFFFFFFFFFFFFFFFF
-        return fsid.to_bytes(_FSID, "little") + _HANDLE_TYPE.pack(kind) + buffer.raw[8 : 8 + size]
+        return fsid.to_bytes(_FSID, sys.byteorder) + type_and_handle(self._reader.read(fd))
 
     def open_object(self, mount_fd: int, identity: bytes) -> int:
         """Open an object with O_PATH; needs CAP_DAC_READ_SEARCH, and ``mount_fd`` on the object's file system."""
-        (kind,) = _HANDLE_TYPE.unpack_from(identity, _FSID)
-        handle = identity[_FSID + _HANDLE_TYPE.size :]
-        buffer = ctypes.create_string_buffer(struct.pack("=Ii", len(handle), kind) + handle)
-        flags = os.O_PATH | os.O_CLOEXEC
-        return check(self._libc.open_by_handle_at(mount_fd, buffer, flags), "open_by_handle_at")
+        return open_handle(mount_fd, file_handle(identity[_FSID:]))
 
     def read(self, size: int) -> list[FanEvent]:
         """Read up to ``size`` bytes of events; an empty list when there are none."""
-        try:
-            data = os.read(self._fd, size)
-        except BlockingIOError:
-            return []
+        data = self.read_bytes(size)
         events = []
         offset = 0
         while offset < len(data):
@@ -101,12 +92,6 @@ class Fanotify:
             events.append(FanEvent(mask, pid, _infos(data, offset + head, offset + length)))
             offset += length
         return events
-
-    def close(self) -> None:
-        """Close the group; the kernel drops its marks."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def _mark(self, flags: int, path: str, mask: int) -> None:
         encoded = ctypes.c_char_p(os.fsencode(path))

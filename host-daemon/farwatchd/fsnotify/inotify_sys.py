@@ -12,6 +12,8 @@ import termios
 from enum import IntFlag
 from typing import NamedTuple
 
+from farwatchd.fsnotify.group import Group, check
+
 _EVENT = struct.Struct("=iIII")
 _MAX_U32 = 0xFFFFFFFF
 
@@ -52,16 +54,12 @@ class RawEvent(NamedTuple):
     silent: bool = False
 
 
-class Inotify:
+class Inotify(Group):
     """An inotify instance. Methods raise ``OSError`` with the kernel's errno."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
-
-    def fileno(self) -> int:
-        """The instance's descriptor."""
-        return self._fd
+        super().__init__(check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1"))
 
     def add(self, path: str, mask: int) -> int:
         """Watch what ``path`` leads to, or replace its mask; return the watch descriptor."""
@@ -80,10 +78,7 @@ class Inotify:
 
     def read(self, size: int) -> list[RawEvent]:
         """Read up to ``size`` bytes of events; an empty list when there are none."""
-        try:
-            data = os.read(self._fd, size)
-        except BlockingIOError:
-            return []
+        data = self.read_bytes(size)
         events = []
         offset = 0
         while offset < len(data):
@@ -93,17 +88,3 @@ class Inotify:
             events.append(RawEvent(wd, mask & _MAX_U32, cookie, name))
             offset += length
         return events
-
-    def close(self) -> None:
-        """Close the instance; the kernel drops its watches."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def check(result: int, call: str) -> int:
-    """Return the result of a C library call, or raise the ``OSError`` that it left behind."""
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{call}: {os.strerror(error)}")
-    return result

@@ -11,7 +11,9 @@ from enum import Enum
 
 from farwatchd.fsnotify.backend import Backend
 from farwatchd.fsnotify.fanotify import FanotifyBackend
-from farwatchd.fsnotify.inotify import InotifyBackend, proc_path
+from farwatchd.fsnotify.inotify import InotifyBackend
+from farwatchd.fsnotify.watcher import proc_path
+from farwatchd.objects.table import ObjectTable
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -62,13 +64,15 @@ _LIMITS = {
 def open_backend(
     choice: BackendName,
     root_fd: int,
+    objects: ObjectTable,
     path_of: Callable[[int], str] = proc_path,
     mode: Mode = Mode.REMOTE,
 ) -> Backend:
     """Open the chosen back end, or the best that works, for the share whose root directory is ``root_fd``.
 
-    ``path_of`` gives a path that leads to the object of a descriptor. To be called by the process that serves the
-    guest, as mode merged leaves out what the caller does. Raises ``BackendUnavailableError``.
+    ``objects`` hold the watched ones. ``path_of`` gives a path that leads to the object of a descriptor. To be called
+    by the process that serves the guest, as mode merged leaves out what the caller does. Raises
+    ``BackendUnavailableError``.
     """
     serve = _CANDIDATES[mode]
     candidates = serve if choice is BackendName.AUTO else (choice,)
@@ -80,7 +84,7 @@ def open_backend(
             )
             continue
         try:
-            backend = _try(name, root_fd, path_of, mode)
+            backend = _try(name, root_fd, objects, path_of, mode)
         except OSError as error:
             problems.append(f"{name.value}: {_say(name, error)}")
         else:
@@ -89,14 +93,14 @@ def open_backend(
     raise BackendUnavailableError(f"cannot watch the share with {'; nor with '.join(problems)}")
 
 
-def _try(name: BackendName, root_fd: int, path_of: Callable[[int], str], mode: Mode) -> Backend:
+def _try(name: BackendName, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], mode: Mode) -> Backend:
     backend: Backend
     if name is BackendName.INOTIFY:
-        backend = InotifyBackend(root_fd, path_of)
+        backend = InotifyBackend(root_fd, objects, path_of)
     elif mode is Mode.MERGED:
-        backend = FanotifyBackend(root_fd, path_of, own_pid=os.getpid())
+        backend = FanotifyBackend(root_fd, objects, path_of, own_pid=os.getpid())
     else:
-        backend = FanotifyBackend(root_fd, path_of)
+        backend = FanotifyBackend(root_fd, objects, path_of)
     try:
         every = backend.supported & (Event.CREATE | Event.RENAME | Event.OPEN_EXEC | Event.ON_CHILD)
         backend.unwatch(backend.watch(root_fd, every, is_dir=True))

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from farwatchd.fsnotify.backend import DIRENT, HostEvent
 from farwatchd.fsnotify.inotify_sys import In, RawEvent
+from farwatchd.fsnotify.nodes import Node
 from farwatchd.fsnotify.renames import RenameJoiner
-from farwatchd.fsnotify.tree import Node, WatchTree
+from farwatchd.fsnotify.tree import WatchTree
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class EventStream:
         """Whether the batch tells of a removal, so that earlier events of the object may still be unread."""
         for raw in batch:
             node = self._by_place.get(raw.wd)
-            if node is not None and (_shows_own_removal(node, raw) or self._removed_children(node, raw)):
+            if node is not None and (self._shows_own_removal(node, raw) or self._removed_children(node, raw)):
                 return True
         return False
 
@@ -96,7 +97,7 @@ class EventStream:
         now = self._clock()
         last = {raw.wd: index for index, raw in enumerate(batch)}
         last_move = {raw.wd: index for index, raw in enumerate(batch) if raw.mask & _MOVE_SELF}
-        dying: list[tuple[Node, bool]] = []
+        dying: list[Node] = []
         for index, raw in enumerate(batch):
             node = self._by_place.get(raw.wd)
             if node is not None:
@@ -104,21 +105,20 @@ class EventStream:
                     # One that is still to move is removed later, under a name that it does not have yet.
                     if last_move.get(child.place, -1) > index:
                         continue
+                    child.dying, child.silent = True, raw.silent
                     if raw.mask & _DELETE:
-                        self._die(child, raw.silent, now)
-                    elif last.get(child.place, -1) > index:
-                        child.dying = True
-                    else:
-                        dying.append((child, raw.silent))
+                        self._die(child, now)
+                    elif last.get(child.place, -1) <= index:
+                        dying.append(child)
                 self._take(node, raw, now)
                 if node.dying and last[raw.wd] == index:
-                    dying.append((node, raw.silent))
+                    dying.append(node)
             elif raw.mask & _OVERFLOW:
                 self._joiner.feed(HostEvent(0, Event.OVERFLOW), 0, now)
             # A rename over an object tells of the object that was renamed before the other is let go.
             if dying and not (index + 1 < len(batch) and batch[index + 1].mask & _MOVE_SELF):
-                for node, silent in dying:
-                    self._die(node, silent, now)
+                for node in dying:
+                    self._die(node, now)
                 dying.clear()
         return self._joiner.take(now)
 
@@ -131,18 +131,21 @@ class EventStream:
     def _take(self, node: Node, raw: RawEvent, now: float) -> None:
         mask = raw.mask
         if mask & _DELETE_SELF:
-            self._die(node, raw.silent, now)
+            if not node.dying:
+                node.dying, node.silent = True, raw.silent
             return
         if mask & _HOST_ENDED:
-            # Not of our doing: the file system is gone from the host. The guest raises UNMOUNT itself.
-            _log.warning("the host has ended a watch (its file system was unmounted)")
-            self._die(node, True, now)
+            if not node.dying:
+                # Not of our doing: the file system is gone from the host. The guest raises UNMOUNT itself.
+                _log.warning("the host has ended a watch (its file system was unmounted)")
+                node.dying = node.silent = True
             return
         if node.public:
             if not raw.silent:
                 self._report(node, raw, now)
-            if _shows_own_removal(node, raw):
-                node.dying = True
+            if self._shows_own_removal(node, raw):
+                # Whoever did the last of these changes removed it.
+                node.dying, node.silent = True, raw.silent
         if mask & _MOVE_SELF:
             for left in self._tree.moved(node):
                 _log.info("a watched directory has left the share; its events end")
@@ -165,15 +168,14 @@ class EventStream:
             wire |= Event.ISDIR
         self._joiner.feed(HostEvent(node.key, wire, raw.name), raw.cookie, now)
 
-    def _die(self, node: Node, silent: bool, now: float) -> None:
+    def _die(self, node: Node, now: float) -> None:
         """End the watch of an object; say that no name leads to it any more, unless the guest knows."""
         if self._tree.get(node.key) is node:
             isdir = Event.ISDIR if node.is_dir else Event(0)
-            mask = Event(0) if silent else Event.DELETE_SELF | isdir
+            mask = Event(0) if node.silent else Event.DELETE_SELF | isdir
             self._joiner.feed(HostEvent(node.key, mask, ended=True), 0, now)
         self._tree.drop(node)
 
-
-def _shows_own_removal(node: Node, raw: RawEvent) -> bool:
-    """Whether an ATTRIB tells of the last unlink. A directory's removal is told by its parent, if that is known."""
-    return bool(raw.mask & _ATTRIB and not raw.name and node.parent is None and node.gone())
+    def _shows_own_removal(self, node: Node, raw: RawEvent) -> bool:
+        """Whether an ATTRIB tells of the last unlink. A directory's removal is told by its parent, if that is known."""
+        return bool(raw.mask & _ATTRIB and not raw.name and node.parent is None and self._tree.gone(node))

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watched objects of one back end, and the directories between them and the root of the share.
 
-The daemon's own descriptor keeps a removed object alive, so the host never says DELETE_SELF of it. A file's ATTRIB and
-its link count tell; a directory's removal shows only in its parent. So each watched directory's ancestors are watched
-too, privately, up to the root: they tell of removal, and of a move that takes a whole subtree out of the share.
+A descriptor of the daemon's may keep a removed object alive, and then the host does not say DELETE_SELF of it. A file's
+ATTRIB and its link count tell; a directory's removal shows only in its parent. So each watched directory's ancestors
+are watched too, privately, up to the root: they tell of removal, and of a move that takes a subtree out of the share.
+
+Nodes hold objects as the inodes that the guest knows do, so a watch costs no descriptor beside the inode's own.
 """
 
 from __future__ import annotations
@@ -13,41 +15,15 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from farwatchd.fsnotify.nodes import Children, Node
+from farwatchd.objects.table import GONE, HostObject, Identity, ObjectTable
 
 _log = logging.getLogger(__name__)
 _DELETED = b" (deleted)"
 _MAX_DEPTH = 1024
-
-Identity = tuple[int, int]
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """One host watch. ``fd`` is the node's own O_PATH descriptor; ``place`` is the back end's handle of the watch.
-
-    ``name`` is the object's entry as last looked up, which may be later than the event that led to the look-up: two
-    children may claim one ``names`` entry for a while. None: the system did not tell.
-    """
-
-    key: int
-    fd: int
-    ident: Identity
-    is_dir: bool
-    wanted: int = 0
-    public: bool = False
-    dying: bool = False
-    place: int = 0
-    parent: Node | None = None
-    name: bytes | None = None
-    children: set[Node] = field(default_factory=set)
-    names: dict[bytes | None, set[Node]] = field(default_factory=dict)
-
-    def gone(self) -> bool:
-        """Whether no name leads to the object any more."""
-        return os.fstat(self.fd).st_nlink == 0
 
 
 class Placer(Protocol):
@@ -59,6 +35,9 @@ class Placer(Protocol):
     def remove(self, node: Node) -> None:
         """Take the host watch of ``node`` away; that it is gone already is no error."""
 
+    def remove_all(self, nodes: list[Node]) -> None:
+        """Take the host watches of ``nodes`` away, which are all that there are."""
+
 
 class WatchTree:
     """Watched objects by key and by identity; see the module. ``root_fd`` is the share's root directory.
@@ -66,8 +45,9 @@ class WatchTree:
     ``path_of`` gives a path that leads to the object of a descriptor. ``len`` counts the host watches.
     """
 
-    def __init__(self, root_fd: int, path_of: Callable[[int], str], placer: Placer) -> None:
-        self._root = _identity(root_fd)
+    def __init__(self, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], placer: Placer) -> None:
+        self._objects = objects
+        self._root = objects.identity(root_fd)
         self._path_of = path_of
         self._placer = placer
         self._keys = itertools.count(1)
@@ -84,18 +64,21 @@ class WatchTree:
 
     def add(self, fd: int, is_dir: bool, wanted: int) -> Node:
         """Watch the object behind ``fd``, or add to its mask; ``OSError``: see ``Backend.watch``. All or nothing."""
-        ident = _identity(fd)
+        status = os.fstat(fd)
+        held = self._objects.hold(fd, status)
+        ident = held.identity(status)
         node = self._by_ident.get(ident)
         if node is not None:
+            self._objects.drop(held)
             self.change(node, node.wanted | wanted, public=True)
             return node
-        node = self._new(os.dup(fd), ident, is_dir)
+        node = self._new(held, ident, is_dir)
         node.wanted, node.public = wanted, True
         try:
             self._placer.place(node)
             inside = self._attach(node)
-            if node.gone():
-                raise OSError(errno.ENOENT, "the object has been removed")
+            if self.gone(node):
+                raise _removed()
             if not inside:
                 raise OSError(errno.EACCES, "the directory is not in the share any more")
         except OSError:
@@ -138,10 +121,10 @@ class WatchTree:
         """Remove the node, and the ancestors that only it needed. Children stay, without a parent."""
         while self._by_key.pop(node.key, None) is not None:
             del self._by_ident[node.ident]
-            for child in node.children:
+            for child in node.children or ():
                 child.parent = None
             self._placer.remove(node)
-            os.close(node.fd)
+            self._objects.drop(node.held)
             parent, node.parent = node.parent, None
             if parent is None:
                 return
@@ -152,16 +135,34 @@ class WatchTree:
 
     def clear(self) -> None:
         """Remove all nodes."""
-        while self._by_key:
-            self.drop(next(iter(self._by_key.values())))
+        nodes = list(self._by_key.values())
+        self._by_key.clear()
+        self._by_ident.clear()
+        self._placer.remove_all(nodes)
+        for node in nodes:
+            self._objects.drop(node.held)
+
+    def path(self, node: Node) -> str:
+        """A path that leads to a node's object, when followed, for one system call; ``OSError``, ENOENT: it is gone."""
+        return self._path_of(self._open(node))
+
+    def gone(self, node: Node) -> bool:
+        """Whether no name leads to a node's object any more."""
+        try:
+            return os.fstat(self._objects.open(node.held)).st_nlink == 0
+        except OSError as error:
+            if error.errno in GONE:
+                return True
+            _log.warning("cannot tell whether a watched object is gone: %s", error.strerror)
+            return False
 
     def moved(self, node: Node) -> list[Node]:
         """Follow the move of a directory. Return the public nodes that left the share with it, no longer watched."""
         if not node.is_dir or node.ident == self._root:
             return []
         former, node.parent = node.parent, None
-        if former is not None:
-            _forget_name(former, node)
+        if former is not None and former.children is not None:
+            former.children.forget_name(node)
         try:
             inside = self._attach(node)
         except OSError as error:
@@ -169,20 +170,21 @@ class WatchTree:
             inside = True
         # Only now: the former parent may be the new one, and what waits in its watch's stream is still needed then.
         if former is not None and node.parent is not former:
-            former.children.discard(node)
+            _part(former, node)
             if not former.children and not former.public:
                 self.drop(former)
-        if inside:
+        # What is gone says so by itself: nobody held it, or it would still be found where it was.
+        if inside or self.gone(node):
             return []
-        left = _subtree(node)
+        left = node.subtree()
         for each in left:
             self.drop(each)
         return [each for each in left if each.public]
 
     def removed_children(self, parent: Node, name: bytes) -> list[Node]:
         """The watched child directories of ``parent``, once its entry ``name``, that no name leads to any more."""
-        claims = parent.names.get(name, set()) | parent.names.get(None, set())
-        return [child for child in claims if child.gone()]
+        claims = parent.children.claiming(name) if parent.children else []
+        return [child for child in claims if self.gone(child)]
 
     def _attach(self, node: Node) -> bool:
         """Watch the directories from ``node`` up to the root; False when the way does not lead there.
@@ -196,16 +198,18 @@ class WatchTree:
             if not node.is_dir or node.ident == self._root or node.parent is not None:
                 return True
             try:
-                fd = _open_parent(node.fd)
+                fd = self._open_parent(self._open(node))
             except PermissionError:
                 _log.debug("a watched directory may not be searched; its removal is not seen")
                 return True
-            ident = _identity(fd)
+            status = os.fstat(fd)
+            held = self._objects.take(fd, status)
+            ident = held.identity(status)
             parent = self._by_ident.get(ident)
             if parent is not None:
-                os.close(fd)
+                self._objects.drop(held)
             else:
-                parent = self._new(fd, ident, is_dir=True)
+                parent = self._new(held, ident, is_dir=True)
             self._join(parent, node)
             node = parent
         raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
@@ -214,28 +218,42 @@ class WatchTree:
         """Whether the way up from ``node`` leads to the root, as far as it may be looked at; watches nothing."""
         if not node.is_dir or node.ident == self._root:
             return True
-        fd, ident = os.dup(node.fd), node.ident
+        fd, ident = -1, node.ident
         try:
+            fd = self._open_parent(self._open(node))
             for _ in range(_MAX_DEPTH):
-                above = _open_parent(fd)
-                os.close(fd)
-                fd = above
-                former, ident = ident, _identity(fd)
+                former, ident = ident, self._objects.identity(fd)
                 known = self._by_ident.get(ident)
                 if ident == self._root or (known is not None and known.parent is not None):
                     return True
                 if ident == former:
                     return False
+                above = self._open_parent(fd)
+                os.close(fd)
+                fd = above
         except PermissionError:
             return True
         except FileNotFoundError:
             return False
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
 
-    def _new(self, fd: int, ident: Identity, is_dir: bool) -> Node:
-        node = Node(next(self._keys), fd, ident, is_dir)
+    def _open(self, node: Node) -> int:
+        try:
+            return self._objects.open(node.held)
+        except OSError as error:
+            if error.errno in GONE:
+                raise _removed() from None
+            raise
+
+    def _open_parent(self, fd: int) -> int:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        return self._objects.with_room(lambda: os.open("..", flags, dir_fd=fd))
+
+    def _new(self, held: HostObject, ident: Identity, is_dir: bool) -> Node:
+        node = Node(next(self._keys), held, ident, is_dir)
         self._by_key[node.key] = self._by_ident[ident] = node
         return node
 
@@ -243,8 +261,9 @@ class WatchTree:
         first = not parent.children
         child.parent = parent
         child.name = self._name_of(child)
+        if parent.children is None:
+            parent.children = Children()
         parent.children.add(child)
-        parent.names.setdefault(child.name, set()).add(child)
         if not first:
             return
         try:
@@ -259,37 +278,18 @@ class WatchTree:
     def _name_of(self, node: Node) -> bytes | None:
         """The entry's name, or None when the system does not tell: then all such siblings are looked at."""
         try:
-            path = os.fsencode(Path(self._path_of(node.fd)).readlink())
-            if node.gone():
+            path = os.fsencode(Path(self.path(node)).readlink())
+            if self.gone(node):
                 path = path.removesuffix(_DELETED)
         except OSError:
             return None
         return path.rpartition(b"/")[2] or None
 
 
-def _identity(fd: int) -> Identity:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def _open_parent(fd: int) -> int:
-    return os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-
-
-def _forget_name(parent: Node, child: Node) -> None:
-    claims = parent.names.get(child.name, set())
-    claims.discard(child)
-    if not claims:
-        parent.names.pop(child.name, None)
+def _removed() -> OSError:
+    return OSError(errno.ENOENT, "the object has been removed")
 
 
 def _part(parent: Node, child: Node) -> None:
-    parent.children.discard(child)
-    _forget_name(parent, child)
-
-
-def _subtree(node: Node) -> list[Node]:
-    nodes = [node]
-    for each in nodes:
-        nodes.extend(each.children)
-    return nodes
+    if parent.children is not None:
+        parent.children.discard(child)
