@@ -58,7 +58,7 @@ class WatchTable:
         self._call_later = call_later
         self._by_nodeid: dict[int, _Watch] = {}
         # One host object may have several nodeids: the same inode seen through two mounts inside the share.
-        self._by_key: dict[int, dict[int, _Watch]] = {}
+        self._by_key: dict[int, tuple[_Watch, ...]] = {}
         self._timer_runs = False
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class WatchTable:
             self._backend.modify(key, self._union(key, nodeid, wanted))
         watch = _Watch(nodeid, generation, key, wanted)
         self._by_nodeid[nodeid] = watch
-        self._by_key.setdefault(key, {})[nodeid] = watch
+        self._by_key[key] = (*self._others(key, nodeid), watch)
         return wanted
 
     def forget(self, nodeid: int) -> None:
@@ -149,16 +149,19 @@ class WatchTable:
         return OSError(errno.ENOSPC, f"all {self._max_watches} watches are in use; --max-watches raises the limit")
 
     def _union(self, key: int, nodeid: int, wanted: Event) -> Event:
-        for other in self._by_key.get(key, {}).values():
-            if other.nodeid != nodeid:
-                wanted |= other.mask
+        for other in self._others(key, nodeid):
+            wanted |= other.mask
         return wanted
+
+    def _others(self, key: int, nodeid: int) -> tuple[_Watch, ...]:
+        return tuple(watch for watch in self._by_key.get(key, ()) if watch.nodeid != nodeid)
 
     def _remove(self, watch: _Watch) -> None:
         del self._by_nodeid[watch.nodeid]
-        same = self._by_key[watch.key]
-        del same[watch.nodeid]
-        if not same:
+        others = self._others(watch.key, watch.nodeid)
+        if others:
+            self._by_key[watch.key] = others
+        else:
             del self._by_key[watch.key]
 
     def _read(self) -> bool:
@@ -176,7 +179,7 @@ class WatchTable:
                 else:
                     self._queue.push(record)
             if event.ended:
-                for watch in list(self._by_key.get(event.key, {}).values()):
+                for watch in self._by_key.get(event.key, ()):
                     self._remove(watch)
         self._arm_timer()
         return bool(events)
@@ -196,7 +199,7 @@ class WatchTable:
         if int(event.mask) & _RENAME:
             yield from self._rename_records(event)
             return
-        for watch in self._by_key.get(event.key, {}).values():
+        for watch in self._by_key.get(event.key, ()):
             if watch.wants(event.mask):
                 yield EventRecord(watch.nodeid, watch.generation, event.mask, event.name, event.half)
 
@@ -215,10 +218,10 @@ class WatchTable:
                         source.nodeid, source.generation, event.mask, event.name,
                         newdir=target.nodeid, newdir_generation=target.generation, newname=event.newname,
                     )  # fmt: skip
-            elif source is not None and source.wants(Event.MOVED_FROM):
+            elif source is not None and source.wants(_FROM):
                 yield EventRecord(source.nodeid, source.generation, Event.MOVED_FROM | isdir, event.name, half=True)
-            elif target is not None and target.wants(Event.MOVED_TO):
+            elif target is not None and target.wants(_TO):
                 yield EventRecord(target.nodeid, target.generation, Event.MOVED_TO | isdir, event.newname, half=True)
 
     def _interested_first(self, key: int, side: Event) -> list[_Watch]:
-        return sorted(self._by_key.get(key, {}).values(), key=lambda watch: not watch.wants(side))
+        return sorted(self._by_key.get(key, ()), key=lambda watch: not watch.wants(side))
