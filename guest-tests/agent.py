@@ -123,9 +123,9 @@ class Listener:
 class Job:
     """A program left running, whose output lines are collected as they come."""
 
-    def __init__(self, argv: list[str], cwd: str | None, env: dict[str, str] | None) -> None:
+    def __init__(self, argv: list[str], cwd: str | None, env: dict[str, str] | None, stdin: bool) -> None:
         self.process = subprocess.Popen(
-            argv, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+            argv, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self.output: list[str] = []
@@ -157,6 +157,12 @@ class Job:
             self.changed.wait_for(enough, limit)
             taken, self.output = self.output, []
             return taken
+
+    def send(self, text: str) -> None:
+        """Gives the program input, if it was started with `stdin`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(os.fsencode(text))
+        self.process.stdin.flush()
 
     def stop(self, signum: int, limit: float) -> int:
         if self.process.poll() is None:
@@ -222,8 +228,10 @@ class Agent:
             out, err = process.communicate()
         return {"status": process.returncode, "stdout": out, "stderr": err, "timed_out": timed_out}
 
-    def op_spawn(self, argv: list[str], cwd: str | None = None, env: dict[str, str] | None = None) -> dict[str, int]:
-        job = Job(argv, cwd, env)
+    def op_spawn(
+        self, argv: list[str], cwd: str | None = None, env: dict[str, str] | None = None, stdin: bool = False
+    ) -> dict[str, int]:
+        job = Job(argv, cwd, env, stdin)
         return {"handle": self.keep(job), "pid": job.process.pid}
 
     def op_job_lines(
@@ -231,6 +239,12 @@ class Agent:
     ) -> dict[str, Any]:
         job = self.objects[handle]
         return {"lines": job.lines(limit, count, until), "status": job.process.poll()}
+
+    def op_jobs_ask(self, texts: list[tuple[int, str]], limit: float) -> list[list[str]]:
+        """Gives several programs their input, all at once; the next line of each."""
+        for handle, text in texts:
+            self.objects[handle].send(text)
+        return [self.objects[handle].lines(limit, 1, None) for handle, _text in texts]
 
     def op_job_stop(self, handle: int, signum: int = signal.SIGTERM, limit: float = 5.0) -> int:
         return int(self.drop(handle).stop(signum, limit))
@@ -240,6 +254,9 @@ class Agent:
 
     def op_inotify_add(self, handle: int, path: str, mask: int) -> int:
         return int(self.objects[handle].add(path, mask))
+
+    def op_inotify_add_all(self, handle: int, watches: list[tuple[str, int]]) -> list[int]:
+        return [self.objects[handle].add(path, mask) for path, mask in watches]
 
     def op_inotify_remove(self, handle: int, wd: int) -> None:
         self.objects[handle].remove(wd)

@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any script of file operations is told in the guest as native inotify tells it, done on the host or in the guest.
 
-FARWATCH_EXAMPLES=N runs N random scripts for each test instead of a few dozen, other ones each time; the seed of one
-that fails is printed.
+FARWATCH_EXAMPLES=N runs N random scripts for each test instead of 80, other ones each time; the seed of one that
+fails is printed.
 """
 
+import contextlib
+import dataclasses
 import itertools
 import os
-from pathlib import PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import pytest
+from farwatch_harness.equipment import Equipment
 from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Share
-from farwatch_harness.operations import NAMES, ONE, TWO, Operation
-from farwatch_harness.oracle import compare_guest, compare_steps
+from farwatch_harness.keeper import Keeper
+from farwatch_harness.machine import MachineSpec, Share
+from farwatch_harness.operations import KINDS, Operation, choices
+from farwatch_harness.oracle import HostWatch, compare_in_the_guest, compare_on_the_host
+from farwatch_harness.performers import GuestPerformers, HostPerformers, Performers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 EXAMPLES = os.environ.get("FARWATCH_EXAMPLES")
 random_scripts = settings(
-    max_examples=int(EXAMPLES or 25),
+    max_examples=int(EXAMPLES or 80),
     derandomize=EXAMPLES is None,
     database=None,
     deadline=None,
@@ -27,43 +33,75 @@ random_scripts = settings(
     # The guest is the same for all examples, but each has directories of its own.
     suppress_health_check=list(HealthCheck),
 )
-names = st.sampled_from(NAMES)
-operations = st.one_of(
-    st.tuples(st.sampled_from(ONE), names).map(list), st.tuples(st.sampled_from(TWO), names, names).map(list)
+operations = st.sampled_from(KINDS).flatmap(
+    lambda kind: st.tuples(st.just(kind), *(st.sampled_from(names) for names in choices(kind))).map(list)
 )
-scripts = st.lists(operations, min_size=1, max_size=12)
+MOST_LANES = 3
+one_process = st.lists(operations, min_size=1, max_size=12).map(lambda script: [script])
+several_processes = st.lists(st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MOST_LANES)
+scripts = one_process | several_processes
+Lanes = list[list[Operation]]
 NUMBERS = itertools.count(1)
 TMPFS = "/run/farwatch/tmpfs"
 
 
-def on_the_host(
-    guest: Guest, share: Share, twins: "pytest.TempPathFactory", script: list[Operation], exact: bool
-) -> str:
-    part = f"script-{next(NUMBERS)}"
-    (share.host / part).mkdir()
-    both = Share(share.host / part, share.guest / part)
-    return compare_steps(guest, both, twins.mktemp("twin"), script, exact=exact).difference()
+@pytest.fixture(scope="module")
+def keepers(
+    keepers: dict[str, Keeper], equipment: Equipment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Keeper]]:
+    """In mode merged a guest that may set extended attributes, as its tmpfs lets it."""
+
+    def make_spec(name: str) -> MachineSpec:
+        spec = equipment.machine(f"{name}-oracle", tmp_path_factory.mktemp("share"))
+        return dataclasses.replace(spec, daemon_options=("--fsnotify=merged", "--xattr"))
+
+    with contextlib.closing(Keeper(make_spec)) as own:
+        yield {**keepers, "merged": own}
+
+
+@pytest.fixture
+def host_performers() -> Iterator[Performers]:
+    """Processes on the host, enough for all lanes of a script."""
+    with contextlib.closing(HostPerformers(MOST_LANES)) as several:
+        yield several
+
+
+@pytest.fixture
+def guest_performers(guest: Guest) -> Iterator[Performers]:
+    """Processes in the guest, enough for all lanes of a script."""
+    with contextlib.closing(GuestPerformers(guest, MOST_LANES)) as several:
+        yield several
+
+
+def part_of(share: Share) -> Share:
+    """A directory for one script, still to be made."""
+    name = f"script-{next(NUMBERS)}"
+    return Share(share.host / name, share.guest / name)
 
 
 @pytest.mark.patch(7)
 @pytest.mark.parametrize("machine", ["remote"], indirect=True)
 @random_scripts
-@given(script=scripts)
+@given(lanes=scripts)
 def test_what_the_host_does_is_told_as_native_inotify_tells_it(
-    guest: Guest, share: Share, tmp_path_factory: pytest.TempPathFactory, script: list[Operation]
+    guest: Guest, share: Share, tmp_path: Path, host_performers: Performers, lanes: Lanes
 ) -> None:
-    difference = on_the_host(guest, share, tmp_path_factory, script, exact=True)
+    part = part_of(share)
+    twin = tmp_path / part.host.name
+    difference = compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.INOTIFY).difference()
     assert not difference, difference
 
 
 @pytest.mark.patch(10)
 @pytest.mark.parametrize("machine", ["merged"], indirect=True)
 @random_scripts
-@given(script=scripts)
-def test_what_the_host_does_is_told_with_what_fanotify_merges(
-    guest: Guest, share: Share, tmp_path_factory: pytest.TempPathFactory, script: list[Operation]
+@given(lanes=scripts)
+def test_what_the_host_does_is_told_step_by_step_with_fanotify_too(
+    guest: Guest, share: Share, tmp_path: Path, host_performers: Performers, lanes: Lanes
 ) -> None:
-    difference = on_the_host(guest, share, tmp_path_factory, script, exact=False)
+    part = part_of(share)
+    twin = tmp_path / part.host.name
+    difference = compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.FANOTIFY).difference()
     assert not difference, difference
 
 
@@ -76,10 +114,11 @@ def tmpfs(guest: Guest) -> PurePosixPath:
 
 @pytest.mark.patch(10)
 @random_scripts
-@given(script=scripts)
+@given(lanes=scripts)
 def test_what_the_guest_does_is_told_as_on_its_own_tmpfs(
-    guest: Guest, share: Share, tmpfs: PurePosixPath, script: list[Operation]
+    guest: Guest, share: Share, tmpfs: PurePosixPath, guest_performers: Performers, lanes: Lanes
 ) -> None:
-    part = f"script-{next(NUMBERS)}"
-    difference = compare_guest(guest, tmpfs / part, share.guest / part, script).difference()
+    part = part_of(share)
+    local = tmpfs / part.host.name
+    difference = compare_in_the_guest(guest, part, local, lanes, guest_performers).difference()
     assert not difference, difference

@@ -3,70 +3,182 @@
 
 An operation is a list: its kind and the names it is about, relative to the script's base directory. What cannot be done
 (a name is there already, is missing, is a directory) is left out, on both sides alike.
+
+As a program it is a performer: each line of its input is a JSON list of [base, operations], which it performs in that
+order and answers with a line that says DONE; it ends with its input. Standard library only: the guest runs it, too.
 """
 
-import inspect
+import ctypes
+import json
+import mmap
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import Any
 
 Operation = list[str]
 
+DONE = "done"
 #: What is there before a script begins, and which of it is watched.
-TREE: list[Operation] = [
+TREE: Sequence[Operation] = (
     ["mkdir", "d"],
     ["mkdir", "e"],
     ["mkdir", "d/sub"],
     ["write", "d/f"],
     ["write", "e/g"],
     ["symlink", "d/f", "link"],
-]
+)
 WATCHED = (".", "d", "e", "d/sub", "d/f", "e/g")
 #: Names to choose from: what is there, what may come, what can never be.
 NAMES = ("d", "e", "d/f", "d/n", "d/sub", "d/sub/f", "e/g", "e/d", "e/d/f", "e/sub", "top", "link")
-#: The kinds by the number of names.
-ONE = (
-    "create", "write", "append", "truncate", "read", "open", "chmod", "private", "utimes", "mkdir", "rmdir", "unlink",
-    "list",
-)  # fmt: skip
-TWO = ("rename", "link", "symlink")
+#: What are files at first, directories, and neither.
+FILES = ("d/f", "e/g", "link")
+DIRECTORIES = ("d", "e", "d/sub", ".")
+FREE = ("d/n", "e/d", "d/sub/f", "top")
+
+XATTR = "user.farwatch"
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+AT_FDCWD = -100
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def perform(base: str, operation: list[str]) -> None:
-    """Run one operation below ``base``. Needs nothing but what it imports: its source runs in the guest as well."""
-    import contextlib
-    import os
-
-    def opened(path: str, flags: int, data: bytes = b"") -> None:
-        fd = os.open(path, flags, 0o644)
+def put(path: str, flags: int, data: bytes = b"") -> None:
+    """Open, write if there is something to write, close."""
+    fd = os.open(path, flags, 0o644)
+    try:
         if data:
             os.write(fd, data)
-        elif flags & 3 == os.O_RDONLY and not flags & os.O_NONBLOCK:
-            os.read(fd, 100)
+    finally:
         os.close(fd)
 
+
+def read(path: str) -> None:
+    """Open, read, close."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.read(fd, 100)
+    finally:
+        os.close(fd)
+
+
+def write_mapped(path: str) -> None:
+    """Change the first byte through a shared mapping, which raises no event by itself."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        if os.fstat(fd).st_size:
+            with mmap.mmap(fd, 1) as memory:
+                memory[0] = ord("m")
+                memory.flush()
+    finally:
+        os.close(fd)
+
+
+def write_unnamed(directory: str, name: str | None = None) -> None:
+    """Write a file that has no name (O_TMPFILE) and, before it is closed, give it one, if there is one to give."""
+    fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o644)
+    try:
+        os.write(fd, b"unnamed")
+        if name is not None:
+            # Python passes AT_SYMLINK_FOLLOW only together with a descriptor, which an absolute path makes no use of.
+            os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
+    finally:
+        os.close(fd)
+
+
+def rename(old: str, new: str, flags: int) -> None:
+    """renameat2(2)."""
+    names = os.fsencode(old), os.fsencode(new)
+    if LIBC.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], flags) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), old)
+
+
+#: The kinds with one name and those with two.
+ONE: Mapping[str, Callable[[str], Any]] = {
+    "create": lambda path: put(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL),
+    "write": lambda path: put(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, b"written"),
+    "append": lambda path: put(path, os.O_WRONLY | os.O_APPEND, b"appended"),
+    "write mapped": write_mapped,
+    "write unnamed": write_unnamed,
+    "truncate": lambda path: os.truncate(path, 1),
+    "read": read,
+    "open": lambda path: put(path, os.O_RDONLY | os.O_NONBLOCK),
+    "chmod": lambda path: os.chmod(path, 0o755),  # noqa: PTH101
+    "private": lambda path: os.chmod(path, 0o700),  # noqa: PTH101
+    "utimes": lambda path: os.utime(path, (1, 2)),
+    "setxattr": lambda path: os.setxattr(path, XATTR, b"value"),
+    "removexattr": lambda path: os.removexattr(path, XATTR),
+    "mkdir": lambda path: os.mkdir(path, 0o755),  # noqa: PTH102
+    "rmdir": os.rmdir,
+    "unlink": os.unlink,
+    "list": os.listdir,
+}
+TWO: Mapping[str, Callable[[str, str], Any]] = {
+    "rename": os.rename,
+    "rename new": lambda old, new: rename(old, new, RENAME_NOREPLACE),
+    "exchange": lambda old, new: rename(old, new, RENAME_EXCHANGE),
+    "link": os.link,
+    # The target is no name below the base, but what the symlink holds.
+    "symlink": os.symlink,
+    "link unnamed": write_unnamed,
+}
+KINDS = (*ONE, *TWO)
+#: For each kind and each of its names those that it can be done with at first; for the other kinds all NAMES are alike.
+FITTING: Mapping[str, Sequence[Sequence[str]]] = {
+    "create": (FREE,),
+    "write": (FILES,),
+    "append": (FILES,),
+    "write mapped": (FILES,),
+    "write unnamed": (DIRECTORIES,),
+    "truncate": (FILES,),
+    "read": (FILES,),
+    "setxattr": (FILES,),
+    "removexattr": (FILES,),
+    "mkdir": (FREE,),
+    "rmdir": (("d/sub", "e/d"),),
+    "unlink": (FILES,),
+    "list": (DIRECTORIES,),
+    "rename new": (NAMES, FREE),
+    "link": (FILES, FREE),
+    "symlink": (NAMES, FREE),
+    "link unnamed": (DIRECTORIES, FREE),
+}
+
+
+def choices(kind: str) -> list[list[str]]:
+    """For each name of a kind those to choose from: all, the fitting ones more often."""
+    fitting = FITTING.get(kind, (NAMES, NAMES)[: 1 if kind in ONE else 2])
+    return [[*names, *names, *NAMES] for names in fitting]
+
+
+def perform(base: str, operation: Operation) -> bool:
+    """Run one operation below `base`, if it can be done; whether it could."""
     kind, *names = operation
-    # A symlink's target is no name below the base.
     paths = [name if (kind, at) == ("symlink", 0) else f"{base}/{name}" for at, name in enumerate(names)]
-    steps: dict[str, Any] = {
-        "create": lambda path: opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL),
-        "write": lambda path: opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, b"written"),
-        "append": lambda path: opened(path, os.O_WRONLY | os.O_APPEND, b"appended"),
-        "truncate": lambda path: os.truncate(path, 1),
-        "read": lambda path: opened(path, os.O_RDONLY),
-        "open": lambda path: opened(path, os.O_RDONLY | os.O_NONBLOCK),
-        "chmod": lambda path: os.chmod(path, 0o755),  # noqa: PTH101
-        "private": lambda path: os.chmod(path, 0o700),  # noqa: PTH101
-        "utimes": lambda path: os.utime(path, (1, 2)),
-        "mkdir": lambda path: os.mkdir(path, 0o755),  # noqa: PTH102
-        "rmdir": os.rmdir,
-        "unlink": os.unlink,
-        "list": os.listdir,
-        "rename": os.rename,
-        "link": os.link,
-        "symlink": os.symlink,
-    }
-    with contextlib.suppress(OSError):
-        steps[kind](*paths)
+    try:
+        if kind in ONE:
+            ONE[kind](*paths)
+        else:
+            TWO[kind](*paths)
+    except OSError:
+        return False
+    return True
 
 
-#: For the guest: defines perform().
-PERFORM = "from typing import Any\n" + inspect.getsource(perform)
+def random_script(random: Random, length: int) -> list[Operation]:
+    """A script of so many operations, of all kinds alike."""
+    kinds = random.choices(KINDS, k=length)
+    return [[kind, *(random.choice(names) for names in choices(kind))] for kind in kinds]
+
+
+def main() -> None:
+    """Perform what standard input asks for, until it ends."""
+    for line in sys.stdin:
+        for base, script in json.loads(line):
+            for operation in script:
+                perform(base, operation)
+        print(DONE, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,56 +4,33 @@
 The script runs twice on the host: in a twin directory outside the share, under a native listener, and in the share,
 under a listener in the guest. The twin has no daemon that holds its files open, so it behaves as any local directory.
 What the guest does is held against the same done on the guest's own tmpfs.
+
+A script may have several lanes: each is performed by a process of its own, in a directory of its own, all at the same
+time. The order is compared within each lane; between lanes there is none.
 """
 
-import ctypes
-import os
-import select
-import struct
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntFlag
-from pathlib import Path, PurePosixPath
-from typing import Self
+from enum import Enum
+from pathlib import Path, PurePath, PurePosixPath
 
 from farwatch_harness.errors import HarnessError
-from farwatch_harness.guest import Event, Guest
+from farwatch_harness.guest import Event, Guest, Inotify
 from farwatch_harness.machine import Share
-from farwatch_harness.operations import PERFORM, TREE, WATCHED, Operation, perform
+from farwatch_harness.native import In as In
+from farwatch_harness.native import Native as Native
+from farwatch_harness.operations import TREE, WATCHED, Operation, perform
+from farwatch_harness.performers import Part, Performers
 
-HEAD = struct.Struct("=iIII")
-LIBC = ctypes.CDLL(None, use_errno=True)
 #: Made in the base directory when a script has ended: whoever sees it has seen everything before it.
 END = "end of the script"
 LIMIT = 20.0
-
-
-class In(IntFlag):
-    """inotify(7)'s bits."""
-
-    ACCESS = 0x1
-    MODIFY = 0x2
-    ATTRIB = 0x4
-    CLOSE_WRITE = 0x8
-    CLOSE_NOWRITE = 0x10
-    OPEN = 0x20
-    MOVED_FROM = 0x40
-    MOVED_TO = 0x80
-    CREATE = 0x100
-    DELETE = 0x200
-    DELETE_SELF = 0x400
-    MOVE_SELF = 0x800
-    ALL = 0xFFF
-    UNMOUNT = 0x2000
-    Q_OVERFLOW = 0x4000
-    IGNORED = 0x8000
-    ONLYDIR = 0x1000000
-    DONT_FOLLOW = 0x2000000
-    EXCL_UNLINK = 0x4000000
-    MASK_CREATE = 0x10000000
-    MASK_ADD = 0x20000000
-    ISDIR = 0x40000000
-    ONESHOT = 0x80000000
+#: What a file without a name is called in events: by its inode number, or, by FUSE for what the guest itself does, so.
+UNNAMED = re.compile(r"#\d+|/")
+#: What is told of a rename, each by an event of its own.
+MOVES = In.MOVED_FROM | In.MOVED_TO | In.MOVE_SELF
 
 
 @dataclass(frozen=True)
@@ -70,50 +47,8 @@ class Told:
         return f"{self.where}: {self.what.name} {self.name!r}{move}"
 
 
-class Native:
-    """An inotify instance on the host."""
-
-    def __init__(self) -> None:
-        self.fd = LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1")
-
-    def add(self, path: Path, mask: int) -> int:
-        """inotify_add_watch(2): the watch descriptor, or ``OSError``."""
-        wd = LIBC.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask))
-        if wd < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
-        return int(wd)
-
-    def read(self, until: str) -> list[Event]:
-        """All events up to the first with the name ``until``; HarnessError when it does not come."""
-        events: list[Event] = []
-        while not any(event.name == until for event in events):
-            if not select.select([self.fd], [], [], LIMIT)[0]:
-                raise HarnessError(f"native inotify did not report {until!r} in {LIMIT:.0f} s")
-            data = os.read(self.fd, 1 << 20)
-            at = 0
-            while at < len(data):
-                wd, mask, cookie, length = HEAD.unpack_from(data, at)
-                at += HEAD.size
-                name = os.fsdecode(data[at : at + length].rstrip(b"\0"))
-                at += length
-                events.append(Event(wd, mask, cookie, name, 0.0))
-        return events
-
-    def close(self) -> None:
-        """Close the instance."""
-        os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def told(events: Sequence[Event], labels: dict[int, str], moves: dict[int, int] | None = None) -> list[Told]:
-    """What the events say, comparable between listeners: paths for descriptors, numbered moves.
+    """What the events say, comparable between listeners: paths for descriptors, numbered moves, "#" for no name.
 
     ``moves`` numbers the cookies over several calls.
 
@@ -127,28 +62,65 @@ def told(events: Sequence[Event], labels: dict[int, str], moves: dict[int, int] 
         if event.name.startswith(END):
             continue
         move = moves.setdefault(event.cookie, len(moves) + 1) if event.cookie else 0
-        one = Told(labels.get(event.wd, ""), In(event.mask), event.name, move)
+        name = "#" if UNNAMED.fullmatch(event.name) else event.name
+        one = Told(labels.get(event.wd, ""), In(event.mask), name, move)
         if last.get(event.wd) != one:
             story.append(one)
         last[event.wd] = one
     return story
 
 
-#: What is not as on a local file system, and why. The oracle allows the first; it compares inotify, the rest is beyond.
-KNOWN_DIFFERENCES = {
-    "mode merged: what one process on the host does to one object before the daemon has read of it is told once for "
-    "each kind of event, in the order open, read, write, attributes, close": "the host's fanotify merges events in its "
-    "queue",
-    "fanotify without FAN_REPORT_FID: an inode mark sees nothing that the host does": "such an event comes with an "
-    "open descriptor of a path, which the guest does not know",
-    "a file's other names, in directories that nobody watches, may be cached beyond an event": "the event does not "
-    "tell of them",
-}
+@dataclass(frozen=True)
+class Difference:
+    """Where the guest is not told what a local file system tells, and why that stays so."""
+
+    what: str
+    why: str
 
 
-def without_fanotify(step: Sequence[Told]) -> list[Told]:
-    """The events of one operation without the difference of mode merged: each is told once."""
-    return list(dict.fromkeys(step))
+#: All of them, as the README lists them. The comparison allows the first (merged()), leaves the second out (of what
+#: the guest does in mode remote nothing is compared) and takes the third as equal (UNNAMED); scripts reach no other.
+KNOWN_DIFFERENCES = (
+    Difference(
+        "In mode `merged`, what one process on the host does to one object before the daemon has read of it, renames "
+        "apart, is told where the first of it happened: in the order open, read, write, attributes, close, each once",
+        "the host's fanotify merges it",
+    ),
+    Difference(
+        "In mode `remote` the guest's own operations are told as they reach the host: a write to a shared mapping as a "
+        "read and a write, and the last events of a file that the guest deletes perhaps not at all",
+        "they come from the host's inotify, and the guest's kernel may have forgotten the file by then",
+    ),
+    Difference(
+        'A file that has no name (`O_TMPFILE`) is "/" in events of the guest\'s own operations, where others have its '
+        "inode number",
+        "Linux's FUSE calls it so, with or without the patches",
+    ),
+    Difference(
+        "`IN_DELETE_SELF` comes when the last name goes, not when the last process of the host closes the file, and an "
+        "object without a name cannot be watched (`ENOENT`)",
+        "the daemon itself holds what the guest knows",
+    ),
+    Difference(
+        "fanotify groups without `FAN_REPORT_FID` hear nothing of the host",
+        "their events are open files, which a path on the host is not",
+    ),
+    Difference(
+        "Who reads an event of a file may find its other names, in unwatched directories, as they were cached",
+        "the event does not tell of them",
+    ),
+)
+
+
+def merged(step: Sequence[Told]) -> list[Told]:
+    """The events of one reading as the host's fanotify may have merged them: what happens to one object, renames
+    apart, comes together, where the first of it came, each kind of event once.
+    """
+    first: dict[object, int] = {}
+    for place, one in enumerate(step):
+        first.setdefault(one if one.what & MOVES else (one.where, one.name), place)
+    together = sorted(step, key=lambda one: first[one if one.what & MOVES else (one.where, one.name)])
+    return list(dict.fromkeys(together))
 
 
 @dataclass(frozen=True)
@@ -192,76 +164,122 @@ def compare(guest: Guest, share: Share, twin: Path, prepare: Step, script: Step,
         )
 
 
-def compare_steps(guest: Guest, share: Share, twin: Path, script: Sequence[Operation], *, exact: bool) -> Comparison:
-    """Run the operations one by one on the host, in both directories; both listeners read after each of them.
+Lane = Sequence[Operation]
 
-    With ``exact`` the streams are as they are, else FANOTIFY's differences are taken out of both.
-    """
-    for operation in TREE:
-        perform(os.fspath(twin), operation)
-        perform(os.fspath(share.host), operation)
-    sides: tuple[list[Told], list[Told]] = ([], [])
+
+class HostWatch(Enum):
+    """How the daemon watches the host, which says how close a comparison can be."""
+
+    INOTIFY = "tells all in order: a script is done as a whole and compared exactly"
+    FANOTIFY = "merges what is not read yet: both sides are read after each step, and compared as merged"
+
+    def rounds(self, lanes: Sequence[Lane]) -> list[list[Lane]]:
+        """What the lanes do from one reading to the next."""
+        if self is HostWatch.INOTIFY:
+            return [list(lanes)]
+        steps = itertools.zip_longest(*lanes)
+        return [[[] if operation is None else [operation] for operation in step] for step in steps]
+
+    def comparable(self, step: list[Told]) -> list[Told]:
+        """What one lane is told from one reading to the next, without what may differ."""
+        return merged(step) if self is HostWatch.FANOTIFY else step
+
+
+def watches(lanes: int) -> list[tuple[str, int]]:
+    """The paths below the base and their masks: the base for the end of the script, and in each lane's all WATCHED."""
+    return [(".", int(In.CREATE)), *((f"{lane}/{path}", int(In.ALL)) for lane in range(lanes) for path in WATCHED)]
+
+
+class Side:
+    """What one listener is told of one base directory, lane by lane."""
+
+    def __init__(self, descriptors: Sequence[int], lanes: int, watch: HostWatch = HostWatch.INOTIFY) -> None:
+        self.watch = watch
+        self.labels = {wd: path for wd, (path, _mask) in zip(descriptors, watches(lanes), strict=True)}
+        self.moves: list[dict[int, int]] = [{} for _ in range(lanes)]
+        self.stories: list[list[Told]] = [[] for _ in range(lanes)]
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Adds what the events say to the lanes' stories. What belongs to no lane, as an overflow, is told in each."""
+        for lane, story in enumerate(self.stories):
+            own = [event for event in events if self.lane_of(event) in (lane, None)]
+            story += self.watch.comparable(told(own, self.labels, self.moves[lane]))
+
+    def lane_of(self, event: Event) -> int | None:
+        lane = self.labels.get(event.wd, ".").partition("/")[0]
+        return None if lane == "." else int(lane)
+
+    @property
+    def story(self) -> list[Told]:
+        """The lanes' stories, one after the other."""
+        return [one for story in self.stories for one in story]
+
+
+def watch_in_the_guest(listener: Inotify, base: PurePosixPath, lanes: int) -> list[int]:
+    """The watches of a base directory, by one call."""
+    paths = [(str(base / path), mask) for path, mask in watches(lanes)]
+    found = listener.guest.call("inotify_add_all", handle=listener.handle, watches=paths)
+    return [int(wd) for wd in found]
+
+
+def compare_on_the_host(
+    guest: Guest, share: Share, twin: Path, lanes: Sequence[Lane], performers: Performers, watch: HostWatch
+) -> Comparison:
+    """The lanes are performed on the host, in the new directories ``twin`` and ``share``."""
+    for base in (twin, share.host):
+        for lane in range(len(lanes)):
+            (base / str(lane)).mkdir(parents=True)
+            for operation in TREE:
+                perform(str(base / str(lane)), operation)
     with Native() as native, guest.inotify() as listener:
-        labels = (
-            {native.add(twin / path, In.ALL): path for path in WATCHED},
-            {listener.add(share.guest / path, In.ALL): path for path in WATCHED},
-        )
-        moves: tuple[dict[int, int], dict[int, int]] = ({}, {})
-        for number, operation in enumerate(script):
+        local = Side([native.add(twin / path, mask) for path, mask in watches(len(lanes))], len(lanes), watch)
+        remote = Side(watch_in_the_guest(listener, share.guest, len(lanes)), len(lanes), watch)
+        for number, scripts in enumerate(watch.rounds(lanes)):
+            perform_in(performers, (twin, share.host), scripts)
             end = f"{END} {number}"
             for base in (twin, share.host):
-                perform(os.fspath(base), operation)
                 # A symlink: made by one event, and without an open.
                 (base / end).symlink_to("nowhere")
-            streams = native.read(end), listener.read(until=end, limit=LIMIT)
-            for side, events, names, known in zip(sides, streams, labels, moves, strict=True):
-                step = told(events, names, known)
-                side += step if exact else without_fanotify(step)
-    return Comparison(*sides)
+            local.take(native.read(end))
+            remote.take(read_until(listener, end))
+    return Comparison(local.story, remote.story)
 
 
-IN_THE_GUEST = (
-    """
-import ctypes, os, select, struct
-"""
-    + PERFORM
-    + """
-def main(base, tree, script, watched, mask, end, quiet, limit):
-    os.makedirs(base)
-    for operation in tree:
-        perform(base, operation)
-    fd = libc.inotify_init1(os.O_CLOEXEC)
-    labels = {libc.inotify_add_watch(fd, f"{base}/{path}".encode(), ctypes.c_uint32(mask)): path for path in watched}
-    for operation in script:
-        perform(base, operation)
-    os.symlink("nowhere", f"{base}/{end}")
-    events, wait = [], limit
-    while select.select([fd], [], [], wait)[0]:
-        data = os.read(fd, 1 << 20)
-        while data:
-            wd, what, cookie, length = struct.unpack_from("=iIII", data)
-            name = os.fsdecode(data[16 : 16 + length].rstrip(bytes(1)))
-            events.append([wd, what, cookie, name])
-            if name == end:
-                wait = quiet
-            data = data[16 + length :]
-    os.close(fd)
-    return [labels, events]
-"""
-)
-#: How long the guest waits for events that come late or a second time, in seconds.
-QUIET = 0.1
+def compare_in_the_guest(
+    guest: Guest, share: Share, local: PurePosixPath, lanes: Sequence[Lane], performers: Performers
+) -> Comparison:
+    """The lanes are performed in the guest, in the new directories ``local``, the native side, and ``share``."""
+    share.host.mkdir()
+    bases = (local, share.guest)
+    performers.perform([prepared_in_the_guest(bases, str(lane)) for lane in range(len(lanes))])
+    with guest.inotify() as listener:
+        sides = [Side(watch_in_the_guest(listener, base, len(lanes)), len(lanes)) for base in bases]
+        perform_in(performers, bases, lanes)
+        # Done on the host: told after all that the host, wrongly or late, tells of what the guest did.
+        (share.host / END).symlink_to("nowhere")
+        events = read_until(listener, END)
+    for side in sides:
+        side.take([event for event in events if event.wd in side.labels or event.wd < 0])
+    return Comparison(sides[0].story, sides[1].story)
 
 
-def compare_guest(guest: Guest, local: PurePosixPath, shared: PurePosixPath, script: Sequence[Operation]) -> Comparison:
-    """Run the operations in the guest, in new directories of a local file system (the native side) and of the share."""
-    sides = []
-    for base in (local, shared):
-        labels, events = guest.python(
-            IN_THE_GUEST, str(base), TREE, script, WATCHED, int(In.ALL), END, QUIET, LIMIT, limit=LIMIT
-        )
-        if not any(event[3] == END for event in events):
-            raise HarnessError(f"the guest's inotify did not report the end of a script in {base}")
-        found = [Event(wd, mask, cookie, name, 0.0) for wd, mask, cookie, name in events]
-        sides.append(told(found, {int(wd): path for wd, path in labels.items()}))
-    return Comparison(*sides)
+def prepared_in_the_guest(bases: Sequence[PurePath], lane: str) -> list[Part]:
+    """What makes one lane's directory with its TREE in each base, and the bases themselves unless they are there."""
+    parts: list[Part] = []
+    for base in bases:
+        parts += [(base.parent, [["mkdir", base.name]]), (base, [["mkdir", lane]]), (base / lane, TREE)]
+    return parts
+
+
+def perform_in(performers: Performers, bases: Sequence[PurePath], lanes: Sequence[Lane]) -> None:
+    """All lanes at once, each in its directory of the first base and then of the next."""
+    scripts = list(enumerate(lanes))
+    performers.perform([[(base / str(number), script) for base in bases] for number, script in scripts])
+
+
+def read_until(listener: Inotify, end: str) -> list[Event]:
+    """Events up to the entry ``end``; HarnessError when it is not told of."""
+    events = listener.read(until=end, limit=LIMIT)
+    if not any(event.name == end for event in events):
+        raise HarnessError(f"the guest's inotify did not report {end!r} in {LIMIT:.0f} s, but {len(events)} others")
+    return events
