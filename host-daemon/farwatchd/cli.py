@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar=_choices(InodeFileHandles),
         help="keep what the guest knows by file handle, not by open file (default: prefer, where that works)",
     )
+    files.add_argument(
+        "--posix-lock",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let POSIX record locks hold on the host and for other guests, too (default: within the guest)",
+    )
+    files.add_argument(
+        "--flock", action=argparse.BooleanOptionalAction, default=False, help="the same for flock(2)'s locks"
+    )
 
     events = parser.add_argument_group("events")
     events.add_argument(

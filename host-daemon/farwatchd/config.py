@@ -44,6 +44,8 @@ class Config:
     posix_acl: bool
     allow_direct_io: bool
     inode_file_handles: InodeFileHandles
+    posix_lock: bool
+    flock: bool
     sandbox: Sandbox
     seccomp: Seccomp
     modcaps: tuple[Capability, Capability]

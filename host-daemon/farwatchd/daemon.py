@@ -22,6 +22,7 @@ from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, Mode,
 from farwatchd.fsnotify.queue import OutgoingQueue
 from farwatchd.fsnotify.table import WatchTable
 from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.waits import Waits
 from farwatchd.loop import Loop
 from farwatchd.objects.choose import HandlesUnavailableError, open_objects
 from farwatchd.objects.table import InodeFileHandles, ObjectTable
@@ -92,6 +93,7 @@ def _serve(
         ),
         objects,
     )
+    waits = Waits(loop.call_later)
     session = Session(
         filesystem,
         watches,
@@ -100,9 +102,12 @@ def _serve(
             posix_acl=config.posix_acl,
             readdirplus=config.cache is not Cache.NEVER,
             merged=backend is not None and backend.merged,
+            posix_lock=config.posix_lock,
+            flock=config.flock,
         ),
+        waits,
     )
-    device = Device(loop, session, device_config, queue)
+    device = Device(loop, session, device_config, queue, waits)
     server = Server(loop, sock, device, loop.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from farwatchd.fuse.filesystem import Attributes, Caller, Changes, DirEntry, Entry, Opened, Statx, Watched
+from farwatchd.fuse.filesystem import Attributes, Caller, Changes, DirEntry, Entry, Lock, Opened, Statx, Watched
 from farwatchd.wire.fsnotify import Event
 
 #: st_mode ino dev nlink uid gid size atime mtime ctime, the times as floats, as nanoseconds, blksize blocks rdev.
@@ -33,6 +33,8 @@ class FakeFs:
         self.entries: list[DirEntry] = []
         self.values: dict[bytes, bytes] = {}
         self.vanished: set[bytes] = set()
+        self.lock: Lock | None = None
+        self.unlocked: list[tuple[int, int]] = []
 
     def _note(self, *call: Any) -> None:
         self.calls.append(call)
@@ -125,6 +127,19 @@ class FakeFs:
 
     def flush(self, nodeid: int, fh: int) -> None:
         self._note("flush", nodeid, fh)
+
+    def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
+        self._note("getlk", nodeid, fh, owner, lock)
+        return self.lock
+
+    def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
+        self._note("setlk", nodeid, fh, owner, lock)
+
+    def flock(self, nodeid: int, fh: int, kind: int) -> None:
+        self._note("flock", nodeid, fh, kind)
+
+    def unlock_owner(self, nodeid: int, owner: int) -> None:
+        self.unlocked.append((nodeid, owner))
 
     def release(self, nodeid: int, fh: int) -> None:
         self._note("release", nodeid, fh)

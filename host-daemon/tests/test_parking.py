@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from farwatchd.wire.fsnotify import (
     WaitFlag,
     fsnotify_wait_in,
 )
-from farwatchd.wire.fuse import InitFlag, Opcode, in_header, init_in, init_out, out_header
+from farwatchd.wire.fuse import InitFlag, Opcode, in_header, init_in, init_out, out_header, statfs_out
+from farwatchd.wire.vhost_user import Request, single_region
 from tests.driver import Piece
 from tests.fake_fs import FakeFs, FakeWatches
 from tests.frontend import FrontEnd
@@ -145,3 +147,17 @@ def test_room_for_no_record_is_refused(guest: Guest) -> None:
     assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, small, SIZE)[0] == 22
     assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, WAIT, 100)[0] == 22
     assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, fsnotify_wait_in.pack(flags=2, size=SIZE), SIZE)[0] == 22
+
+
+def test_memory_that_changes_leaves_the_waiting_request_its_place(guest: Guest) -> None:
+    place = guest.park()
+    more = os.memfd_create("more")
+    os.ftruncate(more, 4096)
+    fields = {"guest_addr": 1 << 40, "size": 4096, "user_addr": 1 << 41, "mmap_offset": 0}
+    guest.front_end.set(Request.ADD_MEM_REG, single_region.pack(**fields), [more])
+    os.close(more)
+    assert guest.front_end.request(Opcode.STATFS, 1, b"", statfs_out.size)[0] == 0
+    guest.tell(CREATED)
+    answer = guest.answer(place)
+    assert answer is not None and decode_all(answer) == [CREATED]
+    assert guest.front_end.request(Opcode.STATFS, 1, b"", statfs_out.size)[0] == 0

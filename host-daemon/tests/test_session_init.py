@@ -7,6 +7,8 @@ import errno
 
 import pytest
 from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.waits import Waits
+from farwatchd.loop import Loop
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event
 from farwatchd.wire.fuse import InitFlag, Opcode
@@ -15,7 +17,7 @@ from tests.fuse_client import OFFER, Client
 
 OPTIONAL = (
     InitFlag.WRITEBACK_CACHE | InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2
-    | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
+    | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
 )  # fmt: skip
 #: Mount points in the share are not announced.
 NEVER = InitFlag.SUBMOUNTS
@@ -28,7 +30,7 @@ def flags_of(init_out: object) -> int:
 
 
 def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | None = None) -> int:
-    return flags_of(Client(Session(FakeFs(), watches, options)).init(offer))
+    return flags_of(Client(Session(FakeFs(), watches, options, Waits(Loop().call_later))).init(offer))
 
 
 def test_limits_are_virtiofsd_s() -> None:
@@ -53,6 +55,8 @@ def test_nothing_is_answered_that_was_not_offered() -> None:
         (SessionOptions(readdirplus=False, writeback=True), InitFlag.WRITEBACK_CACHE),
         (SessionOptions(readdirplus=False, posix_acl=True), InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
         (SessionOptions(readdirplus=False, killpriv_v2=True), InitFlag.HANDLE_KILLPRIV_V2),
+        (SessionOptions(readdirplus=False, posix_lock=True), InitFlag.POSIX_LOCKS),
+        (SessionOptions(readdirplus=False, flock=True), InitFlag.FLOCK_LOCKS),
     ],
 )
 def test_options_choose_what_is_answered(options: SessionOptions, answered: InitFlag) -> None:

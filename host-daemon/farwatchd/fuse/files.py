@@ -40,8 +40,10 @@ _HEADER_SIZE = out_header.size
 class FileOperations:
     """Calls the file system and encodes what it returns."""
 
-    def __init__(self, fs: FileSystem) -> None:
+    def __init__(self, fs: FileSystem, unlocked: Callable[[], None]) -> None:
+        """``unlocked`` is called when locks may have been given back."""
         self._fs = fs
+        self._unlocked = unlocked
 
     def table(self) -> dict[int, Operation]:
         """The operations by opcode."""
@@ -89,11 +91,15 @@ class FileOperations:
         return write_out.pack_values(written, 0)
 
     def _flush(self, request: Request) -> Reply:
-        self._fs.flush(request.nodeid, flush_in.unpack_from(request.args).fh)
+        args = flush_in.unpack_from(request.args)
+        self._fs.unlock_owner(request.nodeid, args.lock_owner)
+        self._unlocked()
+        self._fs.flush(request.nodeid, args.fh)
         return EMPTY
 
     def _release(self, request: Request) -> Reply:
         self._fs.release(request.nodeid, release_in.unpack_from(request.args).fh)
+        self._unlocked()
         return EMPTY
 
     def _fsync(self, request: Request) -> Reply:

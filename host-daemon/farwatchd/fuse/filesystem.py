@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 #: The root's nodeid (``FUSE_ROOT_ID``).
 ROOT = 1
@@ -67,6 +67,15 @@ class Changes:
     mtime_ns: int | None = None
     fh: int | None = None
     kill_suidgid: bool = False
+
+
+class Lock(NamedTuple):
+    """A lock of the bytes from ``start`` to ``end``, both included; ``kind`` is F_RDLCK, F_WRLCK or F_UNLCK."""
+
+    kind: int
+    start: int
+    end: int
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,16 @@ class FileSystem(Protocol):
         ...
 
     def flush(self, nodeid: int, fh: int) -> None: ...
+    def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None: ...
+    def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
+        """Take or give back at once; ``BlockingIOError`` where it would have to wait."""
+        ...
+
+    def flock(self, nodeid: int, fh: int, kind: int) -> None:
+        """Take or give back at once; ``BlockingIOError`` where it would have to wait."""
+        ...
+
+    def unlock_owner(self, nodeid: int, owner: int) -> None: ...
     def release(self, nodeid: int, fh: int) -> None: ...
     def fsync(self, nodeid: int, fh: int, datasync: bool) -> None: ...
     def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None: ...

@@ -40,7 +40,8 @@ _POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 class SessionOptions:
     """What the session offers: options of the command line.
 
-    ``merged``: the watches leave out what this client causes, so that its own events stay its own.
+    ``merged``: the watches leave out what this client causes, so that its own events stay its own. ``posix_lock`` and
+    ``flock``: locks are taken on the host, and not by the guest for itself alone.
     """
 
     writeback: bool = False
@@ -48,6 +49,8 @@ class SessionOptions:
     killpriv_v2: bool = False
     readdirplus: bool = True
     merged: bool = False
+    posix_lock: bool = False
+    flock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,14 @@ class Negotiated:
         if not self.fsnotify:
             return "off"
         return ("merged" if self.merged else "remote") + (" (by waiting requests)" if self.parked else "")
+
+    @property
+    def posix_lock(self) -> bool:
+        return bool((self.flags or 0) & InitFlag.POSIX_LOCKS)
+
+    @property
+    def flock(self) -> bool:
+        return bool((self.flags or 0) & InitFlag.FLOCK_LOCKS)
 
     @property
     def setxattr_ext(self) -> bool:
@@ -130,6 +141,10 @@ def _wanted(options: SessionOptions, watchable: Event) -> int:
         wanted |= InitFlag.WRITEBACK_CACHE
     if options.posix_acl:
         wanted |= _POSIX_ACL
+    if options.posix_lock:
+        wanted |= InitFlag.POSIX_LOCKS
+    if options.flock:
+        wanted |= InitFlag.FLOCK_LOCKS
     if options.killpriv_v2:
         wanted |= InitFlag.HANDLE_KILLPRIV_V2
     if watchable:

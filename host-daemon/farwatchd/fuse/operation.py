@@ -8,8 +8,15 @@ from typing import NamedTuple
 
 from farwatchd.fuse.request import Request
 
+
+class Late(NamedTuple):
+    """The reply comes later, by this ticket (``farwatchd.vhost_user.interfaces.LateReplies``)."""
+
+    ticket: int
+
+
 #: The reply after its header; as a number, how much of it already is in the writable segments, or PARK.
-Reply = bytes | bytearray | int
+Reply = bytes | bytearray | int | Late
 EMPTY = b""
 #: The reply comes later, from the notification source.
 PARK = -1

@@ -38,6 +38,7 @@ class Request:
     ``room`` is what ``writable`` holds after the reply's header. ``extensions`` follow the arguments (7.38).
     """
 
+    unique: int
     nodeid: int
     uid: int
     gid: int
@@ -93,7 +94,9 @@ def decode(header: Any, readable: Sequence[memoryview], writable: Sequence[memor
         if size > len(args):
             raise invalid(f"{size} bytes of extensions")
         args, extensions = args[:-size], args[-size:]
-    return Request(header.nodeid, header.uid, header.gid, header.pid, args, extensions, data, writable, room)
+    return Request(
+        header.unique, header.nodeid, header.uid, header.gid, header.pid, args, extensions, data, writable, room
+    )
 
 
 def invalid(what: str) -> OSError:

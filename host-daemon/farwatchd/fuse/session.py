@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from farwatchd.fuse.files import FileOperations
 from farwatchd.fuse.filesystem import FileSystem
 from farwatchd.fuse.init import Negotiated, SessionOptions, negotiate
 from farwatchd.fuse.inodes import InodeOperations
+from farwatchd.fuse.locks import LockOperations
 from farwatchd.fuse.names import NameOperations
-from farwatchd.fuse.operation import EMPTY, PARK, Operation, Reply
+from farwatchd.fuse.operation import EMPTY, PARK, Late, Operation, Reply
 from farwatchd.fuse.request import Request, decode, invalid
+from farwatchd.fuse.waits import Waits
 from farwatchd.fuse.watches import Watches
 from farwatchd.segments import gather, scatter
-from farwatchd.vhost_user.interfaces import PARKED
+from farwatchd.vhost_user.interfaces import PARKED, late
 from farwatchd.wire.fsnotify import Event, WaitFlag, fsnotify_in, fsnotify_out, fsnotify_wait_in
 from farwatchd.wire.fuse import (
     Opcode,
@@ -27,6 +30,7 @@ from farwatchd.wire.fuse import (
     forget_one,
     in_header,
     init_out,
+    interrupt_in,
     out_header,
 )
 
@@ -51,23 +55,29 @@ class Session:
     the file system other than ``OSError`` is a bug and goes to the transport.
     """
 
-    def __init__(self, fs: FileSystem, watches: Watches | None, options: SessionOptions) -> None:
+    def __init__(
+        self, fs: FileSystem, watches: Watches | None, options: SessionOptions, waits: Waits | None = None
+    ) -> None:
+        """``waits``: where requests wait for locks; without it the guest's locks are its own matter."""
         self._fs = fs
         self._watches = watches
-        self._options = options
+        self._options = options if waits is not None else dataclasses.replace(options, posix_lock=False, flock=False)
+        self._waits = waits
         self._agreed: Negotiated | None = None
         self._parks = False
         self._refusal_level = logging.WARNING
         self._inodes = InodeOperations(fs)
+        self._locks = LockOperations(fs, waits) if waits is not None else None
         self._operations: dict[int, Operation] = {
             **NameOperations(fs).table(),
-            **FileOperations(fs).table(),
+            **FileOperations(fs, waits.poke if waits is not None else _nobody_waits).table(),
             **self._inodes.table(),
+            **(self._locks.table() if self._locks is not None else {}),
             Opcode.INIT: Operation(self._init),
             Opcode.DESTROY: Operation(self._destroy),
             Opcode.FORGET: Operation(self._forget, forget_in.size),
             Opcode.BATCH_FORGET: Operation(self._batch_forget, batch_forget_in.size),
-            Opcode.INTERRUPT: Operation(_nothing),
+            Opcode.INTERRUPT: Operation(self._interrupt, interrupt_in.size),
             Opcode.NOTIFY_REPLY: Operation(_nothing),
             Opcode.IOCTL: Operation(_no_ioctl),
             Opcode.FSNOTIFY: Operation(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
@@ -107,7 +117,9 @@ class Session:
             length = _REPLY_HEADER_SIZE + reply
             self._write_header(writable, length, 0, header.unique)
             return length
-        assert not isinstance(reply, int)
+        if type(reply) is Late:
+            return late(reply.ticket)
+        assert not isinstance(reply, int | Late)
         length = _REPLY_HEADER_SIZE + len(reply)
         self._write_header(writable, length, 0, header.unique)
         if reply:
@@ -118,6 +130,8 @@ class Session:
         """Forget the guest: its inodes, handles and watches. The next one begins with INIT."""
         self._agreed = None
         self._parks = False
+        if self._waits is not None:
+            self._waits.clear()
         self._fs.reset()
         if self._watches is not None:
             self._watches.reset()
@@ -172,10 +186,17 @@ class Session:
         self._agreed = agreed
         self._parks = agreed.parked
         self._inodes.use_setxattr_ext(agreed.setxattr_ext)
+        if self._locks is not None:
+            self._locks.use(agreed.posix_lock, agreed.flock)
         if self._watches is not None:
             self._watches.tell_own(not agreed.merged)
         _log.info("the guest speaks FUSE 7.%d, events of the host: mode %s", agreed.minor, agreed.mode)
         return agreed.reply
+
+    def _interrupt(self, request: Request) -> Reply:
+        if self._waits is not None:
+            self._waits.interrupt(interrupt_in.unpack_from(request.args).unique)
+        return EMPTY
 
     def _destroy(self, request: Request) -> Reply:
         self.reset()
@@ -233,6 +254,10 @@ class _Name:
             return Opcode(self._opcode).name
         except ValueError:
             return f"opcode {self._opcode}"
+
+
+def _nobody_waits() -> None:
+    pass
 
 
 def _nothing(request: Request) -> Reply:

@@ -13,6 +13,7 @@ from farwatchd.passthrough.creds import Credentials
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.handles import HandleTable
 from farwatchd.passthrough.inodes import GENERATION, Inode, InodeTable
+from farwatchd.passthrough.locktable import LockTable
 from farwatchd.passthrough.options import Options
 from farwatchd.passthrough.procfd import ProcFd, open_at
 
@@ -32,6 +33,7 @@ class Operations:
         self._credentials = Credentials()
         self._inodes = InodeTable(root_fd, objects if objects is not None else ObjectTable())
         self._handles = HandleTable()
+        self._locks = LockTable()
 
     def _refuse_if_readonly(self) -> None:
         if self._options.readonly:

@@ -232,7 +232,6 @@ class Backend:
             raise RequestError(str(error)) from error
         for vring in self._vrings:
             if vring.ring is not None:
-                vring.stop()
                 self._find(vring)
 
     # Rings

@@ -13,7 +13,8 @@ from functools import partial
 from farwatchd.loop import Loop
 from farwatchd.segments import scatter
 from farwatchd.vhost_user.frames import OUT_HEADER_SIZE, error_reply, notification
-from farwatchd.vhost_user.interfaces import PARKED, NotificationSource, RequestHandler
+from farwatchd.vhost_user.interfaces import PARKED, LateReplies, NotificationSource, RequestHandler, late
+from farwatchd.vhost_user.late import Outstanding
 from farwatchd.vhost_user.parking import Parking
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
@@ -59,7 +60,12 @@ class Device:
     """Serves the rings that the back end started. One handler and one notification source for its whole life."""
 
     def __init__(
-        self, loop: Loop, handler: RequestHandler, config: DeviceConfig, source: NotificationSource | None = None
+        self,
+        loop: Loop,
+        handler: RequestHandler,
+        config: DeviceConfig,
+        source: NotificationSource | None = None,
+        late_replies: LateReplies | None = None,
     ) -> None:
         self._loop = loop
         self._handler = handler
@@ -68,6 +74,7 @@ class Device:
         self._running: dict[int, tuple[Vring, QueueRole]] = {}
         self._scheduled: set[int] = set()
         self._parking = Parking(handler, source)
+        self._outstanding = Outstanding(late_replies)
         self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
         self._small_buffer_reported = False
         if source is not None:
@@ -117,6 +124,7 @@ class Device:
         if vring.kick_fd is not None:
             self._loop.remove(vring.kick_fd)
         self._parking.release(vring)
+        self._outstanding.release(vring)
         log.debug("queue %d stopped", vring.index)
 
     def reset(self) -> None:
@@ -181,8 +189,11 @@ class Device:
                     return False
                 continue
             written = self._handle(chain)
-            if written == PARKED:
-                self._parking.park(vring, ring, chain)
+            if written < 0:
+                if written == PARKED:
+                    self._parking.park(vring, chain)
+                else:
+                    self._outstanding.hold(late(written), vring, chain)
                 continue
             ring.push(chain.head, written)
             now = time.monotonic_ns()
@@ -198,7 +209,7 @@ class Device:
         except Exception as error:
             self._report(error)
             return error_reply(chain.readable, chain.writable, errno.EIO)
-        if written != PARKED and not 0 <= written <= chain.writable_size:
+        if written > chain.writable_size:
             log.error("bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size)
             return error_reply(chain.readable, chain.writable, errno.EIO)
         return written

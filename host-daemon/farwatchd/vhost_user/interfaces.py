@@ -20,13 +20,32 @@ class RequestHandler(Protocol):
     def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
         """Serve one request and return the bytes written into ``writable``, 0 for no reply.
 
-        ``PARKED``: the transport answers the request with the next payload of the notification source.
+        ``PARKED``: the transport answers the request with the next payload of the notification source. Less than
+        that: ``late(ticket)``, the request is answered later, see ``LateReplies``.
 
         The segments are guest memory, which may change at any time; none may be kept after the return.
         """
 
     def reset(self) -> None:
         """Forget the guest: its inodes, handles and watches."""
+
+
+def late(ticket: int) -> int:
+    """What ``RequestHandler.handle`` returns for a request that is answered later, and the ticket for what it returned.
+
+    A ticket is a positive number that is used once.
+    """
+    return PARKED - ticket
+
+
+class LateReplies(Protocol):
+    """Where replies come from that are given later, each by its ticket."""
+
+    def set_answer(self, answer: Callable[[int, bytes], None]) -> None:
+        """Have ``answer`` called, in the loop's thread, with the ticket and the whole reply."""
+
+    def abandon(self, ticket: int) -> None:
+        """Answer now: afterwards there is no way to do it."""
 
 
 class NotificationSource(Protocol):

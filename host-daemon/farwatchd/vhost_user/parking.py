@@ -11,7 +11,7 @@ from farwatchd.segments import gather, scatter
 from farwatchd.vhost_user.frames import OUT_HEADER_SIZE
 from farwatchd.vhost_user.interfaces import NotificationSource, RequestHandler
 from farwatchd.vhost_user.vring import Vring
-from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
+from farwatchd.virtqueue import Chain, VirtqueueError
 from farwatchd.wire.fuse import in_header, out_header
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE
 
@@ -23,7 +23,6 @@ MAX_PARKED = 8
 
 class _Parked(NamedTuple):
     vring: Vring
-    ring: SplitRing
     chain: Chain
     unique: int
 
@@ -41,10 +40,10 @@ class Parking:
         """Whether any request waits."""
         return bool(self._parked)
 
-    def park(self, vring: Vring, ring: SplitRing, chain: Chain) -> None:
+    def park(self, vring: Vring, chain: Chain) -> None:
         """Keep a request that the handler calls PARKED."""
         unique = in_header.unpack_from(gather(chain.readable, 0, in_header.size)).unique
-        self._parked.append(_Parked(vring, ring, chain, unique))
+        self._parked.append(_Parked(vring, chain, unique))
         if len(self._parked) > MAX_PARKED:
             self._reply(self._parked.popleft(), b"")
 
@@ -67,10 +66,14 @@ class Parking:
             self._reply(parked, b"")
 
     def _reply(self, parked: _Parked, payload: bytes) -> None:
+        # Not the ring that the chain came from: there is another one since the memory has changed.
+        ring = parked.vring.ring
+        if ring is None:
+            return
         reply = out_header.pack_values(OUT_HEADER_SIZE + len(payload), 0, parked.unique) + payload
         try:
             scatter(parked.chain.writable, 0, reply)
-            parked.ring.push(parked.chain.head, len(reply))
+            ring.push(parked.chain.head, len(reply))
             parked.vring.signal_if_wanted()
         except VirtqueueError as error:
             log.debug("queue %d: a waiting request is not answered: %s", parked.vring.index, error)

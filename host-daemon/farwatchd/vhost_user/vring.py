@@ -42,11 +42,15 @@ class Vring:
         return self.enabled and not self.broken and self.kick_fd is not None and self.address is not None
 
     def start(self, memory: GuestMemory, event_idx: bool, indirect: bool) -> None:
-        """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when it is not to be found there."""
+        """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when it is not to be found there.
+
+        A ring that runs goes on, with the chains that were taken from it.
+        """
         if self.address is None:
             raise VirtqueueError("no ring addresses")
         parts = RingMemory.at_user_addresses(memory, self.size, self.address, event_idx)
-        self.ring = SplitRing(memory, parts, self.base, event_idx, indirect)
+        base, used = (self.base, None) if self.ring is None else (self.ring.base, self.ring.used)
+        self.ring = SplitRing(memory, parts, base, event_idx, indirect, used)
         self.has_run = True
 
     def stop(self) -> None:

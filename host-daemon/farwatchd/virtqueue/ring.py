@@ -80,15 +80,25 @@ class RingMemory:
 class SplitRing:
     """Takes chains from the available ring and gives them back through the used ring.
 
-    ``base`` is the free-running index of the first chain to take. Chains may be taken and given back in any order, but
-    each exactly once. Every method may raise ``VirtqueueError``; after that the ring is not to be touched any more.
+    ``base`` is the free-running index of the first chain to take; ``used``, if given, is that of the first to give
+    back, of those that were taken through a former object and are still to be given back. Chains may be taken and given
+    back in any order, but each exactly once. Every method may raise ``VirtqueueError``; after that the ring is not to
+    be touched any more.
 
     Atomicity: the 16-bit fields that both sides share are read and written through 16-bit views, each a single load or
     store. Order: x86 keeps loads with loads and stores with stores, and the interpreter does not reorder either; only
     "store, then load" needs a fence, which ``_fence_stores`` gives.
     """
 
-    def __init__(self, memory: GuestMemory, ring: RingMemory, base: int, event_idx: bool, indirect: bool) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        ring: RingMemory,
+        base: int,
+        event_idx: bool,
+        indirect: bool,
+        used: int | None = None,
+    ) -> None:
         if sys.byteorder != "little":
             raise VirtqueueError("virtqueues are little-endian, and this host is not: it cannot serve them")
         self._memory = memory
@@ -107,6 +117,9 @@ class SplitRing:
         self._seen_available = self._next_available
         self._next_used = self._used_shorts[1]
         self._signalled: int | None = None
+        if used is not None:
+            self._next_used = used
+            return
         in_flight = (self._next_available - self._next_used) & 0xFFFF
         if 0 < in_flight <= ring.size:
             # Chains are given back in the order they were taken, so these died with a former back end: take them again.
@@ -116,6 +129,11 @@ class SplitRing:
     def base(self) -> int:
         """Free-running index of the next chain to take: where a stopped ring goes on."""
         return self._next_available
+
+    @property
+    def used(self) -> int:
+        """Free-running index of the next chain to give back."""
+        return self._next_used
 
     def peek(self) -> Chain | None:
         """Return the next available chain, checked, without taking it; ``None`` when there is none."""

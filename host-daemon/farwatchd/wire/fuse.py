@@ -77,9 +77,11 @@ class InitFlag(IntFlag):
     """Capabilities in INIT: ``flags``, and above bit 31 ``flags2``. FUSE_HAS_FSNOTIFY is in wire/fsnotify.py."""
 
     ASYNC_READ = 1 << 0
+    POSIX_LOCKS = 1 << 1
     ATOMIC_O_TRUNC = 1 << 3
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
+    FLOCK_LOCKS = 1 << 10
     HAS_IOCTL_DIR = 1 << 11
     AUTO_INVAL_DATA = 1 << 12
     DO_READDIRPLUS = 1 << 13
@@ -133,6 +135,8 @@ ATTR_SUBMOUNT = 1 << 0
 OPEN_KILL_SUIDGID = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2
 SETXATTR_ACL_KILL_SGID = 1 << 0
+#: ``FUSE_LK_FLOCK``: a lock is flock(2)'s.
+LK_FLOCK = 1 << 0
 #: ``FUSE_FSYNC_FDATASYNC``.
 FSYNC_FDATASYNC = 1 << 0
 #: ``FUSE_EXT_GROUPS``: the type of a ``fuse_supp_groups`` extension.
@@ -215,6 +219,7 @@ ENTRY_OUT = Struct(
     "attr_valid_nsec" / Int32ul,
     "attr" / ATTR,
 )
+FILE_LOCK = Struct("start" / Int64ul, "end" / Int64ul, "type" / Int32ul, "pid" / Int32ul)
 DIRENT = Struct("ino" / Int64ul, "off" / Int64ul, "namelen" / Int32ul, "type" / Int32ul)
 
 #: Every structure by its C name.
@@ -329,6 +334,12 @@ STRUCTS: dict[str, Struct] = {
         "len" / Int64ul,
         "flags" / Int64ul,
     ),
+    "fuse_file_lock": FILE_LOCK,
+    "fuse_lk_in": Struct(
+        "fh" / Int64ul, "owner" / Int64ul, "lk" / FILE_LOCK, "lk_flags" / Int32ul, "padding" / Int32ul
+    ),
+    "fuse_lk_out": Struct("lk" / FILE_LOCK),
+    "fuse_interrupt_in": Struct("unique" / Int64ul),
     "fuse_syncfs_in": Struct("padding" / Int64ul),
     "fuse_ext_header": Struct("size" / Int32ul, "type" / Int32ul),
     "fuse_supp_groups": Struct("nr_groups" / Int32ul),
@@ -387,5 +398,8 @@ fallocate_in = _codec("fallocate_in")
 lseek_in = _codec("lseek_in")
 lseek_out = _codec("lseek_out")
 copy_file_range_in = _codec("copy_file_range_in")
+lk_in = _codec("lk_in")
+lk_out = _codec("lk_out")
+interrupt_in = _codec("interrupt_in")
 ext_header = _codec("ext_header")
 supp_groups = _codec("supp_groups")
