@@ -21,6 +21,7 @@ from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_change
 from tests.daemon_process import TIMEOUT, DaemonProcess, running
 from tests.test_daemon import ROOT, Guest
 
+NO_FILE_HANDLES = ("--fsnotify=off", "--inode-file-handles=never")
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 USER = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
 #: The interpreter and the modules may lie where an ordinary user cannot read: they are loaded before.
@@ -52,7 +53,7 @@ def sets(pid: int) -> dict[str, Capability]:
 
 @pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
 def test_only_the_capabilities_of_a_file_server_are_left(sandbox: str, tmp_path: Path) -> None:
-    with running(tmp_path / "socket", tmp_path, f"--sandbox={sandbox}", "--fsnotify=off") as daemon:
+    with running(tmp_path / "socket", tmp_path, f"--sandbox={sandbox}", *NO_FILE_HANDLES) as daemon:
         assert sets(daemon.pid) == {
             "CapInh": Capability.NONE,
             "CapPrm": FILE_SERVER,
@@ -64,12 +65,18 @@ def test_only_the_capabilities_of_a_file_server_are_left(sandbox: str, tmp_path:
 
 
 def test_watching_by_fanotify_keeps_file_handles_and_nothing_else(tmp_path: Path) -> None:
-    with running(tmp_path / "socket", tmp_path, "--fsnotify-backend=fanotify") as daemon:
+    options = ("--fsnotify-backend=fanotify", "--inode-file-handles=never")
+    with running(tmp_path / "socket", tmp_path, *options) as daemon:
+        assert sets(daemon.pid)["CapPrm"] == FILE_SERVER | FILE_HANDLES
+
+
+def test_inodes_by_file_handle_keep_file_handles_and_nothing_else(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--fsnotify=off", "--inode-file-handles=mandatory") as daemon:
         assert sets(daemon.pid)["CapPrm"] == FILE_SERVER | FILE_HANDLES
 
 
 def test_capabilities_can_be_kept_and_given_up(tmp_path: Path) -> None:
-    options = ("--fsnotify=off", "--modcaps=+sys_admin:-MKNOD:-cap_setfcap")
+    options = (*NO_FILE_HANDLES, "--modcaps=+sys_admin:-MKNOD:-cap_setfcap")
     with running(tmp_path / "socket", tmp_path, *options) as daemon:
         wanted = FILE_SERVER & ~(Capability.MKNOD | Capability.SETFCAP) | Capability.SYS_ADMIN
         assert sets(daemon.pid)["CapEff"] == wanted
