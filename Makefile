@@ -4,7 +4,7 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests
 
-.PHONY: help venv setup kernel qemu demo boot test check bench apply clean clean-cache
+.PHONY: help venv setup kernel qemu demo boot test check bench report apply clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ check: setup ## run the checks and tests that need no guest, about a minute
 
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
 	@$(HARNESS) bench $(ARGS)
+
+report: venv ## write the page, JUnit XML and KTAP of the last run; MERGE="FILE ..." joins results of parts
+	@$(HARNESS) report $(if $(MERGE),--merge $(MERGE))
 
 kernel: venv ## build the patched kernel; the last line is the path of its image
 	@$(HARNESS) kernel

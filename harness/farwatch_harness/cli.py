@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, series
+from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, report, results, series
 from farwatch_harness.equipment import equip, patches_of_series
 from farwatch_harness.errors import HarnessError
+from farwatch_harness.report import benchmark
 
 # Seconds for pytest to end its guests after an interruption.
 INTERRUPTED_LIMIT = 60.0
@@ -95,6 +96,17 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
+def make_report(options: argparse.Namespace) -> int:
+    """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series, which are merged."""
+    kept = report.FOLDER / report.RESULTS
+    if options.merge:
+        results.save(results.merge([results.load(part) for part in options.merge]), kept)
+    elif not kept.exists():
+        raise HarnessError(f"there are no results in {kept} yet: run make test, or name results with --merge")
+    print(report.write(results.load(kept), report.FOLDER, benchmark.load(bench.RESULT)))
+    return 0
+
+
 def clean_cache(_options: argparse.Namespace) -> int:
     """Removes the shared cache: kernel sources, kernels, QEMU."""
     root = paths.cache_root()
@@ -134,6 +146,8 @@ def parser() -> argparse.ArgumentParser:
     add_prefix(testing)
     add_debug(testing)
     bench.add_options(add("bench", measure))
+    reporting = add("report", make_report)
+    reporting.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="the results.json of parts")
     add("clean-cache", clean_cache)
     return top
 

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's part of the page: its tables are those of the terminal, with plots beside them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cattrs
+from markupsafe import Markup
+from rich.table import Table
+
+from farwatch_harness import bench_report
+from farwatch_harness.bench_report import Report
+from farwatch_harness.errors import HarnessError
+from farwatch_harness.report import plots
+
+NO_PLOT = Markup("")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A table of the benchmark, and a plot of it where there is one. `alignment` is left or right, for each column."""
+
+    title: str
+    header: tuple[str, ...]
+    alignment: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    plot: Markup = NO_PLOT
+
+
+def load(path: Path) -> Report | None:
+    """The benchmark's last results, None where it has not run; HarnessError when the file is no such results."""
+    try:
+        return cattrs.structure(json.loads(path.read_text()), Report)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, cattrs.BaseValidationError) as error:
+        raise HarnessError(f"{path} is not what the benchmark writes ({error}): remove it or run make bench") from None
+
+
+def figures_of(report: Report) -> Iterator[Figures]:
+    """All that was measured, in the order of the terminal."""
+    yield figures(bench_report.surroundings_table(report.surroundings))
+    if report.latencies:
+        yield figures(bench_report.latency_table(report.latencies), plots.latency(report.latencies))
+    if report.throughputs:
+        yield Figures("Events per second that arrive in the guest", (), (), (), plots.throughput(report.throughputs))
+    for throughput in report.throughputs:
+        yield figures(bench_report.throughput_table(throughput))
+    if report.rates:
+        yield figures(bench_report.rates_table(report.rates), plots.rates(report.rates))
+        yield figures(bench_report.processor_table(report.rates))
+    if report.watches:
+        yield figures(bench_report.watches_table(report.watches))
+
+
+def figures(table: Table, plot: Markup = NO_PLOT) -> Figures:
+    """The cells of one of the terminal's tables."""
+    header = tuple(str(column.header) for column in table.columns)
+    rows = tuple(zip(*((str(cell) for cell in column.cells) for column in table.columns), strict=True))
+    alignment = tuple(str(column.justify) for column in table.columns)
+    return Figures(str(table.title), header, alignment, rows, plot)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run as KTAP, version 1 (the kernel's Documentation/dev-tools/ktap.rst): patches, their checks, the tests, nested.
+
+Blocked checks are SKIP; what was not asked for is absent.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from farwatch_harness.report.junit import BLOCKED, title
+from farwatch_harness.report.text import joined
+from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, TestResult
+
+# Characters of one output; the whole is in results.json.
+OUTPUT_LIMIT = 16_000
+LEVEL = "  "
+# Where the kernel's own parser stops reading, whatever stands before these words.
+END_WORDS = re.compile(r"(List of all|Kernel panic - not syncing:|reboot:) (partitions:|VFS:|System halted)")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A result line with what comes before it: its subtests and diagnostic lines."""
+
+    name: str
+    state: State
+    remark: str = ""
+    output: str = ""
+    parts: Sequence["Point"] = ()
+
+
+def render(run: Run) -> str:
+    """The KTAP text of a run whose text is harmless."""
+    return "\n".join(document([of_patch(patch) for patch in run.patches])) + "\n"
+
+
+def of_patch(patch: PatchResult) -> Point:
+    """A patch with its checks."""
+    checks = [of_check(check, patch.tests) for check in patch.checks if check.state is not State.ABSENT]
+    return Point(title(patch), overall(check.state for check in checks), "" if checks else "not asked for", "", checks)
+
+
+def overall(states: Iterable[State]) -> State:
+    """Failed if one is; what has nothing that passed was not run."""
+    found = set(states)
+    if State.FAILED in found:
+        return State.FAILED
+    return State.PASSED if State.PASSED in found else State.ABSENT
+
+
+def of_check(check: Check, tests: Sequence[TestResult]) -> Point:
+    """A check; TESTS has the tests below it."""
+    if check.state is State.BLOCKED:
+        return Point(check.name, check.state, check.reason or BLOCKED)
+    failed = check.state is State.FAILED
+    output = "\n".join(part for part in (check.reason, joined(check.output, OUTPUT_LIMIT)) if part) if failed else ""
+    parts = [of_test(test) for test in tests if test.state is not State.ABSENT] if check.name is CheckName.TESTS else []
+    return Point(check.name, check.state, f"time={check.seconds:.1f}s", output, parts)
+
+
+def of_test(test: TestResult) -> Point:
+    """One guest test."""
+    if test.state is State.BLOCKED:
+        return Point(test.name, test.state, BLOCKED)
+    output = joined(test.output, OUTPUT_LIMIT) if test.state is State.FAILED else ""
+    return Point(test.name, test.state, f"time={test.seconds:.2f}s", output)
+
+
+def document(points: Sequence[Point], level: int = 0, subject: str = "") -> Iterator[str]:
+    """The lines of a KTAP document, a nested one when `level` is above 0."""
+    indent = LEVEL * level
+    yield f"{indent}KTAP version 1"
+    if subject:
+        yield f"{indent}# Subtest: {subject}"
+    yield f"{indent}1..{len(points)}"
+    for number, point in enumerate(points, 1):
+        name = plain(point.name)
+        if point.parts:
+            yield from document(point.parts, level + 1, name)
+        for line in END_WORDS.sub(r"\1\n\2", point.output).splitlines():
+            # Two more spaces, so that no line of a log reads as one of KTAP's own.
+            yield f"{indent}#   {line}".rstrip()
+        skipped = point.state in (State.BLOCKED, State.ABSENT)
+        result = "not ok" if point.state is State.FAILED else "ok"
+        remark = plain(f"SKIP {point.remark}" if skipped else point.remark)
+        yield f"{indent}{result} {number} {name}" + (f" # {remark}" if remark else "")
+
+
+def plain(words: str) -> str:
+    """Words for a result line, which can hold neither '#', nor a line's end, nor what ends the kernel's parser."""
+    return END_WORDS.sub(r"\1_\2", " ".join(words.replace("#", "").split()))

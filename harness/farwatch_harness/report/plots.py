@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark's plots as SVG, coloured by the page's style; series differ by shape, too, and each has its table."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from farwatch_harness import bench_report
+from farwatch_harness.bench_events import Latency, Throughput
+from farwatch_harness.bench_operations import Rate
+
+WIDTH = 540
+LEFT, RIGHT = 125, 24
+ROW = 30
+TOP, BOTTOM = 14, 42
+CHART_HEIGHT = 300
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps a value onto a coordinate; `low` and `high` lie at `start` and `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, low))
+        share = (value - low) / (high - low)
+        return self.start + share * (self.end - self.start)
+
+
+def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
+    """A logarithmic scale over full decades around the values, which must be positive."""
+    found = [value for value in values if value > 0] or [1.0]
+    low, high = math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))
+    return Scale(10.0**low, 10.0 ** max(high, low + 1), start, end, logarithmic=True)
+
+
+def decades(scale: Scale) -> list[float]:
+    """The powers of ten of a logarithmic scale."""
+    low, high = round(math.log10(scale.low)), round(math.log10(scale.high))
+    return [10.0**power for power in range(low, high + 1)]
+
+
+def round_steps(high: float, steps: int = 5) -> list[float]:
+    """From 0 to at least `high` in about `steps` round steps."""
+    raw = max(high, 1.0) / steps
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
+    return [step * number for number in range(math.ceil(high / step) + 1)]
+
+
+def svg(height: float, title: str, parts: Iterable[Markup]) -> Markup:
+    """The whole picture; `title` is what a screen reader says of it."""
+    return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, height, title, Markup("").join(parts)
+    )
+
+
+def words(x: float, y: float, text: str, anchor: str = "middle", style: str = "") -> Markup:
+    """A text whose baseline is at y."""
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, style, text)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    """A straight line."""
+    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, style)
+
+
+def shape(number: int, x: float, y: float) -> Markup:
+    """The sign of a series: a circle, square, diamond or triangle in the colour of its number."""
+    outlines = (
+        "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z",
+        "M-4.5,-4.5h9v9h-9z",
+        "M0,-6.5L6.5,0L0,6.5L-6.5,0z",
+        "M0,-6L6,5H-6z",
+    )
+    path = outlines[number % len(outlines)]
+    return Markup('<path d="{}" transform="translate({:.1f} {:.1f})" class="sign s{}"/>').format(path, x, y, number % 4)
+
+
+def legend(names: Sequence[str], y: float) -> list[Markup]:
+    """The series' signs and names in a row."""
+    parts: list[Markup] = []
+    x = float(LEFT)
+    for number, name in enumerate(names):
+        parts += [shape(number, x + 6, y - 4), words(x + 18, y, name, "start")]
+        x += 34 + 7.2 * len(name)
+    return parts
+
+
+def grid(scale: Scale, top: float, bottom: float, ticks: Sequence[float], name: Callable[[float], str]) -> list[Markup]:
+    """Vertical lines at the ticks, with their names below."""
+    parts: list[Markup] = []
+    for tick in ticks:
+        parts += [line(scale(tick), top, scale(tick), bottom, "grid"), words(scale(tick), bottom + 17, name(tick))]
+    return parts
+
+
+def microseconds(value: float) -> str:
+    """A time for people."""
+    return f"{value:g} µs" if value < 1000 else f"{value / 1000:g} ms" if value < 1e6 else f"{value / 1e6:g} s"
+
+
+def thousands(value: float) -> str:
+    """A number for people."""
+    return f"{value / 1000:g} k" if value >= 1000 else f"{value:g}"
+
+
+def latency(latencies: Sequence[Latency]) -> Markup:
+    """For each mode the median, and a line to the 99th percentile."""
+    scale = log_scale([value for each in latencies for value in (each.median, each.p99)], LEFT, WIDTH - RIGHT)
+    bottom = TOP + 10 + (ROW + 14) * len(latencies)
+    parts = grid(scale, TOP, bottom, decades(scale), microseconds)
+    for number, each in enumerate(latencies):
+        y = TOP + 10 + (ROW + 14) * (number + 0.65)
+        first, last = scale(each.median), scale(each.p99)
+        parts += [
+            words(LEFT - 12, y + 4, each.mode, "end"),
+            line(first, y, last, y, f"line l{number % 4}"),
+            line(last, y - 7, last, y + 7, f"line l{number % 4}"),
+            shape(number, first, y),
+            words(first, y - 12, microseconds(float(f"{each.median:.3g}")), "middle", "value"),
+            words(last, y - 12, microseconds(float(f"{each.p99:.3g}")), "middle", "value"),
+        ]
+    parts.append(words((LEFT + WIDTH - RIGHT) / 2, bottom + 36, "sign: median; end of the line: 99th percentile"))
+    return svg(bottom + 44, "Latency by mode: median and 99th percentile", parts)
+
+
+def throughput(throughputs: Sequence[Throughput]) -> Markup:
+    """Events that arrive per second, against the number of files that are created in one go."""
+    batches = [batch for each in throughputs for batch in each.batches]
+    top, bottom = TOP + 26, TOP + CHART_HEIGHT
+    across = log_scale([batch.count for batch in batches], LEFT - 60, WIDTH - RIGHT)
+    steps = round_steps(max([batch.guest_rate for batch in batches] + [each.steady_rate for each in throughputs]))
+    up = Scale(0.0, steps[-1], bottom, top)
+    parts = grid(across, top, bottom, decades(across), thousands)
+    for step in steps:
+        parts += [line(LEFT - 60, up(step), WIDTH - RIGHT, up(step), "grid")]
+        parts += [words(LEFT - 70, up(step) + 4, thousands(step), "end")]
+    for number, each in enumerate(throughputs):
+        points = " ".join(f"{across(batch.count):.1f},{up(batch.guest_rate):.1f}" for batch in each.batches)
+        parts.append(Markup('<polyline points="{}" class="line l{}"/>').format(points, number % 4))
+        for batch in each.batches:
+            parts.append(shape(number, across(batch.count), up(batch.guest_rate)))
+            if batch.lost:
+                parts.append(words(across(batch.count), up(batch.guest_rate) - 12, "lost", "middle", "value"))
+    parts += legend([each.mode for each in throughputs], TOP + 4)
+    parts.append(words((LEFT + WIDTH - RIGHT) / 2, bottom + 36, "files created at once; upwards: events per second"))
+    return svg(bottom + 44, "Events per second that arrive in the guest, by the number of files created", parts)
+
+
+def rates(rates: Sequence[Rate]) -> Markup:
+    """Each operation's rate with our daemon over that with each other one; empty where there is nothing to compare."""
+    found = {(rate.operation, rate.server): rate.rounds for rate in rates}
+    servers = list(dict.fromkeys(rate.server for rate in rates))
+    others = [name for name in servers if not name.startswith(bench_report.OURS)]
+    operations = list(dict.fromkeys(rate.operation for rate in rates))
+    if not others or bench_report.OURS not in servers:
+        return Markup("")
+    ratios = {
+        (operation, other): bench_report.ratio(found[operation, bench_report.OURS], found[operation, other])
+        for operation in operations
+        for other in others
+    }
+    scale = log_scale([*ratios.values(), 0.9, 1.1], LEFT, WIDTH - RIGHT)
+    top = TOP + 26
+    bottom = top + 10 + ROW * len(operations)
+    parts = grid(scale, top, bottom, decades(scale), lambda value: f"{value:g} x")
+    parts.append(line(scale(1), top, scale(1), bottom, "axis"))
+    for row, operation in enumerate(operations):
+        y = top + 10 + ROW * (row + 0.5)
+        parts.append(words(LEFT - 12, y + 4, operation.title, "end"))
+        parts.append(line(LEFT, y, WIDTH - RIGHT, y, "grid"))
+        parts += [shape(number, scale(ratios[operation, other]), y) for number, other in enumerate(others)]
+    parts += legend([f"beside {other}" for other in others], TOP + 4)
+    parts.append(
+        words((LEFT + WIDTH - RIGHT) / 2, bottom + 36, "farwatchd's rate over the other's; right of 1 x is faster")
+    )
+    return svg(bottom + 44, "Operations per second of farwatchd, relative to other daemons", parts)
