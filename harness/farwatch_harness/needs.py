@@ -13,7 +13,7 @@ from farwatch_harness.errors import HarnessError
 KERNEL_BUILD = ("bc", "bison", "flex", "gcc", "make", "libelf-dev", "libssl-dev", "xz-utils", "cpio", "patch")
 QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
 GUEST = ("inotify-tools",)
-HOST_CHECKS = ("gcc", "libc6-dev", "linux-libc-dev", "git", "patch")
+HOST_CHECKS = ("gcc", "libc6-dev", "linux-libc-dev", "git", "patch", "chromium", "chromium-driver")
 
 
 def missing(packages: Iterable[str]) -> list[str]:
