@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import sys
@@ -22,6 +23,8 @@ _AT_FDCWD = -100
 
 #: ``FAN_CLASS_NOTIF`` with close-on-exec, without blocking, events with the handles of object, directory and target.
 _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
+#: No limit of marks but the daemon's own; needs CAP_SYS_ADMIN.
+_UNLIMITED_MARKS = 0x20
 
 INFO_FID = 1
 INFO_DFID_NAME = 2
@@ -57,7 +60,10 @@ class Fanotify(Group):
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        super().__init__(check(self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY), "fanotify_init"))
+        fd = self._libc.fanotify_init(_INIT_FLAGS | _UNLIMITED_MARKS, os.O_RDONLY)
+        if fd < 0 and ctypes.get_errno() == errno.EPERM:
+            fd = self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY)
+        super().__init__(check(fd, "fanotify_init"))
         self._reader = HandleReader()
 
     def add(self, path: str, mask: int) -> None:
