@@ -4,11 +4,7 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests
 
-<<<<<<< ours
-.PHONY: help venv setup kernel qemu demo boot test check bench report apply clean clean-cache
-=======
-.PHONY: help venv setup kernel qemu demo boot test check bench soak apply clean clean-cache
->>>>>>> theirs
+.PHONY: help venv setup kernel qemu demo boot test check bench soak report apply clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -37,13 +33,11 @@ check: setup ## run the checks and tests that need no guest, about a minute
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
 	@$(HARNESS) bench $(ARGS)
 
-<<<<<<< ours
 report: venv ## write the page, JUnit XML and KTAP of the last run; MERGE="FILE ..." joins results of parts
 	@$(HARNESS) report $(if $(MERGE),--merge $(MERGE))
-=======
+
 soak: venv ## run the oracle under load: make soak MINUTES=5 ARGS="--mode remote"
 	@$(HARNESS) soak $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
->>>>>>> theirs
 
 kernel: venv ## build the patched kernel; the last line is the path of its image
 	@$(HARNESS) kernel

@@ -10,11 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-<<<<<<< ours
-from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, report, results, series
-=======
-from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, series, soak
->>>>>>> theirs
+from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, report, results, series, soak
 from farwatch_harness.equipment import equip, patches_of_series
 from farwatch_harness.errors import HarnessError
 from farwatch_harness.report import benchmark
@@ -100,7 +96,6 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
-<<<<<<< ours
 def make_report(options: argparse.Namespace) -> int:
     """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series, which are merged."""
     kept = report.FOLDER / report.RESULTS
@@ -109,11 +104,12 @@ def make_report(options: argparse.Namespace) -> int:
     elif not kept.exists():
         raise HarnessError(f"there are no results in {kept} yet: run make test, or name results with --merge")
     print(report.write(results.load(kept), report.FOLDER, benchmark.load(bench.RESULT)))
-=======
+    return 0
+
+
 def run_soak(options: argparse.Namespace) -> int:
     """Runs the oracle under load for a given time: nothing may be lost, told twice or left behind."""
     soak.soak(soak.plan_of(options))
->>>>>>> theirs
     return 0
 
 
@@ -156,12 +152,9 @@ def parser() -> argparse.ArgumentParser:
     add_prefix(testing)
     add_debug(testing)
     bench.add_options(add("bench", measure))
-<<<<<<< ours
     reporting = add("report", make_report)
     reporting.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="the results.json of parts")
-=======
     soak.add_options(add("soak", run_soak))
->>>>>>> theirs
     add("clean-cache", clean_cache)
     return top
 
