@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness import bench, bench_report, cli, report, results
 from farwatch_harness.errors import HarnessError
-from farwatch_harness.report import benchmark, diff, events, junit, ktap, message, text
+from farwatch_harness.report import benchmark, diff, events, junit, ktap, message, page, plots, text
 from farwatch_harness.results import Check, CheckName, Run, State, TestResult
 from farwatchd.wire.fsnotify import Event
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -92,6 +92,44 @@ def test_the_table_of_events_has_each_bit_of_the_wire_once() -> None:
         *events.ORIGINS,
         "",
     }
+
+
+def test_the_verdict_names_the_worst_state_and_its_patches() -> None:
+    def verdict(run: Run) -> tuple[State, str]:
+        return page.verdict([page.row_of(patch) for patch in run.patches])
+
+    assert verdict(records.green()) == (State.PASSED, "Passed: base to 0003")
+    assert verdict(records.build_error()) == (State.FAILED, "Failed: 0001")
+    blocked = dataclasses.replace(records.patch(1), checks=records.checks(boot=records.blocked()))
+    assert verdict(records.with_patch(records.green(), blocked)) == (State.BLOCKED, "Not all was run: 0001")
+    without = dataclasses.replace(records.green(), patches=tuple(records.patch(number) for number in (0, 1, 3)))
+    assert verdict(without) == (State.PASSED, "Passed: base, 0001, 0003")
+    assert verdict(dataclasses.replace(without, patches=())) == (State.ABSENT, "Nothing was run")
+
+
+def test_scales_begin_and_end_at_round_numbers() -> None:
+    scale = plots.log_scale([110.0, 5770.0], 100, 500)
+    assert plots.round_numbers(scale) == pytest.approx([100, 200, 500, 1000, 2000, 5000, 10_000])
+    assert (scale(100), scale(1000), scale(10_000)) == pytest.approx((100, 300, 500))
+    assert plots.round_steps(41_000) == [0, 10_000, 20_000, 30_000, 40_000, 50_000]
+    assert plots.round_steps(0) == pytest.approx([0, 0.2])
+
+
+def test_a_plot_marks_each_value_where_it_belongs() -> None:
+    drawn = plots.latency(records.bench().latencies)
+    scale = plots.log_scale([110.0, 5770.0], plots.LEFT, plots.WIDTH - plots.RIGHT)
+    for value, words in ((240.0, "240 µs"), (110.0, "110 µs"), (5770.0, "5.77 ms"), (2311.0, "2.31 ms")):
+        assert re.search(rf'<text x="{scale(value):.1f}"[^>]*>{words}<', drawn)
+
+
+def test_a_benchmark_of_parts_shows_these() -> None:
+    whole = records.bench()
+    only = dataclasses.replace(whole, latencies=(), throughputs=(), watches=(), rates=whole.rates[:1])
+    assert [(each.title.split(",")[0], bool(each.plot)) for each in benchmark.figures_of(only)] == [
+        ("Measured on", False),
+        ("File operations a second", False),
+        ("Processor time of the daemon per operation", False),
+    ]
 
 
 # JUnit
@@ -221,9 +259,9 @@ def test_no_log_ends_the_kernels_own_parser() -> None:
 
 
 def test_all_forms_are_written_and_nothing_else_is_left(tmp_path: Path) -> None:
-    page = report.write(records.hostile(), tmp_path / "new" / "report", records.bench())
-    assert page == tmp_path / "new" / "report" / "index.html"
-    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "junit.xml", "ktap.txt"]
+    written = report.write(records.hostile(), tmp_path / "new" / "report", records.bench())
+    assert written == tmp_path / "new" / "report" / "index.html"
+    assert sorted(path.name for path in written.parent.iterdir()) == ["index.html", "junit.xml", "ktap.txt"]
 
 
 def test_a_page_of_many_patches_and_endless_logs_stays_small(tmp_path: Path) -> None:

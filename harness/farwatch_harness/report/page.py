@@ -78,6 +78,7 @@ def render(run: Run, bench: Report | None) -> str:
         sections=sections(rows),
         verdict=verdict(rows),
         took=took(run),
+        tally=tally(run),
         failures=[(row, check) for row in rows for check in row.patch.failed],
         checks=list(CheckName),
         signs=SIGNS,
@@ -111,14 +112,33 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 def verdict(rows: Sequence[Row]) -> tuple[State, str]:
     """The page's first sentence, and the state that it tells."""
-    for state, word in ((State.FAILED, "Failed"), (State.BLOCKED, "Not all was run")):
-        names = [row.label for row in rows if row.state is state]
-        if names:
-            return state, f"{word}: {', '.join(names)}"
-    passed = [row for row in rows if row.state is State.PASSED]
-    if not passed:
-        return State.ABSENT, "Nothing was run"
-    return State.PASSED, "All that was run passed"
+    for state, word in ((State.FAILED, "Failed"), (State.BLOCKED, "Not all was run"), (State.PASSED, "Passed")):
+        found = [row for row in rows if row.state is state]
+        if found:
+            return state, f"{word}: {ranges(found)}"
+    return State.ABSENT, "Nothing was run"
+
+
+def ranges(rows: Sequence[Row]) -> str:
+    """The rows' labels, three and more neighbours as `0001 to 0003`."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        if groups and groups[-1][-1].patch.number == row.patch.number - 1:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    words = []
+    for group in groups:
+        labels = [row.label for row in group]
+        words += labels if len(labels) < 3 else [f"{labels[0]} to {labels[-1]}"]
+    return ", ".join(words)
+
+
+def tally(run: Run) -> str:
+    """How many tests ran, on all kernels together, and how many failed."""
+    states = [test.state for patch in run.patches for test in patch.tests if test.state in (State.PASSED, State.FAILED)]
+    failed = states.count(State.FAILED)
+    return f"{len(states)} run" + (f", {failed} failed" if failed else "")
 
 
 def moment(time: str) -> str:

@@ -37,16 +37,20 @@ class Scale:
 
 
 def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
-    """A logarithmic scale over full decades around the values, which must be positive."""
+    """A logarithmic scale from a round number below the values to one above them; values of 0 and less are left out."""
     found = [value for value in values if value > 0] or [1.0]
-    low, high = math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))
-    return Scale(10.0**low, 10.0 ** max(high, low + 1), start, end, logarithmic=True)
+    steps = [factor * 10.0**power for power in range(-12, 13) for factor in (1, 2, 5)]
+    low = max(step for step in steps if step <= min(found))
+    high = min(step for step in steps if step >= max(found) and step > low)
+    return Scale(low, high, start, end, logarithmic=True)
 
 
-def decades(scale: Scale) -> list[float]:
-    """The powers of ten of a logarithmic scale."""
-    low, high = round(math.log10(scale.low)), round(math.log10(scale.high))
-    return [10.0**power for power in range(low, high + 1)]
+def round_numbers(scale: Scale) -> list[float]:
+    """What is marked on a logarithmic scale: 1, 2 and 5 times powers of ten, or these alone where they are many."""
+    powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
+    factors = (1, 2, 5) if len(powers) < 5 else (1,)
+    found = (factor * 10.0**power for power in powers for factor in factors)
+    return [number for number in found if scale.low * 0.999 <= number <= scale.high * 1.001]
 
 
 def round_steps(high: float, steps: int = 5) -> list[float]:
@@ -54,7 +58,7 @@ def round_steps(high: float, steps: int = 5) -> list[float]:
     raw = max(high, 1.0) / steps
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
-    return [step * number for number in range(math.ceil(high / step) + 1)]
+    return [step * number for number in range(max(1, math.ceil(high / step)) + 1)]
 
 
 def svg(height: float, title: str, parts: Iterable[Markup]) -> Markup:
@@ -118,7 +122,7 @@ def latency(latencies: Sequence[Latency]) -> Markup:
     """For each mode the median, and a line to the 99th percentile."""
     scale = log_scale([value for each in latencies for value in (each.median, each.p99)], LEFT, WIDTH - RIGHT)
     bottom = TOP + 10 + (ROW + 14) * len(latencies)
-    parts = grid(scale, TOP, bottom, decades(scale), microseconds)
+    parts = grid(scale, TOP, bottom, round_numbers(scale), microseconds)
     for number, each in enumerate(latencies):
         y = TOP + 10 + (ROW + 14) * (number + 0.65)
         first, last = scale(each.median), scale(each.p99)
@@ -141,7 +145,7 @@ def throughput(throughputs: Sequence[Throughput]) -> Markup:
     across = log_scale([batch.count for batch in batches], LEFT - 60, WIDTH - RIGHT)
     steps = round_steps(max([batch.guest_rate for batch in batches] + [each.steady_rate for each in throughputs]))
     up = Scale(0.0, steps[-1], bottom, top)
-    parts = grid(across, top, bottom, decades(across), thousands)
+    parts = grid(across, top, bottom, round_numbers(across), thousands)
     for step in steps:
         parts += [line(LEFT - 60, up(step), WIDTH - RIGHT, up(step), "grid")]
         parts += [words(LEFT - 70, up(step) + 4, thousands(step), "end")]
@@ -173,7 +177,7 @@ def rates(rates: Sequence[Rate]) -> Markup:
     scale = log_scale([*ratios.values(), 0.9, 1.1], LEFT, WIDTH - RIGHT)
     top = TOP + 26
     bottom = top + 10 + ROW * len(operations)
-    parts = grid(scale, top, bottom, decades(scale), lambda value: f"{value:g} x")
+    parts = grid(scale, top, bottom, round_numbers(scale), lambda value: f"{value:g} x")
     parts.append(line(scale(1), top, scale(1), bottom, "axis"))
     for row, operation in enumerate(operations):
         y = top + 10 + ROW * (row + 0.5)
