@@ -2,11 +2,11 @@
 """It is fsnotify, not inotify alone: fanotify and dnotify in the guest see what happens on the host, too."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntFlag
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -26,11 +26,16 @@ class Fan(IntFlag):
     CLASS_CONTENT = 0x4
     REPORT_FID = 0x200
     REPORT_DFID_NAME = 0xC00
+    REPORT_TARGET_FID = 0x1000
     # fanotify_mark: what to mark
     MARK_MOUNT = 0x10
     MARK_IGNORED_MASK = 0x20
     MARK_IGNORED_SURV_MODIFY = 0x40
     MARK_FILESYSTEM = 0x100
+
+
+#: FAN_EVENT_INFO_TYPE_FID: the object itself, beside a directory and its name in it.
+TARGET = 1
 
 
 class Event(IntFlag):
@@ -47,6 +52,7 @@ class Event(IntFlag):
     DELETE_SELF = 0x400
     MOVE_SELF = 0x800
     OPEN_PERM = 0x10000
+    RENAME = 0x10000000
     ON_CHILD = 0x08000000
     ONDIR = 0x40000000
 
@@ -102,9 +108,13 @@ def close(fd):
 
 @dataclass(frozen=True)
 class Seen:
-    """One event as a fanotify listener reads it: objects by handle and name, or the path of the descriptor."""
+    """One event as a fanotify listener reads it: objects by handle and name, or the path of the descriptor.
+
+    `kinds` are the types of the information records, FAN_EVENT_INFO_TYPE_*.
+    """
 
     mask: Event
+    kinds: list[int]
     infos: list[tuple[str, str]]
     path: str | None
 
@@ -128,7 +138,10 @@ class Group:
     def read(self, count: int, limit: float = 10.0) -> list[Seen]:
         """Until there are `count`, or none comes for `limit` seconds."""
         found = self.guest.python(f"{GROUP}main = read", self.fd, count, limit, limit=limit * (count + 1))
-        return [Seen(Event(mask), [(info[1], info[2]) for info in infos], path) for mask, infos, path in found]
+        return [
+            Seen(Event(mask), [info[0] for info in infos], [(info[1], info[2]) for info in infos], path)
+            for mask, infos, path in found
+        ]
 
     def quiet(self) -> bool:
         """Whether nothing comes any more."""
@@ -213,6 +226,92 @@ def test_what_a_group_ignores_on_the_host_too_is_not_read(guest: Guest, share: S
         append(share.host / "file")
         (share.host / "file").chmod(0o600)
         assert [event.mask for event in listener.read(1)] == [Event.ATTRIB]
+        assert listener.quiet()
+
+
+@pytest.mark.patch(13)
+@MODES
+def test_what_a_file_ignores_its_directorys_listener_does_not_read(guest: Guest, share: Share) -> None:
+    for name in ("ignored", "heard"):
+        (share.host / name).touch()
+    with group(guest, Fan.REPORT_DFID_NAME) as listener:
+        listener.mark(share.guest, Event.MODIFY | Event.ATTRIB | Event.ON_CHILD)
+        flags = Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY
+        listener.mark(share.guest / "ignored", Event.MODIFY, flags)
+        append(share.host / "ignored")
+        append(share.host / "heard")
+        assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [(Event.MODIFY, "heard")]
+        (share.host / "ignored").chmod(0o600)
+        assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [(Event.ATTRIB, "ignored")]
+        assert listener.quiet()
+
+
+def renames_seen(guest: Guest, base: PurePosixPath, marked: Sequence[str], rename: Callable[[str, str], object]) -> Any:
+    """What a listener for FAN_RENAME, FAN_MOVED_FROM and FAN_MOVED_TO reads of renames from one/ and in it.
+
+    Handles are replaced by what they lead to. one/ and two/ are in the guest's directory `base`, with file/ and dir/.
+    """
+    with group(guest, Fan.REPORT_FID | Fan.REPORT_DFID_NAME | Fan.REPORT_TARGET_FID) as listener:
+        objects = {listener.handle(base / name): name for name in ("one", "two", "one/file", "one/dir")}
+        for name in marked:
+            listener.mark(base / name, Event.RENAME | Event.MOVED_FROM | Event.MOVED_TO | Event.ONDIR)
+        # ... and has the same handle in FUSE for as long as it is in use.
+        used = [guest.os("open", str(base / name), os.O_RDONLY) for name in ("one/file", "one/dir")]
+        seen = []
+        for old, new in (("one/file", "one/renamed"), ("one/renamed", "two/moved"), ("one/dir", "two/dir")):
+            # Of a rename elsewhere the object is known by its old name, if that has been looked up ...
+            guest.os("stat", str(base / old))
+            rename(old, new)
+            events = [event for name in marked for event in listener.read(1)]
+            while more := listener.read(1, 0.3):
+                events += more
+            for event in events:
+                infos = [
+                    (kind, objects.get(handle, "?"), name)
+                    for kind, (handle, name) in zip(event.kinds, event.infos, strict=True)
+                ]
+                seen.append((event.mask, infos))
+        for fd in used:
+            guest.os("close", fd)
+        return seen
+
+
+@pytest.mark.patch(14)
+@MODES
+@pytest.mark.parametrize("marked", [("one", "two"), ("one",), ("two",)], ids="+".join)
+def test_a_rename_is_read_as_one_event_as_on_a_local_file_system(
+    guest: Guest, share: Share, marked: Sequence[str]
+) -> None:
+    local = PurePosixPath("/run/farwatch/renames")
+    for base in (share.guest, local):
+        for name in ("one", "two", "one/dir"):
+            guest.os("makedirs", str(base / name))
+        guest.write_file(str(base / "one/file"), b"")
+    try:
+        there = renames_seen(
+            guest, local, marked, lambda old, new: guest.os("rename", str(local / old), str(local / new))
+        )
+        here = renames_seen(guest, share.guest, marked, lambda old, new: (share.host / old).rename(share.host / new))
+    finally:
+        guest.shell(f"rm -r {local}")
+    assert any(mask & Event.RENAME for mask, _infos in there)
+    if "one" not in marked:
+        # What was moved in from where nobody watches is not known to the guest.
+        there = [(mask, [info for info in infos if info[0] != TARGET]) for mask, infos in there]
+    assert here == there
+
+
+@MODES
+def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(guest: Guest, share: Share) -> None:
+    (share.host / "file").touch()
+    path = f"{share.guest}/file"
+    # In mode remote the server reports what the guest does, too, but not in a form that such a group could use.
+    with guest.inotify() as watcher, group(guest, Fan(0)) as listener:
+        watcher.add(path, In.CLOSE_WRITE)
+        listener.mark(share.guest / "file", Event.CLOSE_WRITE)
+        guest.write_file(path, b"by the guest")
+        assert [(event.mask, event.path) for event in listener.read(1)] == [(Event.CLOSE_WRITE, path)]
+        assert [event.mask for event in watcher.read(1)] == [In.CLOSE_WRITE]
         assert listener.quiet()
 
 
@@ -314,6 +413,7 @@ while signal.sigtimedwait([signal.SIGRTMIN], 20):
         ("DN_MODIFY", lambda base: append(base / "file")),
         ("DN_ATTRIB", lambda base: (base / "file").chmod(0o600)),
         ("DN_DELETE", lambda base: (base / "file").unlink()),
+        pytest.param("DN_RENAME", lambda base: (base / "file").rename(base / "new"), marks=pytest.mark.patch(14)),
     ],
 )
 def test_dnotify_sends_its_signal(guest: Guest, share: Share, event: str, step: Step) -> None:

@@ -120,6 +120,7 @@ def malformed(directory: int, file: int) -> dict[str, bytes]:
         "child without a name": EventRecord(directory, 0, Event.MODIFY | Event.ON_CHILD).encode(),
         "name without a child": EventRecord(directory, 0, Event.MODIFY, b"name").encode(),
         "event of an entry and of a file": EventRecord(directory, 0, Event.CREATE | Event.MODIFY, b"name").encode(),
+        "two moves in one": EventRecord(directory, 0, Event.MOVED_FROM | Event.MOVED_TO, b"name").encode(),
         "half of what is no move": changed(created, flags=1),
         "rename to nowhere": EventRecord(directory, 0, Event.RENAME, b"old", newname=b"new").encode(),
         "rename without a new name": EventRecord(directory, 0, Event.RENAME, b"old", newdir=directory).encode(),
