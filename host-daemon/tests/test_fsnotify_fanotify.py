@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -146,6 +147,23 @@ def test_a_directory_that_is_not_watched_itself_is_named_to_its_parents_watchers
     host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
     (share / "d").chmod(0o700)
     assert host.records() == [EventRecord(1, 0, Event.ATTRIB | Event.ON_CHILD | Event.ISDIR, b"d")]
+
+
+def test_without_a_descriptor_to_find_a_directorys_name_a_loss_is_told(share: Path) -> None:
+    host = Host(share, open_backend=FanotifyBackend)
+    (share / "d").mkdir()
+    host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
+    (share / "d").chmod(0o700)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(host.backend.fileno())
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        host.table.process()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert host.queued() == [OVERFLOW]
+    host.close()
 
 
 def test_a_directory_that_is_gone_when_its_event_is_read_does_no_harm(host: Host, share: Path) -> None:

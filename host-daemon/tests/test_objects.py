@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.objects import choose, mounts, table
+from farwatchd.objects import choose, handles, mounts, table
 from farwatchd.objects.choose import HandlesUnavailableError, open_objects
 from farwatchd.objects.table import HostObject, InodeFileHandles, ObjectTable, most_open
 from tests.passthrough_share import USER, Share, errno_of, open_descriptors
@@ -33,7 +33,7 @@ def share(tmp_path: Path) -> Iterator[Share]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The descriptors that were opened by handle, since the test began."""
     descriptors: list[int] = []
-    original = table.open_handle
+    original = handles.open_handle
 
     def count(mount_fd: int, handle: bytes) -> int:
         descriptors.append(original(mount_fd, handle))

@@ -168,6 +168,7 @@ def test_what_a_watch_needs(share: Share) -> None:
     assert os.fstat(watched.fd).st_ino == (share.path / "file").stat().st_ino
     assert share.fs.watched(ROOT).is_dir
     assert Path(path_of(watched.fd)).samefile(share.path / "file")
+    assert errno_of(share.fs.watched, 12345) == errno.ENOENT
 
 
 def test_it_works_when_proc_is_only_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

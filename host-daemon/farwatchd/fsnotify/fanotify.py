@@ -24,7 +24,7 @@ from farwatchd.fsnotify.inotify_sys import In, RawEvent
 from farwatchd.fsnotify.nodes import Node
 from farwatchd.fsnotify.stream import KERNEL_BITS, kernel_mask
 from farwatchd.fsnotify.watcher import Watcher, proc_path
-from farwatchd.objects.table import ObjectTable
+from farwatchd.objects.table import OUT_OF_DESCRIPTORS, ObjectTable
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class FanotifyBackend(Watcher):
             self._fanotify.remove(self._tree.path(node), node.mask)
         except OSError as error:
             if error.errno != errno.ENOENT:
-                raise
+                _log.warning("a mark cannot be taken away (%s); its events are ignored", error.strerror)
 
     def remove_all(self, nodes: list[Node]) -> None:
         """Take all host marks away (called by the tree)."""
@@ -178,7 +178,12 @@ class FanotifyBackend(Watcher):
         # With FAN_REPORT_DFID_NAME a directory's own events come as those of "." in it.
         target = directory if name == b"." else self._where(event, INFO_FID)[0]
         if name == b".":
-            directory, name = self._entry(event.infos[INFO_DFID_NAME].identity)
+            try:
+                directory, name = self._entry(event.infos[INFO_DFID_NAME].identity)
+            except OSError as error:
+                _log.warning("no descriptor left to find a directory's name (%s)", error.strerror)
+                yield RawEvent(-1, int(In.Q_OVERFLOW), 0, b"")
+                directory = _NOWHERE
             if (
                 before is not None
                 and before.mask & Fan.RENAME
@@ -208,7 +213,7 @@ class FanotifyBackend(Watcher):
             yield RawEvent(target, int(In.MOVED_TO) | isdir, cookie, new, silent)
 
     def _entry(self, identity: bytes) -> tuple[int, bytes]:
-        """The watch of a directory's parent, and the directory's name there."""
+        """The watch of a directory's parent, and the directory's name there; ``OSError`` without a descriptor."""
         node = self._by_handle.get(identity)
         if node is not None:
             if node.parent is None or node.name is None:
@@ -217,18 +222,17 @@ class FanotifyBackend(Watcher):
         try:
             fd = self._objects.with_room(lambda: self._fanotify.open_object(self._mount_fd, identity))
         except OSError as error:
-            _log.debug("a directory is gone or cannot be looked up: %s", error.strerror)
-            return _NOWHERE, b""
+            return _not_found(error)
         try:
-            parent = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            parent = self._objects.with_room(lambda: os.open("..", flags, dir_fd=fd))
             try:
                 place = self._place_of(self._fanotify.identity(parent))
             finally:
                 os.close(parent)
             return place, os.fsencode(Path(self._path_of(fd)).readlink()).rpartition(b"/")[2]
         except OSError as error:
-            _log.debug("the name of a directory cannot be looked up: %s", error.strerror)
-            return _NOWHERE, b""
+            return _not_found(error)
         finally:
             os.close(fd)
 
@@ -241,6 +245,13 @@ class FanotifyBackend(Watcher):
     def _place_of(self, identity: bytes) -> int:
         node = self._by_handle.get(identity)
         return _NOWHERE if node is None else node.place
+
+
+def _not_found(error: OSError) -> tuple[int, bytes]:
+    if error.errno in OUT_OF_DESCRIPTORS:
+        raise error
+    _log.debug("a directory is gone or cannot be looked up: %s", error.strerror)
+    return _NOWHERE, b""
 
 
 def _mark_mask(node: Node) -> int:

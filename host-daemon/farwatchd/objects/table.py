@@ -22,7 +22,8 @@ Identity = tuple[int, bytes | int]
 _MOST_OPEN = 4096
 _SHARE_OF_LIMIT = 8
 _LEAST_OPEN = 16
-_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+#: What making a descriptor says when there is none left.
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 #: What opening a handle says when the object is no more, and what it means.
 GONE = (errno.ESTALE, errno.ENOENT)
 
@@ -141,7 +142,7 @@ class ObjectTable:
         try:
             return call()
         except OSError as error:
-            if error.errno not in _OUT_OF_DESCRIPTORS or not self._open:
+            if error.errno not in OUT_OF_DESCRIPTORS or not self._open:
                 raise
         self._close_oldest()
         return call()

@@ -23,8 +23,11 @@ class AttributeOperations(Operations):
     """Operations on attributes."""
 
     def watched(self, nodeid: int) -> Watched:
-        """What a watch needs to know of an inode."""
-        inode = self._inodes.get(nodeid)
+        """What a watch needs to know of an inode; ENOENT if there is none."""
+        try:
+            inode = self._inodes.get(nodeid)
+        except OSError as error:
+            raise failure(errno.ENOENT) if error.errno == errno.ESTALE else error from None
         return Watched(GENERATION, inode.fd, inode.is_dir)
 
     def getattr(self, nodeid: int, fh: int | None) -> Attributes:

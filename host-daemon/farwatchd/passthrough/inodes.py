@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.objects.table import HostObject, ObjectTable
+from farwatchd.objects.table import OUT_OF_DESCRIPTORS, HostObject, ObjectTable
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.procfd import as_systems_limit
 
@@ -69,7 +69,7 @@ class InodeTable:
         try:
             fd = os.open(name, flags, dir_fd=parent.fd)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if error.errno not in OUT_OF_DESCRIPTORS:
                 raise
             fd = self._open_again(parent, name, flags)
         return self.adopt(fd)
