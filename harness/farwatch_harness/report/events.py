@@ -56,7 +56,7 @@ EVENTS = (
     Event("CLOSE_WRITE", "IN_CLOSE_WRITE, FAN_CLOSE_WRITE", *BOTH),
     Event("CLOSE_NOWRITE", "IN_CLOSE_NOWRITE, FAN_CLOSE_NOWRITE", *BOTH),
     Event("OPEN_EXEC", "FAN_OPEN_EXEC", *BOTH, "local where the daemon watches with inotify, which does not tell it"),
-    Event("RENAME", "MOVED_FROM with MOVED_TO, as below", *BOTH, "one record, a pair with one cookie"),
+    Event("RENAME", "FAN_RENAME, DN_RENAME; the two below", *BOTH, "one record; a pair with one cookie in inotify"),
     Event("MOVED_FROM", "IN_MOVED_FROM, FAN_MOVED_FROM, DN_DELETE", *BOTH, "alone where the other side is not known"),
     Event("MOVED_TO", "IN_MOVED_TO, FAN_MOVED_TO, DN_CREATE", *BOTH, "alone where the other side is not known"),
     Event("MOVE_SELF", "IN_MOVE_SELF, FAN_MOVE_SELF", *BOTH),
@@ -64,6 +64,5 @@ EVENTS = (
     Event(
         "OVERFLOW", "IN_Q_OVERFLOW, FAN_Q_OVERFLOW", *KEPT, "for loss on the way: once at every watcher of the share"
     ),
-    Event("", "FAN_RENAME, DN_RENAME", *ONLY_LOCAL),
     Event("", "IN_UNMOUNT, permission events, marks on the mount or the file system", *ONLY_LOCAL),
 )
