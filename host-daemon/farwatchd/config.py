@@ -9,6 +9,7 @@ from pathlib import Path
 
 from farwatchd.capabilities import Capability
 from farwatchd.fsnotify.probe import BackendName
+from farwatchd.fuse.init import Negotiation
 from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
@@ -28,7 +29,8 @@ class FsnotifyMode(Enum):
 class Config:
     """What the command line says. Exactly one of ``socket_path`` and ``fd`` is set.
 
-    ``modcaps``: capabilities to keep beyond what serving takes, and to give up of that.
+    ``rlimit_nofile``: None for as many as can be had, 0 for those there are. ``modcaps``: capabilities to keep beyond
+    what serving takes, and to give up of that. ``without_effect``: what to say of options that change nothing.
     """
 
     shared_dir: Path
@@ -41,8 +43,14 @@ class Config:
     writeback: bool
     readonly: bool
     xattr: bool
-    posix_acl: bool
+    posix_acl: Negotiation
+    security_label: bool
     allow_direct_io: bool
+    allow_mmap: bool
+    preserve_noatime: bool
+    announce_submounts: bool
+    readdirplus: bool
+    killpriv_v2: bool
     inode_file_handles: InodeFileHandles
     posix_lock: bool
     flock: bool
@@ -56,3 +64,4 @@ class Config:
     fsnotify_backend: BackendName
     max_watches: int
     event_queue: int
+    without_effect: tuple[str, ...]

@@ -181,6 +181,9 @@ class FakeFs:
     def syncfs(self, nodeid: int) -> None:
         self._note("syncfs", nodeid)
 
+    def use_posix_acls(self, use: bool) -> None:
+        self.posix_acls = use
+
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
         self._note("setxattr", nodeid, name, value, flags, kill_sgid)
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+from farwatchd import compat
 from farwatchd.cli import main, parse
 from farwatchd.config import FsnotifyMode
 from farwatchd.fsnotify.probe import BackendName
+from farwatchd.fuse.init import Negotiation
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.seccomp import Seccomp
 from tests.daemon_process import COMMAND, TIMEOUT, DaemonProcess, running
 
 NEEDED = ("--socket-path=/run/s", "--shared-dir=/srv")
@@ -52,19 +56,90 @@ def test_help_shows_how_to_attach_qemu_both_ways(capsys: pytest.CaptureFixture[s
 def test_capabilities_are_json_and_need_no_other_option() -> None:
     done = _run("--print-capabilities")
     assert done.returncode == 0
-    assert json.loads(done.stdout)["type"] == "fs"
+    assert json.loads(done.stdout) == {"type": "fs", "features": ["separate-options"]}
 
 
 def test_defaults_are_those_of_virtiofsd() -> None:
     config = parse(NEEDED)
     assert (config.socket_path, config.shared_dir, config.fd) == (Path("/run/s"), Path("/srv"), None)
     assert (config.cache, config.sandbox) == (Cache.AUTO, Sandbox.NAMESPACE)
-    assert not (config.writeback or config.readonly or config.xattr or config.posix_acl or config.allow_direct_io)
+    assert not (config.writeback or config.readonly or config.xattr or config.allow_direct_io or config.allow_mmap)
+    assert not (config.posix_lock or config.flock or config.killpriv_v2 or config.security_label)
+    assert not config.preserve_noatime
+    assert config.announce_submounts and config.readdirplus
+    assert (config.posix_acl, config.seccomp) == (Negotiation.NEVER, Seccomp.KILL)
     assert (config.fsnotify, config.fsnotify_backend) == (FsnotifyMode.AUTO, BackendName.AUTO)
 
 
-def test_acls_bring_extended_attributes_with_them() -> None:
-    assert parse([*NEEDED, "--posix-acl"]).xattr
+@pytest.mark.parametrize("option", ["--posix-acl", "--posix-acl=auto", "--security-label"])
+def test_what_needs_extended_attributes_brings_them(option: str) -> None:
+    assert parse([*NEEDED, option]).xattr
+    assert not parse([*NEEDED, "--posix-acl=never"]).xattr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (("--posix-acl",), "posix_acl", Negotiation.ALWAYS),
+        (("--posix-acl=auto",), "posix_acl", Negotiation.AUTO),
+        (("--no-announce-submounts",), "announce_submounts", False),
+        (("--killpriv-v2",), "killpriv_v2", True),
+        (("--killpriv-v2", "--no-killpriv-v2"), "killpriv_v2", False),
+        (("--no-readdirplus",), "readdirplus", False),
+        (("--rlimit-nofile=0",), "rlimit_nofile", 0),
+        (("-d",), "log_level", "debug"),
+        (("-o", "source=/other"), "shared_dir", Path("/other")),
+        (("-osandbox=chroot",), "sandbox", Sandbox.CHROOT),
+        (("-o", "no_flock,cache=none"), "cache", Cache.NEVER),
+        (("-o", "flock"), "flock", True),
+        (("-o", "xattr,posix_lock,writeback"), "posix_lock", True),
+        (("-o", "no_posix_acl"), "posix_acl", Negotiation.NEVER),
+        (("-o", "no_announce_submounts"), "announce_submounts", False),
+        (("-f", "-o", "allow_root"), "xattr", False),
+    ],
+)
+def test_both_forms_of_options_are_understood(arguments: tuple[str, ...], field: str, value: object) -> None:
+    assert getattr(parse([*NEEDED, *arguments]), field) == value
+
+
+def test_every_old_option_leads_to_one_that_there_is() -> None:
+    samples = {"source": "/srv", "cache": "auto", "log_level": "err", "modcaps": "+chown", "sandbox": "none"}
+    for name in compat._FLAGS:
+        parse([*NEEDED, "-o", name])
+    for name in compat._VALUES:
+        parse([*NEEDED, "-o", f"{name}={samples[name]}"])
+
+
+def test_options_without_effect_are_told_at_start(tmp_path: Path) -> None:
+    options = ("--thread-pool-size=4", "--migration-mode=find-paths", "--migration-confirm-paths")
+    with running(tmp_path / "socket", tmp_path, *options, "--writeback", "--readonly") as daemon:
+        for text in (
+            "--thread-pool-size has no effect: one thread serves all queues",
+            "--migration-mode has no effect",
+            "--migration-confirm-paths has no effect",
+            "--writeback has no effect: --readonly",
+        ):
+            assert daemon.log.count(text) == 1
+        assert "--migration-on-error" not in daemon.log
+
+
+def test_nothing_is_said_of_options_that_were_not_given() -> None:
+    assert parse(NEEDED).without_effect == ()
+
+
+def test_version_is_told() -> None:
+    for option in ("-V", "--version"):
+        done = _run(option)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("farwatchd ")
+
+
+def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with running(tmp_path / "socket", tmp_path, "--rlimit-nofile=0") as daemon:
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE) == (soft, hard)
+    with running(tmp_path / "socket", tmp_path, "--rlimit-nofile=100") as daemon:
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[0] == 100
 
 
 @pytest.mark.parametrize(
@@ -85,7 +160,12 @@ def test_acls_bring_extended_attributes_with_them() -> None:
         ((*NEEDED, "--max-watches=many"), "'many' is not a number"),
         ((*NEEDED, "--event-queue=1"), "1 is not between 2 and"),
         ((*NEEDED, "--shared=/other"), "unrecognized arguments"),
-        ((*NEEDED, "--thread-pool-size=4"), "unrecognized arguments"),
+        ((*NEEDED, "--thread-pool=4"), "unrecognized arguments"),
+        ((*NEEDED, "-o", "sauce=/srv"), "-o sauce=/srv: there is no such option"),
+        ((*NEEDED, "-o", "xattr=yes"), "there is no such option"),
+        ((*NEEDED, "-o"), "there is no such option"),
+        ((*NEEDED, "--rlimit-nofile=5"), "5 is not between"),
+        ((*NEEDED, "--posix-acl=maybe"), "maybe"),
     ],
 )
 def test_wrong_usage_ends_with_status_2_and_the_reason(

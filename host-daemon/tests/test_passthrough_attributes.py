@@ -21,7 +21,8 @@ ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff
 
 @pytest.fixture
 def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, Options(xattr=True, posix_acl=True))
+    share = Share(tmp_path, Options(xattr=True))
+    share.fs.use_posix_acls(True)
     yield share
     share.close()
 

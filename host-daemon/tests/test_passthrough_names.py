@@ -6,13 +6,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.filesystem import ROOT, Caller, Changes
+from farwatchd.fuse.filesystem import ROOT, Caller, Changes, FileSystem
 from farwatchd.passthrough.options import Options
-from tests.passthrough_share import DAEMON, IS_ROOT, USER, Share, errno_of, identity, names_in
+from tests.passthrough_share import DAEMON, IS_ROOT, USER, Share, errno_of, identity, names_in, open_descriptors
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 LONGEST = b"n" * 255
@@ -308,3 +308,47 @@ def test_a_readonly_share_is_not_changed_by_anything(tmp_path: Path) -> None:
     assert share.read(file, fh, 0, 100) == b"content"
     assert tmp_path.stat().st_mtime_ns == before.st_mtime_ns
     share.close()
+
+
+LABELLED = Caller(DAEMON.uid, DAEMON.gid, 1, labels=((b"user.label", b"secret"), (b"user.other", b"")))
+#: Not one that a user may set.
+UNFIT = Caller(DAEMON.uid, DAEMON.gid, 1, labels=((b"user.label", b"x"), (b"nonsense.label", b"x")))
+
+
+def make_all(fs: FileSystem, caller: Caller, name: bytes) -> list[Callable[[], object]]:
+    """Ways to make what can have an attribute of a user's."""
+    return [
+        lambda: fs.mknod(caller, ROOT, name + b"-node", stat.S_IFREG | 0o600, 0, 0),
+        lambda: fs.mkdir(caller, ROOT, name + b"-directory", 0o700, 0),
+        lambda: fs.create(caller, ROOT, name + b"-file", 0o600, os.O_RDWR, 0, False),
+    ]
+
+
+def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
+    share = Share(tmp_path, Options(security_label=True, xattr=True))
+    for make in make_all(share.fs, LABELLED, b"new"):
+        make()
+    assert len(names_in(tmp_path)) == 3
+    for path in tmp_path.iterdir():
+        assert (os.getxattr(path, "user.label"), os.getxattr(path, "user.other")) == (b"secret", b"")
+    entry, _ = share.fs.tmpfile(LABELLED, ROOT, 0o600, os.O_RDWR, 0)
+    assert share.fs.getxattr(entry.nodeid, b"user.label") == b"secret"
+    share.close()
+
+
+def test_what_cannot_have_its_label_is_not_made(tmp_path: Path) -> None:
+    share = Share(tmp_path, Options(security_label=True, xattr=True))
+    before = open_descriptors()
+    for make in make_all(share.fs, UNFIT, b"new"):
+        assert errno_of(make) == errno.EOPNOTSUPP
+    assert errno_of(share.fs.symlink, LABELLED, ROOT, b"link", b"to") == errno.EPERM
+    assert errno_of(share.fs.tmpfile, UNFIT, ROOT, 0o600, os.O_RDWR, 0) == errno.EOPNOTSUPP
+    assert names_in(tmp_path) == set()
+    assert open_descriptors() == before
+    share.close()
+
+
+def test_labels_are_refused_unless_they_are_on(share: Share) -> None:
+    for make in make_all(share.fs, LABELLED, b"new"):
+        assert errno_of(make) == errno.EINVAL
+    assert names_in(share.path) == set()

@@ -345,6 +345,30 @@ def test_a_supplementary_group_reaches_the_file_system(client: Client, fs: FakeF
     assert [call[1] for call in fs.calls] == [caller] * 4
 
 
+def labels(*items: tuple[bytes, bytes]) -> bytes:
+    """A list of security labels, as Linux writes it."""
+    body = b""
+    for name, value in items:
+        body += fuse.secctx.pack(size=len(value)) + name + b"\0" + value
+        body += bytes(-len(body) % 8)
+    return fuse.ext_header.pack(size=fuse.ext_header.size + len(body), type=len(items)) + body
+
+
+def test_labels_reach_the_file_system(client: Client, fs: FakeFs) -> None:
+    label = (b"security.selinux", b"system_u:object_r:a_t\0")
+    other = (b"security.SMACK64", b"")
+    client.mkdir(1, b"d", extensions=labels(label))
+    client.mknod(1, b"n", 0o100600, extensions=labels(label, other))
+    client.symlink(1, b"l", b"t", extensions=labels())
+    client.create(1, b"c", extensions=labels(label) + GROUP + (5).to_bytes(4, "little"))
+    assert [(call[1].labels, call[1].group) for call in fs.calls] == [
+        ((label,), -1),
+        ((label, other), -1),
+        ((), -1),
+        ((label,), 5),
+    ]
+
+
 def test_other_extensions_are_passed_over(client: Client, fs: FakeFs) -> None:
     other = fuse.ext_header.pack(size=24, type=99) + bytes(16)
     none = fuse.ext_header.pack(size=16, type=fuse.EXT_GROUPS) + bytes(8)
@@ -366,6 +390,13 @@ def test_other_extensions_are_passed_over(client: Client, fs: FakeFs) -> None:
         GROUP + (0xFFFFFFFF).to_bytes(4, "little"),
         (GROUP + bytes(4)) * 2,
         fuse.ext_header.pack(size=8, type=99) + bytes(8),
+        fuse.ext_header.pack(size=8, type=1),
+        fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=8) + b"a" * 8,
+        fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=8) + b"a\0" + bytes(6),
+        fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=0) + b"\0" + bytes(7),
+        fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=0xFFFFFFFF) + b"a\0" + bytes(6),
+        fuse.ext_header.pack(size=24, type=2) + fuse.secctx.pack(size=2) + b"a\0" + bytes(6),
+        (fuse.ext_header.pack(size=8, type=0)) * 2,
     ],
 )
 def test_malformed_extensions_are_refused(client: Client, fs: FakeFs, extension: bytes) -> None:

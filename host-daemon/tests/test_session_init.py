@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
+from farwatchd.fuse.init import Negotiation
 from farwatchd.fuse.session import Session, SessionOptions
 from farwatchd.fuse.waits import Waits
 from farwatchd.loop import Loop
@@ -18,10 +20,9 @@ from tests.fuse_client import OFFER, Client
 OPTIONAL = (
     InitFlag.WRITEBACK_CACHE | InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2
     | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
+    | InitFlag.SUBMOUNTS | InitFlag.SECURITY_CTX | InitFlag.DIRECT_IO_ALLOW_MMAP
 )  # fmt: skip
-#: Mount points in the share are not announced.
-NEVER = InitFlag.SUBMOUNTS
-ALWAYS = InitFlag(sum(InitFlag)) & ~OPTIONAL & ~NEVER
+ALWAYS = InitFlag(sum(InitFlag)) & ~OPTIONAL
 WATCHABLE = Event.CREATE | Event.DELETE | Event.RENAME | Event.ON_CHILD
 
 
@@ -50,17 +51,22 @@ def test_nothing_is_answered_that_was_not_offered() -> None:
 @pytest.mark.parametrize(
     ("options", "answered"),
     [
-        (SessionOptions(readdirplus=False), InitFlag(0)),
-        (SessionOptions(), InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO),
-        (SessionOptions(readdirplus=False, writeback=True), InitFlag.WRITEBACK_CACHE),
-        (SessionOptions(readdirplus=False, posix_acl=True), InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
-        (SessionOptions(readdirplus=False, killpriv_v2=True), InitFlag.HANDLE_KILLPRIV_V2),
-        (SessionOptions(readdirplus=False, posix_lock=True), InitFlag.POSIX_LOCKS),
-        (SessionOptions(readdirplus=False, flock=True), InitFlag.FLOCK_LOCKS),
+        ({}, InitFlag(0)),
+        ({"readdirplus": True}, InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO),
+        ({"writeback": True}, InitFlag.WRITEBACK_CACHE),
+        ({"posix_acl": Negotiation.ALWAYS}, InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
+        ({"posix_acl": Negotiation.AUTO}, InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
+        ({"killpriv_v2": True}, InitFlag.HANDLE_KILLPRIV_V2),
+        ({"posix_lock": True}, InitFlag.POSIX_LOCKS),
+        ({"flock": True}, InitFlag.FLOCK_LOCKS),
+        ({"announce_submounts": True}, InitFlag.SUBMOUNTS),
+        ({"security_label": True}, InitFlag.SECURITY_CTX),
+        ({"allow_mmap": True}, InitFlag.DIRECT_IO_ALLOW_MMAP),
     ],
 )
-def test_options_choose_what_is_answered(options: SessionOptions, answered: InitFlag) -> None:
-    assert agree(options) == ALWAYS | answered
+def test_options_choose_what_is_answered(options: dict[str, Any], answered: InitFlag) -> None:
+    chosen = SessionOptions(**{"readdirplus": False, "announce_submounts": False, **options})
+    assert agree(chosen) == ALWAYS | answered
 
 
 def test_high_flags_count_with_init_ext_alone() -> None:
@@ -70,10 +76,19 @@ def test_high_flags_count_with_init_ext_alone() -> None:
 
 
 def test_posix_acl_without_the_guest_s_support_is_refused() -> None:
-    client = Client(Session(FakeFs(), None, SessionOptions(posix_acl=True)))
+    client = Client(Session(FakeFs(), None, SessionOptions(posix_acl=Negotiation.ALWAYS)))
     with pytest.raises(OSError) as caught:
         client.init(OFFER & ~InitFlag.DONT_MASK)
     assert caught.value.errno == errno.EPROTO
+
+
+def test_posix_acl_is_left_out_where_it_may_be() -> None:
+    fs = FakeFs()
+    client = Client(Session(fs, None, SessionOptions(posix_acl=Negotiation.AUTO)))
+    assert not flags_of(client.init(OFFER & ~InitFlag.DONT_MASK)) & (InitFlag.POSIX_ACL | InitFlag.DONT_MASK)
+    assert not fs.posix_acls
+    client.init()
+    assert fs.posix_acls
 
 
 def test_events_are_announced_with_what_can_be_watched() -> None:

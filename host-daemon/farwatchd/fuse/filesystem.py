@@ -18,12 +18,17 @@ ROOT = 1
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, in the guest's ids. ``group``: a supplementary group to create with (FUSE_CREATE_SUPP_GROUP), or -1."""
+    """Who asks, in the guest's ids.
+
+    ``group``: a supplementary group to create with (FUSE_CREATE_SUPP_GROUP), or -1. ``labels``: extended attributes
+    that a new inode must have (FUSE_SECURITY_CTX), names and values.
+    """
 
     uid: int
     gid: int
     pid: int
     group: int = -1
+    labels: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,7 @@ class FileSystem(Protocol):
     def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> None: ...
     def statfs(self, nodeid: int) -> os.statvfs_result: ...
     def syncfs(self, nodeid: int) -> None: ...
+    def use_posix_acls(self, use: bool) -> None: ...
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None: ...
     def getxattr(self, nodeid: int, name: bytes) -> bytes: ...
     def listxattr(self, nodeid: int) -> Iterable[bytes]: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from enum import Enum
 
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_FSNOTIFY_PARKED, FUSE_HAS_FSNOTIFY, Event
 from farwatchd.wire.fuse import KERNEL_MINOR_VERSION, KERNEL_VERSION, InitFlag, init_in, init_out
@@ -33,6 +34,16 @@ _ALWAYS = (
     | InitFlag.INIT_EXT
     | InitFlag.CREATE_SUPP_GROUP
 )
+
+
+class Negotiation(Enum):
+    """Whether something is offered to the guest that both must know: ALWAYS refuses guests that do not."""
+
+    ALWAYS = "always"
+    AUTO = "auto"
+    NEVER = "never"
+
+
 _POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 
 
@@ -41,16 +52,20 @@ class SessionOptions:
     """What the session offers: options of the command line.
 
     ``merged``: the watches leave out what this client causes, so that its own events stay its own. ``posix_lock`` and
-    ``flock``: locks are taken on the host, and not by the guest for itself alone.
+    ``flock``: locks are taken on the host, and not by the guest for itself alone. ``security_label``: the guest says
+    which one a new inode gets. ``allow_mmap``: files that are not cached can be mapped all the same.
     """
 
     writeback: bool = False
-    posix_acl: bool = False
+    posix_acl: Negotiation = Negotiation.NEVER
     killpriv_v2: bool = False
     readdirplus: bool = True
     merged: bool = False
     posix_lock: bool = False
     flock: bool = False
+    announce_submounts: bool = True
+    security_label: bool = False
+    allow_mmap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +101,10 @@ class Negotiated:
         return bool((self.flags or 0) & InitFlag.POSIX_LOCKS)
 
     @property
+    def posix_acl(self) -> bool:
+        return bool((self.flags or 0) & InitFlag.POSIX_ACL)
+
+    @property
     def flock(self) -> bool:
         return bool((self.flags or 0) & InitFlag.FLOCK_LOCKS)
 
@@ -112,8 +131,10 @@ def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotia
         offered |= asked.flags2 << 32
     wanted = _wanted(options, watchable)
     flags = offered & wanted
-    if options.posix_acl and flags & _POSIX_ACL != _POSIX_ACL:
-        raise OSError(errno.EPROTO, "the guest cannot handle POSIX ACLs, start without them")
+    if flags & _POSIX_ACL != _POSIX_ACL:
+        if options.posix_acl is Negotiation.ALWAYS:
+            raise OSError(errno.EPROTO, "the guest cannot handle POSIX ACLs, start without them")
+        flags &= ~int(InitFlag.POSIX_ACL | InitFlag.DONT_MASK)
     if not flags & FUSE_HAS_FSNOTIFY:
         flags &= ~(FUSE_FSNOTIFY_MERGED | FUSE_FSNOTIFY_PARKED)
     minor = min(asked.minor, KERNEL_MINOR_VERSION)
@@ -139,8 +160,14 @@ def _wanted(options: SessionOptions, watchable: Event) -> int:
         wanted |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
     if options.writeback:
         wanted |= InitFlag.WRITEBACK_CACHE
-    if options.posix_acl:
+    if options.posix_acl is not Negotiation.NEVER:
         wanted |= _POSIX_ACL
+    if options.announce_submounts:
+        wanted |= InitFlag.SUBMOUNTS
+    if options.security_label:
+        wanted |= InitFlag.SECURITY_CTX
+    if options.allow_mmap:
+        wanted |= InitFlag.DIRECT_IO_ALLOW_MMAP
     if options.posix_lock:
         wanted |= InitFlag.POSIX_LOCKS
     if options.flock:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from farwatchd.fuse.extensions import parse as parse_extensions
 from farwatchd.fuse.filesystem import Caller
 from farwatchd.segments import cut, gather
-from farwatchd.wire.fuse import EXT_GROUPS, Opcode, ext_header, in_header, supp_groups, write_in
+from farwatchd.wire.fuse import Opcode, in_header, write_in
 
 NAME_MAX = 255
 #: ``XATTR_NAME_MAX`` and ``XATTR_SIZE_MAX``.
@@ -53,7 +54,9 @@ class Request:
         """Who makes something new; EINVAL without valid ids."""
         if _NO_ID in (self.uid, self.gid):
             raise invalid("no owner for a new inode")
-        return Caller(self.uid, self.gid, self.pid, _group(self.extensions) if self.extensions else -1)
+        if not self.extensions:
+            return Caller(self.uid, self.gid, self.pid)
+        return Caller(self.uid, self.gid, self.pid, *parse_extensions(self.extensions))
 
     def name(self, start: int) -> bytes:
         """The file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is none."""
@@ -130,37 +133,3 @@ def check_int(*values: int) -> None:
     for value in values:
         if value > _INT_MAX:
             raise invalid("unknown flags")
-
-
-def _group(extensions: bytes) -> int:
-    """The supplementary group among the extensions, or -1; EINVAL when they are malformed."""
-    position = 0
-    group = -1
-    while position < len(extensions):
-        if len(extensions) - position < ext_header.size:
-            raise invalid("a short extension")
-        header = ext_header.unpack_from(extensions, position)
-        end = position + header.size
-        if header.size < ext_header.size or header.size % 8 or end > len(extensions):
-            raise invalid("an extension's length")
-        if header.type == EXT_GROUPS:
-            if group >= 0:
-                raise invalid("two lists of groups")
-            group = _only_group(extensions[position + ext_header.size : end])
-        position = end
-    return group
-
-
-def _only_group(body: bytes) -> int:
-    """The one group of a ``fuse_supp_groups``: the client sends none or the parent directory's."""
-    if len(body) < supp_groups.size:
-        raise invalid("a short list of groups")
-    count = supp_groups.unpack_from(body).nr_groups
-    if count == 0:
-        return -1
-    if count > 1 or len(body) < supp_groups.size + 4:
-        raise invalid(f"a list of {count} groups")
-    group = int.from_bytes(body[supp_groups.size : supp_groups.size + 4], "little")
-    if group == _NO_ID:
-        raise invalid("not a group")
-    return group

@@ -186,6 +186,7 @@ class Session:
         self._agreed = agreed
         self._parks = agreed.parked
         self._inodes.use_setxattr_ext(agreed.setxattr_ext)
+        self._fs.use_posix_acls(agreed.posix_acl)
         if self._locks is not None:
             self._locks.use(agreed.posix_lock, agreed.flock)
         if self._watches is not None:

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from farwatchd.fuse.filesystem import Attributes, Entry
+from farwatchd.fuse.filesystem import Attributes, Caller, Entry
 from farwatchd.objects.table import ObjectTable
 from farwatchd.passthrough.creds import Credentials
 from farwatchd.passthrough.errors import failure
@@ -39,9 +39,23 @@ class Operations:
         if self._options.readonly:
             raise failure(errno.EROFS)
 
+    def _label(self, caller: Caller, fd: int) -> None:
+        """Give a new inode the labels that it must have."""
+        if caller.labels and not self._options.security_label:
+            raise failure(errno.EINVAL)
+        for name, value in caller.labels:
+            os.setxattr(self._proc.path(fd), name, value)
+
     def _attributes(self, status: os.stat_result) -> Attributes:
         return Attributes(status, self._seconds)
 
-    def _entry(self, found: tuple[Inode, os.stat_result]) -> Entry:
+    def _entry(self, found: tuple[Inode, os.stat_result], parent: Inode | None = None) -> Entry:
+        """The entry of what was found in ``parent``, or of what can be no mount point."""
         inode, status = found
-        return Entry(inode.nodeid, GENERATION, self._attributes(status), self._seconds)
+        submount = parent is not None and inode.is_dir and self._options.announce_submounts and _apart(found, parent)
+        return Entry(inode.nodeid, GENERATION, Attributes(status, self._seconds, submount), self._seconds)
+
+
+def _apart(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:
+    inode, status = found
+    return inode.held.mount_id != parent.held.mount_id or status.st_dev != os.fstat(parent.fd).st_dev

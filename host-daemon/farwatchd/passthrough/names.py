@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from farwatchd.fuse.filesystem import Caller, Entry
 from farwatchd.passthrough.base import Operations
@@ -16,7 +17,8 @@ class NameOperations(Operations):
 
     def lookup(self, parent: int, name: bytes) -> Entry:
         """Look up a name; counts as one lookup."""
-        return self._entry(self._inodes.lookup(self._inodes.get(parent), name))
+        directory = self._inodes.get(parent)
+        return self._entry(self._inodes.lookup(directory, name), directory)
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
         """Take back lookups; True if the inode is gone now."""
@@ -28,7 +30,7 @@ class NameOperations(Operations):
         directory = self._inodes.get(parent)
         with self._credentials.of(caller, 0):
             os.symlink(target, name, dir_fd=directory.fd)
-        return self.lookup(parent, name)
+        return self._made(caller, parent, name, os.unlink)
 
     def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
         """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
@@ -36,7 +38,7 @@ class NameOperations(Operations):
         directory = self._inodes.get(parent)
         with self._credentials.of(caller, umask):
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
-        return self.lookup(parent, name)
+        return self._made(caller, parent, name, os.unlink)
 
     def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
         """Make a directory."""
@@ -44,7 +46,7 @@ class NameOperations(Operations):
         directory = self._inodes.get(parent)
         with self._credentials.of(caller, umask):
             os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
-        return self.lookup(parent, name)
+        return self._made(caller, parent, name, os.rmdir)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of what is not a directory."""
@@ -67,3 +69,15 @@ class NameOperations(Operations):
         source = self._proc.path(self._inodes.get(nodeid).fd)
         os.link(source, newname, dst_dir_fd=self._inodes.get(newparent).fd, follow_symlinks=True)
         return self.lookup(newparent, newname)
+
+    def _made(self, caller: Caller, parent: int, name: bytes, undo: Callable[..., None]) -> Entry:
+        """Look up what was just made there, with its labels, or take it away again with ``undo``."""
+        entry = self.lookup(parent, name)
+        if caller.labels:
+            try:
+                self._label(caller, self._inodes.get(entry.nodeid).fd)
+            except BaseException:
+                self.forget(entry.nodeid, 1)
+                undo(name, dir_fd=self._inodes.get(parent).fd)
+                raise
+        return entry

@@ -57,7 +57,12 @@ class OpenOperations(Operations):
             if flags & os.O_EXCL:
                 raise
         else:
-            return self._created(fd)
+            try:
+                return self._created(caller, fd)
+            except BaseException:
+                if caller.labels:
+                    os.unlink(name, dir_fd=self._inodes.get(parent).fd)
+                raise
         entry = self._entry(self._inodes.lookup(directory, name))
         try:
             return entry, self.open(entry.nodeid, flags, kill_suidgid)
@@ -72,7 +77,7 @@ class OpenOperations(Operations):
         nameless = self._flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
         with self._credentials.of(caller, umask):
             fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
-        return self._created(fd)
+        return self._created(caller, fd)
 
     def flush(self, nodeid: int, fh: int) -> None:
         """Report what close(2) would, for a guest process that closes one of its descriptors."""
@@ -88,15 +93,18 @@ class OpenOperations(Operations):
         flags &= _PASSED
         if not self._options.allow_direct_io:
             flags &= ~os.O_DIRECT
+        if not self._options.preserve_noatime:
+            flags &= ~os.O_NOATIME
         if self._options.writeback:
             if flags & os.O_ACCMODE == os.O_WRONLY:
                 flags = flags & ~os.O_ACCMODE | os.O_RDWR
             flags &= ~os.O_APPEND
         return flags
 
-    def _created(self, fd: int) -> tuple[Entry, Opened]:
+    def _created(self, caller: Caller, fd: int) -> tuple[Entry, Opened]:
         # By the descriptor and not by name, which may mean something else already.
         try:
+            self._label(caller, fd)
             entry = self._entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
         except BaseException:
             os.close(fd)

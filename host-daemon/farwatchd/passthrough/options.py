@@ -56,12 +56,16 @@ class Options:
 
     ``writeback``: the guest caches writes, so it reads what it opened to write, and appends by itself.
     ``readonly``: each modification is EROFS. ``xattr``: off is ENOSYS, which makes the guest stop asking.
-    ``posix_acl``: off hides the two attributes that hold ACLs. ``allow_direct_io``: off strips O_DIRECT.
+    ``allow_direct_io``, ``preserve_noatime``: off strips O_DIRECT and O_NOATIME. ``announce_submounts``: mark
+    directories that are mount points or on another file system than the one they are in. ``security_label``: the guest
+    may give new inodes a label; off refuses the request.
     """
 
     cache: Cache = Cache.AUTO
     writeback: bool = False
     readonly: bool = False
     xattr: bool = False
-    posix_acl: bool = False
     allow_direct_io: bool = False
+    preserve_noatime: bool = False
+    announce_submounts: bool = True
+    security_label: bool = False

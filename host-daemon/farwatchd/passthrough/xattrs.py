@@ -19,6 +19,12 @@ _ACLS = frozenset({_ACCESS_ACL, b"system.posix_acl_default"})
 class XattrOperations(Operations):
     """Operations on extended attributes. ENOSYS if they are off, EOPNOTSUPP for ACLs if those are."""
 
+    _posix_acls = False
+
+    def use_posix_acls(self, use: bool) -> None:
+        """Whether the guest knows ACLs: without, the attributes that hold them are hidden."""
+        self._posix_acls = use
+
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
         """Set one; ``flags`` are XATTR_CREATE and XATTR_REPLACE.
 
@@ -55,4 +61,4 @@ class XattrOperations(Operations):
         return self._proc.path(self._inodes.get(nodeid).fd)
 
     def _hidden(self, name: bytes) -> bool:
-        return name in _ACLS and not self._options.posix_acl
+        return name in _ACLS and not self._posix_acls

@@ -15,9 +15,12 @@ DEFAULT_NOFILE = 1_000_000
 def raise_nofile(wanted: int | None) -> int:
     """Let the process open ``wanted`` files (default: as many as can be had, 1 000 000 at most); returns the limit.
 
+    0 leaves the limit as it is.
     ``ValueError`` with a text for the user when a number that was asked for cannot be had.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if wanted == 0:
+        return soft
     target = DEFAULT_NOFILE if wanted is None else wanted
     for limits in ((target, max(target, hard)), (min(target, hard), hard)):
         try:

@@ -29,8 +29,8 @@ _FILES = """
     fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync ftruncate getdents64 getxattr ioctl lchown
     lgetxattr linkat listxattr llistxattr lremovexattr lseek lsetxattr mkdirat mknodat name_to_handle_at newfstatat
     open_by_handle_at openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readlink readlinkat readv
-    removexattr renameat2 setxattr stat statfs statx symlinkat sync_file_range syncfs truncate umask unlinkat utimensat
-    write writev
+    removexattr renameat renameat2 setxattr stat statfs statx symlinkat sync_file_range syncfs truncate umask unlinkat
+    utimensat write writev
 """
 _EVENTS = """
     epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd2 fanotify_mark inotify_add_watch inotify_rm_watch poll ppoll

@@ -95,7 +95,9 @@ class InitFlag(IntFlag):
     HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
+    SECURITY_CTX = 1 << 32
     CREATE_SUPP_GROUP = 1 << 34
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
 
 
 class OpenFlag(IntFlag):
@@ -139,6 +141,8 @@ SETXATTR_ACL_KILL_SGID = 1 << 0
 LK_FLOCK = 1 << 0
 #: ``FUSE_FSYNC_FDATASYNC``.
 FSYNC_FDATASYNC = 1 << 0
+#: ``FUSE_MAX_NR_SECCTX``: an extension's type up to this is the number of security contexts in it.
+MAX_NR_SECCTX = 31
 #: ``FUSE_EXT_GROUPS``: the type of a ``fuse_supp_groups`` extension.
 EXT_GROUPS = 32
 #: ``FUSE_COMPAT_SETXATTR_IN_SIZE``: SETXATTR's fixed part without SETXATTR_EXT.
@@ -342,6 +346,8 @@ STRUCTS: dict[str, Struct] = {
     "fuse_interrupt_in": Struct("unique" / Int64ul),
     "fuse_syncfs_in": Struct("padding" / Int64ul),
     "fuse_ext_header": Struct("size" / Int32ul, "type" / Int32ul),
+    "fuse_secctx": Struct("size" / Int32ul, "padding" / Int32ul),
+    "fuse_secctx_header": Struct("size" / Int32ul, "nr_secctx" / Int32ul),
     "fuse_supp_groups": Struct("nr_groups" / Int32ul),
 }
 
@@ -403,3 +409,4 @@ lk_out = _codec("lk_out")
 interrupt_in = _codec("interrupt_in")
 ext_header = _codec("ext_header")
 supp_groups = _codec("supp_groups")
+secctx = _codec("secctx")
