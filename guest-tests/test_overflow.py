@@ -12,6 +12,7 @@ import pytest
 from farwatch_harness.guest import Guest, Inotify
 from farwatch_harness.machine import Machine
 from farwatch_harness.oracle import In
+from farwatch_harness.vm import Device
 
 pytestmark = pytest.mark.patch(9)
 
@@ -28,6 +29,16 @@ def stopped(machine: Machine) -> Iterator[None]:
         yield
     finally:
         os.kill(machine.daemon.process.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def frozen(machine: Machine) -> Iterator[None]:
+    """The guest does not run meanwhile: it takes nothing and supplies no buffers, while the daemon goes on."""
+    os.killpg(machine.vm.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(machine.vm.process.pid, signal.SIGCONT)
 
 
 def create(directory: Path, count: int, prefix: str) -> list[str]:
@@ -82,8 +93,11 @@ def listening(machine: Machine) -> Iterator[Listeners]:
 OVERFLOW = (In.Q_OVERFLOW, "")
 
 
-def assert_told_once(listeners: Listeners, made: list[str]) -> None:
-    """Each listener of the mount knows of one loss, the one elsewhere of none, and what came up to it is whole."""
+def assert_told_once(listeners: Listeners, made: list[str]) -> int:
+    """Each listener of the mount knows of one loss, the one elsewhere of none, and what came up to it is whole.
+
+    Returns how much came up to it.
+    """
     told = listeners.waiting(listeners.burst)
     assert told.count(OVERFLOW) == 1
     names = [name for _mask, name in told[: told.index(OVERFLOW)]]
@@ -91,6 +105,7 @@ def assert_told_once(listeners: Listeners, made: list[str]) -> None:
     assert {name for _mask, name in told} - {""} < set(made)
     assert listeners.waiting(listeners.file) == [OVERFLOW]
     assert listeners.waiting(listeners.local) == []
+    return len(names)
 
 
 def assert_all_is_told(listeners: Listeners) -> None:
@@ -128,3 +143,67 @@ def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
         listeners.await_calm("after")
         assert_told_once(listeners, made)
         assert_all_is_told(listeners)
+
+
+#: The ways in which events travel: a notification queue with buffers of the guest, or a request of it that waits.
+WAYS = {
+    "merged": (Device.EVENTS, "merged"),
+    "remote": (Device.EVENTS, "remote"),
+    "parked": (Device.PLAIN, "merged"),
+}
+#: More than this queue and all of the guest's buffers hold.
+QUEUE, BURST, CHUNK = 1024, 3000, 200
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_guest_without_buffers_misses_is_told_once_to_each_listener(
+    boot: Callable[..., Machine], way: str
+) -> None:
+    device, mode = WAYS[way]
+    machine = boot(device=device, daemon_options=(f"--fsnotify={mode}", f"--event-queue={QUEUE}"))
+    with listening(machine) as listeners:
+        # While the guest runs, the same number of events is no loss.
+        for number in range(0, BURST, CHUNK):
+            made = create(machine.shared / "burst", CHUNK, f"before-{number}-")
+            assert [event.name for event in listeners.burst.read(CHUNK, limit=30.0)] == made
+        since = machine.daemon.mark
+        with frozen(machine):
+            made = create(machine.shared / "burst", BURST, "frozen")
+            machine.daemon.wait_for_line("event queue is full", 30.0, since)
+        listeners.await_calm("after")
+        assert assert_told_once(listeners, made) >= QUEUE - 1
+        assert_all_is_told(listeners)
+
+
+WRITES = 5000
+
+
+@pytest.mark.parametrize("mode", ["merged", "remote"])
+def test_the_smallest_queue_tells_all_that_comes_one_by_one(boot: Callable[..., Machine], mode: str) -> None:
+    machine = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=2"))
+    with listening(machine) as listeners:
+        made = create(machine.shared / "burst", 1000, "x")
+        listeners.await_calm("after")
+        assert_told_once(listeners, made)
+        for number in range(20):
+            (machine.shared / "burst" / f"single-{number}").mkdir()
+            told = [(In(event.mask), event.name) for event in listeners.burst.read(1)]
+            assert told == [(In.CREATE | In.ISDIR, f"single-{number}")]
+        assert listeners.waiting(listeners.file) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_equal_events_in_a_row_need_one_place_in_the_queue(boot: Callable[..., Machine], way: str) -> None:
+    device, mode = WAYS[way]
+    # Room for the probes, too.
+    machine = boot(device=device, daemon_options=(f"--fsnotify={mode}", "--event-queue=12"))
+    with listening(machine) as listeners:
+        with frozen(machine), (machine.shared / "elsewhere" / "file").open("wb", buffering=0) as file:
+            # Enough for the daemon to read many times, and to have used all buffers of the guest up long before.
+            for _ in range(WRITES):
+                file.write(b"x")
+                os.sched_yield()
+        listeners.await_calm("after")
+        assert listeners.waiting(listeners.file) == [(In.MODIFY, "")]
+        assert listeners.waiting(listeners.burst) == []
+        assert machine.daemon.warnings() == []
