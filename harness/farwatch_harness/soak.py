@@ -11,11 +11,13 @@ import contextlib
 import dataclasses
 import secrets
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from farwatch_harness import commands
 from farwatch_harness.daemon import Daemon
 from farwatch_harness.equipment import Equipment, equip, patches_of_series
 from farwatch_harness.errors import GuestLostError, HarnessError
@@ -84,7 +86,7 @@ def soak(plan: Plan) -> None:
             root = Share(machine.shared, machine.mount_point)
             load = stack.enter_context(contextlib.closing(Load(machine.guest, root, Random(random.random()))))
             oracle = stack.enter_context(contextlib.closing(Oracle(machine.guest, root, plan.mode, folder, random)))
-            found = rounds(machine, plan, load, oracle)
+            found = guarded(machine, plan, load, oracle)
     except GuestLostError as error:
         raise HarnessError(f"the soak --mode {plan.mode} --seed {plan.seed} lost its guest: {error}") from None
     wrong = faults(found)
@@ -94,6 +96,26 @@ def soak(plan: Plan) -> None:
     if wrong:
         raise HarnessError(f"the soak failed ({len(wrong)} faults); --mode {plan.mode} --seed {plan.seed} repeats it")
     say("  nothing lost, nothing twice, nothing left behind")
+
+
+def guarded(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
+    """All rounds; a daemon that ends is an error at once, instead of one when the guest has waited long enough."""
+
+    def give_up() -> None:
+        machine.daemon.process.wait()
+        machine.guest.mark_lost()
+
+    threading.Thread(target=give_up, name="end of the daemon", daemon=True).start()
+    try:
+        return rounds(machine, plan, load, oracle)
+    except GuestLostError:
+        if machine.daemon.running:
+            raise
+        words = commands.last_words("\n".join(machine.daemon.lines))
+        raise HarnessError(
+            f"the daemon ended with {machine.daemon.process.returncode}: {words} (see {machine.daemon.log}); "
+            f"--mode {plan.mode} --seed {plan.seed} repeats it"
+        ) from None
 
 
 def rounds(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
