@@ -8,6 +8,7 @@ import errno
 import os
 import resource
 import select
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from farwatchd.fsnotify.fanotify_sys import Fanotify
 from farwatchd.fsnotify.inotify import InotifyBackend
 from farwatchd.fsnotify.inotify_sys import Inotify
 from farwatchd.fsnotify.records import OVERFLOW, EventRecord
+from farwatchd.objects.handles import HandleReader, handle_of, open_handle
 from farwatchd.wire.fsnotify import Event
 from tests.fsnotify_host import ALL, BACKENDS, MAX_WATCHES, Host
 
@@ -162,7 +164,9 @@ def test_a_host_without_watches_gives_enospc_and_leaves_nothing(
     host.close()
 
 
-def test_a_host_without_descriptors_gives_enospc_and_leaves_nothing(host: Host, share: Path) -> None:
+@pytest.mark.parametrize("kind", ["inotify", "fanotify"])
+def test_a_host_without_descriptors_gives_enospc_and_leaves_nothing(share: Path, kind: str) -> None:
+    host = Host(share, open_backend=BACKENDS[kind])
     (share / "a/b").mkdir(parents=True)
     fd = os.open(share / "a/b", os.O_PATH)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -177,6 +181,26 @@ def test_a_host_without_descriptors_gives_enospc_and_leaves_nothing(host: Host, 
     assert caught.value.errno == errno.ENOSPC
     assert host.host_watches() == 0
     assert host.backend.count == 0
+    host.close()
+
+
+@pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+def test_watches_by_handle_need_no_descriptors(share: Path, kind: str) -> None:
+    host = Host(share, max_watches=1000, open_backend=BACKENDS[kind])
+    for number in range(200):
+        (share / f"{number}/below").mkdir(parents=True)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (host.backend.fileno() + 10, limits[1]))
+    try:
+        for number in range(200):
+            host.watch(number + 2, share / f"{number}/below", Event.ATTRIB)
+        assert host.host_watches() == 401
+        for number in range(200):
+            (share / f"{number}/below").rmdir()
+        assert [record.nodeid for record in host.records()] == list(range(2, 202))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    host.close()
 
 
 def test_an_object_without_a_name_cannot_be_watched(host: Host, share: Path) -> None:
@@ -214,6 +238,46 @@ def test_rmdir_is_told_though_the_parent_is_not_watched(host: Host, share: Path,
     path.rmdir()
     assert host.records() == [EventRecord(2, 0, Event.DELETE_SELF | Event.ISDIR)]
     assert host.host_watches() == 0
+
+
+def await_end(share: Path, key: bytes) -> None:
+    """Wait until nothing on the host keeps the object of that key (``HandleReader``) any more."""
+    mount_fd = os.open(share, os.O_RDONLY)
+    deadline = time.monotonic() + 10
+    try:
+        while True:
+            os.close(open_handle(mount_fd, handle_of(key)))
+            assert time.monotonic() < deadline, "a removed file is still there after 10 s"
+            time.sleep(0.001)
+    except OSError as error:
+        assert error.errno == errno.ESTALE
+    finally:
+        os.close(mount_fd)
+
+
+@pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+def test_what_is_gone_for_good_when_its_events_are_read_is_told(
+    share: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(share, open_backend=BACKENDS[kind])
+    (share / "f").touch()
+    (share / "d").mkdir()
+    fd = os.open(share / "f", os.O_PATH)
+    key = HandleReader().read(fd)
+    os.close(fd)
+    host.watch(2, share / "f")
+    host.watch(3, share / "d")
+    for number in range(4):
+        (share / f"{number}").touch()
+        host.watch(10 + number, share / f"{number}")
+    (share / "f").unlink()
+    (share / "d").rmdir()
+    await_end(share, key)
+    ended = [record.nodeid for record in host.records() if record.mask & Event.DELETE_SELF]
+    assert ended == [2, 3]
+    assert caplog.records == []
+    assert host.host_watches() == 4
+    host.close()
 
 
 def test_rmdir_after_the_parent_moved_is_told(host: Host, share: Path) -> None:
@@ -362,7 +426,8 @@ def test_reset_frees_everything(host: Host, share: Path) -> None:
     assert host.backend.count == 0
     assert len(host.table) == 0
     assert host.records() == []
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    # What was open by handle before has been let go for what was used since, and that is gone.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
     host.watch(2, share / "a")
     (share / "a/g").touch()
     assert EventRecord(2, 0, Event.CREATE, b"g") in host.records()

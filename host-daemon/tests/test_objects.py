@@ -8,10 +8,10 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.filesystem import ROOT
 from farwatchd.objects import choose, handles, mounts, table
 from farwatchd.objects.choose import HandlesUnavailableError, open_objects
 from farwatchd.objects.table import HostObject, InodeFileHandles, ObjectTable, most_open
@@ -241,17 +241,17 @@ def test_without_the_capability_descriptors_serve(
 
 
 def test_making_files_as_the_caller_does_not_hinder_opening_by_handle(share: Share) -> None:
-    (share.path / "d").mkdir(mode=0o777)
-    (share.path / "d").chmod(0o777)
-    directory = share.lookup("d")
-    for name in "abcdef":
-        (share.path / name).touch()
-        share.lookup(name)
-    share.fs.mkdir(USER, directory, b"x", 0o755, 0)
-    for name in "abcdef":
-        share.lookup(name)
-    share.fs.symlink(USER, directory, b"y", b"target")
-    for name in "abcdef":
-        share.lookup(name)
-    share.fs.mknod(USER, directory, b"z", 0o100644, 0, 0)
-    assert errno_of(share.fs.getattr, ROOT, None) == 0
+    (share.path / "directory").mkdir()
+    (share.path / "directory").chmod(0o777)
+    directory = share.lookup("directory")
+    for make in (
+        partial(share.fs.mkdir, USER, directory, b"x", 0o755, 0),
+        partial(share.fs.symlink, USER, directory, b"y", b"target"),
+        partial(share.fs.mknod, USER, directory, b"z", 0o100644, 0, 0),
+        partial(share.fs.create, USER, directory, b"f", 0o644, os.O_RDWR, 0, False),
+        partial(share.fs.tmpfile, USER, directory, 0o644, os.O_RDWR, 0),
+    ):
+        for name in "abcdef":
+            (share.path / name).touch()
+            share.lookup(name)
+        assert errno_of(make) == 0

@@ -47,7 +47,9 @@ class WatchTree:
 
     def __init__(self, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], placer: Placer) -> None:
         self._objects = objects
-        self._root = objects.identity(root_fd)
+        status = os.fstat(root_fd)
+        self._root_held: HostObject | None = objects.hold(root_fd, status)
+        self._root = self._root_held.identity(status)
         self._path_of = path_of
         self._placer = placer
         self._keys = itertools.count(1)
@@ -141,6 +143,13 @@ class WatchTree:
         self._placer.remove_all(nodes)
         for node in nodes:
             self._objects.drop(node.held)
+
+    def close(self) -> None:
+        """Remove all nodes for good, and let the root go."""
+        self.clear()
+        if self._root_held is not None:
+            self._objects.drop(self._root_held)
+            self._root_held = None
 
     def path(self, node: Node) -> str:
         """A path that leads to a node's object, when followed, for one system call; ``OSError``, ENOENT: it is gone."""

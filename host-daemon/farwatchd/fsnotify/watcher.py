@@ -72,7 +72,8 @@ class Watcher(abc.ABC):
 
     def close(self) -> None:
         """End all watches and close the group."""
-        self.reset()
+        self._tree.close()
+        self._stream.clear()
         self._group.close()
 
     def delay(self) -> float | None:

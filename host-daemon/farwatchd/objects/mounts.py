@@ -31,10 +31,11 @@ _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_ui
 
 @dataclass(slots=True, eq=False)
 class Mount:
-    """A mount. ``fd`` is -1 where objects cannot be opened by handle; ``objects`` counts those that are held."""
+    """A mount. ``fd`` is -1 while, and where (``refused``), objects cannot be opened by handle; ``objects`` counts."""
 
     ident: int
-    fd: int
+    fd: int = -1
+    refused: bool = False
     objects: int = 0
 
 
@@ -51,13 +52,16 @@ class MountTable:
     def hold(self, key: bytes, fd: int, mode: int) -> Mount:
         """The mount of the object that has that key (``HandleReader``), descriptor and mode; counts the object.
 
-        The first object that is seen of a mount is its root, as a mount is entered there.
+        A directory is needed to open the mount. It is entered by its root, so that is seen first, and what is seen
+        before is a single file that is mounted: a descriptor for its mount would be one more than for the file.
         """
         ident = mount_of(key)
         mount = self._by_id.get(ident)
         if mount is None:
-            mount = Mount(ident, self._open(key, fd, mode))
-            self._by_id[ident] = mount
+            mount = Mount(ident)
+        if mount.fd < 0 and not mount.refused and stat.S_ISDIR(mode):
+            self._open(mount, key, fd)
+        self._by_id[ident] = mount
         mount.objects += 1
         return mount
 
@@ -69,17 +73,14 @@ class MountTable:
             if mount.fd >= 0:
                 os.close(mount.fd)
 
-    def _open(self, key: bytes, fd: int, mode: int) -> int:
-        if not stat.S_ISDIR(mode):
-            # A single file that is mounted: a descriptor for the mount would be one more than for the file.
-            return -1
+    def _open(self, mount: Mount, key: bytes, fd: int) -> None:
         try:
-            return open_mount(key, fd)
+            mount.fd = open_mount(key, fd)
         except OSError as error:
             if self._mandatory or error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
             _log.info("a file system in the share has no file handles of use (%s): descriptors serve", error.strerror)
-            return -1
+            mount.refused = True
 
 
 def open_mount(key: bytes, fd: int) -> int:
