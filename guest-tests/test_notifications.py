@@ -199,3 +199,18 @@ def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Wat
 def test_a_deleted_object_ends_its_watch_as_ever(hostile: Hostile, watched: Watched) -> None:
     hostile.send(EventRecord(watched.file, 0, Event.DELETE_SELF).encode())
     assert [event.mask for event in watched.listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
+
+
+def test_equal_events_in_a_row_that_nobody_has_read_are_one(hostile: Hostile, watched: Watched) -> None:
+    attrib, modify = (EventRecord(watched.file, 0, event).encode() for event in (Event.ATTRIB, Event.MODIFY))
+    created = EventRecord(watched.directory, 0, Event.CREATE, b"end").encode()
+    with hostile.guest.inotify() as other:
+        other.add(f"{hostile.machine.mount_point}/dir", In.CREATE)
+        # In one notification and in several.
+        hostile.send(attrib * 3 + modify)
+        hostile.send(attrib)
+        hostile.send(attrib + created)
+        # All has been raised before anybody reads.
+        other.read(until="end")
+    told = [(event.mask, event.name) for event in watched.listener.read(until="end")]
+    assert told == [(In.ATTRIB, ""), (In.MODIFY, ""), (In.ATTRIB, ""), (In.CREATE, "end")]
