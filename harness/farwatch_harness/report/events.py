@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mode:
-    """A mode, when it is agreed, and what its two columns tell."""
+    """A mode, and when it is agreed."""
 
     name: str
     when: str
