@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark: event latency and throughput, the cost of watches, file operations beside virtiofsd."""
+"""The benchmark: event latency and throughput, the cost of watches and inodes, file operations beside virtiofsd."""
 
 import argparse
 import contextlib
@@ -9,8 +9,17 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from farwatch_harness import bench_events, bench_operations, bench_programs, bench_report, bench_servers, bench_watches
+from farwatch_harness import (
+    bench_events,
+    bench_inodes,
+    bench_operations,
+    bench_programs,
+    bench_report,
+    bench_servers,
+    bench_watches,
+)
 from farwatch_harness.bench_events import Latency, Throughput
+from farwatch_harness.bench_inodes import InodeCost
 from farwatch_harness.bench_watches import WatchCost
 from farwatch_harness.equipment import Equipment, equip, patches_of_series
 from farwatch_harness.errors import HarnessError
@@ -30,6 +39,11 @@ class Part(Enum):
     THROUGHPUT = "throughput"
     OPERATIONS = "operations"
     WATCHES = "watches"
+    INODES = "inodes"
+
+
+#: Need no guest of their own for each mode.
+WITHOUT_MODES = {Part.OPERATIONS, Part.INODES}
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Plan:
     seconds: float
     steady: float
     watches: tuple[int, ...]
+    inodes: tuple[int, ...]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +75,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of watches; 100000 takes long (1000 10000)",
     )
+    parser.add_argument(
+        "--inodes",
+        type=int,
+        nargs="+",
+        default=[1000, 10_000, 100_000],
+        metavar="N",
+        help="numbers of inodes known and watched; 1000000 takes 6 GiB (1000 10000 100000)",
+    )
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -67,12 +90,13 @@ def plan_of(options: argparse.Namespace) -> Plan:
     if (
         options.events < 2
         or options.rounds < 1
-        or min(options.watches) < 1
+        or min(options.watches + options.inodes) < 1
         or min(options.seconds, options.steady) <= 0
     ):
         raise HarnessError("bench: numbers must be positive, and --events at least 2")
     parts = frozenset(Part(name) for name in options.only or [part.value for part in Part])
-    return Plan(parts, options.events, options.rounds, options.seconds, options.steady, tuple(options.watches))
+    numbers = tuple(options.watches), tuple(options.inodes)
+    return Plan(parts, options.events, options.rounds, options.seconds, options.steady, *numbers)
 
 
 def bench(plan: Plan) -> None:
@@ -84,7 +108,10 @@ def bench(plan: Plan) -> None:
     latencies: list[Latency] = []
     throughputs: list[Throughput] = []
     costs: list[WatchCost] = []
-    for mode in MODES if plan.parts - {Part.OPERATIONS} else ():
+    inodes: list[InodeCost] = []
+    if Part.INODES in plan.parts:
+        inodes = bench_inodes.measure(plan.inodes)
+    for mode in MODES if plan.parts - WITHOUT_MODES else ():
         measured = measure_events(equipment, programs, plan, mode)
         latencies += measured[0]
         throughputs += measured[1]
@@ -92,7 +119,7 @@ def bench(plan: Plan) -> None:
     rates = []
     if Part.OPERATIONS in plan.parts:
         rates = bench_operations.measure(equipment, programs, servers, plan.rounds, plan.seconds)
-    report = bench_report.Report(facts, tuple(latencies), tuple(throughputs), tuple(rates), tuple(costs))
+    report = bench_report.Report(facts, tuple(latencies), tuple(throughputs), tuple(rates), tuple(costs), tuple(inodes))
     bench_report.show(report)
     bench_report.write_json(report, RESULT)
     say(f"  all figures, round by round: {RESULT.relative_to(CHECKOUT)}")

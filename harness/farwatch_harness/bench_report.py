@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from farwatch_harness.bench_events import Latency, Throughput
+from farwatch_harness.bench_inodes import InodeCost
 from farwatch_harness.bench_operations import Rate
 from farwatch_harness.bench_servers import Server
 from farwatch_harness.bench_watches import WatchCost
@@ -51,6 +52,7 @@ class Report:
     throughputs: tuple[Throughput, ...]
     rates: tuple[Rate, ...]
     watches: tuple[WatchCost, ...]
+    inodes: tuple[InodeCost, ...] = ()
 
 
 def surroundings(equipment: Equipment, servers: Sequence[Server]) -> Surroundings:
@@ -102,6 +104,8 @@ def show(report: Report) -> None:
         console.print(processor_table(report.rates))
     if report.watches:
         console.print(watches_table(report.watches))
+    if report.inodes:
+        console.print(inodes_table(report.inodes))
 
 
 def table(title: str, *columns: str) -> Table:
@@ -196,21 +200,39 @@ def short(server: str) -> str:
 
 
 def watches_table(costs: Sequence[WatchCost]) -> Table:
-    columns = ("lookup", "watch", "close", "RSS, inode", "RSS, watch", "slab, inode", "slab, watch", "files", "left")
-    made = table("Cost per inode that the guest knows, and per watch", "mode, watches", *columns)
+    columns = ("lookup", "watch", "close", "daemon's time", "daemon's RSS", "guest's slab", "files", "left")
+    made = table("Cost per inode that the guest knows + per watch", "mode, watches", *columns)
     for each in costs:
         made.add_row(
             f"{each.mode}, {reached(each)}",
             f"{each.lookup_us:.0f} us",
             f"{each.watch_us:.0f} us",
             f"{each.close_us:.1f} us",
-            f"{each.daemon_bytes_known:.0f} B",
-            f"{each.daemon_bytes_watched:.0f} B",
-            f"{each.guest_slab_known:.0f} B",
-            f"{each.guest_slab_watched:.0f} B",
+            f"{each.lookup_cpu_us:.0f} + {each.watch_cpu_us:.0f} us",
+            f"{each.daemon_bytes_known:.0f} + {each.daemon_bytes_watched:.0f} B",
+            f"{each.guest_slab_known:.0f} + {each.guest_slab_watched:.0f} B",
             f"{each.descriptors:.1f}",
             f"{each.left} of {each.host_marks}",
         )
+    return made
+
+
+def inodes_table(costs: Sequence[InodeCost]) -> Table:
+    columns = ("one", "getattr", "lookup", "open", "mask", "event", "renew", "end", "RSS, inode", "RSS, watch", "files")
+    made = table("The daemon's own cost of an operation, us, with more and more inodes watched", "inodes", *columns)
+    for each in costs:
+        times = (
+            each.getattr_hot,
+            each.getattr,
+            each.lookup,
+            each.open,
+            each.set_mask,
+            each.event,
+            each.renew,
+            each.end,
+        )
+        memory = f"{each.bytes_known:.0f} B", f"{each.bytes_watched:.0f} B", str(each.descriptors)
+        made.add_row(str(each.count), *(f"{time:.1f}" for time in times), *memory)
     return made
 
 

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a watch costs: time in the guest, memory of the daemon and of the guest's kernel; and that closing frees it."""
 
+import os
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from farwatch_harness.bench_events import share_directory
+from farwatch_harness.bench_operations import processor_ns
 from farwatch_harness.bench_programs import Programs
 from farwatch_harness.errors import HarnessError
 from farwatch_harness.machine import Machine
 from farwatch_harness.progress import step
 
-# Seconds per watch that the guest may take, on a busy machine too; and for the host's marks to go at the end.
+# Seconds per watch that the guest may take, on a busy machine too; and for the host's marks to go at the end: the guest
+# tells of each without waiting for it.
 WATCH_LIMIT = 0.02
 GONE_LIMIT = 30.0
+GONE_LIMIT_PER_WATCH = 0.005
 INTERVAL = 0.05
 GUEST_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
 
@@ -23,6 +27,7 @@ GUEST_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
 class WatchCost:
     """Costs of one inode known and of one watch on it: microseconds and bytes each, over `count` files.
 
+    The times are the guest's, but for the daemon's processor time (`..._cpu_us`).
     `watched` is fewer where a limit was reached (ENOSPC, ENFILE), mostly the daemon's limit of open files. `left` are
     host watches that remained after the guest's group was closed: none, when all is well.
     """
@@ -40,12 +45,15 @@ class WatchCost:
     descriptors: float
     host_marks: int
     left: int
+    lookup_cpu_us: float = 0.0
+    watch_cpu_us: float = 0.0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """At one moment: the daemon's resident bytes, open files and marks, the guest's slab bytes."""
+    """At one moment: the daemon's processor time, resident bytes, open files and marks, the guest's slab bytes."""
 
+    cpu_ns: int
     daemon: int
     descriptors: int
     marks: int
@@ -60,7 +68,8 @@ def memory(machine: Machine) -> Memory:
         raise HarnessError("the guest's /proc/meminfo has no line about slab")
     pid = machine.daemon.process.pid
     descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    return Memory(machine.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024)
+    cpu_ns = processor_ns(os.getpgid(pid))
+    return Memory(cpu_ns, machine.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024)
 
 
 def marks(pid: int) -> int:
@@ -96,7 +105,7 @@ def cost(machine: Machine, programs: Programs, mode: str, count: int) -> WatchCo
         full = memory(machine)
         machine.guest.shell(f"kill -TERM {job.pid}")
         closing = said(job.lines(limit=limit, until="closed"), "closed")[0]
-        left = wait_until_gone(machine.daemon.process.pid, before.marks)
+        left = wait_until_gone(machine.daemon.process.pid, before.marks, GONE_LIMIT + count * GONE_LIMIT_PER_WATCH)
     watched = max(reached, 1.0)
     return WatchCost(
         mode,
@@ -112,6 +121,8 @@ def cost(machine: Machine, programs: Programs, mode: str, count: int) -> WatchCo
         (full.descriptors - known.descriptors) / watched,
         full.marks - before.marks,
         left,
+        (known.cpu_ns - before.cpu_ns) / 1000 / count,
+        (full.cpu_ns - known.cpu_ns) / 1000 / watched,
     )
 
 
@@ -124,9 +135,9 @@ def said(lines: list[str], word: str) -> list[float]:
     raise HarnessError(f"the guest's program did not come to '{word}': {' / '.join(lines) or 'it said nothing'}")
 
 
-def wait_until_gone(pid: int, base: int) -> int:
-    """How many marks more than `base` are left once they are gone, or at the limit."""
-    deadline = time.monotonic() + GONE_LIMIT
+def wait_until_gone(pid: int, base: int, limit: float) -> int:
+    """How many marks more than `base` are left once they are gone, or after `limit` seconds."""
+    deadline = time.monotonic() + limit
     while (left := marks(pid) - base) > 0 and time.monotonic() < deadline:
         # The kernel gives no notice of a mark's end to others.
         time.sleep(INTERVAL)
