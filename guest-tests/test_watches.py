@@ -16,6 +16,19 @@ from farwatch_harness.oracle import In
 from farwatch_harness.vm import Device
 
 LIMIT = 10.0
+MANY = 2000
+#: Open files that the daemon may have.
+FEW_FILES = 200
+#: Watches the files 0, 1, ... of a directory, then tells of each event by its watch's number.
+WATCH_MANY = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init1(0)
+numbers = [libc.inotify_add_watch(fd, f"{sys.argv[1]}/{n}".encode(), 4) for n in range(int(sys.argv[2]))]
+print("watching", sum(number > 0 for number in numbers), flush=True)
+while True:
+    print("event", *struct.unpack("=i", os.read(fd, 16)[:4]), flush=True)
+"""
 
 
 def host_watches(machine: Machine) -> int:
@@ -29,6 +42,11 @@ def host_watches(machine: Machine) -> int:
             continue
         count += text.count("inotify wd:") + text.count("fanotify ino:")
     return count
+
+
+def descriptors(machine: Machine) -> int:
+    """How many descriptors the daemon has open."""
+    return sum(1 for _ in Path(f"/proc/{machine.daemon.process.pid}/fd").iterdir())
 
 
 def await_host_watches(machine: Machine, wanted: int) -> None:
@@ -71,6 +89,25 @@ def test_closing_the_listener_ends_all_its_watches_on_the_host(
             listener.add(path, In.ALL)
         assert host_watches(machine) == before + 3
     await_host_watches(machine, before)
+
+
+@pytest.mark.patch(4)
+@pytest.mark.parametrize("mode", ["merged", "remote"])
+def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
+    boot: Callable[..., Machine], mode: str
+) -> None:
+    machine = boot(daemon_options=(f"--fsnotify={mode}", f"--rlimit-nofile={FEW_FILES}"))
+    for number in range(MANY):
+        (machine.shared / str(number)).touch()
+    listener = machine.guest.spawn("python3", "-c", WATCH_MANY, str(machine.mount_point), str(MANY))
+    assert listener.lines(limit=60.0, until="watching")[-1] == f"watching {MANY}"
+    assert host_watches(machine) == MANY
+    assert descriptors(machine) < FEW_FILES
+    for number in (0, MANY // 2, MANY - 1):
+        (machine.shared / str(number)).chmod(0o600)
+        assert listener.lines(count=1) == [f"event {number + 1}"]
+    listener.stop(signal.SIGKILL)
+    await_host_watches(machine, 0)
 
 
 @pytest.mark.patch(4)
