@@ -53,6 +53,10 @@ _MOVES = int(In.MOVED_FROM | In.MOVED_TO)
 _DIRENT = int(In.CREATE | In.DELETE) | _MOVES
 _SELF_ONLY = int(In.MOVE_SELF | In.DELETE_SELF)
 _ISDIR = int(In.ISDIR)
+_OWN_END = int(In.ATTRIB | In.DELETE_SELF)
+_CHILDRENS_END = int(In.DELETE | In.MOVED_TO)
+_DIRECTORY = int(In.MOVE_SELF) | int(Fan.ONDIR)
+_ON_CHILD = int(Event.ON_CHILD)
 _NOWHERE = 0
 
 #: No process: nobody's events are left out.
@@ -258,14 +262,14 @@ def _mark_mask(node: Node) -> int:
     """The mask of a node's mark: fanotify refuses bits of entries on what is no directory."""
     mask = 0
     if node.public:
-        mask = int(In.ATTRIB | In.DELETE_SELF) | kernel_mask(node.wanted)
+        mask = _OWN_END | kernel_mask(node.wanted)
     if not node.is_dir:
         return mask & ~_DIRENT
     if node.children:
-        mask |= In.DELETE | In.MOVED_TO
+        mask |= _CHILDRENS_END
     # One RENAME tells of both halves at once, of each to those that want it.
     if mask & _MOVES:
-        mask = mask & ~_MOVES | Fan.RENAME
-    if node.wanted & Event.ON_CHILD:
-        mask |= Fan.EVENT_ON_CHILD
-    return mask | In.MOVE_SELF | Fan.ONDIR
+        mask = mask & ~_MOVES | int(Fan.RENAME)
+    if node.wanted & _ON_CHILD:
+        mask |= int(Fan.EVENT_ON_CHILD)
+    return mask | _DIRECTORY

@@ -26,6 +26,8 @@ _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
 #: No limit of marks but the daemon's own; needs CAP_SYS_ADMIN.
 _UNLIMITED_MARKS = 0x20
 
+_MARK_ARGUMENTS = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+
 INFO_FID = 1
 INFO_DFID_NAME = 2
 INFO_OLD_DFID_NAME = 10
@@ -60,6 +62,7 @@ class Fanotify(Group):
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.fanotify_mark.argtypes = _MARK_ARGUMENTS
         fd = self._libc.fanotify_init(_INIT_FLAGS | _UNLIMITED_MARKS, os.O_RDONLY)
         if fd < 0 and ctypes.get_errno() == errno.EPERM:
             fd = self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY)
@@ -76,8 +79,7 @@ class Fanotify(Group):
 
     def remove_all(self) -> None:
         """Remove all marks."""
-        result = self._libc.fanotify_mark(self._fd, _MARK_FLUSH, ctypes.c_uint64(0), _AT_FDCWD, None)
-        check(result, "fanotify_mark")
+        check(self._libc.fanotify_mark(self._fd, _MARK_FLUSH, 0, _AT_FDCWD, None), "fanotify_mark")
 
     def identity(self, fd: int) -> bytes:
         """What ``Info.identity`` is for the object behind ``fd``."""
@@ -100,9 +102,7 @@ class Fanotify(Group):
         return events
 
     def _mark(self, flags: int, path: str, mask: int) -> None:
-        encoded = ctypes.c_char_p(os.fsencode(path))
-        result = self._libc.fanotify_mark(self._fd, flags, ctypes.c_uint64(mask), _AT_FDCWD, encoded)
-        check(result, "fanotify_mark")
+        check(self._libc.fanotify_mark(self._fd, flags, mask, _AT_FDCWD, os.fsencode(path)), "fanotify_mark")
 
 
 def _infos(data: bytes, offset: int, end: int) -> dict[int, Info]:

@@ -16,6 +16,9 @@ from farwatchd.wire.fsnotify import Event
 
 _CHUNK = 65536
 _MAX_CHUNKS = 16
+_OWN_END = int(In.ATTRIB | In.DELETE_SELF)
+_CHILDRENS_END = int(In.DELETE | In.MOVED_TO)
+_DIRECTORY = int(In.MOVE_SELF | In.ONLYDIR)
 
 
 class InotifyBackend(Watcher):
@@ -40,14 +43,14 @@ class InotifyBackend(Watcher):
 
     def place(self, node: Node) -> None:
         """Put the host watch of a node (called by the tree)."""
-        mask = In(0)
+        mask = 0
         if node.public:
-            mask |= In.ATTRIB | In.DELETE_SELF | kernel_mask(node.wanted)
+            mask |= _OWN_END | kernel_mask(node.wanted)
         if node.is_dir:
-            mask |= In.MOVE_SELF | In.ONLYDIR
+            mask |= _DIRECTORY
         if node.children:
-            mask |= In.DELETE | In.MOVED_TO
-        wd = self._inotify.add(self._tree.path(node), int(mask))
+            mask |= _CHILDRENS_END
+        wd = self._inotify.add(self._tree.path(node), mask)
         if wd != node.place:
             self._by_place.pop(node.place, None)
             self._by_place[wd] = node

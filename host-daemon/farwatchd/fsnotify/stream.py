@@ -35,6 +35,8 @@ KERNEL_BITS = {
     Event.MOVE_SELF: In.MOVE_SELF,
     Event.OPEN_EXEC: In.OPEN_EXEC,
 }
+# Plain numbers: these are looked at for each event and each mask.
+_BITS = tuple((int(event), int(bit)) for event, bit in KERNEL_BITS.items())
 _SELF = int(Event.DELETE_SELF | Event.MOVE_SELF)
 _DIRENT = int(DIRENT)
 _ON_CHILD = int(Event.ON_CHILD)
@@ -43,17 +45,18 @@ _MOVED = int(Event.MOVED_FROM | Event.MOVED_TO)
 _ATTRIB, _MOVE_SELF, _ISDIR = int(In.ATTRIB), int(In.MOVE_SELF), int(In.ISDIR)
 _DELETE, _MOVED_TO = int(In.DELETE), int(In.MOVED_TO)
 _OVERFLOW, _DELETE_SELF = int(In.Q_OVERFLOW), int(In.DELETE_SELF)
+_BOTH_HALVES = int(In.MOVED_FROM | In.MOVED_TO)
 _HOST_ENDED = int(In.IGNORED | In.UNMOUNT)
 
 
 def kernel_mask(wanted: int) -> int:
     """The kernel's bits for a wanted mask; who wants a half of a rename gets both, to know both names."""
     mask = 0
-    for event, bit in KERNEL_BITS.items():
+    for event, bit in _BITS:
         if wanted & event:
             mask |= bit
     if wanted & (_RENAME | _MOVED):
-        mask |= In.MOVED_FROM | In.MOVED_TO
+        mask |= _BOTH_HALVES
     return mask
 
 
