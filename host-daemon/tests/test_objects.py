@@ -15,6 +15,7 @@ import pytest
 from farwatchd.objects import choose, handles, mounts, table
 from farwatchd.objects.choose import HandlesUnavailableError, open_objects
 from farwatchd.objects.table import HostObject, InodeFileHandles, ObjectTable, most_open
+from tests.daemon_process import DaemonProcess, running
 from tests.passthrough_share import USER, Share, errno_of, open_descriptors
 
 #: Has tmpfs below it, whose handles work, and devpts, which has none.
@@ -255,3 +256,22 @@ def test_making_files_as_the_caller_does_not_hinder_opening_by_handle(share: Sha
             (share.path / name).touch()
             share.lookup(name)
         assert errno_of(make) == 0
+
+
+def test_the_daemon_says_how_it_keeps_inodes(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    for options, said in (((), True), (("--inode-file-handles=never",), False)):
+        with running(tmp_path / "socket", share, *options) as daemon:
+            assert ("inodes are kept by file handle" in daemon.log) == said
+
+
+def test_the_daemon_refuses_mandatory_handles_where_there_are_none(tmp_path: Path) -> None:
+    socket_path = tmp_path / "socket"
+    options = [f"--socket-path={socket_path}", "--shared-dir=/proc/sys", "--inode-file-handles=mandatory"]
+    daemon = DaemonProcess(socket_path, [*options, "--sandbox=none", "--log-level=off"])
+    assert daemon.wait() == 1
+    assert daemon.log == (
+        "farwatchd: --inode-file-handles=mandatory: the share's file system has no file handles that last; "
+        "--inode-file-handles=prefer does without\n"
+    )
