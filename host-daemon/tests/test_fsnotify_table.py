@@ -255,6 +255,31 @@ def await_end(share: Path, key: bytes) -> None:
         os.close(mount_fd)
 
 
+def key_of(path: Path) -> bytes:
+    fd = os.open(path, os.O_PATH)
+    try:
+        return HandleReader().read(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is_told(share: Path, kind: str) -> None:
+    host = Host(share, open_backend=BACKENDS[kind])
+    (share / "a/b").mkdir(parents=True)
+    (share / "c").mkdir()
+    key = key_of(share / "a/b")
+    host.watch(2, share / "a/b", Event.MOVE_SELF)
+    host.watch(3, share / "c", Event.CREATE)
+    (share / "a/b").rename(share / "moved")
+    (share / "moved").rmdir()
+    await_end(share, key)
+    assert [record.mask & ~Event.ISDIR for record in host.records()] == [Event.MOVE_SELF, Event.DELETE_SELF]
+    # That of the other directory, and the root's for it.
+    assert host.host_watches() == 2
+    host.close()
+
+
 @pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
 def test_what_is_gone_for_good_when_its_events_are_read_is_told(
     share: Path, kind: str, caplog: pytest.LogCaptureFixture
@@ -262,9 +287,7 @@ def test_what_is_gone_for_good_when_its_events_are_read_is_told(
     host = Host(share, open_backend=BACKENDS[kind])
     (share / "f").touch()
     (share / "d").mkdir()
-    fd = os.open(share / "f", os.O_PATH)
-    key = HandleReader().read(fd)
-    os.close(fd)
+    key = key_of(share / "f")
     host.watch(2, share / "f")
     host.watch(3, share / "d")
     for number in range(4):

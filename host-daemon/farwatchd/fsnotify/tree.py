@@ -167,7 +167,7 @@ class WatchTree:
 
     def moved(self, node: Node) -> list[Node]:
         """Follow the move of a directory. Return the public nodes that left the share with it, no longer watched."""
-        if not node.is_dir or node.ident == self._root:
+        if not node.is_dir or node.ident == self._root or self._vanished(node):
             return []
         former, node.parent = node.parent, None
         if former is not None and former.children is not None:
@@ -182,8 +182,7 @@ class WatchTree:
             _part(former, node)
             if not former.children and not former.public:
                 self.drop(former)
-        # What is gone says so by itself: nobody held it, or it would still be found where it was.
-        if inside or self.gone(node):
+        if inside:
             return []
         left = node.subtree()
         for each in left:
@@ -248,6 +247,16 @@ class WatchTree:
             if fd >= 0:
                 os.close(fd)
         raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
+
+    def _vanished(self, node: Node) -> bool:
+        """Whether nothing is left of an object. Then nobody held it, and the host says so itself."""
+        try:
+            self._open(node)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            _log.debug("a watched directory cannot be opened: %s", error.strerror)
+        return False
 
     def _open(self, node: Node) -> int:
         try:
