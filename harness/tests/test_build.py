@@ -57,7 +57,7 @@ def test_a_build_that_fails_gives_the_compiler_s_words_and_caches_nothing(
     monkeypatch.setattr("farwatch_harness.paths.LOGS", tmp_path / "logs")
     monkeypatch.setattr("farwatch_harness.tree.find_source", lambda: source)
     monkeypatch.setattr("farwatch_harness.build.Flavour.options", lambda _flavour: {"CONFIG_A": "y"})
-    with pytest.raises(HarnessError, match=r"(?s)kernel-build-linux-normal-2\.log.*a\.c:1: error: no"):
+    with pytest.raises(HarnessError, match=r"(?s)kernel-build-linux-normal-.*\.log.*a\.c:1: error: no"):
         build.build([])
     assert list((tmp_path / "cache" / "farwatch" / "kernels").iterdir()) == []
 
