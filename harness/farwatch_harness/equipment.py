@@ -24,9 +24,9 @@ class Equipment:
         return MachineSpec(name, self.kernel.image, self.qemu, self.accelerator, shared, device)
 
 
-def patches_of_series(count: int | None = None) -> list[series.Patch]:
-    """The series, or its first `count` patches."""
-    return series.read_series(paths.PATCHES)[:count] if count != 0 else []
+def patches_of_series(count: int | None = None, folder: Path = paths.PATCHES) -> list[series.Patch]:
+    """The series in `folder`, or its first `count` patches."""
+    return series.read_series(folder)[:count] if count != 0 else []
 
 
 def equip(patches: Sequence[series.Patch], flavour: build.Flavour = build.Flavour.NORMAL) -> Equipment:

@@ -18,15 +18,21 @@ from farwatch_harness.errors import HarnessError
 
 HEADER = re.compile(rb"^(?:---|\+\+\+) (?:[ab]/)?([^\t\n]+)", re.MULTILINE)
 NOWHERE = b"/dev/null"
+#: How the heading of the section begins that the marks of tests do not count.
+PREREQUISITES = "Prerequisites"
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of the series, as it was when it was read; `number` counts from 1 in the order of the series file."""
+    """One patch of the series, as it was when it was read; `number` counts from 1 in the order of the series file.
+
+    `section` is the heading above it there.
+    """
 
     number: int
     name: str
     content: bytes
+    section: str = ""
 
     def touched(self) -> list[str]:
         """The files that the patch changes, makes or removes, relative to the kernel tree."""
@@ -40,7 +46,10 @@ def read_series(folder: Path) -> list[Patch]:
     if not listing.is_file():
         raise HarnessError(f"{listing} is missing: it names the patches in their order")
     patches: list[Patch] = []
+    section = ""
     for line in listing.read_text().splitlines():
+        if line.startswith("#"):
+            section = line.lstrip("# ").rstrip()
         words = line.split("#", 1)[0].split()
         if not words:
             continue
@@ -49,8 +58,19 @@ def read_series(folder: Path) -> list[Patch]:
         path = folder / words[0]
         if not path.is_file():
             raise HarnessError(f"{listing} names {words[0]}, which is not there")
-        patches.append(Patch(len(patches) + 1, path.name, path.read_bytes()))
+        patches.append(Patch(len(patches) + 1, path.name, path.read_bytes(), section))
     return patches
+
+
+def number_of_mark(mark: int | str, patches: Sequence[Patch]) -> int:
+    """The number of the patch that a test is marked with: 0 is the base, "pre" the last of the prerequisites.
+
+    Other marks count from the first patch after the prerequisites.
+    """
+    prerequisites = sum(patch.section.startswith(PREREQUISITES) for patch in patches)
+    if mark == 0:
+        return 0
+    return prerequisites if mark == "pre" else prerequisites + int(mark)
 
 
 def touched_files(patches: Iterable[Patch]) -> list[str]:
@@ -75,16 +95,22 @@ def patched_content(tree: Path, patches: Sequence[Patch]) -> dict[str, bytes | N
         return {name: (scratch / name).read_bytes() if (scratch / name).is_file() else None for name in names}
 
 
-def apply_one(tree: Path, patch: Patch) -> None:
-    """Applies one patch with no fuzz; HarnessError names it when it does not fit (`tree` may be half changed)."""
-    argv = ["patch", "-p1", "--fuzz=0", "--force", "--silent", "--no-backup-if-mismatch", "--reject-file=-"]
+def apply_one(tree: Path, patch: Patch) -> str:
+    """Applies one patch with no fuzz and returns what patch(1) says of it.
+
+    HarnessError names the patch when it does not fit (`tree` may be half changed).
+    """
+    argv = ["patch", "-p1", "--fuzz=0", "--force", "--no-backup-if-mismatch", "--reject-file=-"]
     try:
         done = subprocess.run(argv, cwd=tree, input=patch.content, capture_output=True, check=False)
     except FileNotFoundError:
         raise HarnessError("patch(1) is not installed: apt-get install patch") from None
+    said = done.stdout.decode(errors="replace")
     if done.returncode != 0:
-        reason = commands.last_words(done.stdout.decode(errors="replace"), lines=2)
-        raise HarnessError(f"{patch.name} does not apply: {reason}")
+        good = ("patching file ", "succeeded at ")
+        complaints = [line for line in said.splitlines() if not any(words in line for words in good)]
+        raise HarnessError(f"{patch.name} does not apply: {commands.last_words(chr(10).join(complaints), lines=2)}")
+    return said
 
 
 def apply_to(tree: Path, patches: Sequence[Patch]) -> str:
