@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the guest tests: a booted guest that serves many tests, a share directory per test, further machines.
 
-FARWATCH_PATCHES=N runs the tests on a kernel with the first N patches of the series, FARWATCH_FLAVOUR=DEBUG on one that
-looks for faults in itself.
+FARWATCH_PATCHES=N runs, on a kernel with the first N patches of the series, the tests that belong up to there;
+FARWATCH_SERIES names the directory of another series. With FARWATCH_SCOPE=row, of the tests of earlier patches only
+those run that take the guest which most tests share. FARWATCH_FLAVOUR=DEBUG takes a kernel that looks for faults in
+itself.
 """
 
 import contextlib
@@ -17,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness import build
+from farwatch_harness import build, paths
 from farwatch_harness.equipment import Equipment, equip, patches_of_series
 from farwatch_harness.guest import Guest
 from farwatch_harness.keeper import Keeper, log_tail
 from farwatch_harness.machine import Machine, MachineSpec, Mark, Share, running
+from farwatch_harness.series import Patch, number_of_mark
 from farwatch_harness.vm import Device
 
 MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
 Boot = Callable[..., Machine]
 MODES = ("merged", "remote", "parked")
 NUMBERS = itertools.count(1)
+#: The mark of the patch that lets requests wait: mode parked, and events by QEMU's ordinary device.
+PARKED = 12
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,12 +44,61 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def chosen_patches(count: int | None = None) -> list[Patch]:
+    """The series of this run, or its first `count` patches."""
+    return patches_of_series(count, Path(os.environ.get("FARWATCH_SERIES") or paths.PATCHES))
+
+
+def prefix() -> int | None:
+    """How many patches the kernel is to have; None for all."""
+    named = os.environ.get("FARWATCH_PATCHES")
+    return int(named) if named else None
+
+
+def parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def patch_of(item: pytest.Item, patches: list[Patch]) -> int:
+    """The number of the patch that a test belongs to: of all that it is marked with, the last."""
+    marks: list[int | str] = [mark.args[0] for mark in item.iter_markers("patch")]
+    if not marks:
+        raise pytest.UsageError(f"{item.nodeid} does not say which patch it belongs to: mark it with patch(n)")
+    chosen = parameters(item)
+    if chosen.get("machine") == "parked" or chosen.get("device") is Device.PLAIN:
+        marks.append(PARKED)
+    return max(number_of_mark(mark, patches) for mark in marks)
+
+
+def takes_the_shared_guest(item: pytest.Item) -> bool:
+    """Whether the test needs no machine but the one, in mode merged, that most tests share."""
+    chosen = parameters(item)
+    needed = getattr(item, "fixturenames", ())
+    other = "boot" in needed or "keepers" in chosen or chosen.get("machine", MODES[0]) != MODES[0]
+    return "machine" in needed and not other
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    patches = chosen_patches()
+    last = len(patches) if prefix() is None else prefix()
+    assert last is not None
+    by_row = os.environ.get("FARWATCH_SCOPE") == "row"
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        number = patch_of(item, patches)
+        item.user_properties.append(("patch", number))
+        in_row = number == last or takes_the_shared_guest(item)
+        (kept if number <= last and (in_row or not by_row) else dropped).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
+
+
 @pytest.fixture(scope="session")
 def equipment() -> Equipment:
     """The patched kernel, QEMU and the accelerator."""
-    named = os.environ.get("FARWATCH_PATCHES")
     flavour = build.Flavour[os.environ.get("FARWATCH_FLAVOUR", build.Flavour.NORMAL.name)]
-    return equip(patches_of_series(int(named) if named else None), flavour)
+    return equip(chosen_patches(prefix()), flavour)
 
 
 @pytest.fixture(scope="session")

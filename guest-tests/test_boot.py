@@ -19,6 +19,13 @@ IN_CREATE = 0x100
 
 
 @pytest.mark.patch(0)
+def test_the_guest_boots(machine: Machine) -> None:
+    """The matrix has this as the check of its own that comes before all tests."""
+    assert machine.guest.os("getpid") > 0
+    assert machine.problems() == []
+
+
+@pytest.mark.patch(0)
 def test_the_share_reads_the_same_on_both_sides(guest: Guest, share: Share) -> None:
     (share.host / "from the host").write_bytes(b"\0one\xff")
     assert guest.read_file(f"{share.guest}/from the host") == b"\0one\xff"
