@@ -4,7 +4,7 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests
 
-.PHONY: help venv setup kernel qemu demo boot test check bench soak report apply clean clean-cache
+.PHONY: help venv setup kernel qemu demo boot test test-debug test-matrix check bench soak report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -18,11 +18,17 @@ setup: venv ## install the Debian packages that are needed (root or sudo)
 demo: venv ## see files changed on the host arrive at inotifywait in a guest
 	@$(HARNESS) demo
 
-boot: venv ## get a shell in a guest with a share mounted
-	@$(HARNESS) boot
+boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the first N patches
+	@$(HARNESS) boot $(if $(PATCH),--patches '$(PATCH)')
 
-test: setup check ## check, then run all tests in a guest; K=expr chooses guest tests
-	@$(HARNESS) test $(if $(K),-k '$(K)')
+test: setup check ## check each patch of the series; PATCH=N or N-M chooses patches, K=expr guest tests of the last
+	@$(HARNESS) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
+
+test-debug: setup ## run the guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
+	@$(HARNESS) test --debug
+
+test-matrix: setup ## break patches on purpose and see that test finds it (15 min)
+	@.venv/bin/python -m pytest -q harness/slow-tests
 
 check: setup ## run the checks and tests that need no guest, about a minute
 	@.venv/bin/ruff check --quiet $(PYTHON_CODE)
@@ -48,6 +54,9 @@ qemu: venv ## find or unpack a QEMU for events; the last line is the command tha
 apply: venv ## apply the series to your kernel tree: make apply KERNEL=DIR
 	@$(if $(KERNEL),,$(error give the kernel tree: make apply KERNEL=DIR))
 	@$(HARNESS) apply '$(KERNEL)'
+
+send: venv ## prepare the mails that would post the series, in build/send; KERNEL=DIR is the base; sends nothing
+	@$(HARNESS) send $(if $(KERNEL),'$(KERNEL)')
 
 clean: ## remove what was made in this checkout
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

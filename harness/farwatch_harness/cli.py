@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, report, results, series, soak
+from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, report, results, send, series, soak
 from farwatch_harness.equipment import equip, patches_of_series
 from farwatch_harness.errors import HarnessError
+from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
+from farwatch_harness.results import CheckName
 
 # Seconds for pytest to end its guests after an interruption.
 INTERRUPTED_LIMIT = 60.0
@@ -50,15 +52,34 @@ def apply(options: argparse.Namespace) -> int:
     return 0
 
 
+def prepare_mails(options: argparse.Namespace) -> int:
+    """Prepares the mails that would post the series, in build/send; sends nothing."""
+    needs.install(needs.MATRIX, paths.LOGS / "apt-matrix.log")
+    kernel = options.tree.expanduser().resolve() if options.tree else None
+    prepared = send.prepare(patches_of_series(), kernel)
+    if not prepared.public_base:
+        progress.say(
+            "  the base-commit is of a tree made up for this: give KERNEL=DIR, a git tree, for one others know"
+        )
+    progress.say(f"  who it would go to is in {prepared.recipients}")
+    print(f"{len(prepared.mails)} mails are in {prepared.mails[0].parent}; nothing was sent")
+    return 0
+
+
 def demonstrate(_options: argparse.Namespace) -> int:
     """Shows a guest's inotifywait seeing what happens on the host; fails when an event is missing."""
     demo.demonstrate(equip(patches_of_series()))
     return 0
 
 
-def shell(_options: argparse.Namespace) -> int:
+def shell(options: argparse.Namespace) -> int:
     """Gives a shell in a guest with the share mounted."""
-    return boot.shell(equip(patches_of_series()))
+    return boot.shell(equip(patches_of_series(options.patches)))
+
+
+def matrix(options: argparse.Namespace) -> int:
+    """Checks every patch of the series: applies, checkpatch, builds, sparse, boots, tests."""
+    return matrix_run.matrix(options.series.resolve(), options.patch, options.check or list(CheckName), options.output)
 
 
 def test(options: argparse.Namespace) -> int:
@@ -97,14 +118,20 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series, which are merged."""
+    """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series, which are merged.
+
+    When it merges it fails as the run of the whole would.
+    """
     kept = report.FOLDER / report.RESULTS
     if options.merge:
         results.save(results.merge([results.load(part) for part in options.merge]), kept)
     elif not kept.exists():
         raise HarnessError(f"there are no results in {kept} yet: run make test, or name results with --merge")
-    print(report.write(results.load(kept), report.FOLDER, benchmark.load(bench.RESULT)))
-    return 0
+    run = results.load(kept)
+    print(report.write(run, report.FOLDER, benchmark.load(bench.RESULT)))
+    if options.merge:
+        print(*matrix_run.summary(run), sep="\n")
+    return 1 if options.merge and not run.ok else 0
 
 
 def run_soak(options: argparse.Namespace) -> int:
@@ -135,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--patches", type=int, metavar="N", help="only the first N patches of the series")
 
     def add_debug(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--debug", action="store_true", help="a kernel with lockdep and KASAN")
+        sub.add_argument("--debug", action="store_true", help="a kernel with lockdep, KASAN and kmemleak")
 
     add("setup", setup)
     building = add("kernel", kernel)
@@ -145,8 +172,23 @@ def parser() -> argparse.ArgumentParser:
     applying = add("apply", apply)
     applying.add_argument("tree", type=Path, metavar="DIR", help="the kernel source tree")
     add_prefix(applying)
+    sending = add("send", prepare_mails)
+    sending.add_argument("tree", type=Path, nargs="?", metavar="DIR", help="a git tree whose commit is the base")
     add("demo", demonstrate)
-    add("boot", shell)
+    add_prefix(add("boot", shell))
+    checking = add("matrix", matrix)
+    checking.add_argument("--patch", metavar="N[-M]", help="only these patches, beside the base, as 3 or 3-5 or 1,7-9")
+    checking.add_argument(
+        "--check",
+        type=CheckName,
+        action="append",
+        metavar="CHECK",
+        help=f"only this check, may be given more than once: {', '.join(CheckName)}",
+    )
+    checking.add_argument("--series", type=Path, default=paths.PATCHES, metavar="DIR", help="another series")
+    checking.add_argument(
+        "--output", type=Path, default=matrix_run.RESULTS, metavar="FILE", help="where the results go"
+    )
     testing = add("test", test)
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
     add_prefix(testing)

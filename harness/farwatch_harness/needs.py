@@ -13,6 +13,7 @@ from farwatch_harness.errors import HarnessError
 KERNEL_BUILD = ("bc", "bison", "flex", "gcc", "make", "libelf-dev", "libssl-dev", "xz-utils", "cpio", "patch")
 QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
 GUEST = ("inotify-tools",)
+MATRIX = ("git", "perl", "sparse")
 HOST_CHECKS = ("gcc", "libc6-dev", "linux-libc-dev", "git", "patch", "chromium", "chromium-driver")
 
 

@@ -9,7 +9,8 @@ PATCHES = CHECKOUT / "patches" / "linux-6.12"
 KERNEL_CONFIG = Path(__file__).resolve().parent / "kernel.config"
 DEBUG_CONFIG = KERNEL_CONFIG.with_name("debug.config")
 GUEST_AGENT = CHECKOUT / "guest-tests" / "agent.py"
-LOGS = CHECKOUT / "build" / "logs"
+REPORT = CHECKOUT / "build" / "report"
+LOGS = Path(os.environ.get("FARWATCH_LOGS") or CHECKOUT / "build" / "logs")
 
 
 def cache_root() -> Path:

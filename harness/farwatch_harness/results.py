@@ -20,7 +20,8 @@ SCHEMA = 1
 class State(StrEnum):
     """How a check or a test ended.
 
-    BLOCKED: not run, as an earlier check of the same patch failed; ABSENT: not asked for.
+    BLOCKED: not run, as a check before it failed, or failed of nothing but what an earlier patch had failed of. ABSENT:
+    not asked for.
     """
 
     PASSED = "passed"
@@ -150,21 +151,26 @@ def patch_of(found: dict[str, Any]) -> PatchResult:
 
 
 def merge(runs: Iterable[Run]) -> Run:
-    """One run from several over parts of the same series; HarnessError for no parts, or two of the same patch."""
+    """One run from several over parts of the same series; HarnessError for no parts, or two of the same patch.
+
+    The base is part of every run, as the others are compared with it: of several the worst stays.
+    """
     parts = sorted(runs, key=lambda run: run.started)
     if not parts:
         raise HarnessError("no results to merge")
     patches: dict[int, PatchResult] = {}
     for part in parts:
         for patch in part.patches:
-            if patch.number in patches:
+            known = patches.get(patch.number)
+            if known and patch.number:
                 raise HarnessError(f"two of the results are about patch {patch.number}")
-            patches[patch.number] = patch
+            if known is None or not known.failed:
+                patches[patch.number] = patch
     facts: dict[str, str] = {}
     for part in parts:
         for name, value in part.facts.items():
-            known = facts.get(name)
-            facts[name] = value if known in (None, value) else f"{known}; {value}"
+            values = facts[name].split("; ") if name in facts else []
+            facts[name] = "; ".join(dict.fromkeys([*values, value]))
     finished = max(part.finished for part in parts)
     ordered = tuple(patches[number] for number in sorted(patches))
     return replace(parts[0], finished=finished, facts=facts, patches=ordered)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the matrix: the base and each patch, which of them are asked for, and what a patch says of itself."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email import message_from_bytes
+from email.policy import default
+
+from farwatch_harness.errors import HarnessError
+from farwatch_harness.results import PatchResult
+from farwatch_harness.series import Patch
+
+RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+TAG = re.compile(r"^\[PATCH[^\]]*\]\s*")
+SIGNATURE = re.compile(r"\n-- \n.*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The kernel with the first patches of a series; `patches` are these, `series` all that there are."""
+
+    patches: tuple[Patch, ...]
+    series: tuple[Patch, ...]
+
+    @property
+    def number(self) -> int:
+        return len(self.patches)
+
+    @property
+    def patch(self) -> Patch | None:
+        """The patch that the row is about; None for the base."""
+        return self.patches[-1] if self.patches else None
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the whole series."""
+        return len(self.patches) == len(self.series)
+
+    @property
+    def title(self) -> str:
+        """What the row is called on the terminal."""
+        return self.patches[-1].name.removesuffix(".patch") if self.patches else "the base"
+
+
+def rows_of(series: Sequence[Patch], choice: str | None) -> list[Row]:
+    """The base and the chosen patches: all of them, or such as "3", "3-5" or "3,7-9"; HarnessError for others."""
+    numbers = range(1, len(series) + 1) if choice is None else chosen(choice, len(series))
+    return [Row(tuple(series[:number]), tuple(series)) for number in (0, *numbers)]
+
+
+def chosen(choice: str, count: int) -> list[int]:
+    """The numbers, in order, that the user's words name; 0, the base, is always part and so is not among them."""
+    numbers: set[int] = set()
+    for word in choice.split(","):
+        match = RANGE.fullmatch(word.strip())
+        if not match:
+            raise HarnessError(f"'{choice}' names no patches: give a number as 3, or a range as 3-5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last > count:
+            raise HarnessError(f"there is no patch {word.strip()}: the series has 1 to {count}")
+        numbers.update(range(first, last + 1))
+    return sorted(numbers - {0})
+
+
+def described(row: Row, base: str) -> PatchResult:
+    """The row with what its patch says of itself, nothing checked yet; `base` names the kernel source."""
+    if row.patch is None:
+        return PatchResult(0, "", f"The base: {base}")
+    subject, message, diffstat, diff = parts_of(row.patch.content)
+    return PatchResult(row.number, row.patch.name, subject, row.patch.section, message, diffstat, diff)
+
+
+def parts_of(content: bytes) -> tuple[str, str, str, str]:
+    """A mailed patch's subject, message, diffstat and diff."""
+    _header, _, body = content.decode(errors="replace").partition("\n\n")
+    head, start, diff = body.partition("\ndiff --git ")
+    message, _, diffstat = head.partition("\n---\n")
+    subject = str(message_from_bytes(content, policy=default)["subject"] or "")
+    return (
+        TAG.sub("", " ".join(subject.split())),
+        message.strip(),
+        diffstat.strip("\n"),
+        SIGNATURE.sub("\n", (start + diff).lstrip("\n")),
+    )

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A patch that is broken on purpose makes its own cells of the matrix red, with real builds and guests.
+
+The patches are broken in a git tree and exported again, so that the ones after them still apply. In ascending order, as
+then less is to be built: about 15 minutes on 2 cores.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from farwatch_harness import paths, tree
+from farwatch_harness.matrix.applying import git, make_repository
+from farwatch_harness.results import PatchResult, State, load
+from farwatch_harness.series import Patch, number_of_mark, read_series
+
+LETTERS = {State.PASSED: "p", State.FAILED: "F", State.BLOCKED: "b", State.ABSENT: "."}
+LIMIT = 3000.0
+
+
+@dataclass(frozen=True)
+class Break:
+    """What is done to one of the seven patches, and what the matrix must find: cells in the order of CheckName.
+
+    `anchor` in `file`, as it is after the patch, becomes `text`. The rows end `after` patches later.
+    """
+
+    patch: int
+    file: str
+    anchor: str
+    text: str
+    cells: tuple[str, ...]
+    check: str
+    reason: str
+
+
+INIT = "\tret = init_srcu_struct(&fsnotify_mark_srcu);\n"
+LOOP = "if (events & fuse_fsnotify_bits[i].fuse)"
+BREAKS = {
+    "a compile error in 3": Break(
+        3,
+        "fs/fuse/fsnotify.c",
+        '#include "fuse_i.h"\n',
+        '#include "fuse_i.h"\n#error broken on purpose\n',
+        ("ppFbbb", "ppbbbb"),
+        "build",
+        r"fs/fuse/fsnotify\.c:\d+:\d+: error: #error broken on purpose",
+    ),
+    "a checkpatch error in 5": Break(
+        5,
+        "fs/notify/fsnotify.c",
+        INIT,
+        f"        /* indented by spaces on purpose */\n{INIT}",
+        ("pFpppp",),
+        "checkpatch",
+        r"ERROR:CODE_INDENT: code indent should use tabs where possible",
+    ),
+    "an oops at boot in 6": Break(
+        6,
+        "fs/notify/fsnotify.c",
+        INIT,
+        f"\tBUG();\n{INIT}",
+        ("ppppFb",),
+        "boot",
+        r"kernel BUG at fs/notify/fsnotify\.c",
+    ),
+    "a lost event in 7": Break(
+        7,
+        "fs/fuse/fsnotify.c",
+        LOOP,
+        LOOP.replace("events &", "events & ~FUSE_FSN_CREATE &"),
+        ("pppppF",),
+        "tests",
+        r"test_\w+\.py::test_\w+.*",
+    ),
+}
+
+
+def export(place: Path, base: str, headings: Sequence[str], folder: Path) -> None:
+    """The commits since the base as a series, each under its heading."""
+    folder.mkdir()
+    words = [
+        "format-patch",
+        "--quiet",
+        "--no-numbered",
+        "--zero-commit",
+        "--no-signature",
+        f"--output-directory={folder}",
+    ]
+    git(place, *words, base)
+    names = sorted(path.name for path in folder.glob("*.patch"))
+    lines = [f"# {heading}\n{name}\n" for heading, name in zip(headings, names, strict=True)]
+    (folder / "series").write_text("".join(lines))
+
+
+def broken_series(patches: Sequence[Patch], broken: Break, place: Path) -> Path:
+    """A copy of the series with one patch broken; the others do what they did."""
+    number = number_of_mark(broken.patch, patches)
+    repository = place / "tree"
+    make_repository(repository, tree.find_source().path, patches)
+    base = git(repository, "rev-parse", "HEAD").strip()
+    for patch in patches:
+        git(repository, "am", stdin=patch.content)
+    commits = git(repository, "rev-list", "--reverse", f"{base}..HEAD").splitlines()
+    git(repository, "checkout", "--quiet", "--detach", commits[number - 1])
+    path = repository / broken.file
+    text = path.read_text()
+    assert text.count(broken.anchor) == 1, f"{broken.file} has changed: choose another place to break it"
+    path.write_text(text.replace(broken.anchor, broken.text))
+    git(repository, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    if commits[number:]:
+        git(repository, "cherry-pick", *commits[number:])
+    export(repository, base, [patch.section for patch in patches], place / "series")
+    return place / "series"
+
+
+def cells(row: PatchResult) -> str:
+    return "".join(LETTERS[check.state] for check in row.checks)
+
+
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
+def test_what_is_broken_is_found_where_it_is(broken: Break, tmp_path: Path) -> None:
+    patches = read_series(paths.PATCHES)
+    series = broken_series(patches, broken, tmp_path)
+    number = number_of_mark(broken.patch, patches)
+    chosen = f"{number}-{number + len(broken.cells) - 1}"
+    results = tmp_path / "report" / "results.json"
+    words = ["matrix", f"--series={series}", f"--patch={chosen}", f"--output={results}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "farwatch_harness.cli", *words],
+        cwd=paths.CHECKOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    rows = load(results).patches
+    assert [cells(row) for row in rows] == ["pppppp", *broken.cells], done.stdout
+    name = rows[1].file.removesuffix(".patch")
+    assert re.search(rf"^FAILED {re.escape(name)}: {broken.check}: .*{broken.reason}", done.stdout, re.MULTILINE)
+    (failed,) = rows[1].failed
+    assert re.search(broken.reason, failed.reason) and re.search(broken.reason, failed.output + str(rows[1].tests))
+    page = (results.parent / "index.html").read_text()
+    assert re.search(broken.reason.replace("&", "&amp;"), page)
