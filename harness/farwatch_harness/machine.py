@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from farwatch_harness import paths
 from farwatch_harness.daemon import READY, Daemon, farwatchd_command
 from farwatch_harness.errors import GuestLostError, HarnessError
+from farwatch_harness.leaks import fail_on_leaks
 from farwatch_harness.qemu import Accelerator, Qemu
 from farwatch_harness.vm import Device, Vm, VmSpec, socket_folder
 
@@ -114,7 +115,8 @@ def vm_spec(spec: MachineSpec, sockets: Path) -> VmSpec:
 def running(spec: MachineSpec) -> Iterator[Machine]:
     """Starts the daemon and the guest and mounts the share; ends both when the block does.
 
-    Raises GuestLostError or HarnessError when one of them does not come up; its text tells where the logs are.
+    Raises GuestLostError or HarnessError when one of them does not come up; its text tells where the logs are. With
+    kmemleak in the kernel, HarnessError at the end when it has leaked.
     """
     with contextlib.ExitStack() as stack:
         sockets = socket_folder()
@@ -131,5 +133,8 @@ def running(spec: MachineSpec) -> Iterator[Machine]:
             words = daemon.log.read_text().splitlines()[-3:]
             raise HarnessError(f"the guest cannot mount the share: {error}; the daemon says: {words}") from None
         yield machine
+        with contextlib.suppress(GuestLostError):
+            # A test that crashes its guest on purpose leaves none to ask.
+            fail_on_leaks(machine.guest)
         with contextlib.suppress(GuestLostError):
             vm.shut_down()
