@@ -16,6 +16,7 @@ from farwatch_harness import (
     bench_programs,
     bench_report,
     bench_servers,
+    bench_synthetic,
     bench_watches,
 )
 from farwatch_harness.bench_events import Latency, Throughput
@@ -38,12 +39,13 @@ class Part(Enum):
     LATENCY = "latency"
     THROUGHPUT = "throughput"
     OPERATIONS = "operations"
+    SYNTHETIC = "synthetic"
     WATCHES = "watches"
     INODES = "inodes"
 
 
 #: Need no guest of their own for each mode.
-WITHOUT_MODES = {Part.OPERATIONS, Part.INODES}
+WITHOUT_MODES = {Part.OPERATIONS, Part.SYNTHETIC, Part.INODES}
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,18 @@ def bench(plan: Plan) -> None:
     rates = []
     if Part.OPERATIONS in plan.parts:
         rates = bench_operations.measure(equipment, programs, servers, plan.rounds, plan.seconds)
-    report = bench_report.Report(facts, tuple(latencies), tuple(throughputs), tuple(rates), tuple(costs), tuple(inodes))
+    synthetic = []
+    if Part.SYNTHETIC in plan.parts:
+        synthetic = bench_synthetic.measure(servers, plan.rounds, plan.seconds)
+    report = bench_report.Report(
+        facts,
+        tuple(latencies),
+        tuple(throughputs),
+        tuple(rates),
+        tuple(costs),
+        tuple(inodes),
+        tuple(synthetic),
+    )
     bench_report.show(report)
     bench_report.write_json(report, RESULT)
     say(f"  all figures, round by round: {RESULT.relative_to(CHECKOUT)}")

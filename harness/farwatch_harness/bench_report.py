@@ -18,6 +18,7 @@ from farwatch_harness.bench_events import Latency, Throughput
 from farwatch_harness.bench_inodes import InodeCost
 from farwatch_harness.bench_operations import Rate
 from farwatch_harness.bench_servers import Server
+from farwatch_harness.bench_synthetic import Served
 from farwatch_harness.bench_watches import WatchCost
 from farwatch_harness.equipment import Equipment
 
@@ -53,6 +54,7 @@ class Report:
     rates: tuple[Rate, ...]
     watches: tuple[WatchCost, ...]
     inodes: tuple[InodeCost, ...] = ()
+    synthetic: tuple[Served, ...] = ()
 
 
 def surroundings(equipment: Equipment, servers: Sequence[Server]) -> Surroundings:
@@ -102,6 +104,11 @@ def show(report: Report) -> None:
     if report.rates:
         console.print(rates_table(report.rates))
         console.print(processor_table(report.rates))
+    if report.synthetic:
+        rates = [served.rate for served in report.synthetic]
+        console.print(synthetic_rates_table(rates))
+        console.print(core_table(rates))
+        console.print(front_end_line(report.synthetic))
     if report.watches:
         console.print(watches_table(report.watches))
     if report.inodes:
@@ -172,6 +179,35 @@ def processor_table(rates: Sequence[Rate]) -> Table:
     # Other work on the machine only adds to it, by emptying the caches for instance.
     title = "Processor time of the daemon per operation, us: the least of the rounds"
     return servers_table(title, rates, lambda rate: rate.cpu_us, least_ratio, min)
+
+
+def synthetic_rates_table(rates: Sequence[Rate]) -> Table:
+    """Without a guest: operations per second, and ours against theirs."""
+    title = "Without a guest, operations a second (requests at a time): medians; ratios are of the same round"
+    return servers_table(title, rates, lambda rate: rate.rounds, ratio, statistics.median)
+
+
+def core_table(rates: Sequence[Rate]) -> Table:
+    """Without a guest: operations per second of the daemon's processor time, and ours against theirs."""
+    title = "Without a guest, operations per second of the daemon's processor time: the most of the rounds"
+    return servers_table(title, rates, per_core, most_ratio, max)
+
+
+def per_core(rate: Rate) -> list[float]:
+    """Operations per second of processor time, in each round."""
+    return [1e6 / cpu_us for cpu_us in rate.cpu_us]
+
+
+def most_ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    """The most of `values` over the most of `base`."""
+    return max(values) / max(base)
+
+
+def front_end_line(synthetic: Sequence[Served]) -> str:
+    """What the front end needed itself, so that one sees whether it is what limits."""
+    busy = max(statistics.median(served.busy) for served in synthetic)
+    least, most = (pick(min(served.front_end_us) for served in synthetic) for pick in (min, max))
+    return f"The front end itself: {least:.1f} to {most:.1f} us an operation, at most {100 * busy:.0f} % of the time.\n"
 
 
 def servers_table(
