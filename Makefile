@@ -4,7 +4,7 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests
 
-.PHONY: help venv setup kernel qemu demo boot test test-debug test-matrix check bench soak report apply send clean clean-cache
+.PHONY: help venv setup kernel qemu demo boot test test-debug test-matrix mutants check bench soak report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ test-debug: setup ## run the guest tests on a kernel with lockdep, KASAN and kme
 
 test-matrix: setup ## break patches on purpose and see that test finds it (15 min)
 	@.venv/bin/python -m pytest -q harness/slow-tests
+
+mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (30 min); ARGS="NAME ..."
+	@$(HARNESS) mutants $(ARGS)
 
 check: setup ## run the checks and tests that need no guest, about a minute
 	@.venv/bin/ruff check --quiet $(PYTHON_CODE)

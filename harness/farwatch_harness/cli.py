@@ -10,7 +10,22 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from farwatch_harness import bench, boot, build, demo, needs, paths, progress, qemu, report, results, send, series, soak
+from farwatch_harness import (
+    bench,
+    boot,
+    build,
+    demo,
+    mutants,
+    needs,
+    paths,
+    progress,
+    qemu,
+    report,
+    results,
+    send,
+    series,
+    soak,
+)
 from farwatch_harness.equipment import equip, patches_of_series
 from farwatch_harness.errors import HarnessError
 from farwatch_harness.matrix import run as matrix_run
@@ -140,6 +155,14 @@ def run_soak(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_mutants(options: argparse.Namespace) -> int:
+    """Breaks the kernel's rules one by one and sees that a guest test notices each."""
+    chosen = mutants.read_mutants(mutants.FOLDER, options.names)
+    equip(patches_of_series())
+    mutants.hunt(chosen)
+    return 0
+
+
 def clean_cache(_options: argparse.Namespace) -> int:
     """Removes the shared cache: kernel sources, kernels, QEMU."""
     root = paths.cache_root()
@@ -197,6 +220,8 @@ def parser() -> argparse.ArgumentParser:
     reporting = add("report", make_report)
     reporting.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="the results.json of parts")
     soak.add_options(add("soak", run_soak))
+    breaking = add("mutants", run_mutants)
+    breaking.add_argument("names", nargs="*", metavar="NAME", help="only these")
     add("clean-cache", clean_cache)
     return top
 
