@@ -72,8 +72,9 @@ def test_unknown_nodeids_are_stale(share: Share) -> None:
     assert errno_of(fs.rename, ROOT, b"x", 77, b"x", 0) == errno.ESTALE
     assert errno_of(fs.link, 77, ROOT, b"x") == errno.ESTALE
     assert errno_of(fs.open, 77, os.O_RDONLY, False) == errno.ESTALE
-    assert errno_of(fs.watched, 77) == errno.ESTALE
     assert errno_of(fs.setattr, 77, Changes(mode=0o600)) == errno.ESTALE
+    # docs/protocol.md
+    assert errno_of(fs.watched, 77) == errno.ENOENT
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK])

@@ -31,7 +31,11 @@ def flags_of(init_out: object) -> int:
 
 
 def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | None = None) -> int:
-    return flags_of(Client(Session(FakeFs(), watches, options, Waits(Loop().call_later))).init(offer))
+    loop = Loop()
+    try:
+        return flags_of(Client(Session(FakeFs(), watches, options, Waits(loop.call_later))).init(offer))
+    finally:
+        loop.close()
 
 
 def test_limits_are_virtiofsd_s() -> None:
