@@ -85,23 +85,21 @@ class Loop:
 
     def run_once(self, timeout: float | None) -> bool:
         """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); says whether anything was called."""
-        worked = False
-        for fd, _ in self._epoll.poll(self._patience(timeout)):
+        if self._soon or self._timers:
+            timeout = self._patience(timeout)
+        ready = self._epoll.poll(timeout)
+        for fd, _ in ready:
             callback = self._callbacks.get(fd)
-            if callback is not None:
-                worked = True
-                self._call_for(fd, callback)
-        # Only those that were there before: a callback that defers itself again must not shut out the descriptors.
-        for _ in range(len(self._soon)):
-            worked = True
-            self._call(self._soon.popleft())
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            due = heapq.heappop(self._timers)[2].callback
-            if due is not None:
-                worked = True
-                self._call(due)
-        return worked
+            if callback is None:
+                continue
+            try:
+                callback()
+            except Exception:
+                self._count_failure(fd)
+            else:
+                if self._failures:
+                    self._failures.pop(fd, None)
+        return self._call_deferred() or bool(ready)
 
     def close(self) -> None:
         """Release the loop's own descriptors; those that were added stay open."""
@@ -119,18 +117,30 @@ class Loop:
         due = max(0.0, self._timers[0][0] - time.monotonic())
         return due if timeout is None else min(due, timeout)
 
-    def _call_for(self, fd: int, callback: Callback) -> None:
-        try:
-            callback()
-        except Exception:
-            failures = self._failures.get(fd, 0) + 1
-            if failures >= MAX_FAILURES_IN_A_ROW:
-                raise
-            self._failures[fd] = failures
-            log.exception("bug: the callback of descriptor %d failed", fd)
-        else:
-            if self._failures:
-                self._failures.pop(fd, None)
+    def _call_deferred(self) -> bool:
+        """Do what was put off and is due; says whether there was anything."""
+        worked = False
+        # Only those that were there before: a callback that defers itself again must not shut out the descriptors.
+        for _ in range(len(self._soon)):
+            worked = True
+            self._call(self._soon.popleft())
+        if not self._timers:
+            return worked
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            due = heapq.heappop(self._timers)[2].callback
+            if due is not None:
+                worked = True
+                self._call(due)
+        return worked
+
+    def _count_failure(self, fd: int) -> None:
+        """Log the exception that is being handled, or raise it again where it comes again and again."""
+        failures = self._failures.get(fd, 0) + 1
+        if failures >= MAX_FAILURES_IN_A_ROW:
+            raise
+        self._failures[fd] = failures
+        log.exception("bug: the callback of descriptor %d failed", fd)
 
     def _call(self, callback: Callback) -> None:
         try:

@@ -180,39 +180,41 @@ class Device:
     def _serve_requests(self, vring: Vring, ring: SplitRing) -> bool:
         """Serve the available chains; says whether there may be more."""
         ring.disable_kicks()
-        since = time.monotonic_ns()
+        pop, push, handle, clock = ring.pop, ring.push, self._handler.handle, time.monotonic_ns
+        tell_at = clock() + SIGNAL_AFTER_NS
         for _ in range(CHAINS_PER_TURN):
-            chain = ring.pop()
+            chain = pop()
             if chain is None:
-                vring.signal_if_wanted()
-                if not ring.enable_kicks():
+                more, signal = ring.rest()
+                if signal:
+                    vring.signal()
+                if not more:
                     return False
                 continue
-            written = self._handle(chain)
-            if written < 0:
-                if written == PARKED:
-                    self._parking.park(vring, chain)
-                else:
-                    self._outstanding.hold(late(written), vring, chain)
-                continue
-            ring.push(chain.head, written)
-            now = time.monotonic_ns()
-            if now - since > SIGNAL_AFTER_NS:
+            try:
+                written = handle(chain.readable, chain.writable)
+            except Exception as error:
+                self._report(error)
+                written = error_reply(chain.readable, chain.writable, errno.EIO)
+            if not 0 <= written <= chain.writable_size:
+                if written < 0:
+                    self._keep(written, vring, chain)
+                    continue
+                log.error("bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size)
+                written = error_reply(chain.readable, chain.writable, errno.EIO)
+            push(chain.head, written)
+            if clock() > tell_at:
                 vring.signal_if_wanted()
-                since = now
+                tell_at = clock() + SIGNAL_AFTER_NS
         vring.signal_if_wanted()
         return True
 
-    def _handle(self, chain: Chain) -> int:
-        try:
-            written = self._handler.handle(chain.readable, chain.writable)
-        except Exception as error:
-            self._report(error)
-            return error_reply(chain.readable, chain.writable, errno.EIO)
-        if written > chain.writable_size:
-            log.error("bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size)
-            return error_reply(chain.readable, chain.writable, errno.EIO)
-        return written
+    def _keep(self, written: int, vring: Vring, chain: Chain) -> None:
+        """Keep a chain that the handler has not replied to: ``written`` says who will."""
+        if written == PARKED:
+            self._parking.park(vring, chain)
+        else:
+            self._outstanding.hold(late(written), vring, chain)
 
     def _report(self, error: Exception) -> None:
         trace = error.__traceback__

@@ -13,6 +13,9 @@ from farwatchd.virtqueue.errors import VirtqueueError
 
 ADDRESS_END = 1 << 64
 
+#: A region as it is needed to find views in it: first guest address, size, view.
+Span = tuple[int, int, memoryview]
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -46,7 +49,15 @@ class GuestMemory:
             if low.user_addr + low.size > high.user_addr:
                 raise ValueError(f"memory regions overlap in the front end: {_describe(low)} and {_describe(high)}")
         self._starts = [region.guest_addr for region in self.regions]
-        self._spans = [(region.guest_addr, region.guest_addr + region.size, region.view) for region in self.regions]
+        self._spans: list[Span] = [(region.guest_addr, region.size, region.view) for region in self.regions]
+
+    def span_of(self, addr: int, length: int) -> Span | None:
+        """The region that holds all of ``length`` > 0 bytes at guest address ``addr``; ``None`` when none does."""
+        index = bisect_right(self._starts, addr) - 1
+        if index < 0 or length <= 0:
+            return None
+        span = self._spans[index]
+        return span if addr - span[0] + length <= span[1] else None
 
     def append_segments(self, addr: int, length: int, segments: list[memoryview]) -> None:
         """Append views of ``length`` > 0 bytes at guest address ``addr``; more than one where regions meet.
@@ -55,8 +66,8 @@ class GuestMemory:
         """
         index = bisect_right(self._starts, addr) - 1
         if index >= 0:
-            start, end, view = self._spans[index]
-            if addr + length <= end:
+            start, size, view = self._spans[index]
+            if addr - start + length <= size:
                 segments.append(view[addr - start : addr - start + length])
                 return
         self._append_across(index, addr, length, segments)
@@ -83,10 +94,10 @@ class GuestMemory:
         while rest:
             if not 0 <= index < len(self._spans):
                 break
-            start, end, view = self._spans[index]
-            if not start <= position < end:
+            start, size, view = self._spans[index]
+            if not start <= position < start + size:
                 break
-            step = min(rest, end - position)
+            step = min(rest, start + size - position)
             segments.append(view[position - start : position - start + step])
             position += step
             rest -= step

@@ -8,33 +8,16 @@ import sys
 import threading
 from dataclasses import dataclass
 
+from farwatchd.virtqueue.chains import Chain, ChainReader
 from farwatchd.virtqueue.errors import VirtqueueError
 from farwatchd.virtqueue.memory import GuestMemory
 
-DESC_NEXT = 1
-DESC_WRITE = 2
-DESC_INDIRECT = 4
 AVAIL_NO_INTERRUPT = 1
 USED_NO_NOTIFY = 1
 
 MAX_RING_SIZE = 1 << 15
-#: Descriptors of one indirect table; Linux stays below the ring's size, other drivers go up to this.
-MAX_INDIRECT = 1024
-#: A chain's lengths add up to less than this, so that any used length fits 32 bits.
-MAX_CHAIN_BYTES = 1 << 32
 
-_DESCRIPTOR = struct.Struct("<QIHH")
-_USED_ELEMENT = struct.Struct("<II")
-
-
-@dataclass(slots=True)
-class Chain:
-    """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory."""
-
-    head: int
-    readable: list[memoryview]
-    writable: list[memoryview]
-    writable_size: int
+_put_used = struct.Struct("<II").pack_into
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +84,13 @@ class SplitRing:
     ) -> None:
         if sys.byteorder != "little":
             raise VirtqueueError("virtqueues are little-endian, and this host is not: it cannot serve them")
-        self._memory = memory
         self._size = ring.size
         self._mask = ring.size - 1
-        self._descriptors = ring.descriptors
+        self._chain = ChainReader(memory, ring.size, ring.descriptors, indirect).chain
         self._available = ring.available.cast("H")
         self._used = ring.used
         self._used_shorts = ring.used.cast("H")
         self._event_idx = event_idx
-        self._indirect = indirect
         self._used_event = 2 + ring.size
         self._avail_event = 2 + 4 * ring.size
         self._fence = threading.Lock()
@@ -139,7 +120,7 @@ class SplitRing:
         """Return the next available chain, checked, without taking it; ``None`` when there is none."""
         if self._next_available == self._seen_available and not self._look():
             return None
-        return self._walk(self._available[2 + (self._next_available & self._mask)])
+        return self._chain(self._available[2 + (self._next_available & self._mask)])
 
     def take(self) -> None:
         """Take the chain that ``peek`` just returned."""
@@ -147,16 +128,19 @@ class SplitRing:
 
     def pop(self) -> Chain | None:
         """Take and return the next available chain, checked; ``None`` when there is none."""
-        chain = self.peek()
-        if chain is not None:
-            self._next_available = (self._next_available + 1) & 0xFFFF
+        index = self._next_available
+        if index == self._seen_available and not self._look():
+            return None
+        chain = self._chain(self._available[2 + (index & self._mask)])
+        self._next_available = (index + 1) & 0xFFFF
         return chain
 
     def push(self, head: int, written: int) -> None:
         """Give a taken chain back, ``written`` bytes of it being written; the driver can see it when this returns."""
-        _USED_ELEMENT.pack_into(self._used, 4 + 8 * (self._next_used & self._mask), head, written)
-        self._next_used = (self._next_used + 1) & 0xFFFF
-        self._used_shorts[1] = self._next_used
+        index = self._next_used
+        _put_used(self._used, 4 + 8 * (index & self._mask), head, written)
+        self._next_used = index = (index + 1) & 0xFFFF
+        self._used_shorts[1] = index
 
     def must_signal(self) -> bool:
         """Say whether the driver wants an interrupt for what was pushed since the last call."""
@@ -165,21 +149,21 @@ class SplitRing:
         if old == new:
             return False
         self._fence_stores()
-        if not self._event_idx:
-            return not self._available[0] & AVAIL_NO_INTERRUPT
-        if old is None:
-            return True
-        event = self._available[self._used_event]
-        return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+        return self._wants_interrupt(old, new)
 
     def enable_kicks(self) -> bool:
         """Ask the driver to notify of new chains; says whether some are there already (no kick may come for these)."""
-        if self._event_idx:
-            self._used_shorts[self._avail_event] = self._next_available
-        else:
-            self._used_shorts[0] = 0
+        self._ask_for_kicks()
         self._fence_stores()
         return self._look()
+
+    def rest(self) -> tuple[bool, bool]:
+        """``must_signal`` and ``enable_kicks`` with one fence; returns (chains are there, an interrupt is wanted)."""
+        self._ask_for_kicks()
+        new = self._next_used
+        old, self._signalled = self._signalled, new
+        self._fence_stores()
+        return self._look(), old != new and self._wants_interrupt(old, new)
 
     def disable_kicks(self) -> None:
         """Tell the driver that new chains will be found without its notifying; a hint, it may still do so."""
@@ -196,65 +180,22 @@ class SplitRing:
         self._seen_available = seen
         return ahead != 0
 
+    def _ask_for_kicks(self) -> None:
+        if self._event_idx:
+            self._used_shorts[self._avail_event] = self._next_available
+        else:
+            self._used_shorts[0] = 0
+
+    def _wants_interrupt(self, old: int | None, new: int) -> bool:
+        """Whether the driver wants to hear of what was pushed from ``old`` on; after a fence."""
+        if not self._event_idx:
+            return not self._available[0] & AVAIL_NO_INTERRUPT
+        if old is None:
+            return True
+        event = self._available[self._used_event]
+        return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
     def _fence_stores(self) -> None:
         # Taking a lock is an atomic read-modify-write, which on x86 orders earlier stores before later loads.
-        with self._fence:
-            pass
-
-    def _walk(self, head: int) -> Chain:
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
-        table, count, index, left = self._descriptors, self._size, head, self._size
-        in_indirect = False
-        side = readable
-        total = writable_size = 0
-        # Descriptors that follow each other in memory, as large buffers mostly do, become one segment.
-        start, size = -1, 0
-        while True:
-            if index >= count:
-                raise VirtqueueError(f"chain {head}: descriptor {index} of a table of {count}")
-            if not left:
-                raise VirtqueueError(f"chain {head}: more descriptors than the table has ({count}): a loop")
-            left -= 1
-            addr, length, flags, following = _DESCRIPTOR.unpack_from(table, index * 16)
-            if flags & DESC_INDIRECT:
-                if in_indirect:
-                    raise VirtqueueError(f"chain {head}: an indirect table inside an indirect table")
-                table = self._indirect_table(head, addr, length, flags)
-                in_indirect, count, index, left = True, length // 16, 0, length // 16
-                continue
-            total += length
-            if flags & DESC_WRITE:
-                writable_size += length
-                if side is readable:
-                    if size:
-                        self._memory.append_segments(start, size, readable)
-                    side, start, size = writable, -1, 0
-            elif side is writable:
-                raise VirtqueueError(f"chain {head}: a readable descriptor after a writable one")
-            if addr == start + size and size:
-                size += length
-            elif length:
-                if size:
-                    self._memory.append_segments(start, size, side)
-                start, size = addr, length
-            if not flags & DESC_NEXT:
-                break
-            index = following
-        if size:
-            self._memory.append_segments(start, size, side)
-        if total >= MAX_CHAIN_BYTES:
-            raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
-        return Chain(head, readable, writable, writable_size)
-
-    def _indirect_table(self, head: int, addr: int, length: int, flags: int) -> memoryview:
-        if not self._indirect:
-            raise VirtqueueError(f"chain {head}: an indirect descriptor, which was not negotiated")
-        if flags & DESC_NEXT:
-            raise VirtqueueError(f"chain {head}: an indirect descriptor that has a next one")
-        if not length or length % 16 or length > 16 * max(MAX_INDIRECT, self._size):
-            raise VirtqueueError(f"chain {head}: an indirect table of {length} bytes")
-        segments = self._memory.segments(addr, length)
-        if len(segments) == 1:
-            return segments[0]
-        return memoryview(b"".join(segments))
+        self._fence.acquire()
+        self._fence.release()

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptor chains: checked, and turned into views of guest memory (Virtio 1.2, 2.7.5)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from farwatchd.virtqueue.errors import VirtqueueError
+from farwatchd.virtqueue.memory import GuestMemory, Span
+
+DESC_NEXT = 1
+DESC_WRITE = 2
+DESC_INDIRECT = 4
+
+#: Descriptors of one indirect table; Linux stays below the ring's size, other drivers go up to this.
+MAX_INDIRECT = 1024
+#: A chain's lengths add up to less than this, so that any used length fits 32 bits.
+MAX_CHAIN_BYTES = 1 << 32
+
+_DESCRIPTOR = struct.Struct("<QIHH")
+_DESCRIPTOR_SIZE = _DESCRIPTOR.size
+_unpack, _unpack_all = _DESCRIPTOR.unpack_from, _DESCRIPTOR.iter_unpack
+#: Bytes of the largest indirect table that is read the short way; what is larger gains from joining adjacent pieces.
+_SHORT_TABLE = 8 * _DESCRIPTOR_SIZE
+_NO_SPAN: Span = (0, 0, memoryview(b""))
+
+
+@dataclass(slots=True)
+class Chain:
+    """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory."""
+
+    head: int
+    readable: list[memoryview]
+    writable: list[memoryview]
+    writable_size: int
+
+
+class ChainReader:
+    """Reads the chains of one ring: ``descriptors`` is its table of ``size``."""
+
+    def __init__(self, memory: GuestMemory, size: int, descriptors: memoryview, indirect: bool) -> None:
+        self._memory = memory
+        self._size = size
+        self._descriptors = descriptors
+        self._indirect = indirect
+        self._span = _NO_SPAN
+
+    def chain(self, head: int) -> Chain:
+        """The chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks the rules."""
+        if self._indirect and head < self._size:
+            addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
+            if flags == DESC_INDIRECT and length <= _SHORT_TABLE:
+                chain = self._plain_chain(head, addr, length)
+                if chain is not None:
+                    return chain
+        return self._any_chain(head)
+
+    def _plain_chain(self, head: int, addr: int, length: int) -> Chain | None:
+        """The chain of a short indirect table as Linux writes it: what follows a descriptor is the one behind it.
+
+        None when it is anything else, right or wrong: ``_any_chain`` reads it anew.
+        """
+        low, size, view = self._span
+        start, end = addr - low, addr - low + length
+        if not 0 <= start < end <= size:
+            span = self._memory.span_of(addr, length)
+            if span is None:
+                return None
+            low, size, view = self._span = span
+            start, end = addr - low, addr - low + length
+        count = length // _DESCRIPTOR_SIZE
+        if length != count * _DESCRIPTOR_SIZE:
+            return None
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        total = room = flags = 0
+        for position, (piece, length, flags, following) in enumerate(_unpack_all(view[start:end]), 1):
+            start, end = piece - low, piece - low + length
+            if not 0 <= start < end <= size:
+                span = self._memory.span_of(piece, length)
+                if span is None:
+                    return None
+                low, size, view = self._span = span
+                start, end = piece - low, piece - low + length
+            total += length
+            if flags & DESC_WRITE:
+                room += length
+                writable.append(view[start:end])
+            elif writable:
+                return None
+            else:
+                readable.append(view[start:end])
+            if (following != position or flags & ~DESC_WRITE != DESC_NEXT) and position != count:
+                return None
+        if flags & ~DESC_WRITE or total >= MAX_CHAIN_BYTES:
+            return None
+        return Chain(head, readable, writable, room)
+
+    def _any_chain(self, head: int) -> Chain:
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        table, count, index, left = self._descriptors, self._size, head, self._size
+        in_indirect = False
+        side = readable
+        total = writable_size = 0
+        # Descriptors that follow each other in memory, as large buffers mostly do, become one segment.
+        start, size = -1, 0
+        while True:
+            if index >= count:
+                raise VirtqueueError(f"chain {head}: descriptor {index} of a table of {count}")
+            if not left:
+                raise VirtqueueError(f"chain {head}: more descriptors than the table has ({count}): a loop")
+            left -= 1
+            addr, length, flags, following = _unpack(table, index * _DESCRIPTOR_SIZE)
+            if flags & DESC_INDIRECT:
+                if in_indirect:
+                    raise VirtqueueError(f"chain {head}: an indirect table inside an indirect table")
+                table = self._indirect_table(head, addr, length, flags)
+                in_indirect, count, index, left = True, length // 16, 0, length // 16
+                continue
+            total += length
+            if flags & DESC_WRITE:
+                writable_size += length
+                if side is readable:
+                    if size:
+                        self._memory.append_segments(start, size, readable)
+                    side, start, size = writable, -1, 0
+            elif side is writable:
+                raise VirtqueueError(f"chain {head}: a readable descriptor after a writable one")
+            if addr == start + size and size:
+                size += length
+            elif length:
+                if size:
+                    self._memory.append_segments(start, size, side)
+                start, size = addr, length
+            if not flags & DESC_NEXT:
+                break
+            index = following
+        if size:
+            self._memory.append_segments(start, size, side)
+        if total >= MAX_CHAIN_BYTES:
+            raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
+        return Chain(head, readable, writable, writable_size)
+
+    def _indirect_table(self, head: int, addr: int, length: int, flags: int) -> memoryview:
+        if not self._indirect:
+            raise VirtqueueError(f"chain {head}: an indirect descriptor, which was not negotiated")
+        if flags & DESC_NEXT:
+            raise VirtqueueError(f"chain {head}: an indirect descriptor that has a next one")
+        if not length or length % 16 or length > 16 * max(MAX_INDIRECT, self._size):
+            raise VirtqueueError(f"chain {head}: an indirect table of {length} bytes")
+        segments = self._memory.segments(addr, length)
+        if len(segments) == 1:
+            return segments[0]
+        return memoryview(b"".join(segments))
