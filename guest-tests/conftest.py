@@ -74,7 +74,9 @@ def takes_the_shared_guest(item: pytest.Item) -> bool:
     """Whether the test needs no machine but the one, in mode merged, that most tests share."""
     chosen = parameters(item)
     needed = getattr(item, "fixturenames", ())
-    other = "boot" in needed or "keepers" in chosen or chosen.get("machine", MODES[0]) != MODES[0]
+    # A module may have guests of its own in the place of the shared ones.
+    own = isinstance(item, pytest.Function) and hasattr(item.module, "keepers")
+    other = own or "boot" in needed or chosen.get("machine", MODES[0]) != MODES[0]
     return "machine" in needed and not other
 
 

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from farwatch_harness import paths
+from farwatch_harness.errors import HarnessError
 from farwatch_harness.matrix import guests
 from farwatch_harness.matrix.guests import GuestRuns
 from farwatch_harness.matrix.outcome import Outcome
+from farwatch_harness.matrix.recorder import BOOT_TEST
 from farwatch_harness.matrix.rows import Row
 from farwatch_harness.results import State
 from farwatch_harness.series import Patch
@@ -74,7 +77,7 @@ def test_a_guest_that_does_not_boot_blocks_the_tests(made: Made) -> None:
     boot = runs.boot(ROW)
     assert boot.reason == "OSError: Kernel panic" and not boot.usable
     assert "console" in boot.output and "guest-1-console.log" in boot.logs
-    assert runs.run is not None and [test.name for test in runs.run.results] == ["test_boot.py::test_the_guest_boots"]
+    assert [test.name for test in runs.runs[1].results] == ["test_boot.py::test_the_guest_boots"]
 
 
 def test_a_test_that_fails_is_named_with_its_reason_and_its_output(made: Made) -> None:
@@ -123,11 +126,27 @@ def test_a_long_log_is_cut_and_says_so(made: Made) -> None:
 
 def test_an_interruption_ends_the_tests_that_are_under_way(made: Made) -> None:
     runs = made("import time\ndef test_a(): time.sleep(60)\n")
-    assert runs.boot(ROW).passed and runs.run is not None
-    process = runs.run.process
+    assert runs.boot(ROW).passed
     # Ctrl-C comes to the matrix alone.
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        runs.run.finish()
+        runs.tests(ROW)
     runs.close()
-    assert process.returncode is not None
+    assert runs.runs[1].process.returncode is not None
+    with pytest.raises(HarnessError, match="interrupted"):
+        runs.boot(ROW)
+
+
+def test_rows_may_be_under_way_at_once(made: Made) -> None:
+    runs = made("import os\ndef test_a(): raise OSError(os.environ['FARWATCH_PATCHES'])\n")
+    rows = [Row(SERIES[:number], SERIES) for number in (0, 1, 2)]
+    assert [runs.boot(row).passed for row in rows] == [True] * 3
+    assert [runs.tests(row).reason for row in reversed(rows)] == [
+        f"test_a.py::test_a: OSError: {number}" for number in (2, 1, 0)
+    ]
+
+
+def test_the_boot_alone_can_be_asked_for(made: Made) -> None:
+    made("def test_a(): assert 0\n")
+    runs = GuestRuns(paths.CHECKOUT / "series", lambda text: None, f"guest-tests/{BOOT_TEST}")
+    assert runs.boot(ROW).passed and runs.tests(ROW).passed

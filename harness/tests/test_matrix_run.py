@@ -76,8 +76,7 @@ def test_a_run_that_is_killed_leaves_what_it_found_and_the_next_is_as_a_clean_on
         run_of(path, forecast, killed)
     assert path.exists() == (stop > 0)
     if stop:
-        cells = [check for patch in load(path).patches for check in patch.checks]
-        assert len(cells) >= stop
+        assert load(path).patches[0].checks
     assert timeless(run_of(path, forecast, found)) == clean
 
 

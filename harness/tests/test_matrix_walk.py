@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk over the matrix: a broken patch makes its own cells red, blocks what needs them, and nothing else."""
 
-from collections.abc import Callable
+import threading
+import time
 
 import pytest
 from farwatch_harness.errors import HarnessError
 from farwatch_harness.matrix.outcome import Outcome, Step, failure
 from farwatch_harness.matrix.rows import Row
-from farwatch_harness.matrix.walk import Walk
+from farwatch_harness.matrix.walk import AT_ONCE, IN_GUEST, Walk
 from farwatch_harness.results import Check, CheckName, PatchResult, State
 from farwatch_harness.series import Patch
 
@@ -54,7 +55,12 @@ def walked(**steps: Step) -> Witness:
 def test_all_is_asked_of_every_row_in_order() -> None:
     witness = walked()
     assert witness.picture() == ["pppppp"] * 5
-    assert witness.begun == [(number, name) for number in range(5) for name in CheckName]
+    on_host = [name for name in CheckName if name not in IN_GUEST]
+    assert [each for each in witness.begun if each[1] in on_host] == [
+        (row, name) for row in range(5) for name in on_host
+    ]
+    for row in range(5):
+        assert [name for number, name in witness.begun if number == row] == list(CheckName)
 
 
 def test_a_compile_error_blocks_what_needs_the_kernel_and_later_rows_only_while_it_lasts() -> None:
@@ -117,7 +123,48 @@ def test_a_check_that_is_not_asked_for_is_absent() -> None:
     assert witness.results[1].checks[2].seconds == 7.0
 
 
-@pytest.mark.parametrize("stop", range(12))
+def test_guests_of_two_rows_run_at_once_and_no_more() -> None:
+    running, most = 0, 0
+    both = threading.Barrier(AT_ONCE)
+    lock = threading.Lock()
+
+    def tests(row: Row) -> Outcome:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        if row.number < AT_ONCE:
+            both.wait(10)
+        with lock:
+            running -= 1
+        return Outcome()
+
+    assert walked(tests=tests).picture() == ["pppppp"] * 5
+    assert most == AT_ONCE
+
+
+def test_guests_have_ended_before_a_row_that_works_hard() -> None:
+    witness = Witness()
+    under_way: set[int] = set()
+    seen: list[set[int]] = []
+
+    def build(row: Row) -> Outcome:
+        seen.append(set(under_way))
+        return Outcome()
+
+    def tests(row: Row) -> Outcome:
+        under_way.add(row.number)
+        time.sleep(0.05)
+        under_way.discard(row.number)
+        return Outcome()
+
+    steps: dict[CheckName, Step] = {CheckName.BUILD: build, CheckName.TESTS: tests}
+    Walk(steps, witness, lambda row: True).over((row, PatchResult(row.number, "", "")) for row in ROWS)
+    assert seen == [set()] * 5
+    assert witness.picture() == ["..p..p"] * 5
+
+
+@pytest.mark.parametrize("stop", range(8))
 def test_a_walk_that_ends_anywhere_has_told_all_that_it_found(stop: int) -> None:
     witness = Witness()
     left = stop
@@ -129,7 +176,15 @@ def test_a_walk_that_ends_anywhere_has_told_all_that_it_found(stop: int) -> None
         left -= 1
         return Outcome()
 
-    asked: Callable[[Row], Outcome] = step
+    steps: dict[CheckName, Step] = dict.fromkeys((CheckName.APPLY, CheckName.CHECKPATCH, CheckName.BUILD), step)
     with pytest.raises(KeyboardInterrupt):
-        Walk(dict.fromkeys(CheckName, asked), witness).over((row, PatchResult(row.number, "", "")) for row in ROWS)
-    assert sum(len(result.checks) for result in witness.results.values()) == stop
+        Walk(steps, witness).over((row, PatchResult(row.number, "", "")) for row in ROWS)
+    assert sum(picture.count("p") for picture in witness.picture()) == stop
+
+
+def test_an_interruption_of_a_guest_ends_the_walk() -> None:
+    def boot(row: Row) -> Outcome:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        walked(boot=boot)

@@ -16,6 +16,7 @@ from rich.text import Text
 from farwatch_harness import progress
 from farwatch_harness.matrix.forecast import Forecast
 from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.walk import AT_ONCE, IN_GUEST
 from farwatch_harness.results import Check, CheckName, State
 
 STYLES = {State.PASSED: "green", State.FAILED: "bold red", State.BLOCKED: "yellow", State.ABSENT: "dim"}
@@ -51,8 +52,9 @@ class Display:
         self.names = names
         self.forecast = forecast
         self.cells: dict[tuple[int, CheckName], Check] = {}
-        self.current: tuple[Row, CheckName] | None = None
-        self.since = self.started = time.monotonic()
+        # What is under way, since when.
+        self.current: dict[tuple[int, CheckName], float] = {}
+        self.started = time.monotonic()
         self.doing = ""
         self.live: Live | None = None
 
@@ -71,7 +73,8 @@ class Display:
 
     def began(self, row: Row, name: CheckName) -> None:
         """A check has begun."""
-        self.current, self.since, self.doing = (row, name), time.monotonic(), ""
+        self.current[row.number, name] = time.monotonic()
+        self.doing = ""
         if self.live is None and self.forecast.seconds(row, name) > WORTH_A_LINE:
             left = progress.duration(self.left())
             progress.say(f"  {row.number:>2} {name} of {row.title} ... (about {left} left)")
@@ -79,7 +82,7 @@ class Display:
     def ended(self, row: Row, check: Check) -> None:
         """A check has ended."""
         self.cells[row.number, check.name] = check
-        self.current = None
+        self.current.pop((row.number, check.name), None)
         if self.live is None and check.state is not State.ABSENT:
             reason = f": {check.reason}" if check.reason else ""
             progress.say(f"  {row.number:>2} {check.name} {check.state}, {progress.duration(check.seconds)}{reason}")
@@ -91,8 +94,10 @@ class Display:
     def left(self) -> float:
         """Seconds until all is done, as far as can be told."""
         open_cells = [(row, name) for row in self.rows for name in self.names if (row.number, name) not in self.cells]
-        spent = time.monotonic() - self.since if self.current else 0.0
-        return max(self.forecast.left(open_cells) - spent, 0.0)
+        guests = self.forecast.left(cell for cell in open_cells if cell[1] in IN_GUEST)
+        others = self.forecast.left(cell for cell in open_cells if cell[1] not in IN_GUEST)
+        spent = sum(time.monotonic() - since for since in list(self.current.values()))
+        return max(others + (guests - spent) / AT_ONCE, 0.0)
 
     def table(self) -> Table:
         """All that is known."""
@@ -110,8 +115,9 @@ class Display:
         return table
 
     def cell(self, row: Row, name: CheckName) -> Text:
-        if self.current == (row, name):
-            return Text(f"… {time.monotonic() - self.since:.0f} s", style="bold")
+        since = self.current.get((row.number, name))
+        if since is not None:
+            return Text(f"… {time.monotonic() - since:.0f} s", style="bold")
         check = self.cells.get((row.number, name))
         if check is None:
             return Text("")

@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from farwatch_harness import commands, paths
+from farwatch_harness.errors import HarnessError
 from farwatch_harness.matrix.outcome import Outcome
 from farwatch_harness.matrix.recorder import BOOT_TEST, DESCRIPTOR
 from farwatch_harness.matrix.rows import Row
@@ -26,32 +28,40 @@ STOP_LIMIT = 60.0
 MAX_FAILURES = 10
 #: Bytes of one log that go into the results; the whole one is in build/report/logs.
 LOG_LIMIT = 16_384
+ALL_TESTS = "guest-tests"
 ERROR_LINE = re.compile(r"^E\s+(\S.*)", re.MULTILINE)
 
 
 class GuestRuns:
-    """The guest checks of each row in turn; boot() first, then tests() unless it failed."""
+    """The guest checks of rows, of which several may be under way in threads; boot() first, then tests()."""
 
-    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, tell: Callable[[str], None], tests: str = ALL_TESTS) -> None:
         self.folder = folder
         self.tell = tell
-        self.run: GuestRun | None = None
+        # What pytest is to run.
+        self.wanted = tests
+        # By the number of the row.
+        self.runs: dict[int, GuestRun] = {}
+        self.lock = threading.Lock()
+        self.closed = False
 
     def boot(self, row: Row) -> Outcome:
         """The guest comes up with the share mounted, and its kernel has nothing to complain of."""
-        self.run = GuestRun(row, self.folder, self.tell)
-        found = self.run.until_booted()
+        with self.lock:
+            if self.closed:
+                raise HarnessError("interrupted")
+            run = self.runs[row.number] = GuestRun(row, self.folder, self.tell, self.wanted)
+        found = run.until_booted()
         if found is not None and found.state is State.PASSED:
             return Outcome(seconds=found.seconds)
-        self.run.finish()
-        output = found.output if found else self.run.last_words()
+        run.finish()
+        output = found.output if found else run.last_words()
         reason = reason_of(output)
-        return Outcome(reason, output, causes=frozenset({reason}), usable=False, logs=self.run.logs())
+        return Outcome(reason, output, causes=frozenset({reason}), usable=False, logs=run.logs())
 
     def tests(self, row: Row) -> Outcome:
         """The tests that belong up to this row pass."""
-        assert self.run is not None, "boot() comes first"
-        run, self.run = self.run, None
+        run = self.runs[row.number]
         status = run.finish()
         tests = tuple(run.results)
         failed = [test for test in tests if test.state is State.FAILED]
@@ -65,17 +75,19 @@ class GuestRuns:
         return Outcome(reason, run.last_words(), causes=causes, tests=tests, logs=run.logs())
 
     def close(self) -> None:
-        """Ends the run that is under way, if any."""
-        if self.run is not None:
-            self.run.stop()
-            self.run = None
+        """Ends the runs that are under way; no more begin."""
+        with self.lock:
+            self.closed = True
+        for run in self.runs.values():
+            run.stop()
 
 
 class GuestRun:
     """One pytest over the guest tests with the kernel of one row, and what it tells."""
 
-    def __init__(self, row: Row, folder: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, row: Row, folder: Path, tell: Callable[[str], None], tests: str) -> None:
         self.tell = tell
+        self.number = row.number
         self.place = paths.REPORT / "logs" / f"{row.number:02}"
         shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir(parents=True)
@@ -84,7 +96,7 @@ class GuestRun:
         self.count = 0
         self.running = ""
         self.reader, writer = os.pipe()
-        words = [sys.executable, "-m", "pytest", "guest-tests", "-p", "farwatch_harness.matrix.recorder"]
+        words = [sys.executable, "-m", "pytest", tests, "-p", "farwatch_harness.matrix.recorder"]
         words += [f"--maxfail={MAX_FAILURES}", "-p", "no:cacheprovider"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -134,7 +146,7 @@ class GuestRun:
                     self.count = event["count"]
                 case "started":
                     self.running = event["name"]
-                    self.tell(f"test {len(self.results) + 1} of {self.count}: {self.running}")
+                    self.tell(f"{self.number}: test {len(self.results) + 1} of {self.count}: {self.running}")
                 case "ended":
                     del event["what"]
                     found = TestResult(**{**event, "state": State(event["state"])})

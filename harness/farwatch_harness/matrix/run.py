@@ -15,8 +15,9 @@ from farwatch_harness.matrix.applying import applier
 from farwatch_harness.matrix.display import Display
 from farwatch_harness.matrix.facts import guest_facts, host_facts
 from farwatch_harness.matrix.forecast import Forecast
-from farwatch_harness.matrix.guests import GuestRuns
+from farwatch_harness.matrix.guests import ALL_TESTS, GuestRuns
 from farwatch_harness.matrix.outcome import Steps
+from farwatch_harness.matrix.recorder import BOOT_TEST
 from farwatch_harness.matrix.rows import Row, described, rows_of
 from farwatch_harness.matrix.static import Static
 from farwatch_harness.matrix.walk import Walk
@@ -53,8 +54,12 @@ class Keeping:
     def walked(self, rows: Sequence[Row], steps: Steps, base: str) -> Run:
         """Walks the rows. What an earlier run left is gone at once, so that it is not taken for this one's."""
         self.path.unlink(missing_ok=True)
-        Walk(steps, self).over((row, described(row, base)) for row in rows)
+        Walk(steps, self, self.works_hard).over((row, described(row, base)) for row in rows)
         return self.run
+
+    def works_hard(self, row: Row) -> bool:
+        """Whether the row's kernel is to be built."""
+        return not self.forecast.is_at_hand(row, CheckName.BUILD)
 
     def began(self, row: Row, name: CheckName) -> None:
         self.display.began(row, name)
@@ -97,7 +102,8 @@ def run_matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], pa
         display = Display(rows, names, forecast)
         keeping = Keeping(display, forecast, path, host_facts(source), lambda: guest_facts(equip([])))
         static = Static(source)
-        guests = GuestRuns(folder, display.now)
+        tests = ALL_TESTS if CheckName.TESTS in names else f"{ALL_TESTS}/{BOOT_TEST}"
+        guests = GuestRuns(folder, display.now, tests)
         with applier(source.path, series) as applying, contextlib.closing(guests), display.shown():
             every: Steps = {
                 CheckName.APPLY: applying.check,

@@ -5,8 +5,10 @@ Knows nothing of what the checks do, nor of how they are shown.
 """
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from farwatch_harness.errors import HarnessError
@@ -23,8 +25,13 @@ NEEDS = {
 }
 
 
+#: The checks in a guest: of several rows at once, as a guest has its host wait for it much of the time.
+IN_GUEST = (CheckName.BOOT, CheckName.TESTS)
+AT_ONCE = 2
+
+
 class Witness(Protocol):
-    """Who is told of each check as it begins and ends."""
+    """Who is told of each check as it begins, which may be in another thread, and as it ends."""
 
     def began(self, row: Row, name: CheckName) -> None: ...
 
@@ -39,47 +46,118 @@ class Failure:
     first: Row
 
 
-class Walk:
-    """One walk over the rows, in ascending order."""
+@dataclass(frozen=True)
+class Answer:
+    """What became of one check: an outcome, or the reason why it was not asked; and how long it took now."""
 
-    def __init__(self, steps: Steps, witness: Witness) -> None:
+    name: CheckName
+    outcome: Outcome | None
+    blocked: str = ""
+    wall: float = 0.0
+
+
+@dataclass
+class Filling:
+    """A row on its way: its result so far, and the checks that left nothing to go on with."""
+
+    row: Row
+    result: PatchResult
+    broken: Row | None = None
+    unusable: set[CheckName] = field(default_factory=set)
+    guests: Future[list[Answer]] | None = None
+
+
+class Walk:
+    """One walk over the rows, in ascending order.
+
+    Before a row of which `works_hard` is true, as a kernel is to be built, the guests of earlier rows come to their
+    end: they are not to be tested on a machine that is busy.
+    """
+
+    def __init__(self, steps: Steps, witness: Witness, works_hard: Callable[[Row], bool] = lambda row: False) -> None:
         self.steps = steps
         self.witness = witness
+        self.works_hard = works_hard
         # By check: how it failed in the row before.
         self.failures: dict[CheckName, Failure] = {}
+        # Rows whose guests are under way.
+        self.open: deque[Filling] = deque()
 
     def over(self, rows: Iterable[tuple[Row, PatchResult]]) -> None:
         """Asks everything of each row; the witness gets the rows as they fill."""
-        for row, result in rows:
-            self.row(row, result)
+        pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="guests")
+        try:
+            for row, result in rows:
+                if self.works_hard(row):
+                    self.settle(wait=True)
+                filling = Filling(row, result, self.broken_by(), set())
+                for name in CheckName:
+                    if name not in IN_GUEST:
+                        self.take(filling, self.ask(filling, name))
+                filling.guests = pool.submit(self.ask_in_guest, filling)
+                self.open.append(filling)
+                self.settle(wait=False)
+            self.settle(wait=True)
+        finally:
+            # After an interruption who runs the guests ends them, and so the threads that wait for them.
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def row(self, row: Row, result: PatchResult) -> PatchResult:
-        """Asks each check of one row."""
-        unusable: set[CheckName] = set()
-        broken = self.failures.get(CheckName.APPLY)
-        for name in CheckName:
-            began = time.monotonic()
-            needed = NEEDS.get(name)
-            if name not in self.steps:
-                check, outcome = Check(name, State.ABSENT), Outcome()
-            elif broken:
-                check, outcome = blocked(name, f"{broken.first.title} does not apply"), Outcome(usable=False)
-            elif needed in unusable:
-                check, outcome = blocked(name, f"needs {needed}"), Outcome(usable=False)
-            else:
-                self.witness.began(row, name)
-                outcome = asked(self.steps, name, row)
-                check = self.judged(row, name, outcome, time.monotonic() - began)
-            if not outcome.usable:
+    def broken_by(self) -> Row | None:
+        """The row whose patch does not apply."""
+        failure = self.failures.get(CheckName.APPLY)
+        return failure.first if failure else None
+
+    def ask_in_guest(self, filling: Filling) -> list[Answer]:
+        """The answers that need a guest, one after the other; in a thread of its own."""
+        answers: list[Answer] = []
+        unusable = set(filling.unusable)
+        for name in IN_GUEST:
+            answer = self.ask(replace(filling, unusable=unusable), name)
+            if not usable(answer):
                 unusable.add(name)
-            result = replace(
-                result,
-                checks=(*result.checks, check),
-                tests=(*result.tests, *outcome.tests),
-                logs={**result.logs, **outcome.logs},
-            )
-            self.witness.ended(row, check, result, time.monotonic() - began)
-        return result
+            answers.append(answer)
+        return answers
+
+    def settle(self, wait: bool) -> None:
+        """Takes the answers from guests, in the order of the rows; those that are there, or all."""
+        while self.open and self.open[0].guests is not None and (wait or self.open[0].guests.done()):
+            filling = self.open.popleft()
+            assert filling.guests is not None
+            for answer in filling.guests.result():
+                self.take(filling, answer)
+
+    def ask(self, filling: Filling, name: CheckName) -> Answer:
+        """One check of one row, unless what it needs is not there."""
+        needed = NEEDS.get(name)
+        if name not in self.steps:
+            return Answer(name, Outcome())
+        if filling.broken:
+            return Answer(name, None, f"{filling.broken.title} does not apply")
+        if needed in filling.unusable:
+            return Answer(name, None, f"needs {needed}")
+        self.witness.began(filling.row, name)
+        began = time.monotonic()
+        outcome = asked(self.steps, name, filling.row)
+        return Answer(name, outcome, wall=time.monotonic() - began)
+
+    def take(self, filling: Filling, answer: Answer) -> None:
+        """Enters an answer in its row."""
+        name, outcome = answer.name, answer.outcome or Outcome()
+        if not usable(answer):
+            filling.unusable.add(name)
+        if name not in self.steps:
+            check = Check(name, State.ABSENT)
+        elif answer.outcome is None:
+            check = Check(name, State.BLOCKED, reason=answer.blocked)
+        else:
+            check = self.judged(filling.row, name, outcome, answer.wall)
+        filling.result = replace(
+            filling.result,
+            checks=(*filling.result.checks, check),
+            tests=(*filling.result.tests, *outcome.tests),
+            logs={**filling.result.logs, **outcome.logs},
+        )
+        self.witness.ended(filling.row, check, filling.result, answer.wall)
 
     def judged(self, row: Row, name: CheckName, outcome: Outcome, wall: float) -> Check:
         """The cell. A failure of which the row before had every part is that row's: here it only blocks."""
@@ -103,6 +181,6 @@ def asked(steps: Steps, name: CheckName, row: Row) -> Outcome:
         return failure(reason, f"{reason}\n{rest}")
 
 
-def blocked(name: CheckName, reason: str) -> Check:
-    """A cell that was not asked for what stands before it."""
-    return Check(name, State.BLOCKED, reason=reason)
+def usable(answer: Answer) -> bool:
+    """Whether what needs this check can go on."""
+    return answer.outcome is not None and answer.outcome.usable
