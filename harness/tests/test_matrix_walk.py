@@ -126,6 +126,7 @@ def test_a_check_that_is_not_asked_for_is_absent() -> None:
 def test_guests_of_two_rows_run_at_once_and_no_more() -> None:
     running, most = 0, 0
     both = threading.Barrier(AT_ONCE)
+    one_more = threading.Event()
     lock = threading.Lock()
 
     def tests(row: Row) -> Outcome:
@@ -133,8 +134,12 @@ def test_guests_of_two_rows_run_at_once_and_no_more() -> None:
         with lock:
             running += 1
             most = max(most, running)
+            if running > AT_ONCE:
+                one_more.set()
         if row.number < AT_ONCE:
             both.wait(10)
+            # Time enough for another to come, if it may.
+            one_more.wait(0.3)
         with lock:
             running -= 1
         return Outcome()
