@@ -63,7 +63,7 @@ class Client:
     def send(self, request: bytes, room: int) -> bytes:
         """Hand over raw bytes with a reply buffer of ``room`` bytes; returns what was written, all that was."""
         writable = segments(bytearray(b"\xa5" * room), self.cuts[1])
-        written = self.handler.handle(segments(request, self.cuts[0]), writable)
+        written = self.handler.handle(segments(request, self.cuts[0]), writable, sum(map(len, writable)))
         buffer = b"".join(writable)
         assert 0 <= written <= room
         return buffer[:written]

@@ -29,7 +29,7 @@ class ThroughSocket(RequestHandler):
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
+    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
         """Send one request and put the reply where it belongs."""
         request = b"".join(readable)
         header = fuse.in_header.unpack_from(request)

@@ -129,7 +129,7 @@ def rooms(draw: st.DrawFn) -> int:
 def exchange(session: Session, request: bytes, room: int, cuts: tuple[list[int], list[int]]) -> None:
     """Send a request and check what must hold of any reply."""
     writable = segments(bytearray([FILLER]) * room, cuts[1])
-    written = session.handle(segments(request, cuts[0]), writable)
+    written = session.handle(segments(request, cuts[0]), writable, sum(map(len, writable)))
     buffer = b"".join(writable)
     assert written == 0 or HEADER_SIZE <= written <= room
     assert buffer[written:] == bytes([FILLER]) * (room - written)

@@ -35,7 +35,7 @@ class EchoHandler:
         self.resets = 0
         self.served = 0
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
+    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
         self.served += 1
         data = b"".join(readable)
         _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(data)

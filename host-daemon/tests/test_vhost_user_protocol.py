@@ -31,7 +31,7 @@ class NullHandler:
     def __init__(self) -> None:
         self.resets = 0
 
-    def handle(self, readable: object, writable: object) -> int:
+    def handle(self, readable: object, writable: object, writable_size: int) -> int:
         return 0
 
     def reset(self) -> None:

@@ -30,36 +30,34 @@ def _valid(seconds: float) -> tuple[int, int]:
 def _attr(attributes: Attributes) -> tuple[int, ...]:
     """The fields of ``fuse_attr`` in order. Times before 1970 travel as two's complement."""
     stat = attributes.stat
-    atime, atimensec = divmod(stat.st_atime_ns, _SECOND)
-    mtime, mtimensec = divmod(stat.st_mtime_ns, _SECOND)
-    ctime, ctimensec = divmod(stat.st_ctime_ns, _SECOND)
+    mode, ino, _, nlink, uid, gid, size = stat[:7]
+    atime, mtime, ctime = stat.st_atime_ns, stat.st_mtime_ns, stat.st_ctime_ns
     return (
-        stat.st_ino,
-        stat.st_size,
+        ino,
+        size,
         stat.st_blocks,
-        atime & _U64,
-        mtime & _U64,
-        ctime & _U64,
-        atimensec,
-        mtimensec,
-        ctimensec,
-        stat.st_mode,
-        min(stat.st_nlink, _U32),
-        stat.st_uid,
-        stat.st_gid,
+        atime // _SECOND & _U64,
+        mtime // _SECOND & _U64,
+        ctime // _SECOND & _U64,
+        atime % _SECOND,
+        mtime % _SECOND,
+        ctime % _SECOND,
+        mode,
+        nlink if nlink <= _U32 else _U32,
+        uid,
+        gid,
         stat.st_rdev & _U32,
-        min(stat.st_blksize, _U32),
+        stat.st_blksize & _U32,
         ATTR_SUBMOUNT if attributes.submount else 0,
     )
 
 
 def entry(value: Entry) -> bytes:
     """``fuse_entry_out``."""
-    valid, valid_nsec = _valid(value.valid)
-    attr_valid, attr_valid_nsec = _valid(value.attributes.valid)
-    return entry_out.pack_values(
-        value.nodeid, value.generation, valid, attr_valid, valid_nsec, attr_valid_nsec, *_attr(value.attributes)
-    )
+    nodeid, generation, attributes, seconds = value
+    valid, valid_nsec = _valid(seconds)
+    attr_valid, attr_valid_nsec = _valid(attributes.valid)
+    return entry_out.pack_values(nodeid, generation, valid, attr_valid, valid_nsec, attr_valid_nsec, *_attr(attributes))
 
 
 def attr(value: Attributes) -> bytes:

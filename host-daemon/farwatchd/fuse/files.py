@@ -65,40 +65,38 @@ class FileOperations:
         }
 
     def _open(self, request: Request) -> Reply:
-        args = open_in.unpack_from(request.args)
-        check_int(args.flags)
-        kill = bool(args.open_flags & OPEN_KILL_SUIDGID)
-        return encode.opened(self._fs.open(request.nodeid, args.flags, kill))
+        flags, open_flags = open_in.values(request.args)
+        check_int(flags)
+        return encode.opened(self._fs.open(request.nodeid, flags, bool(open_flags & OPEN_KILL_SUIDGID)))
 
     def _read(self, request: Request) -> Reply:
-        args = read_in.unpack_from(request.args)
-        check_offset(args.offset)
-        if args.size > MAX_WRITE or args.size > request.room:
-            raise invalid(f"a read of {args.size} bytes into {request.room}")
-        views = cut(request.writable, _HEADER_SIZE, args.size)
-        return self._fs.read(request.nodeid, args.fh, args.offset, views)
+        fh, offset, size, *_ = read_in.values(request.args)
+        check_offset(offset)
+        if size > MAX_WRITE or size > request.room:
+            raise invalid(f"a read of {size} bytes into {request.room}")
+        return self._fs.read(request.nodeid, fh, offset, cut(request.writable, _HEADER_SIZE, size))
 
     def _write(self, request: Request) -> Reply:
-        args = write_in.unpack_from(request.args)
-        check_offset(args.offset)
-        size = args.size
-        held = sum(map(len, request.data))
+        fh, offset, size, write_flags, *_ = write_in.values(request.args)
+        check_offset(offset)
+        held = request.data_size
         if size > held or size > MAX_WRITE:
             raise invalid(f"a write of {size} bytes with {held} at hand")
         views = request.data if size == held else cut(request.data, 0, size)
-        kill = bool(args.write_flags & WRITE_KILL_SUIDGID)
-        written = self._fs.write(request.nodeid, args.fh, args.offset, views, kill)
+        kill = bool(write_flags & WRITE_KILL_SUIDGID)
+        written = self._fs.write(request.nodeid, fh, offset, views, kill)
         return write_out.pack_values(written, 0)
 
     def _flush(self, request: Request) -> Reply:
-        args = flush_in.unpack_from(request.args)
-        self._fs.unlock_owner(request.nodeid, args.lock_owner)
+        fh, _, _, lock_owner = flush_in.values(request.args)
+        self._fs.unlock_owner(request.nodeid, lock_owner)
         self._unlocked()
-        self._fs.flush(request.nodeid, args.fh)
+        self._fs.flush(request.nodeid, fh)
         return EMPTY
 
     def _release(self, request: Request) -> Reply:
-        self._fs.release(request.nodeid, release_in.unpack_from(request.args).fh)
+        fh, *_ = release_in.values(request.args)
+        self._fs.release(request.nodeid, fh)
         self._unlocked()
         return EMPTY
 
@@ -150,10 +148,10 @@ class FileOperations:
         return self._entries(request, lambda name: self._fs.lookup(parent, name))
 
     def _entries(self, request: Request, lookup: Callable[[bytes], Entry] | None) -> Reply:
-        args = read_in.unpack_from(request.args)
-        check_offset(args.offset)
-        room = min(args.size, request.room, MAX_WRITE)
-        return fill(self._fs.readdir(request.nodeid, args.fh, args.offset), room, lookup)
+        fh, offset, size, *_ = read_in.values(request.args)
+        check_offset(offset)
+        room = min(size, request.room, MAX_WRITE)
+        return fill(self._fs.readdir(request.nodeid, fh, offset), room, lookup)
 
     def _releasedir(self, request: Request) -> Reply:
         self._fs.releasedir(request.nodeid, release_in.unpack_from(request.args).fh)

@@ -3,6 +3,8 @@
 
 Every method may raise ``OSError``; its ``errno`` is what the guest gets. Names are bytes, checked by the session:
 1..255 bytes, no '/', no NUL, not '.' or '..'.
+
+What is made for every request is a named tuple: that takes half the time of a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ from typing import NamedTuple, Protocol
 ROOT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks, in the guest's ids.
 
     ``group``: a supplementary group to create with (FUSE_CREATE_SUPP_GROUP), or -1. ``labels``: extended attributes
@@ -31,8 +32,7 @@ class Caller:
     labels: tuple[tuple[bytes, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """An inode's attributes and how long the guest may cache them, in seconds."""
 
     stat: os.stat_result
@@ -40,8 +40,7 @@ class Attributes:
     submount: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A looked-up name: each one returned counts as one lookup until FORGET. ``valid`` is the name's, in seconds."""
 
     nodeid: int
@@ -50,8 +49,7 @@ class Entry:
     valid: float
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """An open file or directory: ``flags`` are FOPEN_*."""
 
     fh: int
@@ -83,8 +81,7 @@ class Lock(NamedTuple):
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class DirEntry:
+class DirEntry(NamedTuple):
     """One directory entry; ``offset`` is where reading goes on after it (d_off), ``kind`` is DT_*."""
 
     name: bytes

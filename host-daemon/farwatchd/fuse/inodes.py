@@ -60,9 +60,8 @@ class InodeOperations:
         }
 
     def _getattr(self, request: Request) -> Reply:
-        args = getattr_in.unpack_from(request.args)
-        fh = args.fh if args.getattr_flags & GETATTR_FH else None
-        return encode.attr(self._fs.getattr(request.nodeid, fh))
+        flags, _, fh = getattr_in.values(request.args)
+        return encode.attr(self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None))
 
     def _setattr(self, request: Request) -> Reply:
         args = setattr_in.unpack_from(request.args)

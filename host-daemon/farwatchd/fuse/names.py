@@ -68,10 +68,10 @@ class NameOperations:
         return encode.entry(self._fs.mknod(caller, request.nodeid, name, args.mode, args.rdev, args.umask))
 
     def _mkdir(self, request: Request) -> Reply:
-        args = mkdir_in.unpack_from(request.args)
+        mode, umask = mkdir_in.values(request.args)
         name = request.name(mkdir_in.size)
-        check_int(args.mode)
-        return encode.entry(self._fs.mkdir(request.caller(), request.nodeid, name, args.mode, args.umask))
+        check_int(mode)
+        return encode.entry(self._fs.mkdir(request.caller(), request.nodeid, name, mode, umask))
 
     def _unlink(self, request: Request) -> Reply:
         self._fs.unlink(request.nodeid, request.name(0))
@@ -82,9 +82,9 @@ class NameOperations:
         return EMPTY
 
     def _rename(self, request: Request) -> Reply:
-        args = rename_in.unpack_from(request.args)
+        (newdir,) = rename_in.values(request.args)
         name, newname = request.names(rename_in.size, 2)
-        self._fs.rename(request.nodeid, name, args.newdir, newname, 0)
+        self._fs.rename(request.nodeid, name, newdir, newname, 0)
         return EMPTY
 
     def _rename2(self, request: Request) -> Reply:
@@ -99,11 +99,11 @@ class NameOperations:
         return encode.entry(self._fs.link(args.oldnodeid, request.nodeid, request.name(link_in.size)))
 
     def _create(self, request: Request) -> Reply:
-        args = create_in.unpack_from(request.args)
+        flags, mode, umask, open_flags = create_in.values(request.args)
         name = request.name(create_in.size)
-        check_int(args.mode, args.flags)
-        kill = bool(args.open_flags & OPEN_KILL_SUIDGID)
-        entry, opened = self._fs.create(request.caller(), request.nodeid, name, args.mode, args.flags, args.umask, kill)
+        check_int(mode, flags)
+        kill = bool(open_flags & OPEN_KILL_SUIDGID)
+        entry, opened = self._fs.create(request.caller(), request.nodeid, name, mode, flags, umask, kill)
         return encode.entry(entry) + encode.opened(opened)
 
     def _tmpfile(self, request: Request) -> Reply:

@@ -36,7 +36,8 @@ _WRITE = int(Opcode.WRITE)
 class Request:
     """A request after its header: ``args`` are copied, ``data`` (WRITE alone) and ``writable`` are guest memory.
 
-    ``room`` is what ``writable`` holds after the reply's header. ``extensions`` follow the arguments (7.38).
+    ``data_size`` is what ``data`` holds, ``room`` what ``writable`` holds after the reply's header. ``extensions``
+    follow the arguments (7.38).
     """
 
     unique: int
@@ -47,6 +48,7 @@ class Request:
     args: bytes
     extensions: bytes
     data: list[memoryview]
+    data_size: int
     writable: Sequence[memoryview]
     room: int
 
@@ -60,7 +62,11 @@ class Request:
 
     def name(self, start: int) -> bytes:
         """The file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is none."""
-        return self.names(start, 1)[0]
+        name, end, _ = self.args[start:].partition(b"\0")
+        if not end:
+            raise _endless()
+        check_name(name)
+        return name
 
     def names(self, start: int, count: int) -> list[bytes]:
         """``count`` file names, each ended by NUL, from ``args[start:]`` on."""
@@ -73,33 +79,39 @@ class Request:
         """``count`` strings, each ended by NUL, from ``args[start:]`` on; EINVAL when one has no end."""
         parts = self.args[start:].split(b"\0", count)
         if len(parts) <= count:
-            raise invalid("a string without an end")
+            raise _endless()
         return parts[:count]
 
 
-def decode(header: Any, readable: Sequence[memoryview], writable: Sequence[memoryview], room: int) -> Request:
-    """Take the request apart whose ``in_header`` is ``header``; EINVAL when its lengths are impossible."""
-    opcode = header.opcode
-    length = header.len - _HEADER_SIZE
-    if length < 0 or header.len > sum(map(len, readable)):
-        raise invalid(f"a length of {header.len}")
+def decode(
+    header: tuple[Any, ...], readable: Sequence[memoryview], writable: Sequence[memoryview], room: int
+) -> Request:
+    """Take the request apart whose ``in_header`` has the values ``header``; EINVAL when its lengths are impossible."""
+    size, opcode, unique, nodeid, uid, gid, pid, extension_units, _ = header
+    length = size - _HEADER_SIZE
     data: list[memoryview] = []
+    data_size = 0
+    if length < 0 or size > sum(map(len, readable)):
+        raise invalid(f"a length of {size}")
     if opcode == _WRITE:
-        args = gather(readable, _HEADER_SIZE, min(length, _WRITE_IN_SIZE))
-        data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, max(length - _WRITE_IN_SIZE, 0))
+        data_size = max(length - _WRITE_IN_SIZE, 0)
+        args = gather(readable, _HEADER_SIZE, length - data_size)
+        data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, data_size)
     elif length > MAX_ARGS:
         raise invalid(f"{length} bytes of arguments")
     else:
         args = gather(readable, _HEADER_SIZE, length)
     extensions = b""
-    if header.total_extlen:
-        size = 8 * header.total_extlen
-        if size > len(args):
-            raise invalid(f"{size} bytes of extensions")
-        args, extensions = args[:-size], args[-size:]
-    return Request(
-        header.unique, header.nodeid, header.uid, header.gid, header.pid, args, extensions, data, writable, room
-    )
+    if extension_units:
+        extension_size = 8 * extension_units
+        if extension_size > len(args):
+            raise invalid(f"{extension_size} bytes of extensions")
+        args, extensions = args[:-extension_size], args[-extension_size:]
+    return Request(unique, nodeid, uid, gid, pid, args, extensions, data, data_size, writable, room)
+
+
+def _endless() -> OSError:
+    return invalid("a string without an end")
 
 
 def invalid(what: str) -> OSError:
@@ -111,7 +123,7 @@ def check_name(name: bytes) -> None:
     """Refuse what is not one name in a directory, so that nothing outside the share can be reached by it."""
     if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, "a name is too long")
-    if not name or b"/" in name or name in (b".", b".."):
+    if not name or b"/" in name or name == b"." or name == b"..":
         raise invalid("not a file name")
 
 

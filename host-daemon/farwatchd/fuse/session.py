@@ -41,7 +41,6 @@ _HEADER_SIZE = in_header.size
 _REPLY_HEADER_SIZE = out_header.size
 #: Opcodes that are never answered.
 _SILENT = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.INTERRUPT), int(Opcode.NOTIFY_REPLY)})
-_INIT, _DESTROY = int(Opcode.INIT), int(Opcode.DESTROY)
 #: What FUSE_FSNOTIFY may ask for.
 _REQUESTABLE = sum(event for event in Event if event not in (Event.ISDIR, Event.OVERFLOW))
 #: The client takes errors from -511 to -1.
@@ -83,52 +82,61 @@ class Session:
             Opcode.FSNOTIFY: Operation(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
             Opcode.FSNOTIFY_WAIT: Operation(self._wait, fsnotify_wait_in.size),
         }
+        #: Those that may come before the two sides have agreed on anything.
+        self._first_operations: dict[int, Operation] = {
+            opcode: self._operations[opcode] for opcode in (Opcode.INIT, Opcode.DESTROY)
+        }
+        self._served = self._first_operations
 
     @property
     def parks(self) -> bool:
         """Whether requests may wait for events; see ``RequestHandler``."""
         return self._parks
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
+    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
         """Serve one request and return the bytes of its reply, 0 for none; see ``RequestHandler``."""
         if readable and len(readable[0]) >= _HEADER_SIZE:
-            header = in_header.unpack_from(readable[0])
+            header = in_header.values(readable[0])
         else:
-            start = gather(readable, 0, _HEADER_SIZE)
-            header = in_header.unpack_from(start.ljust(_HEADER_SIZE, b"\0"))
-            if len(start) < _HEADER_SIZE:
-                # A length that ``decode`` refuses.
-                header = header._replace(len=0)
-        opcode = header.opcode
-        room = sum(map(len, writable)) - _REPLY_HEADER_SIZE
+            header = _scattered_header(readable)
+        opcode = header[1]
         silent = opcode in _SILENT
+        room = writable_size - _REPLY_HEADER_SIZE
         if room < 0 and not silent:
             _log.debug("%s: no room for a reply", _Name(opcode))
             return 0
         try:
-            reply = self._serve(header, readable, writable, room)
+            operation = self._served.get(opcode)
+            if operation is None:
+                raise self._unserved(opcode)
+            request = decode(header, readable, writable, room)
+            if len(request.args) < operation.args:
+                raise invalid(f"{len(request.args)} bytes of arguments, {operation.args} are needed")
+            # A request without a reply needs no room, not even for a header.
+            if room < operation.reply and operation.reply:
+                raise invalid(f"room for a reply of {room} bytes, {operation.reply} are needed")
+            reply = operation.handler(request)
         except OSError as error:
             return self._refuse(header, writable, error)
         if silent:
             return 0
-        if type(reply) is int:
-            if reply == PARK:
-                return PARKED
-            length = _REPLY_HEADER_SIZE + reply
-            self._write_header(writable, length, 0, header.unique)
-            return length
-        if type(reply) is Late:
+        if isinstance(reply, bytes | bytearray):
+            length = _REPLY_HEADER_SIZE + len(reply)
+            if reply:
+                scatter(writable, _REPLY_HEADER_SIZE, reply)
+        elif isinstance(reply, Late):
             return late(reply.ticket)
-        assert not isinstance(reply, int | Late)
-        length = _REPLY_HEADER_SIZE + len(reply)
-        self._write_header(writable, length, 0, header.unique)
-        if reply:
-            scatter(writable, _REPLY_HEADER_SIZE, reply)
+        elif reply == PARK:
+            return PARKED
+        else:
+            length = _REPLY_HEADER_SIZE + reply
+        _write_header(writable, length, 0, request.unique)
         return length
 
     def reset(self) -> None:
         """Forget the guest: its inodes, handles and watches. The next one begins with INIT."""
         self._agreed = None
+        self._served = self._first_operations
         self._parks = False
         if self._waits is not None:
             self._waits.clear()
@@ -136,36 +144,22 @@ class Session:
         if self._watches is not None:
             self._watches.reset()
 
-    def _serve(self, header: Any, readable: Sequence[memoryview], writable: Sequence[memoryview], room: int) -> Reply:
-        opcode = header.opcode
-        operation = self._operations.get(opcode)
-        if self._agreed is None and opcode != _INIT and opcode != _DESTROY:
-            raise OSError(errno.EIO, "comes before INIT")
-        if operation is None:
-            raise OSError(errno.ENOSYS, "not served")
-        request = decode(header, readable, writable, room)
-        if len(request.args) < operation.args:
-            raise invalid(f"{len(request.args)} bytes of arguments, {operation.args} are needed")
-        # Without a reply there may be no room for its header either.
-        if max(room, 0) < operation.reply:
-            raise invalid(f"room for a reply of {room} bytes, {operation.reply} are needed")
-        return operation.handler(request)
+    def _unserved(self, opcode: int) -> OSError:
+        """The error for what is not in the table of operations now."""
+        if opcode in self._operations:
+            return OSError(errno.EIO, "comes before INIT")
+        return OSError(errno.EIO if self._agreed is None else errno.ENOSYS, "not served")
 
-    def _refuse(self, header: Any, writable: Sequence[memoryview], error: OSError) -> int:
+    def _refuse(self, header: tuple[Any, ...], writable: Sequence[memoryview], error: OSError) -> int:
         """Reply with an error, where the request has a reply."""
+        _, opcode, unique, nodeid, *_ = header
         if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s of node %d: %s", _Name(header.opcode), header.nodeid, error.strerror or error)
-        if header.opcode in _SILENT:
+            _log.debug("%s of node %d: %s", _Name(opcode), nodeid, error.strerror or error)
+        if opcode in _SILENT:
             return 0
         number = error.errno if error.errno is not None and 0 < error.errno <= _ERRNO_MAX else errno.EIO
-        self._write_header(writable, _REPLY_HEADER_SIZE, -number, header.unique)
+        _write_header(writable, _REPLY_HEADER_SIZE, -number, unique)
         return _REPLY_HEADER_SIZE
-
-    def _write_header(self, writable: Sequence[memoryview], length: int, error: int, unique: int) -> None:
-        if len(writable[0]) >= _REPLY_HEADER_SIZE:
-            out_header.pack_into(writable[0], 0, length, error, unique)
-        else:
-            scatter(writable, 0, out_header.pack_values(length, error, unique))
 
     def _init(self, request: Request) -> Reply:
         watchable = Event(0) if self._watches is None else self._watches.supported
@@ -184,6 +178,7 @@ class Session:
             _log.info("the guest begins anew")
         self.reset()
         self._agreed = agreed
+        self._served = self._operations
         self._parks = agreed.parked
         self._inodes.use_setxattr_ext(agreed.setxattr_ext)
         self._fs.use_posix_acls(agreed.posix_acl)
@@ -204,7 +199,8 @@ class Session:
         return EMPTY
 
     def _forget(self, request: Request) -> Reply:
-        self._forget_one(request.nodeid, forget_in.unpack_from(request.args).nlookup)
+        (nlookup,) = forget_in.values(request.args)
+        self._forget_one(request.nodeid, nlookup)
         return EMPTY
 
     def _batch_forget(self, request: Request) -> Reply:
@@ -213,7 +209,7 @@ class Session:
         if position + count * forget_one.size > len(request.args):
             raise invalid(f"{count} inodes to forget in {len(request.args)} bytes")
         for _ in range(count):
-            self._forget_one(*forget_one.unpack_from(request.args, position))
+            self._forget_one(*forget_one.values(request.args, position))
             position += forget_one.size
         return EMPTY
 
@@ -242,6 +238,21 @@ class Session:
         elif self._parks and min(args.size, request.room) < RECORD_MAX:
             raise invalid(f"room for {min(args.size, request.room)} bytes of events, a record may have {RECORD_MAX}")
         return PARK if self._parks else EMPTY
+
+
+def _scattered_header(readable: Sequence[memoryview]) -> tuple[Any, ...]:
+    """The values of a request's header that is not in one segment; a length of 0, which is refused, without one."""
+    start = gather(readable, 0, _HEADER_SIZE)
+    if len(start) < _HEADER_SIZE:
+        return (0, *in_header.values(start.ljust(_HEADER_SIZE, b"\0"))[1:])
+    return in_header.values(start)
+
+
+def _write_header(writable: Sequence[memoryview], length: int, error: int, unique: int) -> None:
+    if len(writable[0]) >= _REPLY_HEADER_SIZE:
+        out_header.pack_into(writable[0], 0, length, error, unique)
+    else:
+        scatter(writable, 0, out_header.pack_values(length, error, unique))
 
 
 class _Name:

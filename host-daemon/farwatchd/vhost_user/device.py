@@ -192,7 +192,7 @@ class Device:
                     return False
                 continue
             try:
-                written = handle(chain.readable, chain.writable)
+                written = handle(chain.readable, chain.writable, chain.writable_size)
             except Exception as error:
                 self._report(error)
                 written = error_reply(chain.readable, chain.writable, errno.EIO)

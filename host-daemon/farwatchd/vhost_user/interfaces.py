@@ -17,8 +17,10 @@ class RequestHandler(Protocol):
     def parks(self) -> bool:
         """Whether requests may wait for the notification source; those that do are answered when this turns false."""
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int:
+    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
         """Serve one request and return the bytes written into ``writable``, 0 for no reply.
+
+        ``writable_size`` is the bytes that all of ``writable`` has.
 
         ``PARKED``: the transport answers the request with the next payload of the notification source. Less than
         that: ``late(ticket)``, the request is answered later, see ``LateReplies``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import construct
@@ -26,7 +27,15 @@ class Codec:
 
     Built from a ``construct.Struct`` of integers and fixed ``Bytes``. ``unpack_from`` gives a named tuple whose fields
     are the declaration's; ``pack`` takes the fields by keyword, those left out being zero.
+
+    The hot path's forms have all fields in the order of the declaration, without names: ``values(buffer, offset=0)``
+    decodes, ``pack_values(*values)`` encodes, ``pack_into(buffer, offset, *values)`` encodes into a writable buffer.
+    ``struct.error`` when the buffer is too short or a value out of range.
     """
+
+    values: Callable[..., tuple[Any, ...]]
+    pack_values: Callable[..., bytes]
+    pack_into: Callable[..., None]
 
     def __init__(self, layout: construct.Struct, name: str) -> None:
         names = [field.name for field in layout.subcons]
@@ -38,6 +47,9 @@ class Codec:
         self._type = make_type(name, names)
         self._zero = self._type(*(b"" if f.endswith("s") else 0 for f in formats))
         self.size = self._struct.size
+        self.values = self._struct.unpack_from
+        self.pack_values = self._struct.pack
+        self.pack_into = self._struct.pack_into
         if self.size != layout.sizeof():
             raise TypeError(f"{name}: codec has {self.size} bytes, declaration {layout.sizeof()}")
 
@@ -48,11 +60,3 @@ class Codec:
     def pack(self, **fields: Any) -> bytes:
         """Encode the given fields, the others zero; ``ValueError`` on an unknown field, ``struct.error`` on range."""
         return self._struct.pack(*self._zero._replace(**fields))
-
-    def pack_values(self, *values: Any) -> bytes:
-        """Encode all fields in declaration order: the hot path's form of ``pack``."""
-        return self._struct.pack(*values)
-
-    def pack_into(self, buffer: Any, offset: int, *values: Any) -> None:
-        """Encode all fields in declaration order into a writable buffer at ``offset``."""
-        self._struct.pack_into(buffer, offset, *values)
