@@ -117,6 +117,7 @@ def _serve(
     server = Server(loop, sock, device, loop.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
+    loop.wake_on_signals()
     _confine(config, backend, objects, seccomp)
     where = config.socket_path if config.socket_path is not None else f"descriptor {config.fd}"
     _log.info("listening on %s", where)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
 import os
 import select
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -48,8 +50,10 @@ class Loop:
         self._serial = itertools.count()
         self._soon: deque[Callback] = deque()
         self._stopping = False
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.add(self._wake, self._drain_wake)
+        # A pipe, for signals write single bytes.
+        self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakes_on_signals = False
+        self.add(self._woken, self._drain_wake)
 
     def add(self, fd: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up; ``OSError`` when ``fd`` cannot be waited for."""
@@ -72,10 +76,20 @@ class Loop:
         """Call ``callback`` once, at the next turn of the loop, after the descriptors that are ready then."""
         self._soon.append(callback)
 
+    def wake_on_signals(self) -> None:
+        """Have every signal with a handler end the wait for descriptors, so that the handler is run at once.
+
+        Otherwise one that comes just before the wait would be handled after it. For the main thread.
+        """
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._wakes_on_signals = True
+
     def stop(self) -> None:
         """Make ``run`` return after the current turn; may be called from signal handlers and other threads."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        # A pipe that is full wakes as well.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake, b"\0")
 
     def run(self) -> None:
         """Serve until ``stop``, which may have been called before."""
@@ -105,7 +119,10 @@ class Loop:
         """Release the loop's own descriptors; those that were added stay open."""
         self._callbacks.clear()
         self._epoll.close()
+        if self._wakes_on_signals:
+            signal.set_wakeup_fd(-1)
         os.close(self._wake)
+        os.close(self._woken)
 
     def _patience(self, timeout: float | None) -> float | None:
         if self._soon:
@@ -150,6 +167,6 @@ class Loop:
 
     def _drain_wake(self) -> None:
         try:
-            os.eventfd_read(self._wake)
+            os.read(self._woken, 4096)
         except BlockingIOError:
             log.debug("woken up for nothing")
