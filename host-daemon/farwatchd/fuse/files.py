@@ -11,10 +11,10 @@ from farwatchd.fuse.filesystem import Entry, FileSystem
 from farwatchd.fuse.init import MAX_WRITE
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import Request, check_int, check_offset, invalid
+from farwatchd.fuse.setid import SetIdBits
 from farwatchd.segments import cut
 from farwatchd.wire.fuse import (
     FSYNC_FDATASYNC,
-    OPEN_KILL_SUIDGID,
     WRITE_KILL_SUIDGID,
     Opcode,
     copy_file_range_in,
@@ -40,9 +40,10 @@ _HEADER_SIZE = out_header.size
 class FileOperations:
     """Calls the file system and encodes what it returns."""
 
-    def __init__(self, fs: FileSystem, unlocked: Callable[[], None]) -> None:
+    def __init__(self, fs: FileSystem, setid: SetIdBits, unlocked: Callable[[], None]) -> None:
         """``unlocked`` is called when locks may have been given back."""
         self._fs = fs
+        self._setid = setid
         self._unlocked = unlocked
 
     def table(self) -> dict[int, Operation]:
@@ -67,7 +68,8 @@ class FileOperations:
     def _open(self, request: Request) -> Reply:
         flags, open_flags = open_in.values(request.args)
         check_int(flags)
-        return encode.opened(self._fs.open(request.nodeid, flags, bool(open_flags & OPEN_KILL_SUIDGID)))
+        kill = self._setid.go(request, flags, open_flags)
+        return encode.opened(self._fs.open(request.nodeid, flags, kill))
 
     def _read(self, request: Request) -> Reply:
         fh, offset, size, *_ = read_in.values(request.args)
@@ -114,7 +116,6 @@ class FileOperations:
 
     def _lseek(self, request: Request) -> Reply:
         args = lseek_in.unpack_from(request.args)
-        check_offset(args.offset)
         check_int(args.whence)
         return lseek_out.pack_values(self._fs.lseek(request.nodeid, args.fh, args.offset, args.whence))
 

@@ -60,7 +60,7 @@ class Opened(NamedTuple):
 class Changes:
     """SETATTR: None is unchanged. Times are nanoseconds since the epoch, or ``NOW``."""
 
-    NOW = -1
+    NOW = 1 << 100
 
     mode: int | None = None
     uid: int | None = None

@@ -105,6 +105,10 @@ class Negotiated:
         return bool((self.flags or 0) & InitFlag.POSIX_ACL)
 
     @property
+    def killpriv_v2(self) -> bool:
+        return bool((self.flags or 0) & InitFlag.HANDLE_KILLPRIV_V2)
+
+    @property
     def flock(self) -> bool:
         return bool((self.flags or 0) & InitFlag.FLOCK_LOCKS)
 

@@ -149,6 +149,4 @@ def _time(given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
         raise invalid("a time with too many nanoseconds")
     if seconds >= 1 << 63:
         seconds -= 1 << 64
-    time = seconds * _SECOND + nanoseconds
-    # One nanosecond before 1970 is taken by NOW; the one before it is nearer to what was meant.
-    return Changes.NOW - 1 if time == Changes.NOW else time
+    return seconds * _SECOND + nanoseconds

@@ -9,8 +9,8 @@ from farwatchd.fuse import encode
 from farwatchd.fuse.filesystem import FileSystem
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
+from farwatchd.fuse.setid import SetIdBits
 from farwatchd.wire.fuse import (
-    OPEN_KILL_SUIDGID,
     Opcode,
     create_in,
     entry_out,
@@ -26,8 +26,9 @@ from farwatchd.wire.fuse import (
 class NameOperations:
     """Calls the file system and encodes what it returns."""
 
-    def __init__(self, fs: FileSystem) -> None:
+    def __init__(self, fs: FileSystem, setid: SetIdBits) -> None:
         self._fs = fs
+        self._setid = setid
 
     def table(self) -> dict[int, Operation]:
         """The operations by opcode."""
@@ -102,7 +103,7 @@ class NameOperations:
         flags, mode, umask, open_flags = create_in.values(request.args)
         name = request.name(create_in.size)
         check_int(mode, flags)
-        kill = bool(open_flags & OPEN_KILL_SUIDGID)
+        kill = self._setid.go(request, flags, open_flags)
         entry, opened = self._fs.create(request.caller(), request.nodeid, name, mode, flags, umask, kill)
         return encode.entry(entry) + encode.opened(opened)
 

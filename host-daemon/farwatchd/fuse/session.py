@@ -18,6 +18,7 @@ from farwatchd.fuse.locks import LockOperations
 from farwatchd.fuse.names import NameOperations
 from farwatchd.fuse.operation import EMPTY, PARK, Late, Operation, Reply
 from farwatchd.fuse.request import Request, decode, invalid
+from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.waits import Waits
 from farwatchd.fuse.watches import Watches
 from farwatchd.segments import gather, scatter
@@ -66,10 +67,12 @@ class Session:
         self._parks = False
         self._refusal_level = logging.WARNING
         self._inodes = InodeOperations(fs)
+        self._setid = SetIdBits()
+        files = FileOperations(fs, self._setid, waits.poke if waits is not None else _nobody_waits)
         self._locks = LockOperations(fs, waits) if waits is not None else None
         self._operations: dict[int, Operation] = {
-            **NameOperations(fs).table(),
-            **FileOperations(fs, waits.poke if waits is not None else _nobody_waits).table(),
+            **NameOperations(fs, self._setid).table(),
+            **files.table(),
             **self._inodes.table(),
             **(self._locks.table() if self._locks is not None else {}),
             Opcode.INIT: Operation(self._init),
@@ -182,6 +185,7 @@ class Session:
         self._parks = agreed.parked
         self._inodes.use_setxattr_ext(agreed.setxattr_ext)
         self._fs.use_posix_acls(agreed.posix_acl)
+        self._setid.agree(agreed.killpriv_v2)
         if self._locks is not None:
             self._locks.use(agreed.posix_lock, agreed.flock)
         if self._watches is not None:
