@@ -49,7 +49,7 @@ def main() -> None:
     def serve() -> None:
         try:
             size = os.readv(fuse, [request])
-            written = session.handle([request[:size]], [reply])
+            written = session.handle([request[:size]], [reply], len(reply))
             if written:
                 os.write(fuse, reply[:written])
         except OSError as error:
