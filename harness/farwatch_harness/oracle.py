@@ -97,6 +97,10 @@ KNOWN_DIFFERENCES = (
         "Linux's FUSE calls it so, with or without the patches",
     ),
     Difference(
+        "A new watch may be told of what the host did just before it was added",
+        "the events were on their way to the guest when another watch wanted them",
+    ),
+    Difference(
         "`IN_DELETE_SELF` comes when the last name goes, not when the last process of the host closes the file, and an "
         "object without a name cannot be watched (`ENOENT`)",
         "the daemon itself holds what the guest knows",

@@ -122,6 +122,7 @@ def rounds(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
     """Round after round until the time is over, and enough have been."""
     steady, passing = Tally(), Tally()
     problems: list[str] = []
+    notes: list[str] = []
     samples: list[Sample] = []
     since = machine.mark()
     with step(f"soaking in mode {plan.mode}") as progress:
@@ -132,6 +133,7 @@ def rounds(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
             steady += outcome.steady
             passing += outcome.passing
             problems += outcome.problems
+            notes += [f"round {len(samples)}, {note}" for note in outcome.notes]
             samples.append(sample(machine))
             progress.update(f"{steady.seen + passing.seen} events, {oracle.scripts} scripts")
     return Found(
@@ -143,6 +145,7 @@ def rounds(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
         int(machine.guest.shell(f"cat {DROPPED}")),
         tuple(machine.daemon.warnings(since.daemon_lines)),
         (*problems, *machine.problems(since)),
+        tuple(notes),
     )
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak's programs in the guest: watchers of the numbered streams, and a writer of one.
 
-    steady DIR                  watches a stream that the host writes, says each marker it sees, ends upon any input
-    own DIR SECONDS FIRST       lets a process of its own write a stream from number FIRST on, and watches it
+    steady DIR FIRST            watches a stream that the host writes, says each marker it sees, ends upon any input
+    own DIR FIRST SECONDS       lets a process of its own write a stream, and watches it
     passing SECONDS SEED DIR... watchers that come and go
 
-Each says "ready" first; its last line is JSON: {"tally": {...}} or {"error": "..."}.
+FIRST is the number of the stream's next file. Each says "ready" first; its last line is JSON: {"tally": {...},
+"notes": [...]} or {"error": "..."}.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from random import Random
 from farwatch_harness.errors import HarnessError
 from farwatch_harness.native import In, Native
 from farwatch_harness.performers import HostPerformers
-from farwatch_harness.soak_stream import ALL, MARKER, Judge, Kind, Tally, burst, mask_of
+from farwatch_harness.soak_stream import ALL, MARKER, Account, Counter, Judge, Kind, burst, mask_of, not_begun
 
 #: Seconds without an event after which a stream that should go on is taken for dead.
 LIMIT = 60.0
@@ -37,9 +38,9 @@ STAY = 0.5
 MOST_DIRECTORIES = 3
 
 
-def steady(directory: Path) -> Tally:
+def steady(directory: Path, first: int, account: Account) -> None:
     """Watches a stream that another writes, until told to end."""
-    judge = Judge()
+    judge = Judge(first)
     with Native() as native:
         native.add(directory, mask_of(ALL))
         print("ready", flush=True)
@@ -53,17 +54,23 @@ def steady(directory: Path) -> Tally:
                 if (marker := judge.see(event)) and event.mask & In.DELETE:
                     print(marker, flush=True)
             if sys.stdin in ready and not events:
-                return judge.tally
+                account.add(directory.name, judge)
+                return
 
 
-def own(directory: Path, seconds: float, first: int) -> Tally:
-    """Writes a stream for so long, from a file's number on, and watches it."""
-    judge = Judge()
+def own(directory: Path, first: int, seconds: float, account: Account) -> None:
+    """Writes a stream for so long, and watches it."""
+    judge = Judge(first)
     end = time.monotonic() + seconds
-    with Native() as native, contextlib.closing(HostPerformers(1)) as performers:
+    with (
+        Native() as native,
+        contextlib.closing(HostPerformers(1)) as performers,
+        contextlib.closing(Counter(directory)) as counter,
+    ):
         native.add(directory, mask_of(ALL))
         print("ready", flush=True)
         while time.monotonic() < end:
+            counter.set(first + BURST)
             performers.start([[(directory, burst(first, BURST))]])
             first += BURST
             markers = 0
@@ -73,53 +80,54 @@ def own(directory: Path, seconds: float, first: int) -> Tally:
                     raise HarnessError(f"no event in {directory} for {LIMIT:.0f} s")
                 markers += sum(judge.see(event) == f"{MARKER}{first}" for event in events)
             performers.finish(1)
-    return judge.tally
+    account.add(directory.name, judge)
 
 
-def passing(seconds: float, random: Random, directories: Sequence[Path]) -> Tally:
+def passing(seconds: float, random: Random, directories: Sequence[Path], account: Account) -> None:
     """Watchers that come and go for so long, each on some of the directories, for some of the events."""
-    total = Tally()
     end = time.monotonic() + seconds
     print("ready", flush=True)
     while time.monotonic() < end:
         count = random.randint(1, min(MOST_DIRECTORIES, len(directories)))
-        total += passer(random, random.sample(list(directories), count))
-    return total
+        passer(random, random.sample(list(directories), count), account)
 
 
-def passer(random: Random, directories: Sequence[Path]) -> Tally:
+def passer(random: Random, directories: Sequence[Path], account: Account) -> None:
     """One watcher: comes, reads for a while, takes one of its watches away, reads on, and goes with events unread."""
     removed = None
     with Native() as native:
         judges = {}
         for directory in directories:
             kinds = random.choice(CHOICES)
-            judges[native.add(directory, mask_of(kinds))] = Judge(kinds)
+            wd = native.add(directory, mask_of(kinds))
+            judges[wd] = directory.name, Judge(not_begun(directory), kinds)
         for stay in (random.uniform(0, STAY), random.uniform(0, STAY)):
             end = time.monotonic() + stay
             while (left := end - time.monotonic()) > 0:
                 for event in native.read_ready(left):
                     if event.mask & In.IGNORED and event.wd == removed:
                         continue
-                    judge = judges.get(event.wd) or next(iter(judges.values()))
+                    _name, judge = judges.get(event.wd) or next(iter(judges.values()))
                     judge.see(event)
             if removed is None:
                 removed = random.choice(list(judges))
                 native.remove(removed)
-    return sum((judge.tally for judge in judges.values()), Tally())
+    for name, judge in judges.values():
+        account.add(name, judge)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the program that is asked for."""
     kind, *words = arguments
+    account = Account()
     try:
         if kind == "steady":
-            tally = steady(Path(words[0]))
+            steady(Path(words[0]), int(words[1]), account)
         elif kind == "own":
-            tally = own(Path(words[0]), float(words[1]), int(words[2]))
+            own(Path(words[0]), int(words[1]), float(words[2]), account)
         else:
-            tally = passing(float(words[0]), Random(words[1]), [Path(word) for word in words[2:]])
-        print(json.dumps({"tally": dataclasses.asdict(tally)}), flush=True)
+            passing(float(words[0]), Random(words[1]), [Path(word) for word in words[2:]], account)
+        print(json.dumps(dataclasses.asdict(account)), flush=True)
     except (HarnessError, OSError) as error:
         print(json.dumps({"error": f"{kind}: {error}"}), flush=True)
 

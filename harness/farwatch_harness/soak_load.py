@@ -14,7 +14,7 @@ from farwatch_harness.errors import HarnessError
 from farwatch_harness.guest import Guest, Job
 from farwatch_harness.machine import Share
 from farwatch_harness.performers import HostPerformers
-from farwatch_harness.soak_stream import MARKER, Tally, burst
+from farwatch_harness.soak_stream import MARKER, Counter, Tally, burst
 
 #: Streams that the host writes as fast as a steady watcher in the guest takes it; each has a writer of its own.
 PACED = 2
@@ -25,7 +25,7 @@ LONGEST_PAUSE = 0.3
 #: A stream that no steady watcher paces: so many files at once, and the seconds from one time to the next.
 FREE_BURST, FREE_INTERVAL = 10, 0.1
 #: Processes with watchers that come and go.
-PASSERS = 2
+PASSERS = 3
 #: Seconds for a program in the guest to start, for a burst to arrive, and for a program to end.
 START_LIMIT, BURST_LIMIT, END_LIMIT = 60.0, 60.0, 90.0
 #: Of what a round's writer in the guest may number, as long as it lasts.
@@ -38,10 +38,12 @@ class Stream:
 
     share: Share
     writer: HostPerformers
+    counter: Counter
     next: int = 0
 
     def write(self, count: int) -> str:
         """So many files, and the marker after them, whose name is returned."""
+        self.counter.set(self.next + count)
         self.writer.perform([[(self.share.host, burst(self.next, count))]])
         self.next += count
         return f"{MARKER}{self.next}"
@@ -49,11 +51,15 @@ class Stream:
 
 @dataclass
 class Outcome:
-    """What the watchers of one round saw; `problems` are those of programs that did not do their part."""
+    """What the watchers of one round saw; `problems` are those of programs that did not do their part.
+
+    `notes` are the first faults in words.
+    """
 
     steady: Tally = field(default_factory=Tally)
     passing: Tally = field(default_factory=Tally)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Load:
@@ -69,7 +75,11 @@ class Load:
         self.own = directory(root, "guest-own")
 
     def stream(self, root: Share, name: str) -> Stream:
-        return Stream(directory(root, name), self.stack.enter_context(contextlib.closing(HostPerformers(1))))
+        share = directory(root, name)
+        writer = self.stack.enter_context(contextlib.closing(HostPerformers(1)))
+        counter = self.stack.enter_context(contextlib.closing(Counter(share.host)))
+        counter.set(0)
+        return Stream(share, writer, counter)
 
     def close(self) -> None:
         self.stack.close()
@@ -78,8 +88,12 @@ class Load:
     def round(self, seconds: float) -> Iterator[Outcome]:
         """Load while the block runs, which should be `seconds`; after it the outcome is complete."""
         outcome = Outcome()
-        steady = [self.started("steady", stream.share.guest) for stream in self.paced]
-        own = self.started("own", self.own.guest, seconds, self.rounds * NUMBERS_OF_A_ROUND)
+        steady = [self.started("steady", stream.share.guest, stream.next) for stream in self.paced]
+        first = self.rounds * NUMBERS_OF_A_ROUND
+        # The guest sets it from then on.
+        with contextlib.closing(Counter(self.own.host)) as counter:
+            counter.set(first)
+        own = self.started("own", self.own.guest, first, seconds)
         everywhere = [share.guest for share in (self.own, *(stream.share for stream in (*self.paced, self.free)))]
         passers = [self.started("passing", seconds, self.random.random(), *everywhere) for _ in range(PASSERS)]
         self.rounds += 1
@@ -135,7 +149,9 @@ def take(lines: Sequence[str], outcome: Outcome, *, passing: bool) -> None:
         said = {}
     if "tally" not in said:
         outcome.problems.append(f"a watcher in the guest failed: {said.get('error') or ' / '.join(lines[-3:])}")
-    elif passing:
+        return
+    outcome.notes += said["notes"]
+    if passing:
         outcome.passing += Tally(**said["tally"])
     else:
         outcome.steady += Tally(**said["tally"])

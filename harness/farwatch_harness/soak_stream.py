@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak's numbered streams: files that come, move and go one after the other, so that each event says its place.
 
-File number N is made as fN, renamed to mN and removed; no number comes twice. So whoever watches the directory, from
-whenever on, must see one event after the other, none missing and none twice. Pure: no I/O.
+File number N is made as fN, renamed to mN and removed; no number comes twice. So whoever watches the directory must see
+one event after the other, none twice, and none missing of the files that were made after the watch was there. To know
+these, each stream has a counter: a file beside the directory with the number of the first file that is not begun yet.
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from pathlib import Path
 
 from farwatch_harness.guest import Event
 from farwatch_harness.native import In
 from farwatch_harness.operations import Operation
 
 MARKER = "end-"
+#: So many of the things that are wrong are kept in words.
+MOST_NOTES = 3
 
 
 class Kind(Enum):
@@ -53,6 +58,32 @@ def burst(first: int, count: int) -> list[Operation]:
     return [*script, ["symlink", "nowhere", marker], ["unlink", marker]]
 
 
+class Counter:
+    """The counter of the stream in a directory, for its writer; close() it."""
+
+    DIGITS = 12
+
+    def __init__(self, directory: Path) -> None:
+        self.fd = os.open(counter_of(directory), os.O_WRONLY | os.O_CREAT, 0o644)
+
+    def set(self, number: int) -> None:
+        """Before a burst: files from this number on are made later."""
+        os.pwrite(self.fd, f"{number:0{self.DIGITS}}".encode(), 0)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def counter_of(directory: Path) -> Path:
+    """Where the counter of the stream in a directory is."""
+    return directory.with_name(f"{directory.name}.number")
+
+
+def not_begun(directory: Path) -> int:
+    """The first file of the stream that is made after this call."""
+    return int(counter_of(directory).read_text())
+
+
 @dataclass(frozen=True)
 class Tally:
     """What watchers of streams saw.
@@ -77,39 +108,56 @@ class Tally:
 
 
 class Judge:
-    """Judges what one watch, for just these kinds of events, is told of a stream."""
+    """Judges what one watch, for just these kinds of events, is told of a stream.
 
-    def __init__(self, kinds: Sequence[Kind] = ALL) -> None:
+    All must be told of files from the number `sure` on. Of those before, something may be told: what happened just
+    before the watch was there can still be on its way to the guest. `notes` are the first faults.
+    """
+
+    def __init__(self, sure: int, kinds: Sequence[Kind] = ALL) -> None:
         self.kinds = kinds
-        self.next: int | None = None
+        self.sure = sure * len(kinds)
+        self.notes: list[str] = []
+        self.next = 0
         self.seen = self.lost = self.duplicate = self.overflows = self.strange = 0
 
     def see(self, event: Event) -> str | None:
         """Takes the next event of the watch; the marker's name when it is one."""
         if event.mask & In.Q_OVERFLOW:
             self.overflows += 1
+            self.note("an overflow:", event)
             return None
         if event.name.startswith(MARKER):
             if event.mask & (In.CREATE | In.DELETE):
-                self.expect(int(event.name.removeprefix(MARKER)) * len(self.kinds))
+                self.expect(int(event.name.removeprefix(MARKER)) * len(self.kinds), event)
             return event.name
         place = self.place(event)
         if place is None:
             self.strange += 1
+            self.note("no event of a stream:", event)
             return None
         self.seen += 1
-        if self.next is not None and place < self.next:
+        if place < self.next:
             self.duplicate += 1
+            self.note("told before:", event)
             return None
-        self.expect(place)
+        self.expect(place, event)
         self.next = place + 1
         return None
 
-    def expect(self, place: int) -> None:
-        """All that comes before this place must have been seen, from the first event on that was."""
-        if self.next is not None and place > self.next:
-            self.lost += place - self.next
-            self.next = place
+    def expect(self, place: int, event: Event) -> None:
+        """All that comes before this place, from the sure one on, must have been seen."""
+        missing = place - max(self.next, self.sure)
+        if missing > 0:
+            self.lost += missing
+            self.note(f"{missing} lost before", event)
+        self.next = max(self.next, place)
+
+    def note(self, what: str, event: Event) -> None:
+        """Keeps what is wrong in words."""
+        if len(self.notes) < MOST_NOTES:
+            kinds = ",".join(kind.name for kind in self.kinds)
+            self.notes.append(f"{what} {In(event.mask).name} {event.name!r}, number {self.seen} of a watch for {kinds}")
 
     def place(self, event: Event) -> int | None:
         """The event's place in the stream; None when it has none."""
@@ -122,3 +170,16 @@ class Judge:
     def tally(self) -> Tally:
         """What was found up to now."""
         return Tally(1, self.seen, self.lost, self.duplicate, self.overflows, self.strange)
+
+
+@dataclass
+class Account:
+    """What several watches found, and the first faults in words."""
+
+    tally: Tally = field(default_factory=Tally)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, where: str, judge: Judge) -> None:
+        """Adds what a watch of the directory `where` found."""
+        self.tally += judge.tally
+        self.notes += [f"{where}: {note}" for note in judge.notes[: MOST_NOTES - len(self.notes)]]

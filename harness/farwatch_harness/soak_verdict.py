@@ -16,6 +16,7 @@ MAX_MEMORY_GROWTH = 2 * 1024 * 1024
 MAX_DESCRIPTOR_GROWTH = 8
 #: Growth cannot be told from fewer.
 FEWEST_SAMPLES = 4
+MOST_NOTES = 10
 MIB = 1024 * 1024
 
 
@@ -42,7 +43,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Found:
-    """All that was found. `scripts` were compared, `differences` tells of those that differ."""
+    """All that was found.
+
+    `scripts` were compared, `differences` tells of those that differ; `notes` tell more of what the watchers saw wrong.
+    """
 
     steady: Tally
     passing: Tally
@@ -52,6 +56,7 @@ class Found:
     dropped: int
     daemon_warnings: tuple[str, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def after_warm_up(values: Sequence[float]) -> Sequence[float]:
@@ -84,6 +89,7 @@ def faults(found: Found) -> list[str]:
             said.append(f"the {who} watchers saw nothing")
         if not tally.clean:
             said.append(f"the {who} watchers saw {described(tally)}")
+    said += found.notes[:MOST_NOTES]
     if not found.scripts:
         said.append("the oracle compared nothing")
     said += found.differences

@@ -20,7 +20,7 @@ from farwatch_harness.native import In, Native
 from farwatch_harness.operations import perform
 from farwatch_harness.soak import add_options, plan_of
 from farwatch_harness.soak_load import Load
-from farwatch_harness.soak_stream import ALL, MARKER, Judge, Kind, Tally, burst, mask_of
+from farwatch_harness.soak_stream import ALL, MARKER, Account, Judge, Kind, Tally, burst, mask_of
 from farwatch_harness.soak_verdict import MAX_MEMORY_GROWTH, Found, Sample, faults, growth, summary
 
 MIB = 1024 * 1024
@@ -39,25 +39,30 @@ def marker(number: int) -> Event:
     return Event(1, int(In.CREATE), 0, f"{MARKER}{number}", 0.0)
 
 
-def judged(events: Sequence[Event], kinds: Sequence[Kind] = ALL) -> Tally:
-    judge = Judge(kinds)
+def judged(events: Sequence[Event], kinds: Sequence[Kind] = ALL, sure: int = 0) -> Tally:
+    judge = Judge(sure, kinds)
     for event in events:
         judge.see(event)
     return judge.tally
 
 
 @pytest.mark.parametrize("kinds", [ALL, (Kind.CREATED,), (Kind.LEFT, Kind.CAME)])
-def test_a_whole_stream_is_clean_from_wherever_one_begins(kinds: Sequence[Kind]) -> None:
+def test_a_whole_stream_is_clean(kinds: Sequence[Kind]) -> None:
     events = stream(7, 5, kinds)
-    for start in range(len(events)):
-        tally = judged([*events[start:], marker(12)], kinds)
-        assert tally == Tally(1, len(events) - start)
-        assert tally.clean
+    assert judged([*events, marker(12)], kinds, sure=7) == Tally(1, len(events))
+
+
+def test_what_was_on_its_way_before_the_watch_may_be_told_or_not() -> None:
+    sure = stream(10, 3)
+    for before in ([], stream(8, 2), stream(8, 2)[5:], [stream(4, 1)[0], *stream(6, 1)[2:], stream(9, 1)[1]]):
+        assert judged([*before, *sure], sure=10).clean
+        assert judged([*before, *sure[1:]], sure=10).lost == 1
+    assert judged([*reversed(stream(8, 1)), *sure], sure=10).duplicate == 3
 
 
 def test_what_is_missing_is_lost() -> None:
     events = stream(0, 5)
-    for gone in range(1, len(events) - 1):
+    for gone in range(len(events) - 1):
         assert judged(events[:gone] + events[gone + 1 :]).lost == 1
     assert judged([*stream(0, 1), *stream(3, 1)]).lost == 8
 
@@ -69,13 +74,24 @@ def test_what_is_missing_at_the_end_is_lost_when_the_marker_comes() -> None:
 def test_what_comes_again_is_duplicate() -> None:
     events = stream(0, 5)
     for again in range(len(events)):
-        tally = judged([*events, events[again]])
+        tally = judged([*events, events[again]], sure=0)
         assert (tally.duplicate, tally.lost) == (1, 0)
 
 
 def test_what_comes_out_of_order_is_not_clean() -> None:
     events = stream(0, 2)
     assert not judged([*events[:2], events[3], events[2], *events[4:]]).clean
+
+
+def test_what_is_wrong_is_told_in_words() -> None:
+    judge, account = Judge(3), Account()
+    for event in [*stream(3, 1), *stream(5, 1)]:
+        judge.see(event)
+    account.add("dir", judge)
+    assert account.notes == [
+        "dir: 4 lost before CREATE 'f5', number 5 of a watch for CREATED,LEFT,CAME,DELETED",
+    ]
+    assert account.tally == judge.tally
 
 
 def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
@@ -85,7 +101,7 @@ def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
 
 
 def test_native_inotify_is_judged_clean(tmp_path: Path) -> None:
-    judge = Judge()
+    judge = Judge(100)
     with Native() as native:
         native.add(tmp_path, mask_of(ALL))
         for operation in burst(100, 50):
