@@ -32,14 +32,14 @@ LOG_LEVELS = {
 }
 
 EPILOG = """\
-attach it to QEMU with (events need QEMU 10.2 or later and a guest kernel with the Farwatch patches):
+attach it to QEMU 10.2 or later with (events need a guest kernel with the Farwatch patches):
 
   qemu-system-x86_64 ... \\
     -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \\
     -chardev socket,id=fs,path=SOCKET \\
     -device vhost-user-test-device-pci,chardev=fs,virtio-id=26,num_vqs=3,vq_size=128,config_size=44
 
-or, with any QEMU and any guest, without events:
+or to any QEMU, where such a guest keeps a request waiting for events:
 
     -device vhost-user-fs-pci,chardev=fs,tag=TAG
 
