@@ -150,3 +150,25 @@ def test_the_boot_alone_can_be_asked_for(made: Made) -> None:
     made("def test_a(): assert 0\n")
     runs = GuestRuns(paths.CHECKOUT / "series", lambda text: None, f"guest-tests/{BOOT_TEST}")
     assert runs.boot(ROW).passed and runs.tests(ROW).passed
+
+
+def test_tests_end_in_order_when_the_matrix_was_killed(made: Made, tmp_path: Path) -> None:
+    text = """import pathlib, pytest
+@pytest.fixture(scope="session", autouse=True)
+def guest():
+    yield
+    pathlib.Path("ended").touch()
+@pytest.mark.parametrize("n", range(50))
+def test_a(n):
+    with pathlib.Path("ran").open("a") as ran:
+        ran.write("x")
+"""
+    runs = made(text)
+    assert runs.boot(ROW).passed
+    run = runs.runs[1]
+    # What the end of the process does to the pipe.
+    run.events.close()
+    assert run.process.wait(30) != 0
+    assert (tmp_path / "ended").exists()
+    assert len((tmp_path / "ran").read_text()) < 5
+    assert "the matrix is gone" in run.log.read_text()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ class GuestRun:
             "FARWATCH_LOGS": str(self.place),
         }
 
-    def read_events(self) -> Iterator[dict[str, Any]]:
+    def read_events(self) -> Generator[dict[str, Any], None, None]:
         """What the recorder tells, until pytest ends or has been silent for too long."""
         with os.fdopen(self.reader, "rb", buffering=0) as pipe:
             rest = b""

@@ -33,7 +33,13 @@ class Recorder:
         self.session: pytest.Session | None = None
 
     def tell(self, **facts: Any) -> None:
-        self.stream.write(json.dumps(facts) + "\n")
+        """Writes one line. When nobody reads any more the tests end after the present one, and so do their guests."""
+        try:
+            self.stream.write(json.dumps(facts) + "\n")
+        except BrokenPipeError:
+            if self.session is None:
+                raise
+            self.session.shouldstop = "the matrix is gone"
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
