@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any script of file operations is told in the guest as native inotify tells it, done on the host or in the guest.
 
-FARWATCH_EXAMPLES=N runs N random scripts for each test instead of 80, other ones each time; the seed of one that
-fails is printed.
+FARWATCH_EXAMPLES=N runs N random scripts for each test instead of 80, other ones each time; what fails is told with the
+seed, which FARWATCH_SEED=S runs again.
 """
 
 import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import pytest
 from farwatch_harness.equipment import Equipment
@@ -18,21 +20,35 @@ from farwatch_harness.guest import Guest
 from farwatch_harness.keeper import Keeper
 from farwatch_harness.machine import MachineSpec, Share
 from farwatch_harness.operations import KINDS, Operation, choices
-from farwatch_harness.oracle import HostWatch, compare_in_the_guest, compare_on_the_host
+from farwatch_harness.oracle import Comparison, HostWatch, compare_in_the_guest, compare_on_the_host
 from farwatch_harness.performers import GuestPerformers, HostPerformers, Performers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 EXAMPLES = os.environ.get("FARWATCH_EXAMPLES")
-random_scripts = settings(
-    max_examples=int(EXAMPLES or 80),
-    derandomize=EXAMPLES is None,
-    database=None,
-    deadline=None,
-    print_blob=True,
-    # The guest is the same for all examples, but each has directories of its own.
-    suppress_health_check=list(HealthCheck),
-)
+SEED = int(os.environ.get("FARWATCH_SEED") or secrets.randbelow(1 << 32))
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def random_scripts(test: Test) -> Test:
+    """Runs the test with many scripts: the same ones each time, or of the seed if it is told how many."""
+    chosen = settings(
+        max_examples=int(EXAMPLES or 80),
+        derandomize=EXAMPLES is None,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        # The guest is the same for all examples, but each has directories of its own.
+        suppress_health_check=list(HealthCheck),
+    )(test)
+    return seed(SEED)(chosen) if EXAMPLES else chosen
+
+
+def assert_same(comparison: Comparison) -> None:
+    again = f"\nFARWATCH_EXAMPLES={EXAMPLES} FARWATCH_SEED={SEED} runs the same scripts" if EXAMPLES else ""
+    assert not comparison.difference(), comparison.difference() + again
+
+
 operations = st.sampled_from(KINDS).flatmap(
     lambda kind: st.tuples(st.just(kind), *(st.sampled_from(names) for names in choices(kind))).map(list)
 )
@@ -88,8 +104,7 @@ def test_what_the_host_does_is_told_as_native_inotify_tells_it(
 ) -> None:
     part = part_of(share)
     twin = tmp_path / part.host.name
-    difference = compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.INOTIFY).difference()
-    assert not difference, difference
+    assert_same(compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.INOTIFY))
 
 
 @pytest.mark.patch(10)
@@ -101,8 +116,7 @@ def test_what_the_host_does_is_told_step_by_step_with_fanotify_too(
 ) -> None:
     part = part_of(share)
     twin = tmp_path / part.host.name
-    difference = compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.FANOTIFY).difference()
-    assert not difference, difference
+    assert_same(compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.FANOTIFY))
 
 
 @pytest.fixture
@@ -120,5 +134,4 @@ def test_what_the_guest_does_is_told_as_on_its_own_tmpfs(
 ) -> None:
     part = part_of(share)
     local = tmpfs / part.host.name
-    difference = compare_in_the_guest(guest, part, local, lanes, guest_performers).difference()
-    assert not difference, difference
+    assert_same(compare_in_the_guest(guest, part, local, lanes, guest_performers))
