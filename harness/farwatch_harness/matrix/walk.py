@@ -7,7 +7,7 @@ Knows nothing of what the checks do, nor of how they are shown.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -58,13 +58,12 @@ class Answer:
 
 @dataclass
 class Filling:
-    """A row on its way: its result so far, and the checks that left nothing to go on with."""
+    """A row on its way: its result so far, the row that broke the series, checks that left nothing to go on with."""
 
     row: Row
     result: PatchResult
     broken: Row | None = None
     unusable: set[CheckName] = field(default_factory=set)
-    guests: Future[list[Answer]] | None = None
 
 
 class Walk:
@@ -80,7 +79,7 @@ class Walk:
         self.works_hard = works_hard
         # By check: how it failed in the row before.
         self.failures: dict[CheckName, Failure] = {}
-        # Rows whose guests are under way.
+        # Rows whose guests are still to come.
         self.open: deque[Filling] = deque()
 
     def over(self, rows: Iterable[tuple[Row, PatchResult]]) -> None:
@@ -89,15 +88,13 @@ class Walk:
         try:
             for row, result in rows:
                 if self.works_hard(row):
-                    self.settle(wait=True)
-                filling = Filling(row, result, self.broken_by(), set())
+                    self.run_guests(pool)
+                filling = Filling(row, result, self.broken_by())
                 for name in CheckName:
                     if name not in IN_GUEST:
                         self.take(filling, self.ask(filling, name))
-                filling.guests = pool.submit(self.ask_in_guest, filling)
                 self.open.append(filling)
-                self.settle(wait=False)
-            self.settle(wait=True)
+            self.run_guests(pool)
         finally:
             # After an interruption who runs the guests ends them, and so the threads that wait for them.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -118,12 +115,14 @@ class Walk:
             answers.append(answer)
         return answers
 
-    def settle(self, wait: bool) -> None:
-        """Takes the answers from guests, in the order of the rows; those that are there, or all."""
-        while self.open and self.open[0].guests is not None and (wait or self.open[0].guests.done()):
+    def run_guests(self, pool: ThreadPoolExecutor) -> None:
+        """Asks what needs a guest of all rows that are open, and takes the answers in the order of the rows."""
+        # The whole series has by far the most tests: begun last it would end long after all others.
+        begun = sorted(self.open, key=lambda filling: not filling.row.last)
+        answers = {filling.row.number: pool.submit(self.ask_in_guest, filling) for filling in begun}
+        while self.open:
             filling = self.open.popleft()
-            assert filling.guests is not None
-            for answer in filling.guests.result():
+            for answer in answers[filling.row.number].result():
                 self.take(filling, answer)
 
     def ask(self, filling: Filling, name: CheckName) -> Answer:
