@@ -97,3 +97,15 @@ def test_more_than_a_used_length_can_tell_is_refused() -> None:
     ring = memoryview(_DESCRIPTOR.pack(_TABLE, len(table), INDIRECT, 0))
     with pytest.raises(VirtqueueError, match=f"{1 << 32} bytes in one chain"):
         ChainReader(memory, 1, ring, indirect=True).chain(0)
+
+
+def test_tables_are_told_apart_by_what_they_say_however_many_there_are() -> None:
+    ring = memoryview(_DESCRIPTOR.pack(_TABLE, 2 * _DESCRIPTOR.size, INDIRECT, 0))
+    reader = ChainReader(_MEMORY, 1, ring, indirect=True)
+    table = _MEMORY.segments(_TABLE, 2 * _DESCRIPTOR.size)[0]
+    for _ in range(2):
+        for length in range(1, 1500):
+            table[:] = _DESCRIPTOR.pack(0x1000, 7, NEXT, 1) + _DESCRIPTOR.pack(0x2000, length, WRITE, 0)
+            chain = reader.chain(0)
+            assert [len(view) for view in (*chain.readable, *chain.writable)] == [7, length]
+            assert chain.writable_size == length

@@ -11,6 +11,7 @@ from farwatchd.fuse.request import invalid
 from farwatchd.wire.fuse import dirent, entry_out
 
 _DIRENT_SIZE = dirent.size
+_PADDING = [bytes(length) for length in range(8)]
 
 
 def fill(entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], Entry] | None) -> bytearray:
@@ -22,18 +23,17 @@ def fill(entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], Entry
     reply = bytearray()
     fixed = _DIRENT_SIZE if lookup is None else entry_out.size + _DIRENT_SIZE
     try:
-        for entry in entries:
-            length = fixed + len(entry.name)
+        for name, ino, kind, offset in entries:
+            length = fixed + len(name)
             padding = -length % 8
             if len(reply) + length + padding > room:
                 if not reply:
                     raise invalid(f"no room for an entry in {room} bytes")
                 break
             if lookup is not None:
-                reply += _looked_up(entry.name, lookup)
-            reply += dirent.pack_values(entry.ino, entry.offset, len(entry.name), entry.kind)
-            reply += entry.name
-            reply += bytes(padding)
+                reply += _looked_up(name, lookup)
+            reply += dirent.pack_values(ino, offset, len(name), kind)
+            reply += name + _PADDING[padding]
     except OSError:
         if not reply:
             raise
@@ -42,7 +42,7 @@ def fill(entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], Entry
 
 def _looked_up(name: bytes, lookup: Callable[[bytes], Entry]) -> bytes:
     """The entry's inode; none for '.' and '..', which are not looked up, and for a name that vanished meanwhile."""
-    if name in (b".", b".."):
+    if name == b"." or name == b"..":
         return encode.NO_ENTRY
     try:
         return encode.entry(lookup(name))

@@ -42,6 +42,8 @@ _HEADER_SIZE = in_header.size
 _REPLY_HEADER_SIZE = out_header.size
 #: Opcodes that are never answered.
 _SILENT = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.INTERRUPT), int(Opcode.NOTIFY_REPLY)})
+#: Replies that are yet to be written.
+_PAYLOAD = (bytes, bytearray)
 #: What FUSE_FSNOTIFY may ask for.
 _REQUESTABLE = sum(event for event in Event if event not in (Event.ISDIR, Event.OVERFLOW))
 #: The client takes errors from -511 to -1.
@@ -123,7 +125,7 @@ class Session:
             return self._refuse(header, writable, error)
         if silent:
             return 0
-        if isinstance(reply, bytes | bytearray):
+        if isinstance(reply, _PAYLOAD):
             length = _REPLY_HEADER_SIZE + len(reply)
             if reply:
                 scatter(writable, _REPLY_HEADER_SIZE, reply)

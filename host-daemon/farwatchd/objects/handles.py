@@ -15,7 +15,6 @@ _HEADER = struct.Struct("=Ii")
 _START = _MOUNT.size + _HEADER.size
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.name_to_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 
 
@@ -25,8 +24,14 @@ class HandleReader:
     def __init__(self) -> None:
         self._buffer = ctypes.create_string_buffer(_START + _MAX_HANDLE)
         self._view = memoryview(self._buffer).cast("B")
-        self._mount = ctypes.addressof(self._buffer)
-        self._handle = self._mount + _MOUNT.size
+        address = ctypes.addressof(self._buffer)
+        # Made once, and the function is not told of its arguments' types: so ctypes has nothing to convert.
+        self._arguments = (
+            ctypes.c_char_p(b""),
+            ctypes.c_void_p(address + _MOUNT.size),
+            ctypes.c_void_p(address),
+            ctypes.c_int(_AT_EMPTY_PATH),
+        )
 
     def read(self, fd: int) -> bytes:
         """The mount's id and the handle of what ``fd``, which may be O_PATH, refers to.
@@ -34,10 +39,10 @@ class HandleReader:
         ``mount_of`` and ``handle_of`` take it apart. ``OSError``: EOPNOTSUPP where the file system has no handles.
         """
         _HEADER.pack_into(self._buffer, _MOUNT.size, _MAX_HANDLE, 0)
-        if _libc.name_to_handle_at(fd, b"", self._handle, self._mount, _AT_EMPTY_PATH) < 0:
+        if _libc.name_to_handle_at(fd, *self._arguments) < 0:
             raise _failure()
         (size,) = _MOUNT.unpack_from(self._buffer, _MOUNT.size)
-        return bytes(self._view[: _START + size])
+        return self._view[: _START + size].tobytes()
 
 
 def mount_of(key: bytes) -> int:

@@ -32,7 +32,8 @@ class AttributeOperations(Operations):
 
     def getattr(self, nodeid: int, fh: int | None) -> Attributes:
         """stat(2)."""
-        return self._attributes(os.fstat(self._fd(nodeid, fh)))
+        fd = self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)
+        return Attributes(os.fstat(fd), self._seconds)
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """statx(2)."""

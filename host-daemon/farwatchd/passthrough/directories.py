@@ -18,6 +18,7 @@ from farwatchd.passthrough.syscalls import getdents64, signed
 _BATCH = 4096
 #: struct linux_dirent64 (getdents64(2)): d_ino, d_off, d_reclen, d_type; then the name and a NUL.
 _DIRENT = struct.Struct("=QqHB")
+_DIRENT_SIZE = _DIRENT.size
 
 
 class DirectoryOperations(Operations):
@@ -55,12 +56,13 @@ class DirectoryOperations(Operations):
 
 
 def _entries(fd: int, buffer: bytearray, size: int) -> Iterator[DirEntry]:
+    view = memoryview(buffer)
     while size:
         position = 0
         while position < size:
             ino, offset, length, kind = _DIRENT.unpack_from(buffer, position)
-            end = buffer.index(0, position + _DIRENT.size)
-            yield DirEntry(bytes(buffer[position + _DIRENT.size : end]), ino, kind, offset)
+            start = position + _DIRENT_SIZE
+            yield DirEntry(view[start : buffer.index(0, start)].tobytes(), ino, kind, offset)
             position += length
         try:
             size = getdents64(fd, buffer)

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from farwatchd.passthrough.errors import failure
 
 
-@dataclass(frozen=True, slots=True)
-class Handle:
+class Handle(NamedTuple):
     """An open file or directory of one inode."""
 
     nodeid: int

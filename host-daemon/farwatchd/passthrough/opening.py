@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -39,7 +38,10 @@ class OpenOperations(Operations):
         inode = self._inodes.get(nodeid)
         if not stat.S_ISREG(inode.kind):
             raise _cannot_open(inode)
-        with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+        if kill_suidgid:
+            with without(Capability.FSETID):
+                fd = self._proc.reopen(inode.fd, self._flags(flags))
+        else:
             fd = self._proc.reopen(inode.fd, self._flags(flags))
         return self._opened(nodeid, fd)
 

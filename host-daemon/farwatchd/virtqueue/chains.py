@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from farwatchd.virtqueue.errors import VirtqueueError
@@ -23,6 +24,10 @@ _DESCRIPTOR_SIZE = _DESCRIPTOR.size
 _unpack, _unpack_all = _DESCRIPTOR.unpack_from, _DESCRIPTOR.iter_unpack
 #: Bytes of the largest indirect table that is read the short way; what is larger gains from joining adjacent pieces.
 _SHORT_TABLE = 8 * _DESCRIPTOR_SIZE
+#: Short tables whose meaning is kept.
+_MOST_KNOWN = 512
+#: Readable, writable, bytes of the latter.
+_Parts = tuple[tuple[memoryview, ...], tuple[memoryview, ...], int]
 _NO_SPAN: Span = (0, 0, memoryview(b""))
 
 
@@ -31,8 +36,8 @@ class Chain:
     """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory."""
 
     head: int
-    readable: list[memoryview]
-    writable: list[memoryview]
+    readable: Sequence[memoryview]
+    writable: Sequence[memoryview]
     writable_size: int
 
 
@@ -45,21 +50,22 @@ class ChainReader:
         self._descriptors = descriptors
         self._indirect = indirect
         self._span = _NO_SPAN
+        self._known: dict[bytes, _Parts] = {}
 
     def chain(self, head: int) -> Chain:
         """The chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks the rules."""
         if self._indirect and head < self._size:
             addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
             if flags == DESC_INDIRECT and length <= _SHORT_TABLE:
-                chain = self._plain_chain(head, addr, length)
-                if chain is not None:
-                    return chain
+                parts = self._parts_of_table(addr, length)
+                if parts is not None:
+                    return Chain(head, *parts)
         return self._any_chain(head)
 
-    def _plain_chain(self, head: int, addr: int, length: int) -> Chain | None:
-        """The chain of a short indirect table as Linux writes it: what follows a descriptor is the one behind it.
+    def _parts_of_table(self, addr: int, length: int) -> _Parts | None:
+        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is to be read anew.
 
-        None when it is anything else, right or wrong: ``_any_chain`` reads it anew.
+        A driver uses the same memory again and again, so that tables which mean the same mostly have been seen before.
         """
         low, size, view = self._span
         start, end = addr - low, addr - low + length
@@ -69,13 +75,26 @@ class ChainReader:
                 return None
             low, size, view = self._span = span
             start, end = addr - low, addr - low + length
-        count = length // _DESCRIPTOR_SIZE
-        if length != count * _DESCRIPTOR_SIZE:
+        table = view[start:end].tobytes()
+        parts = self._known.get(table)
+        if parts is None:
+            parts = self._short_parts(table)
+            if parts is not None:
+                if len(self._known) == _MOST_KNOWN:
+                    self._known.clear()
+                self._known[table] = parts
+        return parts
+
+    def _short_parts(self, table: bytes) -> _Parts | None:
+        """The parts of a table as Linux writes it: what follows a descriptor is the one behind it. None for others."""
+        count = len(table) // _DESCRIPTOR_SIZE
+        if len(table) != count * _DESCRIPTOR_SIZE:
             return None
+        low, size, view = self._span
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         total = room = flags = 0
-        for position, (piece, length, flags, following) in enumerate(_unpack_all(view[start:end]), 1):
+        for position, (piece, length, flags, following) in enumerate(_unpack_all(table), 1):
             start, end = piece - low, piece - low + length
             if not 0 <= start < end <= size:
                 span = self._memory.span_of(piece, length)
@@ -95,7 +114,7 @@ class ChainReader:
                 return None
         if flags & ~DESC_WRITE or total >= MAX_CHAIN_BYTES:
             return None
-        return Chain(head, readable, writable, room)
+        return tuple(readable), tuple(writable), room
 
     def _any_chain(self, head: int) -> Chain:
         readable: list[memoryview] = []
