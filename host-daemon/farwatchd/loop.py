@@ -38,8 +38,9 @@ class Timer:
 class Loop:
     """Calls back when descriptors are readable (or hung up) and when timers are due.
 
-    All methods but ``stop`` belong to the loop's thread. Readiness is level-triggered, and a callback may be called
-    with nothing to read (its descriptor's number was closed and reused in the same turn): it must not block.
+    All methods but ``stop`` belong to the loop's thread. Readiness is level-triggered but for ``add_eventfd``, and a
+    callback may be called with nothing to read (its descriptor's number was closed and reused in the same turn): it
+    must not block.
     """
 
     def __init__(self) -> None:
@@ -58,6 +59,14 @@ class Loop:
     def add(self, fd: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up; ``OSError`` when ``fd`` cannot be waited for."""
         self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def add_eventfd(self, fd: int, callback: Callback) -> None:
+        """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been; nobody needs to read it.
+
+        What comes while the callback runs calls it again. ``OSError`` when ``fd`` cannot be waited for.
+        """
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._callbacks[fd] = callback
 
     def remove(self, fd: int) -> None:
@@ -113,7 +122,9 @@ class Loop:
             else:
                 if self._failures:
                     self._failures.pop(fd, None)
-        return self._call_deferred() or bool(ready)
+        if (self._soon or self._timers) and self._call_deferred():
+            return True
+        return bool(ready)
 
     def close(self) -> None:
         """Release the loop's own descriptors; those that were added stay open."""

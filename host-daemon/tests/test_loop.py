@@ -41,6 +41,22 @@ def test_callback_runs_while_its_descriptor_is_readable(loop: Loop, event: int) 
     assert calls == [1, 1]
 
 
+def test_an_eventfd_calls_when_it_is_written_and_needs_no_reading(loop: Loop, event: int) -> None:
+    calls: list[int] = []
+    os.eventfd_write(event, 1)
+    loop.add_eventfd(event, lambda: calls.append(1))
+    assert loop.run_once(0), "it was written before"
+    assert not loop.run_once(0)
+    for _ in range(3):
+        os.eventfd_write(event, 1)
+        assert loop.run_once(0)
+        assert not loop.run_once(0)
+    loop.remove(event)
+    os.eventfd_write(event, 1)
+    assert not loop.run_once(0)
+    assert len(calls) == 4
+
+
 def test_removed_descriptor_is_not_called_even_in_the_same_turn(loop: Loop) -> None:
     fds = [os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
     calls: list[int] = []

@@ -56,6 +56,9 @@ class DeviceConfig:
             raise ValueError(f"{self.num_request_queues} request queues are not possible; 1 to 64 are")
 
 
+_NOT_RUNNING = (None, None)
+
+
 class Device:
     """Serves the rings that the back end started. One handler and one notification source for its whole life."""
 
@@ -112,7 +115,10 @@ class Device:
         """Serve ``vring`` from now on; ``features``, as acked, say what it is for (Virtio 1.2, 5.11.2)."""
         role = _role(vring.index, features)
         if vring.kick_fd is not None:
-            self._loop.add(vring.kick_fd, partial(self._kicked, vring))
+            if vring.kick_is_eventfd:
+                self._loop.add_eventfd(vring.kick_fd, partial(self._serve, vring.index))
+            else:
+                self._loop.add(vring.kick_fd, partial(self._kicked, vring))
         self._running[vring.index] = (vring, role)
         log.debug("queue %d (%s) started", vring.index, role.value)
         self._schedule(vring.index)
@@ -155,12 +161,14 @@ class Device:
         self._serve(index)
 
     def _serve(self, index: int) -> None:
-        vring, role = self._running.get(index, (None, None))
+        vring, role = self._running.get(index, _NOT_RUNNING)
         if vring is None or vring.ring is None:
             return
-        serve = self._serve_notifications if role is QueueRole.NOTIFICATION else self._serve_requests
         try:
-            again = serve(vring, vring.ring)
+            if role is QueueRole.NOTIFICATION:
+                again = self._serve_notifications(vring, vring.ring)
+            else:
+                again = self._serve_requests(vring, vring.ring)
         except VirtqueueError as error:
             self._fail(vring, str(error))
             return

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from enum import Enum
 
 from farwatchd.virtqueue import GuestMemory, RingAddress, RingMemory, SplitRing, VirtqueueError
 
 log = logging.getLogger(__name__)
+
+#: What an eventfd is by its mode, as all that has no inode of its own.
+_NO_FILE_TYPE = 0
 
 
 class KickState(Enum):
@@ -76,6 +80,14 @@ class Vring:
         """Interrupt the driver when it wants to hear of what was pushed since the last time."""
         if self.ring is not None and self.ring.must_signal():
             self.signal()
+
+    @property
+    def kick_is_eventfd(self) -> bool:
+        """Whether the kick descriptor is an eventfd, as far as can be told: no pipe or socket, whose other end closes.
+
+        Such a one need not be read.
+        """
+        return self.kick_fd is not None and stat.S_IFMT(os.fstat(self.kick_fd).st_mode) == _NO_FILE_TYPE
 
     def read_kick(self) -> KickState:
         """Consume a kick."""
