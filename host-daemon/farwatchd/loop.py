@@ -20,6 +20,8 @@ Callback = Callable[[], None]
 
 #: A descriptor whose callback fails this often in a row would spin for ever: the failure then ends ``run``.
 MAX_FAILURES_IN_A_ROW = 10
+#: Descriptors looked at in one turn; room for all that there could be takes time to make.
+MAX_READY = 16
 
 
 class Timer:
@@ -110,7 +112,7 @@ class Loop:
         """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); says whether anything was called."""
         if self._soon or self._timers:
             timeout = self._patience(timeout)
-        ready = self._epoll.poll(timeout)
+        ready = self._epoll.poll(timeout, MAX_READY)
         for fd, _ in ready:
             callback = self._callbacks.get(fd)
             if callback is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from farwatchd.fuse.filesystem import Caller, Changes, DirEntry
+from farwatchd.fuse.request import MAX_ARGS
 from farwatchd.fuse.session import Session, SessionOptions
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import Event
@@ -553,6 +554,16 @@ def test_a_header_with_a_wrong_length_is_refused(client: Client, fs: FakeFs, len
     reply = client.send(bytes(request), 200)
     assert fuse.out_header.unpack_from(reply).error == -errno.EINVAL
     assert len(reply) == 16
+    assert fs.calls == []
+
+
+@pytest.mark.parametrize("cuts", [[40], []])
+def test_more_arguments_than_any_request_has_are_refused(client: Client, fs: FakeFs, cuts: list[int]) -> None:
+    client.cuts = (cuts, client.cuts[1])
+    largest = bytes(MAX_ARGS)
+    assert client.call(Opcode.GETATTR, 42, largest, fuse.attr_out.size)
+    fs.calls.clear()
+    assert refused(client.call, Opcode.GETATTR, 42, largest + b"\0", fuse.attr_out.size) == errno.EINVAL
     assert fs.calls == []
 
 

@@ -91,15 +91,18 @@ def decode(
     length = size - _HEADER_SIZE
     data: list[memoryview] = []
     data_size = 0
-    if length < 0 or size > sum(map(len, readable)):
-        raise invalid(f"a length of {size}")
     if opcode == _WRITE:
+        _check_length(size, readable)
         data_size = max(length - _WRITE_IN_SIZE, 0)
         args = gather(readable, _HEADER_SIZE, length - data_size)
         data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, data_size)
     elif length > MAX_ARGS:
         raise invalid(f"{length} bytes of arguments")
+    elif len(readable) == 2 and len(readable[0]) == _HEADER_SIZE and len(readable[1]) == length:
+        # As Linux sends most.
+        args = readable[1].tobytes()
     else:
+        _check_length(size, readable)
         args = gather(readable, _HEADER_SIZE, length)
     extensions = b""
     if extension_units:
@@ -108,6 +111,11 @@ def decode(
             raise invalid(f"{extension_size} bytes of extensions")
         args, extensions = args[:-extension_size], args[-extension_size:]
     return Request(unique, nodeid, uid, gid, pid, args, extensions, data, data_size, writable, room)
+
+
+def _check_length(size: int, readable: Sequence[memoryview]) -> None:
+    if not _HEADER_SIZE <= size <= sum(map(len, readable)):
+        raise invalid(f"a length of {size}")
 
 
 def _endless() -> OSError:

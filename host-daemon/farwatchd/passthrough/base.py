@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Attributes, Caller, Entry
@@ -52,7 +53,12 @@ class Operations:
     def _entry(self, found: tuple[Inode, os.stat_result], parent: Inode | None = None) -> Entry:
         """The entry of what was found in ``parent``, or of what can be no mount point."""
         inode, status = found
-        submount = parent is not None and inode.is_dir and self._options.announce_submounts and _apart(found, parent)
+        submount = (
+            inode.kind == stat.S_IFDIR
+            and parent is not None
+            and self._options.announce_submounts
+            and _apart(found, parent)
+        )
         return Entry(inode.nodeid, GENERATION, Attributes(status, self._seconds, submount), self._seconds)
 
 

@@ -18,6 +18,21 @@ from farwatchd.passthrough.errors import failure
 _NO_ID = 0xFFFFFFFF
 
 
+class _Umask:
+    """A umask(2) for a moment."""
+
+    __slots__ = ("_other",)
+
+    def __init__(self, umask: int) -> None:
+        self._other = umask & 0o777
+
+    def __enter__(self) -> None:
+        self._other = os.umask(self._other)
+
+    def __exit__(self, *_: object) -> None:
+        os.umask(self._other)
+
+
 class Credentials:
     """The daemon's own ids, as they are when this is made, and how to change them for a moment."""
 
@@ -26,27 +41,20 @@ class Credentials:
         needed = Capability.SETUID | Capability.SETGID
         self._able = self._uid == 0 and effective() & needed == needed
 
-    @contextlib.contextmanager
-    def of(self, caller: Caller, umask: int) -> Iterator[None]:
+    def of(self, caller: Caller, umask: int) -> contextlib.AbstractContextManager[None]:
         """Act as ``caller`` with its ``umask``, which counts only where there is no default ACL.
 
         Permission has been checked in the guest, which knows all of the caller's groups; hence DAC_OVERRIDE stays.
         """
-        previous = os.umask(umask & 0o777)
-        try:
-            if self._able and (caller.uid, caller.gid) != (self._uid, self._gid):
-                with self._as(caller):
-                    yield
-            else:
-                yield
-        finally:
-            os.umask(previous)
+        if self._able and (caller.uid != self._uid or caller.gid != self._gid):
+            return self._as(caller, umask)
+        return _Umask(umask)
 
     @contextlib.contextmanager
-    def _as(self, caller: Caller) -> Iterator[None]:
+    def _as(self, caller: Caller, umask: int) -> Iterator[None]:
         if _NO_ID in (caller.uid, caller.gid):
             raise failure(errno.EINVAL)
-        with contextlib.ExitStack() as undo:
+        with _Umask(umask), contextlib.ExitStack() as undo:
             os.setgroups([caller.group] if caller.group >= 0 else [])
             undo.callback(os.setgroups, self._groups)
             os.setresgid(-1, caller.gid, -1)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from typing import NamedTuple
 
 from farwatchd.loop import Loop
 from farwatchd.segments import scatter
@@ -56,7 +58,12 @@ class DeviceConfig:
             raise ValueError(f"{self.num_request_queues} request queues are not possible; 1 to 64 are")
 
 
-_NOT_RUNNING = (None, None)
+class _Running(NamedTuple):
+    """A ring that is served; ``serve`` says whether there is more to do."""
+
+    vring: Vring
+    role: QueueRole
+    serve: Callable[[Vring, SplitRing], bool]
 
 
 class Device:
@@ -74,7 +81,7 @@ class Device:
         self._handler = handler
         self._config = config
         self._source = source
-        self._running: dict[int, tuple[Vring, QueueRole]] = {}
+        self._running: dict[int, _Running] = {}
         self._scheduled: set[int] = set()
         self._parking = Parking(handler, source)
         self._outstanding = Outstanding(late_replies)
@@ -119,7 +126,8 @@ class Device:
                 self._loop.add_eventfd(vring.kick_fd, partial(self._serve, vring.index))
             else:
                 self._loop.add(vring.kick_fd, partial(self._kicked, vring))
-        self._running[vring.index] = (vring, role)
+        serve = self._serve_notifications if role is QueueRole.NOTIFICATION else self._serve_requests
+        self._running[vring.index] = _Running(vring, role, serve)
         log.debug("queue %d (%s) started", vring.index, role.value)
         self._schedule(vring.index)
 
@@ -145,10 +153,10 @@ class Device:
         self._serve(vring.index)
 
     def _wake_notifications(self) -> None:
-        if self._parking.waits:
+        if self._parking.parked:
             self._loop.call_soon(self._parking.answer)
-        for index, (_, role) in self._running.items():
-            if role is QueueRole.NOTIFICATION:
+        for index, running in self._running.items():
+            if running.role is QueueRole.NOTIFICATION:
                 self._schedule(index)
 
     def _schedule(self, index: int) -> None:
@@ -161,19 +169,20 @@ class Device:
         self._serve(index)
 
     def _serve(self, index: int) -> None:
-        vring, role = self._running.get(index, _NOT_RUNNING)
-        if vring is None or vring.ring is None:
+        running = self._running.get(index)
+        if running is None:
+            return
+        vring, _, serve = running
+        ring = vring.ring
+        if ring is None:
             return
         try:
-            if role is QueueRole.NOTIFICATION:
-                again = self._serve_notifications(vring, vring.ring)
-            else:
-                again = self._serve_requests(vring, vring.ring)
+            again = serve(vring, ring)
         except VirtqueueError as error:
             self._fail(vring, str(error))
             return
         # There may be something to tell to requests that wait, or they must wait no longer.
-        if self._parking.waits:
+        if self._parking.parked:
             self._parking.answer()
         if again:
             self._schedule(index)

@@ -33,35 +33,31 @@ class Parking:
     def __init__(self, handler: RequestHandler, source: NotificationSource | None) -> None:
         self._handler = handler
         self._source = source
-        self._parked: deque[_Parked] = deque()
-
-    @property
-    def waits(self) -> bool:
-        """Whether any request waits."""
-        return bool(self._parked)
+        #: The requests that wait.
+        self.parked: deque[_Parked] = deque()
 
     def park(self, vring: Vring, chain: Chain) -> None:
         """Keep a request that the handler calls PARKED."""
         unique = in_header.unpack_from(gather(chain.readable, 0, in_header.size)).unique
-        self._parked.append(_Parked(vring, chain, unique))
-        if len(self._parked) > MAX_PARKED:
-            self._reply(self._parked.popleft(), b"")
+        self.parked.append(_Parked(vring, chain, unique))
+        if len(self.parked) > MAX_PARKED:
+            self._reply(self.parked.popleft(), b"")
 
     def answer(self) -> None:
         """Answer as many as there is something to tell, or all when they must not wait any more."""
-        while self._parked:
+        while self.parked:
             payload: bytes | None = b""
             if self._handler.parks:
-                room = min(self._parked[0].chain.writable_size - OUT_HEADER_SIZE, NOTIFY_BUF_SIZE)
+                room = min(self.parked[0].chain.writable_size - OUT_HEADER_SIZE, NOTIFY_BUF_SIZE)
                 payload = self._source.take(room) if self._source is not None else None
             if payload is None:
                 return
-            self._reply(self._parked.popleft(), payload)
+            self._reply(self.parked.popleft(), payload)
 
     def release(self, vring: Vring) -> None:
         """Answer all that came by this ring with nothing: it stops, and what it holds would be lost."""
-        leaving = [parked for parked in self._parked if parked.vring is vring]
-        self._parked = deque(parked for parked in self._parked if parked.vring is not vring)
+        leaving = [parked for parked in self.parked if parked.vring is vring]
+        self.parked = deque(parked for parked in self.parked if parked.vring is not vring)
         for parked in leaving:
             self._reply(parked, b"")
 

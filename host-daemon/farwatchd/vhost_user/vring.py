@@ -74,7 +74,10 @@ class Vring:
     def signal(self) -> None:
         """Interrupt the driver."""
         if self._call_fd is not None:
-            _notify(self._call_fd)
+            try:
+                os.eventfd_write(self._call_fd, 1)
+            except OSError as error:
+                _report_unwritten(self._call_fd, error)
 
     def signal_if_wanted(self) -> None:
         """Interrupt the driver when it wants to hear of what was pushed since the last time."""
@@ -136,7 +139,12 @@ def _replace(old: int | None, new: int | None) -> int | None:
 def _notify(fd: int) -> None:
     try:
         os.eventfd_write(fd, 1)
-    except BlockingIOError:
-        log.debug("descriptor %d is saturated: its owner has been notified already", fd)
     except OSError as error:
+        _report_unwritten(fd, error)
+
+
+def _report_unwritten(fd: int, error: OSError) -> None:
+    if isinstance(error, BlockingIOError):
+        log.debug("descriptor %d is saturated: its owner has been notified already", fd)
+    else:
         log.warning("an event descriptor of the front end cannot be written: %s", error)

@@ -153,17 +153,24 @@ class SplitRing:
 
     def enable_kicks(self) -> bool:
         """Ask the driver to notify of new chains; says whether some are there already (no kick may come for these)."""
-        self._ask_for_kicks()
+        if self._event_idx:
+            self._used_shorts[self._avail_event] = self._next_available
+        else:
+            self._used_shorts[0] = 0
         self._fence_stores()
         return self._look()
 
     def rest(self) -> tuple[bool, bool]:
         """``must_signal`` and ``enable_kicks`` with one fence; returns (chains are there, an interrupt is wanted)."""
-        self._ask_for_kicks()
+        if self._event_idx:
+            self._used_shorts[self._avail_event] = self._next_available
+        else:
+            self._used_shorts[0] = 0
         new = self._next_used
         old, self._signalled = self._signalled, new
         self._fence_stores()
-        return self._look(), old != new and self._wants_interrupt(old, new)
+        more = self._available[1] != self._next_available and self._look()
+        return more, old != new and self._wants_interrupt(old, new)
 
     def disable_kicks(self) -> None:
         """Tell the driver that new chains will be found without its notifying; a hint, it may still do so."""
@@ -179,12 +186,6 @@ class SplitRing:
             )
         self._seen_available = seen
         return ahead != 0
-
-    def _ask_for_kicks(self) -> None:
-        if self._event_idx:
-            self._used_shorts[self._avail_event] = self._next_available
-        else:
-            self._used_shorts[0] = 0
 
     def _wants_interrupt(self, old: int | None, new: int) -> bool:
         """Whether the driver wants to hear of what was pushed from ``old`` on; after a fence."""
