@@ -22,10 +22,9 @@ MAX_CHAIN_BYTES = 1 << 32
 _DESCRIPTOR = struct.Struct("<QIHH")
 _DESCRIPTOR_SIZE = _DESCRIPTOR.size
 _unpack, _unpack_all = _DESCRIPTOR.unpack_from, _DESCRIPTOR.iter_unpack
-#: Bytes of the largest indirect table that is read the short way; what is larger gains from joining adjacent pieces.
-_SHORT_TABLE = 8 * _DESCRIPTOR_SIZE
-#: Short tables whose meaning is kept.
-_MOST_KNOWN = 512
+_MAX_TABLE = MAX_INDIRECT * _DESCRIPTOR_SIZE
+#: Bytes of the tables whose meaning is kept: of 8192 descriptors, whose views take 1.5 MiB.
+_MOST_KNOWN = 8192 * _DESCRIPTOR_SIZE
 #: Readable, writable, bytes of the latter.
 _Parts = tuple[tuple[memoryview, ...], tuple[memoryview, ...], int]
 _NO_SPAN: Span = (0, 0, memoryview(b""))
@@ -51,12 +50,13 @@ class ChainReader:
         self._indirect = indirect
         self._span = _NO_SPAN
         self._known: dict[bytes, _Parts] = {}
+        self._known_bytes = 0
 
     def chain(self, head: int) -> Chain:
         """The chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks the rules."""
         if self._indirect and head < self._size:
             addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
-            if flags == DESC_INDIRECT and length <= _SHORT_TABLE:
+            if flags == DESC_INDIRECT and length <= _MAX_TABLE:
                 parts = self._parts_of_table(addr, length)
                 if parts is not None:
                     return Chain(head, *parts)
@@ -65,7 +65,7 @@ class ChainReader:
     def _parts_of_table(self, addr: int, length: int) -> _Parts | None:
         """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is to be read anew.
 
-        A driver uses the same memory again and again, so that tables which mean the same mostly have been seen before.
+        A driver uses the same memory again and again, so a table mostly says what one before it said.
         """
         low, size, view = self._span
         start, end = addr - low, addr - low + length
@@ -78,43 +78,62 @@ class ChainReader:
         table = view[start:end].tobytes()
         parts = self._known.get(table)
         if parts is None:
-            parts = self._short_parts(table)
+            parts = self._parts(table)
             if parts is not None:
-                if len(self._known) == _MOST_KNOWN:
-                    self._known.clear()
-                self._known[table] = parts
+                self._remember(table, parts)
         return parts
 
-    def _short_parts(self, table: bytes) -> _Parts | None:
-        """The parts of a table as Linux writes it: what follows a descriptor is the one behind it. None for others."""
+    def _remember(self, table: bytes, parts: _Parts) -> None:
+        self._known_bytes += len(table)
+        if self._known_bytes > _MOST_KNOWN:
+            self._known.clear()
+            self._known_bytes = len(table)
+        self._known[table] = parts
+
+    def _parts(self, table: bytes) -> _Parts | None:
+        """The parts of a table as Linux writes it: what follows a descriptor is the one behind it. None for others.
+
+        What follows each other in memory as well, as large buffers mostly do, becomes one segment.
+        """
         count = len(table) // _DESCRIPTOR_SIZE
         if len(table) != count * _DESCRIPTOR_SIZE:
             return None
-        low, size, view = self._span
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
-        total = room = flags = 0
-        for position, (piece, length, flags, following) in enumerate(_unpack_all(table), 1):
-            start, end = piece - low, piece - low + length
-            if not 0 <= start < end <= size:
-                span = self._memory.span_of(piece, length)
-                if span is None:
-                    return None
-                low, size, view = self._span = span
-                start, end = piece - low, piece - low + length
-            total += length
+        starts: list[int] = []
+        ends: list[int] = []
+        end, total, flags = -1, 0, 0
+        first_writable = readable_size = -1
+        for position, (addr, length, flags, following) in enumerate(_unpack_all(table), 1):
             if flags & DESC_WRITE:
-                room += length
-                writable.append(view[start:end])
-            elif writable:
+                if first_writable < 0:
+                    first_writable, readable_size, end = len(starts), total, -1
+            elif first_writable >= 0:
                 return None
-            else:
-                readable.append(view[start:end])
-            if (following != position or flags & ~DESC_WRITE != DESC_NEXT) and position != count:
+            if addr != end:
+                starts.append(addr)
+                ends.append(addr)
+            ends[-1] = end = addr + length
+            total += length
+            if not length or ((following != position or flags & ~DESC_WRITE != DESC_NEXT) and position != count):
                 return None
         if flags & ~DESC_WRITE or total >= MAX_CHAIN_BYTES:
             return None
-        return tuple(readable), tuple(writable), room
+        if first_writable < 0:
+            return self._views(starts, ends), (), 0
+        readable = self._views(starts[:first_writable], ends[:first_writable])
+        writable = self._views(starts[first_writable:], ends[first_writable:])
+        return readable, writable, total - readable_size
+
+    def _views(self, starts: list[int], ends: list[int]) -> tuple[memoryview, ...]:
+        """The memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when some of it is none."""
+        if not starts:
+            return ()
+        low, size, view = self._span
+        if min(starts) >= low and max(ends) <= low + size:
+            return tuple([view[start - low : end - low] for start, end in zip(starts, ends, strict=True)])
+        segments: list[memoryview] = []
+        for start, end in zip(starts, ends, strict=True):
+            self._memory.append_segments(start, end - start, segments)
+        return tuple(segments)
 
     def _any_chain(self, head: int) -> Chain:
         readable: list[memoryview] = []
