@@ -52,6 +52,7 @@ class Config:
     readdirplus: bool
     killpriv_v2: bool
     inode_file_handles: InodeFileHandles
+    max_inodes: int
     posix_lock: bool
     flock: bool
     sandbox: Sandbox

@@ -23,6 +23,7 @@ from farwatchd.fsnotify.queue import OutgoingQueue
 from farwatchd.fsnotify.table import WatchTable
 from farwatchd.fuse.session import Session, SessionOptions
 from farwatchd.fuse.waits import Waits
+from farwatchd.leftovers import removed_at_end
 from farwatchd.loop import Loop
 from farwatchd.objects.choose import HandlesUnavailableError, open_objects
 from farwatchd.objects.table import InodeFileHandles, ObjectTable
@@ -92,6 +93,7 @@ def _serve(
             preserve_noatime=config.preserve_noatime,
             announce_submounts=config.announce_submounts,
             security_label=config.security_label,
+            max_inodes=config.max_inodes,
         ),
         objects,
     )
@@ -179,7 +181,7 @@ def _backend(config: Config, root_fd: int, objects: ObjectTable) -> Backend | No
 
 @contextlib.contextmanager
 def _socket(config: Config) -> Iterator[socket.socket]:
-    """The socket to serve on; one that was made here is removed at the end."""
+    """The socket to serve on. One that is made here is removed at the end, with what was written beside it."""
     try:
         if config.socket_path is None:
             assert config.fd is not None
@@ -190,17 +192,25 @@ def _socket(config: Config) -> Iterator[socket.socket]:
         sock = listen(path, mode)
     except ListenError as error:
         raise UserError(str(error)) from error
-    # By descriptor, since the path means something else once the sandbox is entered.
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    pid_file = path.with_name(f"{path.name}.pid")
+    with contextlib.closing(sock), _tidy(path, pid_file):
         if config.socket_group is not None:
             _give_to_group(path, config.socket_group)
         yield sock
-    finally:
-        sock.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path.name, dir_fd=directory)
-        os.close(directory)
+
+
+@contextlib.contextmanager
+def _tidy(path: Path, pid_file: Path) -> Iterator[None]:
+    """Say who serves, where virtiofsd does, for those who wait for it; leave nothing behind."""
+    try:
+        pid_file.unlink(missing_ok=True)
+        with os.fdopen(os.open(pid_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as stream:
+            stream.write(f"{os.getpid()}\n")
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"cannot write {pid_file}: {error.strerror}") from error
+    with removed_at_end([path, pid_file]):
+        yield
 
 
 def _give_to_group(path: Path, group: str) -> None:

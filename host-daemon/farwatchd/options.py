@@ -16,6 +16,7 @@ from farwatchd.config import FsnotifyMode
 from farwatchd.fsnotify.probe import BackendName
 from farwatchd.fuse.init import Negotiation
 from farwatchd.objects.table import InodeFileHandles
+from farwatchd.passthrough.inodes import MAX_INODES
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.privileges import parse_changes
@@ -113,6 +114,13 @@ def _add_files(files: argparse._ArgumentGroup) -> None:
         default=InodeFileHandles.PREFER,
         metavar=_choices(InodeFileHandles),
         help="keep what the guest knows by file handle, not by open file (default: prefer, where that works)",
+    )
+    files.add_argument(
+        "--max-inodes",
+        type=_number(2, 1_000_000_000),
+        default=MAX_INODES,
+        metavar="N",
+        help="inodes that the guest may know at once; one more is ENFILE (default: %(default)s)",
     )
     files.add_argument(
         "--posix-lock",

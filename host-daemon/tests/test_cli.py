@@ -8,7 +8,10 @@ import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,20 @@ from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.seccomp import Seccomp
 from tests.daemon_process import COMMAND, TIMEOUT, DaemonProcess, running
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that nobody tells of."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {TIMEOUT} s"
+        time.sleep(0.01)
+
 
 NEEDED = ("--socket-path=/run/s", "--shared-dir=/srv")
 
@@ -209,12 +226,49 @@ def test_living_daemons_socket_is_refused_and_a_dead_ones_replaced(tmp_path: Pat
     with running(path, tmp_path) as first:
         assert "another daemon listens" in _refusal(f"--socket-path={path}", f"--shared-dir={tmp_path}")
         first.connect().close()
-        first.process.kill()
-        first.wait()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
     assert path.is_socket()
     with running(path, tmp_path) as second:
         assert "replacing the socket" in second.log
         second.connect().close()
+
+
+def test_killed_daemon_s_socket_is_removed_but_not_another_s(tmp_path: Path) -> None:
+    path, pid_file = tmp_path / "socket", tmp_path / "socket.pid"
+    with running(path, tmp_path) as daemon:
+        assert (pid_file.read_text(), pid_file.stat().st_mode & 0o777) == (f"{daemon.pid}\n", 0o644)
+        pid_file.unlink()
+        pid_file.write_text("another's")
+        (helper,) = children(daemon.pid)
+        daemon.process.kill()
+        daemon.wait()
+        wait_until(lambda: not Path(f"/proc/{helper}").exists(), "the end of the helper")
+    assert not path.exists()
+    assert pid_file.read_text() == "another's"
+
+
+def test_helper_that_removes_the_socket_holds_nothing_of_the_daemon(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        (helper,) = children(daemon.pid)
+        # It comes to rest by itself.
+        wait_until(lambda: len(list(Path(f"/proc/{helper}/fd").iterdir())) == 4, "few descriptors")
+        targets = {Path(f"/proc/{helper}/fd/{number}").readlink() for number in range(3)}
+        assert targets == {Path(os.devnull)}
+        os.kill(helper, signal.SIGTERM)
+        assert daemon.end() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sandbox", ["namespace", "chroot"])
+def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(sandbox: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with running(tmp_path / "socket", shared, f"--sandbox={sandbox}") as daemon:
+        inside = shared.stat().st_dev, shared.stat().st_ino
+        for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
+            found = fd.stat()
+            assert not stat.S_ISDIR(found.st_mode) or (found.st_dev, found.st_ino) == inside
 
 
 @pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])

@@ -32,7 +32,7 @@ class Operations:
         self._seconds = options.cache.seconds
         self._proc = ProcFd()
         self._credentials = Credentials()
-        self._inodes = InodeTable(root_fd, objects if objects is not None else ObjectTable())
+        self._inodes = InodeTable(root_fd, objects if objects is not None else ObjectTable(), options.max_inodes)
         self._handles = HandleTable()
         self._locks = LockTable()
 

@@ -17,6 +17,8 @@ from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.procfd import as_systems_limit
 
 GENERATION = 0
+#: Inodes that the guest may know, unless another number is given.
+MAX_INODES = 10_000_000
 
 
 @dataclass(slots=True)
@@ -40,10 +42,11 @@ class Inode:
 
 
 class InodeTable:
-    """The table, over the objects of ``objects``. ``root_fd`` is taken over."""
+    """The table, over the objects of ``objects``, for at most ``most`` inodes. ``root_fd`` is taken over."""
 
-    def __init__(self, root_fd: int, objects: ObjectTable) -> None:
+    def __init__(self, root_fd: int, objects: ObjectTable, most: int = MAX_INODES) -> None:
         self._objects = objects
+        self._most = most
         self._next = ROOT
         self._by_nodeid: dict[int, Inode] = {}
         self._by_object: dict[HostObject, Inode] = {}
@@ -87,6 +90,9 @@ class InodeTable:
             raise as_systems_limit(error) from None
         inode = self._by_object.get(held)
         if inode is None:
+            if len(self._by_nodeid) >= self._most:
+                self._objects.drop(held)
+                raise failure(errno.ENFILE)
             inode = Inode(self._next, held, stat.S_IFMT(status.st_mode), 1)
             self._next += 1
             self._by_nodeid[inode.nodeid] = self._by_object[held] = inode

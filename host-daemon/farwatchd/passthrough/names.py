@@ -71,13 +71,15 @@ class NameOperations(Operations):
         return self.lookup(newparent, newname)
 
     def _made(self, caller: Caller, parent: int, name: bytes, undo: Callable[..., None]) -> Entry:
-        """Look up what was just made there, with its labels, or take it away again with ``undo``."""
-        entry = self.lookup(parent, name)
-        if caller.labels:
-            try:
+        """Look up what was just made there, and give it its labels; what cannot be is taken away by ``undo``."""
+        entry = None
+        try:
+            entry = self.lookup(parent, name)
+            if caller.labels:
                 self._label(caller, self._inodes.get(entry.nodeid).fd)
-            except BaseException:
+        except BaseException:
+            if entry is not None:
                 self.forget(entry.nodeid, 1)
-                undo(name, dir_fd=self._inodes.get(parent).fd)
-                raise
+            undo(name, dir_fd=self._inodes.get(parent).fd)
+            raise
         return entry

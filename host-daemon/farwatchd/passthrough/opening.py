@@ -62,8 +62,7 @@ class OpenOperations(Operations):
             try:
                 return self._created(caller, fd)
             except BaseException:
-                if caller.labels:
-                    os.unlink(name, dir_fd=self._inodes.get(parent).fd)
+                os.unlink(name, dir_fd=self._inodes.get(parent).fd)
                 raise
         entry = self._entry(self._inodes.lookup(directory, name))
         try:

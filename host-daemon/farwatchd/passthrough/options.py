@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 
+from farwatchd.passthrough.inodes import MAX_INODES
+
 
 class Open(IntFlag):
     """``FOPEN_*`` of ``linux/fuse.h``: what the guest may do with an open file's cached contents."""
@@ -69,3 +71,4 @@ class Options:
     preserve_noatime: bool = False
     announce_submounts: bool = True
     security_label: bool = False
+    max_inodes: int = MAX_INODES

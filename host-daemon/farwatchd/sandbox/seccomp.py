@@ -44,7 +44,7 @@ _IDENTITY = """
 _PROCESS = """
     brk clock_getres clock_gettime clock_nanosleep exit exit_group futex getcpu getcwd getrandom getrusage gettimeofday
     madvise membarrier mremap munlock munmap nanosleep prlimit64 restart_syscall rseq rt_sigaction rt_sigprocmask
-    rt_sigreturn sched_getaffinity sched_yield set_robust_list sigaltstack sysinfo tgkill time uname
+    rt_sigreturn sched_getaffinity sched_yield set_robust_list sigaltstack sysinfo tgkill time uname wait4
 """
 _ALLOWED = " ".join((_FILES, _EVENTS, _SOCKETS, _IDENTITY, _PROCESS)).split()
 #: Refused and no reason to end: the logger makes them when syslog's daemon has gone, the C library does without.
