@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Makes .venv, the Python environment of this checkout, unless it is complete and newer than pyproject.toml.
+# Makes .venv, the Python environment of this checkout, unless it is complete and newer than what it is made of.
 # Safe to interrupt and to run twice at once. All output goes to stderr.
 set -eu
 exec >&2
@@ -9,7 +9,8 @@ stamp=.venv/.complete
 mkdir -p build/logs
 
 fresh() {
-    [ -e "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$(cat "$stamp")" = "$PWD" ]
+    [ -e "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt harness/pyproject.toml ] &&
+        [ "$(cat "$stamp")" = "$PWD" ]
 }
 
 if fresh; then exit 0; fi
@@ -39,7 +40,7 @@ fi
 echo "- making .venv: the daemon, the harness and their tools (about a minute) ..."
 began=$(date +%s)
 "$python" -m venv --clear .venv > build/logs/venv.log 2>&1 &&
-    .venv/bin/python -m pip install --disable-pip-version-check -e '.[test]' >> build/logs/venv.log 2>&1 || {
+    .venv/bin/python -m pip install --disable-pip-version-check -e . -e './harness[test]' >> build/logs/venv.log 2>&1 || {
     echo "farwatch: .venv could not be made: $(tail -n 1 build/logs/venv.log) (see build/logs/venv.log)"
     exit 1
 }
