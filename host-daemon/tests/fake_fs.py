@@ -34,6 +34,7 @@ class FakeFs:
         self.values: dict[bytes, bytes] = {}
         self.vanished: set[bytes] = set()
         self.lock: Lock | None = None
+        self.cached: list[bool] = []
         self.unlocked: list[tuple[int, int]] = []
 
     def _note(self, *call: Any) -> None:
@@ -120,7 +121,10 @@ class FakeFs:
             done += len(part)
         return done
 
-    def write(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool) -> int:
+    def write(
+        self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool, cached: bool
+    ) -> int:
+        self.cached.append(cached)
         self._note("write", nodeid, fh, offset, kill_suidgid)
         self.written = b"".join(views)
         return len(self.written)
@@ -147,17 +151,25 @@ class FakeFs:
     def fsync(self, nodeid: int, fh: int, datasync: bool) -> None:
         self._note("fsync", nodeid, fh, datasync)
 
-    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
-        self._note("fallocate", nodeid, fh, mode, offset, length)
+    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> None:
+        self._note("fallocate", nodeid, fh, mode, offset, length, kill_suidgid)
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         self._note("lseek", nodeid, fh, offset, whence)
         return offset + 1
 
     def copy_file_range(
-        self, nodeid: int, fh: int, offset: int, nodeid_out: int, fh_out: int, offset_out: int, length: int, flags: int
+        self,
+        nodeid: int,
+        fh: int,
+        offset: int,
+        nodeid_out: int,
+        fh_out: int,
+        offset_out: int,
+        length: int,
+        kill_suidgid: bool,
     ) -> int:
-        self._note("copy_file_range", nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, flags)
+        self._note("copy_file_range", nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, kill_suidgid)
         return length
 
     def opendir(self, nodeid: int, flags: int) -> Opened:

@@ -78,8 +78,10 @@ class Share:
         nodeid = self.lookup(path)
         return nodeid, self.fs.open(nodeid, flags, kill_suidgid).fh
 
-    def write(self, nodeid: int, fh: int, offset: int, *data: bytes, kill_suidgid: bool = False) -> int:
-        return self.fs.write(nodeid, fh, offset, [memoryview(part) for part in data], kill_suidgid)
+    def write(
+        self, nodeid: int, fh: int, offset: int, *data: bytes, kill_suidgid: bool = False, cached: bool = False
+    ) -> int:
+        return self.fs.write(nodeid, fh, offset, [memoryview(part) for part in data], kill_suidgid, cached)
 
     def read(self, nodeid: int, fh: int, offset: int, *sizes: int) -> bytes:
         buffers = [bytearray(size) for size in sizes]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -60,12 +61,12 @@ def test_numbers_that_no_file_has_are_the_kernels_errors(share: Share) -> None:
     assert errno_of(share.read, nodeid, fh, FAR, 10) == errno.EINVAL
     assert errno_of(share.write, nodeid, fh, FAR, b"x") == errno.EINVAL
     assert errno_of(share.write, nodeid, fh, 2**63 - 1, b"x") in (errno.EFBIG, errno.EINVAL)
-    assert errno_of(fs.fallocate, nodeid, fh, 0, FAR, 10) == errno.EINVAL
-    assert errno_of(fs.fallocate, nodeid, fh, 0, 0, 0) == errno.EINVAL
+    assert errno_of(fs.fallocate, nodeid, fh, 0, FAR, 10, False) == errno.EINVAL
+    assert errno_of(fs.fallocate, nodeid, fh, 0, 0, 0, False) == errno.EINVAL
     assert errno_of(fs.lseek, nodeid, fh, FAR, os.SEEK_SET) == errno.EINVAL
     assert errno_of(fs.lseek, nodeid, fh, 0, 77) == errno.EINVAL
     assert errno_of(fs.setattr, nodeid, Changes(size=FAR)) == errno.EINVAL
-    assert errno_of(fs.copy_file_range, nodeid, fh, FAR, nodeid, fh, 0, 10, 0) in (errno.EINVAL, errno.EOVERFLOW)
+    assert errno_of(fs.copy_file_range, nodeid, fh, FAR, nodeid, fh, 0, 10, False) in (errno.EINVAL, errno.EOVERFLOW)
 
 
 def test_unknown_handles_and_those_of_another_inode_are_bad(share: Share) -> None:
@@ -180,31 +181,55 @@ def test_lseek_finds_data_and_holes_as_on_the_host(share: Share) -> None:
     os.close(host)
 
 
+def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Path) -> None:
+    share = Share(tmp_path, Options(allow_direct_io=True))
+    (tmp_path / "file").write_bytes(bytes(10_000))
+    nodeid, fh = share.open("file", os.O_RDWR | os.O_DIRECT)
+    assert share.write(nodeid, fh, 5000, b"unaligned", cached=True) == 9
+    assert (tmp_path / "file").read_bytes()[5000:5009] == b"unaligned"
+    # Everything else is the guest's own, and stays direct.
+    flags = fcntl.fcntl(share.passthrough._handles.fd(nodeid, fh), fcntl.F_GETFL)
+    assert flags & os.O_DIRECT
+    share.close()
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_changes_take_set_id_bits_where_they_are_told_to(share: Share, kill: bool) -> None:
+    for name in ("allocated", "copied"):
+        (share.path / name).write_bytes(bytes(100))
+        (share.path / name).chmod(0o6777)
+    allocated, fh = share.open("allocated")
+    copied, target = share.open("copied")
+    share.fs.fallocate(allocated, fh, 0, 0, 4096, kill)
+    share.fs.copy_file_range(allocated, fh, 0, copied, target, 0, 10, kill)
+    modes = {(share.path / name).stat().st_mode & 0o7777 for name in ("allocated", "copied")}
+    assert modes == {0o777 if kill else 0o6777}
+
+
 def test_copy_file_range_copies_on_the_host(share: Share) -> None:
     (share.path / "from").write_bytes(bytes(range(256)) * 64)
     source, source_fh = share.open("from", os.O_RDONLY)
     target, opened = share.create(b"to")
     copy = share.fs.copy_file_range
-    assert copy(source, source_fh, 100, target.nodeid, opened.fh, 50, 1000, 0) == 1000
+    assert copy(source, source_fh, 100, target.nodeid, opened.fh, 50, 1000, False) == 1000
     assert (share.path / "to").read_bytes() == bytes(50) + (bytes(range(256)) * 64)[100:1100]
-    assert copy(source, source_fh, 16000, target.nodeid, opened.fh, 0, 2**64 - 1, 0) == 384
-    assert copy(source, source_fh, 20000, target.nodeid, opened.fh, 0, 10, 0) == 0
-    assert errno_of(copy, source, source_fh, 0, target.nodeid, opened.fh, 0, 10, 1) == errno.EINVAL
-    assert errno_of(copy, source, source_fh, 0, target.nodeid, 999, 0, 10, 0) == errno.EBADF
-    assert errno_of(copy, target.nodeid, opened.fh, 0, target.nodeid, opened.fh, 10, 100, 0) == errno.EINVAL
+    assert copy(source, source_fh, 16000, target.nodeid, opened.fh, 0, 2**64 - 1, False) == 384
+    assert copy(source, source_fh, 20000, target.nodeid, opened.fh, 0, 10, False) == 0
+    assert errno_of(copy, source, source_fh, 0, target.nodeid, 999, 0, 10, False) == errno.EBADF
+    assert errno_of(copy, target.nodeid, opened.fh, 0, target.nodeid, opened.fh, 10, 100, False) == errno.EINVAL
 
 
 def test_fallocate_with_its_modes(share: Share) -> None:
     entry, opened = share.create(b"file")
     status = (share.path / "file").stat
-    share.fs.fallocate(entry.nodeid, opened.fh, 0, 0, 65536)
+    share.fs.fallocate(entry.nodeid, opened.fh, 0, 0, 65536, False)
     assert (status().st_size, status().st_blocks >= 128) == (65536, True)
-    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE, 65536, 65536)
+    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE, 65536, 65536, False)
     assert status().st_size == 65536
     share.write(entry.nodeid, opened.fh, 0, b"x" * 65536)
-    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 4096, 4096)
+    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 4096, 4096, False)
     assert (share.path / "file").read_bytes() == b"x" * 4096 + bytes(4096) + b"x" * 57344
-    assert errno_of(share.fs.fallocate, entry.nodeid, opened.fh, FALLOC_FL_PUNCH_HOLE, 0, 10) == errno.EOPNOTSUPP
+    assert errno_of(share.fs.fallocate, entry.nodeid, opened.fh, FALLOC_FL_PUNCH_HOLE, 0, 10, False) == errno.EOPNOTSUPP
 
 
 def test_syncing_and_flushing_succeed(share: Share) -> None:

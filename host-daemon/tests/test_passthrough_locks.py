@@ -93,6 +93,18 @@ def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(share: Shar
     assert open_descriptors() == before
 
 
+def test_closing_the_open_file_gives_back_what_was_locked_through_it(share: Share, file: tuple[int, int]) -> None:
+    nodeid, first = file
+    _, second = share.open("file")
+    share.fs.setlk(nodeid, first, A, Lock(WRITE, 0, 9, 1))
+    share.fs.setlk(nodeid, second, B, Lock(WRITE, 10, 19, 1))
+    share.fs.release(nodeid, first)
+    assert share.fs.getlk(nodeid, second, A, whole(WRITE)) == Lock(WRITE, 10, 19, 1)
+    share.fs.setlk(nodeid, second, B, whole(WRITE))
+    share.fs.release(nodeid, second)
+    assert len(share.passthrough._locks) == 0
+
+
 def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(share: Share, file: tuple[int, int]) -> None:
     with (share.path / "file").open("r+b") as other:
         share.fs.setlk(*file, A, whole(WRITE))
@@ -180,12 +192,12 @@ def test_table_counts_and_joins() -> None:
     fds = os.pipe()
     for owner, fd in zip((A, B), fds, strict=True):
         table.open(1, owner, fd)
-        table.put(1, owner, Lock(READ, 0, 9, 1))
-    table.put(1, A, Lock(READ, 10, 19, 1))
+        table.put(1, owner, Lock(READ, 0, 9, 1), 9)
+    table.put(1, A, Lock(READ, 10, 19, 1), 9)
     assert len(table) == 2
-    table.put(1, A, Lock(WRITE, 5, 6, 1))
+    table.put(1, A, Lock(WRITE, 5, 6, 1), 9)
     assert len(table) == 4
-    table.put(1, A, whole(NONE))
+    table.put(1, A, whole(NONE), 9)
     assert (len(table), table.fd(1, A)) == (1, None)
     table.clear()
     assert len(table) == 0

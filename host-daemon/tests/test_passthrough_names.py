@@ -300,8 +300,8 @@ def test_a_readonly_share_is_not_changed_by_anything(tmp_path: Path) -> None:
         errno_of(fs.open, file, os.O_WRONLY, False),
         errno_of(fs.open, file, os.O_RDWR, False),
         errno_of(fs.open, file, os.O_RDONLY | os.O_TRUNC, False),
-        errno_of(fs.fallocate, file, fh, 0, 0, 100),
-        errno_of(fs.copy_file_range, file, fh, 0, file, fh, 100, 1, 0),
+        errno_of(fs.fallocate, file, fh, 0, 0, 100, False),
+        errno_of(fs.copy_file_range, file, fh, 0, file, fh, 100, 1, False),
         errno_of(fs.setxattr, file, b"user.a", b"b", 0, False),
         errno_of(fs.removexattr, file, b"user.a"),
     ]

@@ -130,7 +130,8 @@ FORBIDDEN = {
 def test_other_system_calls_end_the_process(code: str) -> None:
     done = _filtered("KILL", code)
     assert (done.returncode, done.stdout) == (-signal.SIGSYS, ""), done
-    assert _filtered("LOG", f"try: {code}\nexcept OSError: pass").stdout.endswith("alive\n")
+    # A child that is forked says so, too.
+    assert "alive" in _filtered("LOG", f"try: {code}\nexcept OSError: pass").stdout
 
 
 def test_reconnecting_to_syslog_is_refused_and_does_not_end_the_process() -> None:

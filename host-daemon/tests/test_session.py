@@ -105,7 +105,7 @@ SIMPLE: list[tuple[Callable[[Client], object], tuple[Any, ...]]] = [
     (lambda c: c.release(42, 9), ("release", 42, 9)),
     (lambda c: c.fsync(42, 9), ("fsync", 42, 9, False)),
     (lambda c: c.fsync(42, 9, True), ("fsync", 42, 9, True)),
-    (lambda c: c.fallocate(42, 9, 3, 10, 20), ("fallocate", 42, 9, 3, 10, 20)),
+    (lambda c: c.fallocate(42, 9, 3, 10, 20), ("fallocate", 42, 9, 3, 10, 20, False)),
     (lambda c: c.opendir(1), ("opendir", 1, os.O_RDONLY | os.O_DIRECTORY)),
     (lambda c: c.releasedir(1, 9), ("releasedir", 1, 9)),
     (lambda c: c.fsyncdir(1, 9, True), ("fsyncdir", 1, 9, True)),
@@ -141,10 +141,16 @@ def test_readlink_gives_the_target_without_nul(client: Client) -> None:
     assert client.readlink(42) == b"target"
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_file_system_is_told_what_comes_from_the_guest_s_cache(client: Client, fs: FakeFs, cached: bool) -> None:
+    client.write(42, 9, 0, b"data", fuse.WRITE_CACHE if cached else 0)
+    assert fs.cached == [cached]
+
+
 def test_lseek_and_copy_file_range_give_their_results(client: Client, fs: FakeFs) -> None:
     assert client.lseek(42, 9, 100, os.SEEK_DATA) == 101
     assert client.copy_file_range((42, 9, 1), (43, 10, 2), 1000) == 1000
-    assert fs.calls[1] == ("copy_file_range", 42, 9, 1, 43, 10, 2, 1000, 0)
+    assert fs.calls[1] == ("copy_file_range", 42, 9, 1, 43, 10, 2, 1000, False)
 
 
 def test_copy_file_range_is_bounded_to_what_its_reply_holds(client: Client) -> None:
@@ -200,6 +206,10 @@ def test_truncating_takes_set_id_bits_for_whom_the_guest_cannot_say_it(
     client.open(42, os.O_RDWR | os.O_TRUNC, open_flags)
     client.open(42, os.O_RDWR, open_flags)
     client.create(1, b"c", flags=os.O_RDWR | os.O_TRUNC)
+    client.fallocate(42, 9, 0, 0, 10)
+    client.copy_file_range((42, 9, 1), (43, 10, 2), 10)
+    by_change = [call[-1] for call in fs.calls if call[0] in ("fallocate", "copy_file_range")]
+    assert by_change == [agreed and uid != 0] * 2
     found = [call[-1] for call in fs.calls if call[0] in ("open", "create")]
     assert found == [kill, bool(open_flags), kill and not agreed]
 

@@ -15,6 +15,7 @@ from farwatchd.fuse.setid import SetIdBits
 from farwatchd.segments import cut
 from farwatchd.wire.fuse import (
     FSYNC_FDATASYNC,
+    WRITE_CACHE,
     WRITE_KILL_SUIDGID,
     Opcode,
     copy_file_range_in,
@@ -86,7 +87,7 @@ class FileOperations:
             raise invalid(f"a write of {size} bytes with {held} at hand")
         views = request.data if size == held else cut(request.data, 0, size)
         kill = bool(write_flags & WRITE_KILL_SUIDGID)
-        written = self._fs.write(request.nodeid, fh, offset, views, kill)
+        written = self._fs.write(request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE))
         return write_out.pack_values(written, 0)
 
     def _flush(self, request: Request) -> Reply:
@@ -111,7 +112,8 @@ class FileOperations:
         args = fallocate_in.unpack_from(request.args)
         check_offset(args.offset, args.length)
         check_int(args.mode)
-        self._fs.fallocate(request.nodeid, args.fh, args.mode, args.offset, args.length)
+        kill = self._setid.go_by_change(request)
+        self._fs.fallocate(request.nodeid, args.fh, args.mode, args.offset, args.length, kill)
         return EMPTY
 
     def _lseek(self, request: Request) -> Reply:
@@ -132,7 +134,7 @@ class FileOperations:
             args.fh_out,
             args.off_out,
             min(args.len, _MAX_COPY),
-            args.flags,
+            self._setid.go_by_change(request),
         )
         return write_out.pack_values(copied, 0)
 

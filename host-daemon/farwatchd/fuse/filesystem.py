@@ -138,8 +138,13 @@ class FileSystem(Protocol):
         """Fill ``views`` from the file with one preadv(2), straight into guest memory; returns bytes read."""
         ...
 
-    def write(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool) -> int:
-        """Write ``views``, straight from guest memory; returns bytes written."""
+    def write(
+        self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool, cached: bool
+    ) -> int:
+        """Write ``views``, straight from guest memory; returns bytes written.
+
+        ``cached``: from the guest's page cache, so that ``fh`` is any handle of the file that can be written.
+        """
         ...
 
     def flush(self, nodeid: int, fh: int) -> None: ...
@@ -155,10 +160,18 @@ class FileSystem(Protocol):
     def unlock_owner(self, nodeid: int, owner: int) -> None: ...
     def release(self, nodeid: int, fh: int) -> None: ...
     def fsync(self, nodeid: int, fh: int, datasync: bool) -> None: ...
-    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None: ...
+    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> None: ...
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int: ...
     def copy_file_range(
-        self, nodeid: int, fh: int, offset: int, nodeid_out: int, fh_out: int, offset_out: int, length: int, flags: int
+        self,
+        nodeid: int,
+        fh: int,
+        offset: int,
+        nodeid_out: int,
+        fh_out: int,
+        offset_out: int,
+        length: int,
+        kill_suidgid: bool,
     ) -> int: ...
     def opendir(self, nodeid: int, flags: int) -> Opened: ...
     def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:

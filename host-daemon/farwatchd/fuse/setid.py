@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When opening a file takes its set-id bits away (FUSE_HANDLE_KILLPRIV_V2)."""
+"""When opening or changing a file takes its set-id bits away (FUSE_HANDLE_KILLPRIV_V2)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class SetIdBits:
     def agree(self, agreed: bool) -> None:
         """The guest says when they have to go."""
         self._agreed = agreed
+
+    def go_by_change(self, request: Request) -> bool:
+        """Whether a change takes them away of which the guest cannot say so, though it agreed: for all but root."""
+        return self._agreed and request.uid != 0
 
     def go(self, request: Request, flags: int, open_flags: int) -> bool:
         """Whether opening with these flags takes them away; without agreement: truncating, for all but root."""

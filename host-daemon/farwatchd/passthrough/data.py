@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from farwatchd.capabilities import Capability, without
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.syscalls import fallocate, signed
 
 #: Segments that one system call takes (UIO_MAXIOV).
@@ -27,9 +27,17 @@ class DataOperations(Operations):
         """Fill ``views``; returns bytes read, fewer than asked only at the end of the file."""
         return _transfer(os.preadv, self._handles.fd(nodeid, fh), views, signed(offset))
 
-    def write(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool) -> int:
-        """Write ``views``; returns bytes written. ``kill_suidgid``: takes the file's set-id bits away."""
+    def write(
+        self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool, cached: bool
+    ) -> int:
+        """Write ``views``; returns bytes written. ``kill_suidgid``: takes the file's set-id bits away.
+
+        ``cached``: from the guest's page cache, so of any size, though the handle may be one with O_DIRECT.
+        """
         fd = self._handles.fd(nodeid, fh)
+        if cached and self._options.allow_direct_io:
+            with _through_cache(fd):
+                return _transfer(os.pwritev, fd, views, signed(offset))
         if not kill_suidgid:
             return _transfer(os.pwritev, fd, views, signed(offset))
         with without(Capability.FSETID):
@@ -43,24 +51,47 @@ class DataOperations(Operations):
         else:
             os.fsync(fd)
 
-    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2) with its modes."""
+    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> None:
+        """fallocate(2) with its modes. ``kill_suidgid``: takes the file's set-id bits away."""
         self._refuse_if_readonly()
-        fallocate(self._handles.fd(nodeid, fh), mode, offset, length)
+        fd = self._handles.fd(nodeid, fh)
+        with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+            fallocate(fd, mode, offset, length)
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         """Where data or a hole begins, or the file ends; ENXIO beyond the end."""
         return os.lseek(self._handles.fd(nodeid, fh), signed(offset), whence)
 
     def copy_file_range(
-        self, nodeid: int, fh: int, offset: int, nodeid_out: int, fh_out: int, offset_out: int, length: int, flags: int
+        self,
+        nodeid: int,
+        fh: int,
+        offset: int,
+        nodeid_out: int,
+        fh_out: int,
+        offset_out: int,
+        length: int,
+        kill_suidgid: bool,
     ) -> int:
-        """Copy on the host; returns bytes copied. ``flags`` must be 0 as in copy_file_range(2)."""
+        """Copy on the host; returns bytes copied. ``kill_suidgid``: takes the target's set-id bits away."""
         self._refuse_if_readonly()
-        if flags:
-            raise failure(errno.EINVAL)
         source, target = self._handles.fd(nodeid, fh), self._handles.fd(nodeid_out, fh_out)
-        return os.copy_file_range(source, target, min(length, _RW_MAX), signed(offset), signed(offset_out))
+        with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+            return os.copy_file_range(source, target, min(length, _RW_MAX), signed(offset), signed(offset_out))
+
+
+@contextlib.contextmanager
+def _through_cache(fd: int) -> Iterator[None]:
+    """Without O_DIRECT for a while, if the file was opened with it."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if not flags & os.O_DIRECT:
+        yield
+        return
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 def _transfer(transfer: _Transfer, fd: int, views: Sequence[memoryview], offset: int) -> int:

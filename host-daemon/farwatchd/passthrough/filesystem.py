@@ -31,6 +31,11 @@ class PassthroughFs(
             self._locks.drop(nodeid)
         return gone
 
+    def release(self, nodeid: int, fh: int) -> None:
+        """Close a file, and give back the locks that were taken through it."""
+        super().release(nodeid, fh)
+        self._locks.release(nodeid, fh)
+
     def reset(self) -> None:
         """Forget all inodes but the root, close all handles, give back all locks: the guest is gone."""
         self._locks.clear()

@@ -5,6 +5,9 @@ A POSIX lock belongs to a process there, and all of the guest's are one process 
 description of its own for each inode, with open-file-description locks (fcntl(2)): they conflict with POSIX locks and
 with one another in the same way. flock(2) belongs to the guest's open file, which is an open file here.
 
+A process gives its locks back with every close(2), which is told by FLUSH. Locks of the guest's open file descriptions
+have these as owners and end with RELEASE, of which nothing else is told.
+
 What owners hold is kept as well: the kernel does not say which of them has a lock. Opening to write and closing are
 events on the host, as they would be if the file were opened there to lock it.
 """
@@ -60,7 +63,7 @@ class LockOperations(Operations):
             if error.errno == errno.EACCES:
                 raise failure(errno.EAGAIN) from error
             raise
-        self._locks.put(nodeid, owner, lock)
+        self._locks.put(nodeid, owner, lock, fh)
 
     def flock(self, nodeid: int, fh: int, kind: int) -> None:
         """flock(2) on an open file."""

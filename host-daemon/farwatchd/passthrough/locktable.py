@@ -19,6 +19,7 @@ class _Owner:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.handles: set[int] = set()
         self.locks: list[Lock] = []
 
     def put(self, lock: Lock) -> None:
@@ -67,9 +68,10 @@ class LockTable:
         if self._count + 2 > MAX_LOCKS and lock.kind != fcntl.F_UNLCK:
             raise failure(errno.ENOLCK)
 
-    def put(self, nodeid: int, owner: int, lock: Lock) -> None:
-        """Note what the kernel has granted."""
+    def put(self, nodeid: int, owner: int, lock: Lock, fh: int) -> None:
+        """Note what the kernel has granted, and through which of the guest's open files it was asked for."""
         found = self._inodes[nodeid][owner]
+        found.handles.add(fh)
         self._count -= len(found.locks)
         found.put(lock)
         self._count += len(found.locks)
@@ -101,6 +103,12 @@ class LockTable:
             del self._inodes[nodeid]
         self._count -= len(found.locks)
         os.close(found.fd)
+
+    def release(self, nodeid: int, fh: int) -> None:
+        """Give back the locks of those who took them through an open file that is closed now."""
+        for owner, found in list(self._inodes.get(nodeid, {}).items()):
+            if fh in found.handles:
+                self.close(nodeid, owner)
 
     def drop(self, nodeid: int) -> None:
         """Give back all locks on an inode: the guest has forgotten it."""

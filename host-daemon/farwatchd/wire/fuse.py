@@ -135,6 +135,8 @@ GETATTR_FH = 1 << 0
 ATTR_SUBMOUNT = 1 << 0
 #: ``FUSE_OPEN_KILL_SUIDGID``, ``FUSE_WRITE_KILL_SUIDGID``, ``FUSE_SETXATTR_ACL_KILL_SGID``.
 OPEN_KILL_SUIDGID = 1 << 0
+#: ``FUSE_WRITE_CACHE``: from the guest's page cache, through some handle of the file.
+WRITE_CACHE = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2
 SETXATTR_ACL_KILL_SGID = 1 << 0
 #: ``FUSE_LK_FLOCK``: a lock is flock(2)'s.
