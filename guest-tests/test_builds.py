@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real work on the share: git, make and a compiler, pip, SQLite; and a guest whose root file system is a share."""
+
+import os
+import shlex
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+from farwatch_harness.equipment import Equipment
+from farwatch_harness.guest import Guest
+from farwatch_harness.machine import Machine, Share
+from farwatch_harness.qemu import Accelerator
+from farwatch_harness.vm import vng_program
+
+pytestmark = pytest.mark.patch(0)
+
+LIMIT = 300.0
+GIT = "git -c user.name=tester -c user.email=tester@example.invalid -c init.defaultBranch=main"
+MODULES = 8
+
+
+def host(script: str, cwd: Path) -> str:
+    """Run a shell script on the host; returns its output."""
+    return subprocess.run(["sh", "-ec", script], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def in_guest(guest: Guest, script: str, at: Any, limit: float = LIMIT) -> str:
+    """Run a shell script in the guest; returns its output."""
+    return guest.shell(f"export HOME=/tmp PATH=/usr/bin:/bin:$PATH; set -e; cd {at}; {script}", limit=limit)
+
+
+def test_repository_is_cloned_worked_on_and_packed(guest: Guest, share: Share) -> None:
+    origin = share.host / "origin"
+    origin.mkdir()
+    host(f"{GIT} init -q . && mkdir -p src/deep && ln -s src link && cp /bin/true program", origin)
+    for number in range(40):
+        (origin / "src" / "deep" / f"file{number}").write_text(f"{number}\n" * number)
+        host(f"git add -A && {GIT} commit -q -m 'number {number}'", origin)
+    in_guest(guest, "git config --global --add safe.directory '*'; git clone -q origin clone", share.guest)
+    assert in_guest(guest, "git -C clone status --porcelain", share.guest) == ""
+    work = (
+        "git checkout -q -b branch; for i in 1 2 3; do echo $i > new$i; git add .; "
+        f"{GIT} commit -q -m new$i; done; git mv src/deep src/moved; {GIT} commit -q -m moved; "
+        f"git checkout -q main; {GIT} merge -q branch; git gc -q; git fsck --strict; git push -q origin branch"
+    )
+    in_guest(guest, work, share.guest / "clone")
+    # And the host finds the same.
+    safe = f"git -c safe.directory={share.host}/clone"
+    assert host(f"{safe} fsck --strict && {safe} status --porcelain", share.host / "clone") == ""
+    assert host("git log --format=%s -n 1 branch", origin).strip() == "moved"
+    assert (share.host / "clone" / "link").is_symlink()
+    assert os.access(share.host / "clone" / "program", os.X_OK)
+
+
+@pytest.fixture
+def project(share: Share) -> Path:
+    """A program of several files with a generated header and a library."""
+    at = share.host / "project"
+    at.mkdir()
+    for number in range(MODULES):
+        (at / f"part{number}.c").write_text(
+            f'#include "generated.h"\n#include <stdio.h>\nint part{number}(void) {{ return BASE + {number}; }}\n'
+        )
+    declarations = "".join(f"int part{number}(void);\n" for number in range(MODULES))
+    total = " + ".join(f"part{number}()" for number in range(MODULES))
+    (at / "main.c").write_text(
+        f'#include <stdio.h>\n{declarations}int main(void) {{ printf("%d\\n", {total}); return 0; }}\n'
+    )
+    (at / "base").write_text("100\n")
+    objects = " ".join(f"part{number}.o" for number in range(MODULES))
+    (at / "Makefile").write_text(
+        f"program: main.o libparts.a\n\t$(CC) -o $@ main.o -L. -lparts\n"
+        f"libparts.a: {objects}\n\t$(AR) rcs $@ $^\n"
+        f"{objects}: generated.h\n"
+        'generated.h: base\n\techo "#define BASE $$(cat base)" > $@.new && mv $@.new $@\n'
+        "clean:\n\trm -f *.o *.a program generated.h\n"
+    )
+    return at
+
+
+def test_program_is_built_and_only_what_changed_is_built_again(guest: Guest, share: Share, project: Path) -> None:
+    at = share.guest / "project"
+    in_guest(guest, "make -j2", at)
+    assert in_guest(guest, "./program", at) == f"{MODULES * 100 + sum(range(MODULES))}\n"
+    assert "up to date" in in_guest(guest, "make", at)
+    # By the guest: one object, the library and the program.
+    again = in_guest(guest, "sleep 0.02; touch part3.c; make", at)
+    assert [line.split()[-1] for line in again.splitlines() if " -c " in line] == ["part3.c"]
+    # By the host: all that the header goes into.
+    (project / "base").write_text("200\n")
+    again = in_guest(guest, "make", at)
+    assert len([line for line in again.splitlines() if " -c " in line]) == MODULES
+    assert in_guest(guest, "./program", at) == f"{MODULES * 200 + sum(range(MODULES))}\n"
+    assert host("./program", project) == f"{MODULES * 200 + sum(range(MODULES))}\n"
+    assert "up to date" in host("make", project)
+    in_guest(guest, "make clean", at)
+    assert not list(project.glob("*.o"))
+
+
+def wheel(folder: Path) -> Path:
+    """A package with modules, data and a command."""
+    path = folder / "sample-1.0-py3-none-any.whl"
+    info = "sample-1.0.dist-info"
+    files = {f"sample/module{number}.py": f"VALUE = {number}\n" for number in range(30)}
+    files |= {
+        "sample/__init__.py": "def main():\n    from sample import module7\n    print('value', module7.VALUE)\n",
+        "sample/data.bin": "x" * 100_000,
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\nsample = sample:main\n",
+    }
+    record = "".join(f"{name},,\n" for name in files) + f"{info}/RECORD,,\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_package_is_installed_into_an_environment(guest: Guest, share: Share) -> None:
+    wheel(share.host)
+    python = shlex.quote(sys.executable)
+    in_guest(guest, f"{python} -m venv --without-pip environment", share.guest)
+    install = "install --disable-pip-version-check --no-index --no-cache-dir ./sample-1.0-py3-none-any.whl"
+    in_guest(guest, f"{python} -m pip --python environment/bin/python {install}", share.guest)
+    assert in_guest(guest, "environment/bin/sample", share.guest) == "value 7\n"
+    installed = list((share.host / "environment").rglob("sample/module*.py"))
+    assert len(installed) == 30
+    assert list((share.host / "environment").rglob("__pycache__/module7*.pyc"))
+    in_guest(guest, f"{python} -m pip --python environment/bin/python uninstall -q -y sample", share.guest)
+    assert not list((share.host / "environment").rglob("sample/module*.py"))
+
+
+COUNT = """
+import sqlite3, sys
+path, times = sys.argv[1], int(sys.argv[2])
+for _ in range(times):
+    connection = sqlite3.connect(path, timeout=120, isolation_level=None)
+    connection.execute("begin immediate")
+    value = connection.execute("select value from counter").fetchone()[0]
+    connection.execute("update counter set value = ?", (value + 1,))
+    connection.execute("commit")
+    connection.close()
+"""
+BUSY = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+try:
+    connection.execute("begin immediate")
+    print("had")
+except sqlite3.OperationalError as error:
+    print(error)
+"""
+WORKERS, TIMES = 3, 15
+
+
+def count(guest: Guest, path: Any) -> list[Any]:
+    """Start processes that count in a database."""
+    words = (sys.executable, "-I", "-c", COUNT, str(path), str(TIMES))
+    return [guest.spawn(*words) for _ in range(WORKERS)]
+
+
+def finish(jobs: list[Any]) -> None:
+    """Wait for them all; they say nothing if all is well."""
+    for job in jobs:
+        assert job.lines(limit=LIMIT, until="\0") == []
+        assert job.stop() == 0
+
+
+def make_database(path: Path, mode: str) -> None:
+    """A database with one number in it."""
+    connection = sqlite3.connect(path)
+    connection.execute(f"pragma journal_mode={mode}")
+    connection.execute("create table counter (value integer)")
+    connection.execute("insert into counter values (0)")
+    connection.commit()
+    connection.close()
+
+
+def value_in(path: Path) -> int:
+    """The number, after SQLite's own check."""
+    connection = sqlite3.connect(path)
+    assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+    value: int = connection.execute("select value from counter").fetchone()[0]
+    connection.close()
+    return value
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_database_s_processes_in_the_guest_wait_for_each_other(mode: str, guest: Guest, share: Share) -> None:
+    make_database(share.host / "database", mode)
+    finish(count(guest, share.guest / "database"))
+    assert value_in(share.host / "database") == WORKERS * TIMES
+
+
+def test_database_s_processes_on_the_host_and_in_the_guest_wait_for_each_other(boot: Any) -> None:
+    machine: Machine = boot(daemon_options=("--posix-lock", "--cache=never"))
+    database = machine.shared / "database"
+    make_database(database, "delete")
+    inside = machine.mount_point / "database"
+    jobs = count(machine.guest, inside)
+    subprocess.run([sys.executable, "-c", COUNT, str(database), str(TIMES)], check=True, timeout=LIMIT)
+    finish(jobs)
+    assert value_in(database) == (WORKERS + 1) * TIMES
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute("begin immediate")
+    words = (sys.executable, "-I", "-c", BUSY, str(inside))
+    assert machine.guest.run(*words).stdout == "database is locked\n"
+    connection.execute("rollback")
+    assert machine.guest.run(*words).stdout == "had\n"
+    connection.close()
+
+
+ROOT_SCRIPT = f"""
+set -e
+stat -f -c 'type %T' /
+awk '$2 == "/" {{ print "root", $1, $3 }}' /proc/mounts
+git --version
+ls -lR /usr/include | md5sum
+{shlex.quote(str(Path(sys.executable).resolve()))} -c 'import json, ssl; print("python", json.dumps(sorted({{1, 2}})))'
+touch /forbidden || echo refused
+"""
+
+
+@pytest.fixture
+def virtiofsd_is_us(tmp_path: Path) -> Path:
+    """A directory for PATH in which our daemon is called virtiofsd; it keeps its command line and its log there.
+
+    All options are passed on but --syslog: there may be none, and the log is what we want to see.
+    """
+    program = tmp_path / "virtiofsd"
+    program.write_text(
+        "#!/bin/sh\n"
+        'for word; do shift; [ "$word" = --syslog ] || set -- "$@" "$word"; done\n'
+        f'echo "$@" >> {tmp_path}/command\n'
+        f'exec {Path(sys.executable).with_name("farwatchd")} "$@" 2>> {tmp_path}/log\n'
+    )
+    program.chmod(0o755)
+    return tmp_path
+
+
+def test_guest_s_root_file_system_is_served(equipment: Equipment, virtiofsd_is_us: Path) -> None:
+    command = [
+        *(str(vng_program()), "--run", str(equipment.kernel.image), "--user=root", "--cpus=1", "--memory=1024M"),
+        *(f"--qemu={equipment.qemu.program}", "--verbose"),
+        *(("--disable-kvm",) if equipment.accelerator is Accelerator.TCG else ()),
+        *("--", ROOT_SCRIPT),
+    ]
+    path = f"{virtiofsd_is_us}:{vng_program().parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    output = pexpect.run(shlex.join(command), timeout=LIMIT, env=environment, cwd="/", encoding="utf-8")
+    log = (virtiofsd_is_us / "log").read_text()
+    assert "script exited with code 0" in output, f"{output[-3000:]}\n{log}"
+    assert "the guest speaks FUSE" in log
+    assert "Traceback" not in log and "ERROR" not in log
+    assert "root ROOTFS virtiofs" in output
+    for text in ("git version", "python [1, 2]", "refused"):
+        assert text in output

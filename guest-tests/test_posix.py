@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls on the share give what they give on a local disk: 2700 observations, as root and as a user.
+
+The cases are in posix_cases/. They are run on ext4 in the guest, too, and have to give the same; what is not the same
+may be as on tmpfs.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from farwatch_harness.guest import Guest
+from farwatch_harness.machine import Machine
+
+pytestmark = pytest.mark.patch(0)
+
+CASES = Path(__file__).parent / "posix_cases"
+IDENTITIES = ("root", "user")
+LIMIT = 600.0
+EXT4, TMPFS = PurePosixPath("/run/reference/ext4"), PurePosixPath("/run/reference/tmpfs")
+COMMON = ("--xattr", "--posix-acl", "--allow-direct-io")
+ALL = ("names", "owners", "attributes", "data", "locks")
+Outcomes = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Options of the daemon, and the cases that they matter to: modules of posix_cases."""
+
+    options: tuple[str, ...]
+    cases: tuple[str, ...]
+    identities: tuple[str, ...] = IDENTITIES
+
+
+CONFIGURATIONS = {
+    "default": Configuration((), ALL),
+    "no cache": Configuration(("--cache=never", "--allow-mmap"), ("data", "owners")),
+    "writeback": Configuration(("--cache=always", "--writeback"), ("data", "owners"), ("root",)),
+    "locks on the host": Configuration(("--posix-lock", "--flock", "--fsnotify=remote"), ("locks",)),
+    "privileges killed here": Configuration(("--killpriv-v2", "--inode-file-handles=never"), ("owners",)),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is otherwise on the share, by intention. A case or an observation left empty is any."""
+
+    case: str
+    observation: str
+    reason: str
+    configuration: str = ""
+    identity: str = ""
+
+    def covers(self, configuration: str, identity: str, case: str, observation: str) -> bool:
+        """Whether it explains a difference that was found."""
+        return (
+            case == self.case
+            and observation.startswith(self.observation)
+            and self.configuration in ("", configuration)
+            and self.identity in ("", identity)
+        )
+
+
+NO_GROUP_EXECUTION = "Linux 6.12's fs/fuse lets writers keep set-group-ID where the group may not execute"
+NO_GROUPS_KNOWN = "the host takes set-group-ID from whoever is not in the file's group, and the daemon is in none"
+UNTOLD = "a chown(2) that changes neither is a request that says nothing"
+TWO_CLOCKS = "the guest keeps the time of change, the host that of access"
+KNOWN = (
+    Difference("owners_are_changed_by_whom_they_may", "6755 to -1:-1", UNTOLD, "privileges killed here"),
+    Difference("owners_are_changed_by_whom_they_may", "4711 to -1:-1", UNTOLD, "privileges killed here"),
+    Difference("times_are_set", "now", TWO_CLOCKS, "writeback"),
+    *(
+        known
+        for bits in ("2767", "7666")
+        for known in (
+            Difference("writing_takes_set_id_bits_away", bits, NO_GROUP_EXECUTION, identity="root"),
+            Difference("writing_takes_set_id_bits_away", bits, NO_GROUPS_KNOWN, "no cache", "user"),
+            Difference("writing_takes_set_id_bits_away", bits, NO_GROUPS_KNOWN, "privileges killed here", "user"),
+        )
+    ),
+)
+
+
+def run_cases(guest: Guest, place: PurePosixPath, identity: str, names: Iterable[str]) -> Outcomes:
+    """Run cases in the guest, by name or by module."""
+    done = guest.run(sys.executable, "-I", "-S", "-B", str(CASES), str(place), identity, *names, limit=LIMIT)
+    assert done.status == 0 and not done.timed_out, f"{place} as {identity}: {done.stderr[-2000:]}"
+    assert not done.stderr, done.stderr[-2000:]
+    outcomes: Outcomes = json.loads(done.stdout)
+    broken = {case: found["broken off"] for case, found in outcomes.items() if "broken off" in found}
+    assert not broken, f"{place} as {identity}: {broken}"
+    return outcomes
+
+
+class Reference:
+    """What local file systems of the guest give, found once for all configurations."""
+
+    def __init__(self) -> None:
+        self.ext4: dict[str, Outcomes] = {}
+        self.tmpfs: dict[str, Outcomes] = {identity: {} for identity in IDENTITIES}
+
+    def find(self, guest: Guest) -> None:
+        """Run all cases on ext4."""
+        if self.ext4:
+            return
+        disk = "/run/reference/disk"
+        guest.shell(f"mkdir -p {EXT4} && truncate -s 256M {disk} && mkfs.ext4 -q -b 4096 -I 256 {disk}", limit=60.0)
+        guest.shell(f"mount -o loop {disk} {EXT4}")
+        self.ext4 = {identity: run_cases(guest, EXT4, identity, ALL) for identity in IDENTITIES}
+        guest.umount(str(EXT4))
+
+    def find_on_tmpfs(self, guest: Guest, identity: str, cases: set[str]) -> None:
+        """Run those cases on tmpfs which have not been run there."""
+        wanted = cases - self.tmpfs[identity].keys()
+        if not wanted:
+            return
+        guest.shell(f"mkdir -p {TMPFS} && mount -t tmpfs tmpfs {TMPFS}")
+        self.tmpfs[identity] |= run_cases(guest, TMPFS, identity, sorted(wanted))
+        guest.umount(str(TMPFS))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """Shared by the configurations."""
+    return Reference()
+
+
+def differing(found: Outcomes, expected: Outcomes) -> Iterator[tuple[str, str]]:
+    """Case and observation of what is not the same."""
+    for case, observations in found.items():
+        assert observations.keys() == expected[case].keys(), case
+        yield from ((case, what) for what, outcome in observations.items() if outcome != expected[case][what])
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_system_calls_give_what_they_give_on_a_local_disk(
+    configuration: str, boot: Any, guest: Guest, reference: Reference
+) -> None:
+    reference.find(guest)
+    chosen = CONFIGURATIONS[configuration]
+    machine: Machine = boot(daemon_options=(*COMMON, *chosen.options))
+    machine.shared.chmod(0o755)
+    unexpected = []
+    for identity in chosen.identities:
+        found = run_cases(machine.guest, machine.mount_point, identity, chosen.cases)
+        differences = [
+            (case, what)
+            for case, what in differing(found, reference.ext4[identity])
+            if not any(known.covers(configuration, identity, case, what) for known in KNOWN)
+        ]
+        reference.find_on_tmpfs(guest, identity, {case for case, _ in differences})
+        unexpected += [
+            f"{identity}: {case}: {what}: {found[case][what]} instead of {reference.ext4[identity][case][what]}"
+            for case, what in differences
+            if found[case][what] != reference.tmpfs[identity][case][what]
+        ]
+    assert not unexpected, f"{len(unexpected)} differences:\n" + "\n".join(unexpected)
