@@ -3,8 +3,8 @@
 
 FARWATCH_PATCHES=N runs, on a kernel with the first N patches of the series, the tests that belong up to there;
 FARWATCH_SERIES names the directory of another series. With FARWATCH_SCOPE=row, of the tests of earlier patches only
-those run that take the guest which most tests share. FARWATCH_FLAVOUR=DEBUG takes a kernel that looks for faults in
-itself.
+those run that take the guest which most tests share, and none that is about the daemon. FARWATCH_FLAVOUR=DEBUG takes a
+kernel that looks for faults in itself.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "patch(n): the patch that the test belongs to: 'pre' the queue, 1..7 the seven, 8.. the additions, 0 the base",
     )
+    config.addinivalue_line("markers", "daemon: about the daemon as a file system, whichever patches the kernel has")
 
 
 def chosen_patches(count: int | None = None) -> list[Patch]:
@@ -90,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         number = patch_of(item, patches)
         item.user_properties.append(("patch", number))
-        in_row = number == last or takes_the_shared_guest(item)
+        in_row = item.get_closest_marker("daemon") is None and (number == last or takes_the_shared_guest(item))
         (kept if number <= last and (in_row or not by_row) else dropped).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)

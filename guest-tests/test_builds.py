@@ -18,7 +18,7 @@ from farwatch_harness.machine import Machine, Share
 from farwatch_harness.qemu import Accelerator
 from farwatch_harness.vm import vng_program
 
-pytestmark = pytest.mark.patch(0)
+pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
 
 LIMIT = 300.0
 GIT = "git -c user.name=tester -c user.email=tester@example.invalid -c init.defaultBranch=main"

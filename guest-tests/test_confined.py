@@ -18,6 +18,8 @@ from farwatch_harness.guest import Guest
 from farwatch_harness.machine import Machine, Share
 from farwatch_harness.oracle import In
 
+pytestmark = pytest.mark.daemon
+
 #: Interpreter and modules may lie where an ordinary user cannot read: they are loaded before.
 AS_USER = """
 import ctypes, os, sys
@@ -56,7 +58,7 @@ def user_command(sandbox: str) -> tuple[str, ...]:
     return ("sh", "-c", script.replace("{", "{{").replace("}", "}}"), program, "{socket}", *options)
 
 
-@pytest.mark.patch(1)
+@pytest.mark.patch(7)
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
 def test_ordinary_user_s_daemon_serves_and_tells(sandbox: str, boot: Any, theirs: Path) -> None:
     machine: Machine = boot(shared=theirs, daemon_command=user_command(sandbox))
@@ -87,7 +89,7 @@ mount --bind "$1/directory" "$1/again" && shift && exec "$@"
 """
 
 
-@pytest.mark.patch(1)
+@pytest.mark.patch(7)
 def test_mounts_in_the_share_are_mounts_in_the_guest(boot: Any, tmp_path: Path) -> None:
     for name in ("mounted", "directory", "again"):
         (tmp_path / name).mkdir()

@@ -16,7 +16,7 @@ import pytest
 from farwatch_harness.guest import Guest
 from farwatch_harness.machine import Machine
 
-pytestmark = pytest.mark.patch(0)
+pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
 
 CASES = Path(__file__).parent / "posix_cases"
 IDENTITIES = ("root", "user")
