@@ -4,7 +4,7 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests
 
-.PHONY: help venv setup kernel qemu demo boot test test-debug test-matrix mutants check bench soak report apply send clean clean-cache
+.PHONY: help venv setup kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -24,8 +24,11 @@ boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the fir
 test: setup check ## check each patch of the series; PATCH=N or N-M chooses patches, K=expr guest tests of the last
 	@$(HARNESS) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
 
-test-debug: setup ## run the guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
-	@$(HARNESS) test --debug
+test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (7 min)
+	@$(HARNESS) test -m daemon
+
+test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
+	@$(HARNESS) test --debug -m 'not daemon'
 
 test-matrix: setup ## break patches on purpose and see that test finds it (15 min)
 	@.venv/bin/python -m pytest -q harness/slow-tests

@@ -2,9 +2,9 @@
 """Fixtures of the guest tests: a booted guest that serves many tests, a share directory per test, further machines.
 
 FARWATCH_PATCHES=N runs, on a kernel with the first N patches of the series, the tests that belong up to there;
-FARWATCH_SERIES names the directory of another series. With FARWATCH_SCOPE=row, of the tests of earlier patches only
-those run that take the guest which most tests share, and none that is about the daemon. FARWATCH_FLAVOUR=DEBUG takes a
-kernel that looks for faults in itself.
+FARWATCH_SERIES names the directory of another series. FARWATCH_SCOPE=series leaves out the tests that are about the
+daemon, and FARWATCH_SCOPE=row, too, those of earlier patches that do not take the guest which most tests share.
+FARWATCH_FLAVOUR=DEBUG takes a kernel that looks for faults in itself.
 """
 
 import contextlib
@@ -81,18 +81,26 @@ def takes_the_shared_guest(item: pytest.Item) -> bool:
     return "machine" in needed and not other
 
 
+def in_scope(item: pytest.Item, number: int, last: int) -> bool:
+    """Whether FARWATCH_SCOPE has this test, which belongs to patch `number`, on the kernel with `last` patches."""
+    scope = os.environ.get("FARWATCH_SCOPE", "all")
+    if scope == "all":
+        return True
+    if item.get_closest_marker("daemon"):
+        return False
+    return scope == "series" or number == last or takes_the_shared_guest(item)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     patches = chosen_patches()
     last = len(patches) if prefix() is None else prefix()
     assert last is not None
-    by_row = os.environ.get("FARWATCH_SCOPE") == "row"
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
         number = patch_of(item, patches)
         item.user_properties.append(("patch", number))
-        in_row = item.get_closest_marker("daemon") is None and (number == last or takes_the_shared_guest(item))
-        (kept if number <= last and (in_row or not by_row) else dropped).append(item)
+        (kept if number <= last and in_scope(item, number, last) else dropped).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
 

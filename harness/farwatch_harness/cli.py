@@ -103,8 +103,9 @@ def test(options: argparse.Namespace) -> int:
     # Some tests compare with it; built here because pytest would hide the progress.
     build.build([])
     words = [sys.executable, "-m", "pytest", "guest-tests", "--junitxml=build/guest-tests.xml"]
-    if options.k:
-        words += ["-k", options.k]
+    for option, value in (("-k", options.k), ("-m", options.m)):
+        if value:
+            words += [option, value]
     environment = {**os.environ, "FARWATCH_FLAVOUR": flavour_of(options).name}
     if options.patches is not None:
         environment["FARWATCH_PATCHES"] = str(options.patches)
@@ -214,6 +215,7 @@ def parser() -> argparse.ArgumentParser:
     )
     testing = add("test", test)
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
+    testing.add_argument("-m", metavar="EXPR", help="only the tests with matching marks, as for pytest")
     add_prefix(testing)
     add_debug(testing)
     bench.add_options(add("bench", measure))

@@ -118,7 +118,7 @@ class GuestRun:
         return {
             "FARWATCH_PATCHES": str(row.number),
             "FARWATCH_SERIES": str(folder),
-            "FARWATCH_SCOPE": "all" if row.last else "row",
+            "FARWATCH_SCOPE": "series" if row.last else "row",
             "FARWATCH_LOGS": str(self.place),
         }
 

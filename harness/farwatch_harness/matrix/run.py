@@ -71,8 +71,9 @@ class Keeping:
         facts = self.run.facts
         if not row.number and check.name is CheckName.BUILD and check.state is State.PASSED:
             facts = {**facts, **self.more_facts()}
-        others = tuple(patch for patch in self.run.patches if patch.number != row.number)
-        self.run = Run(self.run.started, now(), facts, (*others, result))
+        others = [patch for patch in self.run.patches if patch.number != row.number]
+        patches = tuple(sorted([*others, result], key=lambda patch: patch.number))
+        self.run = Run(self.run.started, now(), facts, patches)
         save(self.run, self.path)
 
 
