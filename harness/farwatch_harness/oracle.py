@@ -101,9 +101,9 @@ KNOWN_DIFFERENCES = (
         "the events were on their way to the guest when another watch wanted them",
     ),
     Difference(
-        "`IN_DELETE_SELF` comes when the last name goes, not when the last process of the host closes the file, and an "
-        "object without a name cannot be watched (`ENOENT`)",
-        "the daemon itself holds what the guest knows",
+        "`IN_DELETE_SELF` comes, and ends the watch, when the last name goes, not when the last process of the host "
+        "closes the file; an object without a name cannot be watched (`ENOENT`)",
+        "the daemon may be the last to hold the file, and then the host says nothing",
     ),
     Difference(
         "fanotify groups without `FAN_REPORT_FID` hear nothing of the host",
