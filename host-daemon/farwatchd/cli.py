@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import sys
 from collections.abc import Sequence
+from socket import socket as Socket  # noqa: N812
 
 from farwatchd.compat import WITHOUT_EFFECT, modern
 from farwatchd.config import Config
@@ -58,17 +59,37 @@ def _without_effect(options: argparse.Namespace) -> tuple[str, ...]:
     return tuple(lines)
 
 
+class _Syslog(logging.handlers.SysLogHandler):
+    """Says once on the standard error output when syslog cannot be reached any more, and goes on."""
+
+    socket: Socket
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Called for each message that is lost; the sandbox lets nobody connect to syslog again."""
+        if not self._told:
+            self._told = True
+            print("farwatchd: syslog has gone, and with it what is logged from now on", file=sys.stderr)
+
+
 def _start_logging(config: Config) -> None:
     handler: logging.Handler = logging.StreamHandler()
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    problem = None
     if config.syslog:
+        syslog = _Syslog("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
         try:
-            handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+            # The handler itself takes no notice of a failure so far.
+            syslog.socket.getpeername()
         except OSError as error:
-            raise UserError(f"cannot reach syslog at /dev/log: {error.strerror}; leave out --syslog") from error
-        formatter = logging.Formatter("farwatchd[%(process)d]: %(levelname)s %(name)s: %(message)s")
+            problem = error.strerror
+        else:
+            handler = syslog
+            formatter = logging.Formatter("farwatchd[%(process)d]: %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(formatter)
     logging.basicConfig(level=LOG_LEVELS[config.log_level], handlers=[handler])
+    if problem is not None:
+        _log.warning("there is no syslog at /dev/log (%s): what is logged comes here", problem)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -289,6 +289,51 @@ def test_socket_is_given_to_the_group(tmp_path: Path) -> None:
         assert status.st_gid == 1
 
 
+#: A /dev with nothing but a syslog that the test has, in a mount namespace of the daemon's.
+WITH_SYSLOG = """
+touch "$0/null" && mount --bind /dev/null "$0/null" && mount -t tmpfs none /dev && touch /dev/null &&
+mount --bind "$0/null" /dev/null && ln -s "$0/log" /dev/log && exec "$@"
+"""
+
+
+class LoggingDaemon(DaemonProcess):
+    """A daemon that logs to the test's syslog."""
+
+    command = ("unshare", "-m", "sh", "-c", WITH_SYSLOG)
+
+
+@pytest.mark.parametrize("sandbox", ["namespace", "none"])
+def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(tmp_path / "log"))
+        syslog.settimeout(TIMEOUT)
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        options = [f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}", "--syslog", f"--sandbox={sandbox}"]
+        daemon = LoggingDaemon(tmp_path / "socket", [str(tmp_path), *COMMAND, *options])
+        lines: list[str] = []
+        while not lines or "listening on" not in lines[-1]:
+            lines.append(syslog.recv(1 << 16).decode())
+    # The facility is daemon (3), the level info (6).
+    assert all(line.startswith(f"<{3 * 8 + 6}>farwatchd[") for line in lines), lines
+    for _ in range(2):
+        daemon.connect().close()
+    daemon.wait_for("syslog has gone")
+    daemon.connect().close()
+    assert daemon.end() == 0
+    assert daemon.log.splitlines() == ["farwatchd: syslog has gone, and with it what is logged from now on"]
+
+
+def test_where_there_is_no_syslog_the_daemon_says_so_and_logs_as_ever(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    options = [f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}", "--syslog"]
+    daemon = LoggingDaemon(tmp_path / "socket", [str(tmp_path), *COMMAND, *options])
+    daemon.wait_for("listening on")
+    assert "WARNING" in daemon.log and "there is no syslog at /dev/log" in daemon.log
+    assert daemon.end() == 0
+
+
 def test_relative_paths_are_those_of_the_caller(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     daemon = subprocess.Popen(
