@@ -262,8 +262,9 @@ def renames_seen(guest: Guest, base: PurePosixPath, marked: Sequence[str], renam
             # Of a rename elsewhere the object is known by its old name, if that has been looked up ...
             guest.os("stat", str(base / old))
             rename(old, new)
-            events = [event for name in marked for event in listener.read(1)]
-            while more := listener.read(1, 0.3):
+            told = any(PurePosixPath(name).parent.name in marked for name in (old, new))
+            events = listener.read(1) if told else []
+            while more := listener.read(1, 0.5):
                 events += more
             for event in events:
                 infos = [
