@@ -27,7 +27,7 @@ def served(guest: Guest) -> Iterator[Served]:
     directory, mounted = f"{folder}/directory", f"{folder}/mounted"
     guest.shell(f"mkdir {directory} {mounted}; mount -t tmpfs tmpfs {directory}; echo content > {directory}/file")
     server = guest.spawn(sys.executable, str(Path(__file__).parent / "fuse_server.py"), directory, mounted)
-    assert "mounted" in server.lines(until="mounted", limit=30.0)
+    assert "mounted" in server.lines(until="mounted")
     yield Served(directory, mounted)
     guest.umount(mounted)
     assert "unmounted" in server.lines(until="unmounted")

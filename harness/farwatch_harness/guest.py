@@ -18,6 +18,8 @@ from farwatch_harness.errors import GuestLostError, HarnessError
 
 # Added to every limit that the agent keeps itself: an emulated guest on a busy host is slow to answer.
 SLACK = 30.0
+# Only what fails waits so long: a guest without KVM, beside another one, can take ten times what it takes alone.
+CALL_LIMIT, EVENT_LIMIT = 120.0, 20.0
 PathArgument = str | os.PathLike[str]
 
 
@@ -122,14 +124,16 @@ class Guest:
         answer: dict[str, Any] = self.call("ping")
         return answer
 
-    def run(self, *argv: PathArgument, limit: float = 30.0, stdin: bytes = b"", cwd: str | None = None) -> Finished:
+    def run(
+        self, *argv: PathArgument, limit: float = CALL_LIMIT, stdin: bytes = b"", cwd: str | None = None
+    ) -> Finished:
         """Runs a program to its end."""
         words = [os.fspath(word) for word in argv]
         answer = self.call("run", limit, argv=words, limit=limit, stdin=stdin, cwd=cwd)
         out, err = (os.fsdecode(answer[name]) for name in ("stdout", "stderr"))
         return Finished(answer["status"], out, err, answer["timed_out"])
 
-    def shell(self, script: str, limit: float = 30.0) -> str:
+    def shell(self, script: str, limit: float = CALL_LIMIT) -> str:
         """Runs a shell script and returns its output; GuestError when it fails."""
         done = self.run("sh", "-c", script, limit=limit)
         if done.status != 0 or done.timed_out:
@@ -166,7 +170,7 @@ class Guest:
         """umount2(2) in the guest."""
         self.call("umount", target=target, flags=flags)
 
-    def python(self, source: str, *args: Any, limit: float = 10.0) -> Any:
+    def python(self, source: str, *args: Any, limit: float = CALL_LIMIT) -> Any:
         """Runs Python `source` that defines main() in the agent and returns main(*args), which must be plain data."""
         return self.call("python", limit, source=source, args=list(args))
 
@@ -191,9 +195,14 @@ class Inotify:
         self.guest.call("inotify_remove", handle=self.handle, wd=wd)
 
     def read(
-        self, count: int | None = None, *, limit: float = 5.0, quiet: float | None = None, until: str | None = None
+        self,
+        count: int | None = None,
+        *,
+        limit: float = EVENT_LIMIT,
+        quiet: float | None = None,
+        until: str | None = None,
     ) -> list[Event]:
-        """Events in order: until there are `count`, one has the name `until`, none came for `quiet` s, or `limit` s."""
+        """Events in order: until there are `count`, one is named `until`, none came for `quiet` s, or `limit` s."""
         found = self.guest.call(
             "inotify_read", limit, handle=self.handle, limit=limit, count=count, quiet=quiet, until=until
         )
@@ -219,7 +228,7 @@ class Job:
         self.handle = handle
         self.pid = pid
 
-    def lines(self, *, limit: float = 10.0, count: int | None = None, until: str | None = None) -> list[str]:
+    def lines(self, *, limit: float = CALL_LIMIT, count: int | None = None, until: str | None = None) -> list[str]:
         """Its output since the last call: waits for `count` lines, for one that contains `until`, or for its end."""
         answer = self.guest.call("job_lines", limit, handle=self.handle, limit=limit, count=count, until=until)
         return list(answer["lines"])
