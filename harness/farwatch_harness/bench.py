@@ -44,8 +44,10 @@ class Part(Enum):
     INODES = "inodes"
 
 
+#: Need no guest at all.
+WITHOUT_GUEST = {Part.SYNTHETIC, Part.INODES}
 #: Need no guest of their own for each mode.
-WITHOUT_MODES = {Part.OPERATIONS, Part.SYNTHETIC, Part.INODES}
+WITHOUT_MODES = {Part.OPERATIONS, *WITHOUT_GUEST}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def bench(plan: Plan) -> None:
     """Measures, prints the tables and writes build/bench.json."""
-    equipment = equip(patches_of_series())
+    equipment = equip(patches_of_series()) if plan.parts - WITHOUT_GUEST else None
     programs = bench_programs.compiled()
     servers = [*bench_servers.farwatchd(), *bench_servers.virtiofsd_c(), *bench_servers.virtiofsd_rust()]
     facts = bench_report.surroundings(equipment, servers)
@@ -113,13 +115,14 @@ def bench(plan: Plan) -> None:
     inodes: list[InodeCost] = []
     if Part.INODES in plan.parts:
         inodes = bench_inodes.measure(plan.inodes)
-    for mode in MODES if plan.parts - WITHOUT_MODES else ():
-        measured = measure_events(equipment, programs, plan, mode)
-        latencies += measured[0]
-        throughputs += measured[1]
-        costs += measured[2]
+    if equipment and plan.parts - WITHOUT_MODES:
+        for mode in MODES:
+            measured = measure_events(equipment, programs, plan, mode)
+            latencies += measured[0]
+            throughputs += measured[1]
+            costs += measured[2]
     rates = []
-    if Part.OPERATIONS in plan.parts:
+    if equipment and Part.OPERATIONS in plan.parts:
         rates = bench_operations.measure(equipment, programs, servers, plan.rounds, plan.seconds)
     synthetic = []
     if Part.SYNTHETIC in plan.parts:

@@ -29,7 +29,7 @@ OURS = "farwatchd"
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the figures depend on."""
+    """What the figures depend on; the guest's kernel, QEMU and accelerator are empty where no guest was measured."""
 
     when: str
     processor: str
@@ -57,7 +57,7 @@ class Report:
     synthetic: tuple[Served, ...] = ()
 
 
-def surroundings(equipment: Equipment, servers: Sequence[Server]) -> Surroundings:
+def surroundings(equipment: Equipment | None, servers: Sequence[Server]) -> Surroundings:
     """The facts of this machine and of what is measured."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return Surroundings(
@@ -67,9 +67,9 @@ def surroundings(equipment: Equipment, servers: Sequence[Server]) -> Surrounding
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         host_kernel=platform.release(),
         load_before=round(os.getloadavg()[0], 2),
-        guest_kernel=equipment.kernel.title,
-        qemu=equipment.qemu.version,
-        accelerator=equipment.accelerator.value,
+        guest_kernel=equipment.kernel.title if equipment else "",
+        qemu=equipment.qemu.version if equipment else "",
+        accelerator=equipment.accelerator.value if equipment else "",
         python=platform.python_version(),
         servers={server.name: server.version for server in servers},
     )
@@ -130,7 +130,8 @@ def surroundings_table(facts: Surroundings) -> Table:
     made.add_row("processor", f"{facts.processors} x {facts.processor}, {facts.memory_gib} GiB")
     made.add_row("load before the run", f"{facts.load_before}")
     made.add_row("host", f"Linux {facts.host_kernel}, Python {facts.python}")
-    made.add_row("guest", f"{facts.guest_kernel}; {facts.qemu}; {facts.accelerator}")
+    if facts.guest_kernel:
+        made.add_row("guest", f"{facts.guest_kernel}; {facts.qemu}; {facts.accelerator}")
     for name, version in facts.servers.items():
         made.add_row(name, version)
     return made

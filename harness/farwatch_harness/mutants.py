@@ -22,7 +22,7 @@ from farwatch_harness.errors import HarnessError
 FOLDER = paths.CHECKOUT / "guest-tests" / "mutants"
 #: pytest's exit status when tests ran and some failed.
 SOME_FAILED = 1
-#: Seconds for the tests of one mutant. Those that wait for what the mutant never does are many.
+#: Seconds for the tests of one mutant, up to the first that fails.
 LIMIT = 600.0
 
 
@@ -80,7 +80,17 @@ def run_tests(mutant: Mutant, folder: Path) -> list[str]:
     log = paths.LOGS / f"mutant-{mutant.name}.log"
     report = log.with_suffix(".xml")
     report.unlink(missing_ok=True)
-    words = [sys.executable, "-m", "pytest", "guest-tests", f"--junitxml={report}", "--color=no", "-k", mutant.test]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "guest-tests",
+        f"--junitxml={report}",
+        "--color=no",
+        "-x",
+        "-k",
+        mutant.test,
+    ]
     environment: Mapping[str, str] = {**os.environ, "FARWATCH_SERIES": str(folder)}
     with log.open("wb") as output:
         try:
@@ -100,7 +110,7 @@ def hunt(mutants: Iterable[Mutant]) -> None:
     for mutant in mutants:
         with mutated_series(mutant) as folder, progress.step(f"mutant {mutant.name}: {mutant.rule}"):
             noticed = run_tests(mutant, folder)
-        verdict = f"noticed by {len(noticed)}: {noticed[0]}" if noticed else "NOT NOTICED"
+        verdict = f"noticed by {noticed[0]}" if noticed else "NOT NOTICED"
         print(f"{mutant.name}: {verdict}", flush=True)
         if not noticed:
             survivors.append(mutant.name)

@@ -8,8 +8,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import cattrs
 
 from farwatch_harness.errors import HarnessError
 
@@ -128,26 +131,31 @@ def load(path: Path) -> Run:
         found = json.loads(path.read_text())
         if found["schema"] != SCHEMA:
             raise HarnessError(f"{path} has results of schema {found['schema']}; this harness reads {SCHEMA}")
-        return run_of(found)
+        return converter().structure(found, Run)
     except OSError as error:
         raise HarnessError(f"cannot read {path}: {error.strerror}") from None
+    except cattrs.BaseValidationError as error:
+        raise HarnessError(f"{path} is not a file of results: {'; '.join(cattrs.transform_error(error))}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise HarnessError(f"{path} is not a file of results: {error!r}") from None
 
 
-def run_of(found: dict[str, Any]) -> Run:
-    """A Run from what JSON has of it; KeyError, TypeError or ValueError when it is not one."""
-    return Run(**{**found, "patches": tuple(patch_of(patch) for patch in found["patches"])})
+def converter() -> cattrs.Converter:
+    """Makes records of JSON, and turns no value into one of another type."""
+    made = cattrs.Converter()
+    for kind, accepted in {str: (str,), int: (int,), float: (int, float)}.items():
+        made.register_structure_hook(kind, partial(exactly, accepted))
+    for words in (State, CheckName):
+        # They are texts: that hook would be taken.
+        made.register_structure_hook(words, lambda value, wanted: wanted(value))
+    return made
 
 
-def patch_of(found: dict[str, Any]) -> PatchResult:
-    """A PatchResult from what JSON has of it."""
-    checks = tuple(
-        Check(**{**check, "name": CheckName(check["name"]), "state": State(check["state"])})
-        for check in found["checks"]
-    )
-    tests = tuple(TestResult(**{**test, "state": State(test["state"])}) for test in found["tests"])
-    return PatchResult(**{**found, "checks": checks, "tests": tests})
+def exactly(accepted: tuple[type, ...], value: Any, wanted: type) -> Any:
+    """The value, which must be of one of the types; TypeError when it is not."""
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise TypeError(f"{value!r:.40} is not of type {wanted.__name__}")
+    return value
 
 
 def merge(runs: Iterable[Run]) -> Run:

@@ -4,8 +4,10 @@
 from dataclasses import replace
 
 from farwatch_harness.bench_events import Batch, Latency, Throughput
+from farwatch_harness.bench_inodes import InodeCost
 from farwatch_harness.bench_operations import OPERATIONS, Rate
 from farwatch_harness.bench_report import Report, Surroundings
+from farwatch_harness.bench_synthetic import Served
 from farwatch_harness.bench_watches import WatchCost
 from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, TestResult
 
@@ -168,10 +170,13 @@ def bench() -> Report:
     servers = ("farwatchd", "virtiofsd C", "virtiofsd Rust")
     rates = [Rate(server, each, (900.0, 1000.0), (9.0, 8.0)) for each in OPERATIONS for server in servers]
     cost = WatchCost(**{name: 1 for name in WatchCost.__annotations__} | {"mode": "merged"})  # type: ignore[arg-type]
+    inodes = InodeCost(**dict.fromkeys(InodeCost.__annotations__, 1))
     return Report(
         facts,
         (Latency("merged", 500, 240.0, 5770.0, 200.0, 446.0), Latency("remote", 500, 110.0, 2311.0, 107.0, 219.0)),
         (Throughput("merged", batches, 25_000.0, 3.0), Throughput("remote", batches, 0.0, 3.0)),
         tuple(rates),
         (cost,),
+        (inodes,),
+        tuple(Served(rate, (2.0, 3.0), (0.5, 0.5)) for rate in rates),
     )

@@ -124,7 +124,7 @@ def test_a_plot_marks_each_value_where_it_belongs() -> None:
 
 def test_a_benchmark_of_parts_shows_these() -> None:
     whole = records.bench()
-    only = dataclasses.replace(whole, latencies=(), throughputs=(), watches=(), rates=whole.rates[:1])
+    only = bench_report.Report(whole.surroundings, (), (), whole.rates[:1], ())
     assert [(each.title.split(",")[0], bool(each.plot)) for each in benchmark.figures_of(only)] == [
         ("Measured on", False),
         ("File operations a second", False),
@@ -316,6 +316,33 @@ def test_what_cannot_be_read_is_said_in_a_line(checkout: Path, capsys: pytest.Ca
     assert cli.main(["report", *words]) == 1
     expected = {"results": "no results .*: run make test", "merged": "broken.json is not", "bench": "run make bench"}
     assert re.search(expected[broken], capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("facts", ["a"]),
+        ("finished", 5),
+        ("patches.1.number", "1"),
+        ("patches.1.checks.0.state", "green"),
+        ("patches.1.checks.0.seconds", "long"),
+        ("patches.1.tests.0.patch", True),
+        ("patches", 3),
+        ("patches.0.logs", None),
+    ],
+)
+def test_a_value_of_another_type_is_said_in_a_line(tmp_path: Path, path: str, value: object) -> None:
+    results.save(records.green(), tmp_path / "results.json")
+    found = json.loads((tmp_path / "results.json").read_text())
+    *way, last = path.split(".")
+    at = found
+    for name in way:
+        at = at[int(name) if name.isdigit() else name]
+    at[last] = value
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(HarnessError, match="is not a file of results") as error:
+        results.load(tmp_path / "results.json")
+    assert "\n" not in str(error.value)
 
 
 def test_a_benchmark_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -53,8 +53,14 @@ def figures_of(report: Report) -> Iterator[Figures]:
     if report.rates:
         yield figures(bench_report.rates_table(report.rates), plots.rates(report.rates))
         yield figures(bench_report.processor_table(report.rates))
+    if report.synthetic:
+        rates = [served.rate for served in report.synthetic]
+        yield figures(bench_report.synthetic_rates_table(rates), plots.rates(rates))
+        yield figures(bench_report.core_table(rates))
     if report.watches:
         yield figures(bench_report.watches_table(report.watches))
+    if report.inodes:
+        yield figures(bench_report.inodes_table(report.inodes))
 
 
 def figures(table: Table, plot: Markup = NO_PLOT) -> Figures:

@@ -8,7 +8,7 @@ import resource
 
 _log = logging.getLogger(__name__)
 
-#: Open files asked for when the user names no number: each inode that the guest knows costs one.
+#: Open files asked for when the user names no number: without file handles each inode that the guest knows costs one.
 DEFAULT_NOFILE = 1_000_000
 
 
