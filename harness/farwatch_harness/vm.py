@@ -32,6 +32,8 @@ STOP_LIMIT = 20.0
 # Seconds for a dying kernel to write its trace.
 TRACE_LIMIT = 5.0
 INTERVAL = 0.02
+#: virtme-ng's, and what is read of the host's root is kept: programs start in half the time.
+ROOT_FLAGS = "version=9p2000.L,trans=virtio,access=any,msize=524288,cache=readahead"
 
 
 class Device(Enum):
@@ -111,6 +113,7 @@ def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) ->
         f"--memory={spec.memory_mib}M",
         f"--qemu={spec.qemu.program}",
         f"--qemu-opts={shlex.join(options)}",
+        f"--append=rootflags={ROOT_FLAGS}",
         *(f"--append={option}" for option in spec.kernel_options),
     ]
     if spec.accelerator is Accelerator.TCG:
