@@ -40,7 +40,7 @@ check: setup ## run the checks and tests that need no guest, about a minute
 	@.venv/bin/ruff check --quiet $(PYTHON_CODE)
 	@.venv/bin/ruff format --quiet --check $(PYTHON_CODE)
 	@.venv/bin/mypy $(PYTHON_CODE)
-	@.venv/bin/python -m pytest -q host-daemon/tests harness/tests
+	@.venv/bin/python -m pytest -q -n auto host-daemon/tests harness/tests
 
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
 	@$(HARNESS) bench $(ARGS)

@@ -242,6 +242,7 @@ def test_the_events_and_the_benchmark_are_shown(browser: Chrome, pages: dict[str
     assert [each.get_attribute("aria-label") for each in browser.find_elements(By.TAG_NAME, "svg")] == [
         "Latency by mode: median and 99th percentile",
         "Events per second that arrive in the guest, by the number of files created",
-        "Operations per second of farwatchd, relative to other daemons",
+        "Operations per second of farwatchd in a guest, relative to other daemons",
+        "Operations per second of farwatchd without a guest, relative to other daemons",
     ]
     assert "lost" in browser.find_elements(By.TAG_NAME, "svg")[1].text

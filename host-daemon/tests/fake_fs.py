@@ -156,7 +156,7 @@ class FakeFs:
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         self._note("lseek", nodeid, fh, offset, whence)
-        return offset + 1
+        return (offset + 1) % (1 << 64)
 
     def copy_file_range(
         self,

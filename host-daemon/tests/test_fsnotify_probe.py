@@ -23,6 +23,7 @@ def root_fd(tmp_path: Path) -> Iterator[int]:
 
 
 def descriptors() -> int:
+    # May become fewer meanwhile: what an earlier test left in a cycle is collected at any time.
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -44,7 +45,7 @@ def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, mode:
     assert backend.merged == (mode is Mode.MERGED)
     backend.close()
     backend.close()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
@@ -58,7 +59,7 @@ def test_a_missing_proc_is_said_in_one_line(choice: BackendName, root_fd: int, t
     with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
         open_backend(choice, root_fd, ObjectTable(), lambda fd: f"{tmp_path}/no-proc/{fd}")
     assert "\n" not in str(caught.value)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_refused_watch_says_what_to_do(
     monkeypatch.setattr(Fanotify, "add", refuse)
     with pytest.raises(BackendUnavailableError, match=advice):
         open_backend(choice, root_fd, ObjectTable())
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_fanotify_stands_in_where_inotify_is_used_up(root_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:

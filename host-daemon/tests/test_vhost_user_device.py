@@ -117,6 +117,7 @@ class World:
 
 
 def _open_descriptors() -> int:
+    # May become fewer meanwhile: what an earlier test left in a cycle is collected at any time.
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
@@ -126,7 +127,7 @@ def world() -> Iterator[World]:
     world = World()
     yield world
     world.close()
-    assert _open_descriptors() == before, "descriptors have leaked"
+    assert _open_descriptors() <= before, "descriptors have leaked"
 
 
 @pytest.mark.parametrize(

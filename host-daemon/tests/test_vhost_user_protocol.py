@@ -39,6 +39,7 @@ class NullHandler:
 
 
 def _open_descriptors() -> int:
+    # May become fewer meanwhile: what an earlier test left in a cycle is collected at any time.
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
@@ -124,7 +125,7 @@ def link() -> Iterator[Wire]:
     link = Wire()
     yield link
     link.close()
-    assert _open_descriptors() == before, "descriptors have leaked"
+    assert _open_descriptors() <= before, "descriptors have leaked"
 
 
 def _state(index: int, num: int = 0) -> bytes:
@@ -383,7 +384,7 @@ def test_any_sequence_of_messages_is_answered_or_refused(
     loop.close()
     os.close(memory)
     os.close(event)
-    assert _open_descriptors() == before, "descriptors have leaked"
+    assert _open_descriptors() <= before, "descriptors have leaked"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=10))
@@ -400,4 +401,4 @@ def test_any_bytes_end_in_a_closed_connection_and_nothing_worse(parts: list[byte
     link.front_end.settle()
     assert link.closed == 1
     link.close()
-    assert _open_descriptors() == before, "descriptors have leaked"
+    assert _open_descriptors() <= before, "descriptors have leaked"

@@ -55,7 +55,7 @@ def figures_of(report: Report) -> Iterator[Figures]:
         yield figures(bench_report.processor_table(report.rates))
     if report.synthetic:
         rates = [served.rate for served in report.synthetic]
-        yield figures(bench_report.synthetic_rates_table(rates), plots.rates(rates))
+        yield figures(bench_report.synthetic_rates_table(rates), plots.rates(rates, "without a guest"))
         yield figures(bench_report.core_table(rates))
     if report.watches:
         yield figures(bench_report.watches_table(report.watches))

@@ -161,7 +161,7 @@ def throughput(throughputs: Sequence[Throughput]) -> Markup:
     return svg(bottom + 44, "Events per second that arrive in the guest, by the number of files created", parts)
 
 
-def rates(rates: Sequence[Rate]) -> Markup:
+def rates(rates: Sequence[Rate], where: str = "in a guest") -> Markup:
     """Each operation's rate with our daemon over that with each other one; empty where there is nothing to compare."""
     found = {(rate.operation, rate.server): rate.rounds for rate in rates}
     servers = list(dict.fromkeys(rate.server for rate in rates))
@@ -188,4 +188,4 @@ def rates(rates: Sequence[Rate]) -> Markup:
     parts.append(
         words((LEFT + WIDTH - RIGHT) / 2, bottom + 36, "farwatchd's rate over the other's; right of 1 x is faster")
     )
-    return svg(bottom + 44, "Operations per second of farwatchd, relative to other daemons", parts)
+    return svg(bottom + 44, f"Operations per second of farwatchd {where}, relative to other daemons", parts)
