@@ -41,7 +41,12 @@ def parse(arguments: Sequence[str]) -> Config:
     if options.socket_group is not None and options.socket_path is None:
         parser.error("--socket-group goes with --socket-path")
     options.without_effect = _without_effect(options)
-    options.xattr = options.xattr or options.security_label or options.posix_acl is not Negotiation.NEVER
+    options.xattr = (
+        options.xattr
+        or options.security_label
+        or options.xattrmap is not None
+        or options.posix_acl is not Negotiation.NEVER
+    )
     values = vars(options)
     for name in ("print_capabilities", "o", "foreground"):
         del values[name]

@@ -37,6 +37,7 @@ _VALUES = {
     "modcaps": "--modcaps",
     "sandbox": "--sandbox",
     "source": "--shared-dir",
+    "xattrmap": "--xattrmap",
 }
 #: Values that were called otherwise.
 _RENAMED = {("cache", "none"): "never", ("log_level", "err"): "error"}

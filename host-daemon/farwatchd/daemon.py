@@ -93,6 +93,7 @@ def _serve(
             preserve_noatime=config.preserve_noatime,
             announce_submounts=config.announce_submounts,
             security_label=config.security_label,
+            xattrmap=config.xattrmap,
             max_inodes=config.max_inodes,
         ),
         objects,

@@ -18,6 +18,7 @@ from farwatchd.fuse.init import Negotiation
 from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.inodes import MAX_INODES
 from farwatchd.passthrough.options import Cache
+from farwatchd.passthrough.xattrmap import XattrMap, parse
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.privileges import parse_changes
 from farwatchd.sandbox.seccomp import Seccomp
@@ -96,6 +97,13 @@ def _add_files(files: argparse._ArgumentGroup) -> None:
         "--security-label",
         action="store_true",
         help="store the label that the guest's security module gives to a new file; includes --xattr",
+    )
+    files.add_argument(
+        "--xattrmap",
+        type=_xattrmap,
+        metavar="RULES",
+        help="other names on the host for extended attributes, by virtiofsd's rules (:map::user.virtiofs.: gives all "
+        "of the guest's this prefix); includes --xattr",
     )
     files.add_argument("--allow-direct-io", action="store_true", help="pass O_DIRECT on to the host")
     files.add_argument(
@@ -218,6 +226,13 @@ def _add_compatible(compatible: argparse._ArgumentGroup) -> None:
             compatible.add_argument(option, action="store_true", help=f"no effect: {reason}")
         else:
             compatible.add_argument(option, metavar="X", help=f"no effect: {reason}")
+
+
+def _xattrmap(text: str) -> XattrMap:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class _Version(argparse.Action):

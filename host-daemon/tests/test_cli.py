@@ -88,7 +88,7 @@ def test_defaults_are_those_of_virtiofsd() -> None:
     assert (config.fsnotify, config.fsnotify_backend) == (FsnotifyMode.AUTO, BackendName.AUTO)
 
 
-@pytest.mark.parametrize("option", ["--posix-acl", "--posix-acl=auto", "--security-label"])
+@pytest.mark.parametrize("option", ["--posix-acl", "--posix-acl=auto", "--security-label", "--xattrmap=:map::user.x.:"])
 def test_what_needs_extended_attributes_brings_them(option: str) -> None:
     assert parse([*NEEDED, option]).xattr
     assert not parse([*NEEDED, "--posix-acl=never"]).xattr
@@ -121,6 +121,7 @@ def test_both_forms_of_options_are_understood(arguments: tuple[str, ...], field:
 
 def test_every_old_option_leads_to_one_that_there_is() -> None:
     samples = {"source": "/srv", "cache": "auto", "log_level": "err", "modcaps": "+chown", "sandbox": "none"}
+    samples["xattrmap"] = ":map::user.x.:"
     for name in compat._FLAGS:
         parse([*NEEDED, "-o", name])
     for name in compat._VALUES:
@@ -183,6 +184,7 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
         ((*NEEDED, "-o"), "there is no such option"),
         ((*NEEDED, "--rlimit-nofile=5"), "5 is not between"),
         ((*NEEDED, "--posix-acl=maybe"), "maybe"),
+        ((*NEEDED, "--xattrmap=:nap::user.x.:"), "'nap' is none of prefix, ok, bad, unsupported, map"),
     ],
 )
 def test_wrong_usage_ends_with_status_2_and_the_reason(

@@ -45,7 +45,11 @@ class Operations:
         if caller.labels and not self._options.security_label:
             raise failure(errno.EINVAL)
         for name, value in caller.labels:
-            os.setxattr(self._proc.path(fd), name, value)
+            os.setxattr(self._proc.path(fd), self._host_xattr(name), value)
+
+    def _host_xattr(self, name: bytes) -> bytes:
+        """What the guest's extended attribute ``name`` is called on the host."""
+        return self._options.xattrmap.to_host(name) if self._options.xattrmap else name
 
     def _attributes(self, status: os.stat_result) -> Attributes:
         return Attributes(status, self._seconds)

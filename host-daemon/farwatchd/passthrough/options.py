@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 
 from farwatchd.passthrough.inodes import MAX_INODES
+from farwatchd.passthrough.xattrmap import XattrMap
 
 
 class Open(IntFlag):
@@ -60,7 +61,7 @@ class Options:
     ``readonly``: each modification is EROFS. ``xattr``: off is ENOSYS, which makes the guest stop asking.
     ``allow_direct_io``, ``preserve_noatime``: off strips O_DIRECT and O_NOATIME. ``announce_submounts``: mark
     directories that are mount points or on another file system than the one they are in. ``security_label``: the guest
-    may give new inodes a label; off refuses the request.
+    may give new inodes a label; off refuses the request. ``xattrmap``: other names on the host for attributes.
     """
 
     cache: Cache = Cache.AUTO
@@ -71,4 +72,5 @@ class Options:
     preserve_noatime: bool = False
     announce_submounts: bool = True
     security_label: bool = False
+    xattrmap: XattrMap | None = None
     max_inodes: int = MAX_INODES

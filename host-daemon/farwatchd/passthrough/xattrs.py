@@ -32,7 +32,7 @@ class XattrOperations(Operations):
         """
         path = self._xattr_path(nodeid, name)
         self._refuse_if_readonly()
-        os.setxattr(path, name, value, flags)
+        os.setxattr(path, self._host_xattr(name), value, flags)
         if kill_sgid and name == _ACCESS_ACL:
             mode = os.fstat(self._inodes.get(nodeid).fd).st_mode
             if mode & stat.S_ISGID:
@@ -40,18 +40,25 @@ class XattrOperations(Operations):
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """The value; ENODATA if it is not set."""
-        return os.getxattr(self._xattr_path(nodeid, name), name)
+        path = self._xattr_path(nodeid, name)
+        try:
+            host_name = self._host_xattr(name)
+        except PermissionError:
+            # Nothing is set by a name that cannot be: what backs up or copies a file goes on.
+            raise failure(errno.ENODATA) from None
+        return os.getxattr(path, host_name)
 
     def listxattr(self, nodeid: int) -> Iterable[bytes]:
         """The names of all that the guest may see."""
-        names = map(os.fsencode, os.listxattr(self._xattr_path(nodeid, b"")))
-        return [name for name in names if not self._hidden(name)]
+        found = map(os.fsencode, os.listxattr(self._xattr_path(nodeid, b"")))
+        names = map(self._options.xattrmap.to_guest, found) if self._options.xattrmap else found
+        return [name for name in names if name and not self._hidden(name)]
 
     def removexattr(self, nodeid: int, name: bytes) -> None:
         """Remove one; ENODATA if it is not set."""
         path = self._xattr_path(nodeid, name)
         self._refuse_if_readonly()
-        os.removexattr(path, name)
+        os.removexattr(path, self._host_xattr(name))
 
     def _xattr_path(self, nodeid: int, name: bytes) -> str:
         if not self._options.xattr:
