@@ -11,12 +11,12 @@ from farwatch_harness.machine import Machine, Share
 pytestmark = pytest.mark.patch(7)
 
 FILES = 1000
-#: The first warms up: tables and the allocator's pools grow to the size that they keep.
-ROUNDS = 4
+#: Tables and the allocator's pools grow to the size that they keep, which is that of the longest backlog: in a slow
+#: guest the whole storm. They have it after six rounds at the latest; the last two that are looked at must be quiet.
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 10
 #: What each file goes through, as inotifywait names it; only MODIFY may come more than once.
 EXPECTED = ("CREATE", "MODIFY", "CLOSE_WRITE,CLOSE", "MOVED_FROM", "MOVED_TO", "DELETE")
-#: Growth that is no leak: the pools grow with the longest backlog, which is met by chance, and stop growing after some
-#: 100 000 events. A record kept for each event, 300 bytes, would be over 5 MiB.
+#: Growth in two rounds that is no leak. A record kept for each event, 300 bytes, would be over 3 MiB, in any two.
 MAX_GROWTH = 2 * 1024 * 1024
 
 
@@ -35,8 +35,8 @@ def test_a_storm_loses_no_event_and_leaves_no_memory(machine: Machine, guest: Gu
     since = machine.daemon.mark
     program = guest.spawn("inotifywait", "-m", "-r", "--format", "%e %f", str(share.guest))
     program.lines(until="Watches established")
-    memory = []
-    for number in range(ROUNDS):
+    memory: list[int] = []
+    for number in range(MOST_ROUNDS):
         storm(below)
         (below / f"end {number}").touch()
         lines = program.lines(until=f"CLOSE_WRITE,CLOSE end {number}", limit=120.0)
@@ -47,6 +47,9 @@ def test_a_storm_loses_no_event_and_leaves_no_memory(machine: Machine, guest: Gu
                 found = counts[f"{event} {name}"]
                 assert found == 1 or (event == "MODIFY" and found > 1), f"{event} {name}: {found} times"
         memory.append(machine.daemon.resident_bytes())
+        if len(memory) >= FEWEST_ROUNDS and memory[-1] - memory[-3] < MAX_GROWTH:
+            break
+    else:
+        pytest.fail(f"the daemon grows and grows: {memory}")
     program.stop()
     assert machine.daemon.warnings(since) == []
-    assert memory[-1] - memory[1] < MAX_GROWTH, f"the daemon grew: {memory}"
