@@ -51,6 +51,7 @@ class Event(IntFlag):
     DELETE = 0x200
     DELETE_SELF = 0x400
     MOVE_SELF = 0x800
+    OPEN_EXEC = 0x1000
     OPEN_PERM = 0x10000
     RENAME = 0x10000000
     ON_CHILD = 0x08000000
@@ -314,6 +315,19 @@ def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(guest: Guest,
         assert [(event.mask, event.path) for event in listener.read(1)] == [(Event.CLOSE_WRITE, path)]
         assert [event.mask for event in watcher.read(1)] == [In.CLOSE_WRITE]
         assert listener.quiet()
+
+
+@MODES
+def test_what_only_the_guests_kernel_knows_is_told_beside_the_hosts(guest: Guest, share: Share) -> None:
+    (share.host / "script").write_text("#!/bin/sh\n")
+    (share.host / "script").chmod(0o755)
+    path = share.guest / "script"
+    # The server tells of the same event that the file is opened, but not what for.
+    with guest.inotify() as watcher, group(guest, Fan.REPORT_FID) as listener:
+        watcher.add(path, In.OPEN)
+        listener.mark(path, Event.OPEN_EXEC)
+        assert guest.run(path).status == 0
+        assert [event.mask for event in listener.read(1)] == [Event.OPEN_EXEC]
 
 
 @MODES

@@ -15,11 +15,14 @@ from farwatch_harness.guest import Guest, Inotify
 from farwatch_harness.machine import Machine, running
 from farwatch_harness.oracle import In
 from farwatchd.fsnotify.records import EventRecord
+from farwatchd.fuse.filesystem import ROOT
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fsnotify import Event
 
 pytestmark = pytest.mark.patch(7)
 
+MANY = 2000
+WATCH_MANY = Path(__file__).parent / "watch_many.py"
 DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
 
 
@@ -165,6 +168,15 @@ def test_an_event_goes_only_to_the_object_that_the_record_names(hostile: Hostile
         assert other.read(quiet=0.5, limit=2.0) == []
 
 
+@pytest.mark.patch(13)
+def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(hostile: Hostile, watched: Watched) -> None:
+    with hostile.guest.inotify() as other:
+        other.add(str(hostile.machine.mount_point), In.ALL)
+        hostile.send(EventRecord(ROOT, 0, Event.MODIFY | Event.ON_CHILD, b"file").encode())
+        assert [(event.mask, event.name) for event in other.read(1)] == [(In.MODIFY, "file")]
+        assert watched.listener.read(quiet=0.5, limit=2.0) == []
+
+
 def test_a_rename_is_two_events_with_one_cookie_of_the_guest(hostile: Hostile, watched: Watched) -> None:
     move = EventRecord(watched.directory, 0, Event.RENAME, b"old", newdir=watched.directory, newname=b"new").encode()
     hostile.send(move + move)
@@ -194,6 +206,23 @@ def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Wat
         assert [event.mask for event in other.read(1)] == [In.Q_OVERFLOW]
         assert other.read(quiet=0.5, limit=2.0) == []
         assert [event for event in elsewhere.read(quiet=0.5, limit=2.0) if event.mask & In.Q_OVERFLOW] == []
+
+
+@pytest.mark.patch(9)
+def test_a_loss_is_told_once_to_a_listener_with_many_watches(hostile: Hostile) -> None:
+    directory = hostile.machine.shared / "many"
+    directory.mkdir()
+    for number in range(MANY):
+        (directory / str(number)).touch()
+    # It reads while it is being told, watch by watch.
+    listener = hostile.guest.spawn("python3", WATCH_MANY, hostile.machine.mount_point / "many", str(MANY))
+    assert listener.lines(until="watching")[-1] == f"watching {MANY}"
+    first = hostile.nodeid(Event.ATTRIB)
+    for _ in range(5):
+        hostile.send(EventRecord(0, 0, Event.OVERFLOW).encode())
+        hostile.send(EventRecord(first, 0, Event.ATTRIB).encode())
+        assert listener.lines(until="event 1") == ["event -1", "event 1"]
+    listener.stop()
 
 
 def test_a_deleted_object_ends_its_watch_as_ever(hostile: Hostile, watched: Watched) -> None:

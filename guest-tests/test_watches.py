@@ -19,16 +19,8 @@ LIMIT = 10.0
 MANY = 2000
 #: Open files that the daemon may have.
 FEW_FILES = 200
-#: Watches the files 0, 1, ... of a directory, then tells of each event by its watch's number.
-WATCH_MANY = """
-import ctypes, os, struct, sys
-libc = ctypes.CDLL(None)
-fd = libc.inotify_init1(0)
-numbers = [libc.inotify_add_watch(fd, f"{sys.argv[1]}/{n}".encode(), 4) for n in range(int(sys.argv[2]))]
-print("watching", sum(number > 0 for number in numbers), flush=True)
-while True:
-    print("event", *struct.unpack("=i", os.read(fd, 16)[:4]), flush=True)
-"""
+WATCH_MANY = Path(__file__).parent / "watch_many.py"
+MODES = pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
 
 
 def host_watches(machine: Machine) -> int:
@@ -105,7 +97,7 @@ def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
     machine = boot(daemon_options=(f"--fsnotify={mode}", f"--rlimit-nofile={FEW_FILES}"))
     for number in range(MANY):
         (machine.shared / str(number)).touch()
-    listener = machine.guest.spawn("python3", "-c", WATCH_MANY, str(machine.mount_point), str(MANY))
+    listener = machine.guest.spawn("python3", WATCH_MANY, machine.mount_point, str(MANY))
     assert listener.lines(until="watching")[-1] == f"watching {MANY}"
     assert host_watches(machine) == MANY
     assert descriptors(machine) < FEW_FILES
@@ -284,3 +276,32 @@ def test_the_guest_shuts_down_with_live_watches(boot: Callable[..., Machine], de
         machine.vm.shut_down()
     assert machine.daemon.running
     await_host_watches(machine, 0)
+
+
+@pytest.mark.patch(7)
+@MODES
+def test_what_the_guest_does_is_told_once(guest: Guest, share: Share) -> None:
+    with guest.inotify() as listener:
+        listener.add(share.guest, In.CREATE | In.DELETE | In.MOVED_FROM | In.MOVED_TO)
+        guest.shell(f"cd {share.guest}; mkdir one; mv one two; rmdir two; mkdir end")
+        told = [(In(event.mask) & ~In.ISDIR, event.name) for event in listener.read(until="end")]
+        assert told == [
+            (In.CREATE, "one"),
+            (In.MOVED_FROM, "one"),
+            (In.MOVED_TO, "two"),
+            (In.DELETE, "two"),
+            (In.CREATE, "end"),
+        ]
+        assert listener.read(quiet=0.5, limit=2.0) == []
+
+
+@pytest.mark.patch(7)
+@MODES
+def test_what_the_guest_deletes_ends_its_watch(guest: Guest, share: Share) -> None:
+    (share.host / "file").touch()
+    (share.host / "dir").mkdir()
+    with guest.inotify() as listener:
+        watches = [listener.add(share.guest / name, In.DELETE_SELF) for name in ("file", "dir")]
+        guest.shell(f"cd {share.guest}; rm file; rmdir dir")
+        told = [(event.wd, In(event.mask) & ~In.ISDIR) for event in listener.read(4)]
+    assert told == [(wd, mask) for wd in watches for mask in (In.DELETE_SELF, In.IGNORED)]
