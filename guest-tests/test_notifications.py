@@ -230,6 +230,15 @@ def test_a_deleted_object_ends_its_watch_as_ever(hostile: Hostile, watched: Watc
     assert [event.mask for event in watched.listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
 
 
+def test_what_the_guest_deletes_ends_its_watch_whatever_the_server_says(hostile: Hostile) -> None:
+    (hostile.machine.shared / "doomed").touch()
+    path = hostile.machine.mount_point / "doomed"
+    with hostile.guest.inotify() as listener:
+        listener.add(path, In.DELETE_SELF)
+        hostile.guest.os("unlink", str(path))
+        assert [event.mask for event in listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
+
+
 def test_equal_events_in_a_row_that_nobody_has_read_are_one(hostile: Hostile, watched: Watched) -> None:
     attrib, modify = (EventRecord(watched.file, 0, event).encode() for event in (Event.ATTRIB, Event.MODIFY))
     created = EventRecord(watched.directory, 0, Event.CREATE, b"end").encode()
