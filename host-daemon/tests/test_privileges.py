@@ -145,9 +145,13 @@ def test_reconnecting_to_syslog_is_refused_and_does_not_end_the_process() -> Non
 
 
 def test_threads_can_be_started() -> None:
-    assert _filtered("KILL", "import threading; threading.Thread(target=print, args=(1,)).start()").stdout.endswith(
-        "alive\n"
-    )
+    code = """
+    import threading
+    thread = threading.Thread(target=print, args=("started",), kwargs={"flush": True})
+    thread.start()
+    thread.join()
+    """
+    assert _filtered("KILL", code).stdout == "started\nalive\n"
 
 
 def test_missing_libseccomp_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
