@@ -317,7 +317,6 @@ def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(guest: Guest,
         assert listener.quiet()
 
 
-@pytest.mark.patch(10)
 @MODES
 def test_what_only_the_guests_kernel_knows_is_told_beside_the_hosts(guest: Guest, share: Share) -> None:
     (share.host / "script").write_text("#!/bin/sh\n")
