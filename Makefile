@@ -24,7 +24,7 @@ boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the fir
 test: setup check ## check each patch of the series; PATCH=N or N-M chooses patches, K=expr guest tests of the last
 	@$(HARNESS) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
 
-test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (7 min)
+test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (4 min)
 	@$(HARNESS) test -m daemon
 
 test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
