@@ -34,7 +34,10 @@ def names_in(path: Path) -> set[bytes]:
 
 
 def open_descriptors() -> int:
-    """How many descriptors the process has."""
+    """How many descriptors the process has.
+
+    May become fewer at any time: what an earlier test left in a cycle is collected then.
+    """
     return len(names_in(Path("/proc/self/fd")))
 
 

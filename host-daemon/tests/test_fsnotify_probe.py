@@ -13,6 +13,7 @@ from farwatchd.fsnotify.fanotify_sys import Fanotify
 from farwatchd.fsnotify.inotify_sys import Inotify
 from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, Mode, open_backend
 from farwatchd.objects.table import ObjectTable
+from tests.passthrough_share import open_descriptors
 
 
 @pytest.fixture
@@ -20,11 +21,6 @@ def root_fd(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path, os.O_PATH)
     yield fd
     os.close(fd)
-
-
-def descriptors() -> int:
-    # May become fewer meanwhile: what an earlier test left in a cycle is collected at any time.
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize(
@@ -38,14 +34,14 @@ def descriptors() -> int:
     ],
 )
 def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, mode: Mode, name: str, root_fd: int) -> None:
-    before = descriptors()
+    before = open_descriptors()
     backend = open_backend(choice, root_fd, ObjectTable(), mode=mode)
     assert backend.name == name
     assert backend.count == 0
     assert backend.merged == (mode is Mode.MERGED)
     backend.close()
     backend.close()
-    assert descriptors() <= before
+    assert open_descriptors() <= before
 
 
 def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
@@ -55,11 +51,11 @@ def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
 
 @pytest.mark.parametrize("choice", BackendName)
 def test_a_missing_proc_is_said_in_one_line(choice: BackendName, root_fd: int, tmp_path: Path) -> None:
-    before = descriptors()
+    before = open_descriptors()
     with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
         open_backend(choice, root_fd, ObjectTable(), lambda fd: f"{tmp_path}/no-proc/{fd}")
     assert "\n" not in str(caught.value)
-    assert descriptors() <= before
+    assert open_descriptors() <= before
 
 
 @pytest.mark.parametrize(
@@ -78,12 +74,12 @@ def test_a_refused_watch_says_what_to_do(
     def refuse(_self: object, _path: str, _mask: int) -> int:
         raise OSError(number, "refused")
 
-    before = descriptors()
+    before = open_descriptors()
     monkeypatch.setattr(Inotify, "add", refuse)
     monkeypatch.setattr(Fanotify, "add", refuse)
     with pytest.raises(BackendUnavailableError, match=advice):
         open_backend(choice, root_fd, ObjectTable())
-    assert descriptors() <= before
+    assert open_descriptors() <= before
 
 
 def test_fanotify_stands_in_where_inotify_is_used_up(root_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:

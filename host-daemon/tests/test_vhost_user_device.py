@@ -10,7 +10,6 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from farwatchd.loop import Loop
@@ -21,6 +20,7 @@ from farwatchd.wire.vhost_user import Request
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
 from tests.driver import INDIRECT, NEXT, WRITE, Piece
 from tests.frontend import IN_HEADER, OUT_HEADER, Channel, FrontEnd, region_fields
+from tests.passthrough_share import open_descriptors
 
 ECHO, FAIL, LIE = 1000, 1001, 1002
 
@@ -116,18 +116,13 @@ class World:
         self.loop.close()
 
 
-def _open_descriptors() -> int:
-    # May become fewer meanwhile: what an earlier test left in a cycle is collected at any time.
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 @pytest.fixture
 def world() -> Iterator[World]:
-    before = _open_descriptors()
+    before = open_descriptors()
     world = World()
     yield world
     world.close()
-    assert _open_descriptors() <= before, "descriptors have leaked"
+    assert open_descriptors() <= before, "descriptors have leaked"
 
 
 @pytest.mark.parametrize(

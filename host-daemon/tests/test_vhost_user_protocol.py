@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.driver import GuestRam
 from tests.frontend import FrontEnd, region_fields
+from tests.passthrough_share import open_descriptors
 
 
 class NullHandler:
@@ -36,11 +37,6 @@ class NullHandler:
 
     def reset(self) -> None:
         self.resets += 1
-
-
-def _open_descriptors() -> int:
-    # May become fewer meanwhile: what an earlier test left in a cycle is collected at any time.
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def _encode(request: int, payload: bytes = b"", flags: int = wire.VERSION) -> bytes:
@@ -121,11 +117,11 @@ class Wire:
 
 @pytest.fixture
 def link() -> Iterator[Wire]:
-    before = _open_descriptors()
+    before = open_descriptors()
     link = Wire()
     yield link
     link.close()
-    assert _open_descriptors() <= before, "descriptors have leaked"
+    assert open_descriptors() <= before, "descriptors have leaked"
 
 
 def _state(index: int, num: int = 0) -> bytes:
@@ -363,7 +359,7 @@ _STEPS = st.lists(
 def test_any_sequence_of_messages_is_answered_or_refused(
     steps: list[tuple[Request, bytes, int, bool, bool]],
 ) -> None:
-    before = _open_descriptors()
+    before = open_descriptors()
     loop = Loop()
     handler = NullHandler()
     backend = Backend(Device(loop, handler, DeviceConfig("share")))
@@ -384,13 +380,13 @@ def test_any_sequence_of_messages_is_answered_or_refused(
     loop.close()
     os.close(memory)
     os.close(event)
-    assert _open_descriptors() <= before, "descriptors have leaked"
+    assert open_descriptors() <= before, "descriptors have leaked"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=10))
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_end_in_a_closed_connection_and_nothing_worse(parts: list[bytes]) -> None:
-    before = _open_descriptors()
+    before = open_descriptors()
     link = Wire()
     for part in parts:
         if link.closed:
@@ -401,4 +397,4 @@ def test_any_bytes_end_in_a_closed_connection_and_nothing_worse(parts: list[byte
     link.front_end.settle()
     assert link.closed == 1
     link.close()
-    assert _open_descriptors() <= before, "descriptors have leaked"
+    assert open_descriptors() <= before, "descriptors have leaked"
