@@ -236,6 +236,27 @@ def test_an_open_file_and_its_mapping_show_the_change(guest: Guest, share: Share
         assert waiting.result() == ["content", "CONTENT", "CONTENT and more"]
 
 
+def test_the_guest_knows_which_name_is_the_last(guest: Guest, share: Share) -> None:
+    """What an unlink in the guest ends depends on the names that the host has given or taken meanwhile."""
+    for name in ("more", "less"):
+        (share.host / name).touch()
+    (share.host / "less too").hardlink_to(share.host / "less")
+    with guest.inotify() as listener:
+        more, less = [listener.add(share.guest / name, In.ATTRIB | In.DELETE_SELF) for name in ("more", "less")]
+        guest.shell(f"cd {share.guest}; stat more less")
+        (share.host / "more too").hardlink_to(share.host / "more")
+        (share.host / "less too").unlink()
+        assert [event.wd for event in listener.read(2)] == [more, less]
+        for name in ("more", "less"):
+            # Without a look at the file before, as rm has it.
+            guest.os("unlink", f"{share.guest}/{name}")
+        told = [event for event in listener.read(quiet=0.5, limit=LIMIT) if event.mask != In.ATTRIB]
+        assert [(event.wd, event.mask) for event in told] == [(less, In.DELETE_SELF), (less, In.IGNORED)]
+        (share.host / "more too").unlink()
+        ended = [(event.wd, event.mask) for event in listener.read(3)]
+        assert ended[1:] == [(more, In.DELETE_SELF), (more, In.IGNORED)]
+
+
 @only_always
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_without_a_watch_the_guest_finds_what_it_has_cached(guest: Guest, share: Share, change: Change) -> None:
