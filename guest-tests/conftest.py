@@ -3,7 +3,8 @@
 
 FARWATCH_PATCHES=N runs, on a kernel with the first N patches of the series, the tests that belong up to there;
 FARWATCH_SERIES names the directory of another series. FARWATCH_SCOPE=series leaves out the tests that are about the
-daemon, and FARWATCH_SCOPE=row, too, those of earlier patches that do not take the guest which most tests share.
+daemon, and FARWATCH_SCOPE=row, too, those of earlier patches that do not take the guest which most tests share. For
+the whole series the shared guests have two processors, so that what can happen at once does; else guests have one.
 FARWATCH_FLAVOUR=DEBUG takes a kernel that looks for faults in itself.
 """
 
@@ -56,6 +57,11 @@ def prefix() -> int | None:
     return int(named) if named else None
 
 
+def scope() -> str:
+    """Which tests this run has: all, series or row."""
+    return os.environ.get("FARWATCH_SCOPE", "all")
+
+
 def parameters(item: pytest.Item) -> dict[str, object]:
     return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
@@ -83,12 +89,11 @@ def takes_the_shared_guest(item: pytest.Item) -> bool:
 
 def in_scope(item: pytest.Item, number: int, last: int) -> bool:
     """Whether FARWATCH_SCOPE has this test, which belongs to patch `number`, on the kernel with `last` patches."""
-    scope = os.environ.get("FARWATCH_SCOPE", "all")
-    if scope == "all":
+    if scope() == "all":
         return True
     if item.get_closest_marker("daemon"):
         return False
-    return scope == "series" or number == last or takes_the_shared_guest(item)
+    return scope() == "series" or number == last or takes_the_shared_guest(item)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -125,6 +130,7 @@ def keepers(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> I
     def keeper(mode: str) -> Keeper:
         def make_spec(name: str) -> MachineSpec:
             spec = equipment.machine(f"{name}-{mode}", tmp_path_factory.mktemp("share"))
+            spec = dataclasses.replace(spec, cpus=1 if scope() == "row" else 2)
             if mode == "parked":
                 # Mode merged by waiting requests: the device that every QEMU has, without a notification queue.
                 return dataclasses.replace(spec, device=Device.PLAIN)
@@ -178,7 +184,7 @@ def boot(
 ) -> Iterator[Boot]:
     """Boots a machine of the test's own: boot(daemon_options=("--max-watches=3",)), any field of MachineSpec.
 
-    It is ended with the test. A boot takes about 6 seconds under emulation. With expect_trouble=True the test itself
+    It is ended with the test. A boot takes about 4 seconds under emulation. With expect_trouble=True the test itself
     judges what the kernel and the daemon say.
     """
     with contextlib.ExitStack() as stack:

@@ -20,8 +20,6 @@ RUST_SUITE = "trixie"
 RUST_PROGRAM = "virtiofsd"
 # What both say when they listen.
 WAITING = "Waiting for vhost-user socket connection"
-# In the guest: where the host's processors are busy, one virtual processor waits long for another to be woken.
-ONE_PROCESSOR = ("maxcpus=1",)
 
 WRAPPER = """#!/bin/sh
 # Runs the virtiofsd of the Debian tree beside this script with that tree's own loader and libraries.
@@ -49,7 +47,6 @@ class Server:
             daemon_options=self.options,
             daemon_command=self.command,
             daemon_ready=self.ready,
-            kernel_options=ONE_PROCESSOR,
         )
 
 

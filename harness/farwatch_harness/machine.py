@@ -38,6 +38,8 @@ class MachineSpec:
     daemon_ready: str = READY
     mount_options: str = ""
     request_queues: int = 1
+    # Emulated processors wait for each other actively: several that share the host's with others' are slow.
+    cpus: int = 1
     kernel_options: tuple[str, ...] = ()
 
 
@@ -106,6 +108,7 @@ def vm_spec(spec: MachineSpec, sockets: Path) -> VmSpec:
         daemon_socket=sockets / "fs",
         agent_socket=sockets / "agent",
         tag=TAG,
+        cpus=spec.cpus,
         request_queues=spec.request_queues,
         kernel_options=spec.kernel_options,
     )

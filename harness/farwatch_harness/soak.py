@@ -66,7 +66,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def machine_spec(equipment: Equipment, mode: str, shared: Path) -> MachineSpec:
     """A machine of that mode."""
-    spec = equipment.machine(f"soak-{mode}", shared)
+    spec = dataclasses.replace(equipment.machine(f"soak-{mode}", shared), cpus=2)
     if mode == "parked":
         return dataclasses.replace(spec, device=Device.PLAIN, daemon_options=("--xattr",))
     return dataclasses.replace(spec, daemon_options=("--xattr", f"--fsnotify={mode}"))

@@ -55,7 +55,7 @@ class VmSpec:
     agent_socket: Path
     tag: str
     memory_mib: int = 1024
-    cpus: int = 2
+    cpus: int = 1
     request_queues: int = 1
     kernel_options: tuple[str, ...] = ()
 
