@@ -39,7 +39,7 @@ class Break:
 
 
 INIT = "\tret = init_srcu_struct(&fsnotify_mark_srcu);\n"
-LOOP = "if (events & fuse_fsnotify_bits[i].fuse)"
+LOOP = "if (events & ~FUSE_FSN_DELETE_SELF & fuse_fsnotify_bits[i].fuse)"
 BREAKS = {
     "a compile error in 3": Break(
         3,
@@ -72,7 +72,7 @@ BREAKS = {
         7,
         "fs/fuse/fsnotify.c",
         LOOP,
-        LOOP.replace("events &", "events & ~FUSE_FSN_CREATE &"),
+        LOOP.replace("~FUSE_FSN_DELETE_SELF", "~(FUSE_FSN_DELETE_SELF | FUSE_FSN_CREATE)"),
         ("pppppF",),
         "tests",
         r"test_\w+\.py::test_\w+.*",
