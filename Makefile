@@ -30,7 +30,7 @@ test-daemon: setup ## hold the daemon against local file systems: system calls, 
 test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
 	@$(HARNESS) test --debug -m 'not daemon'
 
-test-matrix: setup ## break patches on purpose and see that test finds it (15 min)
+test-matrix: setup ## break patches on purpose and see that test finds it (12 min)
 	@.venv/bin/python -m pytest -q harness/slow-tests
 
 mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (30 min); ARGS="NAME ..."
