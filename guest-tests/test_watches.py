@@ -299,11 +299,12 @@ def test_what_the_guest_does_is_told_once(guest: Guest, share: Share) -> None:
 @pytest.mark.patch(7)
 def test_what_the_guest_deletes_ends_its_watch_once(guest: Guest, share: Share) -> None:
     """Also when the host says at the same moment that the file is gone."""
-    names = [f"{kind}{number}" for number in range(20) for kind in ("file", "dir")]
-    for name in names:
-        (share.host / name).touch() if name.startswith("file") else (share.host / name).mkdir()
     with guest.inotify() as listener:
-        watches = [listener.add(share.guest / name, In.DELETE_SELF) for name in names]
+        watches = []
+        for number in range(20):
+            (share.host / f"file{number}").touch()
+            (share.host / f"dir{number}").mkdir()
+            watches += [listener.add(share.guest / f"{kind}{number}", In.DELETE_SELF) for kind in ("file", "dir")]
         guest.shell(f"cd {share.guest}; for i in $(seq 0 19); do rm file$i; rmdir dir$i; done")
         told = [(event.wd, In(event.mask) & ~In.ISDIR) for event in listener.read(quiet=0.5, limit=LIMIT)]
     told.sort(key=lambda event: event[0])
