@@ -2,10 +2,12 @@
 """The guest checks of a row, over a pytest that really runs: on made-up tests, which need no guest."""
 
 import os
+import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from farwatch_harness import paths
@@ -124,7 +126,16 @@ def test_a_long_log_is_cut_and_says_so(made: Made) -> None:
     assert len(log) < guests.LOG_LIMIT + 200 and log.endswith("y\n") and "x" not in log.partition("\n")[2]
 
 
-def test_an_interruption_ends_the_tests_that_are_under_way(made: Made) -> None:
+@pytest.fixture
+def on_interrupt() -> Iterator[Callable[[Any], object]]:
+    """on_interrupt(handler) for SIGINT, until the test ends: what started the tests may have it ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_ends_the_tests_that_are_under_way(made: Made, on_interrupt: Callable[[Any], object]) -> None:
+    on_interrupt(signal.default_int_handler)
     runs = made("import time\ndef test_a(): time.sleep(60)\n")
     assert runs.boot(ROW).passed
     # Ctrl-C comes to the matrix alone.
@@ -135,6 +146,28 @@ def test_an_interruption_ends_the_tests_that_are_under_way(made: Made) -> None:
     assert runs.runs[1].process.returncode is not None
     with pytest.raises(HarnessError, match="interrupted"):
         runs.boot(ROW)
+
+
+def test_the_tests_end_in_order_where_interrupts_are_ignored(
+    made: Made, on_interrupt: Callable[[Any], object], tmp_path: Path
+) -> None:
+    on_interrupt(signal.SIG_IGN)
+    os.mkfifo(tmp_path / "begun")
+    begun = os.open(tmp_path / "begun", os.O_RDONLY | os.O_NONBLOCK)
+    text = """import pathlib, time
+def test_a():
+    try:
+        pathlib.Path("begun").write_text("x")
+        time.sleep(60)
+    finally:
+        pathlib.Path("ended").touch()
+"""
+    runs = made(text)
+    assert runs.boot(ROW).passed
+    assert select.select([begun], [], [], 30)[0], "the test has not begun"
+    os.close(begun)
+    runs.close()
+    assert (tmp_path / "ended").exists()
 
 
 def test_rows_may_be_under_way_at_once(made: Made) -> None:

@@ -7,6 +7,7 @@ first, and nothing after it when it fails; then the tests come in the order of t
 
 import json
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -77,4 +78,6 @@ def told(report: pytest.TestReport) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # By it the matrix has us end our guests, also where it was started with it ignored, as jobs of scripts are.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Recorder(int(os.environ[DESCRIPTOR])), "farwatch-recorder")
