@@ -182,9 +182,9 @@ def test_any_conversation_ends_well_and_the_next_front_end_is_served(loop: Loop,
             assert all(line.startswith("queue ") and " stopped: " in line for line in lines if line not in ends), lines
             assert not any("\n" in line for line in lines)
             disconnected += len(ends)
-            if open_descriptors() != before:
+            if open_descriptors() > before:
                 gc.collect()
-            assert open_descriptors() == before, "descriptors have leaked"
+            assert open_descriptors() <= before, "descriptors have leaked"
             if position % 20 == 0:
                 _serve_one(path, loop)
     assert disconnected

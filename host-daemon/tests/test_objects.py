@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -62,6 +64,29 @@ def test_known_inodes_cost_no_descriptor(share: Share) -> None:
     for nodeid in nodeids:
         assert share.fs.forget(nodeid, 1)
     assert open_descriptors() <= before
+
+
+def test_who_is_no_more_is_stale_while_another_gets_its_number(tmp_path: Path) -> None:
+    # The two processes meet in about one of a thousand tries on ext4.
+    gone = [tmp_path / f"gone-{number}" for number in range(20)]
+    reader = handles.HandleReader()
+    known = []
+    for path in gone:
+        path.mkdir()
+        fd = os.open(path, os.O_PATH)
+        known.append(handles.handle_of(reader.read(fd)))
+        os.close(fd)
+    mount = os.open(tmp_path, os.O_RDONLY)
+    script = "import os\nwhile True:\n    for call in os.mkdir, os.rmdir:\n        for n in range(20): call(str(n))\n"
+    for path in gone:
+        path.rmdir()
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as busy:
+        try:
+            found = {errno_of(handles.open_handle, mount, handle) for _ in range(1000) for handle in known}
+        finally:
+            busy.kill()
+    os.close(mount)
+    assert found == {errno.ESTALE}
 
 
 def test_who_was_used_last_is_not_opened_again(share: Share, opened: list[int]) -> None:

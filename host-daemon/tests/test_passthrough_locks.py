@@ -90,7 +90,7 @@ def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(share: Shar
     share.fs.unlock_owner(file[0], A)
     share.fs.setlk(*file, B, whole(WRITE))
     share.fs.unlock_owner(file[0], B)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_closing_the_open_file_gives_back_what_was_locked_through_it(share: Share, file: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -13,6 +14,10 @@ _MOUNT = struct.Struct("=i")
 # struct file_handle: bytes of the handle, its type; then the handle.
 _HEADER = struct.Struct("=Ii")
 _START = _MOUNT.size + _HEADER.size
+
+#: While the inode's number is being given to a new object, ext4 and others say ENOMEM of a handle with the old one's
+#: generation (iget_locked() finds I_CREATING). That is over as soon as who makes the new object has had its turn.
+_TRIES = 1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
@@ -70,10 +75,14 @@ def open_handle(mount_fd: int, handle: bytes) -> int:
 
     ``OSError``: ESTALE the object is no more, EPERM without CAP_DAC_READ_SEARCH.
     """
-    fd = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
-    if fd < 0:
-        raise _failure()
-    return int(fd)
+    for _ in range(_TRIES):
+        fd = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
+        if fd >= 0:
+            return int(fd)
+        if ctypes.get_errno() != errno.ENOMEM:
+            break
+        os.sched_yield()
+    raise _failure()
 
 
 def _failure() -> OSError:
