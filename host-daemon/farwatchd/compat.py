@@ -44,7 +44,6 @@ _RENAMED = {("cache", "none"): "never", ("log_level", "err"): "error"}
 
 #: virtiofsd's options that change nothing here, and why.
 WITHOUT_EFFECT = {
-    "thread_pool_size": "one thread serves all queues",
     "migration_mode": "there is no live migration",
     "migration_on_error": "there is no live migration",
     "migration_verify_handles": "there is no live migration",

@@ -40,6 +40,7 @@ class Config:
     socket_group: str | None
     tag: str
     num_request_queues: int
+    thread_pool_size: int
     cache: Cache
     writeback: bool
     readonly: bool

@@ -22,7 +22,9 @@ from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, Mode,
 from farwatchd.fsnotify.queue import OutgoingQueue
 from farwatchd.fsnotify.table import WatchTable
 from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.tickets import Tickets
 from farwatchd.fuse.waits import Waits
+from farwatchd.fuse.workers import Workers
 from farwatchd.leftovers import removed_at_end
 from farwatchd.loop import Loop
 from farwatchd.objects.choose import HandlesUnavailableError, open_objects
@@ -98,7 +100,9 @@ def _serve(
         ),
         objects,
     )
-    waits = Waits(loop.call_later)
+    tickets = Tickets()
+    waits = Waits(loop.call_later, tickets)
+    workers = Workers(config.thread_pool_size, tickets, loop.call_from_thread)
     session = Session(
         filesystem,
         watches,
@@ -115,8 +119,9 @@ def _serve(
             flock=config.flock,
         ),
         waits,
+        workers,
     )
-    device = Device(loop, session, device_config, queue, waits)
+    device = Device(loop, session, device_config, queue, tickets)
     server = Server(loop, sock, device, loop.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
@@ -127,6 +132,7 @@ def _serve(
     loop.run()
     server.close()
     session.reset()
+    workers.close()
     _log.info("ended")
 
 

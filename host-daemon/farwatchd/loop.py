@@ -40,9 +40,9 @@ class Timer:
 class Loop:
     """Calls back when descriptors are readable (or hung up) and when timers are due.
 
-    All methods but ``stop`` belong to the loop's thread. Readiness is level-triggered but for ``add_eventfd``, and a
-    callback may be called with nothing to read (its descriptor's number was closed and reused in the same turn): it
-    must not block.
+    All methods but ``stop`` and ``call_from_thread`` belong to the loop's thread. Readiness is level-triggered but for
+    ``add_eventfd``, and a callback may be called with nothing to read (its descriptor's number was closed and reused in
+    the same turn): it must not block.
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._serial = itertools.count()
         self._soon: deque[Callback] = deque()
+        self._from_threads: deque[Callback] = deque()
         self._stopping = False
         # A pipe, for signals write single bytes.
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -98,9 +99,12 @@ class Loop:
     def stop(self) -> None:
         """Make ``run`` return after the current turn; may be called from signal handlers and other threads."""
         self._stopping = True
-        # A pipe that is full wakes as well.
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b"\0")
+        self._wake_up()
+
+    def call_from_thread(self, callback: Callback) -> None:
+        """Call ``callback`` once, soon, in the loop's thread."""
+        self._from_threads.append(callback)
+        self._wake_up()
 
     def run(self) -> None:
         """Serve until ``stop``, which may have been called before."""
@@ -178,8 +182,15 @@ class Loop:
         except Exception:
             log.exception("bug: a deferred callback failed")
 
+    def _wake_up(self) -> None:
+        # A pipe that is full wakes as well.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake, b"\0")
+
     def _drain_wake(self) -> None:
         try:
             os.read(self._woken, 4096)
         except BlockingIOError:
             log.debug("woken up for nothing")
+        for _ in range(len(self._from_threads)):
+            self._call(self._from_threads.popleft())

@@ -208,6 +208,14 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="limit of open files; 0 leaves it as it is (default: as many as can be had, at most 1000000)",
     )
+    process.add_argument(
+        "--thread-pool-size",
+        type=_number(0, 64),
+        default=4,
+        metavar="N",
+        help="threads for what waits for a disk (syncing, allocating, copying, reading what is not in memory, "
+        "O_DIRECT, O_SYNC) while other requests are served; 0: those wait as well (default: %(default)s)",
+    )
     process.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: %(default)s")
     process.add_argument("--syslog", action="store_true", help="log to syslog, not to the standard error output")
     process.add_argument(

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from farwatchd.fuse.filesystem import Attributes, Caller, Changes, DirEntry, Entry, Lock, Opened, Statx, Watched
+from farwatchd.fuse.filesystem import Attributes, Caller, Changes, DirEntry, Entry, Job, Lock, Opened, Statx, Watched
 from farwatchd.wire.fsnotify import Event
 
 #: st_mode ino dev nlink uid gid size atime mtime ctime, the times as floats, as nanoseconds, blksize blocks rdev.
@@ -18,15 +19,21 @@ STAT = os.stat_result(
 ATTRIBUTES = Attributes(STAT, 1.25, submount=True)
 ENTRY = Entry(42, 7, ATTRIBUTES, 2.5)
 OPENED = Opened(9, 2)
+JOB_LIMIT = 30.0
 STATVFS = os.statvfs_result((4096, 1024, 1000, 900, 800, 70, 60, 50, 0, 255))
 
 
 class FakeFs:
-    """Implements ``FileSystem``. ``calls`` holds (operation, arguments); ``error`` is raised when set."""
+    """Implements ``FileSystem``. ``calls`` holds (operation, arguments); ``error`` is raised when set.
+
+    Jobs fail with ``job_error`` when it is set, and with ``hold`` wait for it; then READ and WRITE are jobs as well.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+        self.job_error: Exception | None = None
+        self.hold: threading.Event | None = None
         self.gone: set[int] = set()
         self.content = b""
         self.written = b""
@@ -41,6 +48,16 @@ class FakeFs:
         self.calls.append(call)
         if self.error is not None:
             raise self.error
+
+    def _job(self, call: Job = lambda: 0) -> Job:
+        def job() -> int:
+            if self.hold is not None and not self.hold.wait(JOB_LIMIT):
+                raise TimeoutError(f"a job was held for {JOB_LIMIT} s")
+            if self.job_error is not None:
+                raise self.job_error
+            return call()
+
+        return job
 
     def lookup(self, parent: int, name: bytes) -> Entry:
         self._note("lookup", parent, name)
@@ -111,8 +128,13 @@ class FakeFs:
         self._note("tmpfile", caller, parent, mode, flags, umask)
         return ENTRY, OPENED
 
-    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview]) -> int:
-        self._note("read", nodeid, fh, offset, sum(map(len, views)))
+    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int) -> int | Job:
+        self._note("read", nodeid, fh, offset, size)
+        if self.hold is None:
+            return self._read(offset, views)
+        return self._job(lambda: self._read(offset, views))
+
+    def _read(self, offset: int, views: Sequence[memoryview]) -> int:
         data = self.content[offset:]
         done = 0
         for view in views:
@@ -123,9 +145,14 @@ class FakeFs:
 
     def write(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool, cached: bool
-    ) -> int:
+    ) -> int | Job:
         self.cached.append(cached)
         self._note("write", nodeid, fh, offset, kill_suidgid)
+        if self.hold is None:
+            return self._write(views)
+        return self._job(lambda: self._write(views))
+
+    def _write(self, views: Sequence[memoryview]) -> int:
         self.written = b"".join(views)
         return len(self.written)
 
@@ -148,11 +175,13 @@ class FakeFs:
     def release(self, nodeid: int, fh: int) -> None:
         self._note("release", nodeid, fh)
 
-    def fsync(self, nodeid: int, fh: int, datasync: bool) -> None:
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
         self._note("fsync", nodeid, fh, datasync)
+        return self._job()
 
-    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> None:
+    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> Job:
         self._note("fallocate", nodeid, fh, mode, offset, length, kill_suidgid)
+        return self._job()
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         self._note("lseek", nodeid, fh, offset, whence)
@@ -168,9 +197,9 @@ class FakeFs:
         offset_out: int,
         length: int,
         kill_suidgid: bool,
-    ) -> int:
+    ) -> Job:
         self._note("copy_file_range", nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, kill_suidgid)
-        return length
+        return self._job(lambda: length)
 
     def opendir(self, nodeid: int, flags: int) -> Opened:
         self._note("opendir", nodeid, flags)
@@ -183,15 +212,17 @@ class FakeFs:
     def releasedir(self, nodeid: int, fh: int) -> None:
         self._note("releasedir", nodeid, fh)
 
-    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> None:
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Job:
         self._note("fsyncdir", nodeid, fh, datasync)
+        return self._job()
 
     def statfs(self, nodeid: int) -> os.statvfs_result:
         self._note("statfs", nodeid)
         return STATVFS
 
-    def syncfs(self, nodeid: int) -> None:
+    def syncfs(self, nodeid: int) -> Job:
         self._note("syncfs", nodeid)
+        return self._job()
 
     def use_posix_acls(self, use: bool) -> None:
         self.posix_acls = use

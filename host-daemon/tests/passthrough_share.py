@@ -19,13 +19,18 @@ IS_ROOT = os.geteuid() == 0
 
 
 def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
-    """The errno that an operation fails with, 0 if it does not."""
+    """The errno that an operation fails with, or what it leaves to be done; 0 if it does not."""
     try:
-        operation(*arguments)
+        done(operation(*arguments))
     except OSError as error:
         assert error.errno
         return error.errno
     return 0
+
+
+def done(result: Any) -> Any:
+    """What an operation gives; what it leaves to be done is done here."""
+    return result() if callable(result) else result
 
 
 def names_in(path: Path) -> set[bytes]:
@@ -84,9 +89,11 @@ class Share:
     def write(
         self, nodeid: int, fh: int, offset: int, *data: bytes, kill_suidgid: bool = False, cached: bool = False
     ) -> int:
-        return self.fs.write(nodeid, fh, offset, [memoryview(part) for part in data], kill_suidgid, cached)
+        views = [memoryview(part) for part in data]
+        return int(done(self.fs.write(nodeid, fh, offset, views, kill_suidgid, cached)))
 
     def read(self, nodeid: int, fh: int, offset: int, *sizes: int) -> bytes:
         buffers = [bytearray(size) for size in sizes]
-        size = self.fs.read(nodeid, fh, offset, [memoryview(buffer) for buffer in buffers])
+        views = [memoryview(buffer) for buffer in buffers]
+        size = int(done(self.fs.read(nodeid, fh, offset, views, sum(map(len, buffers)))))
         return b"".join(buffers)[:size]

@@ -129,16 +129,16 @@ def test_every_old_option_leads_to_one_that_there_is() -> None:
 
 
 def test_options_without_effect_are_told_at_start(tmp_path: Path) -> None:
-    options = ("--thread-pool-size=4", "--migration-mode=find-paths", "--migration-confirm-paths")
+    options = ("--migration-on-error=abort", "--migration-mode=find-paths", "--migration-confirm-paths")
     with running(tmp_path / "socket", tmp_path, *options, "--writeback", "--readonly") as daemon:
         for text in (
-            "--thread-pool-size has no effect: one thread serves all queues",
+            "--migration-on-error has no effect: there is no live migration",
             "--migration-mode has no effect",
             "--migration-confirm-paths has no effect",
             "--writeback has no effect: --readonly",
         ):
             assert daemon.log.count(text) == 1
-        assert "--migration-on-error" not in daemon.log
+        assert "--migration-verify-handles" not in daemon.log
 
 
 def test_nothing_is_said_of_options_that_were_not_given() -> None:

@@ -51,7 +51,7 @@ def test_only_what_was_asked_for_is_touched_in_the_buffers(share: Share) -> None
     (share.path / "file").write_bytes(b"abc")
     nodeid, fh = share.open("file", os.O_RDONLY)
     memory = bytearray(b"." * 10)
-    assert share.fs.read(nodeid, fh, 0, [memoryview(memory)[2:4], memoryview(memory)[6:8]]) == 3
+    assert share.fs.read(nodeid, fh, 0, [memoryview(memory)[2:4], memoryview(memory)[6:8]], 4) == 3
     assert memory == b"..ab..c..."
 
 
@@ -200,8 +200,8 @@ def test_changes_take_set_id_bits_where_they_are_told_to(share: Share, kill: boo
         (share.path / name).chmod(0o6777)
     allocated, fh = share.open("allocated")
     copied, target = share.open("copied")
-    share.fs.fallocate(allocated, fh, 0, 0, 4096, kill)
-    share.fs.copy_file_range(allocated, fh, 0, copied, target, 0, 10, kill)
+    share.fs.fallocate(allocated, fh, 0, 0, 4096, kill)()
+    share.fs.copy_file_range(allocated, fh, 0, copied, target, 0, 10, kill)()
     modes = {(share.path / name).stat().st_mode & 0o7777 for name in ("allocated", "copied")}
     assert modes == {0o777 if kill else 0o6777}
 
@@ -210,24 +210,28 @@ def test_copy_file_range_copies_on_the_host(share: Share) -> None:
     (share.path / "from").write_bytes(bytes(range(256)) * 64)
     source, source_fh = share.open("from", os.O_RDONLY)
     target, opened = share.create(b"to")
-    copy = share.fs.copy_file_range
-    assert copy(source, source_fh, 100, target.nodeid, opened.fh, 50, 1000, False) == 1000
+
+    def copy(*arguments: int) -> int:
+        nodeid, fh, offset, nodeid_out, fh_out, offset_out, length = arguments
+        return share.fs.copy_file_range(nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, False)()
+
+    assert copy(source, source_fh, 100, target.nodeid, opened.fh, 50, 1000) == 1000
     assert (share.path / "to").read_bytes() == bytes(50) + (bytes(range(256)) * 64)[100:1100]
-    assert copy(source, source_fh, 16000, target.nodeid, opened.fh, 0, 2**64 - 1, False) == 384
-    assert copy(source, source_fh, 20000, target.nodeid, opened.fh, 0, 10, False) == 0
-    assert errno_of(copy, source, source_fh, 0, target.nodeid, 999, 0, 10, False) == errno.EBADF
-    assert errno_of(copy, target.nodeid, opened.fh, 0, target.nodeid, opened.fh, 10, 100, False) == errno.EINVAL
+    assert copy(source, source_fh, 16000, target.nodeid, opened.fh, 0, 2**64 - 1) == 384
+    assert copy(source, source_fh, 20000, target.nodeid, opened.fh, 0, 10) == 0
+    assert errno_of(copy, source, source_fh, 0, target.nodeid, 999, 0, 10) == errno.EBADF
+    assert errno_of(copy, target.nodeid, opened.fh, 0, target.nodeid, opened.fh, 10, 100) == errno.EINVAL
 
 
 def test_fallocate_with_its_modes(share: Share) -> None:
     entry, opened = share.create(b"file")
     status = (share.path / "file").stat
-    share.fs.fallocate(entry.nodeid, opened.fh, 0, 0, 65536, False)
+    share.fs.fallocate(entry.nodeid, opened.fh, 0, 0, 65536, False)()
     assert (status().st_size, status().st_blocks >= 128) == (65536, True)
-    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE, 65536, 65536, False)
+    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE, 65536, 65536, False)()
     assert status().st_size == 65536
     share.write(entry.nodeid, opened.fh, 0, b"x" * 65536)
-    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 4096, 4096, False)
+    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 4096, 4096, False)()
     assert (share.path / "file").read_bytes() == b"x" * 4096 + bytes(4096) + b"x" * 57344
     assert errno_of(share.fs.fallocate, entry.nodeid, opened.fh, FALLOC_FL_PUNCH_HOLE, 0, 10, False) == errno.EOPNOTSUPP
 
@@ -235,12 +239,12 @@ def test_fallocate_with_its_modes(share: Share) -> None:
 def test_syncing_and_flushing_succeed(share: Share) -> None:
     entry, opened = share.create(b"file")
     share.fs.flush(entry.nodeid, opened.fh)
-    share.fs.fsync(entry.nodeid, opened.fh, False)
-    share.fs.fsync(entry.nodeid, opened.fh, True)
+    share.fs.fsync(entry.nodeid, opened.fh, False)()
+    share.fs.fsync(entry.nodeid, opened.fh, True)()
     directory = share.fs.opendir(ROOT, 0)
-    share.fs.fsyncdir(ROOT, directory.fh, False)
-    share.fs.fsyncdir(ROOT, directory.fh, True)
-    share.fs.syncfs(ROOT)
+    share.fs.fsyncdir(ROOT, directory.fh, False)()
+    share.fs.fsyncdir(ROOT, directory.fh, True)()
+    share.fs.syncfs(ROOT)()
     assert share.write(entry.nodeid, opened.fh, 0, b"still open") == 10
 
 

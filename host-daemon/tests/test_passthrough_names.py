@@ -345,7 +345,7 @@ def test_what_cannot_have_its_label_is_not_made(tmp_path: Path) -> None:
     assert errno_of(share.fs.symlink, LABELLED, ROOT, b"link", b"to") == errno.EPERM
     assert errno_of(share.fs.tmpfile, UNFIT, ROOT, 0o600, os.O_RDWR, 0) == errno.EOPNOTSUPP
     assert names_in(tmp_path) == set()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     share.close()
 
 

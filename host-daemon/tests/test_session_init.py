@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from farwatchd.fuse.init import Negotiation
 from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.tickets import Tickets
 from farwatchd.fuse.waits import Waits
 from farwatchd.loop import Loop
 from farwatchd.wire import fuse
@@ -33,7 +34,7 @@ def flags_of(init_out: object) -> int:
 def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | None = None) -> int:
     loop = Loop()
     try:
-        return flags_of(Client(Session(FakeFs(), watches, options, Waits(loop.call_later))).init(offer))
+        return flags_of(Client(Session(FakeFs(), watches, options, Waits(loop.call_later, Tickets()))).init(offer))
     finally:
         loop.close()
 

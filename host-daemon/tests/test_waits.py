@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.tickets import Tickets
 from farwatchd.fuse.waits import INTERVAL, MAX_WAITING, Waits
 from farwatchd.loop import Loop
 from farwatchd.passthrough.filesystem import PassthroughFs
@@ -36,10 +37,11 @@ class Guest:
     def __init__(self, share: Path) -> None:
         self.loop = Loop()
         self.fs = PassthroughFs(share, Options())
-        self.waits = Waits(self.loop.call_later)
+        tickets = Tickets()
+        self.waits = Waits(self.loop.call_later, tickets)
         self.session = Session(self.fs, None, SessionOptions(posix_lock=True, flock=True), self.waits)
         ours, theirs = socket.socketpair()
-        device = Device(self.loop, self.session, DeviceConfig("share"), None, self.waits)
+        device = Device(self.loop, self.session, DeviceConfig("share"), None, tickets)
         self.server = Server(self.loop, theirs, device, lambda: None)
         self.front_end = FrontEnd(ours, False, loop=self.loop)
         self.front_end.negotiate()

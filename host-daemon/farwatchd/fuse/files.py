@@ -12,6 +12,7 @@ from farwatchd.fuse.init import MAX_WRITE
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import Request, check_int, check_offset, invalid
 from farwatchd.fuse.setid import SetIdBits
+from farwatchd.fuse.workers import Workers, nothing
 from farwatchd.segments import cut
 from farwatchd.wire.fuse import (
     FSYNC_FDATASYNC,
@@ -41,10 +42,11 @@ _HEADER_SIZE = out_header.size
 class FileOperations:
     """Calls the file system and encodes what it returns."""
 
-    def __init__(self, fs: FileSystem, setid: SetIdBits, unlocked: Callable[[], None]) -> None:
-        """``unlocked`` is called when locks may have been given back."""
+    def __init__(self, fs: FileSystem, setid: SetIdBits, workers: Workers, unlocked: Callable[[], None]) -> None:
+        """``workers`` do what takes long; ``unlocked`` is called when locks may have been given back."""
         self._fs = fs
         self._setid = setid
+        self._workers = workers
         self._unlocked = unlocked
 
     def table(self) -> dict[int, Operation]:
@@ -77,7 +79,8 @@ class FileOperations:
         check_offset(offset)
         if size > MAX_WRITE or size > request.room:
             raise invalid(f"a read of {size} bytes into {request.room}")
-        return self._fs.read(request.nodeid, fh, offset, cut(request.writable, _HEADER_SIZE, size))
+        done = self._fs.read(request.nodeid, fh, offset, cut(request.writable, _HEADER_SIZE, size), size)
+        return done if isinstance(done, int) else self._workers.do(request, done, int)
 
     def _write(self, request: Request) -> Reply:
         fh, offset, size, write_flags, *_ = write_in.values(request.args)
@@ -87,8 +90,8 @@ class FileOperations:
             raise invalid(f"a write of {size} bytes with {held} at hand")
         views = request.data if size == held else cut(request.data, 0, size)
         kill = bool(write_flags & WRITE_KILL_SUIDGID)
-        written = self._fs.write(request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE))
-        return write_out.pack_values(written, 0)
+        done = self._fs.write(request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE))
+        return _written(done) if isinstance(done, int) else self._workers.do(request, done, _written)
 
     def _flush(self, request: Request) -> Reply:
         fh, _, _, lock_owner = flush_in.values(request.args)
@@ -105,16 +108,16 @@ class FileOperations:
 
     def _fsync(self, request: Request) -> Reply:
         args = fsync_in.unpack_from(request.args)
-        self._fs.fsync(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
-        return EMPTY
+        job = self._fs.fsync(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
+        return self._workers.do(request, job, nothing)
 
     def _fallocate(self, request: Request) -> Reply:
         args = fallocate_in.unpack_from(request.args)
         check_offset(args.offset, args.length)
         check_int(args.mode)
         kill = self._setid.go_by_change(request)
-        self._fs.fallocate(request.nodeid, args.fh, args.mode, args.offset, args.length, kill)
-        return EMPTY
+        job = self._fs.fallocate(request.nodeid, args.fh, args.mode, args.offset, args.length, kill)
+        return self._workers.do(request, job, nothing)
 
     def _lseek(self, request: Request) -> Reply:
         args = lseek_in.unpack_from(request.args)
@@ -126,7 +129,7 @@ class FileOperations:
         check_offset(args.off_in, args.off_out, args.len)
         if args.flags:
             raise invalid("flags of copy_file_range")
-        copied = self._fs.copy_file_range(
+        job = self._fs.copy_file_range(
             request.nodeid,
             args.fh_in,
             args.off_in,
@@ -136,7 +139,7 @@ class FileOperations:
             min(args.len, _MAX_COPY),
             self._setid.go_by_change(request),
         )
-        return write_out.pack_values(copied, 0)
+        return self._workers.do(request, job, _written)
 
     def _opendir(self, request: Request) -> Reply:
         args = open_in.unpack_from(request.args)
@@ -162,5 +165,9 @@ class FileOperations:
 
     def _fsyncdir(self, request: Request) -> Reply:
         args = fsync_in.unpack_from(request.args)
-        self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
-        return EMPTY
+        job = self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
+        return self._workers.do(request, job, nothing)
+
+
+def _written(size: int) -> bytes:
+    return write_out.pack_values(size, 0)

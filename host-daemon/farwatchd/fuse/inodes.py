@@ -9,6 +9,7 @@ from farwatchd.fuse import encode
 from farwatchd.fuse.filesystem import Changes, FileSystem
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import XATTR_SIZE_MAX, Request, check_int, check_offset, check_xattr_name, invalid
+from farwatchd.fuse.workers import Workers, nothing
 from farwatchd.wire.fuse import (
     COMPAT_SETXATTR_IN_SIZE,
     GETATTR_FH,
@@ -37,8 +38,10 @@ _FH, _KILL = int(SetattrValid.FH), int(SetattrValid.KILL_SUIDGID)
 class InodeOperations:
     """Calls the file system and encodes what it returns."""
 
-    def __init__(self, fs: FileSystem) -> None:
+    def __init__(self, fs: FileSystem, workers: Workers) -> None:
+        """``workers`` do what takes long."""
         self._fs = fs
+        self._workers = workers
         self._setxattr_in_size = COMPAT_SETXATTR_IN_SIZE
 
     def use_setxattr_ext(self, extended: bool) -> None:
@@ -93,8 +96,7 @@ class InodeOperations:
         return encode.statfs(self._fs.statfs(request.nodeid))
 
     def _syncfs(self, request: Request) -> Reply:
-        self._fs.syncfs(request.nodeid)
-        return EMPTY
+        return self._workers.do(request, self._fs.syncfs(request.nodeid), nothing)
 
     def _setxattr(self, request: Request) -> Reply:
         fixed = self._setxattr_in_size

@@ -8,7 +8,7 @@ import fcntl
 from typing import Any
 
 from farwatchd.fuse.filesystem import FileSystem, Lock
-from farwatchd.fuse.operation import EMPTY, Late, Operation, Reply
+from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import Request, invalid
 from farwatchd.fuse.waits import Waits
 from farwatchd.wire.fuse import LK_FLOCK, Opcode, lk_in, lk_out
@@ -57,7 +57,7 @@ class LockOperations:
             self._attempt(request)
         except BlockingIOError:
             nodeid, args, unique = request.nodeid, request.args, request.unique
-            return Late(self._waits.add(unique, lambda: self._set(nodeid, args)))
+            return self._waits.add(unique, lambda: self._set(nodeid, args))
         return EMPTY
 
     def _attempt(self, request: Request) -> None:

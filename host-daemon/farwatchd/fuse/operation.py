@@ -16,7 +16,8 @@ class Late(NamedTuple):
 
 
 #: The reply after its header; as a number, how much of it already is in the writable segments, or PARK.
-Reply = bytes | bytearray | int | Late
+Done = bytes | bytearray | int
+Reply = Done | Late
 EMPTY = b""
 #: The reply comes later, from the notification source.
 PARK = -1

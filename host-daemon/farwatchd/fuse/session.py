@@ -21,6 +21,7 @@ from farwatchd.fuse.request import Request, decode, invalid
 from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.waits import Waits
 from farwatchd.fuse.watches import Watches
+from farwatchd.fuse.workers import Workers
 from farwatchd.segments import gather, scatter
 from farwatchd.vhost_user.interfaces import PARKED, late
 from farwatchd.wire.fsnotify import Event, WaitFlag, fsnotify_in, fsnotify_out, fsnotify_wait_in
@@ -58,19 +59,28 @@ class Session:
     """
 
     def __init__(
-        self, fs: FileSystem, watches: Watches | None, options: SessionOptions, waits: Waits | None = None
+        self,
+        fs: FileSystem,
+        watches: Watches | None,
+        options: SessionOptions,
+        waits: Waits | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        """``waits``: where requests wait for locks; without it the guest's locks are its own matter."""
+        """``waits``: where requests wait for locks; without it the guest's locks are its own matter.
+
+        ``workers``: who does what takes long; without them it is done at once.
+        """
         self._fs = fs
         self._watches = watches
         self._options = options if waits is not None else dataclasses.replace(options, posix_lock=False, flock=False)
         self._waits = waits
+        self._workers = workers if workers is not None else Workers()
         self._agreed: Negotiated | None = None
         self._parks = False
         self._refusal_level = logging.WARNING
-        self._inodes = InodeOperations(fs)
+        self._inodes = InodeOperations(fs, self._workers)
         self._setid = SetIdBits()
-        files = FileOperations(fs, self._setid, waits.poke if waits is not None else _nobody_waits)
+        files = FileOperations(fs, self._setid, self._workers, waits.poke if waits is not None else _nobody_waits)
         self._locks = LockOperations(fs, waits) if waits is not None else None
         self._operations: dict[int, Operation] = {
             **NameOperations(fs, self._setid).table(),
@@ -145,6 +155,7 @@ class Session:
         self._parks = False
         if self._waits is not None:
             self._waits.clear()
+        self._workers.finish()
         self._fs.reset()
         if self._watches is not None:
             self._watches.reset()

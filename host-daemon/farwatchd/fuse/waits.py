@@ -8,15 +8,13 @@ of the host give back.
 from __future__ import annotations
 
 import errno
-import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from farwatchd.wire.fuse import out_header
-
-_log = logging.getLogger(__name__)
+from farwatchd.fuse.operation import Late
+from farwatchd.fuse.tickets import Tickets
 
 #: More than wait at once get ENOLCK: each keeps a place in its queue, which must not run out of them.
 MAX_WAITING = 64
@@ -24,7 +22,6 @@ MAX_WAITING = 64
 INTERVAL = 0.05
 #: Interrupts kept of requests that have not come yet: they travel on another queue.
 _MAX_EARLY = 16
-_REPLY_SIZE = out_header.size
 
 CallLater = Callable[[float, Callable[[], None]], Any]
 
@@ -36,13 +33,12 @@ class _Waiting:
 
 
 class Waits:
-    """The requests that wait, in the order in which they came. Implements the transport's ``LateReplies``."""
+    """The requests that wait, in the order in which they came."""
 
-    def __init__(self, call_later: CallLater) -> None:
+    def __init__(self, call_later: CallLater, tickets: Tickets) -> None:
         self._call_later = call_later
-        self._answer: Callable[[int, bytes], None] | None = None
+        self._tickets = tickets
         self._waiting: dict[int, _Waiting] = {}
-        self._last_ticket = 0
         self._early: deque[int] = deque(maxlen=_MAX_EARLY)
         self._timed = False
         self._poked = False
@@ -50,12 +46,8 @@ class Waits:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def set_answer(self, answer: Callable[[int, bytes], None]) -> None:
-        """Where replies go: the ticket, and the whole reply with its header."""
-        self._answer = answer
-
-    def add(self, unique: int, attempt: Callable[[], None]) -> int:
-        """Let the request ``unique`` wait until ``attempt`` does not raise ``BlockingIOError``; returns its ticket.
+    def add(self, unique: int, attempt: Callable[[], None]) -> Late:
+        """Let the request ``unique`` wait until ``attempt`` does not raise ``BlockingIOError``.
 
         ``OSError``: ENOLCK when too many wait, EINTR when it has been interrupted already.
         """
@@ -64,10 +56,10 @@ class Waits:
             raise OSError(errno.EINTR, "was interrupted")
         if len(self._waiting) >= MAX_WAITING:
             raise OSError(errno.ENOLCK, f"{MAX_WAITING} requests wait already")
-        self._last_ticket += 1
-        self._waiting[self._last_ticket] = _Waiting(unique, attempt)
+        late = self._tickets.issue(unique, lambda: self._end(late.ticket, errno.EINTR))
+        self._waiting[late.ticket] = _Waiting(unique, attempt)
         self._set_timer()
-        return self._last_ticket
+        return late
 
     def poke(self) -> None:
         """Something was given back: try again soon."""
@@ -82,11 +74,6 @@ class Waits:
                 self._end(ticket, errno.EINTR)
                 return
         self._early.append(unique)
-
-    def abandon(self, ticket: int) -> None:
-        """End a wait with EINTR: there will be no way to answer it."""
-        if ticket in self._waiting:
-            self._end(ticket, errno.EINTR)
 
     def clear(self) -> None:
         """End all waits with EINTR: the guest begins anew."""
@@ -117,8 +104,5 @@ class Waits:
             self._call_later(INTERVAL, self._try_in_time)
 
     def _end(self, ticket: int, error: int) -> None:
-        waiting = self._waiting.pop(ticket)
-        if self._answer is None:
-            _log.error("bug: a request that waited cannot be answered")
-            return
-        self._answer(ticket, out_header.pack_values(_REPLY_SIZE, -error, waiting.unique))
+        del self._waiting[ticket]
+        self._tickets.answer(ticket, error)

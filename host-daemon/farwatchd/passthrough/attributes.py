@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from farwatchd.capabilities import Capability, without
-from farwatchd.fuse.filesystem import Attributes, Changes, Statx, Watched
+from farwatchd.fuse.filesystem import Attributes, Changes, Job, Statx, Watched
 from farwatchd.passthrough.base import Operations
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.inodes import GENERATION, Inode
@@ -68,13 +68,18 @@ class AttributeOperations(Operations):
         """statvfs(3) of the file system that the inode is on."""
         return os.fstatvfs(self._inodes.get(nodeid).fd)
 
-    def syncfs(self, nodeid: int) -> None:
+    def syncfs(self, nodeid: int) -> Job:
         """Bring the file system that the directory is on to its disk."""
         fd = self._proc.reopen(self._inodes.get(nodeid).fd, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            syncfs(fd)
-        finally:
-            os.close(fd)
+
+        def job() -> int:
+            try:
+                syncfs(fd)
+            finally:
+                os.close(fd)
+            return 0
+
+        return job
 
     def _fd(self, nodeid: int, fh: int | None) -> int:
         return self._inodes.get(nodeid).fd if fh is None else self._handles.fd(nodeid, fh)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making new files as the guest's caller, so that they get its owner and group as on a local file system.
 
-Only for root; otherwise all new files are the daemon's. The ids are the process's, which has one thread.
+Only for root; otherwise all new files are the daemon's. The umask is the process's: only this thread makes files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from farwatchd.capabilities import Capability, effective, raise_permitted
 from farwatchd.fuse.filesystem import Caller
+from farwatchd.passthrough.creds_sys import KNOWN, set_effective_gid, set_effective_uid, set_groups
 from farwatchd.passthrough.errors import failure
 
 _NO_ID = 0xFFFFFFFF
@@ -39,7 +40,7 @@ class Credentials:
     def __init__(self) -> None:
         self._uid, self._gid, self._groups = os.geteuid(), os.getegid(), os.getgroups()
         needed = Capability.SETUID | Capability.SETGID
-        self._able = self._uid == 0 and effective() & needed == needed
+        self._able = KNOWN and self._uid == 0 and effective() & needed == needed
 
     def of(self, caller: Caller, umask: int) -> contextlib.AbstractContextManager[None]:
         """Act as ``caller`` with its ``umask``, which counts only where there is no default ACL.
@@ -55,12 +56,12 @@ class Credentials:
         if _NO_ID in (caller.uid, caller.gid):
             raise failure(errno.EINVAL)
         with _Umask(umask), contextlib.ExitStack() as undo:
-            os.setgroups([caller.group] if caller.group >= 0 else [])
-            undo.callback(os.setgroups, self._groups)
-            os.setresgid(-1, caller.gid, -1)
-            undo.callback(os.setresgid, -1, self._gid, -1)
-            os.setresuid(-1, caller.uid, -1)
-            undo.callback(os.setresuid, -1, self._uid, -1)
+            set_groups([caller.group] if caller.group >= 0 else [])
+            undo.callback(set_groups, self._groups)
+            set_effective_gid(caller.gid)
+            undo.callback(set_effective_gid, self._gid)
+            set_effective_uid(caller.uid)
+            undo.callback(set_effective_uid, self._uid)
             if caller.uid != self._uid:
                 raise_permitted(Capability.DAC_OVERRIDE)
             yield

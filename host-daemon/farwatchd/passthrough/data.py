@@ -4,18 +4,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 from farwatchd.capabilities import Capability, without
+from farwatchd.fuse.filesystem import Job
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.syscalls import fallocate, signed
+from farwatchd.passthrough.handles import Reading
+from farwatchd.passthrough.jobs import on_files, sync
+from farwatchd.passthrough.syscalls import fallocate, file_system_type, signed
 
 #: Segments that one system call takes (UIO_MAXIOV).
 _IOV_MAX = 1024
 #: The most bytes that one system call moves (MAX_RW_COUNT).
 _RW_MAX = 0x7FFFF000
+#: The flags of open(2) with which each write waits for the disk.
+_WAITING_WRITES = os.O_DIRECT | os.O_DSYNC
+#: ``TMPFS_MAGIC``, ``RAMFS_MAGIC``, ``HUGETLBFS_MAGIC``.
+_MEMORY = (0x01021994, 0x858458F6, 0x958458F6)
+_IF_IN_MEMORY = Reading.IF_IN_MEMORY
 
 _Transfer = Callable[[int, Sequence[memoryview], int], int]
 
@@ -23,40 +32,59 @@ _Transfer = Callable[[int, Sequence[memoryview], int], int]
 class DataOperations(Operations):
     """Operations on an open file's contents."""
 
-    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview]) -> int:
-        """Fill ``views``; returns bytes read, fewer than asked only at the end of the file."""
-        return _transfer(os.preadv, self._handles.fd(nodeid, fh), views, signed(offset))
+    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int) -> int | Job:
+        """Fill ``views``, of ``size`` bytes; gives bytes read, fewer than that only at the end of the file.
+
+        At once what is in memory, and by a job what has to be waited for.
+        """
+        handle = self._handles.get(nodeid, fh)
+        fd, start = handle.fd, signed(offset)
+        if handle.reading is _IF_IN_MEMORY and len(views) <= _IOV_MAX:
+            try:
+                done = os.preadv(fd, views, start, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno == errno.EOPNOTSUPP:
+                    handle.reading = Reading.AT_ONCE if _is_memory(fd) else Reading.BY_JOB
+                elif error.errno != errno.EAGAIN:
+                    raise
+            else:
+                if done == size or start + done >= os.fstat(fd).st_size:
+                    return done
+        if handle.reading is Reading.AT_ONCE:
+            return _transfer(os.preadv, fd, views, start)
+        return on_files(lambda held: _transfer(os.preadv, held, views, start), fd)
 
     def write(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool, cached: bool
-    ) -> int:
-        """Write ``views``; returns bytes written. ``kill_suidgid``: takes the file's set-id bits away.
+    ) -> int | Job:
+        """Write ``views``; gives bytes written. ``kill_suidgid``: takes the file's set-id bits away.
 
-        ``cached``: from the guest's page cache, so of any size, though the handle may be one with O_DIRECT.
+        ``cached``: from the guest's page cache, so of any size, though the handle may be one with O_DIRECT. By a job
+        where the file waits for its disk.
         """
-        fd = self._handles.fd(nodeid, fh)
+        handle = self._handles.get(nodeid, fh)
+        fd, start = handle.fd, signed(offset)
         if cached and self._options.allow_direct_io:
             with _through_cache(fd):
-                return _transfer(os.pwritev, fd, views, signed(offset))
-        if not kill_suidgid:
-            return _transfer(os.pwritev, fd, views, signed(offset))
-        with without(Capability.FSETID):
-            return _transfer(os.pwritev, fd, views, signed(offset))
+                return _transfer(os.pwritev, fd, views, start)
+        if handle.flags & _WAITING_WRITES:
+            return on_files(lambda held: _write(held, views, start, kill_suidgid), fd)
+        return _write(fd, views, start, kill_suidgid)
 
-    def fsync(self, nodeid: int, fh: int, datasync: bool) -> None:
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
         """Bring a file to its disk; ``datasync``: without metadata that is not needed to read it."""
-        fd = self._handles.fd(nodeid, fh)
-        if datasync:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        return sync(self._handles.fd(nodeid, fh), datasync)
 
-    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> None:
+    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> Job:
         """fallocate(2) with its modes. ``kill_suidgid``: takes the file's set-id bits away."""
         self._refuse_if_readonly()
-        fd = self._handles.fd(nodeid, fh)
-        with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
-            fallocate(fd, mode, offset, length)
+
+        def call(held: int) -> int:
+            with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+                fallocate(held, mode, offset, length)
+            return 0
+
+        return on_files(call, self._handles.fd(nodeid, fh))
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         """Where data or a hole begins, or the file ends; ENXIO beyond the end."""
@@ -72,12 +100,15 @@ class DataOperations(Operations):
         offset_out: int,
         length: int,
         kill_suidgid: bool,
-    ) -> int:
-        """Copy on the host; returns bytes copied. ``kill_suidgid``: takes the target's set-id bits away."""
+    ) -> Job:
+        """Copy on the host; gives bytes copied. ``kill_suidgid``: takes the target's set-id bits away."""
         self._refuse_if_readonly()
-        source, target = self._handles.fd(nodeid, fh), self._handles.fd(nodeid_out, fh_out)
-        with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
-            return os.copy_file_range(source, target, min(length, _RW_MAX), signed(offset), signed(offset_out))
+
+        def call(source: int, target: int) -> int:
+            with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+                return os.copy_file_range(source, target, min(length, _RW_MAX), signed(offset), signed(offset_out))
+
+        return on_files(call, self._handles.fd(nodeid, fh), self._handles.fd(nodeid_out, fh_out))
 
 
 @contextlib.contextmanager
@@ -92,6 +123,18 @@ def _through_cache(fd: int) -> Iterator[None]:
         yield
     finally:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+
+def _is_memory(fd: int) -> bool:
+    """Whether the file is on a file system that is memory and nothing else."""
+    return file_system_type(fd) in _MEMORY
+
+
+def _write(fd: int, views: Sequence[memoryview], offset: int, kill_suidgid: bool) -> int:
+    if not kill_suidgid:
+        return _transfer(os.pwritev, fd, views, offset)
+    with without(Capability.FSETID):
+        return _transfer(os.pwritev, fd, views, offset)
 
 
 def _transfer(transfer: _Transfer, fd: int, views: Sequence[memoryview], offset: int) -> int:

@@ -9,9 +9,10 @@ import stat
 import struct
 from collections.abc import Iterator
 
-from farwatchd.fuse.filesystem import DirEntry, Opened
+from farwatchd.fuse.filesystem import DirEntry, Job, Opened
 from farwatchd.passthrough.base import Operations
 from farwatchd.passthrough.errors import failure
+from farwatchd.passthrough.jobs import sync
 from farwatchd.passthrough.syscalls import getdents64, signed
 
 #: As much as the guest's smallest request takes. What does not fit there is read again next time.
@@ -29,8 +30,9 @@ class DirectoryOperations(Operations):
         inode = self._inodes.get(nodeid)
         if not stat.S_ISDIR(inode.kind):
             raise failure(errno.ENOTDIR)
-        fd = self._proc.reopen(inode.fd, os.O_RDONLY | os.O_DIRECTORY)
-        return Opened(self._handles.add(nodeid, fd), self._options.cache.directory_flags)
+        own = os.O_RDONLY | os.O_DIRECTORY
+        fd = self._proc.reopen(inode.fd, own)
+        return Opened(self._handles.add(nodeid, fd, own), self._options.cache.directory_flags)
 
     def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:
         """The entries from ``offset`` on (0, or an entry's), as they are now.
@@ -46,13 +48,9 @@ class DirectoryOperations(Operations):
         """Close a directory."""
         self._handles.release(nodeid, fh)
 
-    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> None:
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Job:
         """Bring a directory to its disk."""
-        fd = self._handles.fd(nodeid, fh)
-        if datasync:
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        return sync(self._handles.fd(nodeid, fh), datasync)
 
 
 def _entries(fd: int, buffer: bytearray, size: int) -> Iterator[DirEntry]:

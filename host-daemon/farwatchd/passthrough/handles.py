@@ -5,16 +5,31 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
+from enum import Enum
 
 from farwatchd.passthrough.errors import failure
 
 
-class Handle(NamedTuple):
-    """An open file or directory of one inode."""
+class Reading(Enum):
+    """How a file is read."""
+
+    #: Nobody has to wait for it.
+    AT_ONCE = "at once"
+    #: What is in memory at once, all else by a job.
+    IF_IN_MEMORY = "if in memory"
+    #: It always has to be waited for, or that cannot be told.
+    BY_JOB = "by job"
+
+
+@dataclass(slots=True)
+class Handle:
+    """An open file or directory of one inode. ``flags`` are those of open(2)."""
 
     nodeid: int
     fd: int
+    flags: int
+    reading: Reading
 
 
 class HandleTable:
@@ -27,22 +42,27 @@ class HandleTable:
     def __len__(self) -> int:
         return len(self._handles)
 
-    def add(self, nodeid: int, fd: int) -> int:
+    def add(self, nodeid: int, fd: int, flags: int) -> int:
         """Take over ``fd``; returns the handle's number."""
         number = self._next
         self._next += 1
-        self._handles[number] = Handle(nodeid, fd)
+        reading = Reading.BY_JOB if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
+        self._handles[number] = Handle(nodeid, fd, flags, reading)
         return number
 
-    def fd(self, nodeid: int, fh: int) -> int:
-        """The descriptor; EBADF unless ``fh`` is an open handle of that inode."""
+    def get(self, nodeid: int, fh: int) -> Handle:
+        """The handle; EBADF unless ``fh`` is an open one of that inode."""
         handle = self._handles.get(fh)
         if handle is None or handle.nodeid != nodeid:
             raise failure(errno.EBADF)
-        return handle.fd
+        return handle
+
+    def fd(self, nodeid: int, fh: int) -> int:
+        """The descriptor; EBADF as in ``get``."""
+        return self.get(nodeid, fh).fd
 
     def release(self, nodeid: int, fh: int) -> None:
-        """Close a handle; EBADF as in ``fd``."""
+        """Close a handle; EBADF as in ``get``."""
         fd = self.fd(nodeid, fh)
         del self._handles[fh]
         os.close(fd)

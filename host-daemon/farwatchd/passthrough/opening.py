@@ -38,12 +38,13 @@ class OpenOperations(Operations):
         inode = self._inodes.get(nodeid)
         if not stat.S_ISREG(inode.kind):
             raise _cannot_open(inode)
+        flags = self._flags(flags)
         if kill_suidgid:
             with without(Capability.FSETID):
-                fd = self._proc.reopen(inode.fd, self._flags(flags))
+                fd = self._proc.reopen(inode.fd, flags)
         else:
-            fd = self._proc.reopen(inode.fd, self._flags(flags))
-        return self._opened(nodeid, fd)
+            fd = self._proc.reopen(inode.fd, flags)
+        return self._opened(nodeid, fd, flags)
 
     def create(
         self, caller: Caller, parent: int, name: bytes, mode: int, flags: int, umask: int, kill_suidgid: bool
@@ -51,7 +52,8 @@ class OpenOperations(Operations):
         """Make and open a file, or open the one that is there unless ``flags`` say O_EXCL (then EEXIST)."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
-        exclusive = self._flags(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        own = self._flags(flags)
+        exclusive = own | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
             with self._credentials.of(caller, umask):
                 fd = open_at(name, exclusive, stat.S_IMODE(mode), dir_fd=directory.fd)
@@ -60,7 +62,7 @@ class OpenOperations(Operations):
                 raise
         else:
             try:
-                return self._created(caller, fd)
+                return self._created(caller, fd, own)
             except BaseException:
                 os.unlink(name, dir_fd=self._inodes.get(parent).fd)
                 raise
@@ -75,10 +77,11 @@ class OpenOperations(Operations):
         """Make and open a file without a name; ``link`` may give it one unless ``flags`` say O_EXCL."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
-        nameless = self._flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
+        own = self._flags(flags)
+        nameless = own | os.O_TMPFILE | flags & os.O_EXCL
         with self._credentials.of(caller, umask):
             fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
-        return self._created(caller, fd)
+        return self._created(caller, fd, own)
 
     def flush(self, nodeid: int, fh: int) -> None:
         """Report what close(2) would, for a guest process that closes one of its descriptors."""
@@ -102,7 +105,7 @@ class OpenOperations(Operations):
             flags &= ~os.O_APPEND
         return flags
 
-    def _created(self, caller: Caller, fd: int) -> tuple[Entry, Opened]:
+    def _created(self, caller: Caller, fd: int, flags: int) -> tuple[Entry, Opened]:
         # By the descriptor and not by name, which may mean something else already.
         try:
             self._label(caller, fd)
@@ -110,10 +113,10 @@ class OpenOperations(Operations):
         except BaseException:
             os.close(fd)
             raise
-        return entry, self._opened(entry.nodeid, fd)
+        return entry, self._opened(entry.nodeid, fd, flags)
 
-    def _opened(self, nodeid: int, fd: int) -> Opened:
-        return Opened(self._handles.add(nodeid, fd), self._options.cache.file_flags)
+    def _opened(self, nodeid: int, fd: int, flags: int) -> Opened:
+        return Opened(self._handles.add(nodeid, fd, flags), self._options.cache.file_flags)
 
 
 def _cannot_open(inode: Inode) -> OSError:

@@ -18,6 +18,8 @@ UTIME_OMIT = (1 << 30) - 2
 
 _STATX_BTIME = 0x800
 _STATX_SIZE = 256
+#: More than ``struct statfs`` has.
+_STATFS_SIZE = 256
 # mask, attributes, attributes_mask, btime (s, ns) of struct statx; see statx(2) and linux/stat.h.
 _STATX_FIELDS = struct.Struct("=I4xQ40xQ16xqI")
 _TIMESPEC_PAIR = struct.Struct("@llll")
@@ -27,6 +29,7 @@ _MAX_I64 = (1 << 63) - 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _off = ctypes.c_int64
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, _off, _off)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -69,6 +72,13 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def getdents64(fd: int, buffer: bytearray) -> int:
     """Fill ``buffer`` with ``struct linux_dirent64``; returns bytes, 0 at the end of the directory."""
     return _check(_libc.getdents64(fd, _pointer(buffer), len(buffer)))
+
+
+def file_system_type(fd: int) -> int:
+    """The type of the file system that ``fd`` is on: ``f_type`` of statfs(2), as ``*_MAGIC`` of linux/magic.h."""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    _check(_libc.fstatfs(fd, buffer))
+    return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:

@@ -25,7 +25,7 @@ class RequestHandler(Protocol):
         ``PARKED``: the transport answers the request with the next payload of the notification source. Less than
         that: ``late(ticket)``, the request is answered later, see ``LateReplies``.
 
-        The segments are guest memory, which may change at any time; none may be kept after the return.
+        The segments are guest memory, which may change at any time; none may be kept after the reply.
         """
 
     def reset(self) -> None:
@@ -43,8 +43,11 @@ def late(ticket: int) -> int:
 class LateReplies(Protocol):
     """Where replies come from that are given later, each by its ticket."""
 
-    def set_answer(self, answer: Callable[[int, bytes], None]) -> None:
-        """Have ``answer`` called, in the loop's thread, with the ticket and the whole reply."""
+    def set_answer(self, answer: Callable[[int, bytes, int], None]) -> None:
+        """Have ``answer`` called, in the loop's thread, with the ticket, the reply and its length.
+
+        What the length goes beyond the reply is in the writable segments already.
+        """
 
     def abandon(self, ticket: int) -> None:
         """Answer now: afterwards there is no way to do it."""

@@ -38,14 +38,14 @@ class Outstanding:
             for ticket in [ticket for ticket, held in self._held.items() if held.vring is vring]:
                 self._source.abandon(ticket)
 
-    def _answer(self, ticket: int, reply: bytes) -> None:
+    def _answer(self, ticket: int, reply: bytes, length: int) -> None:
         held = self._held.pop(ticket, None)
         # Not the ring that the chain came from: there is another one since the memory has changed.
         if held is None or held.vring.ring is None:
             return
         try:
             scatter(held.chain.writable, 0, reply)
-            held.vring.ring.push(held.chain.head, len(reply))
+            held.vring.ring.push(held.chain.head, length)
             held.vring.signal_if_wanted()
         except VirtqueueError as error:
             log.debug("queue %d: a late reply is not given: %s", held.vring.index, error)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is left of an operation to be done in any thread: system calls on descriptors of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from farwatchd.fuse.filesystem import Job
+from farwatchd.passthrough.procfd import own_limit_as_systems
+
+
+def on_files(call: Callable[..., int], *fds: int) -> Job:
+    """A job that calls ``call`` with duplicates of ``fds``, which may be closed before; ENFILE without room for them.
+
+    The job must be done once: it closes the duplicates.
+    """
+    held: list[int] = []
+    try:
+        with own_limit_as_systems():
+            for fd in fds:
+                held.append(os.dup(fd))
+    except OSError:
+        _close(held)
+        raise
+
+    def job() -> int:
+        try:
+            return call(*held)
+        finally:
+            _close(held)
+
+    return job
+
+
+def sync(fd: int, datasync: bool) -> Job:
+    """Brings a file or a directory to its disk; ``datasync``: without metadata that is not needed to read it."""
+
+    def call(held: int) -> int:
+        if datasync:
+            os.fdatasync(held)
+        else:
+            os.fsync(held)
+        return 0
+
+    return on_files(call, fd)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
