@@ -103,11 +103,17 @@ class Served:
     def know(self, count: int) -> None:
         for number in range(count):
             if number % IN_DIRECTORY == 0:
-                self.directories.append(self.fs.lookup(ROOT, b"%d" % (number // IN_DIRECTORY)).nodeid)
+                self.directories.append(self.nodeid(ROOT, number // IN_DIRECTORY))
             self.nodeids.append(self.find(number))
 
     def find(self, number: int) -> int:
-        return self.fs.lookup(self.directories[number // IN_DIRECTORY], b"%d" % number).nodeid
+        return self.nodeid(self.directories[number // IN_DIRECTORY], number)
+
+    def nodeid(self, parent: int, number: int) -> int:
+        entry = self.fs.lookup(parent, b"%d" % number)
+        if entry is None:
+            raise HarnessError(f"the benchmark's file {number} is gone")
+        return entry.nodeid
 
     def watch(self, nodeid: int, mask: Event) -> None:
         watched = self.fs.watched(nodeid)

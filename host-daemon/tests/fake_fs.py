@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from farwatchd.fuse.filesystem import Attributes, Caller, Changes, DirEntry, Entry, Job, Lock, Opened, Statx, Watched
+from farwatchd.fuse.filesystem import Caller, Changes, DirEntry, Entry, Job, Lock, Opened, Statx, Watched
 from farwatchd.wire.fsnotify import Event
 
 #: st_mode ino dev nlink uid gid size atime mtime ctime, the times as floats, as nanoseconds, blksize blocks rdev.
@@ -16,8 +16,7 @@ STAT = os.stat_result(
     (0o100644, 77, 5, 2, 1000, 1001, 12345, 1, -2, 3, 1.5, -1.5, 3.0, 1_500_000_000, -1_500_000_000, 3_000_000_007),
     {"st_blksize": 4096, "st_blocks": 24, "st_rdev": 0},
 )
-ATTRIBUTES = Attributes(STAT, 1.25, submount=True)
-ENTRY = Entry(42, 7, ATTRIBUTES, 2.5)
+ENTRY = Entry(42, 7, STAT, submount=True)
 OPENED = Opened(9, 2)
 JOB_LIMIT = 30.0
 STATVFS = os.statvfs_result((4096, 1024, 1000, 900, 800, 70, 60, 50, 0, 255))
@@ -28,6 +27,8 @@ class FakeFs:
 
     Jobs fail with ``job_error`` when it is set, and with ``hold`` wait for it; then READ and WRITE are jobs as well.
     """
+
+    valid = 1.25
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -59,11 +60,9 @@ class FakeFs:
 
         return job
 
-    def lookup(self, parent: int, name: bytes) -> Entry:
+    def lookup(self, parent: int, name: bytes) -> Entry | None:
         self._note("lookup", parent, name)
-        if name in self.vanished:
-            raise FileNotFoundError(2, "vanished")
-        return ENTRY
+        return None if name in self.vanished else ENTRY
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
         self.calls.append(("forget", nodeid, nlookup))
@@ -73,17 +72,17 @@ class FakeFs:
         self._note("watched", nodeid)
         return Watched(7, 33, True)
 
-    def getattr(self, nodeid: int, fh: int | None) -> Attributes:
+    def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         self._note("getattr", nodeid, fh)
-        return ATTRIBUTES
+        return STAT
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         self._note("statx", nodeid, fh)
-        return Statx(ATTRIBUTES, 4_000_000_001, 0x10, 0x30)
+        return Statx(STAT, 4_000_000_001, 0x10, 0x30)
 
-    def setattr(self, nodeid: int, changes: Changes) -> Attributes:
+    def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
         self._note("setattr", nodeid, changes)
-        return ATTRIBUTES
+        return STAT
 
     def readlink(self, nodeid: int) -> bytes:
         self._note("readlink", nodeid)

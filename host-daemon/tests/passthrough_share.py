@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -73,8 +74,15 @@ class Share:
         """The nodeid of a path in the share."""
         nodeid = ROOT
         for name in Path(path).parts:
-            nodeid = self.fs.lookup(nodeid, os.fsencode(name)).nodeid
+            nodeid = self.find(nodeid, os.fsencode(name)).nodeid
         return nodeid
+
+    def find(self, parent: int, name: bytes) -> Entry:
+        """Look up a name; ``FileNotFoundError``."""
+        entry = self.fs.lookup(parent, name)
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return entry
 
     def create(
         self, name: bytes, mode: int = 0o644, flags: int = os.O_RDWR, umask: int = 0, caller: Caller = DAEMON

@@ -92,12 +92,13 @@ def drain(ring: SplitRing, memory: GuestMemory) -> int:
     """Take and give back what there is; returns how many chains."""
     bounds = [region.view for region in memory.regions]
     taken = 0
-    while (chain := ring.pop()) is not None:
+    while (popped := ring.pop()) is not None:
+        head, chain = popped
         total = sum(map(len, chain.writable))
         assert total == chain.writable_size
         assert all(view.obj is bounds[0].obj for view in [*chain.readable, *chain.writable])
         assert len(chain.readable) + len(chain.writable) <= 2 * (SIZE + MAX_INDIRECT)
-        ring.push(chain.head, min(total, 16))
+        ring.push(head, min(total, 16))
         ring.must_signal()
         taken += 1
     return taken
@@ -197,10 +198,11 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
             try:
                 # It never ends by itself: the index is ahead again as soon as it is reached.
                 for _ in range(100):
-                    chain = ring.pop()
-                    if chain is not None:
+                    popped = ring.pop()
+                    if popped is not None:
+                        head, chain = popped
                         assert sum(map(len, chain.writable)) == chain.writable_size
-                        ring.push(chain.head, 0)
+                        ring.push(head, 0)
                         ring.must_signal()
             except VirtqueueError:
                 given_up += 1

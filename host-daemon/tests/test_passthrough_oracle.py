@@ -91,13 +91,13 @@ class Guest:
     def _directory(self, place: str) -> int:
         """As a guest's kernel resolves a path: what is no directory is refused before the next path is looked at."""
         nodeid = self._at(place)
-        if not stat.S_ISDIR(self._fs.getattr(nodeid, None).stat.st_mode):
+        if not stat.S_ISDIR(self._fs.getattr(nodeid, None).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return nodeid
 
     def _inode(self, place: str, name: bytes) -> tuple[int, bool]:
-        entry = self._fs.lookup(self._at(place), name)
-        return entry.nodeid, stat.S_ISLNK(entry.attributes.stat.st_mode)
+        entry = self.share.find(self._at(place), name)
+        return entry.nodeid, stat.S_ISLNK(entry.stat.st_mode)
 
     def mkdir(self, place: str, name: bytes) -> None:
         self._fs.mkdir(DAEMON, self._at(place), name, 0o755, 0)
@@ -136,7 +136,7 @@ class Guest:
     def same_as(self, root: Path) -> bool:
         """Whether each name in ``root`` can be looked up and has the inode that the host shows."""
         return all(
-            self._fs.getattr(self.share.lookup(str(path.relative_to(root))), None).stat == path.lstat()
+            self._fs.getattr(self.share.lookup(str(path.relative_to(root))), None) == path.lstat()
             for path in root.rglob("*")
         )
 

@@ -33,7 +33,7 @@ def test_an_inode_is_gone_when_each_lookup_is_taken_back(share: Share) -> None:
         assert share.lookup("file") == entry.nodeid
     share.fs.link(entry.nodeid, ROOT, b"other")
     assert not share.fs.forget(entry.nodeid, 5)
-    assert share.fs.getattr(entry.nodeid, None).stat.st_nlink == 2
+    assert share.fs.getattr(entry.nodeid, None).st_nlink == 2
     assert share.fs.forget(entry.nodeid, 1)
     assert errno_of(share.fs.getattr, entry.nodeid, None) == errno.ESTALE
     assert open_descriptors() <= before
@@ -45,7 +45,7 @@ def test_forgetting_too_much_or_the_unknown_does_no_harm(share: Share) -> None:
     assert not share.fs.forget(entry.nodeid, 1)
     assert not share.fs.forget(12345, 1)
     assert not share.fs.forget(ROOT, 2**64 - 1)
-    assert share.fs.getattr(ROOT, None).stat == share.path.stat()
+    assert share.fs.getattr(ROOT, None) == share.path.stat()
 
 
 def test_a_nodeid_and_a_handle_are_never_used_again(share: Share) -> None:
@@ -68,7 +68,7 @@ def test_an_inode_that_the_host_replaced_is_another(share: Share) -> None:
     (share.path / "file").write_text("new")
     new = share.lookup("file")
     assert old != new
-    assert share.fs.getattr(old, None).stat.st_nlink == 0
+    assert share.fs.getattr(old, None).st_nlink == 0
 
 
 def test_a_handle_outlives_its_name_and_its_inodes_lookups(share: Share) -> None:
@@ -99,7 +99,7 @@ def test_failures_leave_no_descriptor(share: Share) -> None:
     for name in (b"link", b"fifo"):
         assert errno_of(share.create, name)
         assert errno_of(share.create, name, 0o600, os.O_RDWR | os.O_EXCL)
-    assert errno_of(share.fs.lookup, ROOT, b"none")
+    assert share.fs.lookup(ROOT, b"none") is None
     assert errno_of(share.fs.tmpfile, DAEMON, ROOT, 0o600, os.O_RDONLY, 0)
     assert open_descriptors() <= before
 

@@ -50,9 +50,14 @@ class Served:
         """Look up and watch files until there are ``count``."""
         for number in range(len(self.nodeids), count):
             (self.path / f"{number}").touch()
-            nodeid = self.fs.lookup(ROOT, b"%d" % number).nodeid
+            nodeid = self.find(number)
             self.nodeids.append(nodeid)
             self.watch(nodeid, Event.ATTRIB)
+
+    def find(self, number: int) -> int:
+        entry = self.fs.lookup(ROOT, b"%d" % number)
+        assert entry is not None
+        return entry.nodeid
 
     def watch(self, nodeid: int, mask: Event) -> None:
         watched = self.fs.watched(nodeid)
@@ -75,7 +80,7 @@ class Served:
             nodeid = self.nodeids[number]
             assert self.fs.forget(nodeid, 1 << 63)
             self.table.forget(nodeid)
-            self.nodeids[number] = self.fs.lookup(ROOT, b"%d" % number).nodeid
+            self.nodeids[number] = self.find(number)
             self.watch(self.nodeids[number], Event.ATTRIB)
 
     def set_mask(self) -> None:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
+from typing import Any
 
-from farwatchd.fuse.filesystem import Attributes, Entry, Opened, Statx
+from farwatchd.fuse.filesystem import Entry, Opened, Statx
 from farwatchd.wire.fuse import ATTR_SUBMOUNT, attr_out, entry_out, open_out, statfs_out, statx_out
 
 _SECOND = 1_000_000_000
@@ -17,95 +17,93 @@ _U16 = (1 << 16) - 1
 _STATX_BASIC = 0x7FF
 _STATX_BTIME = 0x800
 
+_pack_entry, _pack_attr = entry_out.pack_values, attr_out.pack_values
+
 #: An entry that says: no inode here.
 NO_ENTRY = bytes(entry_out.size)
 
 
-@functools.lru_cache
-def _valid(seconds: float) -> tuple[int, int]:
-    whole = int(seconds)
-    return whole, int((seconds - whole) * _SECOND)
+class Encoder:
+    """Encodes what the guest may keep for ``valid`` seconds."""
+
+    def __init__(self, valid: float) -> None:
+        self._seconds = int(valid)
+        self._nanoseconds = int((valid - self._seconds) * _SECOND)
+
+    def entry(self, value: Entry) -> bytes:
+        """``fuse_entry_out``."""
+        nodeid, generation, stat, submount = value
+        seconds, nanoseconds = self._seconds, self._nanoseconds
+        flags = ATTR_SUBMOUNT if submount else 0
+        return _pack_entry(nodeid, generation, seconds, seconds, nanoseconds, nanoseconds, *_attr(stat), flags)
+
+    def attr(self, stat: os.stat_result) -> bytes:
+        """``fuse_attr_out``."""
+        return _pack_attr(self._seconds, self._nanoseconds, 0, *_attr(stat), 0)
+
+    def statx(self, value: Statx) -> bytes:
+        """``fuse_statx_out``."""
+        stat = value.stat
+        atime, atime_nsec = divmod(stat.st_atime_ns, _SECOND)
+        btime, btime_nsec = divmod(value.btime_ns or 0, _SECOND)
+        ctime, ctime_nsec = divmod(stat.st_ctime_ns, _SECOND)
+        mtime, mtime_nsec = divmod(stat.st_mtime_ns, _SECOND)
+        return statx_out.pack(
+            attr_valid=self._seconds,
+            attr_valid_nsec=self._nanoseconds,
+            stat_mask=_STATX_BASIC if value.btime_ns is None else _STATX_BASIC | _STATX_BTIME,
+            stat_blksize=min(stat.st_blksize, _U32),
+            stat_attributes=value.file_attributes,
+            stat_attributes_mask=value.file_attributes_mask,
+            stat_nlink=min(stat.st_nlink, _U32),
+            stat_uid=stat.st_uid,
+            stat_gid=stat.st_gid,
+            stat_mode=stat.st_mode & _U16,
+            stat_ino=stat.st_ino,
+            stat_size=stat.st_size,
+            stat_blocks=stat.st_blocks,
+            stat_atime_tv_sec=atime,
+            stat_atime_tv_nsec=atime_nsec,
+            stat_btime_tv_sec=btime,
+            stat_btime_tv_nsec=btime_nsec,
+            stat_ctime_tv_sec=ctime,
+            stat_ctime_tv_nsec=ctime_nsec,
+            stat_mtime_tv_sec=mtime,
+            stat_mtime_tv_nsec=mtime_nsec,
+            stat_rdev_major=os.major(stat.st_rdev),
+            stat_rdev_minor=os.minor(stat.st_rdev),
+            stat_dev_major=os.major(stat.st_dev),
+            stat_dev_minor=os.minor(stat.st_dev),
+        )
 
 
-def _attr(attributes: Attributes) -> tuple[int, ...]:
-    """The fields of ``fuse_attr`` in order. Times before 1970 travel as two's complement."""
-    stat = attributes.stat
-    mode, ino, _, nlink, uid, gid, size = stat[:7]
-    atime, mtime, ctime = stat.st_atime_ns, stat.st_mtime_ns, stat.st_ctime_ns
+def _attr(stat: os.stat_result) -> tuple[int, ...]:
+    """The fields of ``fuse_attr`` in order, without the flags. Times before 1970 travel as two's complement."""
+    # By their numbers the times are whole seconds, which mypy does not know.
+    numbered: tuple[Any, ...] = stat[:10]
+    mode, ino, _, nlink, uid, gid, size, atime, mtime, ctime = numbered
     return (
         ino,
         size,
         stat.st_blocks,
-        atime // _SECOND & _U64,
-        mtime // _SECOND & _U64,
-        ctime // _SECOND & _U64,
-        atime % _SECOND,
-        mtime % _SECOND,
-        ctime % _SECOND,
+        atime & _U64,
+        mtime & _U64,
+        ctime & _U64,
+        stat.st_atime_ns % _SECOND,
+        stat.st_mtime_ns % _SECOND,
+        stat.st_ctime_ns % _SECOND,
         mode,
         nlink if nlink <= _U32 else _U32,
         uid,
         gid,
         stat.st_rdev & _U32,
         stat.st_blksize & _U32,
-        ATTR_SUBMOUNT if attributes.submount else 0,
     )
-
-
-def entry(value: Entry) -> bytes:
-    """``fuse_entry_out``."""
-    nodeid, generation, attributes, seconds = value
-    valid, valid_nsec = _valid(seconds)
-    attr_valid, attr_valid_nsec = _valid(attributes.valid)
-    return entry_out.pack_values(nodeid, generation, valid, attr_valid, valid_nsec, attr_valid_nsec, *_attr(attributes))
-
-
-def attr(value: Attributes) -> bytes:
-    """``fuse_attr_out``."""
-    valid, valid_nsec = _valid(value.valid)
-    return attr_out.pack_values(valid, valid_nsec, 0, *_attr(value))
 
 
 def opened(value: Opened) -> bytes:
     """``fuse_open_out``."""
     return open_out.pack_values(value.fh, value.flags, 0)
-
-
-def statx(value: Statx) -> bytes:
-    """``fuse_statx_out``."""
-    stat = value.attributes.stat
-    valid, valid_nsec = _valid(value.attributes.valid)
-    atime, atime_nsec = divmod(stat.st_atime_ns, _SECOND)
-    btime, btime_nsec = divmod(value.btime_ns or 0, _SECOND)
-    ctime, ctime_nsec = divmod(stat.st_ctime_ns, _SECOND)
-    mtime, mtime_nsec = divmod(stat.st_mtime_ns, _SECOND)
-    return statx_out.pack(
-        attr_valid=valid,
-        attr_valid_nsec=valid_nsec,
-        stat_mask=_STATX_BASIC if value.btime_ns is None else _STATX_BASIC | _STATX_BTIME,
-        stat_blksize=min(stat.st_blksize, _U32),
-        stat_attributes=value.file_attributes,
-        stat_attributes_mask=value.file_attributes_mask,
-        stat_nlink=min(stat.st_nlink, _U32),
-        stat_uid=stat.st_uid,
-        stat_gid=stat.st_gid,
-        stat_mode=stat.st_mode & _U16,
-        stat_ino=stat.st_ino,
-        stat_size=stat.st_size,
-        stat_blocks=stat.st_blocks,
-        stat_atime_tv_sec=atime,
-        stat_atime_tv_nsec=atime_nsec,
-        stat_btime_tv_sec=btime,
-        stat_btime_tv_nsec=btime_nsec,
-        stat_ctime_tv_sec=ctime,
-        stat_ctime_tv_nsec=ctime_nsec,
-        stat_mtime_tv_sec=mtime,
-        stat_mtime_tv_nsec=mtime_nsec,
-        stat_rdev_major=os.major(stat.st_rdev),
-        stat_rdev_minor=os.minor(stat.st_rdev),
-        stat_dev_major=os.major(stat.st_dev),
-        stat_dev_minor=os.minor(stat.st_dev),
-    )
 
 
 def statfs(value: os.statvfs_result) -> bytes:

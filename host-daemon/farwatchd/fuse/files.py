@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from farwatchd.fuse import encode
 from farwatchd.fuse.directory import fill
-from farwatchd.fuse.filesystem import Entry, FileSystem
+from farwatchd.fuse.encode import Encoder
+from farwatchd.fuse.filesystem import FileSystem
 from farwatchd.fuse.init import MAX_WRITE
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
-from farwatchd.fuse.request import Request, check_int, check_offset, invalid
+from farwatchd.fuse.request import OFFSET_MAX, Request, check_int, check_offset, invalid
 from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.workers import Workers, nothing
 from farwatchd.segments import cut
@@ -27,7 +29,6 @@ from farwatchd.wire.fuse import (
     lseek_out,
     open_in,
     open_out,
-    out_header,
     read_in,
     release_in,
     write_in,
@@ -36,7 +37,6 @@ from farwatchd.wire.fuse import (
 
 #: ``MAX_RW_COUNT``: what one copy_file_range(2) does at most, and what fits its reply.
 _MAX_COPY = 0x7FFFF000
-_HEADER_SIZE = out_header.size
 
 
 class FileOperations:
@@ -45,6 +45,7 @@ class FileOperations:
     def __init__(self, fs: FileSystem, setid: SetIdBits, workers: Workers, unlocked: Callable[[], None]) -> None:
         """``workers`` do what takes long; ``unlocked`` is called when locks may have been given back."""
         self._fs = fs
+        self._encode = Encoder(fs.valid)
         self._setid = setid
         self._workers = workers
         self._unlocked = unlocked
@@ -75,19 +76,17 @@ class FileOperations:
         return encode.opened(self._fs.open(request.nodeid, flags, kill))
 
     def _read(self, request: Request) -> Reply:
-        fh, offset, size, *_ = read_in.values(request.args)
-        check_offset(offset)
-        if size > MAX_WRITE or size > request.room:
-            raise invalid(f"a read of {size} bytes into {request.room}")
-        done = self._fs.read(request.nodeid, fh, offset, cut(request.writable, _HEADER_SIZE, size), size)
+        fh, offset, size, _, _, _, _ = read_in.values(request.args)
+        if offset > OFFSET_MAX or size > MAX_WRITE or size > request.room:
+            raise invalid(f"a read of {size} bytes from {offset} on into {request.room}")
+        done = self._fs.read(request.nodeid, fh, offset, request.target(size), size)
         return done if isinstance(done, int) else self._workers.do(request, done, int)
 
     def _write(self, request: Request) -> Reply:
-        fh, offset, size, write_flags, *_ = write_in.values(request.args)
-        check_offset(offset)
+        fh, offset, size, write_flags, _, _, _ = write_in.values(request.args)
         held = request.data_size
-        if size > held or size > MAX_WRITE:
-            raise invalid(f"a write of {size} bytes with {held} at hand")
+        if offset > OFFSET_MAX or size > held or size > MAX_WRITE:
+            raise invalid(f"a write of {size} bytes from {offset} on with {held} at hand")
         views = request.data if size == held else cut(request.data, 0, size)
         kill = bool(write_flags & WRITE_KILL_SUIDGID)
         done = self._fs.write(request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE))
@@ -150,10 +149,14 @@ class FileOperations:
         return self._entries(request, None)
 
     def _readdirplus(self, request: Request) -> Reply:
-        parent = request.nodeid
-        return self._entries(request, lambda name: self._fs.lookup(parent, name))
+        return self._entries(request, partial(self._look_up, request.nodeid))
 
-    def _entries(self, request: Request, lookup: Callable[[bytes], Entry] | None) -> Reply:
+    def _look_up(self, parent: int, name: bytes) -> bytes:
+        """The inode of a listed name; none for what vanished meanwhile."""
+        entry = self._fs.lookup(parent, name)
+        return encode.NO_ENTRY if entry is None else self._encode.entry(entry)
+
+    def _entries(self, request: Request, lookup: Callable[[bytes], bytes] | None) -> Reply:
         fh, offset, size, *_ = read_in.values(request.args)
         check_offset(offset)
         room = min(size, request.room, MAX_WRITE)

@@ -36,21 +36,13 @@ class Caller(NamedTuple):
     labels: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class Attributes(NamedTuple):
-    """An inode's attributes and how long the guest may cache them, in seconds."""
-
-    stat: os.stat_result
-    valid: float
-    submount: bool = False
-
-
 class Entry(NamedTuple):
-    """A looked-up name: each one returned counts as one lookup until FORGET. ``valid`` is the name's, in seconds."""
+    """A looked-up name: each one returned counts as one lookup until FORGET. ``submount``: a mount point."""
 
     nodeid: int
     generation: int
-    attributes: Attributes
-    valid: float
+    stat: os.stat_result
+    submount: bool = False
 
 
 class Opened(NamedTuple):
@@ -98,7 +90,7 @@ class DirEntry(NamedTuple):
 class Statx:
     """What statx(2) gives beyond stat: birth time in ns (None if unknown), attributes and their mask, mount id."""
 
-    attributes: Attributes
+    stat: os.stat_result
     btime_ns: int | None
     file_attributes: int
     file_attributes_mask: int
@@ -116,15 +108,23 @@ class Watched:
 class FileSystem(Protocol):
     """The operations, named as in FUSE."""
 
-    def lookup(self, parent: int, name: bytes) -> Entry: ...
+    @property
+    def valid(self) -> float:
+        """How long the guest may keep names and attributes, in seconds; always the same."""
+        ...
+
+    def lookup(self, parent: int, name: bytes) -> Entry | None:
+        """None where there is no such name, as mostly: that is cheaper than ``FileNotFoundError``."""
+        ...
+
     def forget(self, nodeid: int, nlookup: int) -> bool:
         """Take back lookups; True if the inode is gone now. Never raises: unknown nodeids are ignored."""
         ...
 
     def watched(self, nodeid: int) -> Watched: ...
-    def getattr(self, nodeid: int, fh: int | None) -> Attributes: ...
+    def getattr(self, nodeid: int, fh: int | None) -> os.stat_result: ...
     def statx(self, nodeid: int, fh: int | None) -> Statx: ...
-    def setattr(self, nodeid: int, changes: Changes) -> Attributes: ...
+    def setattr(self, nodeid: int, changes: Changes) -> os.stat_result: ...
     def readlink(self, nodeid: int) -> bytes: ...
     def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry: ...
     def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry: ...

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 
 from farwatchd.fuse import encode
+from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import Changes, FileSystem
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
 from farwatchd.fuse.request import XATTR_SIZE_MAX, Request, check_int, check_offset, check_xattr_name, invalid
@@ -42,6 +43,7 @@ class InodeOperations:
         """``workers`` do what takes long."""
         self._fs = fs
         self._workers = workers
+        self._encode = Encoder(fs.valid)
         self._setxattr_in_size = COMPAT_SETXATTR_IN_SIZE
 
     def use_setxattr_ext(self, extended: bool) -> None:
@@ -64,7 +66,7 @@ class InodeOperations:
 
     def _getattr(self, request: Request) -> Reply:
         flags, _, fh = getattr_in.values(request.args)
-        return encode.attr(self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None))
+        return self._encode.attr(self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None))
 
     def _setattr(self, request: Request) -> Reply:
         args = setattr_in.unpack_from(request.args)
@@ -85,12 +87,12 @@ class InodeOperations:
             fh=args.fh if valid & _FH else None,
             kill_suidgid=bool(valid & _KILL),
         )
-        return encode.attr(self._fs.setattr(request.nodeid, changes))
+        return self._encode.attr(self._fs.setattr(request.nodeid, changes))
 
     def _statx(self, request: Request) -> Reply:
         args = statx_in.unpack_from(request.args)
         fh = args.fh if args.getattr_flags & GETATTR_FH else None
-        return encode.statx(self._fs.statx(request.nodeid, fh))
+        return self._encode.statx(self._fs.statx(request.nodeid, fh))
 
     def _statfs(self, request: Request) -> Reply:
         return encode.statfs(self._fs.statfs(request.nodeid))

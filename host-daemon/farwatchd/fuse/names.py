@@ -6,8 +6,9 @@ from __future__ import annotations
 import errno
 
 from farwatchd.fuse import encode
+from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import FileSystem
-from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.operation import EMPTY, NOT_FOUND, Operation, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
 from farwatchd.fuse.setid import SetIdBits
 from farwatchd.wire.fuse import (
@@ -29,6 +30,7 @@ class NameOperations:
     def __init__(self, fs: FileSystem, setid: SetIdBits) -> None:
         self._fs = fs
         self._setid = setid
+        self._encode = Encoder(fs.valid)
 
     def table(self) -> dict[int, Operation]:
         """The operations by opcode."""
@@ -50,7 +52,8 @@ class NameOperations:
         }
 
     def _lookup(self, request: Request) -> Reply:
-        return encode.entry(self._fs.lookup(request.nodeid, request.name(0)))
+        entry = self._fs.lookup(request.nodeid, request.name(0))
+        return NOT_FOUND if entry is None else self._encode.entry(entry)
 
     def _symlink(self, request: Request) -> Reply:
         name, target = request.strings(0, 2)
@@ -59,20 +62,20 @@ class NameOperations:
             raise OSError(errno.ENOENT, "an empty target")
         if len(target) > TARGET_MAX:
             raise OSError(errno.ENAMETOOLONG, "a target is too long")
-        return encode.entry(self._fs.symlink(request.caller(), request.nodeid, name, target))
+        return self._encode.entry(self._fs.symlink(request.caller(), request.nodeid, name, target))
 
     def _mknod(self, request: Request) -> Reply:
         args = mknod_in.unpack_from(request.args)
         name = request.name(mknod_in.size)
         check_int(args.mode)
         caller = request.caller()
-        return encode.entry(self._fs.mknod(caller, request.nodeid, name, args.mode, args.rdev, args.umask))
+        return self._encode.entry(self._fs.mknod(caller, request.nodeid, name, args.mode, args.rdev, args.umask))
 
     def _mkdir(self, request: Request) -> Reply:
         mode, umask = mkdir_in.values(request.args)
         name = request.name(mkdir_in.size)
         check_int(mode)
-        return encode.entry(self._fs.mkdir(request.caller(), request.nodeid, name, mode, umask))
+        return self._encode.entry(self._fs.mkdir(request.caller(), request.nodeid, name, mode, umask))
 
     def _unlink(self, request: Request) -> Reply:
         self._fs.unlink(request.nodeid, request.name(0))
@@ -97,7 +100,7 @@ class NameOperations:
 
     def _link(self, request: Request) -> Reply:
         args = link_in.unpack_from(request.args)
-        return encode.entry(self._fs.link(args.oldnodeid, request.nodeid, request.name(link_in.size)))
+        return self._encode.entry(self._fs.link(args.oldnodeid, request.nodeid, request.name(link_in.size)))
 
     def _create(self, request: Request) -> Reply:
         flags, mode, umask, open_flags = create_in.values(request.args)
@@ -105,14 +108,14 @@ class NameOperations:
         check_int(mode, flags)
         kill = self._setid.go(request, flags, open_flags)
         entry, opened = self._fs.create(request.caller(), request.nodeid, name, mode, flags, umask, kill)
-        return encode.entry(entry) + encode.opened(opened)
+        return self._encode.entry(entry) + encode.opened(opened)
 
     def _tmpfile(self, request: Request) -> Reply:
         # A name follows that means nothing: the client's placeholder for what has no name yet.
         args = create_in.unpack_from(request.args)
         check_int(args.mode, args.flags)
         entry, opened = self._fs.tmpfile(request.caller(), request.nodeid, args.mode, args.flags, args.umask)
-        return encode.entry(entry) + encode.opened(opened)
+        return self._encode.entry(entry) + encode.opened(opened)
 
     def _readlink(self, request: Request) -> Reply:
         target = self._fs.readlink(request.nodeid)

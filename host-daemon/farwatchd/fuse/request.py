@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from farwatchd.fuse.extensions import parse as parse_extensions
 from farwatchd.fuse.filesystem import Caller
 from farwatchd.segments import cut, gather
-from farwatchd.wire.fuse import Opcode, in_header, write_in
+from farwatchd.wire.fuse import Opcode, in_header, out_header, write_in
 
 NAME_MAX = 255
 #: ``XATTR_NAME_MAX`` and ``XATTR_SIZE_MAX``.
@@ -25,40 +24,61 @@ TARGET_MAX = 4095
 #: Arguments of all but WRITE: the largest is a BATCH_FORGET that fills the client's largest request.
 MAX_ARGS = 1 << 20
 _NO_ID = 0xFFFFFFFF
-_OFFSET_MAX = (1 << 63) - 1
+OFFSET_MAX = (1 << 63) - 1
 _INT_MAX = (1 << 31) - 1
 _HEADER_SIZE = in_header.size
+_REPLY_HEADER_SIZE = out_header.size
 _WRITE_IN_SIZE = write_in.size
 _WRITE = int(Opcode.WRITE)
 
 
-@dataclass(slots=True)
 class Request:
-    """A request after its header: ``args`` are copied, ``data`` (WRITE alone) and ``writable`` are guest memory.
+    """A request after its header: ``args`` are copied, ``writable`` is guest memory.
 
-    ``data_size`` is what ``data`` holds, ``room`` what ``writable`` holds after the reply's header. ``extensions``
-    follow the arguments (7.38).
+    ``header`` has the values of ``in_header``. ``room`` is what ``writable`` holds after the reply's header. Of WRITE
+    alone there is ``data``, which is guest memory and holds ``data_size`` bytes.
     """
 
-    unique: int
-    nodeid: int
-    uid: int
-    gid: int
-    pid: int
-    args: bytes
-    extensions: bytes
-    data: list[memoryview]
-    data_size: int
-    writable: Sequence[memoryview]
-    room: int
+    __slots__ = ("args", "data", "data_size", "extensions", "header", "nodeid", "room", "writable")
+
+    # Not a dataclass: what few requests have costs nothing for the others.
+    def __init__(
+        self, header: tuple[Any, ...], nodeid: int, args: bytes, writable: Sequence[memoryview], room: int
+    ) -> None:
+        self.header = header
+        self.nodeid = nodeid
+        self.args = args
+        self.writable = writable
+        self.room = room
+        self.data: Sequence[memoryview]
+        self.data_size: int
+        #: What follows the arguments (7.38), where the header says that there is something.
+        self.extensions: bytes
+
+    @property
+    def unique(self) -> int:
+        """The number that the reply has as well."""
+        return int(self.header[2])
+
+    @property
+    def uid(self) -> int:
+        """Who asks."""
+        return int(self.header[4])
+
+    def target(self, size: int) -> Sequence[memoryview]:
+        """Where a reply of ``size`` bytes, at most ``room``, goes after its header."""
+        if size == self.room and len(self.writable[0]) == _REPLY_HEADER_SIZE:
+            return self.writable[1:]
+        return cut(self.writable, _REPLY_HEADER_SIZE, size)
 
     def caller(self) -> Caller:
         """Who makes something new; EINVAL without valid ids."""
-        if _NO_ID in (self.uid, self.gid):
+        _, _, _, _, uid, gid, pid, extension_units, _ = self.header
+        if _NO_ID in (uid, gid):
             raise invalid("no owner for a new inode")
-        if not self.extensions:
-            return Caller(self.uid, self.gid, self.pid)
-        return Caller(self.uid, self.gid, self.pid, *parse_extensions(self.extensions))
+        if not extension_units:
+            return Caller(uid, gid, pid)
+        return Caller(uid, gid, pid, *parse_extensions(self.extensions))
 
     def name(self, start: int) -> bytes:
         """The file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is none."""
@@ -87,30 +107,52 @@ def decode(
     header: tuple[Any, ...], readable: Sequence[memoryview], writable: Sequence[memoryview], room: int
 ) -> Request:
     """Take the request apart whose ``in_header`` has the values ``header``; EINVAL when its lengths are impossible."""
-    size, opcode, unique, nodeid, uid, gid, pid, extension_units, _ = header
+    size = header[0]
     length = size - _HEADER_SIZE
-    data: list[memoryview] = []
-    data_size = 0
-    if opcode == _WRITE:
-        _check_length(size, readable)
-        data_size = max(length - _WRITE_IN_SIZE, 0)
-        args = gather(readable, _HEADER_SIZE, length - data_size)
-        data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, data_size)
-    elif length > MAX_ARGS:
-        raise invalid(f"{length} bytes of arguments")
-    elif len(readable) == 2 and len(readable[0]) == _HEADER_SIZE and len(readable[1]) == length:
+    if header[1] == _WRITE:
+        return _decode_write(header, readable, writable, room)
+    if len(readable) == 2 and len(readable[1]) == length and len(readable[0]) == _HEADER_SIZE and length <= MAX_ARGS:
         # As Linux sends most.
         args = readable[1].tobytes()
     else:
+        if length > MAX_ARGS:
+            raise invalid(f"{length} bytes of arguments")
         _check_length(size, readable)
         args = gather(readable, _HEADER_SIZE, length)
-    extensions = b""
-    if extension_units:
-        extension_size = 8 * extension_units
-        if extension_size > len(args):
-            raise invalid(f"{extension_size} bytes of extensions")
-        args, extensions = args[:-extension_size], args[-extension_size:]
-    return Request(unique, nodeid, uid, gid, pid, args, extensions, data, data_size, writable, room)
+    if header[7]:
+        return _with_extensions(Request(header, header[3], args, writable, room))
+    return Request(header, header[3], args, writable, room)
+
+
+def _decode_write(
+    header: tuple[Any, ...], readable: Sequence[memoryview], writable: Sequence[memoryview], room: int
+) -> Request:
+    size = header[0]
+    length = size - _HEADER_SIZE
+    data_size = max(length - _WRITE_IN_SIZE, 0)
+    if (
+        len(readable) == 3
+        and len(readable[2]) == data_size
+        and len(readable[1]) == _WRITE_IN_SIZE
+        and len(readable[0]) == _HEADER_SIZE
+    ):
+        # As Linux sends a page.
+        args, data = readable[1].tobytes(), readable[2:]
+    else:
+        _check_length(size, readable)
+        args = gather(readable, _HEADER_SIZE, length - data_size)
+        data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, data_size)
+    request = Request(header, header[3], args, writable, room)
+    request.data, request.data_size = data, data_size
+    return _with_extensions(request) if header[7] else request
+
+
+def _with_extensions(request: Request) -> Request:
+    size = 8 * int(request.header[7])
+    if size > len(request.args):
+        raise invalid(f"{size} bytes of extensions")
+    request.args, request.extensions = request.args[:-size], request.args[-size:]
+    return request
 
 
 def _check_length(size: int, readable: Sequence[memoryview]) -> None:
@@ -144,7 +186,7 @@ def check_xattr_name(name: bytes) -> None:
 def check_offset(*offsets: int) -> None:
     """EINVAL for what is negative as an ``loff_t``."""
     for offset in offsets:
-        if offset > _OFFSET_MAX:
+        if offset > OFFSET_MAX:
             raise invalid("a negative offset")
 
 

@@ -16,7 +16,7 @@ from farwatchd.fuse.init import Negotiated, SessionOptions, negotiate
 from farwatchd.fuse.inodes import InodeOperations
 from farwatchd.fuse.locks import LockOperations
 from farwatchd.fuse.names import NameOperations
-from farwatchd.fuse.operation import EMPTY, PARK, Late, Operation, Reply
+from farwatchd.fuse.operation import EMPTY, PARK, SILENT, Failed, Operation, Reply
 from farwatchd.fuse.request import Request, decode, invalid
 from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.waits import Waits
@@ -41,10 +41,9 @@ __all__ = ["Session", "SessionOptions"]
 _log = logging.getLogger(__name__)
 _HEADER_SIZE = in_header.size
 _REPLY_HEADER_SIZE = out_header.size
+_pack_header = out_header.pack_into
 #: Opcodes that are never answered.
 _SILENT = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.INTERRUPT), int(Opcode.NOTIFY_REPLY)})
-#: Replies that are yet to be written.
-_PAYLOAD = (bytes, bytearray)
 #: What FUSE_FSNOTIFY may ask for.
 _REQUESTABLE = sum(event for event in Event if event not in (Event.ISDIR, Event.OVERFLOW))
 #: The client takes errors from -511 to -1.
@@ -89,10 +88,10 @@ class Session:
             **(self._locks.table() if self._locks is not None else {}),
             Opcode.INIT: Operation(self._init),
             Opcode.DESTROY: Operation(self._destroy),
-            Opcode.FORGET: Operation(self._forget, forget_in.size),
-            Opcode.BATCH_FORGET: Operation(self._batch_forget, batch_forget_in.size),
-            Opcode.INTERRUPT: Operation(self._interrupt, interrupt_in.size),
-            Opcode.NOTIFY_REPLY: Operation(_nothing),
+            Opcode.FORGET: Operation(self._forget, forget_in.size, SILENT),
+            Opcode.BATCH_FORGET: Operation(self._batch_forget, batch_forget_in.size, SILENT),
+            Opcode.INTERRUPT: Operation(self._interrupt, interrupt_in.size, SILENT),
+            Opcode.NOTIFY_REPLY: Operation(_nothing, 0, SILENT),
             Opcode.IOCTL: Operation(_no_ioctl),
             Opcode.FSNOTIFY: Operation(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
             Opcode.FSNOTIFY_WAIT: Operation(self._wait, fsnotify_wait_in.size),
@@ -114,39 +113,38 @@ class Session:
             header = in_header.values(readable[0])
         else:
             header = _scattered_header(readable)
-        opcode = header[1]
-        silent = opcode in _SILENT
         room = writable_size - _REPLY_HEADER_SIZE
-        if room < 0 and not silent:
-            _log.debug("%s: no room for a reply", _Name(opcode))
-            return 0
+        operation = self._served.get(header[1])
+        if operation is None:
+            return self._refuse(header, writable, room, self._unserved(header[1]))
+        handler, args, needed = operation
         try:
-            operation = self._served.get(opcode)
-            if operation is None:
-                raise self._unserved(opcode)
+            if room < needed:
+                raise invalid(f"room for a reply of {room} bytes, {needed} are needed")
             request = decode(header, readable, writable, room)
-            if len(request.args) < operation.args:
-                raise invalid(f"{len(request.args)} bytes of arguments, {operation.args} are needed")
-            # A request without a reply needs no room, not even for a header.
-            if room < operation.reply and operation.reply:
-                raise invalid(f"room for a reply of {room} bytes, {operation.reply} are needed")
-            reply = operation.handler(request)
+            if len(request.args) < args:
+                raise invalid(f"{len(request.args)} bytes of arguments, {args} are needed")
+            reply = handler(request)
         except OSError as error:
-            return self._refuse(header, writable, error)
-        if silent:
+            return self._refuse(header, writable, room, error)
+        if needed == SILENT:
             return 0
-        if isinstance(reply, _PAYLOAD):
+        if isinstance(reply, bytes):
             length = _REPLY_HEADER_SIZE + len(reply)
-            if reply:
+            if len(writable) == 2 and len(writable[0]) == _REPLY_HEADER_SIZE:
+                # As Linux has room for most.
+                writable[1][: len(reply)] = reply
+            elif reply:
                 scatter(writable, _REPLY_HEADER_SIZE, reply)
-        elif isinstance(reply, Late):
-            return late(reply.ticket)
-        elif reply == PARK:
-            return PARKED
-        else:
+        elif isinstance(reply, int):
+            if reply == PARK:
+                return PARKED
             length = _REPLY_HEADER_SIZE + reply
-        _write_header(writable, length, 0, request.unique)
-        return length
+        elif isinstance(reply, Failed):
+            return _write_header(writable, _REPLY_HEADER_SIZE, -reply.errno, header[2])
+        else:
+            return late(reply.ticket)
+        return _write_header(writable, length, 0, header[2])
 
     def reset(self) -> None:
         """Forget the guest: its inodes, handles and watches. The next one begins with INIT."""
@@ -166,16 +164,15 @@ class Session:
             return OSError(errno.EIO, "comes before INIT")
         return OSError(errno.EIO if self._agreed is None else errno.ENOSYS, "not served")
 
-    def _refuse(self, header: tuple[Any, ...], writable: Sequence[memoryview], error: OSError) -> int:
-        """Reply with an error, where the request has a reply."""
+    def _refuse(self, header: tuple[Any, ...], writable: Sequence[memoryview], room: int, error: OSError) -> int:
+        """Reply with an error, where the request has a reply and room for it."""
         _, opcode, unique, nodeid, *_ = header
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s of node %d: %s", _Name(opcode), nodeid, error.strerror or error)
-        if opcode in _SILENT:
+        if room < 0 or opcode in _SILENT:
             return 0
         number = error.errno if error.errno is not None and 0 < error.errno <= _ERRNO_MAX else errno.EIO
-        _write_header(writable, _REPLY_HEADER_SIZE, -number, unique)
-        return _REPLY_HEADER_SIZE
+        return _write_header(writable, _REPLY_HEADER_SIZE, -number, unique)
 
     def _init(self, request: Request) -> Reply:
         watchable = Event(0) if self._watches is None else self._watches.supported
@@ -265,11 +262,13 @@ def _scattered_header(readable: Sequence[memoryview]) -> tuple[Any, ...]:
     return in_header.values(start)
 
 
-def _write_header(writable: Sequence[memoryview], length: int, error: int, unique: int) -> None:
+def _write_header(writable: Sequence[memoryview], length: int, error: int, unique: int) -> int:
+    """Write the reply's header; returns ``length``."""
     if len(writable[0]) >= _REPLY_HEADER_SIZE:
-        out_header.pack_into(writable[0], 0, length, error, unique)
+        _pack_header(writable[0], 0, length, error, unique)
     else:
         scatter(writable, 0, out_header.pack_values(length, error, unique))
+    return length
 
 
 class _Name:

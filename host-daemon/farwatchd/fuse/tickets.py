@@ -44,7 +44,7 @@ class Tickets:
         if self._answer is None:
             _log.error("bug: a request that waited cannot be answered")
             return
-        payload, placed = (b"", reply) if isinstance(reply, int) else (bytes(reply), 0)
+        payload, placed = (b"", reply) if isinstance(reply, int) else (reply, 0)
         length = _REPLY_SIZE + len(payload) + placed
         self._answer(ticket, out_header.pack_values(length, -error, unique) + payload, length)
 

@@ -75,6 +75,8 @@ class ObjectTable:
         self._mounts = MountTable(keep is InodeFileHandles.MANDATORY)
         self._by_key: dict[Key, HostObject] = {}
         self._open: OrderedDict[HostObject, None] = OrderedDict()
+        #: ``touch(held)``: an object by handle, which is open, is used.
+        self.touch: Callable[[HostObject], None] = self._open.move_to_end
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -123,7 +125,7 @@ class ObjectTable:
         fd = held.fd
         if fd >= 0:
             if held.by_handle:
-                self._open.move_to_end(held)
+                self.touch(held)
             return fd
         mount, key = held.mount, held.key
         assert mount is not None

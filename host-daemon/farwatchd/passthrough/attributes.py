@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from farwatchd.capabilities import Capability, without
-from farwatchd.fuse.filesystem import Attributes, Changes, Job, Statx, Watched
+from farwatchd.fuse.filesystem import Changes, Job, Statx, Watched
 from farwatchd.passthrough.base import Operations
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.inodes import GENERATION, Inode
@@ -30,10 +30,9 @@ class AttributeOperations(Operations):
             raise failure(errno.ENOENT) if error.errno == errno.ESTALE else error from None
         return Watched(GENERATION, inode.fd, inode.is_dir)
 
-    def getattr(self, nodeid: int, fh: int | None) -> Attributes:
+    def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         """stat(2)."""
-        fd = self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)
-        return Attributes(os.fstat(fd), self._seconds)
+        return os.fstat(self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh))
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """statx(2)."""
@@ -41,7 +40,7 @@ class AttributeOperations(Operations):
         more = statx(fd)
         return Statx(self.getattr(nodeid, fh), more.btime_ns, more.attributes, more.attributes_mask)
 
-    def setattr(self, nodeid: int, changes: Changes) -> Attributes:
+    def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
         """Make all ``changes`` or stop at the first that fails; a symbolic link's are its own."""
         self._refuse_if_readonly()
         inode = self._inodes.get(nodeid)
@@ -55,7 +54,7 @@ class AttributeOperations(Operations):
                 self._truncate(inode, changes.fh, signed(changes.size))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             utimens(path, _time(changes.atime_ns), _time(changes.mtime_ns))
-        return self._attributes(os.fstat(inode.fd))
+        return os.fstat(inode.fd)
 
     def readlink(self, nodeid: int) -> bytes:
         """Where a symbolic link leads; EINVAL for anything else."""

@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-from farwatchd.fuse.filesystem import Attributes, Caller, Entry
+from farwatchd.fuse.filesystem import Caller, Entry
 from farwatchd.objects.table import ObjectTable
 from farwatchd.passthrough.creds import Credentials
 from farwatchd.passthrough.errors import failure
@@ -29,7 +29,7 @@ class Operations:
     def __init__(self, root: Path | int, options: Options, objects: ObjectTable | None = None) -> None:
         root_fd = root if isinstance(root, int) else open_at(os.fsencode(root), os.O_PATH | os.O_DIRECTORY)
         self._options = options
-        self._seconds = options.cache.seconds
+        self.valid = options.cache.seconds
         self._proc = ProcFd()
         self._credentials = Credentials()
         self._inodes = InodeTable(root_fd, objects if objects is not None else ObjectTable(), options.max_inodes)
@@ -51,9 +51,6 @@ class Operations:
         """What the guest's extended attribute ``name`` is called on the host."""
         return self._options.xattrmap.to_host(name) if self._options.xattrmap else name
 
-    def _attributes(self, status: os.stat_result) -> Attributes:
-        return Attributes(status, self._seconds)
-
     def _entry(self, found: tuple[Inode, os.stat_result], parent: Inode | None = None) -> Entry:
         """The entry of what was found in ``parent``, or of what can be no mount point."""
         inode, status = found
@@ -63,7 +60,7 @@ class Operations:
             and self._options.announce_submounts
             and _apart(found, parent)
         )
-        return Entry(inode.nodeid, GENERATION, Attributes(status, self._seconds, submount), self._seconds)
+        return Entry(inode.nodeid, GENERATION, status, submount)
 
 
 def _apart(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:

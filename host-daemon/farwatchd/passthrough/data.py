@@ -69,6 +69,8 @@ class DataOperations(Operations):
                 return _transfer(os.pwritev, fd, views, start)
         if handle.flags & _WAITING_WRITES:
             return on_files(lambda held: _write(held, views, start, kill_suidgid), fd)
+        if not kill_suidgid and len(views) <= _IOV_MAX:
+            return os.pwritev(fd, views, start)
         return _write(fd, views, start, kill_suidgid)
 
     def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:

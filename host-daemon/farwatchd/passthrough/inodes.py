@@ -15,6 +15,7 @@ from farwatchd.fuse.filesystem import ROOT
 from farwatchd.objects.table import OUT_OF_DESCRIPTORS, HostObject, ObjectTable
 from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.procfd import as_systems_limit
+from farwatchd.passthrough.syscalls import open_path
 
 GENERATION = 0
 #: Inodes that the guest may know, unless another number is given.
@@ -46,6 +47,7 @@ class InodeTable:
 
     def __init__(self, root_fd: int, objects: ObjectTable, most: int = MAX_INODES) -> None:
         self._objects = objects
+        self._touch = objects.touch
         self._most = most
         self._next = ROOT
         self._by_nodeid: dict[int, Inode] = {}
@@ -60,21 +62,26 @@ class InodeTable:
         inode = self._by_nodeid.get(nodeid)
         if inode is None:
             raise failure(errno.ESTALE)
+        held = inode.held
+        if held.fd >= 0:
+            if held.by_handle:
+                self._touch(held)
+            return inode
         try:
-            self._objects.open(inode.held)
+            self._objects.open(held)
         except OSError as error:
             raise as_systems_limit(error) from None
         return inode
 
-    def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
-        """Look up one name and count it."""
-        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(name, flags, dir_fd=parent.fd)
-        except OSError as error:
-            if error.errno not in OUT_OF_DESCRIPTORS:
-                raise
-            fd = self._open_again(parent, name, flags)
+    def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result] | None:
+        """Look up one name and count it; None if it is not there."""
+        fd = open_path(parent.held.fd, name)
+        if fd < 0:
+            if fd == -errno.ENOENT:
+                return None
+            if -fd not in OUT_OF_DESCRIPTORS:
+                raise failure(-fd)
+            fd = self._open_again(parent, name)
         return self.adopt(fd)
 
     def adopt(self, fd: int) -> tuple[Inode, os.stat_result]:
@@ -123,8 +130,9 @@ class InodeTable:
         self.clear()
         self._drop(self._root)
 
-    def _open_again(self, parent: Inode, name: bytes, flags: int) -> int:
+    def _open_again(self, parent: Inode, name: bytes) -> int:
         """Open a name when there was no descriptor left: with one that the objects give back."""
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return self._objects.with_room(lambda: os.open(name, flags, dir_fd=parent.fd))
         except OSError as error:

@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
 
 from farwatchd.fuse.filesystem import Caller, Entry
 from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.syscalls import renameat2
 
 
 class NameOperations(Operations):
     """Operations on directories' names."""
 
-    def lookup(self, parent: int, name: bytes) -> Entry:
-        """Look up a name; counts as one lookup."""
+    def lookup(self, parent: int, name: bytes) -> Entry | None:
+        """Look up a name, None if it is not there; counts as one lookup."""
         directory = self._inodes.get(parent)
-        return self._entry(self._inodes.lookup(directory, name), directory)
+        found = self._inodes.lookup(directory, name)
+        return None if found is None else self._entry(found, directory)
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
         """Take back lookups; True if the inode is gone now."""
@@ -68,13 +71,20 @@ class NameOperations(Operations):
         self._refuse_if_readonly()
         source = self._proc.path(self._inodes.get(nodeid).fd)
         os.link(source, newname, dst_dir_fd=self._inodes.get(newparent).fd, follow_symlinks=True)
-        return self.lookup(newparent, newname)
+        return self._there(newparent, newname)
+
+    def _there(self, parent: int, name: bytes) -> Entry:
+        """Look up a name that was just made; ENOENT if somebody has removed it."""
+        entry = self.lookup(parent, name)
+        if entry is None:
+            raise failure(errno.ENOENT)
+        return entry
 
     def _made(self, caller: Caller, parent: int, name: bytes, undo: Callable[..., None]) -> Entry:
         """Look up what was just made there, and give it its labels; what cannot be is taken away by ``undo``."""
         entry = None
         try:
-            entry = self.lookup(parent, name)
+            entry = self._there(parent, name)
             if caller.labels:
                 self._label(caller, self._inodes.get(entry.nodeid).fd)
         except BaseException:

@@ -66,7 +66,10 @@ class OpenOperations(Operations):
             except BaseException:
                 os.unlink(name, dir_fd=self._inodes.get(parent).fd)
                 raise
-        entry = self._entry(self._inodes.lookup(directory, name))
+        found = self._inodes.lookup(directory, name)
+        if found is None:
+            raise failure(errno.ENOENT)
+        entry = self._entry(found)
         try:
             return entry, self.open(entry.nodeid, flags, kill_suidgid)
         except BaseException:

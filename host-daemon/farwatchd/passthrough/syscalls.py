@@ -38,6 +38,11 @@ _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
 
 
+# Not told its arguments' types: so ctypes has nothing to convert.
+_openat = _libc.openat
+_OPEN_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 @dataclass(frozen=True, slots=True)
 class ExtendedStat:
     """What statx(2) knows beyond stat(2). ``btime_ns`` is None where the file system keeps no birth time."""
@@ -79,6 +84,15 @@ def file_system_type(fd: int) -> int:
     buffer = ctypes.create_string_buffer(_STATFS_SIZE)
     _check(_libc.fstatfs(fd, buffer))
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
+
+
+def open_path(directory: int, name: bytes) -> int:
+    """openat(2) of what ``name`` itself is, with O_PATH: the descriptor, or the negative errno.
+
+    Most names that are looked up are not there, and an exception that says so takes longer than the call.
+    """
+    fd: int = _openat(directory, name, _OPEN_PATH)
+    return fd if fd >= 0 else -ctypes.get_errno()
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:

@@ -200,14 +200,15 @@ class Device:
         pop, push, handle, clock = ring.pop, ring.push, self._handler.handle, time.monotonic_ns
         tell_at = clock() + SIGNAL_AFTER_NS
         for _ in range(CHAINS_PER_TURN):
-            chain = pop()
-            if chain is None:
+            taken = pop()
+            if taken is None:
                 more, signal = ring.rest()
                 if signal:
                     vring.signal()
                 if not more:
                     return False
                 continue
+            head, chain = taken
             try:
                 written = handle(chain.readable, chain.writable, chain.writable_size)
             except Exception as error:
@@ -215,23 +216,23 @@ class Device:
                 written = error_reply(chain.readable, chain.writable, errno.EIO)
             if not 0 <= written <= chain.writable_size:
                 if written < 0:
-                    self._keep(written, vring, chain)
+                    self._keep(written, vring, head, chain)
                     continue
                 log.error("bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size)
                 written = error_reply(chain.readable, chain.writable, errno.EIO)
-            push(chain.head, written)
+            push(head, written)
             if clock() > tell_at:
                 vring.signal_if_wanted()
                 tell_at = clock() + SIGNAL_AFTER_NS
         vring.signal_if_wanted()
         return True
 
-    def _keep(self, written: int, vring: Vring, chain: Chain) -> None:
+    def _keep(self, written: int, vring: Vring, head: int, chain: Chain) -> None:
         """Keep a chain that the handler has not replied to: ``written`` says who will."""
         if written == PARKED:
-            self._parking.park(vring, chain)
+            self._parking.park(vring, head, chain)
         else:
-            self._outstanding.hold(late(written), vring, chain)
+            self._outstanding.hold(late(written), vring, head, chain)
 
     def _report(self, error: Exception) -> None:
         trace = error.__traceback__
@@ -249,14 +250,15 @@ class Device:
     def _serve_notifications(self, vring: Vring, ring: SplitRing) -> bool:
         """Send what waits, as long as there are buffers; says whether there may be more to do."""
         for _ in range(CHAINS_PER_TURN):
-            chain = ring.peek()
-            if chain is None:
+            found = ring.peek()
+            if found is None:
                 vring.signal_if_wanted()
                 if not ring.enable_kicks():
                     return False
                 continue
+            head, chain = found
             if chain.writable_size < MIN_NOTIFICATION_BUFFER:
-                self._give_back_small(ring, chain)
+                self._give_back_small(ring, head, chain)
                 continue
             payload = self._take_payload(min(chain.writable_size, NOTIFY_BUF_SIZE) - OUT_HEADER_SIZE)
             if payload is None:
@@ -267,7 +269,7 @@ class Device:
             ring.take()
             framed = notification(payload)
             scatter(chain.writable, 0, framed)
-            ring.push(chain.head, len(framed))
+            ring.push(head, len(framed))
         vring.signal_if_wanted()
         return True
 
@@ -279,9 +281,9 @@ class Device:
             raise ValueError(f"bug: a notification of {len(payload)} bytes where {room} were asked for")
         return payload
 
-    def _give_back_small(self, ring: SplitRing, chain: Chain) -> None:
+    def _give_back_small(self, ring: SplitRing, head: int, chain: Chain) -> None:
         ring.take()
-        ring.push(chain.head, 0)
+        ring.push(head, 0)
         if not self._small_buffer_reported:
             self._small_buffer_reported = True
             log.warning(

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 class _Held(NamedTuple):
     vring: Vring
+    head: int
     chain: Chain
 
 
@@ -28,9 +29,9 @@ class Outstanding:
         if source is not None:
             source.set_answer(self._answer)
 
-    def hold(self, ticket: int, vring: Vring, chain: Chain) -> None:
+    def hold(self, ticket: int, vring: Vring, head: int, chain: Chain) -> None:
         """Keep a request that the handler gave a ticket for."""
-        self._held[ticket] = _Held(vring, chain)
+        self._held[ticket] = _Held(vring, head, chain)
 
     def release(self, vring: Vring) -> None:
         """Have all answered that came by this ring: it stops, and what it holds would be lost."""
@@ -45,7 +46,7 @@ class Outstanding:
             return
         try:
             scatter(held.chain.writable, 0, reply)
-            held.vring.ring.push(held.chain.head, length)
+            held.vring.ring.push(held.head, length)
             held.vring.signal_if_wanted()
         except VirtqueueError as error:
             log.debug("queue %d: a late reply is not given: %s", held.vring.index, error)

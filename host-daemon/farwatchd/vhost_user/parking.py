@@ -23,6 +23,7 @@ MAX_PARKED = 8
 
 class _Parked(NamedTuple):
     vring: Vring
+    head: int
     chain: Chain
     unique: int
 
@@ -36,10 +37,10 @@ class Parking:
         #: The requests that wait.
         self.parked: deque[_Parked] = deque()
 
-    def park(self, vring: Vring, chain: Chain) -> None:
+    def park(self, vring: Vring, head: int, chain: Chain) -> None:
         """Keep a request that the handler calls PARKED."""
         unique = in_header.unpack_from(gather(chain.readable, 0, in_header.size)).unique
-        self.parked.append(_Parked(vring, chain, unique))
+        self.parked.append(_Parked(vring, head, chain, unique))
         if len(self.parked) > MAX_PARKED:
             self._reply(self.parked.popleft(), b"")
 
@@ -69,7 +70,7 @@ class Parking:
         reply = out_header.pack_values(OUT_HEADER_SIZE + len(payload), 0, parked.unique) + payload
         try:
             scatter(parked.chain.writable, 0, reply)
-            ring.push(parked.chain.head, len(reply))
+            ring.push(parked.head, len(reply))
             parked.vring.signal_if_wanted()
         except VirtqueueError as error:
             log.debug("queue %d: a waiting request is not answered: %s", parked.vring.index, error)

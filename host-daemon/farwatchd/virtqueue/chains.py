@@ -25,16 +25,16 @@ _unpack, _unpack_all = _DESCRIPTOR.unpack_from, _DESCRIPTOR.iter_unpack
 _MAX_TABLE = MAX_INDIRECT * _DESCRIPTOR_SIZE
 #: Bytes of the tables whose meaning is kept: of 8192 descriptors, whose views take 1.5 MiB.
 _MOST_KNOWN = 8192 * _DESCRIPTOR_SIZE
-#: Readable, writable, bytes of the latter.
-_Parts = tuple[tuple[memoryview, ...], tuple[memoryview, ...], int]
 _NO_SPAN: Span = (0, 0, memoryview(b""))
 
 
 @dataclass(slots=True)
 class Chain:
-    """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory."""
+    """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory.
 
-    head: int
+    Not to be changed: chains that are made of the same memory share it.
+    """
+
     readable: Sequence[memoryview]
     writable: Sequence[memoryview]
     writable_size: int
@@ -49,7 +49,7 @@ class ChainReader:
         self._descriptors = descriptors
         self._indirect = indirect
         self._span = _NO_SPAN
-        self._known: dict[bytes, _Parts] = {}
+        self._known: dict[bytes, Chain] = {}
         self._known_bytes = 0
 
     def chain(self, head: int) -> Chain:
@@ -57,16 +57,19 @@ class ChainReader:
         if self._indirect and head < self._size:
             addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
             if flags == DESC_INDIRECT and length <= _MAX_TABLE:
-                parts = self._parts_of_table(addr, length)
-                if parts is not None:
-                    return Chain(head, *parts)
+                low, size, view = self._span
+                start = addr - low
+                # A driver uses the same memory again and again, so a table mostly says what one before it said.
+                inside = 0 <= start <= size - length
+                chain = self._known.get(view[start : start + length].tobytes()) if inside else None
+                if chain is None:
+                    chain = self._chain_of_table(addr, length)
+                if chain is not None:
+                    return chain
         return self._any_chain(head)
 
-    def _parts_of_table(self, addr: int, length: int) -> _Parts | None:
-        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is to be read anew.
-
-        A driver uses the same memory again and again, so a table mostly says what one before it said.
-        """
+    def _chain_of_table(self, addr: int, length: int) -> Chain | None:
+        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is to be read anew."""
         low, size, view = self._span
         start, end = addr - low, addr - low + length
         if not 0 <= start < end <= size:
@@ -76,22 +79,22 @@ class ChainReader:
             low, size, view = self._span = span
             start, end = addr - low, addr - low + length
         table = view[start:end].tobytes()
-        parts = self._known.get(table)
-        if parts is None:
-            parts = self._parts(table)
-            if parts is not None:
-                self._remember(table, parts)
-        return parts
+        chain = self._known.get(table)
+        if chain is None:
+            chain = self._usual_chain(table)
+            if chain is not None:
+                self._remember(table, chain)
+        return chain
 
-    def _remember(self, table: bytes, parts: _Parts) -> None:
+    def _remember(self, table: bytes, chain: Chain) -> None:
         self._known_bytes += len(table)
         if self._known_bytes > _MOST_KNOWN:
             self._known.clear()
             self._known_bytes = len(table)
-        self._known[table] = parts
+        self._known[table] = chain
 
-    def _parts(self, table: bytes) -> _Parts | None:
-        """The parts of a table as Linux writes it: what follows a descriptor is the one behind it. None for others.
+    def _usual_chain(self, table: bytes) -> Chain | None:
+        """The chain of a table as Linux writes it: what follows a descriptor is the one behind it. None for others.
 
         What follows each other in memory as well, as large buffers mostly do, becomes one segment.
         """
@@ -118,10 +121,10 @@ class ChainReader:
         if flags & ~DESC_WRITE or total >= MAX_CHAIN_BYTES:
             return None
         if first_writable < 0:
-            return self._views(starts, ends), (), 0
+            return Chain(self._views(starts, ends), (), 0)
         readable = self._views(starts[:first_writable], ends[:first_writable])
         writable = self._views(starts[first_writable:], ends[first_writable:])
-        return readable, writable, total - readable_size
+        return Chain(readable, writable, total - readable_size)
 
     def _views(self, starts: list[int], ends: list[int]) -> tuple[memoryview, ...]:
         """The memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when some of it is none."""
@@ -179,7 +182,7 @@ class ChainReader:
             self._memory.append_segments(start, size, side)
         if total >= MAX_CHAIN_BYTES:
             raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
-        return Chain(head, readable, writable, writable_size)
+        return Chain(readable, writable, writable_size)
 
     def _indirect_table(self, head: int, addr: int, length: int, flags: int) -> memoryview:
         if not self._indirect:

@@ -116,24 +116,26 @@ class SplitRing:
         """Free-running index of the next chain to give back."""
         return self._next_used
 
-    def peek(self) -> Chain | None:
-        """Return the next available chain, checked, without taking it; ``None`` when there is none."""
+    def peek(self) -> tuple[int, Chain] | None:
+        """Return the next available chain and its head, checked, without taking it; ``None`` when there is none."""
         if self._next_available == self._seen_available and not self._look():
             return None
-        return self._chain(self._available[2 + (self._next_available & self._mask)])
+        head = self._available[2 + (self._next_available & self._mask)]
+        return head, self._chain(head)
 
     def take(self) -> None:
         """Take the chain that ``peek`` just returned."""
         self._next_available = (self._next_available + 1) & 0xFFFF
 
-    def pop(self) -> Chain | None:
-        """Take and return the next available chain, checked; ``None`` when there is none."""
+    def pop(self) -> tuple[int, Chain] | None:
+        """Take and return the next available chain and its head, checked; ``None`` when there is none."""
         index = self._next_available
         if index == self._seen_available and not self._look():
             return None
-        chain = self._chain(self._available[2 + (index & self._mask)])
+        head = self._available[2 + (index & self._mask)]
+        chain = self._chain(head)
         self._next_available = (index + 1) & 0xFFFF
-        return chain
+        return head, chain
 
     def push(self, head: int, written: int) -> None:
         """Give a taken chain back, ``written`` bytes of it being written; the driver can see it when this returns."""
