@@ -16,6 +16,7 @@ from farwatchd.wire.fuse import (
     dirent,
     entry_out,
     forget_in,
+    fsync_in,
     getattr_in,
     init_in,
     init_out,
@@ -54,12 +55,24 @@ FH_IN_ARGS = 0
 
 
 @dataclass(frozen=True)
+class File:
+    """An open file."""
+
+    nodeid: int
+    fh: int
+
+
+@dataclass(frozen=True)
 class Tree:
-    """What the requests name: nodeids, and the handle of the file with data. `listing`: READDIRPLUS's offsets."""
+    """What the requests name: nodeids, and the handle of the file with data.
+
+    `files`: one for each slot. `listing`: READDIRPLUS's offsets.
+    """
 
     directory: int
     data: int
     fh: int
+    files: tuple[File, ...]
     list: int
     listing: tuple[int, ...]
 
@@ -93,10 +106,10 @@ def begin(front_end: FrontEnd, directory: str) -> Tree:
     top = lookup(front_end, ROOT, directory)
     data, listed = lookup(front_end, top, "data"), lookup(front_end, top, "list")
     fh = opened(front_end, Opcode.OPEN, data, os.O_RDWR)
-    for slot in range(MAX_DEPTH):
-        # The virtiofsd in C renames only what has been looked up, as a guest would have.
-        lookup(front_end, top, f"here-{slot}")
-    return Tree(top, data, fh, listed, listing(front_end, listed))
+    # The virtiofsd in C renames only what has been looked up, as a guest would have.
+    nodeids = [lookup(front_end, top, f"here-{slot}") for slot in range(MAX_DEPTH)]
+    files = tuple(File(nodeid, opened(front_end, Opcode.OPEN, nodeid, os.O_RDWR)) for nodeid in nodeids)
+    return Tree(top, data, fh, files, listed, listing(front_end, listed))
 
 
 def lookup(front_end: FrontEnd, parent: int, name: str) -> int:
@@ -211,6 +224,14 @@ def write(tree: Tree, size: int) -> list[Request]:
     return [Request(Opcode.WRITE, tree.data, args, write_out.size, data=size)]
 
 
+def write_fsync(tree: Tree, slot: int) -> list[Request]:
+    file = tree.files[slot]
+    return [
+        Request(Opcode.WRITE, file.nodeid, write_in.pack(fh=file.fh, size=SMALL), write_out.size, data=SMALL),
+        Request(Opcode.FSYNC, file.nodeid, fsync_in.pack(fh=file.fh)),
+    ]
+
+
 def list_all(tree: Tree, _slot: int) -> list[Request]:
     count = len(tree.listing)
     handles = tuple(Copy(0, step, FH_IN_ARGS) for step in range(1, count + 2))
@@ -230,6 +251,7 @@ OPERATIONS = (
     Work("rename", rename, units=2),
     Work("read 4 KiB", lambda tree, _slot: read(tree, SMALL)),
     Work("write 4 KiB", lambda tree, _slot: write(tree, SMALL)),
+    Work("write 4 KiB + fsync", write_fsync),
     Work("read 1 MiB", lambda tree, _slot: read(tree, LARGE), ", MiB"),
     Work("write 1 MiB", lambda tree, _slot: write(tree, LARGE), ", MiB"),
     Work(f"readdirplus of {LISTED}", list_all, ", files", LISTED),
