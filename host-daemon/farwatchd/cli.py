@@ -17,6 +17,7 @@ from farwatchd.daemon import run
 from farwatchd.errors import UserError
 from farwatchd.fuse.init import Negotiation
 from farwatchd.options import LOG_LEVELS, make_parser
+from farwatchd.passthrough.owners import Owners, owners
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def parse(arguments: Sequence[str]) -> Config:
         parser.error("--shared-dir is needed")
     if options.socket_group is not None and options.socket_path is None:
         parser.error("--socket-group goes with --socket-path")
+    options.owners = _owners(parser, options)
     options.without_effect = _without_effect(options)
     options.xattr = (
         options.xattr
@@ -48,9 +50,20 @@ def parse(arguments: Sequence[str]) -> Config:
         or options.posix_acl is not Negotiation.NEVER
     )
     values = vars(options)
-    for name in ("print_capabilities", "o", "foreground"):
+    for name in ("print_capabilities", "o", "foreground", "translate_uid", "translate_gid"):
         del values[name]
     return Config(**values)
+
+
+def _owners(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Owners | None:
+    """What --translate-uid and --translate-gid say."""
+    try:
+        found = owners(options.translate_uid, options.translate_gid)
+    except ValueError as error:
+        parser.error(f"--translate-uid, --translate-gid: {error}")
+    if found is not None and options.posix_acl is not Negotiation.NEVER:
+        parser.error("--translate-uid and --translate-gid do not go with --posix-acl: who is named in an ACL stays")
+    return found
 
 
 def _without_effect(options: argparse.Namespace) -> tuple[str, ...]:

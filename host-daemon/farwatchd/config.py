@@ -12,6 +12,7 @@ from farwatchd.fsnotify.probe import BackendName
 from farwatchd.fuse.init import Negotiation
 from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.options import Cache
+from farwatchd.passthrough.owners import Owners
 from farwatchd.passthrough.xattrmap import XattrMap
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.seccomp import Seccomp
@@ -48,6 +49,7 @@ class Config:
     posix_acl: Negotiation
     security_label: bool
     xattrmap: XattrMap | None
+    owners: Owners | None
     allow_direct_io: bool
     allow_mmap: bool
     preserve_noatime: bool

@@ -96,6 +96,7 @@ def _serve(
             announce_submounts=config.announce_submounts,
             security_label=config.security_label,
             xattrmap=config.xattrmap,
+            owners=config.owners,
             max_inodes=config.max_inodes,
         ),
         objects,

@@ -18,6 +18,7 @@ from farwatchd.fuse.init import Negotiation
 from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.inodes import MAX_INODES
 from farwatchd.passthrough.options import Cache
+from farwatchd.passthrough.owners import Rule, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.privileges import parse_changes
@@ -60,7 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_where(parser.add_argument_group("where"))
-    _add_files(parser.add_argument_group("the file system"))
+    files = parser.add_argument_group("the file system")
+    _add_files(files)
+    _add_owners(files)
     _add_events(parser.add_argument_group("events"))
     _add_process(parser.add_argument_group("the process"))
     _add_compatible(parser.add_argument_group("for compatibility"))
@@ -149,6 +152,19 @@ def _add_files(files: argparse._ArgumentGroup) -> None:
     files.add_argument("--no-readdirplus", action="store_false", dest="readdirplus", help="list names only")
 
 
+def _add_owners(files: argparse._ArgumentGroup) -> None:
+    for option, whose in (("--translate-uid", "users"), ("--translate-gid", "groups")):
+        files.add_argument(
+            option,
+            type=_rule,
+            action="append",
+            default=[],
+            metavar="RULE",
+            help=f"other {whose} on the host than in the guest, by virtiofsd's rules (map:1000:5000:1 makes the guest's "
+            "1000 the host's 5000); as often as there are rules, not with --posix-acl",
+        )
+
+
 def _add_events(events: argparse._ArgumentGroup) -> None:
     events.add_argument(
         "--fsnotify",
@@ -234,6 +250,13 @@ def _add_compatible(compatible: argparse._ArgumentGroup) -> None:
             compatible.add_argument(option, action="store_true", help=f"no effect: {reason}")
         else:
             compatible.add_argument(option, metavar="X", help=f"no effect: {reason}")
+
+
+def _rule(text: str) -> Rule:
+    try:
+        return parse_rule(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _xattrmap(text: str) -> XattrMap:

@@ -94,6 +94,15 @@ def test_what_needs_extended_attributes_brings_them(option: str) -> None:
     assert not parse([*NEEDED, "--posix-acl=never"]).xattr
 
 
+def test_rules_for_owners_add_up() -> None:
+    rules = "--translate-uid=map:1000:5000:1", "--translate-uid=guest:0:7:1", "--translate-gid=squash-host:0:3:10"
+    found = parse([*NEEDED, *rules]).owners
+    assert found is not None
+    assert [found.users.to_host(number) for number in (0, 1, 1000)] == [7, 1, 5000]
+    assert [found.groups.to_guest(number) for number in (0, 9, 10)] == [3, 3, 10]
+    assert parse(NEEDED).owners is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "field", "value"),
     [
@@ -184,6 +193,10 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
         ((*NEEDED, "-o"), "there is no such option"),
         ((*NEEDED, "--rlimit-nofile=5"), "5 is not between"),
         ((*NEEDED, "--posix-acl=maybe"), "maybe"),
+        ((*NEEDED, "--translate-uid=map:1:2"), "'map:1:2' is not map:source base:target base:count"),
+        ((*NEEDED, "--translate-gid=map:1:2:3", "--translate-gid=host:4:0:1"), "are about the same id: 4"),
+        ((*NEEDED, "--translate-uid=map:1:2:3", "--posix-acl"), "do not go with --posix-acl"),
+        ((*NEEDED, "--thread-pool-size=65"), "65 is not between"),
         ((*NEEDED, "--xattrmap=:nap::user.x.:"), "'nap' is none of prefix, ok, bad, unsupported, map"),
     ],
 )

@@ -17,6 +17,8 @@ from farwatchd.passthrough.inodes import GENERATION, Inode
 from farwatchd.passthrough.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
 
 _NO_ID = 0xFFFFFFFF
+#: What chown(2) takes for an id that stays.
+_KEEP = -1
 
 
 class AttributeOperations(Operations):
@@ -32,7 +34,8 @@ class AttributeOperations(Operations):
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         """stat(2)."""
-        return os.fstat(self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh))
+        status = os.fstat(self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh))
+        return status if self._owners is None else self._owners.seen(status)
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """statx(2)."""
@@ -45,16 +48,17 @@ class AttributeOperations(Operations):
         self._refuse_if_readonly()
         inode = self._inodes.get(nodeid)
         path = self._proc.path(inode.fd)
+        uid, gid = self._new_owner(changes)
         if changes.mode is not None:
             Path(path).chmod(stat.S_IMODE(changes.mode))
-        if changes.uid is not None or changes.gid is not None:
-            os.chown(path, _id(changes.uid), _id(changes.gid))
+        if (uid, gid) != (_KEEP, _KEEP):
+            os.chown(path, uid, gid)
         if changes.size is not None:
             with without(Capability.FSETID) if changes.kill_suidgid else contextlib.nullcontext():
                 self._truncate(inode, changes.fh, signed(changes.size))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             utimens(path, _time(changes.atime_ns), _time(changes.mtime_ns))
-        return os.fstat(inode.fd)
+        return self._seen(os.fstat(inode.fd))
 
     def readlink(self, nodeid: int) -> bytes:
         """Where a symbolic link leads; EINVAL for anything else."""
@@ -83,6 +87,14 @@ class AttributeOperations(Operations):
     def _fd(self, nodeid: int, fh: int | None) -> int:
         return self._inodes.get(nodeid).fd if fh is None else self._handles.fd(nodeid, fh)
 
+    def _new_owner(self, changes: Changes) -> tuple[int, int]:
+        """The host's ids of the owner and group that a file gets; EPERM where the guest may own nothing by them."""
+        uid, gid = _id(changes.uid), _id(changes.gid)
+        if self._owners is None:
+            return uid, gid
+        users, groups = self._owners.users, self._owners.groups
+        return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(gid) if gid != _KEEP else gid
+
     def _truncate(self, inode: Inode, fh: int | None, size: int) -> None:
         if fh is not None:
             os.ftruncate(self._handles.fd(inode.nodeid, fh), size)
@@ -95,7 +107,7 @@ class AttributeOperations(Operations):
 def _id(number: int | None) -> int:
     if number == _NO_ID:
         raise failure(errno.EINVAL)
-    return -1 if number is None else number
+    return _KEEP if number is None else number
 
 
 def _time(nanoseconds: int | None) -> Time:

@@ -31,7 +31,8 @@ class Operations:
         self._options = options
         self.valid = options.cache.seconds
         self._proc = ProcFd()
-        self._credentials = Credentials()
+        self._owners = options.owners
+        self._credentials = Credentials(options.owners)
         self._inodes = InodeTable(root_fd, objects if objects is not None else ObjectTable(), options.max_inodes)
         self._handles = HandleTable()
         self._locks = LockTable()
@@ -51,6 +52,10 @@ class Operations:
         """What the guest's extended attribute ``name`` is called on the host."""
         return self._options.xattrmap.to_host(name) if self._options.xattrmap else name
 
+    def _seen(self, status: os.stat_result) -> os.stat_result:
+        """What the guest sees of it."""
+        return status if self._owners is None else self._owners.seen(status)
+
     def _entry(self, found: tuple[Inode, os.stat_result], parent: Inode | None = None) -> Entry:
         """The entry of what was found in ``parent``, or of what can be no mount point."""
         inode, status = found
@@ -60,7 +65,7 @@ class Operations:
             and self._options.announce_submounts
             and _apart(found, parent)
         )
-        return Entry(inode.nodeid, GENERATION, status, submount)
+        return Entry(inode.nodeid, GENERATION, self._seen(status), submount)
 
 
 def _apart(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:

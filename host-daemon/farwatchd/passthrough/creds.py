@@ -15,6 +15,7 @@ from farwatchd.capabilities import Capability, effective, raise_permitted
 from farwatchd.fuse.filesystem import Caller
 from farwatchd.passthrough.creds_sys import KNOWN, set_effective_gid, set_effective_uid, set_groups
 from farwatchd.passthrough.errors import failure
+from farwatchd.passthrough.owners import Owners
 
 _NO_ID = 0xFFFFFFFF
 
@@ -37,7 +38,9 @@ class _Umask:
 class Credentials:
     """The daemon's own ids, as they are when this is made, and how to change them for a moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Owners | None = None) -> None:
+        """``owners``: who the guest's callers are on the host; the same without."""
+        self._owners = owners
         self._uid, self._gid, self._groups = os.geteuid(), os.getegid(), os.getgroups()
         needed = Capability.SETUID | Capability.SETGID
         self._able = KNOWN and self._uid == 0 and effective() & needed == needed
@@ -45,8 +48,11 @@ class Credentials:
     def of(self, caller: Caller, umask: int) -> contextlib.AbstractContextManager[None]:
         """Act as ``caller`` with its ``umask``, which counts only where there is no default ACL.
 
-        Permission has been checked in the guest, which knows all of the caller's groups; hence DAC_OVERRIDE stays.
+        ``OSError``: EPERM for one that may own nothing. Permission has been checked in the guest, which knows all of
+        the caller's groups; hence DAC_OVERRIDE stays.
         """
+        if self._owners is not None:
+            caller = self._owners.caller(caller)
         if self._able and (caller.uid != self._uid or caller.gid != self._gid):
             return self._as(caller, umask)
         return _Umask(umask)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 
 from farwatchd.passthrough.inodes import MAX_INODES
+from farwatchd.passthrough.owners import Owners
 from farwatchd.passthrough.xattrmap import XattrMap
 
 
@@ -62,6 +63,7 @@ class Options:
     ``allow_direct_io``, ``preserve_noatime``: off strips O_DIRECT and O_NOATIME. ``announce_submounts``: mark
     directories that are mount points or on another file system than the one they are in. ``security_label``: the guest
     may give new inodes a label; off refuses the request. ``xattrmap``: other names on the host for attributes.
+    ``owners``: other owners on the host.
     """
 
     cache: Cache = Cache.AUTO
@@ -73,4 +75,5 @@ class Options:
     announce_submounts: bool = True
     security_label: bool = False
     xattrmap: XattrMap | None = None
+    owners: Owners | None = None
     max_inodes: int = MAX_INODES
