@@ -160,8 +160,8 @@ def _add_owners(files: argparse._ArgumentGroup) -> None:
             action="append",
             default=[],
             metavar="RULE",
-            help=f"other {whose} on the host than in the guest, by virtiofsd's rules (map:1000:5000:1 makes the guest's "
-            "1000 the host's 5000); as often as there are rules, not with --posix-acl",
+            help=f"other {whose} on the host than in the guest, by virtiofsd's rules (map:1000:5000:1 makes the "
+            "guest's 1000 the host's 5000); as often as there are rules, not with --posix-acl",
         )
 
 
