@@ -128,6 +128,10 @@ def _serve(
         signal.signal(number, lambda _number, _frame: loop.stop())
     loop.wake_on_signals()
     _confine(config, backend, objects, seccomp)
+    try:
+        workers.start()
+    except RuntimeError as error:
+        raise UserError(f"--thread-pool-size={config.thread_pool_size}: {error}; 0 does without") from error
     where = config.socket_path if config.socket_path is not None else f"descriptor {config.fd}"
     _log.info("listening on %s", where)
     loop.run()

@@ -51,6 +51,20 @@ def sets(pid: int) -> dict[str, Capability]:
     return {name: Capability(int(found[name], 16)) for name in SETS}
 
 
+def test_threads_may_do_what_the_daemon_may_and_no_more(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--thread-pool-size=3") as daemon:
+        threads = [int(task.name) for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
+        assert len(threads) == 4
+        kept = (*SETS, "NoNewPrivs", "Seccomp", "Seccomp_filters", "Uid", "Gid", "Groups")
+        found = {tuple(status(thread)[name] for name in kept) for thread in threads}
+        assert len(found) == 1
+
+
+def test_daemon_has_no_threads_unless_it_is_to(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--thread-pool-size=0") as daemon:
+        assert len(list(Path(f"/proc/{daemon.pid}/task").iterdir())) == 1
+
+
 @pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
 def test_only_the_capabilities_of_a_file_server_are_left(sandbox: str, tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, f"--sandbox={sandbox}", *NO_FILE_HANDLES) as daemon:

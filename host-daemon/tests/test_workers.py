@@ -237,6 +237,32 @@ def test_without_threads_each_is_done_at_once() -> None:
     guest.close()
 
 
+def test_all_threads_can_be_made_at_once() -> None:
+    before = threading.active_count()
+    workers = Workers(3, Tickets(), lambda _callback: None)
+    workers.start()
+    assert threading.active_count() == before + 3
+    workers.close()
+    assert threading.active_count() == before
+
+
+def test_threads_that_cannot_be_made_are_told_of_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    start = threading.Thread.start
+
+    def fail_later(thread: threading.Thread) -> None:
+        if threading.active_count() > before:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    workers = Workers(3, Tickets(), lambda _callback: None)
+    monkeypatch.setattr(threading.Thread, "start", fail_later)
+    with pytest.raises(RuntimeError, match="can't start"):
+        workers.start()
+    workers.close()
+    assert threading.active_count() == before
+
+
 # On the host's files
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ class Workers:
         tickets: Tickets | None = None,
         call_from_thread: Callable[[Callable[[], None]], None] = _call,
     ) -> None:
-        """No thread is made before there is a job: what the process may do is settled by then."""
+        """No thread is made before ``start``, or the first job: it may do what its maker may do then."""
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
         self._tickets = tickets if tickets is not None else Tickets()
         self._call_from_thread = call_from_thread
@@ -55,6 +57,19 @@ class Workers:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def start(self) -> None:
+        """Make all threads now; ``RuntimeError`` when the system does not let them be made."""
+        if self._pool is None:
+            return
+        # None of them is free for another's job before all are there.
+        barrier = threading.Barrier(self._threads)
+        try:
+            started = [self._pool.submit(barrier.wait) for _ in range(self._threads)]
+        except RuntimeError:
+            barrier.abort()
+            raise
+        wait(started)
 
     def do(self, request: Request, job: Job, encode: Encode) -> Reply:
         """The reply that ``encode`` makes of what ``job`` gives, or Late. A job's ``OSError`` is its errno's reply."""
