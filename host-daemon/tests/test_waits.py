@@ -6,8 +6,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,50 +16,33 @@ from farwatchd.fuse.waits import INTERVAL, MAX_WAITING, Waits
 from farwatchd.loop import Loop
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from farwatchd.vhost_user.device import Device, DeviceConfig
-from farwatchd.vhost_user.server import Server
 from farwatchd.wire import fuse
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import InitFlag, Opcode
 from farwatchd.wire.vhost_user import Request
-from tests.driver import Piece
-from tests.frontend import FrontEnd
+from tests.late_guest import LateGuest
 
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 END = (1 << 63) - 1
 ROOT = 1
 
 
-class Guest:
-    """A driver whose client takes its locks from the daemon. Requests that wait are held by their unique number."""
+class Guest(LateGuest):
+    """A guest whose client takes its locks from the daemon. ``errors``: what ended the waits, by unique number."""
 
     def __init__(self, share: Path) -> None:
-        self.loop = Loop()
+        loop, tickets = Loop(), Tickets()
         self.fs = PassthroughFs(share, Options())
-        tickets = Tickets()
-        self.waits = Waits(self.loop.call_later, tickets)
-        self.session = Session(self.fs, None, SessionOptions(posix_lock=True, flock=True), self.waits)
-        ours, theirs = socket.socketpair()
-        device = Device(self.loop, self.session, DeviceConfig("share"), None, tickets)
-        self.server = Server(self.loop, theirs, device, lambda: None)
-        self.front_end = FrontEnd(ours, False, loop=self.loop)
-        self.front_end.negotiate()
-        self.unique = 1 << 32
-        self.places: dict[int, tuple[int, Piece]] = {}
-        self.answers: dict[int, int] = {}
-        self.init()
+        self.waits = Waits(loop.call_later, tickets)
+        session = Session(self.fs, None, SessionOptions(posix_lock=True, flock=True), self.waits)
+        flags = int(InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.INIT_EXT)
+        super().__init__(loop, session, tickets, flags)
         entry = fuse.entry_out.unpack_from(self.ask(Opcode.LOOKUP, ROOT, b"file\0", fuse.entry_out.size))
         self.node = int(entry.nodeid)
 
-    def init(self) -> None:
-        flags = int(InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.INIT_EXT)
-        payload = fuse.init_in.pack(major=7, minor=41, flags=flags)
-        self.ask(Opcode.INIT, 0, payload, fuse.init_out.size)
-
-    def ask(self, opcode: int, nodeid: int, payload: bytes, room: int = 0) -> bytes:
-        error, reply = self.front_end.request(opcode, nodeid, payload, room)
-        assert error == 0, os.strerror(error)
-        return reply
+    @property
+    def errors(self) -> dict[int, int]:
+        return {unique: error for unique, (error, _) in self.answers.items()}
 
     def open(self) -> int:
         payload = fuse.open_in.pack(flags=os.O_RDWR)
@@ -73,42 +55,7 @@ class Guest:
 
     def wait_for_lock(self, fh: int, owner: int, kind: int = WRITE, flags: int = 0, unique: int = 0) -> int:
         """Send SETLKW; returns its unique number."""
-        return self.send(Opcode.SETLKW, self._payload(fh, owner, kind, 0, END, flags), unique=unique)
-
-    def send(self, opcode: int, payload: bytes, room: int = 0, unique: int = 0) -> int:
-        """Send a request whose answer may come later than others'; returns its unique number."""
-        if not unique:
-            self.unique += 2
-            unique = self.unique
-        size = fuse.in_header.size + len(payload)
-        head = fuse.in_header.pack(len=size, opcode=opcode, unique=unique, nodeid=self.node)
-        ram, channel = self.front_end.ram, self.front_end.requests()
-        request = Piece(ram.allocate(size), size)
-        ram.write(request.addr, head + payload)
-        answer = Piece(ram.allocate(fuse.out_header.size + room), fuse.out_header.size + room)
-        place = channel.queue.add([request], [answer], self.front_end.indirect)
-        self.places[place] = (unique, answer)
-        self.front_end.publish(channel)
-        self.settle()
-        return unique
-
-    def settle(self) -> None:
-        """Let the daemon do what it can, and take the answers that have come: errnos by unique number."""
-        self.front_end.settle()
-        while (used := self.front_end.requests().queue.take_used()) is not None:
-            unique, place = self.places.pop(used[0])
-            header = fuse.out_header.unpack_from(self.front_end.ram.read(place.addr, fuse.out_header.size))
-            assert (header.len, header.unique) == (used[1], unique)
-            self.answers[unique] = -header.error
-
-    def settle_until(self, done: Callable[[], bool]) -> None:
-        """Turn the loop until ``done``, for which timers may have to run."""
-        for _ in range(100):
-            self.settle()
-            if done():
-                return
-            self.loop.run_once(2 * INTERVAL)
-        raise AssertionError("what was waited for did not happen")
+        return self.send(Opcode.SETLKW, self.node, self._payload(fh, owner, kind, 0, END, flags), unique=unique)
 
     def interrupt(self, unique: int) -> None:
         self.front_end.send_no_reply(Opcode.INTERRUPT, 0, fuse.interrupt_in.pack(unique=unique))
@@ -121,8 +68,7 @@ class Guest:
         return fuse.lk_in.pack_values(fh, owner, start, end, kind, 1, flags, 0)
 
     def close(self) -> None:
-        self.server.close()
-        self.front_end.close()
+        self.leave()
         self.loop.close()
         self.fs.close()
 
@@ -137,7 +83,7 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
 def test_lock_that_is_free_is_had_at_once(guest: Guest) -> None:
     waiting = guest.wait_for_lock(guest.open(), 1)
-    assert guest.answers == {waiting: 0}
+    assert guest.errors == {waiting: 0}
 
 
 @pytest.mark.parametrize("flags", [0, fuse.LK_FLOCK])
@@ -148,10 +94,10 @@ def test_waiting_ends_with_the_lock_and_nobody_else_waits(guest: Guest, flags: i
     assert guest.lock(second, 2, WRITE, flags=flags) == errno.EAGAIN
     guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
     guest.settle()
-    assert guest.answers == {}
+    assert guest.errors == {}
     assert guest.lock(first, 1, NONE, flags=flags) == 0
     guest.settle()
-    assert guest.answers == {waiting: 0}
+    assert guest.errors == {waiting: 0}
     assert guest.lock(first, 1, WRITE, flags=flags) == errno.EAGAIN
 
 
@@ -161,7 +107,7 @@ def test_flush_of_the_holder_ends_the_wait(guest: Guest) -> None:
     waiting = guest.wait_for_lock(guest.open(), 2)
     guest.ask(Opcode.FLUSH, guest.node, fuse.flush_in.pack(fh=first, lock_owner=1))
     guest.settle()
-    assert guest.answers == {waiting: 0}
+    assert guest.errors == {waiting: 0}
 
 
 def test_release_of_the_holder_s_file_ends_the_wait_for_flock(guest: Guest) -> None:
@@ -170,7 +116,7 @@ def test_release_of_the_holder_s_file_ends_the_wait_for_flock(guest: Guest) -> N
     waiting = guest.wait_for_lock(guest.open(), 2, flags=fuse.LK_FLOCK)
     guest.ask(Opcode.RELEASE, guest.node, fuse.release_in.pack(fh=first))
     guest.settle()
-    assert guest.answers == {waiting: 0}
+    assert guest.errors == {waiting: 0}
 
 
 def test_locks_are_given_in_the_order_in_which_they_were_asked_for(guest: Guest) -> None:
@@ -179,10 +125,10 @@ def test_locks_are_given_in_the_order_in_which_they_were_asked_for(guest: Guest)
     waiting = [guest.wait_for_lock(fh, owner) for owner in (2, 3)]
     guest.unlock(fh, 1)
     guest.settle()
-    assert guest.answers == {waiting[0]: 0}
+    assert guest.errors == {waiting[0]: 0}
     guest.unlock(fh, 2)
     guest.settle()
-    assert guest.answers == dict.fromkeys(waiting, 0)
+    assert guest.errors == dict.fromkeys(waiting, 0)
 
 
 def test_lock_of_the_host_is_tried_again_until_it_is_given_back(guest: Guest, tmp_path: Path) -> None:
@@ -192,8 +138,8 @@ def test_lock_of_the_host_is_tried_again_until_it_is_given_back(guest: Guest, tm
         waiting = guest.wait_for_lock(guest.open(), 1, flags=fuse.LK_FLOCK)
         guest.loop.run_once(2 * INTERVAL)
         guest.settle()
-        assert guest.answers == {}
-    guest.settle_until(lambda: guest.answers == {waiting: 0})
+        assert guest.errors == {}
+    guest.settle_until(lambda: guest.errors == {waiting: 0}, 2 * INTERVAL)
 
 
 def test_interrupt_ends_the_wait(guest: Guest) -> None:
@@ -201,10 +147,10 @@ def test_interrupt_ends_the_wait(guest: Guest) -> None:
     guest.lock(fh, 1, WRITE)
     kept, ended = guest.wait_for_lock(fh, 2), guest.wait_for_lock(fh, 3)
     guest.interrupt(ended)
-    assert guest.answers == {ended: errno.EINTR}
+    assert guest.errors == {ended: errno.EINTR}
     guest.unlock(fh, 1)
     guest.settle()
-    assert guest.answers == {ended: errno.EINTR, kept: 0}
+    assert guest.errors == {ended: errno.EINTR, kept: 0}
     # The interrupted one has no lock.
     assert len(guest.fs._locks) == 1
 
@@ -214,7 +160,7 @@ def test_interrupt_that_overtakes_its_request_ends_it(guest: Guest) -> None:
     guest.lock(fh, 1, WRITE)
     guest.interrupt(4711)
     guest.wait_for_lock(fh, 2, unique=4711)
-    assert guest.answers == {4711: errno.EINTR}
+    assert guest.errors == {4711: errno.EINTR}
 
 
 def test_interrupts_of_nothing_are_ignored_and_not_hoarded(guest: Guest) -> None:
@@ -223,7 +169,7 @@ def test_interrupts_of_nothing_are_ignored_and_not_hoarded(guest: Guest) -> None
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     guest.wait_for_lock(fh, 2, unique=2)
-    assert guest.answers == {}
+    assert guest.errors == {}
 
 
 def test_too_many_waiting_are_refused(guest: Guest) -> None:
@@ -231,13 +177,13 @@ def test_too_many_waiting_are_refused(guest: Guest) -> None:
     guest.lock(fh, 1, WRITE)
     for owner in range(2, MAX_WAITING + 2):
         guest.wait_for_lock(fh, owner)
-    assert guest.answers == {}
+    assert guest.errors == {}
     refused = guest.wait_for_lock(fh, 1000)
-    assert guest.answers == {refused: errno.ENOLCK}
+    assert guest.errors == {refused: errno.ENOLCK}
     # There is room for what ends the waits.
     guest.unlock(fh, 1)
     guest.settle()
-    assert len(guest.answers) == 2
+    assert len(guest.errors) == 2
 
 
 def test_ring_that_stops_answers_what_waits(guest: Guest) -> None:
@@ -246,7 +192,7 @@ def test_ring_that_stops_answers_what_waits(guest: Guest) -> None:
     waiting = guest.wait_for_lock(fh, 2)
     guest.front_end.stop_ring(1)
     guest.settle()
-    assert guest.answers == {waiting: errno.EINTR}
+    assert guest.errors == {waiting: errno.EINTR}
 
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
@@ -254,8 +200,8 @@ def test_guest_that_begins_anew_or_leaves_has_no_locks_and_waits_for_none(guest:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     waiting = guest.wait_for_lock(fh, 2)
-    sent = guest.send(opcode, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
-    assert guest.answers == {waiting: errno.EINTR, sent: 0}
+    sent = guest.send(opcode, guest.node, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
+    assert guest.errors == {waiting: errno.EINTR, sent: 0}
     assert len(guest.waits) == len(guest.fs._locks) == 0
 
 
@@ -265,7 +211,7 @@ def test_file_that_is_closed_meanwhile_ends_the_wait(guest: Guest) -> None:
     waiting = guest.wait_for_lock(second, 2)
     guest.ask(Opcode.RELEASE, guest.node, fuse.release_in.pack(fh=second))
     guest.settle()
-    assert guest.answers == {waiting: errno.EBADF}
+    assert guest.errors == {waiting: errno.EBADF}
 
 
 def test_memory_that_changes_leaves_waiting_requests_their_places(guest: Guest) -> None:
@@ -281,7 +227,7 @@ def test_memory_that_changes_leaves_waiting_requests_their_places(guest: Guest) 
         guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
     guest.unlock(fh, 1)
     guest.settle()
-    assert guest.answers == {waiting: 0}
+    assert guest.errors == {waiting: 0}
     guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
 
 

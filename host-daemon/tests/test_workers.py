@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +17,10 @@ from farwatchd.fuse.workers import Workers
 from farwatchd.loop import Loop
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from farwatchd.vhost_user.device import Device, DeviceConfig
-from farwatchd.vhost_user.server import Server
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
-from tests.driver import Piece
 from tests.fake_fs import FakeFs
-from tests.frontend import FrontEnd
+from tests.late_guest import LateGuest
 
 THREADS = 2
 PATIENCE = 10.0
@@ -32,66 +28,19 @@ NODE, FH = 42, 9
 FSYNC = fuse.fsync_in.pack(fh=FH)
 
 
-class Guest:
-    """A driver whose requests may be answered in any order: errno and reply by unique number."""
+class Guest(LateGuest):
+    """A guest whose requests are done by threads where they take long."""
 
     def __init__(self, fs: FakeFs | PassthroughFs, threads: int = THREADS) -> None:
-        self.loop = Loop()
-        tickets = Tickets()
-        self.workers = Workers(threads, tickets, self.loop.call_from_thread)
-        self.session = Session(fs, None, SessionOptions(), workers=self.workers)
-        ours, theirs = socket.socketpair()
-        device = Device(self.loop, self.session, DeviceConfig("share"), None, tickets)
-        self.server = Server(self.loop, theirs, device, lambda: None)
-        self.front_end = FrontEnd(ours, False, loop=self.loop)
-        self.front_end.negotiate()
-        self.unique = 1 << 32
-        self.places: dict[int, tuple[int, Piece]] = {}
-        self.answers: dict[int, tuple[int, bytes]] = {}
-        self.ask(Opcode.INIT, 0, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
+        loop, tickets = Loop(), Tickets()
+        self.workers = Workers(threads, tickets, loop.call_from_thread)
+        super().__init__(loop, Session(fs, None, SessionOptions(), workers=self.workers), tickets)
 
-    def ask(self, opcode: int, nodeid: int, payload: bytes, room: int = 0) -> bytes:
-        error, reply = self.front_end.request(opcode, nodeid, payload, room)
-        assert error == 0, os.strerror(error)
-        return reply
-
-    def send(self, opcode: int, payload: bytes, room: int = 0, nodeid: int = NODE) -> int:
-        """Send a request; returns its unique number."""
-        self.unique += 2
-        size = fuse.in_header.size + len(payload)
-        head = fuse.in_header.pack(len=size, opcode=opcode, unique=self.unique, nodeid=nodeid)
-        ram, channel = self.front_end.ram, self.front_end.requests()
-        request = Piece(ram.allocate(size), size)
-        ram.write(request.addr, head + payload)
-        answer = Piece(ram.allocate(fuse.out_header.size + room), fuse.out_header.size + room)
-        place = channel.queue.add([request], [answer], self.front_end.indirect)
-        self.places[place] = (self.unique, answer)
-        self.front_end.publish(channel)
-        self.settle()
-        return self.unique
-
-    def settle(self) -> None:
-        """Let the daemon do what it can without waiting, and take the answers that have come."""
-        self.front_end.settle()
-        while (used := self.front_end.requests().queue.take_used()) is not None:
-            unique, place = self.places.pop(used[0])
-            reply = self.front_end.ram.read(place.addr, used[1])
-            header = fuse.out_header.unpack_from(reply)
-            assert (header.len, header.unique) == (used[1], unique)
-            self.answers[unique] = (-header.error, reply[fuse.out_header.size :])
-
-    def settle_until(self, done: Callable[[], bool]) -> None:
-        """Turn the loop until ``done``."""
-        for _ in range(100):
-            self.settle()
-            if done():
-                return
-            assert self.loop.run_once(PATIENCE), "what was waited for did not happen"
-        raise AssertionError("what was waited for did not happen")
+    def settle_until(self, done: Callable[[], bool], patience: float = PATIENCE) -> None:
+        super().settle_until(done, patience)
 
     def close(self) -> None:
-        self.server.close()
-        self.front_end.close()
+        self.leave()
         self.workers.close()
         self.loop.close()
 
@@ -146,7 +95,7 @@ def test_others_are_served_while_one_waits(
     guest: Guest, fs: FakeFs, opcode: Opcode, payload: bytes, room: int, reply: bytes
 ) -> None:
     fs.content = b"content"
-    waiting = guest.send(opcode, payload, room)
+    waiting = guest.send(opcode, NODE, payload, room)
     guest.ask(Opcode.GETATTR, NODE, fuse.getattr_in.pack(), fuse.attr_out.size)
     assert guest.answers == {}
     let_go(fs)
@@ -157,7 +106,7 @@ def test_others_are_served_while_one_waits(
 
 
 def test_more_than_there_are_threads_wait_for_their_turn(guest: Guest, fs: FakeFs) -> None:
-    waiting = [guest.send(Opcode.FSYNC, FSYNC) for _ in range(3 * THREADS)]
+    waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(3 * THREADS)]
     assert guest.answers == {}
     let_go(fs)
     guest.settle_until(lambda: len(guest.answers) == len(waiting))
@@ -167,7 +116,7 @@ def test_more_than_there_are_threads_wait_for_their_turn(guest: Guest, fs: FakeF
 
 def test_error_of_a_job_is_the_guest_s(guest: Guest, fs: FakeFs) -> None:
     fs.job_error = OSError(errno.EDQUOT, "no more room")
-    waiting = guest.send(Opcode.FALLOCATE, fuse.fallocate_in.pack(fh=FH, length=1))
+    waiting = guest.send(Opcode.FALLOCATE, NODE, fuse.fallocate_in.pack(fh=FH, length=1))
     let_go(fs)
     guest.settle_until(lambda: waiting in guest.answers)
     assert guest.answers == {waiting: (errno.EDQUOT, b"")}
@@ -178,7 +127,7 @@ def test_bug_in_a_job_is_logged_and_the_guest_gets_an_error(
 ) -> None:
     fs.job_error = ZeroDivisionError("oh")
     with caplog.at_level(logging.ERROR):
-        waiting = guest.send(Opcode.FSYNC, FSYNC)
+        waiting = guest.send(Opcode.FSYNC, NODE, FSYNC)
         let_go(fs)
         guest.settle_until(lambda: waiting in guest.answers)
     assert guest.answers == {waiting: (errno.EIO, b"")}
@@ -187,12 +136,12 @@ def test_bug_in_a_job_is_logged_and_the_guest_gets_an_error(
 
 def test_what_is_refused_needs_no_thread(guest: Guest, fs: FakeFs) -> None:
     fs.error = OSError(errno.EBADF, "not open")
-    refused = guest.send(Opcode.FSYNC, FSYNC)
+    refused = guest.send(Opcode.FSYNC, NODE, FSYNC)
     assert guest.answers == {refused: (errno.EBADF, b"")}
 
 
 def test_ring_that_stops_waits_for_what_was_begun(guest: Guest, fs: FakeFs) -> None:
-    waiting = [guest.send(Opcode.FSYNC, FSYNC) for _ in range(2 * THREADS)]
+    waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
     guest.front_end.stop_ring(1)
@@ -205,10 +154,10 @@ def test_ring_that_stops_waits_for_what_was_begun(guest: Guest, fs: FakeFs) -> N
 def test_guest_that_begins_anew_or_leaves_has_its_files_closed_after_all_jobs(
     guest: Guest, fs: FakeFs, opcode: Opcode
 ) -> None:
-    waiting = guest.send(Opcode.FSYNC, FSYNC)
+    waiting = guest.send(Opcode.FSYNC, NODE, FSYNC)
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
-    sent = guest.send(opcode, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size, nodeid=0)
+    sent = guest.send(opcode, 0, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
     timer.join(PATIENCE)
     guest.settle()
     assert guest.answers[waiting] == (0, b"")
@@ -218,7 +167,7 @@ def test_guest_that_begins_anew_or_leaves_has_its_files_closed_after_all_jobs(
 
 
 def test_jobs_of_a_front_end_that_is_gone_are_waited_for(guest: Guest, fs: FakeFs) -> None:
-    guest.send(Opcode.FSYNC, FSYNC)
+    guest.send(Opcode.FSYNC, NODE, FSYNC)
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
     guest.front_end.sock.close()
@@ -231,7 +180,7 @@ def test_jobs_of_a_front_end_that_is_gone_are_waited_for(guest: Guest, fs: FakeF
 def test_without_threads_each_is_done_at_once() -> None:
     before = threading.active_count()
     guest = Guest(FakeFs(), threads=0)
-    done = guest.send(Opcode.FSYNC, FSYNC)
+    done = guest.send(Opcode.FSYNC, NODE, FSYNC)
     assert guest.answers == {done: (0, b"")}
     assert threading.active_count() == before
     guest.close()
@@ -284,8 +233,8 @@ def opened(guest: Guest, flags: int) -> tuple[int, int]:
 
 def test_file_that_is_released_meanwhile_is_synced_all_the_same(share: Guest) -> None:
     nodeid, fh = opened(share, os.O_RDWR)
-    waiting = share.send(Opcode.FSYNC, fuse.fsync_in.pack(fh=fh), nodeid=nodeid)
-    released = share.send(Opcode.RELEASE, fuse.release_in.pack(fh=fh), nodeid=nodeid)
+    waiting = share.send(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
+    released = share.send(Opcode.RELEASE, nodeid, fuse.release_in.pack(fh=fh))
     share.settle_until(lambda: len(share.answers) == 2)
     assert share.answers == {waiting: (0, b""), released: (0, b"")}
 
@@ -294,7 +243,7 @@ def test_file_that_is_released_meanwhile_is_synced_all_the_same(share: Guest) ->
 def test_writes_that_wait_for_the_disk_are_jobs(share: Guest, tmp_path: Path, flag: int) -> None:
     nodeid, fh = opened(share, os.O_RDWR | flag)
     payload = fuse.write_in.pack(fh=fh, size=3, offset=7) + b"end"
-    written = share.send(Opcode.WRITE, payload, fuse.write_out.size, nodeid)
+    written = share.send(Opcode.WRITE, nodeid, payload, fuse.write_out.size)
     share.settle_until(lambda: written in share.answers)
     assert share.answers == {written: (0, fuse.write_out.pack(size=3))}
     assert (tmp_path / "file").read_bytes() == b"contentend"
@@ -308,7 +257,7 @@ def test_what_is_not_in_memory_is_read_by_a_job(share: Guest, tmp_path: Path) ->
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     nodeid, fh = opened(share, os.O_RDONLY)
-    read = share.send(Opcode.READ, fuse.read_in.pack(fh=fh, size=len(data)), len(data), nodeid)
+    read = share.send(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=len(data)), len(data))
     share.settle_until(lambda: read in share.answers)
     assert share.answers == {read: (0, data)}
 
