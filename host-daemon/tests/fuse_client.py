@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farwatchd.vhost_user.interfaces import RequestHandler
+from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_HAS_FSNOTIFY, Event, fsnotify_in, fsnotify_out
 from farwatchd.wire.fuse import InitFlag, Opcode, SetattrValid
@@ -63,7 +64,7 @@ class Client:
     def send(self, request: bytes, room: int) -> bytes:
         """Hand over raw bytes with a reply buffer of ``room`` bytes; returns what was written, all that was."""
         writable = segments(bytearray(b"\xa5" * room), self.cuts[1])
-        written = self.handler.handle(segments(request, self.cuts[0]), writable, sum(map(len, writable)))
+        written = self.handler.handle(Chain.of(segments(request, self.cuts[0]), writable))
         buffer = b"".join(writable)
         assert 0 <= written <= room
         return buffer[:written]

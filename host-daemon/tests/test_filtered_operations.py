@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from farwatchd.vhost_user.interfaces import RequestHandler
+from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import Opcode, SetattrValid
@@ -29,11 +30,11 @@ class ThroughSocket(RequestHandler):
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
+    def handle(self, chain: Chain) -> int:
         """Send one request and put the reply where it belongs."""
-        request = b"".join(readable)
+        request = b"".join(chain.readable)
         header = fuse.in_header.unpack_from(request)
-        room = sum(map(len, writable)) - fuse.out_header.size
+        room = chain.writable_size - fuse.out_header.size
         if room < 0:
             self._guest.front_end.send_no_reply(header.opcode, header.nodeid, request[fuse.in_header.size :])
             return 0
@@ -42,7 +43,7 @@ class ThroughSocket(RequestHandler):
         )
         reply = fuse.out_header.pack_values(fuse.out_header.size + len(payload), -error, header.unique) + payload
         position = 0
-        for view in writable:
+        for view in chain.writable:
             part = reply[position : position + len(view)]
             view[: len(part)] = part
             position += len(part)

@@ -23,6 +23,7 @@ from farwatchd.fuse.waits import Waits
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.vhost_user.interfaces import PARKED
+from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_PARKED, fsnotify_wait_in
 from farwatchd.wire.fuse import Opcode
@@ -220,7 +221,7 @@ class Fuzzer:
         room = random.choice((16, 32, 144, 160, 4112, 70_000, 15, 0)) if random.random() < 0.3 else 4112
         cuts = [random.randrange(80) for _ in range(random.randrange(3))], [random.randrange(40)] * random.randrange(2)
         writable = segments(bytearray([FILLER]) * room, cuts[1])
-        written = self.session.handle(segments(request, cuts[0]), writable, room)
+        written = self.session.handle(Chain.of(segments(request, cuts[0]), writable))
         header = fuse.in_header.unpack_from(request.ljust(fuse.in_header.size, b"\0"))
         if written < 0:
             assert header.opcode in (Opcode.SETLKW, Opcode.FSNOTIFY_WAIT), written

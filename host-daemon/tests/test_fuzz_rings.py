@@ -10,14 +10,14 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from random import Random
 
 import pytest
 from farwatchd.loop import Loop
 from farwatchd.vhost_user.device import Device, DeviceConfig
 from farwatchd.vhost_user.server import Server
-from farwatchd.virtqueue import GuestMemory, Region, RingAddress, RingMemory, SplitRing, VirtqueueError
+from farwatchd.virtqueue import Chain, GuestMemory, Region, RingAddress, RingMemory, SplitRing, VirtqueueError
 from farwatchd.virtqueue.chains import MAX_INDIRECT
 from tests.driver import INDIRECT, NEXT, WRITE, DriverQueue, GuestRam, Piece
 from tests.frontend import FrontEnd
@@ -39,13 +39,13 @@ class EchoHandler:
 
     parks = False
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
-        assert sum(map(len, writable)) == writable_size
-        for view in readable:
+    def handle(self, chain: Chain) -> int:
+        assert chain == Chain.of(chain.readable, chain.writable)
+        for view in chain.readable:
             bytes(view[:16])
-        data = b"".join(readable)[:4096]
+        data = b"".join(chain.readable)[:4096]
         done = 0
-        for view in writable:
+        for view in chain.writable:
             part = data[done : done + len(view)]
             view[: len(part)] = part
             done += len(part)
@@ -94,8 +94,8 @@ def drain(ring: SplitRing, memory: GuestMemory) -> int:
     taken = 0
     while (popped := ring.pop()) is not None:
         head, chain = popped
-        total = sum(map(len, chain.writable))
-        assert total == chain.writable_size
+        total = chain.writable_size
+        assert (sum(map(len, chain.readable)), sum(map(len, chain.writable))) == (chain.readable_size, total)
         assert all(view.obj is bounds[0].obj for view in [*chain.readable, *chain.writable])
         assert len(chain.readable) + len(chain.writable) <= 2 * (SIZE + MAX_INDIRECT)
         ring.push(head, min(total, 16))

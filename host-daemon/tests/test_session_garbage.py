@@ -16,6 +16,7 @@ from farwatchd.fuse.filesystem import DirEntry
 from farwatchd.fuse.session import Session, SessionOptions
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.codec import Codec
 from farwatchd.wire.fsnotify import fsnotify_in
@@ -129,7 +130,7 @@ def rooms(draw: st.DrawFn) -> int:
 def exchange(session: Session, request: bytes, room: int, cuts: tuple[list[int], list[int]]) -> None:
     """Send a request and check what must hold of any reply."""
     writable = segments(bytearray([FILLER]) * room, cuts[1])
-    written = session.handle(segments(request, cuts[0]), writable, sum(map(len, writable)))
+    written = session.handle(Chain.of(segments(request, cuts[0]), writable))
     buffer = b"".join(writable)
     assert written == 0 or HEADER_SIZE <= written <= room
     assert buffer[written:] == bytes([FILLER]) * (room - written)

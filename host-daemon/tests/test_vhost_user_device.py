@@ -9,12 +9,13 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 from farwatchd.loop import Loop
 from farwatchd.vhost_user.device import CHAINS_PER_TURN, Device, DeviceConfig
 from farwatchd.vhost_user.server import Server
+from farwatchd.virtqueue import Chain
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import Request
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
@@ -35,21 +36,21 @@ class EchoHandler:
         self.resets = 0
         self.served = 0
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
+    def handle(self, chain: Chain) -> int:
         self.served += 1
-        data = b"".join(readable)
+        data = b"".join(chain.readable)
         _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(data)
         if opcode == FAIL:
             raise RuntimeError("a bug in the handler")
         if opcode == LIE:
-            return sum(map(len, writable)) + 1
-        if not writable:
+            return chain.writable_size + 1
+        if not chain.writable:
             self.forgotten.append(nodeid)
             return 0
         payload = data[IN_HEADER.size :][::-1]
         reply = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique) + payload
         position = 0
-        for segment in writable:
+        for segment in chain.writable:
             part = reply[position : position + len(segment)]
             segment[: len(part)] = part
             position += len(part)

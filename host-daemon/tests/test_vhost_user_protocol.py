@@ -32,7 +32,7 @@ class NullHandler:
     def __init__(self) -> None:
         self.resets = 0
 
-    def handle(self, readable: object, writable: object, writable_size: int) -> int:
+    def handle(self, chain: object) -> int:
         return 0
 
     def reset(self) -> None:

@@ -26,7 +26,7 @@ class CountingHandler:
         self.served = 0
         self.resets = 0
 
-    def handle(self, readable: object, writable: object, writable_size: int) -> int:
+    def handle(self, chain: object) -> int:
         self.served += 1
         return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 from farwatchd.fuse.extensions import parse as parse_extensions
 from farwatchd.fuse.filesystem import Caller
 from farwatchd.segments import cut, gather
+from farwatchd.virtqueue import Chain
 from farwatchd.wire.fuse import Opcode, in_header, out_header, write_in
 
 NAME_MAX = 255
@@ -103,46 +104,43 @@ class Request:
         return parts[:count]
 
 
-def decode(
-    header: tuple[Any, ...], readable: Sequence[memoryview], writable: Sequence[memoryview], room: int
-) -> Request:
+def decode(header: tuple[Any, ...], chain: Chain, room: int) -> Request:
     """Take the request apart whose ``in_header`` has the values ``header``; EINVAL when its lengths are impossible."""
+    readable = chain.readable
     size = header[0]
     length = size - _HEADER_SIZE
     if header[1] == _WRITE:
-        return _decode_write(header, readable, writable, room)
+        return _decode_write(header, chain, room)
     if len(readable) == 2 and len(readable[1]) == length and len(readable[0]) == _HEADER_SIZE and length <= MAX_ARGS:
         # As Linux sends most.
         args = readable[1].tobytes()
     else:
         if length > MAX_ARGS:
             raise invalid(f"{length} bytes of arguments")
-        _check_length(size, readable)
+        _check_length(size, chain)
         args = gather(readable, _HEADER_SIZE, length)
-    if header[7]:
-        return _with_extensions(Request(header, header[3], args, writable, room))
-    return Request(header, header[3], args, writable, room)
+    request = Request(header, header[3], args, chain.writable, room)
+    return _with_extensions(request) if header[7] else request
 
 
-def _decode_write(
-    header: tuple[Any, ...], readable: Sequence[memoryview], writable: Sequence[memoryview], room: int
-) -> Request:
+def _decode_write(header: tuple[Any, ...], chain: Chain, room: int) -> Request:
+    readable = chain.readable
     size = header[0]
-    length = size - _HEADER_SIZE
-    data_size = max(length - _WRITE_IN_SIZE, 0)
+    data_size = size - _HEADER_SIZE - _WRITE_IN_SIZE
     if (
-        len(readable) == 3
-        and len(readable[2]) == data_size
-        and len(readable[1]) == _WRITE_IN_SIZE
+        size == chain.readable_size
+        and data_size > 0
         and len(readable[0]) == _HEADER_SIZE
+        and len(readable[1]) == _WRITE_IN_SIZE
     ):
-        # As Linux sends a page.
+        # As Linux sends it.
         args, data = readable[1].tobytes(), readable[2:]
     else:
-        _check_length(size, readable)
-        args = gather(readable, _HEADER_SIZE, length - data_size)
+        _check_length(size, chain)
+        data_size = max(data_size, 0)
+        args = gather(readable, _HEADER_SIZE, size - _HEADER_SIZE - data_size)
         data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, data_size)
-    request = Request(header, header[3], args, writable, room)
+    request = Request(header, header[3], args, chain.writable, room)
     request.data, request.data_size = data, data_size
     return _with_extensions(request) if header[7] else request
 
@@ -155,8 +153,8 @@ def _with_extensions(request: Request) -> Request:
     return request
 
 
-def _check_length(size: int, readable: Sequence[memoryview]) -> None:
-    if not _HEADER_SIZE <= size <= sum(map(len, readable)):
+def _check_length(size: int, chain: Chain) -> None:
+    if not _HEADER_SIZE <= size <= chain.readable_size:
         raise invalid(f"a length of {size}")
 
 

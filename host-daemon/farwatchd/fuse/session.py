@@ -24,6 +24,7 @@ from farwatchd.fuse.watches import Watches
 from farwatchd.fuse.workers import Workers
 from farwatchd.segments import gather, scatter
 from farwatchd.vhost_user.interfaces import PARKED, late
+from farwatchd.virtqueue import Chain
 from farwatchd.wire.fsnotify import Event, WaitFlag, fsnotify_in, fsnotify_out, fsnotify_wait_in
 from farwatchd.wire.fuse import (
     Opcode,
@@ -107,13 +108,14 @@ class Session:
         """Whether requests may wait for events; see ``RequestHandler``."""
         return self._parks
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
+    def handle(self, chain: Chain) -> int:
         """Serve one request and return the bytes of its reply, 0 for none; see ``RequestHandler``."""
+        readable, writable = chain.readable, chain.writable
         if readable and len(readable[0]) >= _HEADER_SIZE:
             header = in_header.values(readable[0])
         else:
             header = _scattered_header(readable)
-        room = writable_size - _REPLY_HEADER_SIZE
+        room = chain.writable_size - _REPLY_HEADER_SIZE
         operation = self._served.get(header[1])
         if operation is None:
             return self._refuse(header, writable, room, self._unserved(header[1]))
@@ -121,7 +123,7 @@ class Session:
         try:
             if room < needed:
                 raise invalid(f"room for a reply of {room} bytes, {needed} are needed")
-            request = decode(header, readable, writable, room)
+            request = decode(header, chain, room)
             if len(request.args) < args:
                 raise invalid(f"{len(request.args)} bytes of arguments, {args} are needed")
             reply = handler(request)

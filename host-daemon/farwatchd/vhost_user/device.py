@@ -210,7 +210,7 @@ class Device:
                 continue
             head, chain = taken
             try:
-                written = handle(chain.readable, chain.writable, chain.writable_size)
+                written = handle(chain)
             except Exception as error:
                 self._report(error)
                 written = error_reply(chain.readable, chain.writable, errno.EIO)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
+
+from farwatchd.virtqueue import Chain
 
 #: What ``RequestHandler.handle`` returns for a request that waits for the notification source.
 PARKED = -1
@@ -17,10 +19,8 @@ class RequestHandler(Protocol):
     def parks(self) -> bool:
         """Whether requests may wait for the notification source; those that do are answered when this turns false."""
 
-    def handle(self, readable: Sequence[memoryview], writable: Sequence[memoryview], writable_size: int) -> int:
-        """Serve one request and return the bytes written into ``writable``, 0 for no reply.
-
-        ``writable_size`` is the bytes that all of ``writable`` has.
+    def handle(self, chain: Chain) -> int:
+        """Serve one request and return the bytes written into what is writable, 0 for no reply.
 
         ``PARKED``: the transport answers the request with the next payload of the notification source. Less than
         that: ``late(ticket)``, the request is answered later, see ``LateReplies``.

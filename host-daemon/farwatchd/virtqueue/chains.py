@@ -32,12 +32,18 @@ _NO_SPAN: Span = (0, 0, memoryview(b""))
 class Chain:
     """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory.
 
-    Not to be changed: chains that are made of the same memory share it.
+    The sizes are the bytes of all its views. Not to be changed: chains that are made of the same memory share it.
     """
 
     readable: Sequence[memoryview]
+    readable_size: int
     writable: Sequence[memoryview]
     writable_size: int
+
+    @classmethod
+    def of(cls, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> Chain:
+        """One of these views, of bytes."""
+        return cls(readable, sum(map(len, readable)), writable, sum(map(len, writable)))
 
 
 class ChainReader:
@@ -121,10 +127,10 @@ class ChainReader:
         if flags & ~DESC_WRITE or total >= MAX_CHAIN_BYTES:
             return None
         if first_writable < 0:
-            return Chain(self._views(starts, ends), (), 0)
+            return Chain(self._views(starts, ends), total, (), 0)
         readable = self._views(starts[:first_writable], ends[:first_writable])
         writable = self._views(starts[first_writable:], ends[first_writable:])
-        return Chain(readable, writable, total - readable_size)
+        return Chain(readable, readable_size, writable, total - readable_size)
 
     def _views(self, starts: list[int], ends: list[int]) -> tuple[memoryview, ...]:
         """The memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when some of it is none."""
@@ -182,7 +188,7 @@ class ChainReader:
             self._memory.append_segments(start, size, side)
         if total >= MAX_CHAIN_BYTES:
             raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
-        return Chain(readable, writable, writable_size)
+        return Chain(readable, total - writable_size, writable, writable_size)
 
     def _indirect_table(self, head: int, addr: int, length: int, flags: int) -> memoryview:
         if not self._indirect:
