@@ -18,6 +18,8 @@ from farwatchd.errors import UserError
 from farwatchd.fuse.init import Negotiation
 from farwatchd.options import LOG_LEVELS, make_parser
 from farwatchd.passthrough.owners import Owners, owners
+from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.idmaps import IdMaps
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ def parse(arguments: Sequence[str]) -> Config:
     if options.socket_group is not None and options.socket_path is None:
         parser.error("--socket-group goes with --socket-path")
     options.owners = _owners(parser, options)
+    options.id_maps = _id_maps(parser, options)
     options.without_effect = _without_effect(options)
     options.xattr = (
         options.xattr
@@ -50,7 +53,7 @@ def parse(arguments: Sequence[str]) -> Config:
         or options.posix_acl is not Negotiation.NEVER
     )
     values = vars(options)
-    for name in ("print_capabilities", "o", "foreground", "translate_uid", "translate_gid"):
+    for name in ("print_capabilities", "o", "foreground", "translate_uid", "translate_gid", "uid_map", "gid_map"):
         del values[name]
     return Config(**values)
 
@@ -64,6 +67,15 @@ def _owners(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Own
     if found is not None and options.posix_acl is not Negotiation.NEVER:
         parser.error("--translate-uid and --translate-gid do not go with --posix-acl: who is named in an ACL stays")
     return found
+
+
+def _id_maps(parser: argparse.ArgumentParser, options: argparse.Namespace) -> IdMaps | None:
+    """What --uid-map and --gid-map say."""
+    if not options.uid_map and not options.gid_map:
+        return None
+    if options.sandbox is not Sandbox.NAMESPACE:
+        parser.error("--uid-map and --gid-map go with --sandbox=namespace; --translate-uid does without")
+    return IdMaps(tuple(options.uid_map), tuple(options.gid_map))
 
 
 def _without_effect(options: argparse.Namespace) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from farwatchd.passthrough.options import Cache
 from farwatchd.passthrough.owners import Owners
 from farwatchd.passthrough.xattrmap import XattrMap
 from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.idmaps import IdMaps
 from farwatchd.sandbox.seccomp import Seccomp
 
 
@@ -61,6 +62,7 @@ class Config:
     posix_lock: bool
     flock: bool
     sandbox: Sandbox
+    id_maps: IdMaps | None
     seccomp: Seccomp
     modcaps: tuple[Capability, Capability]
     rlimit_nofile: int | None

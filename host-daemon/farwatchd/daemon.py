@@ -60,7 +60,7 @@ def run(config: Config) -> None:
     seccomp = None if config.seccomp is Seccomp.NONE else import_library()
     with _socket(config) as sock:
         try:
-            root_fd = enter(config.sandbox, config.shared_dir.absolute())
+            root_fd = enter(config.sandbox, config.shared_dir.absolute(), config.id_maps)
         except SandboxError as error:
             raise UserError(str(error)) from error
         _serve(config, device_config, sock, root_fd, _objects(config, root_fd, limit), seccomp)

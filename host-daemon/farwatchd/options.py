@@ -21,6 +21,7 @@ from farwatchd.passthrough.options import Cache
 from farwatchd.passthrough.owners import Rule, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
 from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.idmaps import IdRange, parse_range
 from farwatchd.sandbox.privileges import parse_changes
 from farwatchd.sandbox.seccomp import Seccomp
 
@@ -204,6 +205,16 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
         metavar=_choices(Sandbox),
         help="how the daemon is confined to the shared directory (default: namespace)",
     )
+    for option, whose in (("--uid-map", "users"), ("--gid-map", "groups")):
+        process.add_argument(
+            option,
+            type=_id_range,
+            action="append",
+            default=[],
+            metavar=":INSIDE:OUTSIDE:COUNT:",
+            help=f"put the daemon into a namespace where {whose} from INSIDE on are the host's from OUTSIDE on; as "
+            "often as there are ranges; an ordinary user needs newuidmap and newgidmap for it",
+        )
     process.add_argument(
         "--seccomp",
         type=Seccomp,
@@ -250,6 +261,13 @@ def _add_compatible(compatible: argparse._ArgumentGroup) -> None:
             compatible.add_argument(option, action="store_true", help=f"no effect: {reason}")
         else:
             compatible.add_argument(option, metavar="X", help=f"no effect: {reason}")
+
+
+def _id_range(text: str) -> IdRange:
+    try:
+        return parse_range(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _rule(text: str) -> Rule:

@@ -196,6 +196,8 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
         ((*NEEDED, "--translate-uid=map:1:2"), "'map:1:2' is not map:source base:target base:count"),
         ((*NEEDED, "--translate-gid=map:1:2:3", "--translate-gid=host:4:0:1"), "are about the same id: 4"),
         ((*NEEDED, "--translate-uid=map:1:2:3", "--posix-acl"), "do not go with --posix-acl"),
+        ((*NEEDED, "--uid-map=0:1:2"), "'0:1:2' is not :namespace id:host id:count:"),
+        ((*NEEDED, "--gid-map=:0:1:2:", "--sandbox=chroot"), "go with --sandbox=namespace"),
         ((*NEEDED, "--thread-pool-size=65"), "65 is not between"),
         ((*NEEDED, "--xattrmap=:nap::user.x.:"), "'nap' is none of prefix, ok, bad, unsupported, map"),
     ],

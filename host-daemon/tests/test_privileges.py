@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -219,3 +220,15 @@ def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(sandbox: st
     guest.leave()
     assert daemon.end() == 0
     assert "Traceback" not in daemon.log and "ERROR" not in daemon.log
+
+
+def test_ordinary_user_s_ids_are_mapped_by_the_programs_for_it_or_not_at_all(theirs: Path) -> None:
+    # Whether they are installed or not, nobody has ids of the range.
+    options = [f"--socket-path={theirs}/socket", f"--shared-dir={theirs}/shared", "--gid-map=:0:100000:10:"]
+    daemon = UserDaemon(theirs / "socket", options)
+    assert daemon.process.wait(TIMEOUT) == 1
+    daemon.wait_for("\n")
+    (line,) = daemon.log.splitlines()
+    assert re.fullmatch(
+        r"farwatchd: --uid-map, --gid-map: (cannot run newgidmap: .*; install uidmap|newgidmap: .*)", line
+    )

@@ -12,6 +12,7 @@ import os
 from enum import Enum
 from pathlib import Path
 
+from farwatchd.sandbox.idmaps import IdMaps, MapError, unshare_mapped
 from farwatchd.sandbox.imports import hold_time_zone, seal
 
 _CLONE_NEWNS = 0x00020000
@@ -40,10 +41,11 @@ class SandboxError(Exception):
     """The sandbox cannot be entered. The text is one line for the user."""
 
 
-def enter(sandbox: Sandbox, shared_dir: Path) -> int:
+def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int:
     """Enter the sandbox; returns an O_PATH descriptor of the share's root. ``SandboxError`` when that cannot be done.
 
-    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; ``CHROOT`` for root only.
+    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; with ``maps`` its ids are these.
+    ``CHROOT`` works for root only.
     """
     hold_time_zone()
     proc_fd = _open_proc(_PROC_FD)
@@ -59,7 +61,7 @@ def enter(sandbox: Sandbox, shared_dir: Path) -> int:
         if sandbox is Sandbox.CHROOT:
             _chroot(shared_dir)
         else:
-            alone = _namespace(shared_dir)
+            alone = _namespace(shared_dir, maps)
             os.close(proc_fd)
             proc_fd = alone
         seal()
@@ -91,14 +93,10 @@ def _chroot(shared_dir: Path) -> None:
         raise SandboxError(f"cannot make {shared_dir} the root: {error.strerror}{advice}") from error
 
 
-def _namespace(shared_dir: Path) -> int:
+def _namespace(shared_dir: Path, maps: IdMaps | None) -> int:
     """Enter namespaces and change the root; returns a descriptor of /proc/self/fd."""
     advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
-    uid, gid = os.geteuid(), os.getegid()
-    flags = _CLONE_NEWNS | _CLONE_NEWNET | (_CLONE_NEWUSER if uid != 0 else 0)
-    _check(_libc.unshare(flags), "make namespaces", advice)
-    if uid != 0:
-        _map_ids(uid, gid)
+    _unshare(maps, advice)
     # What is mounted here later on the host still shows in the share, what we do here does not show on the host.
     _check(_libc.mount(None, b"/", None, _MS_SLAVE | _MS_REC, None), "detach from the host's mounts", advice)
     if shared_dir.resolve() == Path("/"):
@@ -110,7 +108,10 @@ def _namespace(shared_dir: Path) -> int:
     proc_fd = _open_proc("/proc")
     path = os.fsencode(shared_dir)
     _check(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice)
-    os.chdir(shared_dir)
+    try:
+        os.chdir(shared_dir)
+    except OSError as error:
+        raise SandboxError(f"cannot enter {shared_dir} in the namespace: {error.strerror}") from error
     number = _SYS_PIVOT_ROOT.get(os.uname().machine)
     if number is None:
         raise SandboxError(f"no --sandbox=namespace on {os.uname().machine}; choose --sandbox=chroot")
@@ -119,6 +120,20 @@ def _namespace(shared_dir: Path) -> int:
     _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root", advice)
     os.chdir("/")
     return proc_fd
+
+
+def _unshare(maps: IdMaps | None, advice: str) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    flags = _CLONE_NEWNS | _CLONE_NEWNET
+    if maps is not None:
+        try:
+            unshare_mapped(flags | _CLONE_NEWUSER, maps)
+        except MapError as error:
+            raise SandboxError(f"--uid-map, --gid-map: {error}") from error
+        return
+    _check(_libc.unshare(flags | (_CLONE_NEWUSER if uid != 0 else 0)), "make namespaces", advice)
+    if uid != 0:
+        _map_ids(uid, gid)
 
 
 def _map_ids(uid: int, gid: int) -> None:
