@@ -20,6 +20,7 @@ from farwatchd.loop import Loop
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.vhost_user.frames import notification
+from farwatchd.virtqueue import Chain
 
 BUFFER_SIZE = (1 << 20) + 4096
 #: As much as farwatchd puts into one notification.
@@ -49,7 +50,7 @@ def main() -> None:
     def serve() -> None:
         try:
             size = os.readv(fuse, [request])
-            written = session.handle([request[:size]], [reply], len(reply))
+            written = session.handle(Chain.of([request[:size]], [reply]))
             if written:
                 os.write(fuse, reply[:written])
         except OSError as error:
