@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from farwatchd.capabilities import Capability
 from farwatchd.compat import WITHOUT_EFFECT
@@ -18,12 +19,14 @@ from farwatchd.fuse.init import Negotiation
 from farwatchd.objects.table import InodeFileHandles
 from farwatchd.passthrough.inodes import MAX_INODES
 from farwatchd.passthrough.options import Cache
-from farwatchd.passthrough.owners import Rule, parse_rule
-from farwatchd.passthrough.xattrmap import XattrMap, parse
+from farwatchd.passthrough.owners import parse_rule
+from farwatchd.passthrough.xattrmap import parse
 from farwatchd.sandbox.enter import Sandbox
-from farwatchd.sandbox.idmaps import IdRange, parse_range
+from farwatchd.sandbox.idmaps import parse_range
 from farwatchd.sandbox.privileges import parse_changes
 from farwatchd.sandbox.seccomp import Seccomp
+
+_T = TypeVar("_T")
 
 #: Log levels as virtiofsd calls them.
 LOG_LEVELS = {
@@ -104,7 +107,7 @@ def _add_files(files: argparse._ArgumentGroup) -> None:
     )
     files.add_argument(
         "--xattrmap",
-        type=_xattrmap,
+        type=_parsed(parse),
         metavar="RULES",
         help="other names on the host for extended attributes, by virtiofsd's rules (:map::user.virtiofs.: gives all "
         "of the guest's this prefix); includes --xattr",
@@ -157,7 +160,7 @@ def _add_owners(files: argparse._ArgumentGroup) -> None:
     for option, whose in (("--translate-uid", "users"), ("--translate-gid", "groups")):
         files.add_argument(
             option,
-            type=_rule,
+            type=_parsed(parse_rule),
             action="append",
             default=[],
             metavar="RULE",
@@ -208,7 +211,7 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
     for option, whose in (("--uid-map", "users"), ("--gid-map", "groups")):
         process.add_argument(
             option,
-            type=_id_range,
+            type=_parsed(parse_range),
             action="append",
             default=[],
             metavar=":INSIDE:OUTSIDE:COUNT:",
@@ -224,7 +227,7 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
     )
     process.add_argument(
         "--modcaps",
-        type=_capability_changes,
+        type=_parsed(parse_changes),
         default=(Capability.NONE, Capability.NONE),
         metavar="{+,-}CAP[:...]",
         help="capabilities to keep besides those of a file server, or to give up: --modcaps=+sys_admin:-mknod",
@@ -263,25 +266,16 @@ def _add_compatible(compatible: argparse._ArgumentGroup) -> None:
             compatible.add_argument(option, metavar="X", help=f"no effect: {reason}")
 
 
-def _id_range(text: str) -> IdRange:
-    try:
-        return parse_range(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _parsed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """What argparse calls for a value: the text of ``parse``'s ``ValueError`` is for the user."""
 
+    def convert(text: str) -> _T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-def _rule(text: str) -> Rule:
-    try:
-        return parse_rule(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _xattrmap(text: str) -> XattrMap:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return convert
 
 
 class _Version(argparse.Action):
@@ -315,13 +309,6 @@ def _number(low: int, high: int) -> Callable[[str], int]:
 
 def _limit_of_files(text: str) -> int:
     return 0 if text == "0" else _number(64, 1 << 30)(text)
-
-
-def _capability_changes(text: str) -> tuple[Capability, Capability]:
-    try:
-        return parse_changes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _choices(kind: type[Enum]) -> str:

@@ -43,8 +43,6 @@ _log = logging.getLogger(__name__)
 _HEADER_SIZE = in_header.size
 _REPLY_HEADER_SIZE = out_header.size
 _pack_header = out_header.pack_into
-#: Opcodes that are never answered.
-_SILENT = frozenset({int(Opcode.FORGET), int(Opcode.BATCH_FORGET), int(Opcode.INTERRUPT), int(Opcode.NOTIFY_REPLY)})
 #: What FUSE_FSNOTIFY may ask for.
 _REQUESTABLE = sum(event for event in Event if event not in (Event.ISDIR, Event.OVERFLOW))
 #: The client takes errors from -511 to -1.
@@ -171,7 +169,8 @@ class Session:
         _, opcode, unique, nodeid, *_ = header
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s of node %d: %s", _Name(opcode), nodeid, error.strerror or error)
-        if room < 0 or opcode in _SILENT:
+        operation = self._operations.get(opcode)
+        if room < 0 or (operation is not None and operation.reply == SILENT):
             return 0
         number = error.errno if error.errno is not None and 0 < error.errno <= _ERRNO_MAX else errno.EIO
         return _write_header(writable, _REPLY_HEADER_SIZE, -number, unique)

@@ -34,8 +34,7 @@ class AttributeOperations(Operations):
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         """stat(2)."""
-        status = os.fstat(self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh))
-        return status if self._owners is None else self._owners.seen(status)
+        return self._seen(os.fstat(self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)))
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """statx(2)."""

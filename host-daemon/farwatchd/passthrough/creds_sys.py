@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from farwatchd.passthrough.errors import failure
+
 
 class _Numbers(NamedTuple):
     """Numbers of system calls."""
@@ -57,5 +59,4 @@ def set_groups(groups: Sequence[int]) -> None:
 
 def _check(result: int) -> None:
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise failure(ctypes.get_errno())

@@ -8,17 +8,14 @@ influenced by the guest. In the sandbox /proc has no name any more, but /proc/se
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 from collections.abc import Iterator
 
 from farwatchd.passthrough.errors import failure
+from farwatchd.passthrough.syscalls import file_system_type
 
 _PROC_SUPER_MAGIC = 0x9FA0
-_STATFS_SIZE = 256
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcFd:
@@ -65,7 +62,7 @@ def as_systems_limit(error: OSError) -> OSError:
 
 
 def _current_directory_is_proc() -> bool:
-    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
-    if _libc.statfs(b".", buffer) < 0:
+    try:
+        return file_system_type(b".") == _PROC_SUPER_MAGIC
+    except OSError:
         return False
-    return ctypes.c_long.from_buffer(buffer).value == _PROC_SUPER_MAGIC

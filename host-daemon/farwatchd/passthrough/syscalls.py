@@ -33,6 +33,7 @@ _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_libc.statfs.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
@@ -79,10 +80,10 @@ def getdents64(fd: int, buffer: bytearray) -> int:
     return _check(_libc.getdents64(fd, _pointer(buffer), len(buffer)))
 
 
-def file_system_type(fd: int) -> int:
-    """The type of the file system that ``fd`` is on: ``f_type`` of statfs(2), as ``*_MAGIC`` of linux/magic.h."""
+def file_system_type(place: int | bytes) -> int:
+    """The type of the file system of a descriptor or a path: ``f_type`` of statfs(2), ``*_MAGIC`` of linux/magic.h."""
     buffer = ctypes.create_string_buffer(_STATFS_SIZE)
-    _check(_libc.fstatfs(fd, buffer))
+    _check(_libc.statfs(place, buffer) if isinstance(place, bytes) else _libc.fstatfs(place, buffer))
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
 
 

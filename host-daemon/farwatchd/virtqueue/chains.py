@@ -63,19 +63,16 @@ class ChainReader:
         if self._indirect and head < self._size:
             addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
             if flags == DESC_INDIRECT and length <= _MAX_TABLE:
-                low, size, view = self._span
-                start = addr - low
-                # A driver uses the same memory again and again, so a table mostly says what one before it said.
-                inside = 0 <= start <= size - length
-                chain = self._known.get(view[start : start + length].tobytes()) if inside else None
-                if chain is None:
-                    chain = self._chain_of_table(addr, length)
+                chain = self._chain_of_table(addr, length)
                 if chain is not None:
                     return chain
         return self._any_chain(head)
 
     def _chain_of_table(self, addr: int, length: int) -> Chain | None:
-        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is to be read anew."""
+        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is to be read anew.
+
+        A driver uses the same memory again and again, so a table mostly says what one before it said.
+        """
         low, size, view = self._span
         start, end = addr - low, addr - low + length
         if not 0 <= start < end <= size:
