@@ -35,6 +35,7 @@ class FakeFs:
         self.error: Exception | None = None
         self.job_error: Exception | None = None
         self.hold: threading.Event | None = None
+        self.jobs_done = self.jobs_done_at_reset = 0
         self.gone: set[int] = set()
         self.content = b""
         self.written = b""
@@ -56,6 +57,7 @@ class FakeFs:
                 raise TimeoutError(f"a job was held for {JOB_LIMIT} s")
             if self.job_error is not None:
                 raise self.job_error
+            self.jobs_done += 1
             return call()
 
         return job
@@ -242,6 +244,7 @@ class FakeFs:
 
     def reset(self) -> None:
         self.calls.append(("reset",))
+        self.jobs_done_at_reset = self.jobs_done
 
 
 class FakeWatches:

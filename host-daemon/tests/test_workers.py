@@ -164,6 +164,7 @@ def test_guest_that_begins_anew_or_leaves_has_its_files_closed_after_all_jobs(
     assert guest.answers[sent][0] == 0
     assert len(guest.workers) == 0
     assert fs.calls[-1] == ("reset",)
+    assert fs.jobs_done_at_reset == 1
 
 
 def test_jobs_of_a_front_end_that_is_gone_are_waited_for(guest: Guest, fs: FakeFs) -> None:
@@ -249,13 +250,15 @@ def test_writes_that_wait_for_the_disk_are_jobs(share: Guest, tmp_path: Path, fl
     assert (tmp_path / "file").read_bytes() == b"contentend"
 
 
-def test_what_is_not_in_memory_is_read_by_a_job(share: Guest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 1 << 19])
+def test_what_is_not_in_memory_is_read_by_a_job(share: Guest, tmp_path: Path, kept: int) -> None:
+    # With ``kept`` bytes in memory, reading without waiting ends early.
     data = os.urandom(1 << 20)
     with (tmp_path / "file").open("r+b") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), kept, 0, os.POSIX_FADV_DONTNEED)
     nodeid, fh = opened(share, os.O_RDONLY)
     read = share.send(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=len(data)), len(data))
     share.settle_until(lambda: read in share.answers)
