@@ -43,6 +43,7 @@ class Config:
     tag: str
     num_request_queues: int
     thread_pool_size: int
+    busy_poll: int
     cache: Cache
     writeback: bool
     readonly: bool

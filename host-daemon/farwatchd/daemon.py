@@ -36,6 +36,7 @@ from farwatchd.sandbox.enter import SandboxError, enter
 from farwatchd.sandbox.limits import raise_nofile
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop
 from farwatchd.sandbox.seccomp import Seccomp, SeccompError, import_library, restrict
+from farwatchd.vhost_user.busy import BusyPoll
 from farwatchd.vhost_user.device import Device, DeviceConfig
 from farwatchd.vhost_user.server import ListenError, Server, inherit, listen
 
@@ -122,7 +123,10 @@ def _serve(
         waits,
         workers,
     )
-    device = Device(loop, session, device_config, queue, tickets)
+    # With one processor nobody could send what is looked for.
+    busy_poll = config.busy_poll if len(os.sched_getaffinity(0)) > 1 else 0
+    busy = BusyPoll(busy_poll * 1000, loop.has_work)
+    device = Device(loop, session, device_config, queue, tickets, busy)
     server = Server(loop, sock, device, loop.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())

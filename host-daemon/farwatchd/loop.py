@@ -47,6 +47,8 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._readiness = select.poll()
+        self._readiness.register(self._epoll.fileno(), select.POLLIN)
         self._callbacks: dict[int, Callback] = {}
         self._failures: dict[int, int] = {}
         self._timers: list[tuple[float, int, Timer]] = []
@@ -105,6 +107,12 @@ class Loop:
         """Call ``callback`` once, soon, in the loop's thread."""
         self._from_threads.append(callback)
         self._wake_up()
+
+    def has_work(self) -> bool:
+        """Whether a turn would find something to do now; leaves it as it is."""
+        if self._soon or self._readiness.poll(0):
+            return True
+        return bool(self._timers) and self._timers[0][0] <= time.monotonic()
 
     def run(self) -> None:
         """Serve until ``stop``, which may have been called before."""

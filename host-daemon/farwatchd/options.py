@@ -28,6 +28,8 @@ from farwatchd.sandbox.seccomp import Seccomp
 
 _T = TypeVar("_T")
 
+BUSY_POLL_US = 200
+
 #: Log levels as virtiofsd calls them.
 LOG_LEVELS = {
     "off": logging.CRITICAL + 1,
@@ -245,6 +247,14 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="threads for what waits for a disk (syncing, allocating, copying, reading what is not in memory, "
         "O_DIRECT, O_SYNC) while other requests are served; 0: those wait as well (default: %(default)s)",
+    )
+    process.add_argument(
+        "--busy-poll",
+        type=_number(0, 1000),
+        default=BUSY_POLL_US,
+        metavar="MICROSECONDS",
+        help="while requests come closely, look for the next one so long before sleeping: faster, for more processor "
+        "time; 0: never, as on a host with one processor (default: %(default)s)",
     )
     process.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: %(default)s")
     process.add_argument("--syslog", action="store_true", help="log to syslog, not to the standard error output")

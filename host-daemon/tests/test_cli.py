@@ -199,6 +199,7 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
         ((*NEEDED, "--uid-map=0:1:2"), "'0:1:2' is not :namespace id:host id:count:"),
         ((*NEEDED, "--gid-map=:0:1:2:", "--sandbox=chroot"), "go with --sandbox=namespace"),
         ((*NEEDED, "--thread-pool-size=65"), "65 is not between"),
+        ((*NEEDED, "--busy-poll=1001"), "1001 is not between"),
         ((*NEEDED, "--xattrmap=:nap::user.x.:"), "'nap' is none of prefix, ok, bad, unsupported, map"),
     ],
 )

@@ -80,6 +80,30 @@ def test_a_descriptor_that_cannot_be_waited_for_is_an_error(loop: Loop, tmp_path
         loop.remove(12345)
 
 
+def test_work_is_seen_without_being_done(loop: Loop, event: int) -> None:
+    calls: list[str] = []
+    assert not loop.has_work()
+    loop.add_eventfd(event, lambda: calls.append("event"))
+    os.eventfd_write(event, 1)
+    assert loop.has_work() and loop.has_work()
+    assert not calls
+    assert loop.run_once(0)
+    assert calls == ["event"]
+    assert not loop.has_work()
+    loop.call_soon(lambda: calls.append("soon"))
+    assert loop.has_work()
+    loop.run_once(0)
+    timer = loop.call_later(3600, lambda: calls.append("never"))
+    assert not loop.has_work()
+    timer.cancel()
+    loop.call_later(0, lambda: calls.append("now"))
+    assert loop.has_work()
+    loop.run_once(0)
+    assert calls == ["event", "soon", "now"]
+    loop.call_from_thread(lambda: calls.append("thread"))
+    assert loop.has_work()
+
+
 def test_timers_run_in_order_and_not_when_cancelled(loop: Loop) -> None:
     calls: list[str] = []
     loop.call_later(0.02, lambda: calls.append("second"))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from farwatchd.loop import Loop
+from farwatchd.vhost_user.busy import BusyPoll
 from farwatchd.vhost_user.device import CHAINS_PER_TURN, Device, DeviceConfig
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtqueue import Chain
@@ -93,13 +94,13 @@ class World:
         self._servers: list[Server] = []
         self._front_ends: list[FrontEnd] = []
 
-    def connect(self, notification: bool = True, **options: object) -> FrontEnd:
+    def connect(self, notification: bool = True, busy: BusyPoll | None = None, **options: object) -> FrontEnd:
         """Return a front end with a device of its own; ``offer``: whether that offers the notification queue."""
         offer = options.pop("offer", True)
         requests = options.get("num_request_queues", 1)
         assert isinstance(requests, int)
         config = DeviceConfig("share", requests, bool(offer))
-        device = Device(self.loop, self.handler, config, self.source)
+        device = Device(self.loop, self.handler, config, self.source, None, busy)
         ours, theirs = socket.socketpair()
         self._servers.append(Server(self.loop, theirs, device, self._ended))
         front_end = FrontEnd(ours, notification, loop=self.loop, **options)  # type: ignore[arg-type]

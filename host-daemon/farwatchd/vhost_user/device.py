@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from farwatchd.loop import Loop
 from farwatchd.segments import scatter
+from farwatchd.vhost_user.busy import BusyPoll
 from farwatchd.vhost_user.frames import OUT_HEADER_SIZE, error_reply, notification
 from farwatchd.vhost_user.interfaces import PARKED, LateReplies, NotificationSource, RequestHandler, late
 from farwatchd.vhost_user.late import Outstanding
@@ -76,13 +77,16 @@ class Device:
         config: DeviceConfig,
         source: NotificationSource | None = None,
         late_replies: LateReplies | None = None,
+        busy: BusyPoll | None = None,
     ) -> None:
+        """``busy``: looks for requests before they are waited for; without it nobody does."""
         self._loop = loop
         self._handler = handler
         self._config = config
         self._source = source
         self._running: dict[int, _Running] = {}
         self._scheduled: set[int] = set()
+        self._busy = busy if busy is not None else BusyPoll(0, loop.has_work)
         self._parking = Parking(handler, source)
         self._outstanding = Outstanding(late_replies)
         self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
@@ -198,10 +202,14 @@ class Device:
         """Serve the available chains; says whether there may be more."""
         ring.disable_kicks()
         pop, push, handle, clock = ring.pop, ring.push, self._handler.handle, time.monotonic_ns
-        tell_at = clock() + SIGNAL_AFTER_NS
+        now = clock()
+        self._busy.woken(now)
+        tell_at = now + SIGNAL_AFTER_NS
         for _ in range(CHAINS_PER_TURN):
             taken = pop()
             if taken is None:
+                if self._look_for_more(vring, ring):
+                    continue
                 more, signal = ring.rest()
                 if signal:
                     vring.signal()
@@ -226,6 +234,15 @@ class Device:
                 tell_at = clock() + SIGNAL_AFTER_NS
         vring.signal_if_wanted()
         return True
+
+    def _look_for_more(self, vring: Vring, ring: SplitRing) -> bool:
+        """Look for the next chain where that is worth it; says whether there is one."""
+        if not self._busy.ends():
+            return False
+        vring.signal_if_wanted()
+        if self._parking.parked:
+            self._parking.answer()
+        return self._busy.finds(ring.has_more)
 
     def _keep(self, written: int, vring: Vring, head: int, chain: Chain) -> None:
         """Keep a chain that the handler has not replied to: ``written`` says who will."""

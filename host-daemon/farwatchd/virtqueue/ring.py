@@ -116,6 +116,10 @@ class SplitRing:
         """Free-running index of the next chain to give back."""
         return self._next_used
 
+    def has_more(self) -> bool:
+        """Whether the driver has made a chain available that has not been taken; cheap, and checks nothing."""
+        return self._available[1] != self._next_available
+
     def peek(self) -> tuple[int, Chain] | None:
         """Return the next available chain and its head, checked, without taking it; ``None`` when there is none."""
         if self._next_available == self._seen_available and not self._look():
@@ -171,7 +175,7 @@ class SplitRing:
         new = self._next_used
         old, self._signalled = self._signalled, new
         self._fence_stores()
-        more = self._available[1] != self._next_available and self._look()
+        more = self.has_more() and self._look()
         return more, old != new and self._wants_interrupt(old, new)
 
     def disable_kicks(self) -> None:
