@@ -15,6 +15,7 @@ from random import Random
 
 import pytest
 from farwatchd.loop import Loop
+from farwatchd.vhost_user.busy import BusyPoll
 from farwatchd.vhost_user.device import Device, DeviceConfig
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtqueue import Chain, GuestMemory, Region, RingAddress, RingMemory, SplitRing, VirtqueueError
@@ -133,7 +134,9 @@ def front_end() -> Iterator[FrontEnd]:
     """A front end of a device in a loop that is turned here."""
     loop = Loop()
     ours, theirs = socket.socketpair()
-    server = Server(loop, theirs, Device(loop, EchoHandler(), DeviceConfig("share", notification=False)), lambda: None)
+    config = DeviceConfig("share", notification=False)
+    device = Device(loop, EchoHandler(), config, busy=BusyPoll(20_000, loop.has_work))
+    server = Server(loop, theirs, device, lambda: None)
     front_end = FrontEnd(ours, False, loop=loop, queue_size=SIZE, ram=GuestRam(1 << 20))
     front_end.negotiate()
     yield front_end
