@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,6 +120,7 @@ class DriverQueue:
         self._published = base
         self._free = list(range(size))
         self._chains: dict[int, list[int]] = {}
+        self._lock = threading.Lock()
         ram.write_short(self.available + 2, base)
         ram.write_short(self.used + 2, base)
 
@@ -156,6 +158,7 @@ class DriverQueue:
         """Let the device see what was added; says whether it wants a kick for it."""
         old, self._published = self._published, self.next_available
         self.ram.write_short(self.available + 2, self.next_available)
+        self._fence()
         if not self.event_idx:
             return not self.ram.read_short(self.used) & 1
         event = self.ram.read_short(self.used + 4 + 8 * self.size)
@@ -168,6 +171,13 @@ class DriverQueue:
             self.ram.write_short(self.available + 4 + 2 * self.size, event)
         else:
             self.ram.write_short(self.available, 0 if wanted else 1)
+        self._fence()
+
+    def _fence(self) -> None:
+        # The device may be in another process: what is written here must be seen before what is read next, or each
+        # side waits for the other. A lock's atomic operation is such a fence.
+        with self._lock:
+            pass
 
     def used_count(self) -> int:
         """Return how many used chains have not been taken."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from farwatchd.vhost_user.busy import BusyPoll
+from farwatchd.vhost_user.interfaces import late
 from tests.driver import Piece
 from tests.frontend import IN_HEADER, OUT_HEADER, FrontEnd
 from tests.test_vhost_user_device import ECHO, World
@@ -184,6 +185,21 @@ def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(world: Wo
     os.eventfd_write(channel.kick, 1)
     world.loop.run_once(0)
     assert answer(front_end) == OUT_HEADER.size
+
+
+def test_nobody_looks_while_a_thread_works_on_a_reply(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Eager(world.loop.has_work)
+    looked: list[int] = []
+    busy.during = lambda: looked.append(1)
+    front_end = world.connect(busy=busy)
+    front_end.negotiate()
+    assert looked
+    looked.clear()
+    monkeypatch.setattr(world.handler, "handle", lambda chain: late(1))
+    add(front_end)
+    front_end.publish(front_end.requests())
+    front_end.settle()
+    assert not looked
 
 
 def answer(front_end: FrontEnd) -> int:

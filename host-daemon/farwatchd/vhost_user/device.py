@@ -237,7 +237,8 @@ class Device:
 
     def _look_for_more(self, vring: Vring, ring: SplitRing) -> bool:
         """Look for the next chain where that is worth it; says whether there is one."""
-        if not self._busy.ends():
+        # Who works on a reply would have to wait for the interpreter.
+        if self._outstanding or not self._busy.ends():
             return False
         vring.signal_if_wanted()
         if self._parking.parked:

@@ -29,6 +29,9 @@ class Outstanding:
         if source is not None:
             source.set_answer(self._answer)
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def hold(self, ticket: int, vring: Vring, head: int, chain: Chain) -> None:
         """Keep a request that the handler gave a ticket for."""
         self._held[ticket] = _Held(vring, head, chain)
