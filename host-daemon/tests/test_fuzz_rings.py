@@ -177,10 +177,12 @@ class Scribbler(threading.Thread):
         super().__init__()
         self._write = (random, ram, queue, area)
         self.going = True
+        self.changed = threading.Event()
 
     def run(self) -> None:
         while self.going:
             fill(*self._write)
+            self.changed.set()
 
 
 def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
@@ -196,6 +198,9 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
     scribbler.start()
     try:
         for _, _random in inputs(CHANGING_RINGS):
+            # A thread that has not had its turn changes nothing.
+            assert scribbler.changed.wait(PATIENCE)
+            scribbler.changed.clear()
             ram.write_short(queue.used + 2, 0)
             ring = SplitRing(memory, RingMemory.at_user_addresses(memory, SIZE, address, True), 0, True, True)
             try:
