@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 from farwatchd.vhost_user.busy import BusyPoll
 from farwatchd.vhost_user.interfaces import late
-from tests.driver import Piece
-from tests.frontend import IN_HEADER, OUT_HEADER, FrontEnd
-from tests.test_vhost_user_device import ECHO, World
+from tests.device_world import World, device_world, posted_echo
+from tests.frontend import OUT_HEADER, FrontEnd
 
 US = 1000
 LOOK = US // 2
@@ -152,9 +151,8 @@ class Eager(BusyPoll):
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
+    with device_world() as world:
+        yield world
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
@@ -170,36 +168,58 @@ def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(world: Wo
         assert channel.interrupts()
         answered.append(answer(front_end))
         if len(answered) < 4:
-            add(front_end)
+            posted_echo(front_end, channel)
             assert not channel.queue.publish(), "the driver is to kick though somebody looks"
 
     busy.during = another
-    add(front_end)
+    posted_echo(front_end, channel)
     front_end.publish(channel)
     world.loop.run_once(0)
     assert answered == 4 * [OUT_HEADER.size]
     assert busy.found == 3
     busy.during = lambda: None
-    add(front_end)
+    posted_echo(front_end, channel)
     assert channel.queue.publish(), "nobody looks, and the driver is not to kick"
     os.eventfd_write(channel.kick, 1)
     world.loop.run_once(0)
     assert answer(front_end) == OUT_HEADER.size
 
 
+class Later:
+    """Replies to all when it is told to."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[int, bytes, int], None] = lambda _ticket, _reply, _length: None
+
+    def set_answer(self, answer: Callable[[int, bytes, int], None]) -> None:
+        self.answer = answer
+
+    def abandon(self, ticket: int) -> None:
+        self.answer(ticket, bytes(OUT_HEADER.size), OUT_HEADER.size)
+
+
 def test_nobody_looks_while_a_thread_works_on_a_reply(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = Eager(world.loop.has_work)
+    busy, later = Eager(world.loop.has_work), Later()
     looked: list[int] = []
     busy.during = lambda: looked.append(1)
-    front_end = world.connect(busy=busy)
+    front_end = world.connect(busy=busy, late_replies=later)
     front_end.negotiate()
     assert looked
     looked.clear()
+    handle = world.handler.handle
     monkeypatch.setattr(world.handler, "handle", lambda chain: late(1))
-    add(front_end)
-    front_end.publish(front_end.requests())
+    channel = front_end.requests()
+    posted_echo(front_end, channel)
+    front_end.publish(channel)
     front_end.settle()
     assert not looked
+    monkeypatch.setattr(world.handler, "handle", handle)
+    later.abandon(1)
+    assert answer(front_end) == OUT_HEADER.size
+    posted_echo(front_end, channel)
+    front_end.publish(channel)
+    front_end.settle()
+    assert looked
 
 
 def answer(front_end: FrontEnd) -> int:
@@ -210,12 +230,3 @@ def answer(front_end: FrontEnd) -> int:
     assert used is not None
     queue.want_interrupts(True)
     return used[1]
-
-
-def add(front_end: FrontEnd) -> None:
-    """Put an ECHO request into the queue, invisible yet."""
-    ram, channel = front_end.ram, front_end.requests()
-    head = ram.allocate(IN_HEADER.size)
-    ram.write(head, IN_HEADER.pack(IN_HEADER.size, ECHO, 9, 1, 0, 0, 0, 0, 0))
-    reply = ram.allocate(OUT_HEADER.size)
-    channel.queue.add([Piece(head, IN_HEADER.size)], [Piece(reply, OUT_HEADER.size)], front_end.indirect)

@@ -7,124 +7,22 @@ import errno
 import itertools
 import logging
 import os
-import socket
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from farwatchd.loop import Loop
-from farwatchd.vhost_user.busy import BusyPoll
-from farwatchd.vhost_user.device import CHAINS_PER_TURN, Device, DeviceConfig
-from farwatchd.vhost_user.server import Server
-from farwatchd.virtqueue import Chain
+from farwatchd.vhost_user.device import CHAINS_PER_TURN
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import Request
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
+from tests.device_world import ECHO, FAIL, LIE, World, device_world, posted_echo
 from tests.driver import INDIRECT, NEXT, WRITE, Piece
-from tests.frontend import IN_HEADER, OUT_HEADER, Channel, FrontEnd, region_fields
-from tests.passthrough_share import open_descriptors
-
-ECHO, FAIL, LIE = 1000, 1001, 1002
-
-
-class EchoHandler:
-    """Answers a request with its own payload, reversed."""
-
-    parks = False
-
-    def __init__(self) -> None:
-        self.forgotten: list[int] = []
-        self.resets = 0
-        self.served = 0
-
-    def handle(self, chain: Chain) -> int:
-        self.served += 1
-        data = b"".join(chain.readable)
-        _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(data)
-        if opcode == FAIL:
-            raise RuntimeError("a bug in the handler")
-        if opcode == LIE:
-            return chain.writable_size + 1
-        if not chain.writable:
-            self.forgotten.append(nodeid)
-            return 0
-        payload = data[IN_HEADER.size :][::-1]
-        reply = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique) + payload
-        position = 0
-        for segment in chain.writable:
-            part = reply[position : position + len(segment)]
-            segment[: len(part)] = part
-            position += len(part)
-        return len(reply)
-
-    def reset(self) -> None:
-        self.resets += 1
-
-
-class ListSource:
-    """Notifications from a list."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[bytes] = deque()
-        self.rooms: list[int] = []
-        self._wakeup: Callable[[], None] = lambda: None
-
-    def put(self, *payloads: bytes) -> None:
-        self.waiting.extend(payloads)
-        self._wakeup()
-
-    def take(self, max_bytes: int) -> bytes | None:
-        self.rooms.append(max_bytes)
-        if not self.waiting or len(self.waiting[0]) > max_bytes:
-            return None
-        return self.waiting.popleft()
-
-    def set_wakeup(self, callback: Callable[[], None]) -> None:
-        self._wakeup = callback
-
-
-class World:
-    """A device in a loop that is turned by hand, and the front ends that connect to it."""
-
-    def __init__(self) -> None:
-        self.loop = Loop()
-        self.handler = EchoHandler()
-        self.source = ListSource()
-        self.ends = 0
-        self._servers: list[Server] = []
-        self._front_ends: list[FrontEnd] = []
-
-    def connect(self, notification: bool = True, busy: BusyPoll | None = None, **options: object) -> FrontEnd:
-        """Return a front end with a device of its own; ``offer``: whether that offers the notification queue."""
-        offer = options.pop("offer", True)
-        requests = options.get("num_request_queues", 1)
-        assert isinstance(requests, int)
-        config = DeviceConfig("share", requests, bool(offer))
-        device = Device(self.loop, self.handler, config, self.source, None, busy)
-        ours, theirs = socket.socketpair()
-        self._servers.append(Server(self.loop, theirs, device, self._ended))
-        front_end = FrontEnd(ours, notification, loop=self.loop, **options)  # type: ignore[arg-type]
-        self._front_ends.append(front_end)
-        return front_end
-
-    def _ended(self) -> None:
-        self.ends += 1
-
-    def close(self) -> None:
-        for server in self._servers:
-            server.close()
-        for front_end in self._front_ends:
-            front_end.close()
-        self.loop.close()
+from tests.frontend import IN_HEADER, OUT_HEADER, FrontEnd, region_fields
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    before = open_descriptors()
-    world = World()
-    yield world
-    world.close()
-    assert open_descriptors() <= before, "descriptors have leaked"
+    with device_world() as world:
+        yield world
 
 
 @pytest.mark.parametrize(
@@ -140,14 +38,6 @@ def test_requests_are_answered_in_every_layout(
     assert front_end.request(ECHO, 1, big, len(big)) == (0, big[::-1])
     front_end.forget(77)
     assert world.handler.forgotten == [77]
-
-
-def _posted_echo(front_end: FrontEnd, channel: Channel, nodeid: int = 1) -> int:
-    """Add an ECHO request without payload to the queue, invisible yet; returns its head."""
-    head = front_end.ram.allocate(IN_HEADER.size)
-    front_end.ram.write(head, IN_HEADER.pack(IN_HEADER.size, ECHO, 9, nodeid, 0, 0, 0, 0, 0))
-    reply = front_end.ram.allocate(OUT_HEADER.size)
-    return channel.queue.add([Piece(head, IN_HEADER.size)], [Piece(reply, OUT_HEADER.size)], front_end.indirect)
 
 
 def test_config_space_tells_tag_queues_and_notification_buffers(world: World) -> None:
@@ -207,7 +97,7 @@ def test_a_batch_larger_than_a_turn_is_served_with_few_interrupts(world: World, 
     channel = front_end.requests()
     front_end.settle()
     channel.interrupts()
-    heads = [_posted_echo(front_end, channel) for _ in range(5 * CHAINS_PER_TURN)]
+    heads = [posted_echo(front_end, channel) for _ in range(5 * CHAINS_PER_TURN)]
     front_end.publish(channel)
     front_end.settle()
     used = [channel.queue.take_used() for _ in heads]
@@ -224,7 +114,7 @@ def test_a_driver_that_wants_no_interrupt_gets_none(world: World, event_idx: boo
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
     channel = front_end.requests()
     channel.interrupts()
-    _posted_echo(front_end, channel)
+    posted_echo(front_end, channel)
     channel.queue.want_interrupts(False)
     assert channel.queue.publish(), "an idle device wants kicks"
     os.eventfd_write(channel.kick, 1)
@@ -238,7 +128,7 @@ def test_requests_that_wait_before_the_ring_starts_are_served_without_a_kick(wor
     front_end.negotiate_features()
     front_end.share_memory()
     channel = front_end.requests()
-    _posted_echo(front_end, channel)
+    posted_echo(front_end, channel)
     channel.queue.publish()
     front_end.start_ring(2)
     assert front_end.wait_used(channel)[1] == OUT_HEADER.size
@@ -249,7 +139,7 @@ def test_a_disabled_ring_waits_and_goes_on_when_enabled(world: World) -> None:
     front_end.negotiate()
     front_end.enable_ring(2, False)
     channel = front_end.requests()
-    _posted_echo(front_end, channel)
+    posted_echo(front_end, channel)
     front_end.publish(channel)
     front_end.settle()
     assert channel.queue.used_count() == 0
@@ -292,7 +182,7 @@ def test_a_new_call_descriptor_is_told_of_what_was_there_before(world: World) ->
     front_end.set(Request.SET_VRING_CALL, wire.number.pack(value=2 | wire.VRING_NO_FD))
     channel = front_end.requests()
     channel.interrupts()
-    _posted_echo(front_end, channel)
+    posted_echo(front_end, channel)
     front_end.publish(channel)
     front_end.settle()
     assert channel.queue.used_count() == 1
@@ -538,7 +428,7 @@ def test_good_requests_before_a_bad_one_are_answered_and_told(world: World) -> N
     channel = front_end.requests()
     front_end.settle()
     channel.interrupts()
-    _posted_echo(front_end, channel)
+    posted_echo(front_end, channel)
     channel.queue.set_available(999)
     front_end.publish(channel)
     front_end.settle()
