@@ -110,9 +110,7 @@ class Loop:
 
     def has_work(self) -> bool:
         """Whether a turn would find something to do now; leaves it as it is."""
-        if self._soon or self._readiness.poll(0):
-            return True
-        return bool(self._timers) and self._timers[0][0] <= time.monotonic()
+        return bool(self._readiness.poll(0)) or self._patience(None) == 0
 
     def run(self) -> None:
         """Serve until ``stop``, which may have been called before."""

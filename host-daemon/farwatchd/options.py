@@ -28,8 +28,6 @@ from farwatchd.sandbox.seccomp import Seccomp
 
 _T = TypeVar("_T")
 
-BUSY_POLL_US = 200
-
 #: Log levels as virtiofsd calls them.
 LOG_LEVELS = {
     "off": logging.CRITICAL + 1,
@@ -251,7 +249,7 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
     process.add_argument(
         "--busy-poll",
         type=_number(0, 1000),
-        default=BUSY_POLL_US,
+        default=200,
         metavar="MICROSECONDS",
         help="while requests come closely, look for the next one so long before sleeping: faster, for more processor "
         "time; 0: never, as on a host with one processor (default: %(default)s)",

@@ -68,9 +68,9 @@ class BusyPoll:
 
     def ends(self) -> bool:
         """Take note of there being nothing more to do; says whether to look for more."""
-        self._ended = self._clock()
         if not self._longest:
             return False
+        self._ended = self._clock()
         self._left -= 1
         if not self._left:
             self._turn()
