@@ -134,3 +134,21 @@ def posted_echo(front_end: FrontEnd, channel: Channel, nodeid: int = 1) -> int:
     front_end.ram.write(head, IN_HEADER.pack(IN_HEADER.size, ECHO, 9, nodeid, 0, 0, 0, 0, 0))
     reply = front_end.ram.allocate(OUT_HEADER.size)
     return channel.queue.add([Piece(head, IN_HEADER.size)], [Piece(reply, OUT_HEADER.size)], front_end.indirect)
+
+
+class Eager(BusyPoll):
+    """Looks every time; ``during`` is called when it does."""
+
+    def __init__(self, elsewhere: Callable[[], bool]) -> None:
+        super().__init__(1, elsewhere)
+        self.during: Callable[[], None] = lambda: None
+        self.found = 0
+
+    def ends(self) -> bool:
+        return True
+
+    def finds(self, more: Callable[[], bool]) -> bool:
+        self.during()
+        found = more()
+        self.found += found
+        return found

@@ -4,21 +4,28 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from farwatchd.vhost_user.busy import BusyPoll
+from farwatchd.vhost_user.device import SIGNAL_AFTER_NS
 from farwatchd.vhost_user.interfaces import late
-from tests.device_world import World, device_world, posted_echo
+from farwatchd.wire.fuse import Opcode, attr_out, getattr_in
+from tests.daemon_process import running
+from tests.device_world import Eager, World, device_world, posted_echo
+from tests.driver import DriverQueue
 from tests.frontend import OUT_HEADER, FrontEnd
+from tests.test_daemon import ROOT, Guest
 
 US = 1000
 LOOK = US // 2
 
 
 @dataclass
-class Guest:
+class Asker:
     """Its next request comes ``thinks`` after the reply; noticing takes ``wakes`` longer when it is waited for.
 
     While it is looked for the guest takes ``hindered`` longer, and of each ``loses`` requests (0: of none) the
@@ -64,7 +71,7 @@ class Guest:
             busy.woken(self.now)
 
 
-def busy_for(guest: Guest, longest_us: int = 200) -> BusyPoll:
+def busy_for(guest: Asker, longest_us: int = 200) -> BusyPoll:
     return BusyPoll(longest_us * US, lambda: guest.elsewhere, guest.clock)
 
 
@@ -73,33 +80,33 @@ def share(looks: list[bool]) -> float:
 
 
 def test_requests_that_come_closely_are_looked_for() -> None:
-    guest = Guest(thinks=50 * US, wakes=20 * US)
+    guest = Asker(thinks=50 * US, wakes=20 * US)
     guest.serve(busy_for(guest), 2000)
     assert share(guest.looks) > 0.9
 
 
 @pytest.mark.parametrize("thinks", [199, 300, 5000, 10**6])
 def test_requests_that_come_later_are_not(thinks: int) -> None:
-    guest = Guest(thinks=thinks * US, wakes=20 * US)
+    guest = Asker(thinks=thinks * US, wakes=20 * US)
     guest.serve(busy_for(guest), 2000)
     assert 0 < share(guest.looks) < 0.1
     assert guest.looked < 0.1 * guest.thinks * 2000
 
 
 def test_nobody_looks_where_it_makes_the_guest_slower() -> None:
-    guest = Guest(thinks=50 * US, wakes=20 * US, hindered=20 * US)
+    guest = Asker(thinks=50 * US, wakes=20 * US, hindered=20 * US)
     guest.serve(busy_for(guest), 2000)
     assert share(guest.looks) < 0.1
 
 
 def test_nobody_looks_where_the_processor_is_lost_meanwhile() -> None:
-    guest = Guest(thinks=50 * US, wakes=20 * US, loses=50)
+    guest = Asker(thinks=50 * US, wakes=20 * US, loses=50)
     guest.serve(busy_for(guest), 20_000)
     assert share(guest.looks) < 0.3
 
 
 def test_it_is_tried_again_when_the_guest_changes() -> None:
-    guest = Guest(thinks=5000 * US, wakes=20 * US)
+    guest = Asker(thinks=5000 * US, wakes=20 * US)
     busy = busy_for(guest)
     guest.serve(busy, 1000)
     guest.thinks = 50 * US
@@ -115,13 +122,13 @@ def test_it_is_tried_again_when_the_guest_changes() -> None:
 
 
 def test_nothing_is_looked_for_without_time_for_it() -> None:
-    guest = Guest(thinks=5 * US, wakes=20 * US)
+    guest = Asker(thinks=5 * US, wakes=20 * US)
     guest.serve(busy_for(guest, 0), 2000)
     assert not any(guest.looks)
 
 
 def test_other_work_ends_the_looking() -> None:
-    guest = Guest(thinks=50 * US, wakes=20 * US)
+    guest = Asker(thinks=50 * US, wakes=20 * US)
     busy = busy_for(guest)
     guest.serve(busy, 2000)
     assert busy.ends()
@@ -129,24 +136,6 @@ def test_other_work_ends_the_looking() -> None:
     before = guest.now
     assert not busy.finds(lambda: False)
     assert guest.now == before
-
-
-class Eager(BusyPoll):
-    """Looks every time; ``during`` is called when it does."""
-
-    def __init__(self, elsewhere: Callable[[], bool]) -> None:
-        super().__init__(1, elsewhere)
-        self.during: Callable[[], None] = lambda: None
-        self.found = 0
-
-    def ends(self) -> bool:
-        return True
-
-    def finds(self, more: Callable[[], bool]) -> bool:
-        self.during()
-        found = more()
-        self.found += found
-        return found
 
 
 @pytest.fixture
@@ -183,6 +172,30 @@ def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(world: Wo
     os.eventfd_write(channel.kick, 1)
     world.loop.run_once(0)
     assert answer(front_end) == OUT_HEADER.size
+
+
+def test_replies_after_looking_are_told_of_together(world: World) -> None:
+    busy = Eager(world.loop.has_work)
+    front_end = world.connect(event_idx=False, busy=busy)
+    front_end.negotiate()
+    channel = front_end.requests()
+
+    def three() -> None:
+        busy.during = lambda: None
+        assert channel.interrupts()
+        began = time.monotonic_ns()
+        while time.monotonic_ns() < began + 2 * SIGNAL_AFTER_NS:
+            pass
+        for _ in range(3):
+            posted_echo(front_end, channel)
+        channel.queue.publish()
+
+    busy.during = three
+    posted_echo(front_end, channel)
+    front_end.publish(channel)
+    world.loop.run_once(0)
+    assert channel.queue.used_count() == 4
+    assert channel.interrupts() == 1
 
 
 class Later:
@@ -230,3 +243,47 @@ def answer(front_end: FrontEnd) -> int:
     assert used is not None
     queue.want_interrupts(True)
     return used[1]
+
+
+REQUESTS = 2000
+#: Of so many requests a daemon that looks would find more without a kick, and one that does not by accident fewer.
+UNKICKED = 50
+
+
+def unkicked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: set[int], option: str) -> int:
+    """How many of ``REQUESTS`` to a daemon that may use ``processors`` needed no kick."""
+    wanted: list[bool] = []
+    publish = DriverQueue.publish
+
+    def counted(queue: DriverQueue) -> bool:
+        wanted.append(publish(queue))
+        return wanted[-1]
+
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        with running(tmp_path / "socket", tmp_path, option) as daemon:
+            os.sched_setaffinity(0, before)
+            guest = Guest(daemon)
+            monkeypatch.setattr(DriverQueue, "publish", counted)
+            for _ in range(REQUESTS):
+                guest.ask(Opcode.GETATTR, ROOT, bytes(getattr_in.size), attr_out.size)
+            monkeypatch.undo()
+            guest.leave()
+    finally:
+        os.sched_setaffinity(0, before)
+    return wanted.count(False)
+
+
+def test_the_daemon_looks_where_it_has_another_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processors = os.sched_getaffinity(0)
+    found = unkicked(tmp_path, monkeypatch, processors, "--busy-poll=1000")
+    assert (found > UNKICKED) == (len(processors) > 1), found
+
+
+def test_the_daemon_does_not_look_with_one_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unkicked(tmp_path, monkeypatch, {min(os.sched_getaffinity(0))}, "--busy-poll=1000") < UNKICKED
+
+
+def test_the_daemon_does_not_look_when_it_is_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unkicked(tmp_path, monkeypatch, os.sched_getaffinity(0), "--busy-poll=0") < UNKICKED

@@ -25,6 +25,7 @@ from farwatchd.wire.fsnotify import (
 )
 from farwatchd.wire.fuse import InitFlag, Opcode, in_header, init_in, init_out, out_header, statfs_out
 from farwatchd.wire.vhost_user import Request, single_region
+from tests.device_world import Eager
 from tests.driver import Piece
 from tests.fake_fs import FakeFs, FakeWatches
 from tests.frontend import FrontEnd
@@ -42,6 +43,7 @@ class Guest:
     front_end: FrontEnd
     queue: OutgoingQueue
     session: Session
+    busy: Eager
     unique: int = 1000
 
     def park(self) -> Piece:
@@ -77,14 +79,15 @@ def guest() -> Iterator[Guest]:
     loop, queue = Loop(), OutgoingQueue(100)
     session = Session(FakeFs(), FakeWatches(), SessionOptions())
     ours, theirs = socket.socketpair()
-    server = Server(loop, theirs, Device(loop, session, DeviceConfig("share"), queue), lambda: None)
+    busy = Eager(loop.has_work)
+    server = Server(loop, theirs, Device(loop, session, DeviceConfig("share"), queue, busy=busy), lambda: None)
     front_end = FrontEnd(ours, False, loop=loop)
     front_end.negotiate()
     offered = int(InitFlag.INIT_EXT) | FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_PARKED
     init = init_in.pack(major=7, minor=41, flags=offered & 0xFFFFFFFF, flags2=offered >> 32)
     error, reply = front_end.request(Opcode.INIT, 0, init, init_out.size)
     assert error == 0 and init_out.unpack_from(reply).flags2 << 32 & FUSE_FSNOTIFY_PARKED
-    yield Guest(front_end, queue, session)
+    yield Guest(front_end, queue, session, busy)
     server.close()
     front_end.close()
     loop.close()
@@ -113,6 +116,8 @@ def test_a_waiting_request_keeps_no_other_waiting(guest: Guest) -> None:
 def test_the_end_answers_all_that_wait_and_those_to_come(guest: Guest) -> None:
     first = guest.park()
     channel = guest.front_end.requests()
+    answered: list[int] = []
+    guest.busy.during = lambda: answered.append(channel.queue.used_count())
     head = in_header.pack(len=in_header.size + len(END), opcode=Opcode.FSNOTIFY_WAIT, unique=7)
     ram = guest.front_end.ram
     request = Piece(ram.allocate(len(head) + len(END)), len(head) + len(END))
@@ -120,6 +125,7 @@ def test_the_end_answers_all_that_wait_and_those_to_come(guest: Guest) -> None:
     channel.queue.add([request], [Piece(ram.allocate(out_header.size), out_header.size)])
     guest.front_end.publish(channel)
     guest.front_end.settle()
+    assert answered[0] == 2, "those that wait are answered before the next request is looked for"
     assert channel.queue.take_used() is not None
     assert guest.answer(first) == b""
     guest.tell(CREATED)

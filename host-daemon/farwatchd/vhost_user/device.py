@@ -209,6 +209,7 @@ class Device:
             taken = pop()
             if taken is None:
                 if self._look_for_more(vring, ring):
+                    tell_at = clock() + SIGNAL_AFTER_NS
                     continue
                 more, signal = ring.rest()
                 if signal:
