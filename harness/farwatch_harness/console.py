@@ -19,11 +19,40 @@ FATAL = re.compile(
     r"Kernel panic - not syncing|Oops: |BUG: kernel NULL|BUG: unable to handle|general protection fault"
     r"|kernel BUG at|double fault|Attempted to kill init"
 )
-WARNING = re.compile(
-    r"WARNING: |BUG: |INFO: task .+ blocked for more than|INFO: possible recursive locking|possible circular locking"
-    r"|inconsistent lock state|suspicious RCU usage|unreferenced object|rcu: INFO: |KASAN: |KCSAN: |UBSAN: "
-    r"|refcount_t: |list_(?:add|del) corruption|scheduling while atomic|sleeping function called from invalid context"
+#: Reports whose first words are no "BUG:", "WARNING:" or "INFO:", by what prints them.
+OTHER_REPORTS = (
+    # Locks and contexts.
+    "turning off the locking correctness validator",
+    "possible (?:recursive locking|circular locking|irq lock inversion|deadlock)",
+    "inconsistent lock state",
+    "suspicious RCU usage",
+    "bad unlock balance",
+    "held lock freed",
+    r"DEBUG_LOCKS_WARN_ON\(",
+    "scheduling while atomic",
+    "sleeping function called from invalid context",
+    # Memory and objects.
+    "(?:KASAN|KCSAN|KMSAN|KFENCE|UBSAN|ODEBUG): ",
+    "refcount_t: ",
+    "list_(?:add|del) corruption",
+    r"BUG \S+ \((?:Not tainted|Tainted)",
+    "Bad page state",
+    "Bad rss-counter state",
+    "Wrong slab cache",
+    "page allocation failure",
+    "unreferenced object",
+    r"kmemleak: \d+ new suspected memory leaks",
+    "VFS: Busy inodes after unmount",
+    # Interrupts and devices.
+    "nobody cared",
+    "unchecked MSR access error",
+    "is not a head!",
+    "cannot create duplicate filename",
+    "tried to init an initialized object",
 )
+#: "INFO:" begins reports of hung tasks, stalls and lockdep; these lines alone are about the machine.
+HARMLESS_INFO = "NMI handler |perf interrupt "
+WARNING = re.compile(rf"\b(?:WARNING|BUG): |\bINFO: (?!{HARMLESS_INFO})|{'|'.join(OTHER_REPORTS)}")
 # virtme-ng's init writes to the kernel's log, too, for instance when the host has no systemd.
 KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\] (?!virtme-)")
 

@@ -24,6 +24,33 @@ TROUBLE = [
     ("BUG: KASAN: slab-use-after-free in fuse_notify+0x1d2/0x300", Severity.WARNING),
     ("refcount_t: underflow; use-after-free.", Severity.WARNING),
     ("rcu: INFO: rcu_preempt self-detected stall on CPU", Severity.WARNING),
+    ("INFO: trying to register non-static key.", Severity.WARNING),
+    ("turning off the locking correctness validator.", Severity.WARNING),
+    ("INFO: lockdep is turned off.", Severity.WARNING),
+    ("INFO: possible irq lock inversion dependency detected", Severity.WARNING),
+    ("DEBUG_LOCKS_WARN_ON(lock->magic != lock)", Severity.WARNING),
+    ("inconsistent lock state", Severity.WARNING),
+    ("watchdog: BUG: soft lockup - CPU#0 stuck for 23s! [swapper/0:1]", Severity.WARNING),
+    ("UBSAN: array-index-out-of-bounds in fs/fuse/dev.c:10:2", Severity.WARNING),
+    ("KFENCE: use-after-free read in fuse_notify+0x1d2/0x300", Severity.WARNING),
+    ("BUG: KCSAN: data-race in fuse_notify / fuse_simple_request", Severity.WARNING),
+    ("ODEBUG: free active (active state 0) object: ffff888004 object type: work_struct", Severity.WARNING),
+    ("list_add corruption. prev->next should be next (ffff), but was dead.", Severity.WARNING),
+    ("list_del corruption, ffff888004->next is LIST_POISON1 (dead000000000100)", Severity.WARNING),
+    ("BUG kmalloc-64 (Not tainted): Poison overwritten", Severity.WARNING),
+    ("BUG fuse_inode (Tainted: G    B  ): Objects remaining on __kmem_cache_shutdown()", Severity.WARNING),
+    ("BUG: Bad page state in process swapper/0  pfn:04b9d", Severity.WARNING),
+    ("kworker/0:1: page allocation failure: order:1, mode:0x820(GFP_ATOMIC)", Severity.WARNING),
+    ("kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)", Severity.WARNING),
+    ("VFS: Busy inodes after unmount of virtiofs (virtiofs)", Severity.WARNING),
+    ('irq 24: nobody cared (try booting with the "irqpoll" option)', Severity.WARNING),
+    ("virtio_fs virtio3: requests.0:id 5 is not a head!", Severity.WARNING),
+    ("sysfs: cannot create duplicate filename '/fs/virtiofs/1'", Severity.WARNING),
+]
+HARMLESS = [
+    "INFO: NMI handler (nmi_cpu_backtrace_handler) took too long to run: 1.2 msecs",
+    "clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable",
+    "FAULT_INJECTION: forcing a failure.",
 ]
 
 
@@ -37,6 +64,11 @@ def test_a_quiet_log_has_no_findings() -> None:
 def test_trouble_is_found(text: str, severity: Severity) -> None:
     found = Console().feed(f"{QUIET}[   12.345678] {text}\r\n")
     assert [(finding.severity, finding.line) for finding in found] == [(severity, f"[   12.345678] {text}")]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_no_trouble_is_not_found(text: str) -> None:
+    assert Console().feed(f"[   12.345678] {text}\r\n") == []
 
 
 def test_a_line_that_comes_in_pieces_is_found_once() -> None:
