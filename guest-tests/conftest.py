@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness import build, paths
-from farwatch_harness.equipment import Equipment, equip, patches_of_series
-from farwatch_harness.guest import Guest
-from farwatch_harness.keeper import Keeper, log_tail
-from farwatch_harness.machine import Machine, MachineSpec, Mark, Share, running
-from farwatch_harness.series import Patch, number_of_mark
-from farwatch_harness.vm import Device
+from farwatch_harness.kernel import build
+from farwatch_harness.kernel.series import Patch, number_of_mark
+from farwatch_harness.util import paths
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.shared_vm import Keeper, log_tail
+from farwatch_harness.vm.testbed import Machine, MachineSpec, Mark, Share, running
 
 MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
 Boot = Callable[..., Machine]

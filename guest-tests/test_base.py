@@ -4,9 +4,9 @@
 from collections.abc import Iterator
 
 import pytest
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Share
-from farwatch_harness.oracle import In
+from farwatch_harness.oracle.compare import In
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Share
 
 pytestmark = pytest.mark.patch(0)
 

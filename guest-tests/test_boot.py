@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 
 import pytest
-from farwatch_harness import build
-from farwatch_harness.errors import GuestLostError
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Machine, Share
-from farwatch_harness.vm import Device
+from farwatch_harness.kernel import build
+from farwatch_harness.util.errors import GuestLostError
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Machine, Share
 
 IN_MODIFY = 0x2
 IN_CLOSE_WRITE = 0x8

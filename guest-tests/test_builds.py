@@ -12,11 +12,11 @@ from typing import Any
 
 import pexpect
 import pytest
-from farwatch_harness.equipment import Equipment
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Machine, Share
-from farwatch_harness.qemu import Accelerator
-from farwatch_harness.vm import vng_program
+from farwatch_harness.vm.boot import vng_program
+from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.qemu import Accelerator
+from farwatch_harness.vm.testbed import Machine, Share
 
 pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
 

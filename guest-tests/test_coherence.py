@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness.equipment import Equipment
-from farwatch_harness.guest import Guest
-from farwatch_harness.keeper import Keeper
-from farwatch_harness.machine import MachineSpec, Share
-from farwatch_harness.oracle import In, Step
+from farwatch_harness.oracle.compare import In, Step
+from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.shared_vm import Keeper
+from farwatch_harness.vm.testbed import MachineSpec, Share
 
 pytestmark = pytest.mark.patch(8)
 

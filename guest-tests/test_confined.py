@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Machine, Share
-from farwatch_harness.oracle import In
+from farwatch_harness.oracle.compare import In
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Machine, Share
 
 pytestmark = pytest.mark.daemon
 

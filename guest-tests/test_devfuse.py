@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from farwatch_harness.guest import Guest
-from farwatch_harness.oracle import In
+from farwatch_harness.oracle.compare import In
+from farwatch_harness.vm.guest_client import Guest
 
 pytestmark = pytest.mark.patch(11)
 
@@ -26,7 +26,7 @@ def served(guest: Guest) -> Iterator[Served]:
     folder = guest.shell("mktemp -d").strip()
     directory, mounted = f"{folder}/directory", f"{folder}/mounted"
     guest.shell(f"mkdir {directory} {mounted}; mount -t tmpfs tmpfs {directory}; echo content > {directory}/file")
-    server = guest.spawn(sys.executable, str(Path(__file__).parent / "fuse_server.py"), directory, mounted)
+    server = guest.spawn(sys.executable, str(Path(__file__).parent / "servers" / "fuse_server.py"), directory, mounted)
     assert "mounted" in server.lines(until="mounted")
     yield Served(directory, mounted)
     guest.umount(mounted)

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Share
-from farwatch_harness.oracle import In, Step
+from farwatch_harness.oracle.compare import In, Step
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Share
 
 pytestmark = pytest.mark.patch(7)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Share
-from farwatch_harness.oracle import In, Step, compare
+from farwatch_harness.oracle.compare import In, Step, compare
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Share
 
 pytestmark = pytest.mark.patch(7)
 

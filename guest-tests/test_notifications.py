@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from farwatch_harness.equipment import Equipment
-from farwatch_harness.guest import Guest, Inotify
-from farwatch_harness.machine import Machine, running
-from farwatch_harness.oracle import In
-from farwatchd.fsnotify.records import EventRecord
+from farwatch_harness.oracle.compare import In
+from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.guest_client import Guest, Inotify
+from farwatch_harness.vm.testbed import Machine, running
 from farwatchd.fuse.filesystem import ROOT
+from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fsnotify import Event
 
 pytestmark = pytest.mark.patch(7)
 
 MANY = 2000
-WATCH_MANY = Path(__file__).parent / "watch_many.py"
+WATCH_MANY = Path(__file__).parent / "servers" / "watch_many.py"
 DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
 
 
@@ -58,7 +58,7 @@ def hostile(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> I
     shared = folder / "share"
     (shared / "dir").mkdir(parents=True)
     (shared / "file").write_text("content")
-    program = Path(__file__).parent / "hostile_daemon.py"
+    program = Path(__file__).parent / "servers" / "hostile_daemon.py"
     command = (sys.executable, str(program), "{socket}", "{shared}", "{tag}", str(folder / "control"))
     spec = dataclasses.replace(equipment.machine("hostile", shared), daemon_command=command)
     with running(spec) as machine, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:

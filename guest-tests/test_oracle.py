@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import pytest
-from farwatch_harness.equipment import Equipment
-from farwatch_harness.guest import Guest
-from farwatch_harness.keeper import Keeper
-from farwatch_harness.machine import MachineSpec, Share
-from farwatch_harness.operations import KINDS, Operation, choices
-from farwatch_harness.oracle import Comparison, HostWatch, compare_in_the_guest, compare_on_the_host
-from farwatch_harness.performers import GuestPerformers, HostPerformers, Performers
+from farwatch_harness.oracle.compare import Comparison, HostWatch, compare_in_the_guest, compare_on_the_host
+from farwatch_harness.oracle.operations import KINDS, Operation, choices
+from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers, Performers
+from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.shared_vm import Keeper
+from farwatch_harness.vm.testbed import MachineSpec, Share
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from farwatch_harness.guest import Guest, Inotify
-from farwatch_harness.machine import Machine
-from farwatch_harness.oracle import In
-from farwatch_harness.vm import Device
+from farwatch_harness.oracle.compare import In
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.guest_client import Guest, Inotify
+from farwatch_harness.vm.testbed import Machine
 
 pytestmark = pytest.mark.patch(9)
 

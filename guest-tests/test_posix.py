@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Machine
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Machine
 
 pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness.machine import Machine
+from farwatch_harness.vm.testbed import Machine
 
 pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
 

@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from farwatch_harness.machine import Machine
-from farwatch_harness.vm import Device
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.testbed import Machine
 
 pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
 

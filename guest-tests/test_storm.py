@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Machine, Share
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Machine, Share
 
 pytestmark = pytest.mark.patch(7)
 

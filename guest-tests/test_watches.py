@@ -9,17 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from farwatch_harness.errors import HarnessError
-from farwatch_harness.guest import Guest
-from farwatch_harness.machine import Machine, Share
-from farwatch_harness.oracle import In
-from farwatch_harness.vm import Device
+from farwatch_harness.oracle.compare import In
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Machine, Share
 
 LIMIT = 10.0
 MANY = 2000
 #: Open files that the daemon may have.
 FEW_FILES = 200
-WATCH_MANY = Path(__file__).parent / "watch_many.py"
+WATCH_MANY = Path(__file__).parent / "servers" / "watch_many.py"
 MODES = pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
 
 

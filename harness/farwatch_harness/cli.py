@@ -10,27 +10,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from farwatch_harness import (
-    bench,
-    boot,
-    build,
-    demo,
-    mutants,
-    needs,
-    paths,
-    progress,
-    qemu,
-    report,
-    results,
-    send,
-    series,
-    soak,
-)
-from farwatch_harness.equipment import equip, patches_of_series
-from farwatch_harness.errors import HarnessError
+from farwatch_harness import report, results
+from farwatch_harness.bench import run as bench_run
+from farwatch_harness.commands import boot, demo, mail, mutants
+from farwatch_harness.kernel import build, series
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
 from farwatch_harness.results import CheckName
+from farwatch_harness.soak import run as soak_run
+from farwatch_harness.util import apt, paths, progress
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm import qemu
+from farwatch_harness.vm.environment import equip, patches_of_series
 
 # Seconds for pytest to end its guests after an interruption.
 INTERRUPTED_LIMIT = 60.0
@@ -44,8 +35,8 @@ def flavour_of(options: argparse.Namespace) -> build.Flavour:
 
 def setup(_options: argparse.Namespace) -> int:
     """Installs the Debian packages that the other commands need."""
-    for number, packages in enumerate((needs.HOST_CHECKS, needs.KERNEL_BUILD, needs.GUEST)):
-        needs.install(packages, paths.LOGS / f"apt-setup-{number}.log")
+    for number, packages in enumerate((apt.HOST_CHECKS, apt.KERNEL_BUILD, apt.GUEST)):
+        apt.install(packages, paths.LOGS / f"apt-setup-{number}.log")
     return 0
 
 
@@ -69,9 +60,9 @@ def apply(options: argparse.Namespace) -> int:
 
 def prepare_mails(options: argparse.Namespace) -> int:
     """Prepares the mails that would post the series, in build/send; sends nothing."""
-    needs.install(needs.MATRIX, paths.LOGS / "apt-matrix.log")
+    apt.install(apt.MATRIX, paths.LOGS / "apt-matrix.log")
     kernel = options.tree.expanduser().resolve() if options.tree else None
-    prepared = send.prepare(patches_of_series(), kernel)
+    prepared = mail.prepare(patches_of_series(), kernel)
     if not prepared.public_base:
         progress.say(
             "  the base-commit is of a tree made up for this: give KERNEL=DIR, a git tree, for one others know"
@@ -129,7 +120,7 @@ def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
 
 def measure(options: argparse.Namespace) -> int:
     """Measures events and file operations, beside virtiofsd; prints tables and writes build/bench.json."""
-    bench.bench(bench.plan_of(options))
+    bench_run.bench(bench_run.plan_of(options))
     return 0
 
 
@@ -144,7 +135,7 @@ def make_report(options: argparse.Namespace) -> int:
     elif not kept.exists():
         raise HarnessError(f"there are no results in {kept} yet: run make test, or name results with --merge")
     run = results.load(kept)
-    print(report.write(run, report.FOLDER, benchmark.load(bench.RESULT)))
+    print(report.write(run, report.FOLDER, benchmark.load(bench_run.RESULT)))
     if options.merge:
         print(*matrix_run.summary(run), sep="\n")
     return 1 if options.merge and not run.ok else 0
@@ -152,7 +143,7 @@ def make_report(options: argparse.Namespace) -> int:
 
 def run_soak(options: argparse.Namespace) -> int:
     """Runs the oracle under load for a given time: nothing may be lost, told twice or left behind."""
-    soak.soak(soak.plan_of(options))
+    soak_run.soak(soak_run.plan_of(options))
     return 0
 
 
@@ -218,10 +209,10 @@ def parser() -> argparse.ArgumentParser:
     testing.add_argument("-m", metavar="EXPR", help="only the tests with matching marks, as for pytest")
     add_prefix(testing)
     add_debug(testing)
-    bench.add_options(add("bench", measure))
+    bench_run.add_options(add("bench", measure))
     reporting = add("report", make_report)
     reporting.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="the results.json of parts")
-    soak.add_options(add("soak", run_soak))
+    soak_run.add_options(add("soak", run_soak))
     breaking = add("mutants", run_mutants)
     breaking.add_argument("names", nargs="*", metavar="NAME", help="only these")
     add("clean-cache", clean_cache)

@@ -14,7 +14,7 @@ from typing import Any
 
 import cattrs
 
-from farwatch_harness.errors import HarnessError
+from farwatch_harness.util.errors import HarnessError
 
 #: Another value when a reader of the old form would misread the new one.
 SCHEMA = 1

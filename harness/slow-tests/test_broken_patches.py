@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from farwatch_harness import paths, tree
-from farwatch_harness.matrix.applying import git, make_repository
+from farwatch_harness.kernel import source_tree
+from farwatch_harness.kernel.series import Patch, number_of_mark, read_series
+from farwatch_harness.matrix.apply_check import git, make_repository
 from farwatch_harness.results import PatchResult, State, load
-from farwatch_harness.series import Patch, number_of_mark, read_series
+from farwatch_harness.util import paths
 
 LETTERS = {State.PASSED: "p", State.FAILED: "F", State.BLOCKED: "b", State.ABSENT: "."}
 LIMIT = 3000.0
@@ -102,7 +103,7 @@ def broken_series(patches: Sequence[Patch], broken: Break, place: Path) -> Path:
     """A copy of the series with one patch broken; the others do what they did."""
     number = number_of_mark(broken.patch, patches)
     repository = place / "tree"
-    make_repository(repository, tree.find_source().path, patches)
+    make_repository(repository, source_tree.find_source().path, patches)
     base = git(repository, "rev-parse", "HEAD").strip()
     for patch in patches:
         git(repository, "am", stdin=patch.content)

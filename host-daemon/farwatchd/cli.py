@@ -11,15 +11,15 @@ import sys
 from collections.abc import Sequence
 from socket import socket as Socket  # noqa: N812
 
-from farwatchd.compat import WITHOUT_EFFECT, modern
 from farwatchd.config import Config
 from farwatchd.daemon import run
 from farwatchd.errors import UserError
 from farwatchd.fuse.init import Negotiation
 from farwatchd.options import LOG_LEVELS, make_parser
-from farwatchd.passthrough.owners import Owners, owners
+from farwatchd.passthrough.id_map import Owners, owners
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.idmaps import IdMaps
+from farwatchd.virtiofsd_compat import WITHOUT_EFFECT, modern
 
 _log = logging.getLogger(__name__)
 

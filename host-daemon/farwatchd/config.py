@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from farwatchd.capabilities import Capability
-from farwatchd.fsnotify.probe import BackendName
 from farwatchd.fuse.init import Negotiation
-from farwatchd.objects.table import InodeFileHandles
+from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.linux.capabilities import Capability
+from farwatchd.passthrough.id_map import Owners
 from farwatchd.passthrough.options import Cache
-from farwatchd.passthrough.owners import Owners
 from farwatchd.passthrough.xattrmap import XattrMap
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.idmaps import IdMaps
 from farwatchd.sandbox.seccomp import Seccomp
+from farwatchd.watch.probe import BackendName
 
 
 class FsnotifyMode(Enum):

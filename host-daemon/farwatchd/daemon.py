@@ -17,18 +17,13 @@ from typing import Any
 
 from farwatchd.config import Config, FsnotifyMode
 from farwatchd.errors import UserError
-from farwatchd.fsnotify.backend import Backend
-from farwatchd.fsnotify.probe import BackendName, BackendUnavailableError, Mode, open_backend
-from farwatchd.fsnotify.queue import OutgoingQueue
-from farwatchd.fsnotify.table import WatchTable
+from farwatchd.event_loop import Loop
+from farwatchd.fuse.blocking_locks import Waits
 from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.thread_pool import Workers
 from farwatchd.fuse.tickets import Tickets
-from farwatchd.fuse.waits import Waits
-from farwatchd.fuse.workers import Workers
-from farwatchd.leftovers import removed_at_end
-from farwatchd.loop import Loop
-from farwatchd.objects.choose import HandlesUnavailableError, open_objects
-from farwatchd.objects.table import InodeFileHandles, ObjectTable
+from farwatchd.inode_store.probe import HandlesUnavailableError, open_objects
+from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Cache, Options
 from farwatchd.passthrough.procfd import ProcFd
@@ -36,9 +31,14 @@ from farwatchd.sandbox.enter import SandboxError, enter
 from farwatchd.sandbox.limits import raise_nofile
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop
 from farwatchd.sandbox.seccomp import Seccomp, SeccompError, import_library, restrict
-from farwatchd.vhost_user.busy import BusyPoll
-from farwatchd.vhost_user.device import Device, DeviceConfig
+from farwatchd.socket_cleanup import removed_at_end
 from farwatchd.vhost_user.server import ListenError, Server, inherit, listen
+from farwatchd.virtio_fs.busy_poll import BusyPoll
+from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.watch.backend import Backend
+from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.probe import BackendName, BackendUnavailableError, Mode, open_backend
+from farwatchd.watch.watch_table import WatchTable
 
 _log = logging.getLogger(__name__)
 

@@ -11,20 +11,20 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from farwatchd.capabilities import Capability
-from farwatchd.compat import WITHOUT_EFFECT
 from farwatchd.config import FsnotifyMode
-from farwatchd.fsnotify.probe import BackendName
 from farwatchd.fuse.init import Negotiation
-from farwatchd.objects.table import InodeFileHandles
-from farwatchd.passthrough.inodes import MAX_INODES
+from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.linux.capabilities import Capability
+from farwatchd.passthrough.id_map import parse_rule
+from farwatchd.passthrough.inode_table import MAX_INODES
 from farwatchd.passthrough.options import Cache
-from farwatchd.passthrough.owners import parse_rule
 from farwatchd.passthrough.xattrmap import parse
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.idmaps import parse_range
 from farwatchd.sandbox.privileges import parse_changes
 from farwatchd.sandbox.seccomp import Seccomp
+from farwatchd.virtiofsd_compat import WITHOUT_EFFECT
+from farwatchd.watch.probe import BackendName
 
 _T = TypeVar("_T")
 

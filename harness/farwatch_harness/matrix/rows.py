@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from email import message_from_bytes
 from email.policy import default
 
-from farwatch_harness.errors import HarnessError
+from farwatch_harness.kernel.series import Patch
 from farwatch_harness.results import PatchResult
-from farwatch_harness.series import Patch
+from farwatch_harness.util.errors import HarnessError
 
 RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 TAG = re.compile(r"^\[PATCH[^\]]*\]\s*")

@@ -8,21 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from farwatch_harness import bench, needs, paths, report, tree
-from farwatch_harness.equipment import equip, patches_of_series
-from farwatch_harness.errors import HarnessError
-from farwatch_harness.matrix.applying import applier
-from farwatch_harness.matrix.display import Display
-from farwatch_harness.matrix.facts import guest_facts, host_facts
-from farwatch_harness.matrix.forecast import Forecast
-from farwatch_harness.matrix.guests import ALL_TESTS, GuestRuns
-from farwatch_harness.matrix.outcome import Steps
-from farwatch_harness.matrix.recorder import BOOT_TEST
+from farwatch_harness import report
+from farwatch_harness.bench import run as bench_run
+from farwatch_harness.kernel import source_tree
+from farwatch_harness.matrix.apply_check import applier
+from farwatch_harness.matrix.check_result import Steps
+from farwatch_harness.matrix.environment import guest_facts, host_facts
+from farwatch_harness.matrix.estimates import Forecast
+from farwatch_harness.matrix.guest_checks import ALL_TESTS, GuestRuns
+from farwatch_harness.matrix.live_table import Display
+from farwatch_harness.matrix.pytest_plugin import BOOT_TEST
 from farwatch_harness.matrix.rows import Row, described, rows_of
-from farwatch_harness.matrix.static import Static
-from farwatch_harness.matrix.walk import Walk
+from farwatch_harness.matrix.scheduler import Walk
+from farwatch_harness.matrix.static_checks import Static
 from farwatch_harness.report import benchmark
 from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, save
+from farwatch_harness.util import apt, paths
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm.environment import equip, patches_of_series
 
 RESULTS = report.FOLDER / report.RESULTS
 BASE = "the base"
@@ -97,8 +100,8 @@ def run_matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], pa
     wanted = {*checks, CheckName.BOOT} if CheckName.TESTS in checks else set(checks)
     names = [name for name in CheckName if name in wanted]
     with alone():
-        needs.install(needs.MATRIX, paths.LOGS / "apt-matrix.log")
-        source = tree.find_source()
+        apt.install(apt.MATRIX, paths.LOGS / "apt-matrix.log")
+        source = source_tree.find_source()
         forecast = Forecast(rows)
         display = Display(rows, names, forecast)
         keeping = Keeping(display, forecast, path, host_facts(source), lambda: guest_facts(equip([])))
@@ -143,7 +146,7 @@ def summary(run: Run) -> list[str]:
 def matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], path: Path) -> int:
     """The command: runs, reports beside the results, says how it ended, and fails when anything did."""
     run = run_matrix(folder, choice, checks, path)
-    page = report.write(run, path.parent, benchmark.load(bench.RESULT))
+    page = report.write(run, path.parent, benchmark.load(bench_run.RESULT))
     if not sys.stderr.isatty():
         print(table_of(run))
     print(*summary(run), sep="\n")

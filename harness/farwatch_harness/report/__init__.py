@@ -7,11 +7,11 @@ colours of a patch), events (which events arrive in which mode), benchmark and p
 
 from pathlib import Path
 
-from farwatch_harness.bench_report import Report
-from farwatch_harness.errors import HarnessError
-from farwatch_harness.paths import CHECKOUT
+from farwatch_harness.bench.bench_report import Report
 from farwatch_harness.report import junit, ktap, page, text
 from farwatch_harness.results import Run
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.util.paths import CHECKOUT
 
 #: Where the report of this checkout's last run is, and the records beside it that it is made from.
 FOLDER = CHECKOUT / "build" / "report"

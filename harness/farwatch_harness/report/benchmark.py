@@ -10,10 +10,10 @@ import cattrs
 from markupsafe import Markup
 from rich.table import Table
 
-from farwatch_harness import bench_report
-from farwatch_harness.bench_report import Report
-from farwatch_harness.errors import HarnessError
+from farwatch_harness.bench import bench_report
+from farwatch_harness.bench.bench_report import Report
 from farwatch_harness.report import plots
+from farwatch_harness.util.errors import HarnessError
 
 NO_PLOT = Markup("")
 

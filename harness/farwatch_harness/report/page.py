@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from farwatch_harness.bench_report import Report
-from farwatch_harness.progress import duration
+from farwatch_harness.bench.bench_report import Report
 from farwatch_harness.report import benchmark, diff, events, message, text
 from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, TestResult
+from farwatch_harness.util.progress import duration
 
 # Characters of all logs together, and of each: the longest of these limits with which all fit.
 LOGS_BUDGET = 1_500_000

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from farwatch_harness import bench_report
-from farwatch_harness.bench_events import Latency, Throughput
-from farwatch_harness.bench_operations import Rate
+from farwatch_harness.bench import bench_report
+from farwatch_harness.bench.events import Latency, Throughput
+from farwatch_harness.bench.operations import Rate
 
 WIDTH = 540
 LEFT, RIGHT = 125, 24

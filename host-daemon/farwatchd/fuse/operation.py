@@ -12,7 +12,7 @@ from farwatchd.wire.fuse import out_header
 
 
 class Late(NamedTuple):
-    """The reply comes later, by this ticket (``farwatchd.vhost_user.interfaces.LateReplies``)."""
+    """The reply comes later, by this ticket (``farwatchd.virtio_fs.interfaces.LateReplies``)."""
 
     ticket: int
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from farwatchd.fuse.extensions import parse as parse_extensions
 from farwatchd.fuse.filesystem import Caller
-from farwatchd.segments import cut, gather
+from farwatchd.iovec import cut, gather
 from farwatchd.virtqueue import Chain
 from farwatchd.wire.fuse import Opcode, in_header, out_header, write_in
 

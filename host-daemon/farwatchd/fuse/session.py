@@ -9,22 +9,22 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from farwatchd.fsnotify.records import RECORD_MAX
-from farwatchd.fuse.files import FileOperations
+from farwatchd.fuse.blocking_locks import Waits
 from farwatchd.fuse.filesystem import FileSystem
+from farwatchd.fuse.handlers.attributes import InodeOperations
+from farwatchd.fuse.handlers.io import FileOperations
+from farwatchd.fuse.handlers.locks import LockOperations
+from farwatchd.fuse.handlers.namespace import NameOperations
 from farwatchd.fuse.init import Negotiated, SessionOptions, negotiate
-from farwatchd.fuse.inodes import InodeOperations
-from farwatchd.fuse.locks import LockOperations
-from farwatchd.fuse.names import NameOperations
 from farwatchd.fuse.operation import EMPTY, PARK, SILENT, Failed, Operation, Reply
 from farwatchd.fuse.request import Request, decode, invalid
 from farwatchd.fuse.setid import SetIdBits
-from farwatchd.fuse.waits import Waits
+from farwatchd.fuse.thread_pool import Workers
 from farwatchd.fuse.watches import Watches
-from farwatchd.fuse.workers import Workers
-from farwatchd.segments import gather, scatter
-from farwatchd.vhost_user.interfaces import PARKED, late
+from farwatchd.iovec import gather, scatter
+from farwatchd.virtio_fs.interfaces import PARKED, late
 from farwatchd.virtqueue import Chain
+from farwatchd.watch.event_record import RECORD_MAX
 from farwatchd.wire.fsnotify import Event, WaitFlag, fsnotify_in, fsnotify_out, fsnotify_wait_in
 from farwatchd.wire.fuse import (
     Opcode,

@@ -9,12 +9,12 @@ import os
 import stat
 from pathlib import Path
 
-from farwatchd.capabilities import Capability, without
 from farwatchd.fuse.filesystem import Changes, Job, Statx, Watched
+from farwatchd.linux.capabilities import Capability, without
+from farwatchd.linux.libc import failure
+from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.errors import failure
-from farwatchd.passthrough.inodes import GENERATION, Inode
-from farwatchd.passthrough.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
+from farwatchd.passthrough.inode_table import GENERATION, Inode
 
 _NO_ID = 0xFFFFFFFF
 #: What chown(2) takes for an id that stays.

@@ -9,12 +9,12 @@ import stat
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Caller, Entry
-from farwatchd.objects.table import ObjectTable
+from farwatchd.inode_store.store import ObjectTable
+from farwatchd.linux.libc import failure
 from farwatchd.passthrough.creds import Credentials
-from farwatchd.passthrough.errors import failure
-from farwatchd.passthrough.handles import HandleTable
-from farwatchd.passthrough.inodes import GENERATION, Inode, InodeTable
-from farwatchd.passthrough.locktable import LockTable
+from farwatchd.passthrough.handle_table import HandleTable
+from farwatchd.passthrough.inode_table import GENERATION, Inode, InodeTable
+from farwatchd.passthrough.lock_table import LockTable
 from farwatchd.passthrough.options import Options
 from farwatchd.passthrough.procfd import ProcFd, open_at
 

@@ -11,11 +11,11 @@ import errno
 import os
 from collections.abc import Iterator
 
-from farwatchd.capabilities import Capability, effective, raise_permitted
 from farwatchd.fuse.filesystem import Caller
-from farwatchd.passthrough.creds_sys import KNOWN, set_effective_gid, set_effective_uid, set_groups
-from farwatchd.passthrough.errors import failure
-from farwatchd.passthrough.owners import Owners
+from farwatchd.linux.capabilities import Capability, effective, raise_permitted
+from farwatchd.linux.credentials import KNOWN, set_effective_gid, set_effective_uid, set_groups
+from farwatchd.linux.libc import failure
+from farwatchd.passthrough.id_map import Owners
 
 _NO_ID = 0xFFFFFFFF
 

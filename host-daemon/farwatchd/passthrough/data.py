@@ -9,12 +9,12 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from farwatchd.capabilities import Capability, without
 from farwatchd.fuse.filesystem import Job
+from farwatchd.linux.capabilities import Capability, without
+from farwatchd.linux.syscalls import fallocate, file_system_type, signed
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.handles import Reading
+from farwatchd.passthrough.handle_table import Reading
 from farwatchd.passthrough.jobs import on_files, sync
-from farwatchd.passthrough.syscalls import fallocate, file_system_type, signed
 
 #: Segments that one system call takes (UIO_MAXIOV).
 _IOV_MAX = 1024

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Iterator
 
 from farwatchd.fuse.filesystem import DirEntry, Job, Opened
+from farwatchd.linux.libc import failure
+from farwatchd.linux.syscalls import getdents64, signed
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.errors import failure
 from farwatchd.passthrough.jobs import sync
-from farwatchd.passthrough.syscalls import getdents64, signed
 
 #: As much as the guest's smallest request takes. What does not fit there is read again next time.
 _BATCH = 4096

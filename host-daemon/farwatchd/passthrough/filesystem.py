@@ -7,8 +7,8 @@ from farwatchd.passthrough.attributes import AttributeOperations
 from farwatchd.passthrough.data import DataOperations
 from farwatchd.passthrough.directories import DirectoryOperations
 from farwatchd.passthrough.locks import LockOperations
-from farwatchd.passthrough.names import NameOperations
-from farwatchd.passthrough.opening import OpenOperations
+from farwatchd.passthrough.namespace import NameOperations
+from farwatchd.passthrough.open import OpenOperations
 from farwatchd.passthrough.xattrs import XattrOperations
 
 

@@ -21,8 +21,8 @@ import stat
 import struct
 
 from farwatchd.fuse.filesystem import Lock
+from farwatchd.linux.libc import failure
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.errors import failure
 
 #: struct flock: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("@hhqqi4x")

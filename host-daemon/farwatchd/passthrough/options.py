@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 
-from farwatchd.passthrough.inodes import MAX_INODES
-from farwatchd.passthrough.owners import Owners
+from farwatchd.passthrough.id_map import Owners
+from farwatchd.passthrough.inode_table import MAX_INODES
 from farwatchd.passthrough.xattrmap import XattrMap
 
 

@@ -12,8 +12,8 @@ import errno
 import os
 from collections.abc import Iterator
 
-from farwatchd.passthrough.errors import failure
-from farwatchd.passthrough.syscalls import file_system_type
+from farwatchd.linux.libc import failure
+from farwatchd.linux.syscalls import file_system_type
 
 _PROC_SUPER_MAGIC = 0x9FA0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from farwatchd.passthrough.errors import failure
+from farwatchd.linux.libc import failure
 
 
 class Type(Enum):

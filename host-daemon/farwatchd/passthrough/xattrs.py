@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from farwatchd.linux.libc import failure
 from farwatchd.passthrough.base import Operations
-from farwatchd.passthrough.errors import failure
 
 _ACCESS_ACL = b"system.posix_acl_access"
 _ACLS = frozenset({_ACCESS_ACL, b"system.posix_acl_default"})

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from farwatchd.sandbox.idmaps import IdMaps, MapError, unshare_mapped
-from farwatchd.sandbox.imports import hold_time_zone, seal
+from farwatchd.sandbox.seal_imports import hold_time_zone, seal
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWNET = 0x40000000

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from farwatchd.capabilities import Capability, keep_only
+from farwatchd.linux.capabilities import Capability, keep_only
 
 _PR_SET_NO_NEW_PRIVS = 38
 

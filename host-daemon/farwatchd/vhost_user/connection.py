@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from farwatchd.loop import Loop
+from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import Backend, DeviceModel
 from farwatchd.vhost_user.messages import MAX_FDS, MessageDecoder, ProtocolError, close_all
 

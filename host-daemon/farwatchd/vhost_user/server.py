@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from farwatchd.loop import Loop
+from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import DeviceModel
 from farwatchd.vhost_user.connection import Connection
 

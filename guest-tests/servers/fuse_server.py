@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A FUSE server on /dev/fuse that reports events, for the guest: farwatchd's session without virtio.
+
+Usage: fuse_server.py DIRECTORY MOUNT_POINT. Serves DIRECTORY at MOUNT_POINT and says "mounted" when it does; what
+happens to DIRECTORY is seen by those who watch MOUNT_POINT.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import sys
+from pathlib import Path
+
+from farwatchd.event_loop import Loop
+from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Options
+from farwatchd.virtio_fs.headers import notification
+from farwatchd.virtqueue import Chain
+from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.watch.watch_table import WatchTable
+
+BUFFER_SIZE = (1 << 20) + 4096
+#: As much as farwatchd puts into one notification.
+MAX_PAYLOAD = 4080
+
+
+def mount(fuse: int, target: str) -> None:
+    """mount(2) of the connection behind the descriptor ``fuse``; ``OSError`` when refused."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    if libc.mount(b"fuse_server", target.encode(), b"fuse", 0, options.encode()) < 0:
+        raise OSError(ctypes.get_errno(), f"mount: {os.strerror(ctypes.get_errno())}")
+
+
+def main() -> None:
+    """Serve until unmounted."""
+    logging.basicConfig(level=logging.INFO)
+    directory, target = sys.argv[1:]
+    os.umask(0)
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    loop, queue = Loop(), OutgoingQueue(1000)
+    backend = InotifyBackend(os.open(directory, os.O_PATH))
+    watches = WatchTable(backend, queue, 1000, loop.call_later)
+    session = Session(PassthroughFs(Path(directory), Options()), watches, SessionOptions())
+    request, reply = memoryview(bytearray(BUFFER_SIZE)), memoryview(bytearray(BUFFER_SIZE))
+
+    def serve() -> None:
+        try:
+            size = os.readv(fuse, [request])
+            written = session.handle(Chain.of([request[:size]], [reply]))
+            if written:
+                os.write(fuse, reply[:written])
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                loop.stop()
+            elif error.errno not in (errno.EAGAIN, errno.ENOENT, errno.EINTR):
+                raise
+
+    def notify() -> None:
+        while (payload := queue.take(MAX_PAYLOAD)) is not None:
+            os.write(fuse, notification(payload))
+
+    queue.set_wakeup(notify)
+    loop.add(backend.fileno(), watches.process)
+    mount(fuse, target)
+    loop.add(fuse, serve)
+    print("mounted", flush=True)
+    loop.run()
+    print("unmounted", flush=True)
+
+
+main()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemons whose file operations are compared: ours, Debian's virtiofsd in C, and its successor in Rust."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm import qemu
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.daemon_process import READY
+from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.testbed import MachineSpec
+
+C_PACKAGE = "qemu-system-common"
+C_PROGRAM = Path("/usr/lib/qemu/virtiofsd")
+RUST_PACKAGE = "virtiofsd"
+RUST_SUITE = "trixie"
+RUST_PROGRAM = "virtiofsd"
+# What both say when they listen.
+WAITING = "Waiting for vhost-user socket connection"
+
+WRAPPER = """#!/bin/sh
+# Runs the virtiofsd of the Debian tree beside this script with that tree's own loader and libraries.
+tree=$(dirname "$(readlink -f "$0")")
+exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64-linux-gnu" \\
+    "$tree/usr/libexec/virtiofsd" "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A daemon to be measured. `command` None is farwatchd with `options`."""
+
+    name: str
+    version: str
+    device: Device
+    options: tuple[str, ...] = ()
+    command: tuple[str, ...] | None = None
+    ready: str = READY
+
+    def machine(self, equipment: Equipment, shared: Path) -> MachineSpec:
+        """A machine whose share this daemon serves."""
+        return dataclasses.replace(
+            equipment.machine(f"bench-{self.name.replace(' ', '-')}", shared, self.device),
+            daemon_options=self.options,
+            daemon_command=self.command,
+            daemon_ready=self.ready,
+        )
+
+
+def farwatchd() -> list[Server]:
+    """Ours: on the plain device, where it differs from the others in nothing else, and on the one with events."""
+    version = f"commit {commit()}"
+    never = "--cache=never"
+    return [
+        Server("farwatchd", version, Device.PLAIN, (never, "--fsnotify=off")),
+        Server("farwatchd events", version, Device.EVENTS, (never,)),
+    ]
+
+
+def farwatchd_in_mode(mode: str) -> Server:
+    """Ours as it is used, in one mode of events."""
+    return Server(f"farwatchd {mode}", f"commit {commit()}", Device.EVENTS, (f"--fsnotify={mode}",))
+
+
+def commit() -> str:
+    """This checkout's commit, with a + when something in it has changed since."""
+    try:
+        name = subprocesses.run(["git", "-C", paths.CHECKOUT, "rev-parse", "--short", "HEAD"]).strip()
+        changed = subprocesses.run(
+            ["git", "-C", paths.CHECKOUT, "status", "--porcelain", "--untracked-files=no"]
+        ).strip()
+    except HarnessError:
+        return "unknown"
+    return f"{name}+" if changed else name
+
+
+def virtiofsd_c() -> list[Server]:
+    """Debian 12's, in C; none where the distribution has it no more."""
+    if not C_PROGRAM.exists():
+        try:
+            apt.install([C_PACKAGE], paths.LOGS / "apt-virtiofsd.log")
+        except HarnessError as error:
+            progress.say(f"  {error}")
+    if not C_PROGRAM.exists():
+        progress.say(f"  without the virtiofsd in C: there is no {C_PROGRAM}")
+        return []
+    command = (str(C_PROGRAM), "--socket-path={socket}", "-o", "source={shared}", "-o", "cache=none")
+    return [Server("virtiofsd C", version_of(C_PROGRAM), Device.PLAIN, command=command, ready=WAITING)]
+
+
+def virtiofsd_rust() -> list[Server]:
+    """Debian 13's, in Rust, unpacked into the cache; none where it cannot be fetched."""
+    try:
+        program = unpacked_tree() / RUST_PROGRAM
+        version = version_of(program)
+    except HarnessError as error:
+        progress.say(f"  without the virtiofsd in Rust: {error}")
+        return []
+    command = (str(program), "--socket-path={socket}", "--shared-dir={shared}", "--cache=never")
+    return [Server("virtiofsd Rust", version, Device.PLAIN, command=command, ready=WAITING)]
+
+
+def unpacked_tree() -> Path:
+    """A Debian tree in the cache that holds virtiofsd; made by mmdebstrap, about 20 MB."""
+
+    def make(target: Path) -> None:
+        apt.install(apt.QEMU_TREE, paths.LOGS / "apt-virtiofsd-tree.log")
+        with progress.step(f"unpacking virtiofsd from Debian's {RUST_SUITE}") as step:
+            place = qemu.archive_of(step)
+            root = target / "root"
+            argv = ["mmdebstrap", "--variant=extract", f"--include={RUST_PACKAGE}", RUST_SUITE, str(root)]
+            argv.append(f"deb {place} {RUST_SUITE} main")
+            for line in subprocesses.lines_of([*apt.as_root(), *argv], paths.LOGS / "virtiofsd-tree.log"):
+                step.update(line[:60])
+            subprocesses.run([*apt.as_root(), "mv", root / "usr", target / "usr"])
+            subprocesses.run([*apt.as_root(), "rm", "-rf", root])
+            wrapper = target / RUST_PROGRAM
+            wrapper.write_text(WRAPPER)
+            wrapper.chmod(0o755)
+
+    return cache.published(paths.cache_root() / "virtiofsd" / f"{RUST_SUITE}-1", make)
+
+
+def version_of(program: Path) -> str:
+    """The first line of what it says of its version."""
+    words: Sequence[str] = subprocesses.run([program, "--version"]).splitlines()
+    return words[0] if words else "unknown"

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How soon and how fast host events reach a program in the guest. docs/benchmark.md explains the measurement."""
+
+import os
+import select
+import stat
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness.bench.programs import Programs
+from farwatch_harness.oracle.compare import In, Native
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.util.progress import step
+from farwatch_harness.vm.guest_client import Job
+from farwatch_harness.vm.testbed import Machine, Share
+
+# Seconds for one event, for a program's start, and for all events of a batch.
+EVENT_LIMIT = 10.0
+START_LIMIT = 30.0
+BATCH_LIMIT = 120.0
+WARM_UP = 20
+# What was drained from a burst is tried as a steady rate, lowered by this factor until nothing is lost.
+LOWER = 0.8
+STEADY_TRIES = 6
+# How far creations may run ahead of their time within a steady rate, in seconds.
+TICK = 0.005
+
+
+@dataclass(frozen=True)
+class Latency:
+    """From write(2) on the host to read(2)'s return in the guest, in microseconds.
+
+    Each value has an error of at most `error`, half the duration of the guest's answer (its median).
+    """
+
+    mode: str
+    count: int
+    median: float
+    p99: float
+    error: float
+    round_trip: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`count` files created on the host as fast as it goes; events per second of both sides; whether any was lost."""
+
+    count: int
+    host_rate: float
+    guest_rate: float
+    arrived: int
+    lost: bool
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Batches of growing size, and the steady rate at which nothing was lost for `seconds`; 0 when there is none."""
+
+    mode: str
+    batches: tuple[Batch, ...]
+    steady_rate: float
+    seconds: float
+
+
+def share_directory(machine: Machine, name: str) -> Share:
+    """A new directory of the share."""
+    (machine.shared / name).mkdir()
+    return Share(machine.shared / name, machine.mount_point / name)
+
+
+def started(machine: Machine, *words: object) -> Job:
+    """A program of the benchmark in the guest, its watches set."""
+    job = machine.guest.spawn(*(str(word) for word in words))
+    said = job.lines(limit=START_LIMIT, until="ready")
+    if "ready" not in said:
+        raise HarnessError(f"the guest's program did not start: {' / '.join(said) or 'it said nothing'}")
+    return job
+
+
+def latency(machine: Machine, programs: Programs, mode: str, count: int) -> Latency:
+    """Writes to a file `count` times, each time after the guest has answered the last."""
+    share = share_directory(machine, "latency")
+    (share.host / "file").touch()
+    (share.host / "ack").write_bytes(bytes(8))
+    with step(f"latency, mode {mode}"):
+        total = count + WARM_UP
+        job = started(machine, programs.events, "latency", share.guest / "file", share.guest / "ack", total)
+        trips = round_trips(share.host / "file", share.host / "ack", total)
+        lines = job.lines(limit=EVENT_LIMIT, count=total)
+        if len(lines) < total:
+            raise HarnessError(f"the guest's program ended early: {' / '.join(lines[-3:])}")
+    return latency_of(mode, trips, [(int(gap), int(write)) for gap, write in map(str.split, lines)])
+
+
+def round_trips(file: Path, ack: Path, count: int) -> list[int]:
+    """For each of `count` writes the time until the guest's answer is seen on the host, in ns."""
+    trips = []
+    answers = Native()
+    answers.add(ack, In.MODIFY)
+    poller = select.poll()
+    poller.register(answers.fd, select.POLLIN)
+    written = os.open(file, os.O_WRONLY)
+    answered = os.open(ack, os.O_RDONLY)
+    try:
+        for number in range(1, count + 1):
+            began = time.monotonic_ns()
+            os.write(written, b"x")
+            while True:
+                if not poller.poll(1000 * EVENT_LIMIT):
+                    raise HarnessError(f"the guest was not told of write {number} in {EVENT_LIMIT:.0f} s")
+                seen = time.monotonic_ns()
+                os.read(answers.fd, 4096)
+                if (told := int.from_bytes(os.pread(answered, 8, 0), "little")) >= number:
+                    break
+            if told != number:
+                raise HarnessError(f"the guest was told {told} events of {number} writes")
+            trips.append(seen - began)
+    finally:
+        for descriptor in (written, answered, answers.fd):
+            os.close(descriptor)
+    return trips
+
+
+def latency_of(mode: str, trips: Sequence[int], answers: Sequence[tuple[int, int]]) -> Latency:
+    """Takes the guest's part out of the round trips: the gap wholly, of the answering write a half."""
+    pairs = list(zip(trips, answers, strict=True))[WARM_UP:]
+    values = [(trip - gap - write / 2) / 1000 for trip, (gap, write) in pairs]
+    return Latency(
+        mode,
+        len(values),
+        statistics.median(values),
+        statistics.quantiles(values, n=100)[98],
+        statistics.median(write / 2000 for _trip, (_gap, write) in pairs),
+        statistics.median(trip / 1000 for trip, _answer in pairs),
+    )
+
+
+def throughput(machine: Machine, programs: Programs, mode: str, sizes: Sequence[int], seconds: float) -> Throughput:
+    """Bursts until one loses events, then a steady rate for `seconds`."""
+    batches: list[Batch] = []
+    with step(f"events per second, mode {mode}") as progress:
+        for size in sizes:
+            progress.update(f"{size} files at once")
+            batches.append(batch(machine, programs, f"batch-{size}", size, None))
+            if batches[-1].lost:
+                break
+        whole = [each.guest_rate for each in batches if not each.lost]
+        rate = max(whole, default=0.0)
+        for number in range(STEADY_TRIES if rate else 0):
+            progress.update(f"steady, {rate:.0f} a second")
+            done = batch(machine, programs, f"steady-{number}", max(int(rate * seconds), 1), rate)
+            if not done.lost:
+                return Throughput(mode, tuple(batches), done.host_rate, seconds)
+            rate *= LOWER
+    return Throughput(mode, tuple(batches), 0.0, seconds)
+
+
+def batch(machine: Machine, programs: Programs, name: str, count: int, rate: float | None) -> Batch:
+    """Creates `count` files, at `rate` a second or as fast as it goes, and has the guest count the events."""
+    share = share_directory(machine, name)
+    job = started(machine, programs.events, "count", share.guest, "f", count)
+    taken = create_files(share.host, count, rate)
+    said = job.lines(limit=BATCH_LIMIT, count=1)
+    if not said:
+        job.stop()
+        return Batch(count, count / taken, 0.0, 0, lost=True)
+    arrived, spread, lost = said[0].split()
+    # From the first creation or from the first arrival: the longer of the two is what the events really took.
+    return Batch(count, count / taken, int(arrived) / max(float(spread), taken), int(arrived), lost == "1")
+
+
+def create_files(directory: Path, count: int, rate: float | None) -> float:
+    """Creates f000000.. in order; the seconds that it took."""
+    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    began = time.monotonic()
+    try:
+        for number in range(count):
+            if rate is not None:
+                ahead = number / rate - (time.monotonic() - began)
+                if ahead > TICK:
+                    # This sleep is the measurement's own: it makes the rate.
+                    time.sleep(ahead)
+            os.mknod(f"f{number:06}", stat.S_IFREG | 0o600, dir_fd=parent)
+        return time.monotonic() - began
+    finally:
+        os.close(parent)

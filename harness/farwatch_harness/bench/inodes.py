@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operation costs the daemon with more and more inodes known and watched, without a guest.
+
+The daemon's file system and watch table are driven by hand, in a process of their own, with fanotify and file handles
+as they are used by default. As a program: bench_inodes DIRECTORY COUNT..., a line of JSON for each count.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatchd.fuse.filesystem import ROOT
+from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Options
+from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.fanotify_backend import FanotifyBackend
+from farwatchd.watch.watch_table import WatchTable
+from farwatchd.wire.fsnotify import Event
+
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.util.progress import step
+
+IN_DIRECTORY = 1000
+SAMPLE = 500
+ROUNDS = 7
+LIMIT = 1_000_000_000
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class InodeCost:
+    """With `count` inodes known and watched: microseconds of processor time per operation, bytes per inode and watch.
+
+    `getattr_hot` is of one inode again and again, all others are of any; `event` is from the host's queue to the
+    record for the guest; `renew` is forgetting an inode, looking it up again and watching it again; `end` is the end of
+    one inode and its watch when all go. `descriptors` are all that the process has.
+    """
+
+    count: int
+    getattr_hot: float
+    getattr: float
+    lookup: float
+    open: float
+    set_mask: float
+    event: float
+    renew: float
+    end: float
+    bytes_known: float
+    bytes_watched: float
+    descriptors: int
+
+
+def measure(counts: Sequence[int]) -> list[InodeCost]:
+    """One process for each count. The files are made in the directory for temporary files."""
+    costs = []
+    for count in counts:
+        with (
+            step(f"{count} inodes known and watched") as progress,
+            tempfile.TemporaryDirectory(prefix="farwatch-bench-") as shared,
+        ):
+            progress.update("making files")
+            make_files(Path(shared), count)
+            progress.update("")
+            command = [sys.executable, "-m", "farwatch_harness.bench.inodes", shared, str(count)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise HarnessError(f"measuring {count} inodes failed: {done.stderr.strip().splitlines()[-1:]}")
+            costs.append(InodeCost(**json.loads(done.stdout)))
+    return costs
+
+
+def make_files(shared: Path, count: int) -> None:
+    """`count` empty files, in directories of a thousand."""
+    for start in range(0, count, IN_DIRECTORY):
+        directory = shared / str(start // IN_DIRECTORY)
+        directory.mkdir()
+        for number in range(start, min(start + IN_DIRECTORY, count)):
+            os.close(os.open(directory / str(number), os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+class Served:
+    """A share of which the guest knows and watches files."""
+
+    def __init__(self, shared: Path) -> None:
+        self.shared = shared
+        objects = ObjectTable(InodeFileHandles.MANDATORY)
+        self.fs = PassthroughFs(shared, Options(), objects)
+        self.backend = FanotifyBackend(self.fs.watched(ROOT).fd, objects)
+        self.queue = OutgoingQueue(10 * SAMPLE)
+        self.table = WatchTable(self.backend, self.queue, LIMIT, lambda _seconds, _callback: None)
+        self.directories: list[int] = []
+        self.nodeids: list[int] = []
+
+    def know(self, count: int) -> None:
+        for number in range(count):
+            if number % IN_DIRECTORY == 0:
+                self.directories.append(self.nodeid(ROOT, number // IN_DIRECTORY))
+            self.nodeids.append(self.find(number))
+
+    def find(self, number: int) -> int:
+        return self.nodeid(self.directories[number // IN_DIRECTORY], number)
+
+    def nodeid(self, parent: int, number: int) -> int:
+        entry = self.fs.lookup(parent, b"%d" % number)
+        if entry is None:
+            raise HarnessError(f"the benchmark's file {number} is gone")
+        return entry.nodeid
+
+    def watch(self, nodeid: int, mask: Event) -> None:
+        watched = self.fs.watched(nodeid)
+        self.table.set_mask(nodeid, watched.generation, watched.fd, watched.is_dir, mask)
+
+    def open_and_close(self, number: int) -> None:
+        nodeid = self.nodeids[number]
+        self.fs.release(nodeid, self.fs.open(nodeid, os.O_RDONLY, False).fh)
+
+    def set_mask(self, number: int) -> None:
+        self.watch(self.nodeids[number], Event.ATTRIB | Event.MODIFY)
+        self.watch(self.nodeids[number], Event.ATTRIB)
+
+    def renew(self, number: int) -> None:
+        self.fs.forget(self.nodeids[number], LIMIT)
+        self.table.forget(self.nodeids[number])
+        self.nodeids[number] = self.find(number)
+        self.watch(self.nodeids[number], Event.ATTRIB)
+
+    def event_us(self, numbers: Sequence[int]) -> float:
+        """Per event; causing it is not counted."""
+        for number in numbers:
+            (self.shared / str(number // IN_DIRECTORY) / str(number)).chmod(0o600)
+        began = time.process_time()
+        self.table.process()
+        taken = time.process_time() - began
+        if len(self.queue) != len(numbers):
+            raise HarnessError(f"{len(numbers)} events were caused, {len(self.queue)} told")
+        self.queue.clear()
+        return 1e6 * taken / len(numbers)
+
+    def end_us(self) -> float:
+        """Per inode and watch, when all go."""
+        began = time.process_time()
+        self.fs.reset()
+        self.table.reset()
+        taken = time.process_time() - began
+        if self.backend.count:
+            raise HarnessError(f"{self.backend.count} host watches are left")
+        return 1e6 * taken / len(self.nodeids)
+
+
+def cost(shared: Path, count: int) -> InodeCost:
+    """Measures in this process."""
+    served = Served(shared)
+    empty = resident()
+    served.know(count)
+    known = resident()
+    for nodeid in served.nodeids:
+        served.watch(nodeid, Event.ATTRIB)
+    watched = resident()
+    samples = list(samples_of(count))
+    descriptors = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return InodeCost(
+        count=count,
+        getattr_hot=least_us([[0] * SAMPLE] * ROUNDS, lambda number: served.fs.getattr(served.nodeids[number], None)),
+        getattr=least_us(samples, lambda number: served.fs.getattr(served.nodeids[number], None)),
+        lookup=least_us(samples, served.find),
+        open=least_us(samples, served.open_and_close),
+        set_mask=least_us(samples, served.set_mask) / 2,
+        event=min(map(served.event_us, samples)),
+        renew=least_us(samples, served.renew),
+        bytes_known=(known - empty) / count,
+        bytes_watched=(watched - known) / count,
+        descriptors=descriptors,
+        end=served.end_us(),
+    )
+
+
+def samples_of(count: int) -> Iterator[list[int]]:
+    """For each round some of the files; the same in each run."""
+    choice = random.Random(count)
+    for _ in range(ROUNDS):
+        yield choice.sample(range(count), min(SAMPLE, count))
+
+
+def least_us(samples: Sequence[Sequence[int]], call: Callable[[int], object]) -> float:
+    """Microseconds of processor time per call: the least of the rounds, one for each sample."""
+    least = float("inf")
+    for sample in samples:
+        began = time.process_time()
+        for number in sample:
+            call(number)
+        least = min(least, (time.process_time() - began) / len(sample))
+    return 1e6 * least
+
+
+def resident() -> int:
+    """This process's memory in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(cost(Path(sys.argv[1]), int(sys.argv[2])))))

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many file operations a second each daemon serves, all in the same run.
+
+Every daemon has a guest of its own; all of them run the whole time and are measured in turn, operation by operation and
+round by round, so that what else the machine does in the meantime falls on all of them alike.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness.bench.daemons import Server
+from farwatch_harness.bench.programs import Programs
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.util.progress import Step, step
+from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.testbed import Machine, running
+
+LISTED = 1000
+DATA_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of operations.c; one run of it does `units` of what `unit` names."""
+
+    key: str
+    title: str
+    unit: str = ""
+    units: int = 1
+
+
+OPERATIONS = (
+    Operation("getattr", "getattr"),
+    Operation("open+close", "open + close"),
+    Operation("lookup-missing", "lookup, missing"),
+    Operation("create+unlink", "create + unlink"),
+    Operation("mkdir+rmdir", "mkdir + rmdir"),
+    Operation("rename", "rename"),
+    Operation("read-4k", "direct read 4 KiB"),
+    Operation("write-4k", "direct write 4 KiB"),
+    Operation("read-1m", "direct read 1 MiB", ", MiB"),
+    Operation("write-1m", "direct write 1 MiB", ", MiB"),
+    Operation("list", f"ls -l of {LISTED}", ", files", LISTED),
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one daemon did of one operation: units per second in each round, and its processor time per unit, in us."""
+
+    server: str
+    operation: Operation
+    rounds: tuple[float, ...]
+    cpu_us: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One round: units per second, and the daemon's processor time per unit in microseconds."""
+
+    rate: float
+    cpu_us: float
+
+
+def measure(
+    equipment: Equipment, programs: Programs, servers: Sequence[Server], rounds: int, seconds: float
+) -> list[Rate]:
+    """The rates of all servers, each operation for `seconds` in each of `rounds`."""
+    found: dict[tuple[str, Operation], list[Sample]] = {}
+    with contextlib.ExitStack() as stack:
+        share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
+        machines: list[tuple[Server, Machine]] = []
+        for server in servers:
+            fill(share / server.name)
+            with step(f"booting a guest for {server.name}"):
+                machines.append((server, stack.enter_context(running(server.machine(equipment, share)))))
+        with step(f"measuring {len(OPERATIONS)} operations, {rounds} rounds") as progress:
+            for number in range(rounds):
+                for operation in OPERATIONS:
+                    for server, machine in machines:
+                        show(progress, number, operation, server)
+                        sample = run_once(programs, machine, server, operation, seconds)
+                        found.setdefault((server.name, operation), []).append(sample)
+        for server, machine in machines:
+            if problems := machine.problems():
+                raise HarnessError(f"{server.name} did not serve well: {problems[0]}")
+    return [
+        Rate(name, operation, tuple(each.rate for each in samples), tuple(each.cpu_us for each in samples))
+        for (name, operation), samples in found.items()
+    ]
+
+
+def fill(directory: Path) -> None:
+    """What operations.c works on."""
+    (directory / "list").mkdir(parents=True)
+    (directory / "data").write_bytes(b"x" * DATA_BYTES)
+    (directory / "name").touch()
+    for number in range(LISTED):
+        (directory / "list" / f"file-{number}").touch()
+
+
+def show(progress: Step, number: int, operation: Operation, server: Server) -> None:
+    progress.update(f"round {number + 1}, {operation.title}, {server.name}")
+
+
+def run_once(programs: Programs, machine: Machine, server: Server, operation: Operation, seconds: float) -> Sample:
+    """One operation for `seconds`; HarnessError when it fails in the guest."""
+    directory = machine.mount_point / server.name
+    group = machine.daemon.process.pid
+    before = processor_ns(group)
+    done = machine.guest.run(programs.operations, directory, str(seconds), operation.key, limit=60 + 10 * seconds)
+    used = processor_ns(group) - before
+    if done.status or done.timed_out:
+        words = done.stderr.strip() or f"status {done.status}"
+        raise HarnessError(f"{operation.title} with {server.name}: {words}")
+    count, taken = done.stdout.split()
+    units = int(count) * operation.units
+    return Sample(units / float(taken), used / 1000 / units)
+
+
+def processor_ns(group: int) -> int:
+    """Processor time of all threads of the process group, which a daemon and its children are, in ns."""
+    total = 0
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and os.getpgid(int(process.name)) == group:
+                total += sum(int((task / "schedstat").read_text().split()[0]) for task in (process / "task").iterdir())
+        except (ProcessLookupError, FileNotFoundError):
+            # Ended in the meantime.
+            continue
+    return total

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: event latency and throughput, the cost of watches and inodes, file operations beside virtiofsd."""
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from farwatch_harness.bench import (
+    bench_report,
+    daemons,
+    events,
+    inodes,
+    operations,
+    programs,
+    synthetic,
+    watches,
+)
+from farwatch_harness.bench.events import Latency, Throughput
+from farwatch_harness.bench.inodes import InodeCost
+from farwatch_harness.bench.watches import WatchCost
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.util.paths import CHECKOUT
+from farwatch_harness.util.progress import say, step
+from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
+from farwatch_harness.vm.testbed import running
+
+MODES = ("merged", "remote")
+RESULT = CHECKOUT / "build" / "bench.json"
+BATCHES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
+
+
+class Part(Enum):
+    """What can be measured alone."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    OPERATIONS = "operations"
+    SYNTHETIC = "synthetic"
+    WATCHES = "watches"
+    INODES = "inodes"
+
+
+#: Need no guest at all.
+WITHOUT_GUEST = {Part.SYNTHETIC, Part.INODES}
+#: Need no guest of their own for each mode.
+WITHOUT_MODES = {Part.OPERATIONS, *WITHOUT_GUEST}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and for how long: `seconds` per operation and round, `steady` for the steady rate of events."""
+
+    parts: frozenset[Part]
+    events: int
+    rounds: int
+    seconds: float
+    steady: float
+    watches: tuple[int, ...]
+    inodes: tuple[int, ...]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    choices = [part.value for part in Part]
+    parser.add_argument("--only", action="append", choices=choices, metavar="PART", help=f"one of {', '.join(choices)}")
+    parser.add_argument("--events", type=int, default=500, metavar="N", help="writes for the latency (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of the operations (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="per operation and round (%(default)s)")
+    parser.add_argument("--steady", type=float, default=5.0, metavar="S", help="of a steady rate (%(default)s)")
+    parser.add_argument(
+        "--watches",
+        type=int,
+        nargs="+",
+        default=[1000, 10_000],
+        metavar="N",
+        help="numbers of watches; 100000 takes long (1000 10000)",
+    )
+    parser.add_argument(
+        "--inodes",
+        type=int,
+        nargs="+",
+        default=[1000, 10_000, 100_000],
+        metavar="N",
+        help="numbers of inodes known and watched; 1000000 takes 6 GiB (1000 10000 100000)",
+    )
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The plan that the options ask for; HarnessError when one makes no sense."""
+    if (
+        options.events < 2
+        or options.rounds < 1
+        or min(options.watches + options.inodes) < 1
+        or min(options.seconds, options.steady) <= 0
+    ):
+        raise HarnessError("bench: numbers must be positive, and --events at least 2")
+    parts = frozenset(Part(name) for name in options.only or [part.value for part in Part])
+    numbers = tuple(options.watches), tuple(options.inodes)
+    return Plan(parts, options.events, options.rounds, options.seconds, options.steady, *numbers)
+
+
+def bench(plan: Plan) -> None:
+    """Measures, prints the tables and writes build/bench.json."""
+    equipment = equip(patches_of_series()) if plan.parts - WITHOUT_GUEST else None
+    compiled = programs.compiled()
+    servers = [*daemons.farwatchd(), *daemons.virtiofsd_c(), *daemons.virtiofsd_rust()]
+    facts = bench_report.surroundings(equipment, servers)
+    latencies: list[Latency] = []
+    throughputs: list[Throughput] = []
+    costs: list[WatchCost] = []
+    inode_costs: list[InodeCost] = []
+    if Part.INODES in plan.parts:
+        inode_costs = inodes.measure(plan.inodes)
+    if equipment and plan.parts - WITHOUT_MODES:
+        for mode in MODES:
+            measured = measure_events(equipment, compiled, plan, mode)
+            latencies += measured[0]
+            throughputs += measured[1]
+            costs += measured[2]
+    rates = []
+    if equipment and Part.OPERATIONS in plan.parts:
+        rates = operations.measure(equipment, compiled, servers, plan.rounds, plan.seconds)
+    served: list[synthetic.Served] = []
+    if Part.SYNTHETIC in plan.parts:
+        served = synthetic.measure(servers, plan.rounds, plan.seconds)
+    report = bench_report.Report(
+        facts,
+        tuple(latencies),
+        tuple(throughputs),
+        tuple(rates),
+        tuple(costs),
+        tuple(inode_costs),
+        tuple(served),
+    )
+    bench_report.show(report)
+    bench_report.write_json(report, RESULT)
+    say(f"  all figures, round by round: {RESULT.relative_to(CHECKOUT)}")
+
+
+def measure_events(
+    equipment: Equipment, programs: programs.Programs, plan: Plan, mode: str
+) -> tuple[Sequence[Latency], Sequence[Throughput], Sequence[WatchCost]]:
+    """All that concerns events, in one guest."""
+    with contextlib.ExitStack() as stack:
+        share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
+        spec = daemons.farwatchd_in_mode(mode).machine(equipment, share)
+        with step(f"booting a guest in mode {mode}"):
+            machine = stack.enter_context(running(spec))
+        latencies, throughputs, costs = [], [], []
+        if Part.LATENCY in plan.parts:
+            latencies.append(events.latency(machine, programs, mode, plan.events))
+        if Part.THROUGHPUT in plan.parts:
+            throughputs.append(events.throughput(machine, programs, mode, BATCHES, plan.steady))
+        if Part.WATCHES in plan.parts:
+            costs += [watches.cost(machine, programs, mode, count) for count in plan.watches]
+        if problems := machine.problems():
+            raise HarnessError(f"something went wrong in mode {mode}: {problems[0]}")
+    return latencies, throughputs, costs

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepares the mails that would post the series: cover letter, patches with the base, and who they would go to.
+
+Nothing is sent.
+"""
+
+import shutil
+import subprocess
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness.kernel import series, source_tree
+from farwatch_harness.kernel.series import Patch
+from farwatch_harness.matrix.apply_check import git, make_repository
+from farwatch_harness.util import paths
+from farwatch_harness.util.errors import HarnessError
+
+FOLDER = paths.CHECKOUT / "build" / "send"
+LETTER = paths.CHECKOUT / "patches" / "cover-letter.txt"
+README = paths.CHECKOUT / "patches" / "README.md"
+#: How the table in the README begins that tells what became of the review's comments.
+REVIEW = "| asked by | asked for | answer |"
+RFC = "https://lore.kernel.org/linux-fsdevel/20211025204634.2517-1-iangelak@redhat.com/"
+WIDTH = 72
+GET_MAINTAINER = ("scripts/get_maintainer.pl", "--no-git", "--no-git-fallback")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written: the mails in order, the recipients, and whether the base is a commit that others know."""
+
+    mails: list[Path]
+    recipients: Path
+    public_base: bool
+
+
+def prepare(patches: Sequence[Patch], kernel: Path | None = None, folder: Path = FOLDER) -> Prepared:
+    """Writes the mails into `folder`. `kernel` is a git tree whose commit is the base; else one is made up.
+
+    HarnessError when the series does not apply there.
+    """
+    source = source_tree.find_source()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="farwatch-send-") as name:
+        place = Path(name) / "tree"
+        if kernel is None:
+            make_repository(place, source.path, patches)
+        else:
+            sparse_clone(kernel, place, patches)
+        base = git(place, "rev-parse", "HEAD").strip()
+        for patch in patches:
+            try:
+                git(place, "am", stdin=patch.content)
+            except HarnessError as error:
+                raise HarnessError(f"{patch.name} does not apply to {kernel or source.identity}: {error}") from None
+        words = ["format-patch", "--quiet", "--cover-letter", f"--base={base}", f"--output-directory={folder}", base]
+        # The letter is from whoever runs this.
+        git(place, *series.committer(kernel or paths.CHECKOUT), *words)
+    mails = sorted(folder.glob("*.patch"))
+    fill_letter(mails[0], source.identity if kernel is None else f"commit {base}")
+    recipients = folder / "recipients.txt"
+    recipients.write_text(maintainers(source.path, mails[1:]))
+    return Prepared(mails, recipients, kernel is not None)
+
+
+def sparse_clone(kernel: Path, place: Path, patches: Sequence[Patch]) -> None:
+    """A clone of the user's tree that has only the touched files checked out; the tree itself is only read."""
+    if not (kernel / ".git").exists():
+        raise HarnessError(f"{kernel} is no git tree: the base of a series is a commit")
+    place.mkdir(parents=True)
+    git(place, "clone", "--quiet", "--shared", "--no-checkout", str(kernel), ".")
+    patterns = "".join(f"/{file}\n" for file in series.touched_files(patches))
+    git(place, "sparse-checkout", "set", "--no-cone", "--stdin", stdin=patterns.encode())
+    git(place, "checkout", "--quiet")
+
+
+def fill_letter(mail: Path, base: str) -> None:
+    """Puts our words into the cover letter that git made."""
+    subject, _, text = LETTER.read_text().partition("\n\n")
+    answers = "\n".join(answered(README.read_text()))
+    blurb = f"{text.strip()}\n\nThe series is based on {base}.\n\n[1] {RFC}\n\nWhat the review of the RFC asked for\n"
+    blurb += f"------------------------------------\n\n{answers}"
+    letter = mail.read_text()
+    for mark, words in (("*** SUBJECT HERE ***", subject.strip()), ("*** BLURB HERE ***", blurb.rstrip())):
+        if letter.count(mark) != 1:
+            raise HarnessError(f"git format-patch made a cover letter without '{mark}'")
+        letter = letter.replace(mark, words)
+    mail.write_text(letter)
+
+
+def answered(readme: str) -> Iterator[str]:
+    """The README's table of review comments, as lines for a mail; HarnessError when it is not there."""
+    _, found, rest = readme.partition(f"{REVIEW}\n")
+    if not found:
+        raise HarnessError(f"{README} has no table '{REVIEW}'")
+    for line in rest.splitlines()[1:]:
+        if not line.startswith("|"):
+            return
+        who, what, answer = (cell.strip().replace("`", "") for cell in line.strip("|").split("|"))
+        yield from textwrap.wrap(f"- {who}: {what}", WIDTH, subsequent_indent="  ")
+        yield from textwrap.wrap(answer, WIDTH, initial_indent="    -> ", subsequent_indent="       ")
+        yield ""
+
+
+def maintainers(source: Path, mails: Sequence[Path]) -> str:
+    """What get_maintainer.pl says of all patches together, and of each."""
+    parts = [f"# All\n{get_maintainer(source, mails)}"]
+    parts += [f"# {mail.name}\n{get_maintainer(source, [mail])}" for mail in mails]
+    return "\n".join(parts)
+
+
+def get_maintainer(source: Path, mails: Sequence[Path]) -> str:
+    """get_maintainer.pl of the kernel's own tree."""
+    argv = ["perl", *GET_MAINTAINER, *(str(mail) for mail in mails)]
+    done = subprocess.run(argv, cwd=source, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HarnessError(f"get_maintainer.pl fails: {done.stderr.strip() or done.returncode}")
+    return done.stdout

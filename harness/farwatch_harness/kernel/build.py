@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds kernels, and keeps each by what it is made of: the sources with the patches, the configuration, the compiler.
+
+There is one build tree per source. A patched file replaces the tree's own only when its content differs, so that going
+from one state of the series to another compiles what has changed. All is compiled with W=1, and what the compiler says
+of an object is kept beside it: so the warnings of a kernel are known in full, however little was compiled for it.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from farwatch_harness.kernel import series, source_tree
+from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util.errors import HarnessError
+
+# Lines "CC ...", "AR ..." of a full build; replaced by the real number after the first one.
+USUAL_STEPS = 2200
+ERROR_LINES = 12
+# Fixed, so that the same sources give the same image.
+BUILD_NAMES = {
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan 1 00:00:00 UTC 2026",
+    "KBUILD_BUILD_USER": "farwatch",
+    "KBUILD_BUILD_HOST": "farwatch",
+}
+
+
+#: How kernels are built; another value makes those in the cache void.
+RECIPE = "3"
+COMPILER = ".farwatch-cc"
+#: What the compiler says of DIR/NAME.o goes to DIR/.NAME.o.said, which is complete before the object is there.
+WRAPPER = """#!/bin/sh
+for word; do
+    if [ "$before" = -o ]; then object=$word; fi
+    before=$word
+done
+case $object in
+*.o) ;;
+*) exec gcc "$@" ;;
+esac
+name=${object##*/}
+said=${object%"$name"}.$name.said
+gcc "$@" 2> "$said"
+status=$?
+if [ -s "$said" ]; then cat "$said" >&2; else rm -f "$said"; fi
+exit $status
+"""
+
+
+class Flavour(Enum):
+    """Which configuration: the one for use, or one that also looks for faults in the kernel and is much slower."""
+
+    NORMAL = (paths.KERNEL_CONFIG,)
+    DEBUG = (paths.KERNEL_CONFIG, paths.DEBUG_CONFIG)
+
+    def options(self) -> dict[str, str]:
+        """The options that are set on top of tinyconfig."""
+        return {name: value for path in self.value for name, value in read_options(path).items()}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A built kernel: its image, and what it is made of in words."""
+
+    image: Path
+    title: str
+
+    @property
+    def warnings(self) -> str:
+        """All that the compiler and the linker complained of, in every part of this kernel."""
+        return (self.image.parent / "warnings").read_text(errors="replace")
+
+    @property
+    def seconds(self) -> float:
+        """How long the build took when it was done."""
+        return float((self.image.parent / "seconds").read_text())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a kernel is made of: the source, the whole content of the files that the patches change, the options."""
+
+    source: source_tree.KernelSource
+    content: Mapping[str, bytes | None]
+    flavour: Flavour
+    title: str
+
+    @property
+    def key(self) -> str:
+        """What tells this kernel from all others."""
+        compiler = subprocesses.run(["gcc", "--version"]).splitlines()[0]
+        changed = [
+            part for name, data in sorted(self.content.items()) for part in (name, str(data is None), data or b"")
+        ]
+        return cache.content_key(RECIPE, self.source.identity, compiler, str(self.flavour.options()), *changed)
+
+    @property
+    def tree_name(self) -> str:
+        """The build tree where this kernel is built."""
+        return f"{self.source.identity}-{self.flavour.name.lower()}-{RECIPE}".replace(":", ".")
+
+
+@dataclass(frozen=True)
+class BuildTree:
+    """A tree to build in, and the descriptor of its lock: a make that outlives us still holds it."""
+
+    path: Path
+    lock: int
+
+
+def wanted(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> Wanted:
+    """The kernel with these patches; HarnessError when one of them does not apply."""
+    source = source_tree.find_source()
+    title = f"{source.identity} with {len(patches)} patches" if patches else f"{source.identity}, no patches"
+    if flavour is not Flavour.NORMAL:
+        title += f" ({flavour.name.lower()})"
+    return Wanted(source, series.patched_content(source.path, patches), flavour, title)
+
+
+def kept_at(kernel: Wanted) -> Path:
+    """The directory where this kernel is, once it has been built."""
+    return paths.cache_root() / "kernels" / kernel.key
+
+
+def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> Kernel:
+    """The kernel with these patches, from the cache or built now; HarnessError gives the compiler's words."""
+    apt.install(apt.KERNEL_BUILD, paths.LOGS / "apt-kernel.log")
+    kernel = wanted(patches, flavour)
+
+    def make(folder: Path) -> None:
+        with prepared(kernel) as place:
+            began = time.monotonic()
+            with progress.step(f"building the kernel: {kernel.title}") as step:
+                log = compile_kernel(place, os.cpu_count() or 1, step)
+            said = compiler_said(place.path) + others_said(log)
+            (folder / "warnings").write_text(said)
+            (folder / "seconds").write_text(f"{time.monotonic() - began:.1f}\n")
+            for result in ("arch/x86/boot/bzImage", "System.map", ".config"):
+                shutil.copyfile(place.path / result, folder / Path(result).name.lstrip("."))
+            (folder / "title").write_text(f"{kernel.title}\n")
+
+    return Kernel(cache.published(kept_at(kernel), make) / "bzImage", kernel.title)
+
+
+@contextmanager
+def prepared(kernel: Wanted) -> Iterator[BuildTree]:
+    """The build tree with exactly the sources and the configuration of this kernel, for us alone."""
+    with cache.locked(f"build-{kernel.tree_name}") as lock:
+        place = BuildTree(prepare_tree(kernel.tree_name, kernel.source, kernel.content), lock)
+        configure(place, kernel.flavour.options())
+        yield place
+
+
+def prepare_tree(name: str, source: source_tree.KernelSource, content: Mapping[str, bytes | None]) -> Path:
+    """The build tree `name` of this source, with exactly these patched files. The caller holds its lock."""
+    place = paths.cache_root() / "builds" / name
+
+    def make(target: Path) -> None:
+        with progress.step("making the build tree"):
+            # A user's tree may hold objects, which a build writes to in place: it cannot share them.
+            sharing = "--link" if source.in_cache else "--reflink=auto"
+            subprocesses.run(["cp", "--archive", sharing, f"{source.path}/.", target])
+
+    cache.published(place, make)
+    listing = place / ".farwatch-patched"
+    before = listing.read_text().splitlines() if listing.exists() else []
+    # What an earlier state of the series had patched goes back to what the source has.
+    state: dict[str, bytes | None] = {file: original(source.path / file) for file in before}
+    cache.write_atomically(listing, "".join(f"{file}\n" for file in sorted({*before, *content})).encode())
+    series.replace_files(place, {**state, **content})
+    compiler = place / COMPILER
+    if not compiler.exists():
+        cache.write_atomically(compiler, WRAPPER.encode())
+        compiler.chmod(0o755)
+    return place
+
+
+def original(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def configure(place: BuildTree, wanted: dict[str, str]) -> None:
+    """tinyconfig plus our options; HarnessError names the options that the kernel did not take."""
+    log = paths.LOGS / f"kernel-config-{place.path.name}.log"
+    base = place.path / ".farwatch-tinyconfig"
+    if not base.exists():
+        list(run_make(["tinyconfig"], place, log))
+        cache.write_atomically(base, (place.path / ".config").read_bytes())
+    lines = "".join(f"{name}={value}\n" for name, value in wanted.items())
+    cache.write_atomically(place.path / ".config", base.read_bytes() + lines.encode())
+    list(run_make(["olddefconfig"], place, log))
+    got = read_options(place.path / ".config")
+    refused = sorted(name for name, value in wanted.items() if got.get(name, "n") != value)
+    if refused:
+        raise HarnessError(f"the kernel does not take these options: {' '.join(refused)}")
+
+
+def read_options(config: Path) -> dict[str, str]:
+    """The options that a kernel configuration sets, with their values."""
+    lines = (line.strip() for line in config.read_text().splitlines())
+    return dict(line.split("=", 1) for line in lines if line.startswith("CONFIG_") and "=" in line)
+
+
+def run_make(words: list[str], place: BuildTree, log: Path) -> Iterator[str]:
+    """Runs make in the tree and yields its output."""
+    # No ccache: it cannot see what the image's piggy.S includes, and once gave an image with the code of another one.
+    # kernel-doc for each file that is compiled would take minutes: the matrix asks it for those that matter.
+    argv = ["make", f"CC={place.path / COMPILER}", "W=1", "cmd_checkdoc=", *words]
+    return subprocesses.lines_of(argv, log, cwd=place.path, env={**os.environ, **BUILD_NAMES}, inherited=[place.lock])
+
+
+def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> Path:
+    """Builds bzImage, shows how far it is, and returns the log; HarnessError with the errors of the compiler."""
+    log = paths.LOGS / f"kernel-build-{place.path.name}.log"
+    count = place.path / ".farwatch-steps"
+    total = int(count.read_text()) if count.exists() else USUAL_STEPS
+    fresh = not (place.path / "vmlinux").exists()
+    done = 0
+    try:
+        for line in run_make([f"-j{jobs}", "bzImage"], place, log):
+            if line.startswith("  "):
+                done += 1
+                step.update(f"{done} of {total} steps" if fresh else f"{done} steps")
+    except HarnessError as error:
+        raise HarnessError(f"{error}\n{compiler_errors(log)}") from None
+    if fresh:
+        count.write_text(f"{done}\n")
+    return log
+
+
+def compiler_said(place: Path) -> str:
+    """What the compiler said of the objects in the tree, but for those whose source is gone."""
+    found = subprocesses.run(["find", ".", "-name", ".*.o.said"], cwd=place).splitlines()
+    said: list[str] = []
+    for path in sorted(place / name for name in found):
+        built = path.with_name(path.name.removeprefix(".").removesuffix(".said"))
+        if built.exists() and any(built.with_suffix(suffix).exists() for suffix in (".c", ".S")):
+            said.append(path.read_text(errors="replace"))
+    return "".join(said)
+
+
+def others_said(log: Path) -> str:
+    """The warnings in a build log that are not the compiler's: the linker's and the build scripts'."""
+    lines = log.read_text(errors="replace").splitlines(keepends=True)
+    return "".join(line for line in lines if "warning: " in line.lower() and "[-W" not in line)
+
+
+def compiler_errors(log: Path) -> str:
+    """The lines of a build log that say what went wrong."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower() or "***" in line]
+    return "\n".join(lines[:ERROR_LINES])

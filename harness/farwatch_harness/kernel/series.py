@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The patch series: reads its quilt `series` file and applies it, or its first patches, to a kernel tree.
+
+Every application is tried on copies of the files that the series touches before the tree itself is changed, so a tree
+that the series does not fit stays as it was.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness.util import subprocesses
+from farwatch_harness.util.errors import HarnessError
+
+HEADER = re.compile(rb"^(?:---|\+\+\+) (?:[ab]/)?([^\t\n]+)", re.MULTILINE)
+NOWHERE = b"/dev/null"
+#: How the heading of the section begins that the marks of tests do not count.
+PREREQUISITES = "Prerequisites"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch of the series, as it was when it was read; `number` counts from 1 in the order of the series file.
+
+    `section` is the heading above it there.
+    """
+
+    number: int
+    name: str
+    content: bytes
+    section: str = ""
+
+    def touched(self) -> list[str]:
+        """The files that the patch changes, makes or removes, relative to the kernel tree."""
+        names = {name for name in HEADER.findall(self.content) if name != NOWHERE}
+        return sorted(name.decode() for name in names)
+
+
+def read_series(folder: Path) -> list[Patch]:
+    """The patches that `folder`/series names, in order; HarnessError when one is missing or has an option."""
+    listing = folder / "series"
+    if not listing.is_file():
+        raise HarnessError(f"{listing} is missing: it names the patches in their order")
+    patches: list[Patch] = []
+    section = ""
+    for line in listing.read_text().splitlines():
+        if line.startswith("#"):
+            section = line.lstrip("# ").rstrip()
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        if len(words) > 1:
+            raise HarnessError(f"{listing}: '{line}' has more than a name; patches are applied with -p1 and no options")
+        path = folder / words[0]
+        if not path.is_file():
+            raise HarnessError(f"{listing} names {words[0]}, which is not there")
+        patches.append(Patch(len(patches) + 1, path.name, path.read_bytes(), section))
+    return patches
+
+
+def number_of_mark(mark: int | str, patches: Sequence[Patch]) -> int:
+    """The number of the patch that a test is marked with: 0 is the base, "pre" the last of the prerequisites.
+
+    Other marks count from the first patch after the prerequisites.
+    """
+    prerequisites = sum(patch.section.startswith(PREREQUISITES) for patch in patches)
+    if mark == 0:
+        return 0
+    return prerequisites if mark == "pre" else prerequisites + int(mark)
+
+
+def touched_files(patches: Iterable[Patch]) -> list[str]:
+    """All files that any of the patches touches."""
+    return sorted({name for patch in patches for name in patch.touched()})
+
+
+def patched_content(tree: Path, patches: Sequence[Patch]) -> dict[str, bytes | None]:
+    """What the touched files of `tree` hold once the patches are applied (None: gone). The tree is only read.
+
+    Applied with patch(1), no fuzz; HarnessError names the first patch that does not fit.
+    """
+    names = touched_files(patches)
+    with tempfile.TemporaryDirectory(prefix="farwatch-series-") as scratch_name:
+        scratch = Path(scratch_name)
+        for name in names:
+            if (tree / name).is_file():
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(tree / name, scratch / name)
+        for patch in patches:
+            apply_one(scratch, patch)
+        return {name: (scratch / name).read_bytes() if (scratch / name).is_file() else None for name in names}
+
+
+def apply_one(tree: Path, patch: Patch) -> str:
+    """Applies one patch with no fuzz and returns what patch(1) says of it.
+
+    HarnessError names the patch when it does not fit (`tree` may be half changed).
+    """
+    argv = ["patch", "-p1", "--fuzz=0", "--force", "--no-backup-if-mismatch", "--reject-file=-"]
+    try:
+        done = subprocess.run(argv, cwd=tree, input=patch.content, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise HarnessError("patch(1) is not installed: apt-get install patch") from None
+    said = done.stdout.decode(errors="replace")
+    if done.returncode != 0:
+        good = ("patching file ", "succeeded at ")
+        complaints = [line for line in said.splitlines() if not any(words in line for words in good)]
+        raise HarnessError(f"{patch.name} does not apply: {subprocesses.last_words(chr(10).join(complaints), lines=2)}")
+    return said
+
+
+def apply_to(tree: Path, patches: Sequence[Patch]) -> str:
+    """Applies the series to `tree`: as commits where it is a git tree, else to its files. Returns what was done."""
+    if not (tree / "fs" / "fuse").is_dir() or not (tree / "Kbuild").is_file():
+        raise HarnessError(f"{tree} is not a kernel source tree; give one with KERNEL=DIR")
+    try:
+        content = patched_content(tree, patches)
+    except HarnessError as error:
+        raise HarnessError(f"{error}; {tree} is left as it was") from None
+    if (tree / ".git").exists():
+        apply_as_commits(tree, patches)
+        return f"{len(patches)} commits made in {tree}"
+    replace_files(tree, content)
+    return f"{len(patches)} patches applied to {tree}"
+
+
+def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
+    """`git am` of the series; HarnessError names the patch that fails.
+
+    The commits are made in a clone that has only the touched files checked out, and reach the tree in one step.
+    """
+    if subprocesses.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=tree).strip():
+        raise HarnessError(f"{tree} has changes that are not committed: commit or stash them first")
+    if (tree / ".git" / "rebase-apply").exists():
+        raise HarnessError(f"{tree} is in the middle of a git am: end it with git am --abort first")
+    with tempfile.TemporaryDirectory(prefix="farwatch-series-") as name:
+        clone = Path(name) / "tree"
+        subprocesses.run(["git", "clone", "--quiet", "--shared", "--no-checkout", tree, clone])
+        patterns = "".join(f"/{file}\n" for file in touched_files(patches))
+        subprocesses.run(["git", "sparse-checkout", "set", "--no-cone", "--stdin"], cwd=clone, stdin=patterns.encode())
+        subprocesses.run(["git", "checkout", "--quiet"], cwd=clone)
+        for patch in patches:
+            argv = ["git", *committer(tree), "am", "--quiet"]
+            done = subprocess.run(argv, cwd=clone, input=patch.content, capture_output=True, check=False)
+            if done.returncode != 0:
+                # Its first words say what is wrong; the last ones are advice for a tree that the user never sees.
+                reason = " / ".join((done.stderr or done.stdout).decode(errors="replace").splitlines()[:2])
+                raise HarnessError(f"{patch.name} does not apply: {reason}; {tree} is left as it was")
+        subprocesses.run(["git", "fetch", "--quiet", clone, "HEAD"], cwd=tree)
+        subprocesses.run(["git", "merge", "--quiet", "--ff-only", "FETCH_HEAD"], cwd=tree)
+
+
+def committer(tree: Path) -> list[str]:
+    """The options that give git the tree's own committer, or one of ours where the user has not told it any."""
+    options: list[str] = []
+    for name, fallback in (("user.name", "Farwatch"), ("user.email", "farwatch@localhost")):
+        known = subprocess.run(["git", "config", name], cwd=tree, capture_output=True, text=True, check=False)
+        options += ["-c", f"{name}={known.stdout.strip() or fallback}"]
+    return options
+
+
+def replace_files(tree: Path, content: Mapping[str, bytes | None]) -> list[str]:
+    """Gives the files of `tree` this content and returns those that changed; on failure all are put back.
+
+    A file whose content is right is not touched, so that make(1) need not compile it again. A changed one is a new file
+    under the old name: other trees may share the old one by a hard link.
+    """
+    before = {name: (tree / name).read_bytes() if (tree / name).is_file() else None for name in content}
+    changed = [name for name in content if before[name] != content[name]]
+    try:
+        for name in changed:
+            put_file(tree / name, content[name])
+    except BaseException:
+        for name in changed:
+            put_file(tree / name, before[name])
+        raise
+    return changed
+
+
+def put_file(path: Path, data: bytes | None) -> None:
+    """Replaces one file, keeping its mode; None removes it."""
+    if data is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".farwatch-{path.name}")
+    fresh.write_bytes(data)
+    fresh.chmod(path.stat().st_mode & 0o7777 if path.exists() else 0o644)
+    fresh.replace(path)

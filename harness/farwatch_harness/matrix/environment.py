@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was made with and on, by name, for those who read its results elsewhere."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from farwatch_harness.kernel.source_tree import KernelSource
+from farwatch_harness.util import paths, subprocesses
+from farwatch_harness.vm.environment import Equipment
+
+
+def guest_facts(equipment: Equipment) -> dict[str, str]:
+    """How guests are run."""
+    return {
+        "accelerator": equipment.accelerator.value,
+        "qemu": f"{equipment.qemu.version}, {equipment.qemu.origin}",
+    }
+
+
+def host_facts(source: KernelSource) -> dict[str, str]:
+    """What is known before the first guest."""
+    return {
+        "kernel": source.identity,
+        "farwatch": checkout(),
+        "machine": machine(),
+        "system": system(),
+        "compiler": subprocesses.run(["gcc", "--version"]).splitlines()[0],
+        "sparse": subprocesses.run(["sparse", "--version"]).strip(),
+        "python": platform.python_version(),
+    }
+
+
+def checkout() -> str:
+    """The commit that is checked out, with a word when files differ from it."""
+    words = ["git", "describe", "--always", "--dirty=, changed", "--abbrev=12"]
+    done = subprocess.run(words, cwd=paths.CHECKOUT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "not a git checkout"
+
+
+def machine() -> str:
+    """Processors and memory, in words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} x {model}, {memory:.0f} GiB"
+
+
+def system() -> str:
+    """The distribution and its kernel."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = platform.system()
+    return f"{name}, Linux {platform.release()}"

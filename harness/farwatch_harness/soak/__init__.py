@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stress test that runs for minutes or hours."""

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle within the soak: random scripts from a seed, on the host and in the guest in turn."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from random import Random
+
+from farwatch_harness.oracle.compare import Comparison, HostWatch, compare_in_the_guest, compare_on_the_host
+from farwatch_harness.oracle.operations import Operation, random_script
+from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers
+from farwatch_harness.util.errors import GuestLostError, HarnessError
+from farwatch_harness.util.progress import Step
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Share
+
+MOST_LANES = 3
+LONGEST = 12
+TMPFS = PurePosixPath("/run/farwatch/tmpfs")
+Lanes = list[list[Operation]]
+
+
+class Oracle:
+    """Compares scripts, in directories of its own on the share; close() ends its processes.
+
+    `scripts` counts them, `differences` tells of each that differs, with the script.
+    """
+
+    def __init__(self, guest: Guest, root: Share, mode: str, folder: Path, random: Random) -> None:
+        self.guest = guest
+        self.random = random
+        self.twins = folder / "twins"
+        self.share = Share(root.host / "oracle", root.guest / "oracle")
+        self.share.host.mkdir()
+        self.watch = HostWatch.INOTIFY if mode == "remote" else HostWatch.FANOTIFY
+        # In mode remote what the guest does is told as it reaches the host, which is known to differ.
+        self.sides = (self.on_the_host,) if mode == "remote" else (self.on_the_host, self.in_the_guest)
+        self.scripts = 0
+        self.differences: list[str] = []
+        self.guest.os("makedirs", str(TMPFS), exist_ok=True)
+        self.host_performers = HostPerformers(MOST_LANES)
+        self.guest_performers = GuestPerformers(guest, MOST_LANES)
+
+    def close(self) -> None:
+        self.host_performers.close()
+        self.guest_performers.close()
+
+    def run(self, end: float, progress: Step) -> None:
+        """Compares until that time of the monotonic clock."""
+        self.twins.mkdir()
+        self.guest.mount("farwatch", str(TMPFS), "tmpfs")
+        while time.monotonic() < end:
+            progress.update(f"{self.scripts} scripts, {len(self.differences)} differ")
+            self.check(self.sides[self.scripts % len(self.sides)])
+        self.guest.umount(str(TMPFS))
+        shutil.rmtree(self.twins)
+
+    def check(self, side: "Side") -> None:
+        """One more script, from the seed alone and whatever came of those before."""
+        self.scripts += 1
+        random = Random(self.random.random())
+        lanes = [random_script(random, random.randint(1, LONGEST)) for _ in range(random.randint(1, MOST_LANES))]
+        name = f"script-{self.scripts}"
+        try:
+            difference = side(name, lanes).difference()
+        except GuestLostError:
+            raise
+        except HarnessError as error:
+            difference = str(error)
+        if difference:
+            self.differences.append(f"script {self.scripts}, {side.__name__}, {lanes}: {difference}")
+        shutil.rmtree(self.share.host / name)
+
+    def on_the_host(self, name: str, lanes: Lanes) -> Comparison:
+        part = Share(self.share.host / name, self.share.guest / name)
+        return compare_on_the_host(self.guest, part, self.twins / name, lanes, self.host_performers, self.watch)
+
+    def in_the_guest(self, name: str, lanes: Lanes) -> Comparison:
+        part = Share(self.share.host / name, self.share.guest / name)
+        return compare_in_the_guest(self.guest, part, TMPFS / name, lanes, self.guest_performers)
+
+
+Side = Callable[[str, Lanes], Comparison]

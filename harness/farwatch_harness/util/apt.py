@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be installed: the Debian packages that a step needs are installed when they are missing."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from farwatch_harness.util import progress, subprocesses
+from farwatch_harness.util.errors import HarnessError
+
+KERNEL_BUILD = ("bc", "bison", "flex", "gcc", "make", "libelf-dev", "libssl-dev", "xz-utils", "cpio", "patch")
+QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
+GUEST = ("inotify-tools",)
+MATRIX = ("git", "perl", "sparse")
+HOST_CHECKS = ("gcc", "libc6-dev", "linux-libc-dev", "git", "patch", "chromium", "chromium-driver")
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of the packages that dpkg does not know as installed."""
+    names = list(packages)
+    query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    installed = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" installed")}
+    return [name for name in names if name not in installed]
+
+
+def as_root() -> list[str]:
+    """The words that run a command as root; HarnessError when there is no way."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo"):
+        return ["sudo"]
+    raise HarnessError("packages must be installed: run this as root, or install sudo")
+
+
+def install(packages: Iterable[str], log: Path) -> None:
+    """Installs what is missing of the packages; HarnessError where this is not Debian or apt-get fails."""
+    if not (shutil.which("dpkg-query") and shutil.which("apt-get")):
+        progress.say(f"  this is not Debian: make sure that you have what these packages hold: {' '.join(packages)}")
+        return
+    wanted = missing(packages)
+    if not wanted:
+        return
+    with progress.step(f"installing {' '.join(wanted)}") as step:
+        if not try_install(wanted, log, step):
+            run_apt(["update"], log.with_name("apt-update.log"), step)
+            if not try_install(wanted, log, step):
+                raise HarnessError(f"apt-get could not install {' '.join(wanted)}, see {log}")
+
+
+def try_install(packages: list[str], log: Path, step: progress.Step) -> bool:
+    """One attempt; it fails where the package lists are old or have never been fetched."""
+    try:
+        run_apt(["install", "--yes", "--no-install-recommends", *packages], log, step)
+    except HarnessError:
+        return False
+    return True
+
+
+def run_apt(words: list[str], log: Path, step: progress.Step) -> None:
+    """Runs apt-get without questions."""
+    # Another apt may be at work, on a machine that has just started for instance: wait for it, within limits.
+    argv = [*as_root(), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300", *words]
+    for line in subprocesses.lines_of(argv, log):
+        step.update(line[:60])

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things are: the checkout, what is built for it alone, and the cache that all checkouts share."""
+
+import os
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+PATCHES = CHECKOUT / "patches" / "linux-6.12"
+HARNESS = Path(__file__).resolve().parents[1]
+KERNEL_CONFIG = HARNESS / "kernel" / "kernel.config"
+DEBUG_CONFIG = KERNEL_CONFIG.with_name("debug.config")
+GUEST_AGENT = HARNESS / "vm" / "agent.py"
+REPORT = CHECKOUT / "build" / "report"
+LOGS = Path(os.environ.get("FARWATCH_LOGS") or CHECKOUT / "build" / "logs")
+
+
+def cache_root() -> Path:
+    """The shared cache, $XDG_CACHE_HOME/farwatch, made when it is not there yet."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(base) / "farwatch"
+    root.mkdir(parents=True, exist_ok=True)
+    return root

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run needs beside the daemon: kernel, QEMU, accelerator. Found or made, and told to the user."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from farwatch_harness.kernel import build, series
+from farwatch_harness.util import apt, paths, progress
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.qemu import Accelerator, Qemu, find_accelerator, find_qemu
+from farwatch_harness.vm.testbed import MachineSpec
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """All that a guest needs beside its share."""
+
+    kernel: build.Kernel
+    qemu: Qemu
+    accelerator: Accelerator
+
+    def machine(self, name: str, shared: Path, device: Device = Device.EVENTS) -> MachineSpec:
+        """A machine of this equipment; dataclasses.replace() changes what is special about it."""
+        return MachineSpec(name, self.kernel.image, self.qemu, self.accelerator, shared, device)
+
+
+def patches_of_series(count: int | None = None, folder: Path = paths.PATCHES) -> list[series.Patch]:
+    """The series in `folder`, or its first `count` patches."""
+    return series.read_series(folder)[:count] if count != 0 else []
+
+
+def equip(patches: Sequence[series.Patch], flavour: build.Flavour = build.Flavour.NORMAL) -> Equipment:
+    """Finds or makes all of it, and says what it is."""
+    apt.install(apt.GUEST, paths.LOGS / "apt-guest.log")
+    kernel = build.build(patches, flavour)
+    qemu = find_qemu()
+    accelerator = find_accelerator(qemu, kernel.image)
+    speed = "" if accelerator is Accelerator.KVM else " (no KVM that works: the guest is emulated, and slower)"
+    progress.say(f"  kernel: {kernel.title}")
+    progress.say(f"  QEMU: {qemu.version}, {qemu.origin}")
+    progress.say(f"  accelerator: {accelerator.value}{speed}")
+    return Equipment(kernel, qemu, accelerator)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which QEMU to run and how fast it can be: found by trying, remembered, and overridable.
+
+FARWATCH_QEMU names a QEMU program; FARWATCH_ACCEL (kvm or tcg) decides instead of the probe.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util.errors import HarnessError
+
+PROGRAM = "qemu-system-x86_64"
+EVENT_DEVICE = "vhost-user-test-device-pci"
+SUITE = "trixie"
+BACKPORTS = f"{SUITE}-backports"
+# How long a kernel may take to say its first words under KVM: it needs less than a second.
+KVM_LIMIT = 20.0
+FIRST_WORDS = b"Linux version"
+
+WRAPPER = """#!/bin/sh
+# Runs the QEMU of the Debian tree beside this script with that tree's own loader and libraries; nothing is installed.
+tree=$(dirname "$(readlink -f "$0")")
+export QEMU_MODULE_DIR="$tree/usr/lib/x86_64-linux-gnu/qemu"
+exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64-linux-gnu" \\
+    "$tree/usr/bin/qemu-system-x86_64" -L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios" "$@"
+"""
+
+
+class Accelerator(Enum):
+    """How the guest's instructions are run."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A QEMU that can offer the notification queue: its path, its version, where it comes from."""
+
+    program: Path
+    version: str
+    origin: str
+
+
+def offers_events(program: Path | str) -> bool:
+    """Whether this QEMU has the generic vhost-user device, which passes the notification queue's bit through."""
+    try:
+        done = subprocess.run(
+            [str(program), "-device", f"{EVENT_DEVICE},help"], capture_output=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and b"virtio-id" in done.stdout
+
+
+def find_qemu() -> Qemu:
+    """The named QEMU, else the one on PATH if it will do, else one in the cache; HarnessError when none will."""
+    named = os.environ.get("FARWATCH_QEMU")
+    if named:
+        if not offers_events(named):
+            raise HarnessError(f"FARWATCH_QEMU={named} does not offer {EVENT_DEVICE} (QEMU 10.2 and later do)")
+        return described(Path(named), "named by FARWATCH_QEMU")
+    on_path = shutil.which(PROGRAM)
+    if on_path and offers_events(on_path):
+        return described(Path(on_path), "found on PATH")
+    program = unpacked_tree() / PROGRAM
+    if not offers_events(program):
+        raise HarnessError(f"{program} does not run here; name another QEMU (10.2 or later) with FARWATCH_QEMU")
+    return described(program, f"unpacked from {BACKPORTS}")
+
+
+def described(program: Path, origin: str) -> Qemu:
+    return Qemu(program, subprocesses.run([program, "--version"]).splitlines()[0], origin)
+
+
+def mirror() -> str:
+    """The archive that this machine's own apt uses for Debian; HarnessError when apt names none."""
+    text = subprocesses.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(LABEL)", "Created-By: Packages"]
+    )
+    found = [words[0] for line in text.splitlines() if (words := line.split())[1:] == ["Debian", "Debian"]]
+    if not found:
+        raise HarnessError("apt has no list of a Debian archive: run apt-get update, or name a QEMU with FARWATCH_QEMU")
+    return found[0].rstrip("/")
+
+
+def unpacked_tree() -> Path:
+    """A Debian tree in the cache that holds a QEMU new enough; made by mmdebstrap, about 170 MB."""
+
+    def make(target: Path) -> None:
+        apt.install(apt.QEMU_TREE, paths.LOGS / "apt-qemu.log")
+        log = paths.LOGS / "qemu-tree.log"
+        with progress.step(f"unpacking QEMU from Debian's {BACKPORTS}") as step:
+            place = archive_of(step)
+            root = target / "root"
+            argv = [
+                "mmdebstrap",
+                "--variant=extract",
+                f'--aptopt=APT::Default-Release "{BACKPORTS}"',
+                "--include=qemu-system-x86",
+                SUITE,
+                str(root),
+                f"deb {place} {SUITE} main",
+                f"deb {place} {BACKPORTS} main",
+            ]
+            for line in subprocesses.lines_of([*apt.as_root(), *argv], log):
+                step.update(line[:60])
+            subprocesses.run([*apt.as_root(), "mv", root / "usr", target / "usr"])
+            subprocesses.run([*apt.as_root(), "rm", "-rf", root])
+            wrapper = target / PROGRAM
+            wrapper.write_text(WRAPPER)
+            wrapper.chmod(0o755)
+
+    return cache.published(paths.cache_root() / "qemu" / f"{BACKPORTS}-1", make)
+
+
+def archive_of(step: progress.Step) -> str:
+    """mirror(), after fetching apt's lists when it has none yet."""
+    try:
+        return mirror()
+    except HarnessError:
+        apt.run_apt(["update"], paths.LOGS / "apt-update.log", step)
+        return mirror()
+
+
+def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
+    """KVM where a kernel really boots with it, else TCG; the answer is remembered per machine, host kernel and QEMU."""
+    named = os.environ.get("FARWATCH_ACCEL")
+    if named:
+        try:
+            return Accelerator(named)
+        except ValueError:
+            raise HarnessError(f"FARWATCH_ACCEL={named} is not one of kvm, tcg") from None
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Accelerator.TCG
+    memory = paths.cache_root() / "kvm" / cache.content_key(machine(), str(qemu.program), qemu.version)
+    try:
+        return Accelerator(memory.read_text().strip())
+    except (FileNotFoundError, ValueError):
+        pass
+    with progress.step("trying whether a kernel boots with KVM"):
+        found = Accelerator.KVM if boots_with_kvm(qemu, image) else Accelerator.TCG
+    cache.write_atomically(memory, found.value.encode())
+    return found
+
+
+def machine() -> str:
+    """What the answer about KVM depends on: this machine, its processor and its kernel."""
+    identity = Path("/etc/machine-id")
+    facts = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = [line for line in facts if line.startswith("model name")]
+    return f"{identity.read_text() if identity.exists() else ''} {processor[:1]} {platform.release()}"
+
+
+def boots_with_kvm(qemu: Qemu, image: Path) -> bool:
+    """Whether a kernel says its first words under KVM within the limit; /dev/kvm alone proves nothing."""
+    machine_words = ["-machine", "q35,accel=kvm", "-cpu", "host", "-m", "256", "-nodefaults", "-no-reboot"]
+    boot_words = ["-display", "none", "-serial", "stdio", "-kernel", str(image), "-append", "console=ttyS0 panic=-1"]
+    argv = [str(qemu.program), *machine_words, *boot_words]
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=KVM_LIMIT, check=False)
+        output = done.stdout
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout or b""
+    return FIRST_WORDS in output
+
+
+def command_line(qemu: Qemu) -> str:
+    """The QEMU as a command for a shell."""
+    return shlex.quote(str(qemu.program))

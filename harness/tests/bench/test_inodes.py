@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurement of the daemon with many inodes: that it measures what it says; the figures are no tests."""
+
+from pathlib import Path
+
+import pytest
+from farwatch_harness.bench import bench_report, inodes
+from farwatch_harness.util.errors import HarnessError
+from farwatchd.wire.fsnotify import Event
+
+
+def test_a_share_is_known_watched_measured_and_let_go() -> None:
+    (cost,) = inodes.measure([1200])
+    assert cost.count == 1200
+    times = (cost.getattr_hot, cost.getattr, cost.lookup, cost.open, cost.set_mask, cost.event, cost.renew, cost.end)
+    assert all(0 < time < 100_000 for time in times)
+    assert cost.bytes_known > 0
+    assert bench_report.inodes_table([cost]).row_count == 1
+
+
+def test_an_event_that_is_not_told_ends_the_measurement(tmp_path: Path) -> None:
+    inodes.make_files(tmp_path, 3)
+    served = inodes.Served(tmp_path)
+    served.know(3)
+    served.watch(served.nodeids[0], Event.ATTRIB)
+    assert served.event_us([0]) > 0
+    with pytest.raises(HarnessError, match="2 events were caused, 1 told"):
+        served.event_us([0, 1])

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle itself, with this machine in the guest's place: both sides are native inotify and must agree."""
+
+import contextlib
+import random
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+from farwatch_harness.oracle.compare import (
+    KNOWN_DIFFERENCES,
+    Comparison,
+    HostWatch,
+    In,
+    Side,
+    Told,
+    compare_in_the_guest,
+    compare_on_the_host,
+    merged,
+    told,
+    watches,
+)
+from farwatch_harness.oracle.operations import KINDS, NAMES, TREE, choices, perform, random_script
+from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers
+from farwatch_harness.util import paths
+from farwatch_harness.vm.guest_client import Event, Guest
+from farwatch_harness.vm.testbed import Share
+
+
+@pytest.fixture
+def here() -> Iterator[Guest]:
+    """The agent, as a process of this machine."""
+    ours, theirs = socket.socketpair()
+    number = theirs.fileno()
+    code = f"import agent; agent.Agent({number}).serve()"
+    with (
+        ours,
+        theirs,
+        subprocess.Popen([sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]) as process,
+    ):
+        client = Guest(ours, lambda: "the test's guest is gone")
+        client.wait_until_ready(10)
+        yield client
+        process.kill()
+
+
+def tree_after(base: Path, *script: list[str]) -> set[str]:
+    """The names below the base after TREE and the script."""
+    base.mkdir()
+    for operation in [*TREE, *script]:
+        perform(str(base), operation)
+    return tree_of(base)
+
+
+def tree_of(base: Path) -> set[str]:
+    return {str(path.relative_to(base)) for path in base.rglob("*")}
+
+
+def test_each_kind_of_operation_does_what_it_says(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    assert tree_after(base) == {"d", "e", "d/sub", "d/f", "e/g", "link"}
+    (base / "e/g").write_bytes(b"g")
+    perform(str(base), ["exchange", "d/f", "e/g"])
+    assert ((base / "d/f").read_bytes(), (base / "e/g").read_bytes()) == (b"g", b"written")
+    perform(str(base), ["rename new", "d/f", "e/g"])
+    assert (base / "d/f").exists()
+    perform(str(base), ["link unnamed", "e", "top"])
+    assert (base / "top").read_bytes() == b"unnamed"
+    perform(str(base), ["write mapped", "top"])
+    assert (base / "top").read_bytes() == b"mnnamed"
+    perform(str(base), ["write unnamed", "e"])
+    assert {path.name for path in (base / "e").iterdir()} == {"g"}
+
+
+def test_what_cannot_be_done_is_left_out(tmp_path: Path) -> None:
+    before = tree_after(tmp_path / "base")
+    for kind in KINDS:
+        assert not perform(str(tmp_path / "base"), [kind, *(["e/d/f"] * len(choices(kind)))])
+    assert tree_of(tmp_path / "base") == before
+
+
+def test_a_seed_makes_the_same_script_again() -> None:
+    scripts = [random_script(random.Random("seed"), 1000) for _ in range(2)]
+    assert scripts[0] == scripts[1]
+    assert {kind for kind, *_names in scripts[0]} == set(KINDS)
+    assert {name for _kind, *names in scripts[0] for name in names} >= set(NAMES)
+
+
+def test_random_scripts_do_something_of_each_kind(tmp_path: Path) -> None:
+    tried, done = Counter[str](), Counter[str]()
+    for number in range(200):
+        base = tmp_path / str(number)
+        tree_after(base)
+        for operation in random_script(random.Random(number), 10):
+            tried[operation[0]] += 1
+            done[operation[0]] += perform(str(base), operation)
+    rare = {kind: done[kind] / tried[kind] for kind in KINDS if done[kind] < tried[kind] / 10}
+    # An attribute is seldom there to be removed.
+    assert rare.keys() <= {"removexattr"}, rare
+    assert done["removexattr"] > 0
+
+
+@pytest.mark.parametrize("watch", HostWatch)
+def test_the_host_agrees_with_itself(here: Guest, tmp_path: Path, watch: HostWatch) -> None:
+    lanes = [random_script(random.Random(f"{watch}{lane}"), 60) for lane in range(3)]
+    share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
+    with contextlib.closing(HostPerformers(3)) as several:
+        result = compare_on_the_host(here, share, tmp_path / "twin", lanes, several, watch)
+    assert not result.difference(), result.difference()
+    assert len(result.native) > 50
+
+
+def test_the_guests_half_agrees_with_itself(here: Guest, tmp_path: Path) -> None:
+    lanes = [random_script(random.Random(lane), 60) for lane in range(3)]
+    share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
+    with contextlib.closing(GuestPerformers(here, 3)) as several:
+        result = compare_in_the_guest(here, share, PurePosixPath(tmp_path / "local"), lanes, several)
+    assert not result.difference(), result.difference()
+    assert len(result.native) > 50
+
+
+def test_a_round_is_all_or_one_operation_of_each_lane() -> None:
+    lanes = [[["read", "a"], ["read", "b"]], [["read", "c"]]]
+    assert HostWatch.INOTIFY.rounds(lanes) == [lanes]
+    assert HostWatch.FANOTIFY.rounds(lanes) == [[[["read", "a"]], [["read", "c"]]], [[["read", "b"]], []]]
+
+
+def event(wd: int, mask: In, name: str = "", cookie: int = 0) -> Event:
+    return Event(wd, int(mask), cookie, name, 0.0)
+
+
+def test_what_repeats_is_told_once_and_what_comes_between_is_kept() -> None:
+    modify, attrib = event(1, In.MODIFY, "x"), event(1, In.ATTRIB, "x")
+    story = told([modify, modify, attrib, modify], {1: "."})
+    assert [one.what for one in story] == [In.MODIFY, In.ATTRIB, In.MODIFY]
+
+
+def test_moves_are_numbered_and_unnamed_files_are_alike() -> None:
+    events = [event(1, In.MOVED_FROM, "a", 77), event(1, In.MOVED_TO, "b", 77), event(1, In.OPEN, "#4711")]
+    assert told(events, {1: "."}) == [
+        Told(".", In.MOVED_FROM, "a", 1),
+        Told(".", In.MOVED_TO, "b", 1),
+        Told(".", In.OPEN, "#"),
+    ]
+
+
+def test_the_order_counts_within_a_lane_and_not_between_lanes() -> None:
+    wds = {path: wd for wd, (path, _mask) in enumerate(watches(2), 1)}
+    first, second = event(wds["0/d"], In.CREATE, "x"), event(wds["1/d"], In.CREATE, "y")
+    third = event(wds["1/d"], In.DELETE, "y")
+    stories = []
+    for events in ([first, second, third], [second, third, first], [third, second, first]):
+        side = Side(list(wds.values()), 2)
+        side.take(events)
+        stories.append(side.story)
+    assert stories[0] == stories[1] != stories[2]
+
+
+def test_an_overflow_is_told_in_each_lane() -> None:
+    side = Side(range(1, 1 + len(watches(2))), 2)
+    side.take([event(-1, In.Q_OVERFLOW)])
+    assert [one.what for one in side.story] == [In.Q_OVERFLOW] * 2
+
+
+@pytest.mark.parametrize("guest", [[], [Told(".", In.CREATE, "a")] * 2, [Told(".", In.DELETE, "a")]])
+def test_a_lost_a_second_and_another_event_are_differences(guest: list[Told]) -> None:
+    native = [Told(".", In.CREATE, "a")]
+    assert Comparison(native, native).difference() == ""
+    assert "part at event" in Comparison(native, guest).difference()
+
+
+def test_the_readme_lists_what_the_oracle_knows_to_differ() -> None:
+    limits = (paths.CHECKOUT / "README.md").read_text().partition("\n## Limits\n")[2].partition("\n## ")[0]
+    listed = limits.partition("Where events are not those of a local file system")[2].partition("\n\n")[2]
+    bullets = {" ".join(bullet.split()) for bullet in listed.strip().removeprefix("- ").split("\n- ")}
+    assert bullets == {f"{known.what}: {known.why}." for known in KNOWN_DIFFERENCES}
+
+
+def test_only_what_is_known_to_differ_is_taken_as_equal() -> None:
+    opened, written, closed = (Told("d", what, "f") for what in (In.OPEN, In.MODIFY, In.CLOSE_WRITE))
+    made = Told("d", In.CREATE, "n")
+    # fanotify: what happens to one object comes together, each once ...
+    assert merged([opened, made, written, closed]) == merged([opened, written, closed, made])
+    assert merged([opened, written, opened]) == merged([opened, written])
+    # ... but nothing is missing, nothing of another object moves, and no rename does.
+    assert merged([opened, written, closed]) != merged([opened, closed])
+    assert merged([made, opened]) != merged([opened, made])
+    moves = [Told("d", In.MOVED_FROM, "f", 1), Told("d", In.MOVED_TO, "g", 1), Told("d", In.MOVED_FROM, "f", 2)]
+    assert merged([opened, *moves, closed])[-3:] == moves

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a soak judges, and its programs, with this machine in the guest's place."""
+
+import argparse
+import contextlib
+import dataclasses
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from random import Random
+
+import pytest
+from farwatch_harness.oracle.native_inotify import In, Native
+from farwatch_harness.oracle.operations import perform
+from farwatch_harness.soak.load import Load
+from farwatch_harness.soak.result import MAX_MEMORY_GROWTH, Found, Sample, faults, growth, summary
+from farwatch_harness.soak.run import add_options, plan_of
+from farwatch_harness.soak.stream import ALL, MARKER, Account, Judge, Kind, Tally, burst, mask_of
+from farwatch_harness.util import paths
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm.guest_client import Event, Guest
+from farwatch_harness.vm.testbed import Share
+
+MIB = 1024 * 1024
+
+
+def stream(first: int, count: int, kinds: Sequence[Kind] = ALL) -> list[Event]:
+    """What a watch is told of so many files."""
+    return [
+        Event(1, int(kind.event), 0, f"{kind.letter}{number}", 0.0)
+        for number in range(first, first + count)
+        for kind in kinds
+    ]
+
+
+def marker(number: int) -> Event:
+    return Event(1, int(In.CREATE), 0, f"{MARKER}{number}", 0.0)
+
+
+def judged(events: Sequence[Event], kinds: Sequence[Kind] = ALL, sure: int = 0) -> Tally:
+    judge = Judge(sure, kinds)
+    for event in events:
+        judge.see(event)
+    return judge.tally
+
+
+@pytest.mark.parametrize("kinds", [ALL, (Kind.CREATED,), (Kind.LEFT, Kind.CAME)])
+def test_a_whole_stream_is_clean(kinds: Sequence[Kind]) -> None:
+    events = stream(7, 5, kinds)
+    assert judged([*events, marker(12)], kinds, sure=7) == Tally(1, len(events))
+
+
+def test_what_was_on_its_way_before_the_watch_may_be_told_or_not() -> None:
+    sure = stream(10, 3)
+    for before in ([], stream(8, 2), stream(8, 2)[5:], [stream(4, 1)[0], *stream(6, 1)[2:], stream(9, 1)[1]]):
+        assert judged([*before, *sure], sure=10).clean
+        assert judged([*before, *sure[1:]], sure=10).lost == 1
+    assert judged([*reversed(stream(8, 1)), *sure], sure=10).duplicate == 3
+
+
+def test_what_is_missing_is_lost() -> None:
+    events = stream(0, 5)
+    for gone in range(len(events) - 1):
+        assert judged(events[:gone] + events[gone + 1 :]).lost == 1
+    assert judged([*stream(0, 1), *stream(3, 1)]).lost == 8
+
+
+def test_what_is_missing_at_the_end_is_lost_when_the_marker_comes() -> None:
+    assert judged([*stream(0, 5)[:-1], marker(5)]).lost == 1
+
+
+def test_what_comes_again_is_duplicate() -> None:
+    events = stream(0, 5)
+    for again in range(len(events)):
+        tally = judged([*events, events[again]], sure=0)
+        assert (tally.duplicate, tally.lost) == (1, 0)
+
+
+def test_what_comes_out_of_order_is_not_clean() -> None:
+    events = stream(0, 2)
+    assert not judged([*events[:2], events[3], events[2], *events[4:]]).clean
+
+
+def test_what_is_wrong_is_told_in_words() -> None:
+    judge, account = Judge(3), Account()
+    for event in [*stream(3, 1), *stream(5, 1)]:
+        judge.see(event)
+    account.add("dir", judge)
+    assert account.notes == [
+        "dir: 4 lost before CREATE 'f5', number 5 of a watch for CREATED,LEFT,CAME,DELETED",
+    ]
+    assert account.tally == judge.tally
+
+
+def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
+    assert judged([Event(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
+    for mask, name in ((In.MODIFY, "f1"), (In.CREATE, "x1"), (In.CREATE, "m1"), (In.IGNORED, ""), (In.CREATE, "f")):
+        assert judged([Event(1, int(mask), 0, name, 0.0)]).strange == 1
+
+
+def test_native_inotify_is_judged_clean(tmp_path: Path) -> None:
+    judge = Judge(100)
+    with Native() as native:
+        native.add(tmp_path, mask_of(ALL))
+        for operation in burst(100, 50):
+            assert perform(str(tmp_path), operation)
+        markers = [judge.see(event) for event in native.read(f"{MARKER}150")]
+    assert judge.tally == Tally(1, 200)
+    assert markers[-1] == f"{MARKER}150"
+
+
+def sample(descriptors: int = 20, memory: int = 20 * MIB, watches: int = 0) -> Sample:
+    return Sample(descriptors, memory, watches)
+
+
+GOOD = Found(
+    steady=Tally(3, 1000),
+    passing=Tally(50, 500),
+    scripts=10,
+    differences=(),
+    samples=(sample(),) * 8,
+    dropped=0,
+    daemon_warnings=(),
+    problems=(),
+)
+
+
+def test_a_good_soak_has_no_fault_and_a_short_summary() -> None:
+    assert faults(GOOD) == []
+    assert len(summary(GOOD)) == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steady": Tally(3, 1000, lost=1)},
+        {"steady": Tally(3, 0)},
+        {"passing": Tally(3, 1000, duplicate=1)},
+        {"passing": Tally(3, 1000, overflows=1)},
+        {"passing": Tally(3, 1000, strange=1)},
+        {"scripts": 0},
+        {"differences": ("script 1: ...",)},
+        {"dropped": 1},
+        {"daemon_warnings": ("WARNING",)},
+        {"problems": ("guest kernel: BUG",)},
+        {"samples": (sample(),) * 3},
+        {"samples": (*(sample(),) * 7, sample(watches=1))},
+        {"samples": tuple(sample(descriptors=20 + 3 * number) for number in range(8))},
+        {"samples": tuple(sample(memory=(20 + number) * MIB) for number in range(8))},
+    ],
+    ids=str,
+)
+def test_each_fault_is_found(change: dict[str, object]) -> None:
+    assert len(faults(dataclasses.replace(GOOD, **change))) == 1  # type: ignore[arg-type]
+
+
+def test_growth_within_the_warm_up_and_a_single_peak_are_none() -> None:
+    assert growth([1, 90, 100, 100, 100, 100, 100, 100]).amount == 0
+    assert growth([100, 100, 100, 100, 100, 100, 900, 100, 100]).amount == 0
+    assert growth([100, 100, 100, 110]).amount == 10
+
+
+def test_a_leak_of_a_record_for_each_event_is_found_in_a_minute() -> None:
+    events, size = 60 * 500, 300
+    leaking = tuple(sample(memory=20 * MIB + number * events // 8 * size) for number in range(8))
+    assert leaking[-1].memory - leaking[0].memory > MAX_MEMORY_GROWTH
+    assert faults(dataclasses.replace(GOOD, samples=leaking))
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    assert plan_of(parser.parse_args(["--minutes", "2", "--seed", "x"])).seed == "x"
+    assert plan_of(parser.parse_args([])).seed
+    with pytest.raises(HarnessError, match="--minutes"):
+        plan_of(parser.parse_args(["--minutes", "0"]))
+
+
+@pytest.fixture
+def here() -> Iterator[Guest]:
+    """The agent, as a process of this machine."""
+    ours, theirs = socket.socketpair()
+    number = theirs.fileno()
+    code = f"import agent; agent.Agent({number}).serve()"
+    with (
+        ours,
+        theirs,
+        subprocess.Popen([sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]) as process,
+    ):
+        client = Guest(ours, lambda: "the test's guest is gone")
+        client.wait_until_ready(10)
+        yield client
+        process.kill()
+
+
+def test_a_round_of_load_is_told_without_a_fault(here: Guest, tmp_path: Path) -> None:
+    root = Share(tmp_path, PurePosixPath(tmp_path))
+    with contextlib.closing(Load(here, root, Random("seed"))) as load, load.round(1.0) as outcome:
+        load.paced[0].share.host.joinpath("f-is-no-number").mkdir()
+    assert outcome.problems == []
+    assert outcome.steady.strange == 1
+    assert dataclasses.replace(outcome.steady, strange=0).clean
+    assert outcome.steady.seen > 100
+    assert outcome.passing.watchers >= 2
+    assert outcome.passing.seen > 0

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest's command line, made from facts."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from farwatch_harness.vm.boot import Device, share_options, vng_command
+from farwatch_harness.vm.qemu import Accelerator, Qemu
+from farwatch_harness.vm.testbed import MachineSpec, daemon_words, vm_spec
+
+QEMU = Qemu(Path("/q e/qemu"), "11.1.3", "test")
+SPEC = MachineSpec("name", Path("/k/bzImage"), QEMU, Accelerator.TCG, Path("/shared dir"))
+SOCKETS = Path("/run/sock ets")
+
+
+def qemu_words(command: list[str]) -> list[str]:
+    """QEMU's own arguments in virtme-ng's command line, as virtme-ng splits them."""
+    (option,) = [word for word in command if word.startswith("--qemu-opts=")]
+    return shlex.split(option.removeprefix("--qemu-opts="))
+
+
+def test_the_event_device_has_hiprio_notification_and_request_queues() -> None:
+    words = share_options(Device.EVENTS, Path("/s"), "tag", 512, request_queues=2)
+    device = words[words.index("-device") + 1].split(",")
+    assert device[0] == "vhost-user-test-device-pci"
+    assert {"virtio-id=26", "num_vqs=4", "config_size=44"} <= set(device)
+    assert "memory-backend-memfd,id=mem,size=512M,share=on" in words
+
+
+def test_the_plain_device_has_a_tag() -> None:
+    words = share_options(Device.PLAIN, Path("/s"), "tag", 512, request_queues=1)
+    assert words[-1].startswith("vhost-user-fs-pci,") and "tag=tag" in words[-1]
+
+
+def test_paths_with_spaces_survive() -> None:
+    words = qemu_words(vng_command(vm_spec(SPEC, SOCKETS), "vng", "true"))
+    assert "socket,id=fs,path=/run/sock ets/fs" in words
+    assert "socket,id=agent,path=/run/sock ets/agent,server=on,wait=off" in words
+
+
+def test_the_command_comes_last_and_only_emulation_turns_kvm_off() -> None:
+    emulated = vng_command(vm_spec(SPEC, SOCKETS), "vng", "run this")
+    assert emulated[-2:] == ["--", "run this"]
+    assert "--disable-kvm" in emulated
+    fast = vng_command(vm_spec(dataclasses.replace(SPEC, accelerator=Accelerator.KVM), SOCKETS), "vng", "run this")
+    assert "--disable-kvm" not in fast
+    assert "--" not in vng_command(vm_spec(SPEC, SOCKETS), "vng", None)
+
+
+def test_memory_is_the_same_for_virtme_ng_and_for_the_shared_backend() -> None:
+    command = vng_command(vm_spec(SPEC, SOCKETS), "vng", "true")
+    assert "--memory=1024M" in command
+    assert "memory-backend-memfd,id=mem,size=1024M,share=on" in qemu_words(command)
+
+
+def test_the_daemon_is_ours_with_its_options_or_the_one_named() -> None:
+    options = dataclasses.replace(SPEC, daemon_options=("--max-watches=3",))
+    words = daemon_words(options, Path("/s"))
+    assert words[0].endswith("farwatchd")
+    assert words[1:] == ["--socket-path=/s", "--shared-dir=/shared dir", "--tag=farwatch", "--max-watches=3"]
+    other = dataclasses.replace(SPEC, daemon_command=("other", "--at={socket}", "{shared}"))
+    assert daemon_words(other, Path("/s")) == ["other", "--at=/s", "/shared dir"]

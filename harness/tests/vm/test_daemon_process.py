@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting and minding a daemon, with small programs in its place."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm.daemon_process import Daemon
+
+LISTENS = """
+import signal, sys, threading
+print("INFO farwatchd: listening on /s", file=sys.stderr, flush=True)
+print("WARNING farwatchd: odd", file=sys.stderr, flush=True)
+print("Traceback (most recent call last):\\n  at x\\nValueError: y", file=sys.stderr, flush=True)
+print("END", file=sys.stderr, flush=True)
+signal.pause()
+"""
+
+
+def program(code: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
+def test_it_is_ready_when_it_listens_and_its_log_is_read(tmp_path: Path) -> None:
+    daemon = Daemon.start(program(LISTENS), tmp_path / "log")
+    try:
+        daemon.wait_for_line("END", 10)
+        assert daemon.running
+        assert daemon.warnings() == ["WARNING farwatchd: odd"]
+        (traceback,) = daemon.tracebacks()
+        assert "ValueError: y" in traceback
+        assert daemon.tracebacks(daemon.mark) == []
+        assert daemon.resident_bytes() > 0
+    finally:
+        daemon.stop()
+    assert not daemon.running
+    assert "listening on" in (tmp_path / "log").read_text()
+
+
+def test_one_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="the daemon ended: no such directory"):
+        Daemon.start(program("import sys; sys.exit('no such directory')"), tmp_path / "log")
+
+
+def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="cannot be started"):
+        Daemon.start([str(tmp_path / "nothing")], tmp_path / "log")
+
+
+def test_one_that_ignores_the_signal_is_ended_by_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farwatch_harness.vm.daemon_process.STOP_LIMIT", 0.2)
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + LISTENS
+    daemon = Daemon.start(program(code), tmp_path / "log")
+    assert daemon.stop() == -9

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both ends of the agent's channel, with the agent on this machine in place of the guest."""
+
+import errno
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatch_harness.util import paths
+from farwatch_harness.util.errors import GuestLostError
+from farwatch_harness.vm.guest_client import Guest, GuestError
+
+IN_CREATE = 0x100
+
+
+@pytest.fixture
+def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The host's end and the guest's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def guest(channel: tuple[socket.socket, socket.socket]) -> Iterator[Guest]:
+    """The client, with the real agent at the other end, in a process of its own."""
+    number = channel[1].fileno()
+    code = f"import agent; agent.Agent({number}).serve()"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]) as process:
+        client = Guest(channel[0], lambda: "the test's guest is gone")
+        client.wait_until_ready(10)
+        yield client
+        process.kill()
+
+
+def test_programs_run_with_input_output_and_status(guest: Guest) -> None:
+    done = guest.run("sh", "-c", "cat; echo oops >&2; exit 3", stdin=b"in")
+    assert (done.status, done.stdout, done.stderr, done.timed_out) == (3, "in", "oops\n", False)
+
+
+def test_a_program_is_killed_at_its_limit(guest: Guest) -> None:
+    assert guest.run("sleep", "60", limit=0.1).timed_out
+
+
+def test_a_failing_script_is_an_error_with_its_output(guest: Guest) -> None:
+    with pytest.raises(GuestError, match="broken"):
+        guest.shell("echo broken; exit 1")
+
+
+def test_inotify_events_and_errors(guest: Guest, tmp_path: Path) -> None:
+    with guest.inotify() as listener:
+        wd = listener.add(tmp_path, IN_CREATE)
+        (tmp_path / "b\udcff").touch()
+        (tmp_path / "end").touch()
+        events = listener.read(until="end")
+        assert [(event.wd, event.mask, event.name) for event in events] == [
+            (wd, IN_CREATE, "b\udcff"),
+            (wd, IN_CREATE, "end"),
+        ]
+        assert listener.read(quiet=0.05) == []
+        with pytest.raises(OSError) as caught:
+            listener.add(tmp_path / "nothing", IN_CREATE)
+        assert caught.value.errno == errno.ENOENT
+        listener.remove(wd)
+        with pytest.raises(OSError) as caught:
+            listener.remove(wd)
+        assert caught.value.errno == errno.EINVAL
+
+
+def test_a_job_runs_on_and_its_lines_are_taken_in_turn(guest: Guest) -> None:
+    job = guest.spawn("sh", "-c", "echo one; echo two; exec sleep 60")
+    assert job.lines(until="two") == ["one", "two"]
+    assert job.stop() == -15
+
+
+def test_system_calls_give_data_and_errno(guest: Guest, tmp_path: Path) -> None:
+    guest.write_file(tmp_path / "file", b"\0\xff")
+    assert guest.read_file(tmp_path / "file") == b"\0\xff"
+    assert guest.os("stat", str(tmp_path / "file"))["st_size"] == 2
+    with pytest.raises(OSError) as caught:
+        guest.os("mkdir", str(tmp_path))
+    assert caught.value.errno == errno.EEXIST
+
+
+def test_python_runs_in_the_agent(guest: Guest) -> None:
+    assert guest.python("def main(a, b):\n    return [a + b]", 1, 2) == [3]
+    with pytest.raises(GuestError, match="ZeroDivisionError"):
+        guest.python("def main():\n    return 1 / 0")
+
+
+def test_a_slow_request_holds_up_no_other(guest: Guest) -> None:
+    job = threading.Thread(target=guest.run, args=("sleep", "1"))
+    job.start()
+    assert guest.ping()["pid"] > 0
+    assert job.is_alive()
+    job.join()
+
+
+def test_a_lost_guest_ends_the_waiting_calls(guest: Guest, channel: tuple[socket.socket, socket.socket]) -> None:
+    channel[1].shutdown(socket.SHUT_RDWR)
+    with pytest.raises(GuestLostError, match="the test's guest is gone"):
+        guest.ping()
+
+
+def test_a_guest_that_says_nothing_is_given_up_at_the_limit(channel: tuple[socket.socket, socket.socket]) -> None:
+    client = Guest(channel[0], lambda: "silent")
+    with pytest.raises(GuestLostError, match=r"did not answer 'start'.*silent"):
+        client.wait_until_ready(0.05)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on inodes: attributes, extended attributes, and the file system as a whole."""
+
+from __future__ import annotations
+
+import errno
+
+from farwatchd.fuse import encode
+from farwatchd.fuse.encode import Encoder
+from farwatchd.fuse.filesystem import Changes, FileSystem
+from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.request import XATTR_SIZE_MAX, Request, check_int, check_offset, check_xattr_name, invalid
+from farwatchd.fuse.thread_pool import Workers, nothing
+from farwatchd.wire.fuse import (
+    COMPAT_SETXATTR_IN_SIZE,
+    GETATTR_FH,
+    SETXATTR_ACL_KILL_SGID,
+    Opcode,
+    SetattrValid,
+    attr_out,
+    getattr_in,
+    getxattr_in,
+    getxattr_out,
+    setattr_in,
+    setxattr_in,
+    statfs_out,
+    statx_in,
+    statx_out,
+)
+
+_SECOND = 1_000_000_000
+_NO_ID = 0xFFFFFFFF
+_MODE, _UID, _GID, _SIZE = (int(v) for v in (SetattrValid.MODE, SetattrValid.UID, SetattrValid.GID, SetattrValid.SIZE))
+_ATIME, _MTIME = int(SetattrValid.ATIME), int(SetattrValid.MTIME)
+_ATIME_NOW, _MTIME_NOW = int(SetattrValid.ATIME_NOW), int(SetattrValid.MTIME_NOW)
+_FH, _KILL = int(SetattrValid.FH), int(SetattrValid.KILL_SUIDGID)
+
+
+class InodeOperations:
+    """Calls the file system and encodes what it returns."""
+
+    def __init__(self, fs: FileSystem, workers: Workers) -> None:
+        """``workers`` do what takes long."""
+        self._fs = fs
+        self._workers = workers
+        self._encode = Encoder(fs.valid)
+        self._setxattr_in_size = COMPAT_SETXATTR_IN_SIZE
+
+    def use_setxattr_ext(self, extended: bool) -> None:
+        """Whether SETXATTR has its long form: agreed in INIT."""
+        self._setxattr_in_size = setxattr_in.size if extended else COMPAT_SETXATTR_IN_SIZE
+
+    def table(self) -> dict[int, Operation]:
+        """The operations by opcode."""
+        return {
+            Opcode.GETATTR: Operation(self._getattr, getattr_in.size, attr_out.size),
+            Opcode.SETATTR: Operation(self._setattr, setattr_in.size, attr_out.size),
+            Opcode.STATX: Operation(self._statx, statx_in.size, statx_out.size),
+            Opcode.STATFS: Operation(self._statfs, 0, statfs_out.size),
+            Opcode.SYNCFS: Operation(self._syncfs),
+            Opcode.SETXATTR: Operation(self._setxattr, COMPAT_SETXATTR_IN_SIZE + 1),
+            Opcode.GETXATTR: Operation(self._getxattr, getxattr_in.size + 1),
+            Opcode.LISTXATTR: Operation(self._listxattr, getxattr_in.size),
+            Opcode.REMOVEXATTR: Operation(self._removexattr, 1),
+        }
+
+    def _getattr(self, request: Request) -> Reply:
+        flags, _, fh = getattr_in.values(request.args)
+        return self._encode.attr(self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None))
+
+    def _setattr(self, request: Request) -> Reply:
+        args = setattr_in.unpack_from(request.args)
+        valid = args.valid
+        if valid & _SIZE:
+            check_offset(args.size)
+        if valid & _MODE:
+            check_int(args.mode)
+        if (valid & _UID and args.uid == _NO_ID) or (valid & _GID and args.gid == _NO_ID):
+            raise invalid("not an owner")
+        changes = Changes(
+            mode=args.mode if valid & _MODE else None,
+            uid=args.uid if valid & _UID else None,
+            gid=args.gid if valid & _GID else None,
+            size=args.size if valid & _SIZE else None,
+            atime_ns=_time(valid & _ATIME, valid & _ATIME_NOW, args.atime, args.atimensec),
+            mtime_ns=_time(valid & _MTIME, valid & _MTIME_NOW, args.mtime, args.mtimensec),
+            fh=args.fh if valid & _FH else None,
+            kill_suidgid=bool(valid & _KILL),
+        )
+        return self._encode.attr(self._fs.setattr(request.nodeid, changes))
+
+    def _statx(self, request: Request) -> Reply:
+        args = statx_in.unpack_from(request.args)
+        fh = args.fh if args.getattr_flags & GETATTR_FH else None
+        return self._encode.statx(self._fs.statx(request.nodeid, fh))
+
+    def _statfs(self, request: Request) -> Reply:
+        return encode.statfs(self._fs.statfs(request.nodeid))
+
+    def _syncfs(self, request: Request) -> Reply:
+        return self._workers.do(request, self._fs.syncfs(request.nodeid), nothing)
+
+    def _setxattr(self, request: Request) -> Reply:
+        fixed = self._setxattr_in_size
+        args = setxattr_in.unpack_from(request.args[:fixed].ljust(setxattr_in.size, b"\0"))
+        name = request.strings(fixed, 1)[0]
+        check_xattr_name(name)
+        check_int(args.flags)
+        if args.size > XATTR_SIZE_MAX:
+            raise OSError(errno.E2BIG, "an attribute's value is too long")
+        start = fixed + len(name) + 1
+        value = request.args[start : start + args.size]
+        if len(value) < args.size:
+            raise invalid("a short value")
+        kill = bool(args.setxattr_flags & SETXATTR_ACL_KILL_SGID)
+        self._fs.setxattr(request.nodeid, name, value, args.flags, kill)
+        return EMPTY
+
+    def _getxattr(self, request: Request) -> Reply:
+        name = request.strings(getxattr_in.size, 1)[0]
+        check_xattr_name(name)
+        return _sized(request, self._fs.getxattr(request.nodeid, name))
+
+    def _listxattr(self, request: Request) -> Reply:
+        return _sized(request, b"".join(name + b"\0" for name in self._fs.listxattr(request.nodeid)))
+
+    def _removexattr(self, request: Request) -> Reply:
+        name = request.strings(0, 1)[0]
+        check_xattr_name(name)
+        self._fs.removexattr(request.nodeid, name)
+        return EMPTY
+
+
+def _sized(request: Request, value: bytes) -> bytes:
+    """The value where it fits the size that is asked for, the size where that is 0."""
+    size = getxattr_in.unpack_from(request.args).size
+    if size == 0:
+        reply = getxattr_out.pack_values(len(value), 0)
+        if len(reply) > request.room:
+            raise invalid("no room for a size")
+        return reply
+    if len(value) > min(size, request.room):
+        raise OSError(errno.ERANGE, "an attribute does not fit")
+    return value
+
+
+def _time(given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
+    if now:
+        return Changes.NOW
+    if not given:
+        return None
+    if nanoseconds >= _SECOND:
+        raise invalid("a time with too many nanoseconds")
+    if seconds >= 1 << 63:
+        seconds -= 1 << 64
+    return seconds * _SECOND + nanoseconds

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on locks: POSIX record locks and flock(2) that hold against the host's processes and other guests too."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from typing import Any
+
+from farwatchd.fuse.blocking_locks import Waits
+from farwatchd.fuse.filesystem import FileSystem, Lock
+from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.request import Request, invalid
+from farwatchd.wire.fuse import LK_FLOCK, Opcode, lk_in, lk_out
+
+_OFFSET_MAX = (1 << 63) - 1
+_KINDS = (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)
+
+
+class LockOperations:
+    """Calls the file system; what has to wait waits in ``waits``."""
+
+    def __init__(self, fs: FileSystem, waits: Waits) -> None:
+        self._fs = fs
+        self._waits = waits
+        self._posix = self._flock = False
+
+    def use(self, posix: bool, flock: bool) -> None:
+        """Which kinds of locks the guest takes here and not by itself: agreed in INIT."""
+        self._posix, self._flock = posix, flock
+
+    def table(self) -> dict[int, Operation]:
+        """The operations by opcode."""
+        return {
+            Opcode.GETLK: Operation(self._getlk, lk_in.size, lk_out.size),
+            Opcode.SETLK: Operation(self._setlk, lk_in.size),
+            Opcode.SETLKW: Operation(self._setlkw, lk_in.size),
+        }
+
+    def _getlk(self, request: Request) -> Reply:
+        args = lk_in.unpack_from(request.args)
+        if not self._posix:
+            raise OSError(errno.ENOSYS, "was not agreed on")
+        if args.lk_flags:
+            raise invalid("flags of a lock to find")
+        found = self._fs.getlk(request.nodeid, args.fh, args.owner, _lock(args))
+        if found is None:
+            return lk_out.pack(lk_type=fcntl.F_UNLCK)
+        return lk_out.pack_values(found.start, found.end, found.kind, found.pid)
+
+    def _setlk(self, request: Request) -> Reply:
+        self._attempt(request)
+        return EMPTY
+
+    def _setlkw(self, request: Request) -> Reply:
+        try:
+            self._attempt(request)
+        except BlockingIOError:
+            nodeid, args, unique = request.nodeid, request.args, request.unique
+            return self._waits.add(unique, lambda: self._set(nodeid, args))
+        return EMPTY
+
+    def _attempt(self, request: Request) -> None:
+        self._set(request.nodeid, request.args)
+        self._waits.poke()
+
+    def _set(self, nodeid: int, arguments: bytes) -> None:
+        args = lk_in.unpack_from(arguments)
+        if args.lk_flags & ~LK_FLOCK:
+            raise invalid("unknown flags of a lock")
+        flock = bool(args.lk_flags & LK_FLOCK)
+        if not (self._flock if flock else self._posix):
+            raise OSError(errno.ENOSYS, "was not agreed on")
+        lock = _lock(args)
+        if flock:
+            self._fs.flock(nodeid, args.fh, lock.kind)
+        else:
+            self._fs.setlk(nodeid, args.fh, args.owner, lock)
+
+
+def _lock(args: Any) -> Lock:
+    start, end, kind, pid = args.lk_start, args.lk_end, args.lk_type, args.lk_pid
+    if kind not in _KINDS or not start <= end <= _OFFSET_MAX:
+        raise invalid("not a lock")
+    return Lock(kind, start, end, pid)

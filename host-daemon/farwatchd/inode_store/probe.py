@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds out whether objects can be kept by file handle here, by opening the share's root that way."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+from farwatchd.inode_store.mounts import open_mount
+from farwatchd.inode_store.store import InodeFileHandles, ObjectTable, most_open
+from farwatchd.linux.file_handles import HandleReader
+
+_log = logging.getLogger(__name__)
+
+_REASONS = {
+    errno.EPERM: "opening by handle needs CAP_DAC_READ_SEARCH",
+    errno.EOPNOTSUPP: "the share's file system has no file handles that last",
+    errno.ENOSYS: "the kernel has no file handles",
+}
+
+
+class HandlesUnavailableError(Exception):
+    """Handles are mandatory and do not work. The text is one line for the user."""
+
+
+def open_objects(keep: InodeFileHandles, root_fd: int, open_files: int, capable: bool = True) -> ObjectTable:
+    """A table that keeps objects as ``keep`` says; ``root_fd`` is the share's root directory.
+
+    ``open_files`` is how many files the process may have open; ``capable`` is False if it will lose the capability
+    that handles need. ``HandlesUnavailableError`` if handles are mandatory and do not work.
+    """
+    if keep is InodeFileHandles.NEVER:
+        return ObjectTable()
+    reason = _obstacle(root_fd) if capable else _REASONS[errno.EPERM]
+    if reason is None:
+        _log.info("inodes are kept by file handle")
+        return ObjectTable(keep, most_open(open_files))
+    if keep is InodeFileHandles.MANDATORY:
+        raise HandlesUnavailableError(f"{reason}; --inode-file-handles=prefer does without")
+    _log.info("inodes are kept by descriptor, each costs one of %d: %s", open_files, reason)
+    return ObjectTable()
+
+
+def _obstacle(root_fd: int) -> str | None:
+    """Why the root cannot be opened by handle; None if it can."""
+    try:
+        os.close(open_mount(HandleReader().read(root_fd), root_fd))
+    except OSError as error:
+        return _REASONS.get(error.errno or 0) or os.strerror(error.errno or 0)
+    return None

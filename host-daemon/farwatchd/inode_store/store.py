@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects that are held, each once however many hold it, and the descriptors of those that were used last."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from enum import Enum
+
+from farwatchd.inode_store.mounts import Mount, MountTable, mount_id
+from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
+
+#: mount, type and handle; where there is no handle: device and inode number, which are an object's own while it is
+#: held by a descriptor, and the mount's id.
+Key = bytes | tuple[int, int, int]
+#: The same for the same object seen through another mount.
+Identity = tuple[int, bytes | int]
+
+#: Descriptors of objects kept by handle that stay open: at most so many, and this part of what the process may open.
+_MOST_OPEN = 4096
+_SHARE_OF_LIMIT = 8
+_LEAST_OPEN = 16
+#: What making a descriptor says when there is none left.
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+#: What opening a handle says when the object is no more, and what it means.
+GONE = (errno.ESTALE, errno.ENOENT)
+
+
+class InodeFileHandles(Enum):
+    """Whether objects are kept by file handle (``--inode-file-handles``); PREFER: where that works."""
+
+    NEVER = "never"
+    PREFER = "prefer"
+    MANDATORY = "mandatory"
+
+
+class HostObject:
+    """A file of the host, of any type, on one mount. ``fd`` is its O_PATH descriptor while it is open, else -1.
+
+    ``mount`` is None where the object has no handle. ``by_handle`` objects are opened when they are used.
+    """
+
+    __slots__ = ("by_handle", "fd", "holders", "key", "mount")
+
+    def __init__(self, key: Key, fd: int, mount: Mount | None) -> None:
+        self.key = key
+        self.fd = fd
+        self.mount = mount
+        self.by_handle = mount is not None and mount.fd >= 0
+        self.holders = 0
+
+    @property
+    def mount_id(self) -> int:
+        """The id of the mount, as in /proc/self/mountinfo."""
+        return mount_of(self.key) if isinstance(self.key, bytes) else self.key[2]
+
+    def identity(self, status: os.stat_result) -> Identity:
+        """What tells the object from all others, through whatever mount; ``status`` is its own."""
+        return _identity(self.key, status)
+
+
+class ObjectTable:
+    """The table. It owns the descriptors of its objects. For one thread.
+
+    Of the objects kept by handle the ``most_open`` that were used last have a descriptor. So a descriptor from ``open``
+    is good for the length of an operation, which uses fewer.
+    """
+
+    def __init__(self, keep: InodeFileHandles = InodeFileHandles.NEVER, most_open: int = _MOST_OPEN) -> None:
+        self.keep = keep
+        self._most_open = most_open
+        self._reader = HandleReader()
+        self._mounts = MountTable(keep is InodeFileHandles.MANDATORY)
+        self._by_key: dict[Key, HostObject] = {}
+        self._open: OrderedDict[HostObject, None] = OrderedDict()
+        #: ``touch(held)``: an object by handle, which is open, is used.
+        self.touch: Callable[[HostObject], None] = self._open.move_to_end
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def take(self, fd: int, status: os.stat_result) -> HostObject:
+        """Hold the object behind an O_PATH descriptor, which is taken over, also on ``OSError``."""
+        try:
+            key = self._key(fd, status)
+            held = self._by_key.get(key)
+            if held is None:
+                held = self._new(key, fd, status)
+            elif held.fd >= 0:
+                os.close(fd)
+            else:
+                held.fd = fd
+                self._remember(held)
+        except BaseException:
+            os.close(fd)
+            raise
+        held.holders += 1
+        return held
+
+    def hold(self, fd: int, status: os.stat_result) -> HostObject:
+        """Hold the object behind an O_PATH descriptor, which stays the caller's."""
+        held = self._by_key.get(self._key(fd, status))
+        if held is None:
+            return self.take(self.with_room(lambda: os.dup(fd)), status)
+        held.holders += 1
+        return held
+
+    def drop(self, held: HostObject) -> None:
+        """Hold it no more."""
+        held.holders -= 1
+        if held.holders:
+            return
+        del self._by_key[held.key]
+        if held.fd >= 0:
+            self._open.pop(held, None)
+            os.close(held.fd)
+            held.fd = -1
+        if held.mount is not None:
+            self._mounts.release(held.mount)
+
+    def open(self, held: HostObject) -> int:
+        """The object's descriptor, which is opened if need be; ESTALE when the object is no more."""
+        fd = held.fd
+        if fd >= 0:
+            if held.by_handle:
+                self.touch(held)
+            return fd
+        mount, key = held.mount, held.key
+        assert mount is not None
+        assert isinstance(key, bytes)
+        held.fd = fd = self.with_room(lambda: open_handle(mount.fd, handle_of(key)))
+        self._remember(held)
+        return fd
+
+    def identity(self, fd: int) -> Identity:
+        """The identity of the object behind ``fd``, which need not be held."""
+        status = os.fstat(fd)
+        return _identity(self._key(fd, status), status)
+
+    def with_room(self, call: Callable[[], int]) -> int:
+        """Make a descriptor with ``call``; when there is none left, give one back first."""
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in OUT_OF_DESCRIPTORS or not self._open:
+                raise
+        self._close_oldest()
+        return call()
+
+    def _key(self, fd: int, status: os.stat_result) -> Key:
+        if self.keep is not InodeFileHandles.NEVER:
+            try:
+                return self._reader.read(fd)
+            except OSError:
+                if self.keep is InodeFileHandles.MANDATORY:
+                    raise
+        return status.st_dev, status.st_ino, mount_id(fd)
+
+    def _new(self, key: Key, fd: int, status: os.stat_result) -> HostObject:
+        mount = self._mounts.hold(key, fd, status.st_mode) if isinstance(key, bytes) else None
+        held = self._by_key[key] = HostObject(key, fd, mount)
+        if held.by_handle:
+            self._remember(held)
+        return held
+
+    def _remember(self, held: HostObject) -> None:
+        self._open[held] = None
+        if len(self._open) > self._most_open:
+            self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        oldest, _ = self._open.popitem(last=False)
+        os.close(oldest.fd)
+        oldest.fd = -1
+
+
+def _identity(key: Key, status: os.stat_result) -> Identity:
+    return (status.st_dev, handle_of(key)) if isinstance(key, bytes) else key[:2]
+
+
+def most_open(open_files: int) -> int:
+    """How many objects kept by handle may have a descriptor, in a process that may open ``open_files``."""
+    return max(_LEAST_OPEN, min(_MOST_OPEN, open_files // _SHARE_OF_LIMIT))

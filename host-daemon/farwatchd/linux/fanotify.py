@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fanotify(7) with file handles through the C library: a group, its marks, its stream. Knows no protocol."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import sys
+from enum import IntFlag
+from typing import NamedTuple
+
+from farwatchd.linux.file_handles import HandleReader, file_handle, open_handle, type_and_handle
+from farwatchd.linux.group import Group, check
+
+_METADATA = struct.Struct("=IBBHQii")
+_INFO = struct.Struct("=BBH8sIi")
+_FSID = 8
+_HANDLE_TYPE = struct.Struct("=i")
+_MARK_ADD, _MARK_REMOVE, _MARK_FLUSH = 0x1, 0x2, 0x80
+_AT_FDCWD = -100
+
+#: ``FAN_CLASS_NOTIF`` with close-on-exec, without blocking, events with the handles of object, directory and target.
+_INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
+#: No limit of marks but the daemon's own; needs CAP_SYS_ADMIN.
+_UNLIMITED_MARKS = 0x20
+
+_MARK_ARGUMENTS = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+
+INFO_FID = 1
+INFO_DFID_NAME = 2
+INFO_OLD_DFID_NAME = 10
+INFO_NEW_DFID_NAME = 12
+
+
+class Fan(IntFlag):
+    """The bits that fanotify has beyond inotify's (``linux/fanotify.h``)."""
+
+    EVENT_ON_CHILD = 0x08000000
+    RENAME = 0x10000000
+    ONDIR = 0x40000000
+
+
+class Info(NamedTuple):
+    """The object (file system id, handle type, handle) and, where there is one, the name of an entry in it."""
+
+    identity: bytes
+    name: bytes
+
+
+class FanEvent(NamedTuple):
+    """One event, which may be several merged ones: all bits set happened to the same objects by the same process."""
+
+    mask: int
+    pid: int
+    infos: dict[int, Info]
+
+
+class Fanotify(Group):
+    """A fanotify group with inode marks. Methods raise ``OSError`` with the kernel's errno."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.fanotify_mark.argtypes = _MARK_ARGUMENTS
+        fd = self._libc.fanotify_init(_INIT_FLAGS | _UNLIMITED_MARKS, os.O_RDONLY)
+        if fd < 0 and ctypes.get_errno() == errno.EPERM:
+            fd = self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY)
+        super().__init__(check(fd, "fanotify_init"))
+        self._reader = HandleReader()
+
+    def add(self, path: str, mask: int) -> None:
+        """Mark what ``path`` leads to, or add to its mark's mask."""
+        self._mark(_MARK_ADD, path, mask)
+
+    def remove(self, path: str, mask: int) -> None:
+        """Take bits out of a mark's mask; a mark without bits is gone."""
+        self._mark(_MARK_REMOVE, path, mask)
+
+    def remove_all(self) -> None:
+        """Remove all marks."""
+        check(self._libc.fanotify_mark(self._fd, _MARK_FLUSH, 0, _AT_FDCWD, None), "fanotify_mark")
+
+    def identity(self, fd: int) -> bytes:
+        """What ``Info.identity`` is for the object behind ``fd``."""
+        fsid = os.fstatvfs(fd).f_fsid & 0xFFFFFFFFFFFFFFFF
+        return fsid.to_bytes(_FSID, sys.byteorder) + type_and_handle(self._reader.read(fd))
+
+    def open_object(self, mount_fd: int, identity: bytes) -> int:
+        """Open an object with O_PATH; needs CAP_DAC_READ_SEARCH, and ``mount_fd`` on the object's file system."""
+        return open_handle(mount_fd, file_handle(identity[_FSID:]))
+
+    def read(self, size: int) -> list[FanEvent]:
+        """Read up to ``size`` bytes of events; an empty list when there are none."""
+        data = self.read_bytes(size)
+        events = []
+        offset = 0
+        while offset < len(data):
+            length, _version, _reserved, head, mask, _fd, pid = _METADATA.unpack_from(data, offset)
+            events.append(FanEvent(mask, pid, _infos(data, offset + head, offset + length)))
+            offset += length
+        return events
+
+    def _mark(self, flags: int, path: str, mask: int) -> None:
+        check(self._libc.fanotify_mark(self._fd, flags, mask, _AT_FDCWD, os.fsencode(path)), "fanotify_mark")
+
+
+def _infos(data: bytes, offset: int, end: int) -> dict[int, Info]:
+    infos = {}
+    while offset < end:
+        kind, _pad, length, fsid, size, handle_type = _INFO.unpack_from(data, offset)
+        handle = offset + _INFO.size
+        identity = fsid + _HANDLE_TYPE.pack(handle_type) + data[handle : handle + size]
+        name = data[handle + size : offset + length].partition(b"\0")[0] if kind != INFO_FID else b""
+        infos[kind] = Info(identity, name)
+        offset += length
+    return infos

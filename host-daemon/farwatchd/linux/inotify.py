@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inotify(7) through the C library: one instance, its watches, its stream. Knows nothing of the protocol."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import fcntl
+import os
+import struct
+import termios
+from enum import IntFlag
+from typing import NamedTuple
+
+from farwatchd.linux.group import Group, check
+
+_EVENT = struct.Struct("=iIII")
+_MAX_U32 = 0xFFFFFFFF
+
+
+class In(IntFlag):
+    """inotify's bits (``linux/inotify.h``); fanotify's of the same name are the same, OPEN_EXEC is only its."""
+
+    ACCESS = 0x1
+    MODIFY = 0x2
+    ATTRIB = 0x4
+    CLOSE_WRITE = 0x8
+    CLOSE_NOWRITE = 0x10
+    OPEN = 0x20
+    MOVED_FROM = 0x40
+    MOVED_TO = 0x80
+    CREATE = 0x100
+    DELETE = 0x200
+    DELETE_SELF = 0x400
+    MOVE_SELF = 0x800
+    OPEN_EXEC = 0x1000
+    UNMOUNT = 0x2000
+    Q_OVERFLOW = 0x4000
+    IGNORED = 0x8000
+    ONLYDIR = 0x1000000
+    ISDIR = 0x40000000
+
+
+class RawEvent(NamedTuple):
+    """``struct inotify_event``; the mask is a plain number because masks are looked at for every event.
+
+    ``silent`` marks an event that the guest is not to be told, because it caused it.
+    """
+
+    wd: int
+    mask: int
+    cookie: int
+    name: bytes
+    silent: bool = False
+
+
+class Inotify(Group):
+    """An inotify instance. Methods raise ``OSError`` with the kernel's errno."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        super().__init__(check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1"))
+
+    def add(self, path: str, mask: int) -> int:
+        """Watch what ``path`` leads to, or replace its mask; return the watch descriptor."""
+        encoded = ctypes.c_char_p(os.fsencode(path))
+        return check(self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)), "inotify_add_watch")
+
+    def remove(self, wd: int) -> None:
+        """End a watch."""
+        check(self._libc.inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
+
+    def pending(self) -> int:
+        """Bytes that wait to be read."""
+        waiting = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, waiting)
+        return waiting[0]
+
+    def read(self, size: int) -> list[RawEvent]:
+        """Read up to ``size`` bytes of events; an empty list when there are none."""
+        data = self.read_bytes(size)
+        events = []
+        offset = 0
+        while offset < len(data):
+            wd, mask, cookie, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size
+            name = data[offset : offset + length].rstrip(b"\0") if length else b""
+            events.append(RawEvent(wd, mask & _MAX_U32, cookie, name))
+            offset += length
+        return events

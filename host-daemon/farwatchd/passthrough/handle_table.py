@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files and directories that the guest holds open. A handle's number is used once in the life of the table."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+from farwatchd.linux.libc import failure
+
+
+class Reading(Enum):
+    """How a file is read."""
+
+    #: Nobody has to wait for it.
+    AT_ONCE = "at once"
+    #: What is in memory at once, all else by a job.
+    IF_IN_MEMORY = "if in memory"
+    #: It always has to be waited for, or that cannot be told.
+    BY_JOB = "by job"
+
+
+@dataclass(slots=True)
+class Handle:
+    """An open file or directory of one inode. ``flags`` are those of open(2)."""
+
+    nodeid: int
+    fd: int
+    flags: int
+    reading: Reading
+
+
+class HandleTable:
+    """The table. It owns the descriptors in it."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, Handle] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def add(self, nodeid: int, fd: int, flags: int) -> int:
+        """Take over ``fd``; returns the handle's number."""
+        number = self._next
+        self._next += 1
+        reading = Reading.BY_JOB if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
+        self._handles[number] = Handle(nodeid, fd, flags, reading)
+        return number
+
+    def get(self, nodeid: int, fh: int) -> Handle:
+        """The handle; EBADF unless ``fh`` is an open one of that inode."""
+        handle = self._handles.get(fh)
+        if handle is None or handle.nodeid != nodeid:
+            raise failure(errno.EBADF)
+        return handle
+
+    def fd(self, nodeid: int, fh: int) -> int:
+        """The descriptor; EBADF as in ``get``."""
+        return self.get(nodeid, fh).fd
+
+    def release(self, nodeid: int, fh: int) -> None:
+        """Close a handle; EBADF as in ``get``."""
+        fd = self.fd(nodeid, fh)
+        del self._handles[fh]
+        os.close(fd)
+
+    def clear(self) -> None:
+        """Close all."""
+        handles = list(self._handles.values())
+        self._handles.clear()
+        for handle in handles:
+            os.close(handle.fd)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names: looking up, making, removing, moving. A symbolic link is never followed on the host."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from farwatchd.fuse.filesystem import Caller, Entry
+from farwatchd.linux.libc import failure
+from farwatchd.linux.syscalls import renameat2
+from farwatchd.passthrough.base import Operations
+
+
+class NameOperations(Operations):
+    """Operations on directories' names."""
+
+    def lookup(self, parent: int, name: bytes) -> Entry | None:
+        """Look up a name, None if it is not there; counts as one lookup."""
+        directory = self._inodes.get(parent)
+        found = self._inodes.lookup(directory, name)
+        return None if found is None else self._entry(found, directory)
+
+    def forget(self, nodeid: int, nlookup: int) -> bool:
+        """Take back lookups; True if the inode is gone now."""
+        return self._inodes.forget(nodeid, nlookup)
+
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
+        """Make a symbolic link."""
+        self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        with self._credentials.of(caller, 0):
+            os.symlink(target, name, dir_fd=directory.fd)
+        return self._made(caller, parent, name, os.unlink)
+
+    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
+        """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
+        self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        with self._credentials.of(caller, umask):
+            os.mknod(name, mode, rdev, dir_fd=directory.fd)
+        return self._made(caller, parent, name, os.unlink)
+
+    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
+        """Make a directory."""
+        self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        with self._credentials.of(caller, umask):
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
+        return self._made(caller, parent, name, os.rmdir)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name of what is not a directory."""
+        self._refuse_if_readonly()
+        os.unlink(name, dir_fd=self._inodes.get(parent).fd)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self._refuse_if_readonly()
+        os.rmdir(name, dir_fd=self._inodes.get(parent).fd)
+
+    def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
+        """Rename; ``flags`` are RENAME_* of renameat2(2)."""
+        self._refuse_if_readonly()
+        renameat2(self._inodes.get(parent).fd, name, self._inodes.get(newparent).fd, newname, flags)
+
+    def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
+        """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its first."""
+        self._refuse_if_readonly()
+        source = self._proc.path(self._inodes.get(nodeid).fd)
+        os.link(source, newname, dst_dir_fd=self._inodes.get(newparent).fd, follow_symlinks=True)
+        return self._there(newparent, newname)
+
+    def _there(self, parent: int, name: bytes) -> Entry:
+        """Look up a name that was just made; ENOENT if somebody has removed it."""
+        entry = self.lookup(parent, name)
+        if entry is None:
+            raise failure(errno.ENOENT)
+        return entry
+
+    def _made(self, caller: Caller, parent: int, name: bytes, undo: Callable[..., None]) -> Entry:
+        """Look up what was just made there, and give it its labels; what cannot be is taken away by ``undo``."""
+        entry = None
+        try:
+            entry = self._there(parent, name)
+            if caller.labels:
+                self._label(caller, self._inodes.get(entry.nodeid).fd)
+        except BaseException:
+            if entry is not None:
+                self.forget(entry.nodeid, 1)
+            undo(name, dir_fd=self._inodes.get(parent).fd)
+            raise
+        return entry

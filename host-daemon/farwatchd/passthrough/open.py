@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening, creating and closing files. Only regular files are ever opened: the guest handles the others by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from farwatchd.fuse.filesystem import Caller, Entry, Opened
+from farwatchd.linux.capabilities import Capability, without
+from farwatchd.linux.libc import failure
+from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.inode_table import Inode
+from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
+
+#: The open(2) flags that mean something for the host's file; all others are the guest's matter.
+_PASSED = (
+    os.O_ACCMODE
+    | os.O_APPEND
+    | os.O_TRUNC
+    | os.O_NONBLOCK
+    | os.O_SYNC
+    | os.O_DSYNC
+    | os.O_DIRECT
+    | os.O_LARGEFILE
+    | os.O_NOATIME
+)
+
+
+class OpenOperations(Operations):
+    """Operations that make and end file handles."""
+
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
+        """Open a regular file; ``kill_suidgid``: truncating it takes its set-id bits away."""
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            self._refuse_if_readonly()
+        inode = self._inodes.get(nodeid)
+        if not stat.S_ISREG(inode.kind):
+            raise _cannot_open(inode)
+        flags = self._flags(flags)
+        if kill_suidgid:
+            with without(Capability.FSETID):
+                fd = self._proc.reopen(inode.fd, flags)
+        else:
+            fd = self._proc.reopen(inode.fd, flags)
+        return self._opened(nodeid, fd, flags)
+
+    def create(
+        self, caller: Caller, parent: int, name: bytes, mode: int, flags: int, umask: int, kill_suidgid: bool
+    ) -> tuple[Entry, Opened]:
+        """Make and open a file, or open the one that is there unless ``flags`` say O_EXCL (then EEXIST)."""
+        self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        own = self._flags(flags)
+        exclusive = own | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            with self._credentials.of(caller, umask):
+                fd = open_at(name, exclusive, stat.S_IMODE(mode), dir_fd=directory.fd)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+        else:
+            try:
+                return self._created(caller, fd, own)
+            except BaseException:
+                os.unlink(name, dir_fd=self._inodes.get(parent).fd)
+                raise
+        found = self._inodes.lookup(directory, name)
+        if found is None:
+            raise failure(errno.ENOENT)
+        entry = self._entry(found)
+        try:
+            return entry, self.open(entry.nodeid, flags, kill_suidgid)
+        except BaseException:
+            self._inodes.forget(entry.nodeid, 1)
+            raise
+
+    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int, umask: int) -> tuple[Entry, Opened]:
+        """Make and open a file without a name; ``link`` may give it one unless ``flags`` say O_EXCL."""
+        self._refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        own = self._flags(flags)
+        nameless = own | os.O_TMPFILE | flags & os.O_EXCL
+        with self._credentials.of(caller, umask):
+            fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
+        return self._created(caller, fd, own)
+
+    def flush(self, nodeid: int, fh: int) -> None:
+        """Report what close(2) would, for a guest process that closes one of its descriptors."""
+        fd = self._handles.fd(nodeid, fh)
+        with own_limit_as_systems():
+            os.close(os.dup(fd))
+
+    def release(self, nodeid: int, fh: int) -> None:
+        """Close a file."""
+        self._handles.release(nodeid, fh)
+
+    def _flags(self, flags: int) -> int:
+        flags &= _PASSED
+        if not self._options.allow_direct_io:
+            flags &= ~os.O_DIRECT
+        if not self._options.preserve_noatime:
+            flags &= ~os.O_NOATIME
+        if self._options.writeback:
+            if flags & os.O_ACCMODE == os.O_WRONLY:
+                flags = flags & ~os.O_ACCMODE | os.O_RDWR
+            flags &= ~os.O_APPEND
+        return flags
+
+    def _created(self, caller: Caller, fd: int, flags: int) -> tuple[Entry, Opened]:
+        # By the descriptor and not by name, which may mean something else already.
+        try:
+            self._label(caller, fd)
+            entry = self._entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
+        except BaseException:
+            os.close(fd)
+            raise
+        return entry, self._opened(entry.nodeid, fd, flags)
+
+    def _opened(self, nodeid: int, fd: int, flags: int) -> Opened:
+        return Opened(self._handles.add(nodeid, fd, flags), self._options.cache.file_flags)
+
+
+def _cannot_open(inode: Inode) -> OSError:
+    if inode.is_dir:
+        return failure(errno.EISDIR)
+    return failure(errno.ELOOP if stat.S_ISLNK(inode.kind) else errno.ENXIO)

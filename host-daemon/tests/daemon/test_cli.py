@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it accepts and refuses, what it says, how the command ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from farwatchd import virtiofsd_compat
+from farwatchd.cli import main, parse
+from farwatchd.config import FsnotifyMode
+from farwatchd.fuse.init import Negotiation
+from farwatchd.passthrough.options import Cache
+from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.seccomp import Seccomp
+from farwatchd.watch.probe import BackendName
+from tests.support.daemon_process import COMMAND, TIMEOUT, DaemonProcess, running
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that nobody tells of."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {TIMEOUT} s"
+        time.sleep(0.01)
+
+
+NEEDED = ("--socket-path=/run/s", "--shared-dir=/srv")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def _refusal(*arguments: str) -> str:
+    """The only line with which the command ends that cannot serve."""
+    done = _run(*arguments)
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("farwatchd: ")
+    return line
+
+
+def test_help_shows_how_to_attach_qemu_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for part in (
+        "-object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem",
+        "-device vhost-user-test-device-pci,chardev=fs,virtio-id=26,num_vqs=3,vq_size=128,config_size=44",
+        "-device vhost-user-fs-pci,chardev=fs,tag=TAG",
+        "mount -t virtiofs TAG /mnt",
+    ):
+        assert part in text
+
+
+def test_capabilities_are_json_and_need_no_other_option() -> None:
+    done = _run("--print-capabilities")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"type": "fs", "features": ["separate-options"]}
+
+
+def test_defaults_are_those_of_virtiofsd() -> None:
+    config = parse(NEEDED)
+    assert (config.socket_path, config.shared_dir, config.fd) == (Path("/run/s"), Path("/srv"), None)
+    assert (config.cache, config.sandbox) == (Cache.AUTO, Sandbox.NAMESPACE)
+    assert not (config.writeback or config.readonly or config.xattr or config.allow_direct_io or config.allow_mmap)
+    assert not (config.posix_lock or config.flock or config.killpriv_v2 or config.security_label)
+    assert not config.preserve_noatime
+    assert config.announce_submounts and config.readdirplus
+    assert (config.posix_acl, config.seccomp) == (Negotiation.NEVER, Seccomp.KILL)
+    assert (config.fsnotify, config.fsnotify_backend) == (FsnotifyMode.AUTO, BackendName.AUTO)
+
+
+@pytest.mark.parametrize("option", ["--posix-acl", "--posix-acl=auto", "--security-label", "--xattrmap=:map::user.x.:"])
+def test_what_needs_extended_attributes_brings_them(option: str) -> None:
+    assert parse([*NEEDED, option]).xattr
+    assert not parse([*NEEDED, "--posix-acl=never"]).xattr
+
+
+def test_rules_for_owners_add_up() -> None:
+    rules = "--translate-uid=map:1000:5000:1", "--translate-uid=guest:0:7:1", "--translate-gid=squash-host:0:3:10"
+    found = parse([*NEEDED, *rules]).owners
+    assert found is not None
+    assert [found.users.to_host(number) for number in (0, 1, 1000)] == [7, 1, 5000]
+    assert [found.groups.to_guest(number) for number in (0, 9, 10)] == [3, 3, 10]
+    assert parse(NEEDED).owners is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (("--posix-acl",), "posix_acl", Negotiation.ALWAYS),
+        (("--posix-acl=auto",), "posix_acl", Negotiation.AUTO),
+        (("--no-announce-submounts",), "announce_submounts", False),
+        (("--killpriv-v2",), "killpriv_v2", True),
+        (("--killpriv-v2", "--no-killpriv-v2"), "killpriv_v2", False),
+        (("--no-readdirplus",), "readdirplus", False),
+        (("--rlimit-nofile=0",), "rlimit_nofile", 0),
+        (("-d",), "log_level", "debug"),
+        (("-o", "source=/other"), "shared_dir", Path("/other")),
+        (("-osandbox=chroot",), "sandbox", Sandbox.CHROOT),
+        (("-o", "no_flock,cache=none"), "cache", Cache.NEVER),
+        (("-o", "flock"), "flock", True),
+        (("-o", "xattr,posix_lock,writeback"), "posix_lock", True),
+        (("-o", "no_posix_acl"), "posix_acl", Negotiation.NEVER),
+        (("-o", "no_announce_submounts"), "announce_submounts", False),
+        (("-f", "-o", "allow_root"), "xattr", False),
+    ],
+)
+def test_both_forms_of_options_are_understood(arguments: tuple[str, ...], field: str, value: object) -> None:
+    assert getattr(parse([*NEEDED, *arguments]), field) == value
+
+
+def test_every_old_option_leads_to_one_that_there_is() -> None:
+    samples = {"source": "/srv", "cache": "auto", "log_level": "err", "modcaps": "+chown", "sandbox": "none"}
+    samples["xattrmap"] = ":map::user.x.:"
+    for name in virtiofsd_compat._FLAGS:
+        parse([*NEEDED, "-o", name])
+    for name in virtiofsd_compat._VALUES:
+        parse([*NEEDED, "-o", f"{name}={samples[name]}"])
+
+
+def test_options_without_effect_are_told_at_start(tmp_path: Path) -> None:
+    options = ("--migration-on-error=abort", "--migration-mode=find-paths", "--migration-confirm-paths")
+    with running(tmp_path / "socket", tmp_path, *options, "--writeback", "--readonly") as daemon:
+        for text in (
+            "--migration-on-error has no effect: there is no live migration",
+            "--migration-mode has no effect",
+            "--migration-confirm-paths has no effect",
+            "--writeback has no effect: --readonly",
+        ):
+            assert daemon.log.count(text) == 1
+        assert "--migration-verify-handles" not in daemon.log
+
+
+def test_nothing_is_said_of_options_that_were_not_given() -> None:
+    assert parse(NEEDED).without_effect == ()
+
+
+def test_version_is_told() -> None:
+    for option in ("-V", "--version"):
+        done = _run(option)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("farwatchd ")
+
+
+def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with running(tmp_path / "socket", tmp_path, "--rlimit-nofile=0") as daemon:
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE) == (soft, hard)
+    with running(tmp_path / "socket", tmp_path, "--rlimit-nofile=100") as daemon:
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[0] == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "one of --socket-path and --fd is needed"),
+        (("--socket-path=/s",), "--shared-dir is needed"),
+        ((*NEEDED, "--fd=3"), "not allowed with argument"),
+        (("--fd=3", "--shared-dir=/srv", "--socket-group=root"), "--socket-group goes with --socket-path"),
+        ((*NEEDED, "--cache=sometimes"), "sometimes"),
+        ((*NEEDED, "--sandbox=castle"), "castle"),
+        ((*NEEDED, "--fsnotify=maybe"), "maybe"),
+        ((*NEEDED, "--seccomp=maybe"), "maybe"),
+        ((*NEEDED, "--modcaps=+chown:fly"), "'fly' is not a capability"),
+        ((*NEEDED, "--fsnotify-backend=dnotify"), "dnotify"),
+        ((*NEEDED, "--log-level=loud"), "loud"),
+        ((*NEEDED, "--num-request-queues=0"), "0 is not between"),
+        ((*NEEDED, "--max-watches=many"), "'many' is not a number"),
+        ((*NEEDED, "--event-queue=1"), "1 is not between 2 and"),
+        ((*NEEDED, "--shared=/other"), "unrecognized arguments"),
+        ((*NEEDED, "--thread-pool=4"), "unrecognized arguments"),
+        ((*NEEDED, "-o", "sauce=/srv"), "-o sauce=/srv: there is no such option"),
+        ((*NEEDED, "-o", "xattr=yes"), "there is no such option"),
+        ((*NEEDED, "-o"), "there is no such option"),
+        ((*NEEDED, "--rlimit-nofile=5"), "5 is not between"),
+        ((*NEEDED, "--posix-acl=maybe"), "maybe"),
+        ((*NEEDED, "--translate-uid=map:1:2"), "'map:1:2' is not map:source base:target base:count"),
+        ((*NEEDED, "--translate-gid=map:1:2:3", "--translate-gid=host:4:0:1"), "are about the same id: 4"),
+        ((*NEEDED, "--translate-uid=map:1:2:3", "--posix-acl"), "do not go with --posix-acl"),
+        ((*NEEDED, "--uid-map=0:1:2"), "'0:1:2' is not :namespace id:host id:count:"),
+        ((*NEEDED, "--gid-map=:0:1:2:", "--sandbox=chroot"), "go with --sandbox=namespace"),
+        ((*NEEDED, "--thread-pool-size=65"), "65 is not between"),
+        ((*NEEDED, "--busy-poll=1001"), "1001 is not between"),
+        ((*NEEDED, "--xattrmap=:nap::user.x.:"), "'nap' is none of prefix, ok, bad, unsupported, map"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2_and_the_reason(
+    arguments: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    assert end.value.code == 2
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_missing_directory_is_refused_and_no_socket_left(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    line = _refusal(f"--socket-path={path}", f"--shared-dir={tmp_path}/none")
+    assert f"{tmp_path}/none" in line and "No such file or directory" in line
+    assert not path.exists()
+
+
+def test_file_is_no_shared_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "Not a directory" in _refusal(f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}/file")
+
+
+def test_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "socket").write_text("precious")
+    line = _refusal(f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}")
+    assert "is not a socket" in line
+    assert (tmp_path / "socket").read_text() == "precious"
+
+
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
+    where = (f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}")
+    assert "tag" in _refusal(*where, "--tag=" + "t" * 37)
+    assert "there is no such group" in _refusal(*where, "--socket-group=no-such-group")
+    assert "not an open socket" in _refusal("--fd=99", f"--shared-dir={tmp_path}")
+    assert not (tmp_path / "socket").exists()
+
+
+def test_living_daemons_socket_is_refused_and_a_dead_ones_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running(path, tmp_path) as first:
+        assert "another daemon listens" in _refusal(f"--socket-path={path}", f"--shared-dir={tmp_path}")
+        first.connect().close()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert path.is_socket()
+    with running(path, tmp_path) as second:
+        assert "replacing the socket" in second.log
+        second.connect().close()
+
+
+def test_killed_daemon_s_socket_is_removed_but_not_another_s(tmp_path: Path) -> None:
+    path, pid_file = tmp_path / "socket", tmp_path / "socket.pid"
+    with running(path, tmp_path) as daemon:
+        assert (pid_file.read_text(), pid_file.stat().st_mode & 0o777) == (f"{daemon.pid}\n", 0o644)
+        pid_file.unlink()
+        pid_file.write_text("another's")
+        (helper,) = children(daemon.pid)
+        daemon.process.kill()
+        daemon.wait()
+        wait_until(lambda: not Path(f"/proc/{helper}").exists(), "the end of the helper")
+    assert not path.exists()
+    assert pid_file.read_text() == "another's"
+
+
+def test_helper_that_removes_the_socket_holds_nothing_of_the_daemon(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        (helper,) = children(daemon.pid)
+        # It comes to rest by itself.
+        wait_until(lambda: len(list(Path(f"/proc/{helper}/fd").iterdir())) == 4, "few descriptors")
+        targets = {Path(f"/proc/{helper}/fd/{number}").readlink() for number in range(3)}
+        assert targets == {Path(os.devnull)}
+        os.kill(helper, signal.SIGTERM)
+        assert daemon.end() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sandbox", ["namespace", "chroot"])
+def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(sandbox: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with running(tmp_path / "socket", shared, f"--sandbox={sandbox}") as daemon:
+        inside = shared.stat().st_dev, shared.stat().st_ino
+        for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
+            found = fd.stat()
+            assert not stat.S_ISDIR(found.st_mode) or (found.st_dev, found.st_ino) == inside
+
+
+@pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_daemon_and_its_socket(sandbox: str, number: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running(path, tmp_path, f"--sandbox={sandbox}") as daemon:
+        assert path.is_socket()
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert daemon.end(number) == 0
+    assert not path.exists()
+
+
+def test_socket_is_given_to_the_group(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--socket-group=daemon"):
+        status = (tmp_path / "socket").stat()
+        assert status.st_mode & 0o777 == 0o660
+        assert status.st_gid == 1
+
+
+#: A /dev with nothing but a syslog that the test has, in a mount namespace of the daemon's.
+WITH_SYSLOG = """
+touch "$0/null" && mount --bind /dev/null "$0/null" && mount -t tmpfs none /dev && touch /dev/null &&
+mount --bind "$0/null" /dev/null && ln -s "$0/log" /dev/log && exec "$@"
+"""
+
+
+class LoggingDaemon(DaemonProcess):
+    """A daemon that logs to the test's syslog."""
+
+    command = ("unshare", "-m", "sh", "-c", WITH_SYSLOG)
+
+
+@pytest.mark.parametrize("sandbox", ["namespace", "none"])
+def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(tmp_path / "log"))
+        syslog.settimeout(TIMEOUT)
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        options = [f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}", "--syslog", f"--sandbox={sandbox}"]
+        daemon = LoggingDaemon(tmp_path / "socket", [str(tmp_path), *COMMAND, *options])
+        lines: list[str] = []
+        while not lines or "listening on" not in lines[-1]:
+            lines.append(syslog.recv(1 << 16).decode())
+    # The facility is daemon (3), the level info (6).
+    assert all(line.startswith(f"<{3 * 8 + 6}>farwatchd[") for line in lines), lines
+    for _ in range(2):
+        daemon.connect().close()
+    daemon.wait_for("syslog has gone")
+    daemon.connect().close()
+    assert daemon.end() == 0
+    assert daemon.log.splitlines() == ["farwatchd: syslog has gone, and with it what is logged from now on"]
+
+
+def test_where_there_is_no_syslog_the_daemon_says_so_and_logs_as_ever(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    options = [f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}", "--syslog"]
+    daemon = LoggingDaemon(tmp_path / "socket", [str(tmp_path), *COMMAND, *options])
+    daemon.wait_for("listening on")
+    assert "WARNING" in daemon.log and "there is no syslog at /dev/log" in daemon.log
+    assert daemon.end() == 0
+
+
+def test_relative_paths_are_those_of_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    daemon = subprocess.Popen(
+        [*COMMAND, "--socket-path=socket", "--shared-dir=shared"], cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    try:
+        assert daemon.stderr is not None
+        for line in daemon.stderr:
+            if b"listening on socket" in line:
+                break
+        assert (tmp_path / "socket").is_socket()
+    finally:
+        daemon.terminate()
+        daemon.communicate(timeout=TIMEOUT)
+    assert daemon.returncode == 0
+    assert not (tmp_path / "socket").exists()
+
+
+def test_daemon_on_a_connected_socket_ends_when_its_front_end_leaves(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        os.set_inheritable(theirs.fileno(), True)
+        fd = theirs.fileno()
+        daemon = DaemonProcess(tmp_path, [f"--fd={fd}", f"--shared-dir={tmp_path}"], [fd])
+        daemon.wait_for("listening on")
+        ours.close()
+        assert daemon.wait() == 0
+    assert "Traceback" not in daemon.log

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole daemon as a process, driven through its socket by a front end with a guest's memory: no VM is needed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farwatchd.sandbox.enter import Sandbox
+from farwatchd.watch.event_record import EventRecord, decode_all
+from farwatchd.wire import fuse as wire
+from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event, fsnotify_in, fsnotify_out
+from farwatchd.wire.fuse import InitFlag, Opcode
+from farwatchd.wire.virtio_fs import Feature
+from tests.support.daemon_process import DaemonProcess, running
+from tests.support.frontend import FrontEnd
+
+ROOT = 1
+#: What Linux offers, as far as this daemon knows it.
+OFFERED = InitFlag((1 << 31) - 1) | InitFlag.CREATE_SUPP_GROUP | FUSE_HAS_FSNOTIFY
+BUFFERS = 8
+
+
+class Guest:
+    """A guest that has mounted the share: FUSE operations by name."""
+
+    def __init__(self, daemon: DaemonProcess, notification: bool = True, extra_flags: int = 0) -> None:
+        self._offered = int(OFFERED) | extra_flags
+        self.front_end = FrontEnd(daemon.connect(), notification)
+        self.front_end.negotiate()
+        if notification:
+            self.front_end.post_notification_buffers(BUFFERS)
+        self.init = self.mount()
+
+    def mount(self) -> Any:
+        """INIT; returns the reply."""
+        offered = self._offered
+        payload = wire.init_in.pack(
+            major=7, minor=41, max_readahead=1 << 17, flags=offered & 0xFFFFFFFF, flags2=offered >> 32
+        )
+        return wire.init_out.unpack_from(self.ask(Opcode.INIT, 0, payload, wire.init_out.size))
+
+    @property
+    def flags(self) -> int:
+        """The flags that INIT agreed on."""
+        return int(self.init.flags | self.init.flags2 << 32)
+
+    def ask(self, opcode: int, nodeid: int, payload: bytes = b"", room: int = 0) -> bytes:
+        """A request that must succeed."""
+        error, reply = self.front_end.request(opcode, nodeid, payload, room)
+        assert error == 0, f"{Opcode(opcode).name}: {os.strerror(error)}"
+        return reply
+
+    def fails(self, opcode: int, nodeid: int, payload: bytes = b"", room: int = 0) -> int:
+        """A request that must fail; returns its errno."""
+        error, reply = self.front_end.request(opcode, nodeid, payload, room)
+        assert error and not reply
+        return error
+
+    def lookup(self, parent: int, name: bytes) -> Any:
+        """The entry of a name."""
+        return wire.entry_out.unpack_from(self.ask(Opcode.LOOKUP, parent, name + b"\0", wire.entry_out.size))
+
+    def create(self, parent: int, name: bytes) -> tuple[int, int]:
+        """Make a file; returns its nodeid and handle."""
+        payload = wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=stat.S_IFREG | 0o640) + name + b"\0"
+        reply = self.ask(Opcode.CREATE, parent, payload, wire.entry_out.size + wire.open_out.size)
+        entry = wire.entry_out.unpack_from(reply)
+        return entry.nodeid, wire.open_out.unpack_from(reply, wire.entry_out.size).fh
+
+    def write(self, nodeid: int, fh: int, offset: int, data: bytes) -> int:
+        """Write; returns bytes written."""
+        payload = wire.write_in.pack(fh=fh, offset=offset, size=len(data)) + data
+        return int(wire.write_out.unpack_from(self.ask(Opcode.WRITE, nodeid, payload, wire.write_out.size)).size)
+
+    def read(self, nodeid: int, fh: int, offset: int, size: int) -> bytes:
+        """Read."""
+        return self.ask(Opcode.READ, nodeid, wire.read_in.pack(fh=fh, offset=offset, size=size), size)
+
+    def release(self, nodeid: int, fh: int) -> None:
+        """Close a file."""
+        self.ask(Opcode.RELEASE, nodeid, wire.release_in.pack(fh=fh))
+
+    def names(self, nodeid: int, plus: bool = False) -> dict[bytes, int]:
+        """A directory's entries with their nodeids (0 without ``plus``)."""
+        opened = wire.open_out.unpack_from(
+            self.ask(Opcode.OPENDIR, nodeid, wire.open_in.pack(flags=os.O_DIRECTORY), wire.open_out.size)
+        )
+        opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
+        skip = wire.entry_out.size if plus else 0
+        found: dict[bytes, int] = {}
+        offset = 0
+        while True:
+            batch = self.ask(opcode, nodeid, wire.read_in.pack(fh=opened.fh, offset=offset, size=4096), 4096)
+            if not batch:
+                break
+            position = 0
+            while position < len(batch):
+                entry = wire.entry_out.unpack_from(batch, position).nodeid if plus else 0
+                dirent = wire.dirent.unpack_from(batch, position + skip)
+                start = position + skip + wire.dirent.size
+                found[batch[start : start + dirent.namelen]] = entry
+                offset = dirent.off
+                position += (skip + wire.dirent.size + dirent.namelen + 7) // 8 * 8
+        self.ask(Opcode.RELEASEDIR, nodeid, wire.release_in.pack(fh=opened.fh))
+        return found
+
+    def watch(self, nodeid: int, mask: Event) -> Event:
+        """Set the mask of an inode; returns what is watched."""
+        reply = self.ask(Opcode.FSNOTIFY, nodeid, fsnotify_in.pack(mask=int(mask)), fsnotify_out.size)
+        return Event(fsnotify_out.unpack_from(reply).mask)
+
+    def events(self, at_least: int) -> list[EventRecord]:
+        """The records that come, waiting for ``at_least`` so many."""
+        records: list[EventRecord] = []
+        while len(records) < at_least:
+            for payload in self.front_end.notifications():
+                records += decode_all(payload)
+        return records
+
+    def leave(self) -> None:
+        """Power off."""
+        self.front_end.close()
+
+
+@pytest.fixture(params=[sandbox.value for sandbox in Sandbox])
+def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """A daemon in each sandbox, sharing ``tmp_path/shared``."""
+    (tmp_path / "shared").mkdir()
+    with running(tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", "--xattr") as process:
+        yield process
+
+
+@pytest.fixture
+def guest(daemon: DaemonProcess) -> Iterator[Guest]:
+    """A guest with the notification queue that has mounted the share."""
+    guest = Guest(daemon)
+    yield guest
+    guest.leave()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """The shared directory on the host."""
+    return tmp_path / "shared"
+
+
+def test_files_go_both_ways(guest: Guest, shared: Path) -> None:
+    nodeid, fh = guest.create(ROOT, b"from guest")
+    data = os.urandom(300_000)
+    assert guest.write(nodeid, fh, 5, data) == len(data)
+    assert (shared / "from guest").read_bytes() == bytes(5) + data
+    assert guest.read(nodeid, fh, 5, len(data) + 100) == data
+    guest.release(nodeid, fh)
+
+    (shared / "dir").mkdir()
+    (shared / "dir" / "from host").write_bytes(b"hello")
+    directory = guest.lookup(ROOT, b"dir").nodeid
+    entry = guest.lookup(directory, b"from host")
+    assert entry.attr_size == 5
+    assert entry.attr_ino == (shared / "dir" / "from host").stat().st_ino
+    opened = wire.open_out.unpack_from(
+        guest.ask(Opcode.OPEN, entry.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size)
+    )
+    assert guest.read(entry.nodeid, opened.fh, 0, 100) == b"hello"
+    guest.release(entry.nodeid, opened.fh)
+
+
+def test_directory_is_listed_whole_with_nodeids(guest: Guest, shared: Path) -> None:
+    for number in range(300):
+        (shared / f"file {number}").touch()
+    expected = {os.fsencode(name) for name in os.listdir(shared)} | {b".", b".."}  # noqa: PTH208
+    assert set(guest.names(ROOT)) == expected
+    nodeids = guest.names(ROOT, plus=True)
+    assert set(nodeids) == expected
+    assert nodeids[b"file 7"] == guest.lookup(ROOT, b"file 7").nodeid
+
+
+def test_xattrs_and_symlinks_work_where_proc_has_no_name(guest: Guest, shared: Path) -> None:
+    nodeid, fh = guest.create(ROOT, b"file")
+    value = b"value"
+    payload = wire.setxattr_in.pack(size=len(value)) + b"user.key\0" + value
+    guest.ask(Opcode.SETXATTR, nodeid, payload)
+    assert os.getxattr(shared / "file", "user.key") == value
+    reply = guest.ask(Opcode.GETXATTR, nodeid, wire.getxattr_in.pack(size=100) + b"user.key\0", 100)
+    assert reply == value
+    guest.ask(Opcode.SYMLINK, ROOT, b"link\0/etc/passwd\0", wire.entry_out.size)
+    assert os.readlink(shared / "link") == "/etc/passwd"  # noqa: PTH115
+    guest.ask(Opcode.LINK, ROOT, wire.link_in.pack(oldnodeid=nodeid) + b"second\0", wire.entry_out.size)
+    assert (shared / "second").samefile(shared / "file")
+    guest.release(nodeid, fh)
+
+
+def test_nothing_outside_the_share_is_reached(guest: Guest, shared: Path) -> None:
+    outside = shared.parent / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (shared / "link").symlink_to(outside)
+    for name in (b"..", b".", b"../outside", b"link/secret", b"/etc", b""):
+        assert guest.fails(Opcode.LOOKUP, ROOT, name + b"\0", wire.entry_out.size) in (errno.EINVAL, errno.ENOENT)
+    link = guest.lookup(ROOT, b"link")
+    assert stat.S_ISLNK(link.attr_mode)
+    assert guest.fails(Opcode.LOOKUP, link.nodeid, b"secret\0", wire.entry_out.size) == errno.ENOTDIR
+    assert guest.fails(Opcode.OPEN, link.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size)
+    assert guest.fails(Opcode.OPENDIR, link.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size)
+    payload = wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode=0o644) + b"link\0"
+    assert guest.fails(Opcode.CREATE, ROOT, payload, wire.entry_out.size + wire.open_out.size)
+    assert (outside / "secret").read_text() == "secret"
+
+
+def test_host_events_arrive_in_order(guest: Guest, shared: Path) -> None:
+    assert guest.flags & FUSE_HAS_FSNOTIFY
+    assert guest.init.fsnotify_mask & Event.CREATE
+    wanted = Event.CREATE | Event.DELETE | Event.MODIFY | Event.ON_CHILD
+    assert guest.watch(ROOT, wanted) & wanted == wanted
+    (shared / "new").write_bytes(b"data")
+    (shared / "new").unlink()
+    records = guest.events(3)
+    assert [(r.nodeid, r.mask, r.name) for r in records] == [
+        (ROOT, Event.CREATE, b"new"),
+        (ROOT, Event.MODIFY | Event.ON_CHILD, b"new"),
+        (ROOT, Event.DELETE, b"new"),
+    ]
+
+
+def test_watch_of_a_file_ends_with_its_last_name(guest: Guest, shared: Path) -> None:
+    (shared / "file").touch()
+    entry = guest.lookup(ROOT, b"file")
+    guest.watch(entry.nodeid, Event.ATTRIB | Event.DELETE_SELF)
+    (shared / "file").unlink()
+    records = guest.events(2)
+    assert [(r.nodeid, r.mask, r.name) for r in records] == [
+        (entry.nodeid, Event.ATTRIB, b""),
+        (entry.nodeid, Event.DELETE_SELF, b""),
+    ]
+
+
+@pytest.mark.parametrize("offered", [0, FUSE_FSNOTIFY_MERGED])
+@pytest.mark.parametrize("mode", ["remote", "merged", "auto"])
+def test_own_operations_are_told_unless_merged_is_agreed(mode: str, offered: int, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with running(tmp_path / "socket", shared, f"--fsnotify={mode}") as daemon:
+        guest = Guest(daemon, extra_flags=offered)
+        merged = bool(offered) and mode != "remote"
+        assert bool(guest.flags & FUSE_FSNOTIFY_MERGED) == merged
+        guest.watch(ROOT, Event.CREATE)
+        guest.create(ROOT, b"from guest")
+        (shared / "from host").touch()
+        expected = [b"from host"] if merged else [b"from guest", b"from host"]
+        assert [record.name for record in guest.events(len(expected))] == expected
+        guest.leave()
+
+
+def test_thousand_files_lose_no_event_with_few_buffers(guest: Guest, shared: Path) -> None:
+    guest.watch(ROOT, Event.CREATE)
+    names = [f"file {number}".encode() for number in range(1000)]
+    for name in names:
+        (shared / os.fsdecode(name)).touch()
+    assert [r.name for r in guest.events(len(names))] == names
+
+
+def test_guest_that_comes_again_finds_all_and_nothing_is_left_open(daemon: DaemonProcess, shared: Path) -> None:
+    for name in ("open", *(f"file {number}" for number in range(50))):
+        (shared / name).touch()
+    counts = []
+    for _ in range(3):
+        guest = Guest(daemon)
+        assert len(guest.names(ROOT, plus=True)) == 53
+        guest.create(ROOT, b"open")
+        guest.watch(ROOT, Event.CREATE)
+        guest.ask(Opcode.DESTROY, 0)
+        guest.init = guest.mount()
+        guest.lookup(ROOT, b"open")
+        counts.append(daemon.descriptors())
+        guest.leave()
+    assert len(set(counts)) == 1, counts
+
+
+def test_rebooted_guest_starts_with_nothing(guest: Guest, shared: Path) -> None:
+    (shared / "file").touch()
+    nodeid = guest.lookup(ROOT, b"file").nodeid
+    guest.front_end.reboot()
+    assert guest.fails(Opcode.GETATTR, ROOT, wire.getattr_in.pack(), wire.attr_out.size) == errno.EIO
+    guest.init = guest.mount()
+    assert guest.fails(Opcode.GETATTR, nodeid, wire.getattr_in.pack(), wire.attr_out.size) == errno.ESTALE
+    assert guest.lookup(ROOT, b"file").nodeid != nodeid
+
+
+def test_forgotten_inodes_give_their_descriptors_back(daemon: DaemonProcess, guest: Guest, shared: Path) -> None:
+    before = daemon.descriptors()
+    for number in range(100):
+        (shared / f"file {number}").touch()
+    nodeids = [guest.lookup(ROOT, f"file {number}".encode()).nodeid for number in range(100)]
+    guest.lookup(ROOT, b"file 0")
+    assert daemon.descriptors() == before + 100
+    payload = wire.batch_forget_in.pack(count=99) + b"".join(
+        wire.forget_one.pack(nodeid=nodeid, nlookup=1) for nodeid in nodeids[1:]
+    )
+    guest.front_end.send_no_reply(Opcode.BATCH_FORGET, 0, payload)
+    guest.front_end.forget(nodeids[0])
+    assert daemon.descriptors() == before + 1
+    guest.front_end.forget(nodeids[0])
+    assert daemon.descriptors() == before
+
+
+def test_plain_vmm_without_the_queue_has_a_share_without_events(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        guest = Guest(daemon, notification=False)
+        assert guest.lookup(ROOT, b"file").attr_size == 4
+        assert b"file" in guest.names(ROOT, plus=True)
+        guest.leave()
+
+
+def test_switched_off_events_are_not_offered(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--fsnotify=off") as daemon:
+        guest = Guest(daemon, notification=False)
+        assert not guest.front_end.offered & Feature.FS_NOTIFICATION
+        assert not guest.flags & FUSE_HAS_FSNOTIFY
+        assert guest.init.fsnotify_mask == 0
+        payload = fsnotify_in.pack(mask=int(Event.CREATE))
+        assert guest.fails(Opcode.FSNOTIFY, ROOT, payload, fsnotify_out.size) == errno.ENOSYS
+        guest.leave()
+
+
+def test_tag_and_number_of_queues_are_in_the_configuration(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--tag=work", "--num-request-queues=2") as daemon:
+        guest = FrontEnd(daemon.connect(), num_request_queues=2)
+        guest.negotiate()
+        tag, queues, size = struct.unpack("<36sII", guest.config)
+        assert (tag.rstrip(b"\0"), queues, size) == (b"work", 2, 4096)
+        guest.close()
+
+
+def test_limit_of_watches_is_no_space_for_the_guest(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    with running(tmp_path / "socket", tmp_path, "--max-watches=2") as daemon:
+        guest = Guest(daemon)
+        nodeids = [guest.lookup(ROOT, name).nodeid for name in (b"a", b"b", b"c")]
+        payload = fsnotify_in.pack(mask=int(Event.MODIFY))
+        for nodeid in nodeids[:2]:
+            guest.watch(nodeid, Event.MODIFY)
+        assert guest.fails(Opcode.FSNOTIFY, nodeids[2], payload, fsnotify_out.size) == errno.ENOSPC
+        guest.front_end.forget(nodeids[0])
+        guest.watch(nodeids[2], Event.MODIFY)
+        guest.leave()
+
+
+def test_read_only_share_refuses_changes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with running(tmp_path / "socket", tmp_path, "--readonly") as daemon:
+        guest = Guest(daemon)
+        nodeid = guest.lookup(ROOT, b"file").nodeid
+        open_out = wire.open_out.size
+        assert guest.fails(Opcode.OPEN, nodeid, wire.open_in.pack(flags=os.O_RDWR), open_out) == errno.EROFS
+        assert guest.fails(Opcode.UNLINK, ROOT, b"file\0") == errno.EROFS
+        assert guest.fails(Opcode.MKDIR, ROOT, wire.mkdir_in.pack(mode=0o755) + b"dir\0", 128) == errno.EROFS
+        guest.ask(Opcode.OPEN, nodeid, wire.open_in.pack(flags=os.O_RDONLY), open_out)
+        guest.leave()
+    assert (tmp_path / "file").read_text() == "text"

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon in a user namespace with ids of its own: whose the guest's files are, what it may do, what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.sandbox.idmaps import IdRange, parse_range
+from farwatchd.wire import fuse
+from farwatchd.wire.fuse import Opcode
+from tests.daemon.test_daemon import ROOT, Guest
+from tests.daemon.test_privileges import status
+from tests.support.daemon_process import COMMAND, TIMEOUT, running
+from tests.support.passthrough_share import IS_ROOT
+
+FIRST = 100_000
+MAPS = f"--uid-map=:0:{FIRST}:1000:", f"--gid-map=:0:{FIRST + 1}:1000:"
+AS_ROOT = pytest.mark.skipif(not IS_ROOT, reason="maps others' ids")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that everybody can reach."""
+    path = Path(tempfile.mkdtemp(prefix="farwatch-maps-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def shared(place: Path) -> Path:
+    """A shared directory of the namespace's root."""
+    shared = place / "shared"
+    shared.mkdir()
+    os.chown(shared, FIRST, FIRST + 1)
+    return shared
+
+
+def mkdir(guest: Guest, name: bytes, uid: int, gid: int) -> int:
+    """The errno that making a directory fails with, 0 if it does not."""
+    payload = fuse.mkdir_in.pack(mode=0o755) + name + b"\0"
+    return guest.front_end.request(Opcode.MKDIR, ROOT, payload, fuse.entry_out.size, uid=uid, gid=gid)[0]
+
+
+@AS_ROOT
+@pytest.mark.parametrize("options", [(), ("--inode-file-handles=never",)])
+def test_what_the_guest_makes_is_of_the_range_and_the_guest_sees_its_own_ids(
+    place: Path, shared: Path, options: tuple[str, ...]
+) -> None:
+    with running(place / "socket", shared, *MAPS, *options) as daemon:
+        guest = Guest(daemon)
+        assert [mkdir(guest, name, uid, gid) for name, uid, gid in ((b"root", 0, 0), (b"user", 7, 9))] == [0, 0]
+        found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in shared.iterdir()}
+        assert found == {"root": (FIRST, FIRST + 1), "user": (FIRST + 7, FIRST + 10)}
+        seen = {name: guest.lookup(ROOT, name) for name in (b"root", b"user")}
+        assert {name: (entry.attr_uid, entry.attr_gid) for name, entry in seen.items()} == {
+            b"root": (0, 0),
+            b"user": (7, 9),
+        }
+        # Nobody beyond the range can own anything.
+        assert mkdir(guest, b"beyond", 1000, 0) != 0
+        assert mkdir(guest, b"device", 0, 0) == 0
+        payload = fuse.mknod_in.pack(mode=stat.S_IFCHR | 0o600, rdev=os.makedev(1, 3)) + b"null\0"
+        assert guest.front_end.request(Opcode.MKNOD, ROOT, payload, fuse.entry_out.size)[0] != 0
+        assert sorted(path.name for path in shared.iterdir()) == ["device", "root", "user"]
+
+
+@AS_ROOT
+def test_the_daemon_is_nobody_outside(place: Path, shared: Path) -> None:
+    with running(place / "socket", shared, *MAPS) as daemon:
+        kept = status(daemon.pid)
+        assert (set(kept["Uid"].split()), set(kept["Gid"].split())) == ({str(FIRST)}, {str(FIRST + 1)})
+        assert kept["Groups"] == ""
+        (place / "secret").write_text("root's")
+        (place / "secret").chmod(0o600)
+        guest = Guest(daemon)
+        (shared / "secret").hardlink_to(place / "secret")
+        node = guest.lookup(ROOT, b"secret").nodeid
+        assert guest.front_end.request(Opcode.OPEN, node, fuse.open_in.pack(flags=os.O_RDONLY), 16)[0] != 0
+
+
+def refusal(place: Path, shared: Path, *options: str) -> str:
+    """The last line of a daemon that cannot start."""
+    command = [*COMMAND, f"--socket-path={place}/socket", f"--shared-dir={shared}", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 1
+    assert sorted(path.name for path in place.iterdir()) == ["shared"]
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@AS_ROOT
+def test_directory_that_is_not_open_to_the_namespace_s_root_is_one_line(place: Path, shared: Path) -> None:
+    os.chown(shared, 0, 0)
+    shared.chmod(0o700)
+    line = refusal(place, shared, *MAPS)
+    assert line == f"farwatchd: cannot enter {shared} in the namespace: Permission denied"
+
+
+@AS_ROOT
+def test_ranges_that_cannot_be_had_are_one_line(place: Path, shared: Path) -> None:
+    line = refusal(place, shared, *MAPS, f"--uid-map=:5:{FIRST + 5000}:10:")
+    assert line == "farwatchd: --uid-map, --gid-map: cannot write uid_map: Invalid argument"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [(":0:100000:65536:", IdRange(0, 100000, 65536)), ("/7/8/1/", IdRange(7, 8, 1))]
+)
+def test_ranges(text: str, found: IdRange) -> None:
+    assert parse_range(text) == found
+
+
+@pytest.mark.parametrize("text", ["", ":", "0:1:2", ":0:1:2", ":0:1:-2:", ":a:1:2:", ":0:1:0:", ":0:4294967295:1:"])
+def test_what_is_no_range(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not :namespace id|there must be one at least"):
+        parse_range(text)

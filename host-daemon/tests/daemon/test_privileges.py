@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a serving daemon may still do: capabilities, privileges, system calls; as root and as an ordinary user."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.linux.capabilities import Capability
+from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_changes
+from tests.daemon.test_daemon import ROOT, Guest
+from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
+
+NO_FILE_HANDLES = ("--fsnotify=off", "--inode-file-handles=never")
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+USER = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
+#: The interpreter and the modules may lie where an ordinary user cannot read: they are loaded before.
+AS_USER = f"""
+import ctypes, os, sys
+import pyseccomp
+from farwatchd.cli import main
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(*[{USER.pw_gid}] * 3)
+    os.setresuid(*[{USER.pw_uid}] * 3)
+PR_SET_DUMPABLE = 4
+ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def sets(pid: int) -> dict[str, Capability]:
+    """The capability sets of a process."""
+    found = status(pid)
+    return {name: Capability(int(found[name], 16)) for name in SETS}
+
+
+def test_threads_may_do_what_the_daemon_may_and_no_more(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--thread-pool-size=3") as daemon:
+        threads = [int(task.name) for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
+        assert len(threads) == 4
+        kept = (*SETS, "NoNewPrivs", "Seccomp", "Seccomp_filters", "Uid", "Gid", "Groups")
+        found = {tuple(status(thread)[name] for name in kept) for thread in threads}
+        assert len(found) == 1
+
+
+def test_daemon_has_no_threads_unless_it_is_to(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--thread-pool-size=0") as daemon:
+        assert len(list(Path(f"/proc/{daemon.pid}/task").iterdir())) == 1
+
+
+@pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
+def test_only_the_capabilities_of_a_file_server_are_left(sandbox: str, tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, f"--sandbox={sandbox}", *NO_FILE_HANDLES) as daemon:
+        assert sets(daemon.pid) == {
+            "CapInh": Capability.NONE,
+            "CapPrm": FILE_SERVER,
+            "CapEff": FILE_SERVER,
+            "CapBnd": FILE_SERVER,
+            "CapAmb": Capability.NONE,
+        }
+        assert status(daemon.pid)["NoNewPrivs"] == "1"
+
+
+def test_watching_by_fanotify_keeps_file_handles_and_nothing_else(tmp_path: Path) -> None:
+    options = ("--fsnotify-backend=fanotify", "--inode-file-handles=never")
+    with running(tmp_path / "socket", tmp_path, *options) as daemon:
+        assert sets(daemon.pid)["CapPrm"] == FILE_SERVER | FILE_HANDLES
+
+
+def test_inodes_by_file_handle_keep_file_handles_and_nothing_else(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--fsnotify=off", "--inode-file-handles=mandatory") as daemon:
+        assert sets(daemon.pid)["CapPrm"] == FILE_SERVER | FILE_HANDLES
+
+
+def test_capabilities_can_be_kept_and_given_up(tmp_path: Path) -> None:
+    options = (*NO_FILE_HANDLES, "--modcaps=+sys_admin:-MKNOD:-cap_setfcap")
+    with running(tmp_path / "socket", tmp_path, *options) as daemon:
+        wanted = FILE_SERVER & ~(Capability.MKNOD | Capability.SETFCAP) | Capability.SYS_ADMIN
+        assert sets(daemon.pid)["CapEff"] == wanted
+
+
+@pytest.mark.parametrize("text", ["", "chown", "+", "+chow", "+chown:", "-none,chown", "+0"])
+def test_what_is_no_change_of_capabilities_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a capability"):
+        parse_changes(text)
+
+
+@pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
+@pytest.mark.parametrize("action", ["kill", "log", "trap", "none"])
+def test_filter_is_loaded_but_for_none(action: str, sandbox: str, tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, f"--seccomp={action}", f"--sandbox={sandbox}") as daemon:
+        assert status(daemon.pid)["Seccomp"] == ("0" if action == "none" else "2")
+
+
+def _filtered(action: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a process that has loaded the filter."""
+    script = f"""
+import os, socket
+from farwatchd.sandbox.privileges import drop, FILE_SERVER
+from farwatchd.sandbox.seccomp import Seccomp, import_library, restrict
+library = import_library()
+drop(FILE_SERVER)
+restrict(library, Seccomp.{action})
+{textwrap.dedent(code)}
+print("alive", flush=True)
+os._exit(0)
+"""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+#: A program, code, a tracer, a mount, a namespace, a module, another's memory.
+FORBIDDEN = {
+    "fork": "os.fork()",
+    "exec": "os.execv('/nowhere/true', ['true'])",
+    "code": "import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
+    "ptrace": "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)",
+    "mount": "import ctypes; ctypes.CDLL(None).umount2(b'/nowhere', 0)",
+    "unshare": "import ctypes; ctypes.CDLL(None).unshare(0)",
+    "chroot": "os.chroot('/')",
+    "kill": "os.kill(os.getppid(), 0)",
+    "shared memory": "import ctypes; ctypes.CDLL(None).process_vm_readv(1, 0, 0, 0, 0, 0)",
+}
+
+
+@pytest.mark.parametrize("code", FORBIDDEN.values(), ids=FORBIDDEN)
+def test_other_system_calls_end_the_process(code: str) -> None:
+    done = _filtered("KILL", code)
+    assert (done.returncode, done.stdout) == (-signal.SIGSYS, ""), done
+    # A child that is forked says so, too.
+    assert "alive" in _filtered("LOG", f"try: {code}\nexcept OSError: pass").stdout
+
+
+def test_reconnecting_to_syslog_is_refused_and_does_not_end_the_process() -> None:
+    code = """
+    try:
+        socket.socket(socket.AF_UNIX)
+    except PermissionError:
+        print("refused")
+    """
+    assert _filtered("KILL", code).stdout == "refused\nalive\n"
+
+
+def test_threads_can_be_started() -> None:
+    code = """
+    import threading
+    thread = threading.Thread(target=print, args=("started",), kwargs={"flush": True})
+    thread.start()
+    thread.join()
+    """
+    assert _filtered("KILL", code).stdout == "started\nalive\n"
+
+
+def test_missing_libseccomp_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "pyseccomp.py").write_text("raise RuntimeError('Unable to find libseccomp')")
+    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=":")
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        assert "WARNING" in daemon.log
+        assert "system calls are not restricted: Unable to find libseccomp; install libseccomp" in daemon.log
+        assert status(daemon.pid)["Seccomp"] == "0"
+
+
+# An ordinary user
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """A directory of an ordinary user's, who can also reach it."""
+    path = Path(tempfile.mkdtemp(prefix="farwatch-user-"))
+    (path / "shared").mkdir()
+    for each in (path, path / "shared"):
+        os.chown(each, USER.pw_uid, USER.pw_gid)
+        each.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+class UserDaemon(DaemonProcess):
+    """A daemon that an ordinary user runs."""
+
+    command = (sys.executable, "-c", AS_USER)
+
+
+@pytest.mark.parametrize("sandbox", ["namespace", "none"])
+def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(sandbox: str, theirs: Path) -> None:
+    options = [f"--socket-path={theirs}/socket", f"--shared-dir={theirs}/shared", f"--sandbox={sandbox}"]
+    daemon = UserDaemon(theirs / "socket", options)
+    daemon.wait_for("listening on")
+    assert status(daemon.pid)["Uid"].split() == [str(USER.pw_uid)] * 4
+    assert status(daemon.pid)["Seccomp"] == "2"
+    guest = Guest(daemon)
+    nodeid, fh = guest.create(ROOT, b"file")
+    assert guest.write(nodeid, fh, 0, b"text") == 4
+    made = theirs / "shared" / "file"
+    assert made.read_bytes() == b"text"
+    assert (made.stat().st_uid, made.stat().st_gid) == (USER.pw_uid, USER.pw_gid)
+    if sandbox == "namespace":
+        # Of the host's files nothing but the share is left to be reached by name.
+        assert Path(f"/proc/{daemon.pid}/root").stat().st_ino == (theirs / "shared").stat().st_ino
+    guest.leave()
+    assert daemon.end() == 0
+    assert "Traceback" not in daemon.log and "ERROR" not in daemon.log
+
+
+def test_ordinary_user_s_ids_are_mapped_by_the_programs_for_it_or_not_at_all(theirs: Path) -> None:
+    # Whether they are installed or not, nobody has ids of the range.
+    options = [f"--socket-path={theirs}/socket", f"--shared-dir={theirs}/shared", "--gid-map=:0:100000:10:"]
+    daemon = UserDaemon(theirs / "socket", options)
+    assert daemon.process.wait(TIMEOUT) == 1
+    daemon.wait_for("\n")
+    (line,) = daemon.log.splitlines()
+    assert re.fullmatch(
+        r"farwatchd: --uid-map, --gid-map: (cannot run newgidmap: .*; install uidmap|newgidmap: .*)", line
+    )

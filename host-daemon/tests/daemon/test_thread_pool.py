@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits for a disk is done by threads: others are served meanwhile, and nothing is lost when the guest leaves."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.event_loop import Loop
+from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.thread_pool import Workers
+from farwatchd.fuse.tickets import Tickets
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Options
+from farwatchd.wire import fuse
+from farwatchd.wire.fuse import Opcode
+from tests.support.deferred_guest import LateGuest
+from tests.support.fake_fs import FakeFs
+
+THREADS = 2
+PATIENCE = 10.0
+NODE, FH = 42, 9
+FSYNC = fuse.fsync_in.pack(fh=FH)
+
+
+class Guest(LateGuest):
+    """A guest whose requests are done by threads where they take long."""
+
+    def __init__(self, fs: FakeFs | PassthroughFs, threads: int = THREADS) -> None:
+        loop, tickets = Loop(), Tickets()
+        self.workers = Workers(threads, tickets, loop.call_from_thread)
+        super().__init__(loop, Session(fs, None, SessionOptions(), workers=self.workers), tickets)
+
+    def settle_until(self, done: Callable[[], bool], patience: float = PATIENCE) -> None:
+        super().settle_until(done, patience)
+
+    def close(self) -> None:
+        self.leave()
+        self.workers.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def fs() -> Iterator[FakeFs]:
+    """A file system whose jobs are held, which is to be ended before the guest is."""
+    fs = FakeFs()
+    fs.hold = threading.Event()
+    yield fs
+    fs.hold.set()
+
+
+@pytest.fixture
+def guest(fs: FakeFs) -> Iterator[Guest]:
+    guest = Guest(fs)
+    yield guest
+    assert fs.hold is not None
+    fs.hold.set()
+    guest.close()
+
+
+def let_go(fs: FakeFs) -> None:
+    assert fs.hold is not None
+    fs.hold.set()
+
+
+#: A request that waits for the disk: opcode, arguments, room for its reply, the reply.
+WAITING = [
+    (Opcode.FSYNC, FSYNC, 0, b""),
+    (Opcode.FSYNCDIR, FSYNC, 0, b""),
+    (Opcode.SYNCFS, bytes(8), 0, b""),
+    (Opcode.FALLOCATE, fuse.fallocate_in.pack(fh=FH, length=1), 0, b""),
+    (
+        Opcode.COPY_FILE_RANGE,
+        fuse.copy_file_range_in.pack(fh_in=FH, nodeid_out=43, fh_out=FH, len=700),
+        fuse.write_out.size,
+        fuse.write_out.pack(size=700),
+    ),
+    (Opcode.READ, fuse.read_in.pack(fh=FH, size=100), 100, b"content"),
+    (
+        Opcode.WRITE,
+        fuse.write_in.pack(fh=FH, size=5) + b"12345",
+        fuse.write_out.size,
+        fuse.write_out.pack(size=5),
+    ),
+]
+
+
+@pytest.mark.parametrize(("opcode", "payload", "room", "reply"), WAITING, ids=[str(row[0].name) for row in WAITING])
+def test_others_are_served_while_one_waits(
+    guest: Guest, fs: FakeFs, opcode: Opcode, payload: bytes, room: int, reply: bytes
+) -> None:
+    fs.content = b"content"
+    waiting = guest.send(opcode, NODE, payload, room)
+    guest.ask(Opcode.GETATTR, NODE, fuse.getattr_in.pack(), fuse.attr_out.size)
+    assert guest.answers == {}
+    let_go(fs)
+    guest.settle_until(lambda: waiting in guest.answers)
+    assert guest.answers == {waiting: (0, reply)}
+    if opcode is Opcode.WRITE:
+        assert fs.written == b"12345"
+
+
+def test_more_than_there_are_threads_wait_for_their_turn(guest: Guest, fs: FakeFs) -> None:
+    waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(3 * THREADS)]
+    assert guest.answers == {}
+    let_go(fs)
+    guest.settle_until(lambda: len(guest.answers) == len(waiting))
+    assert guest.answers == dict.fromkeys(waiting, (0, b""))
+    assert len(guest.workers) == 0
+
+
+def test_error_of_a_job_is_the_guest_s(guest: Guest, fs: FakeFs) -> None:
+    fs.job_error = OSError(errno.EDQUOT, "no more room")
+    waiting = guest.send(Opcode.FALLOCATE, NODE, fuse.fallocate_in.pack(fh=FH, length=1))
+    let_go(fs)
+    guest.settle_until(lambda: waiting in guest.answers)
+    assert guest.answers == {waiting: (errno.EDQUOT, b"")}
+
+
+def test_bug_in_a_job_is_logged_and_the_guest_gets_an_error(
+    guest: Guest, fs: FakeFs, caplog: pytest.LogCaptureFixture
+) -> None:
+    fs.job_error = ZeroDivisionError("oh")
+    with caplog.at_level(logging.ERROR):
+        waiting = guest.send(Opcode.FSYNC, NODE, FSYNC)
+        let_go(fs)
+        guest.settle_until(lambda: waiting in guest.answers)
+    assert guest.answers == {waiting: (errno.EIO, b"")}
+    assert "bug: a job failed" in caplog.text
+
+
+def test_what_is_refused_needs_no_thread(guest: Guest, fs: FakeFs) -> None:
+    fs.error = OSError(errno.EBADF, "not open")
+    refused = guest.send(Opcode.FSYNC, NODE, FSYNC)
+    assert guest.answers == {refused: (errno.EBADF, b"")}
+
+
+def test_ring_that_stops_waits_for_what_was_begun(guest: Guest, fs: FakeFs) -> None:
+    waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
+    timer = threading.Timer(0.05, let_go, [fs])
+    timer.start()
+    guest.front_end.stop_ring(1)
+    timer.join(PATIENCE)
+    guest.settle()
+    assert guest.answers == dict.fromkeys(waiting, (0, b""))
+
+
+@pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
+def test_guest_that_begins_anew_or_leaves_has_its_files_closed_after_all_jobs(
+    guest: Guest, fs: FakeFs, opcode: Opcode
+) -> None:
+    waiting = guest.send(Opcode.FSYNC, NODE, FSYNC)
+    timer = threading.Timer(0.05, let_go, [fs])
+    timer.start()
+    sent = guest.send(opcode, 0, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
+    timer.join(PATIENCE)
+    guest.settle()
+    assert guest.answers[waiting] == (0, b"")
+    assert guest.answers[sent][0] == 0
+    assert len(guest.workers) == 0
+    assert fs.calls[-1] == ("reset",)
+    assert fs.jobs_done_at_reset == 1
+
+
+def test_jobs_of_a_front_end_that_is_gone_are_waited_for(guest: Guest, fs: FakeFs) -> None:
+    guest.send(Opcode.FSYNC, NODE, FSYNC)
+    timer = threading.Timer(0.05, let_go, [fs])
+    timer.start()
+    guest.front_end.sock.close()
+    while len(guest.workers):
+        assert guest.loop.run_once(PATIENCE), "the daemon does not see that the front end has gone"
+    timer.join(PATIENCE)
+    assert fs.calls[-1] == ("reset",)
+
+
+def test_without_threads_each_is_done_at_once() -> None:
+    before = threading.active_count()
+    guest = Guest(FakeFs(), threads=0)
+    done = guest.send(Opcode.FSYNC, NODE, FSYNC)
+    assert guest.answers == {done: (0, b"")}
+    assert threading.active_count() == before
+    guest.close()
+
+
+def test_all_threads_can_be_made_at_once() -> None:
+    before = threading.active_count()
+    workers = Workers(3, Tickets(), lambda _callback: None)
+    workers.start()
+    assert threading.active_count() == before + 3
+    workers.close()
+    assert threading.active_count() == before
+
+
+def test_threads_that_cannot_be_made_are_told_of_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    start = threading.Thread.start
+
+    def fail_later(thread: threading.Thread) -> None:
+        if threading.active_count() > before:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    workers = Workers(3, Tickets(), lambda _callback: None)
+    monkeypatch.setattr(threading.Thread, "start", fail_later)
+    with pytest.raises(RuntimeError, match="can't start"):
+        workers.start()
+    workers.close()
+    assert threading.active_count() == before
+
+
+# On the host's files
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Guest]:
+    (tmp_path / "file").write_bytes(b"content")
+    passthrough = PassthroughFs(tmp_path, Options(allow_direct_io=True))
+    guest = Guest(passthrough)
+    yield guest
+    guest.close()
+    passthrough.close()
+
+
+def opened(guest: Guest, flags: int) -> tuple[int, int]:
+    entry = fuse.entry_out.unpack_from(guest.ask(Opcode.LOOKUP, 1, b"file\0", fuse.entry_out.size))
+    reply = guest.ask(Opcode.OPEN, entry.nodeid, fuse.open_in.pack(flags=flags), fuse.open_out.size)
+    return int(entry.nodeid), int(fuse.open_out.unpack_from(reply).fh)
+
+
+def test_file_that_is_released_meanwhile_is_synced_all_the_same(share: Guest) -> None:
+    nodeid, fh = opened(share, os.O_RDWR)
+    waiting = share.send(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
+    released = share.send(Opcode.RELEASE, nodeid, fuse.release_in.pack(fh=fh))
+    share.settle_until(lambda: len(share.answers) == 2)
+    assert share.answers == {waiting: (0, b""), released: (0, b"")}
+
+
+@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
+def test_writes_that_wait_for_the_disk_are_jobs(share: Guest, tmp_path: Path, flag: int) -> None:
+    nodeid, fh = opened(share, os.O_RDWR | flag)
+    payload = fuse.write_in.pack(fh=fh, size=3, offset=7) + b"end"
+    written = share.send(Opcode.WRITE, nodeid, payload, fuse.write_out.size)
+    share.settle_until(lambda: written in share.answers)
+    assert share.answers == {written: (0, fuse.write_out.pack(size=3))}
+    assert (tmp_path / "file").read_bytes() == b"contentend"
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 19])
+def test_what_is_not_in_memory_is_read_by_a_job(share: Guest, tmp_path: Path, kept: int) -> None:
+    # With ``kept`` bytes in memory, reading without waiting ends early.
+    data = os.urandom(1 << 20)
+    with (tmp_path / "file").open("r+b") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), kept, 0, os.POSIX_FADV_DONTNEED)
+    nodeid, fh = opened(share, os.O_RDONLY)
+    read = share.send(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=len(data)), len(data))
+    share.settle_until(lambda: read in share.answers)
+    assert share.answers == {read: (0, data)}
+
+
+@pytest.mark.parametrize(("offset", "size", "found"), [(0, 7, 7), (0, 100, 7), (3, 100, 4), (7, 10, 0), (100, 10, 0)])
+def test_what_is_in_memory_is_read_at_once(share: Guest, offset: int, size: int, found: int) -> None:
+    nodeid, fh = opened(share, os.O_RDONLY)
+    payload = fuse.read_in.pack(fh=fh, offset=offset, size=size)
+    assert share.ask(Opcode.READ, nodeid, payload, size) == b"content"[offset : offset + found]

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request for a lock waits, is answered when it can be had, interrupted, or given up; no other waits."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.event_loop import Loop
+from farwatchd.fuse.blocking_locks import INTERVAL, MAX_WAITING, Waits
+from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.tickets import Tickets
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Options
+from farwatchd.wire import fuse
+from farwatchd.wire import vhost_user as wire
+from farwatchd.wire.fuse import InitFlag, Opcode
+from farwatchd.wire.vhost_user import Request
+from tests.support.deferred_guest import LateGuest
+
+READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+END = (1 << 63) - 1
+ROOT = 1
+
+
+class Guest(LateGuest):
+    """A guest whose client takes its locks from the daemon. ``errors``: what ended the waits, by unique number."""
+
+    def __init__(self, share: Path) -> None:
+        loop, tickets = Loop(), Tickets()
+        self.fs = PassthroughFs(share, Options())
+        self.waits = Waits(loop.call_later, tickets)
+        session = Session(self.fs, None, SessionOptions(posix_lock=True, flock=True), self.waits)
+        flags = int(InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.INIT_EXT)
+        super().__init__(loop, session, tickets, flags)
+        entry = fuse.entry_out.unpack_from(self.ask(Opcode.LOOKUP, ROOT, b"file\0", fuse.entry_out.size))
+        self.node = int(entry.nodeid)
+
+    @property
+    def errors(self) -> dict[int, int]:
+        return {unique: error for unique, (error, _) in self.answers.items()}
+
+    def open(self) -> int:
+        payload = fuse.open_in.pack(flags=os.O_RDWR)
+        return int(fuse.open_out.unpack_from(self.ask(Opcode.OPEN, self.node, payload, fuse.open_out.size)).fh)
+
+    def lock(self, fh: int, owner: int, kind: int, start: int = 0, end: int = END, flags: int = 0) -> int:
+        """SETLK; returns the errno."""
+        payload = self._payload(fh, owner, kind, start, end, flags)
+        return self.front_end.request(Opcode.SETLK, self.node, payload)[0]
+
+    def wait_for_lock(self, fh: int, owner: int, kind: int = WRITE, flags: int = 0, unique: int = 0) -> int:
+        """Send SETLKW; returns its unique number."""
+        return self.send(Opcode.SETLKW, self.node, self._payload(fh, owner, kind, 0, END, flags), unique=unique)
+
+    def interrupt(self, unique: int) -> None:
+        self.front_end.send_no_reply(Opcode.INTERRUPT, 0, fuse.interrupt_in.pack(unique=unique))
+        self.settle()
+
+    def unlock(self, fh: int, owner: int) -> None:
+        assert self.lock(fh, owner, NONE) == 0
+
+    def _payload(self, fh: int, owner: int, kind: int, start: int, end: int, flags: int) -> bytes:
+        return fuse.lk_in.pack_values(fh, owner, start, end, kind, 1, flags, 0)
+
+    def close(self) -> None:
+        self.leave()
+        self.loop.close()
+        self.fs.close()
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    (tmp_path / "file").write_bytes(bytes(10))
+    guest = Guest(tmp_path)
+    yield guest
+    guest.close()
+
+
+def test_lock_that_is_free_is_had_at_once(guest: Guest) -> None:
+    waiting = guest.wait_for_lock(guest.open(), 1)
+    assert guest.errors == {waiting: 0}
+
+
+@pytest.mark.parametrize("flags", [0, fuse.LK_FLOCK])
+def test_waiting_ends_with_the_lock_and_nobody_else_waits(guest: Guest, flags: int) -> None:
+    first, second = guest.open(), guest.open()
+    assert guest.lock(first, 1, WRITE, flags=flags) == 0
+    waiting = guest.wait_for_lock(second, 2, flags=flags)
+    assert guest.lock(second, 2, WRITE, flags=flags) == errno.EAGAIN
+    guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
+    guest.settle()
+    assert guest.errors == {}
+    assert guest.lock(first, 1, NONE, flags=flags) == 0
+    guest.settle()
+    assert guest.errors == {waiting: 0}
+    assert guest.lock(first, 1, WRITE, flags=flags) == errno.EAGAIN
+
+
+def test_flush_of_the_holder_ends_the_wait(guest: Guest) -> None:
+    first = guest.open()
+    guest.lock(first, 1, WRITE)
+    waiting = guest.wait_for_lock(guest.open(), 2)
+    guest.ask(Opcode.FLUSH, guest.node, fuse.flush_in.pack(fh=first, lock_owner=1))
+    guest.settle()
+    assert guest.errors == {waiting: 0}
+
+
+def test_release_of_the_holder_s_file_ends_the_wait_for_flock(guest: Guest) -> None:
+    first = guest.open()
+    guest.lock(first, 1, WRITE, flags=fuse.LK_FLOCK)
+    waiting = guest.wait_for_lock(guest.open(), 2, flags=fuse.LK_FLOCK)
+    guest.ask(Opcode.RELEASE, guest.node, fuse.release_in.pack(fh=first))
+    guest.settle()
+    assert guest.errors == {waiting: 0}
+
+
+def test_locks_are_given_in_the_order_in_which_they_were_asked_for(guest: Guest) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    waiting = [guest.wait_for_lock(fh, owner) for owner in (2, 3)]
+    guest.unlock(fh, 1)
+    guest.settle()
+    assert guest.errors == {waiting[0]: 0}
+    guest.unlock(fh, 2)
+    guest.settle()
+    assert guest.errors == dict.fromkeys(waiting, 0)
+
+
+def test_lock_of_the_host_is_tried_again_until_it_is_given_back(guest: Guest, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("r+b") as other:
+        fcntl.lockf(other, fcntl.LOCK_EX)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = guest.wait_for_lock(guest.open(), 1, flags=fuse.LK_FLOCK)
+        guest.loop.run_once(2 * INTERVAL)
+        guest.settle()
+        assert guest.errors == {}
+    guest.settle_until(lambda: guest.errors == {waiting: 0}, 2 * INTERVAL)
+
+
+def test_interrupt_ends_the_wait(guest: Guest) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    kept, ended = guest.wait_for_lock(fh, 2), guest.wait_for_lock(fh, 3)
+    guest.interrupt(ended)
+    assert guest.errors == {ended: errno.EINTR}
+    guest.unlock(fh, 1)
+    guest.settle()
+    assert guest.errors == {ended: errno.EINTR, kept: 0}
+    # The interrupted one has no lock.
+    assert len(guest.fs._locks) == 1
+
+
+def test_interrupt_that_overtakes_its_request_ends_it(guest: Guest) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    guest.interrupt(4711)
+    guest.wait_for_lock(fh, 2, unique=4711)
+    assert guest.errors == {4711: errno.EINTR}
+
+
+def test_interrupts_of_nothing_are_ignored_and_not_hoarded(guest: Guest) -> None:
+    for unique in range(2, 200, 2):
+        guest.interrupt(unique)
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    guest.wait_for_lock(fh, 2, unique=2)
+    assert guest.errors == {}
+
+
+def test_too_many_waiting_are_refused(guest: Guest) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    for owner in range(2, MAX_WAITING + 2):
+        guest.wait_for_lock(fh, owner)
+    assert guest.errors == {}
+    refused = guest.wait_for_lock(fh, 1000)
+    assert guest.errors == {refused: errno.ENOLCK}
+    # There is room for what ends the waits.
+    guest.unlock(fh, 1)
+    guest.settle()
+    assert len(guest.errors) == 2
+
+
+def test_ring_that_stops_answers_what_waits(guest: Guest) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    waiting = guest.wait_for_lock(fh, 2)
+    guest.front_end.stop_ring(1)
+    guest.settle()
+    assert guest.errors == {waiting: errno.EINTR}
+
+
+@pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
+def test_guest_that_begins_anew_or_leaves_has_no_locks_and_waits_for_none(guest: Guest, opcode: Opcode) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    waiting = guest.wait_for_lock(fh, 2)
+    sent = guest.send(opcode, guest.node, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
+    assert guest.errors == {waiting: errno.EINTR, sent: 0}
+    assert len(guest.waits) == len(guest.fs._locks) == 0
+
+
+def test_file_that_is_closed_meanwhile_ends_the_wait(guest: Guest) -> None:
+    first, second = guest.open(), guest.open()
+    guest.lock(first, 1, WRITE)
+    waiting = guest.wait_for_lock(second, 2)
+    guest.ask(Opcode.RELEASE, guest.node, fuse.release_in.pack(fh=second))
+    guest.settle()
+    assert guest.errors == {waiting: errno.EBADF}
+
+
+def test_memory_that_changes_leaves_waiting_requests_their_places(guest: Guest) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    waiting = guest.wait_for_lock(fh, 2)
+    more = os.memfd_create("more")
+    os.ftruncate(more, 4096)
+    fields = {"guest_addr": 1 << 40, "size": 4096, "user_addr": 1 << 41, "mmap_offset": 0}
+    guest.front_end.set(Request.ADD_MEM_REG, wire.single_region.pack(**fields), [more])
+    os.close(more)
+    for _ in range(5):
+        guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
+    guest.unlock(fh, 1)
+    guest.settle()
+    assert guest.errors == {waiting: 0}
+    guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "end", "flags"), [(3, 0, END, 0), (WRITE, 5, 4, 0), (WRITE, 0, END + 1, 0), (WRITE, 0, END, 2)]
+)
+def test_malformed_locks_are_refused(guest: Guest, kind: int, start: int, end: int, flags: int) -> None:
+    assert guest.lock(guest.open(), 1, kind, start, end, flags) == errno.EINVAL
+
+
+def test_holder_of_a_lock_can_be_asked_for(guest: Guest) -> None:
+    fh = guest.open()
+
+    def holder(owner: int) -> tuple[int, int, int, int]:
+        payload = fuse.lk_in.pack_values(fh, owner, 0, END, WRITE, 2, 0, 0)
+        found = fuse.lk_out.unpack_from(guest.ask(Opcode.GETLK, guest.node, payload, fuse.lk_out.size))
+        return found.lk_start, found.lk_end, found.lk_type, found.lk_pid
+
+    guest.lock(fh, 1, READ, 3, 7)
+    assert holder(2) == (3, 7, READ, 1)
+    assert holder(1)[2] == NONE

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arbitrary requests: the session never raises, writes no more than it says, and replies in order.
+
+Against the fake file system, and against the real one on a directory that holds a few files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+
+import pytest
+from farwatchd.fuse.filesystem import DirEntry
+from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Options
+from farwatchd.virtqueue import Chain
+from farwatchd.wire import fuse
+from farwatchd.wire.codec import Codec
+from farwatchd.wire.fsnotify import fsnotify_in
+from farwatchd.wire.fuse import Opcode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.fake_fs import FakeFs, FakeWatches
+from tests.support.fuse_client import HEADER_SIZE, Client, segments
+
+SILENT = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
+FILLER = 0xA5
+NODEIDS = st.sampled_from([1, 1, 2, 3, 4, 5, 0, 42, (1 << 64) - 1])
+# Nothing between: an allocation of that many bytes might succeed.
+NUMBERS = st.one_of(
+    st.integers(0, 5000),
+    st.sampled_from([(1 << 31) - 1, 1 << 31, (1 << 32) - 1, 0o100644, 0o40755, os.O_RDWR, os.O_CREAT | os.O_RDWR]),
+)
+LONG_NUMBERS = st.one_of(st.integers(0, 5000), NODEIDS, st.sampled_from([(1 << 63) - 1, 1 << 62, 1 << 63]))
+NAMES = st.one_of(
+    st.sampled_from([b"file", b"dir", b"link", b"new", b".", b"..", b"", b"a/b", b"user.a", b"x" * 256]),
+    st.binary(max_size=20),
+)
+#: What follows the header: a structure, then names; the same shapes as in ``linux/fuse.h``.
+SHAPES: dict[int, tuple[Codec | None, int]] = {
+    Opcode.LOOKUP: (None, 1),
+    Opcode.FORGET: (fuse.forget_in, 0),
+    Opcode.GETATTR: (fuse.getattr_in, 0),
+    Opcode.SETATTR: (fuse.setattr_in, 0),
+    Opcode.READLINK: (None, 0),
+    Opcode.SYMLINK: (None, 2),
+    Opcode.MKNOD: (fuse.mknod_in, 1),
+    Opcode.MKDIR: (fuse.mkdir_in, 1),
+    Opcode.UNLINK: (None, 1),
+    Opcode.RMDIR: (None, 1),
+    Opcode.RENAME: (fuse.rename_in, 2),
+    Opcode.LINK: (fuse.link_in, 1),
+    Opcode.OPEN: (fuse.open_in, 0),
+    Opcode.READ: (fuse.read_in, 0),
+    Opcode.WRITE: (fuse.write_in, 1),
+    Opcode.STATFS: (None, 0),
+    Opcode.RELEASE: (fuse.release_in, 0),
+    Opcode.FSYNC: (fuse.fsync_in, 0),
+    Opcode.SETXATTR: (fuse.setxattr_in, 2),
+    Opcode.GETXATTR: (fuse.getxattr_in, 1),
+    Opcode.LISTXATTR: (fuse.getxattr_in, 0),
+    Opcode.REMOVEXATTR: (None, 1),
+    Opcode.FLUSH: (fuse.flush_in, 0),
+    Opcode.OPENDIR: (fuse.open_in, 0),
+    Opcode.READDIR: (fuse.read_in, 0),
+    Opcode.RELEASEDIR: (fuse.release_in, 0),
+    Opcode.FSYNCDIR: (fuse.fsync_in, 0),
+    Opcode.CREATE: (fuse.create_in, 1),
+    Opcode.BATCH_FORGET: (fuse.batch_forget_in, 3),
+    Opcode.FALLOCATE: (fuse.fallocate_in, 0),
+    Opcode.READDIRPLUS: (fuse.read_in, 0),
+    Opcode.RENAME2: (fuse.rename2_in, 2),
+    Opcode.LSEEK: (fuse.lseek_in, 0),
+    Opcode.COPY_FILE_RANGE: (fuse.copy_file_range_in, 0),
+    Opcode.SYNCFS: (None, 0),
+    Opcode.TMPFILE: (fuse.create_in, 1),
+    Opcode.STATX: (fuse.statx_in, 0),
+    Opcode.FSNOTIFY: (fsnotify_in, 0),
+}
+#: What a well-formed request is spoilt by.
+Spoil = Enum("Spoil", ["NOTHING", "LENGTH", "SHORT", "EXTENSIONS", "OPCODE", "NODEID", "NOISE"])
+SPOILS = st.sampled_from([Spoil.NOTHING] * 6 + list(Spoil))
+SIZES = st.lists(st.integers(0, 60), max_size=6)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A request that is well-formed, or all but that."""
+    opcode = draw(st.sampled_from(sorted(SHAPES)))
+    codec, names = SHAPES[opcode]
+    args = b""
+    if codec is not None:
+        widths = {field.name: field.sizeof() for field in codec.layout.subcons}
+        args = codec.pack(**{name: draw(NUMBERS if width == 4 else LONG_NUMBERS) for name, width in widths.items()})
+    args += b"".join(draw(NAMES) + b"\0" for _ in range(names))
+    nodeid = draw(NODEIDS)
+    length = fuse.in_header.size + len(args)
+    extensions = 0
+    match draw(SPOILS):
+        case Spoil.LENGTH:
+            length = max(0, length + draw(st.one_of(st.integers(-100, 60), st.just(1 << 31))))
+        case Spoil.SHORT:
+            args = args[: draw(st.integers(0, len(args)))]
+            length = fuse.in_header.size + len(args)
+        case Spoil.EXTENSIONS:
+            extensions = draw(st.sampled_from([1, 2, 3, 0xFFFF]))
+        case Spoil.OPCODE:
+            opcode = draw(st.one_of(st.sampled_from(sorted(Opcode)), st.integers(0, 600)))
+        case Spoil.NODEID:
+            nodeid = draw(st.integers(0, (1 << 64) - 1))
+        case Spoil.NOISE:
+            args = draw(st.binary(max_size=120))
+            length = fuse.in_header.size + len(args)
+    owner = draw(st.sampled_from([0, 1000, 0xFFFFFFFF]))
+    unique = draw(st.integers(0, (1 << 64) - 1))
+    header = fuse.in_header.pack(
+        len=length, opcode=opcode, unique=unique, nodeid=nodeid, uid=owner, gid=owner, total_extlen=extensions
+    )
+    return header + args
+
+
+@st.composite
+def rooms(draw: st.DrawFn) -> int:
+    return draw(st.one_of(st.sampled_from([4096, 70000]), st.integers(0, 400)))
+
+
+def exchange(session: Session, request: bytes, room: int, cuts: tuple[list[int], list[int]]) -> None:
+    """Send a request and check what must hold of any reply."""
+    writable = segments(bytearray([FILLER]) * room, cuts[1])
+    written = session.handle(Chain.of(segments(request, cuts[0]), writable))
+    buffer = b"".join(writable)
+    assert written == 0 or HEADER_SIZE <= written <= room
+    assert buffer[written:] == bytes([FILLER]) * (room - written)
+    padded = request.ljust(fuse.in_header.size, b"\0")
+    opcode, unique = fuse.in_header.unpack_from(padded).opcode, fuse.in_header.unpack_from(padded).unique
+    if opcode in SILENT or room < HEADER_SIZE:
+        assert written == 0
+        return
+    reply = fuse.out_header.unpack_from(buffer)
+    assert reply.len == written
+    assert reply.unique == unique
+    assert -512 < reply.error <= 0
+    assert written == HEADER_SIZE or reply.error == 0
+
+
+@settings(max_examples=400, deadline=None)
+@given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=4))
+def test_any_request_has_a_reply_in_order(batch: list[tuple[bytes, int, list[int], list[int]]]) -> None:
+    fs = FakeFs()
+    fs.content = bytes(1000)
+    fs.entries = [DirEntry(b"x" * 30, 1, 8, i + 1) for i in range(20)]
+    session = Session(fs, FakeWatches(), SessionOptions())
+    Client(session).init()
+    for request, room, before, after in batch:
+        exchange(session, request, room, (before, after))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=200), room=rooms(), cuts=st.tuples(SIZES, SIZES))
+def test_any_bytes_have_a_reply_in_order(data: bytes, room: int, cuts: tuple[list[int], list[int]]) -> None:
+    session = Session(FakeFs(), FakeWatches(), SessionOptions())
+    exchange(session, data, room, cuts)
+    Client(session).init()
+    exchange(session, data, room, cuts)
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[tuple[Path, PassthroughFs]]:
+    """A share inside a directory that must stay as it is."""
+    share = tmp_path / "share"
+    (share / "dir").mkdir(parents=True)
+    (share / "file").write_bytes(b"content" * 100)
+    (share / "link").symlink_to("../outside")
+    (tmp_path / "outside").write_text("untouched")
+    fs = PassthroughFs(share, Options(xattr=True))
+    yield share, fs
+    fs.close()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=6))
+def test_the_real_file_system_answers_any_request_and_keeps_to_its_share(
+    real: tuple[Path, PassthroughFs], batch: list[tuple[bytes, int, list[int], list[int]]]
+) -> None:
+    share, fs = real
+    session = Session(fs, FakeWatches(), SessionOptions())
+    client = Client(session)
+    client.init()
+    root = client.opendir(1)
+    for name in (b"file", b"dir", b"link"):
+        if os.path.lexists(share / os.fsdecode(name)):
+            client.lookup(1, name)
+    assert root.fh
+    for request, room, before, after in batch:
+        exchange(session, request, room, (before, after))
+    session.reset()
+    assert sorted(path.name for path in share.parent.iterdir()) == ["outside", "share"]
+    assert (share.parent / "outside").read_text() == "untouched"

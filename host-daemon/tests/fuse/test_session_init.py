@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INIT and the session's life: what is agreed on, what comes before it, what ends it."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from farwatchd.event_loop import Loop
+from farwatchd.fuse.blocking_locks import Waits
+from farwatchd.fuse.init import Negotiation
+from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.tickets import Tickets
+from farwatchd.wire import fuse
+from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event
+from farwatchd.wire.fuse import InitFlag, Opcode
+from tests.support.fake_fs import FakeFs, FakeWatches
+from tests.support.fuse_client import OFFER, Client
+
+OPTIONAL = (
+    InitFlag.WRITEBACK_CACHE | InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2
+    | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
+    | InitFlag.SUBMOUNTS | InitFlag.SECURITY_CTX | InitFlag.DIRECT_IO_ALLOW_MMAP
+)  # fmt: skip
+ALWAYS = InitFlag(sum(InitFlag)) & ~OPTIONAL
+WATCHABLE = Event.CREATE | Event.DELETE | Event.RENAME | Event.ON_CHILD
+
+
+def flags_of(init_out: object) -> int:
+    return int(init_out.flags | init_out.flags2 << 32)  # type: ignore[attr-defined]
+
+
+def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | None = None) -> int:
+    loop = Loop()
+    try:
+        return flags_of(Client(Session(FakeFs(), watches, options, Waits(loop.call_later, Tickets()))).init(offer))
+    finally:
+        loop.close()
+
+
+def test_limits_are_virtiofsd_s() -> None:
+    reply = Client(Session(FakeFs(), None, SessionOptions())).init()
+    assert (reply.major, reply.minor) == (7, 41)
+    assert (reply.max_write, reply.max_pages, reply.time_gran) == (1 << 20, 256, 1)
+    assert (reply.max_background, reply.congestion_threshold) == (65535, 49149)
+    assert reply.max_readahead == 1 << 17
+    assert reply.unused == bytes(20)
+
+
+def test_nothing_is_answered_that_was_not_offered() -> None:
+    assert agree(SessionOptions(), 0) == 0
+    assert agree(SessionOptions(), int(InitFlag.ASYNC_READ)) == InitFlag.ASYNC_READ
+
+
+@pytest.mark.parametrize(
+    ("options", "answered"),
+    [
+        ({}, InitFlag(0)),
+        ({"readdirplus": True}, InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO),
+        ({"writeback": True}, InitFlag.WRITEBACK_CACHE),
+        ({"posix_acl": Negotiation.ALWAYS}, InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
+        ({"posix_acl": Negotiation.AUTO}, InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
+        ({"killpriv_v2": True}, InitFlag.HANDLE_KILLPRIV_V2),
+        ({"posix_lock": True}, InitFlag.POSIX_LOCKS),
+        ({"flock": True}, InitFlag.FLOCK_LOCKS),
+        ({"announce_submounts": True}, InitFlag.SUBMOUNTS),
+        ({"security_label": True}, InitFlag.SECURITY_CTX),
+        ({"allow_mmap": True}, InitFlag.DIRECT_IO_ALLOW_MMAP),
+    ],
+)
+def test_options_choose_what_is_answered(options: dict[str, Any], answered: InitFlag) -> None:
+    chosen = SessionOptions(**{"readdirplus": False, "announce_submounts": False, **options})
+    assert agree(chosen) == ALWAYS | answered
+
+
+def test_high_flags_count_with_init_ext_alone() -> None:
+    offer = int(InitFlag.CREATE_SUPP_GROUP) | FUSE_HAS_FSNOTIFY
+    assert agree(SessionOptions(), offer, FakeWatches()) == 0
+    assert agree(SessionOptions(), offer | InitFlag.INIT_EXT, FakeWatches()) == offer | InitFlag.INIT_EXT
+
+
+def test_posix_acl_without_the_guest_s_support_is_refused() -> None:
+    client = Client(Session(FakeFs(), None, SessionOptions(posix_acl=Negotiation.ALWAYS)))
+    with pytest.raises(OSError) as caught:
+        client.init(OFFER & ~InitFlag.DONT_MASK)
+    assert caught.value.errno == errno.EPROTO
+
+
+def test_posix_acl_is_left_out_where_it_may_be() -> None:
+    fs = FakeFs()
+    client = Client(Session(fs, None, SessionOptions(posix_acl=Negotiation.AUTO)))
+    assert not flags_of(client.init(OFFER & ~InitFlag.DONT_MASK)) & (InitFlag.POSIX_ACL | InitFlag.DONT_MASK)
+    assert not fs.posix_acls
+    client.init()
+    assert fs.posix_acls
+
+
+def test_events_are_announced_with_what_can_be_watched() -> None:
+    reply = Client(Session(FakeFs(), FakeWatches(WATCHABLE), SessionOptions())).init()
+    assert flags_of(reply) & FUSE_HAS_FSNOTIFY
+    assert not flags_of(reply) & FUSE_FSNOTIFY_MERGED
+    assert reply.fsnotify_mask == WATCHABLE
+
+
+@pytest.mark.parametrize("watches", [None, FakeWatches(Event(0))])
+def test_no_events_without_something_to_watch_with(watches: FakeWatches | None) -> None:
+    reply = Client(Session(FakeFs(), watches, SessionOptions(merged=True))).init(OFFER | FUSE_FSNOTIFY_MERGED)
+    assert not flags_of(reply) & (FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_MERGED)
+    assert reply.fsnotify_mask == 0
+
+
+def test_merged_needs_option_and_offer() -> None:
+    both = FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_MERGED
+    offer = OFFER | FUSE_FSNOTIFY_MERGED
+    assert agree(SessionOptions(merged=True), offer, FakeWatches()) & both == both
+    assert agree(SessionOptions(merged=True), OFFER, FakeWatches()) & both == FUSE_HAS_FSNOTIFY
+    assert agree(SessionOptions(), offer, FakeWatches()) & both == FUSE_HAS_FSNOTIFY
+    assert agree(SessionOptions(merged=True), offer & ~FUSE_HAS_FSNOTIFY, FakeWatches()) & both == 0
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(27, 27), (31, 31), (36, 36), (41, 41), (45, 41)])
+def test_the_smaller_minor_version_holds(theirs: int, ours: int) -> None:
+    assert Client(Session(FakeFs(), None, SessionOptions())).init(minor=theirs).minor == ours
+
+
+@pytest.mark.parametrize(("major", "minor"), [(6, 99), (7, 26), (0, 0)])
+def test_a_client_too_old_is_refused(major: int, minor: int, caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(Session(FakeFs(), None, SessionOptions()))
+    with pytest.raises(OSError) as caught:
+        client.init(major=major, minor=minor)
+    assert caught.value.errno == errno.EPROTO
+    assert "cannot mount" in caplog.text
+    with pytest.raises(OSError):
+        client.getattr(1)
+
+
+def test_a_newer_major_version_is_told_ours_and_asks_again() -> None:
+    fs = FakeFs()
+    client = Client(Session(fs, None, SessionOptions()))
+    args = fuse.init_in.pack(major=8, minor=3)
+    assert client.call(Opcode.INIT, 0, args, 64) == (7).to_bytes(4, "little") + (41).to_bytes(4, "little")
+    with pytest.raises(OSError):
+        client.getattr(1)
+    client.init()
+    client.getattr(1)
+
+
+def test_requests_before_init_are_refused() -> None:
+    fs = FakeFs()
+    client = Client(Session(fs, None, SessionOptions()))
+    with pytest.raises(OSError) as caught:
+        client.lookup(1, b"a")
+    assert caught.value.errno == errno.EIO
+    client.forget(1)
+    assert fs.calls == []
+
+
+def test_destroy_forgets_all_and_a_new_init_begins_anew() -> None:
+    fs, watches = FakeFs(), FakeWatches()
+    client = Client(Session(fs, watches, SessionOptions()))
+    client.init()
+    fs.calls.clear()
+    watches.calls.clear()
+    client.destroy()
+    assert fs.calls == [("reset",)]
+    assert watches.calls == [("reset",)]
+    with pytest.raises(OSError) as caught:
+        client.getattr(1)
+    assert caught.value.errno == errno.EIO
+    client.init()
+    client.getattr(1)
+
+
+def test_init_without_destroy_is_a_new_guest() -> None:
+    fs, watches = FakeFs(), FakeWatches()
+    client = Client(Session(fs, watches, SessionOptions()))
+    client.init()
+    client.getattr(1)
+    fs.calls.clear()
+    watches.calls.clear()
+    client.init()
+    assert fs.calls == [("reset",)]
+    assert watches.calls == [("reset",)]
+
+
+def test_reset_ends_what_was_agreed() -> None:
+    fs, watches = FakeFs(), FakeWatches()
+    session = Session(fs, watches, SessionOptions())
+    client = Client(session)
+    client.init()
+    fs.calls.clear()
+    session.reset()
+    assert fs.calls == [("reset",)]
+    with pytest.raises(OSError):
+        client.getattr(1)
+
+
+def test_an_init_reply_that_does_not_fit_changes_nothing() -> None:
+    fs = FakeFs()
+    client = Client(Session(fs, None, SessionOptions()))
+    args = fuse.init_in.pack(major=7, minor=41)
+    with pytest.raises(OSError) as caught:
+        client.call(Opcode.INIT, 0, args, 63)
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(OSError):
+        client.getattr(1)
+
+
+@pytest.mark.parametrize(("offer", "tell"), [(OFFER, True), (OFFER | FUSE_FSNOTIFY_MERGED, False)])
+def test_a_guest_in_mode_merged_is_not_told_its_own_doings(offer: int, tell: bool) -> None:
+    watches = FakeWatches()
+    Client(Session(FakeFs(), watches, SessionOptions(merged=True))).init(offer)
+    assert watches.told_own is tell
+
+
+def test_a_guest_that_tries_in_vain_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(Session(FakeFs(), None, SessionOptions()))
+    for _ in range(3):
+        with pytest.raises(OSError):
+            client.init(minor=5)
+    assert len(caplog.records) == 1

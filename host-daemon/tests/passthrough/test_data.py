@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contents of files through the passthrough file system, beside what the same system calls do on the host."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.fuse.filesystem import ROOT, Changes
+from farwatchd.passthrough.options import Cache, Open, Options
+from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, errno_of
+
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+FAR = 2**64 - 4096
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Share]:
+    share = Share(tmp_path)
+    yield share
+    share.close()
+
+
+def test_data_is_read_and_written_in_pieces_at_any_offset(share: Share) -> None:
+    entry, opened = share.create(b"file")
+    assert share.write(entry.nodeid, opened.fh, 0, b"hello ", b"", b"world") == 11
+    assert share.write(entry.nodeid, opened.fh, 5000, b"far") == 3
+    assert (share.path / "file").read_bytes() == b"hello world" + bytes(4989) + b"far"
+    assert share.read(entry.nodeid, opened.fh, 3, 2, 3, 1) == b"lo wor"
+    assert share.read(entry.nodeid, opened.fh, 5001, 100, 100) == b"ar"
+    assert share.read(entry.nodeid, opened.fh, 5003, 100) == b""
+    assert share.read(entry.nodeid, opened.fh, 9000, 100) == b""
+    assert share.read(entry.nodeid, opened.fh, 0) == b""
+
+
+def test_more_pieces_than_one_system_call_takes(share: Share) -> None:
+    entry, opened = share.create(b"file")
+    pieces = [bytes([number % 251]) * 3 for number in range(2500)]
+    assert share.write(entry.nodeid, opened.fh, 7, *pieces) == 7500
+    assert (share.path / "file").read_bytes()[7:] == b"".join(pieces)
+    assert share.read(entry.nodeid, opened.fh, 7, *[3] * 2500) == b"".join(pieces)
+    assert share.read(entry.nodeid, opened.fh, 7 + 4500, *[3] * 2500) == b"".join(pieces[1500:])
+
+
+def test_only_what_was_asked_for_is_touched_in_the_buffers(share: Share) -> None:
+    (share.path / "file").write_bytes(b"abc")
+    nodeid, fh = share.open("file", os.O_RDONLY)
+    memory = bytearray(b"." * 10)
+    assert share.fs.read(nodeid, fh, 0, [memoryview(memory)[2:4], memoryview(memory)[6:8]], 4) == 3
+    assert memory == b"..ab..c..."
+
+
+def test_numbers_that_no_file_has_are_the_kernels_errors(share: Share) -> None:
+    entry, opened = share.create(b"file")
+    nodeid, fh, fs = entry.nodeid, opened.fh, share.fs
+    assert errno_of(share.read, nodeid, fh, FAR, 10) == errno.EINVAL
+    assert errno_of(share.write, nodeid, fh, FAR, b"x") == errno.EINVAL
+    assert errno_of(share.write, nodeid, fh, 2**63 - 1, b"x") in (errno.EFBIG, errno.EINVAL)
+    assert errno_of(fs.fallocate, nodeid, fh, 0, FAR, 10, False) == errno.EINVAL
+    assert errno_of(fs.fallocate, nodeid, fh, 0, 0, 0, False) == errno.EINVAL
+    assert errno_of(fs.lseek, nodeid, fh, FAR, os.SEEK_SET) == errno.EINVAL
+    assert errno_of(fs.lseek, nodeid, fh, 0, 77) == errno.EINVAL
+    assert errno_of(fs.setattr, nodeid, Changes(size=FAR)) == errno.EINVAL
+    assert errno_of(fs.copy_file_range, nodeid, fh, FAR, nodeid, fh, 0, 10, False) in (errno.EINVAL, errno.EOVERFLOW)
+
+
+def test_unknown_handles_and_those_of_another_inode_are_bad(share: Share) -> None:
+    first, first_opened = share.create(b"first")
+    second, _ = share.create(b"second")
+    fs, fh = share.fs, first_opened.fh
+    for nodeid, handle in ((first.nodeid, 999), (second.nodeid, fh), (999, fh)):
+        assert errno_of(share.read, nodeid, handle, 0, 1) == errno.EBADF
+        assert errno_of(share.write, nodeid, handle, 0, b"x") == errno.EBADF
+        assert errno_of(fs.flush, nodeid, handle) == errno.EBADF
+        assert errno_of(fs.release, nodeid, handle) == errno.EBADF
+        assert errno_of(fs.fsync, nodeid, handle, False) == errno.EBADF
+        assert errno_of(fs.readdir, nodeid, handle, 0) == errno.EBADF
+        assert errno_of(fs.getattr, nodeid, handle) in (errno.EBADF, errno.ESTALE)
+    fs.release(first.nodeid, fh)
+    assert errno_of(fs.release, first.nodeid, fh) == errno.EBADF
+
+
+def test_a_handle_gives_only_the_access_it_was_opened_for(share: Share) -> None:
+    (share.path / "file").write_bytes(b"abc")
+    nodeid, reading = share.open("file", os.O_RDONLY)
+    _, writing = share.open("file", os.O_WRONLY)
+    assert errno_of(share.write, nodeid, reading, 0, b"x") == errno.EBADF
+    assert errno_of(share.read, nodeid, writing, 0, 1) == errno.EBADF
+
+
+def test_appending_appends_on_the_host(share: Share) -> None:
+    (share.path / "file").write_bytes(b"abc")
+    nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
+    share.write(nodeid, fh, 0, b"def")
+    assert (share.path / "file").read_bytes() == b"abcdef"
+
+
+def test_with_writeback_the_guest_reads_what_it_writes_and_appends_by_itself(tmp_path: Path) -> None:
+    share = Share(tmp_path, Options(writeback=True))
+    (tmp_path / "file").write_bytes(b"abc")
+    nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
+    share.write(nodeid, fh, 0, b"d")
+    assert share.read(nodeid, fh, 0, 10) == b"dbc"
+    share.close()
+
+
+def test_open_truncates(share: Share) -> None:
+    (share.path / "file").write_bytes(b"abc")
+    share.open("file", os.O_WRONLY | os.O_TRUNC)
+    assert (share.path / "file").read_bytes() == b""
+
+
+def test_flags_that_are_not_for_the_host_do_not_reach_it(share: Share) -> None:
+    (share.path / "file").write_bytes(b"abc")
+    everything = ~(os.O_ACCMODE | os.O_TRUNC | os.O_APPEND) & 0xFFFFFFFF
+    nodeid, fh = share.open("file", os.O_RDWR | everything)
+    assert share.write(nodeid, fh, 1, b"x") == 1
+    assert share.read(nodeid, fh, 0, 10) == b"axc"
+
+
+@pytest.mark.parametrize(("allowed", "on_host"), [(False, 0), (True, os.O_DIRECT)])
+def test_direct_io_reaches_the_host_only_if_allowed(tmp_path: Path, allowed: bool, on_host: int) -> None:
+    (tmp_path / "file").write_bytes(bytes(8192))
+    share = Share(tmp_path, Options(allow_direct_io=allowed))
+
+    def read_unaligned_on_host() -> None:
+        fd = os.open(tmp_path / "file", os.O_RDONLY | on_host)
+        try:
+            os.preadv(fd, [bytearray(100)], 1)
+        finally:
+            os.close(fd)
+
+    def read_unaligned() -> None:
+        nodeid, fh = share.open("file", os.O_RDONLY | os.O_DIRECT)
+        share.read(nodeid, fh, 1, 100)
+
+    assert errno_of(read_unaligned) == errno_of(read_unaligned_on_host)
+    share.close()
+
+
+@pytest.mark.parametrize(
+    ("cache", "seconds", "file", "directory"),
+    [
+        (Cache.NEVER, 0, Open.DIRECT_IO, Open.NONE),
+        (Cache.AUTO, 1, Open.NONE, Open.NONE),
+        (Cache.METADATA, 86400, Open.DIRECT_IO, Open.CACHE_DIR | Open.KEEP_CACHE),
+        (Cache.ALWAYS, 86400, Open.KEEP_CACHE, Open.CACHE_DIR | Open.KEEP_CACHE),
+    ],
+)
+def test_the_cache_policy_tells_the_guest_what_it_may_keep(
+    tmp_path: Path, cache: Cache, seconds: float, file: Open, directory: Open
+) -> None:
+    share = Share(tmp_path, Options(cache=cache))
+    _, opened = share.create(b"file")
+    assert share.fs.valid == seconds
+    assert (opened.flags, share.fs.opendir(ROOT, 0).flags) == (file, directory)
+    share.close()
+
+
+def test_lseek_finds_data_and_holes_as_on_the_host(share: Share) -> None:
+    path = share.path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(1 << 19)
+        file.write(b"data")
+    nodeid, fh = share.open("sparse", os.O_RDONLY)
+    host = os.open(path, os.O_RDONLY)
+    for whence in (os.SEEK_DATA, os.SEEK_HOLE, os.SEEK_END, os.SEEK_SET):
+        for offset in (0, 100, 1 << 19, (1 << 19) + 8192):
+            expected = errno_of(os.lseek, host, offset, whence)
+            assert errno_of(share.fs.lseek, nodeid, fh, offset, whence) == expected
+            if not expected:
+                assert share.fs.lseek(nodeid, fh, offset, whence) == os.lseek(host, offset, whence)
+    assert errno_of(share.fs.lseek, nodeid, fh, 1 << 21, os.SEEK_DATA) == errno.ENXIO
+    os.close(host)
+
+
+def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Path) -> None:
+    share = Share(tmp_path, Options(allow_direct_io=True))
+    (tmp_path / "file").write_bytes(bytes(10_000))
+    nodeid, fh = share.open("file", os.O_RDWR | os.O_DIRECT)
+    assert share.write(nodeid, fh, 5000, b"unaligned", cached=True) == 9
+    assert (tmp_path / "file").read_bytes()[5000:5009] == b"unaligned"
+    # Everything else is the guest's own, and stays direct.
+    flags = fcntl.fcntl(share.passthrough._handles.fd(nodeid, fh), fcntl.F_GETFL)
+    assert flags & os.O_DIRECT
+    share.close()
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_changes_take_set_id_bits_where_they_are_told_to(share: Share, kill: bool) -> None:
+    for name in ("allocated", "copied"):
+        (share.path / name).write_bytes(bytes(100))
+        (share.path / name).chmod(0o6777)
+    allocated, fh = share.open("allocated")
+    copied, target = share.open("copied")
+    share.fs.fallocate(allocated, fh, 0, 0, 4096, kill)()
+    share.fs.copy_file_range(allocated, fh, 0, copied, target, 0, 10, kill)()
+    modes = {(share.path / name).stat().st_mode & 0o7777 for name in ("allocated", "copied")}
+    assert modes == {0o777 if kill else 0o6777}
+
+
+def test_copy_file_range_copies_on_the_host(share: Share) -> None:
+    (share.path / "from").write_bytes(bytes(range(256)) * 64)
+    source, source_fh = share.open("from", os.O_RDONLY)
+    target, opened = share.create(b"to")
+
+    def copy(*arguments: int) -> int:
+        nodeid, fh, offset, nodeid_out, fh_out, offset_out, length = arguments
+        return share.fs.copy_file_range(nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, False)()
+
+    assert copy(source, source_fh, 100, target.nodeid, opened.fh, 50, 1000) == 1000
+    assert (share.path / "to").read_bytes() == bytes(50) + (bytes(range(256)) * 64)[100:1100]
+    assert copy(source, source_fh, 16000, target.nodeid, opened.fh, 0, 2**64 - 1) == 384
+    assert copy(source, source_fh, 20000, target.nodeid, opened.fh, 0, 10) == 0
+    assert errno_of(copy, source, source_fh, 0, target.nodeid, 999, 0, 10) == errno.EBADF
+    assert errno_of(copy, target.nodeid, opened.fh, 0, target.nodeid, opened.fh, 10, 100) == errno.EINVAL
+
+
+def test_fallocate_with_its_modes(share: Share) -> None:
+    entry, opened = share.create(b"file")
+    status = (share.path / "file").stat
+    share.fs.fallocate(entry.nodeid, opened.fh, 0, 0, 65536, False)()
+    assert (status().st_size, status().st_blocks >= 128) == (65536, True)
+    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE, 65536, 65536, False)()
+    assert status().st_size == 65536
+    share.write(entry.nodeid, opened.fh, 0, b"x" * 65536)
+    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 4096, 4096, False)()
+    assert (share.path / "file").read_bytes() == b"x" * 4096 + bytes(4096) + b"x" * 57344
+    assert errno_of(share.fs.fallocate, entry.nodeid, opened.fh, FALLOC_FL_PUNCH_HOLE, 0, 10, False) == errno.EOPNOTSUPP
+
+
+def test_syncing_and_flushing_succeed(share: Share) -> None:
+    entry, opened = share.create(b"file")
+    share.fs.flush(entry.nodeid, opened.fh)
+    share.fs.fsync(entry.nodeid, opened.fh, False)()
+    share.fs.fsync(entry.nodeid, opened.fh, True)()
+    directory = share.fs.opendir(ROOT, 0)
+    share.fs.fsyncdir(ROOT, directory.fh, False)()
+    share.fs.fsyncdir(ROOT, directory.fh, True)()
+    share.fs.syncfs(ROOT)()
+    assert share.write(entry.nodeid, opened.fh, 0, b"still open") == 10
+
+
+def _set_id_file(share: Share) -> Path:
+    path = share.path / "set-id"
+    path.write_bytes(b"program")
+    path.chmod(0o6755)
+    return path
+
+
+def _set_id_bits(path: Path) -> int:
+    return path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
+
+
+def test_set_id_bits_go_when_the_guest_says_so(share: Share) -> None:
+    path = _set_id_file(share)
+    nodeid, fh = share.open("set-id", os.O_RDWR)
+    share.write(nodeid, fh, 0, b"x", kill_suidgid=True)
+    assert not _set_id_bits(path)
+
+    path = _set_id_file(share)
+    share.fs.setattr(nodeid, Changes(size=3, kill_suidgid=True))
+    assert not _set_id_bits(path)
+
+    path = _set_id_file(share)
+    share.fs.setattr(nodeid, Changes(size=2, fh=fh, kill_suidgid=True))
+    assert not _set_id_bits(path)
+
+    path = _set_id_file(share)
+    share.open("set-id", os.O_WRONLY | os.O_TRUNC, True)
+    assert not _set_id_bits(path)
+
+    path = _set_id_file(share)
+    share.fs.create(DAEMON, ROOT, b"set-id", 0o644, os.O_WRONLY | os.O_TRUNC, 0, True)
+    assert not _set_id_bits(path)
+
+
+def test_set_id_bits_stay_for_a_privileged_guest_process(share: Share) -> None:
+    path = _set_id_file(share)
+    kept = stat.S_ISUID | stat.S_ISGID if IS_ROOT else 0
+    nodeid, fh = share.open("set-id", os.O_RDWR)
+    share.write(nodeid, fh, 0, b"x")
+    assert _set_id_bits(path) == kept
+    share.fs.setattr(nodeid, Changes(size=3))
+    assert _set_id_bits(path) == kept

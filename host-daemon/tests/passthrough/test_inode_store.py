@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects of the host kept by file handle: few descriptors, no mix-up of old and new, submounts, what runs out."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from farwatchd.inode_store import mounts, probe, store
+from farwatchd.inode_store.probe import HandlesUnavailableError, open_objects
+from farwatchd.inode_store.store import HostObject, InodeFileHandles, ObjectTable, most_open
+from farwatchd.linux import file_handles
+from tests.support.daemon_process import DaemonProcess, running
+from tests.support.passthrough_share import USER, Share, errno_of, open_descriptors
+
+#: Has tmpfs below it, whose handles work, and devpts, which has none.
+DEVICES = Path("/dev")
+NUMBERS_TRIED = 2000
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Share]:
+    share = Share(tmp_path)
+    yield share
+    share.close()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The descriptors that were opened by handle, since the test began."""
+    descriptors: list[int] = []
+    original = file_handles.open_handle
+
+    def count(mount_fd: int, handle: bytes) -> int:
+        descriptors.append(original(mount_fd, handle))
+        return descriptors[-1]
+
+    monkeypatch.setattr(store, "open_handle", count)
+    return descriptors
+
+
+def take(objects: ObjectTable, path: Path) -> HostObject:
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    return objects.take(fd, os.fstat(fd))
+
+
+def test_known_inodes_cost_no_descriptor(share: Share) -> None:
+    for number in range(200):
+        (share.path / f"{number}").touch()
+    before = open_descriptors()
+    nodeids = [share.lookup(f"{number}") for number in range(200)]
+    # Those few that were used last.
+    assert open_descriptors() <= before + 4
+    for number, nodeid in enumerate(nodeids):
+        status = share.fs.getattr(nodeid, None)
+        assert status.st_ino == (share.path / f"{number}").stat().st_ino
+    for nodeid in nodeids:
+        assert share.fs.forget(nodeid, 1)
+    assert open_descriptors() <= before
+
+
+def test_who_is_no_more_is_stale_while_another_gets_its_number(tmp_path: Path) -> None:
+    # The two processes meet in about one of a thousand tries on ext4.
+    gone = [tmp_path / f"gone-{number}" for number in range(20)]
+    reader = file_handles.HandleReader()
+    known = []
+    for path in gone:
+        path.mkdir()
+        fd = os.open(path, os.O_PATH)
+        known.append(file_handles.handle_of(reader.read(fd)))
+        os.close(fd)
+    mount = os.open(tmp_path, os.O_RDONLY)
+    script = "import os\nwhile True:\n    for call in os.mkdir, os.rmdir:\n        for n in range(20): call(str(n))\n"
+    for path in gone:
+        path.rmdir()
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as busy:
+        try:
+            found = {errno_of(file_handles.open_handle, mount, handle) for _ in range(1000) for handle in known}
+        finally:
+            busy.kill()
+    os.close(mount)
+    assert found == {errno.ESTALE}
+
+
+def test_who_was_used_last_is_not_opened_again(share: Share, opened: list[int]) -> None:
+    for name in "abcdef":
+        (share.path / name).touch()
+    nodeids = [share.lookup(name) for name in "abc"]
+    for _ in range(10):
+        for nodeid in nodeids:
+            share.fs.getattr(nodeid, None)
+    assert opened == []
+    for name in "def":
+        share.lookup(name)
+    share.fs.getattr(nodeids[0], None)
+    assert len(opened) == 1
+
+
+def test_a_number_that_the_host_uses_again_is_another_inode(share: Share) -> None:
+    path = share.path / "file"
+    path.touch()
+    number, old = path.stat().st_ino, share.lookup("file")
+    path.unlink()
+    others = [share.path / f"{number}" for number in range(5)]
+    for other in others:
+        other.touch()
+        share.lookup(other.name)
+    for attempt in range(NUMBERS_TRIED):
+        path = share.path / f"new{attempt}"
+        path.touch()
+        if path.stat().st_ino == number:
+            break
+    else:
+        # A file system that gives a number only once.
+        assert errno_of(share.fs.getattr, old, None) == errno.ESTALE
+        return
+    new = share.lookup(path.name)
+    assert new != old
+    assert errno_of(share.fs.getattr, old, None) == errno.ESTALE
+    assert share.fs.getattr(new, None).st_ino == number
+    assert share.fs.forget(old, 1)
+    assert share.lookup(path.name) == new
+
+
+def test_an_inode_that_is_open_lives_on_without_a_name(share: Share) -> None:
+    (share.path / "file").write_text("data")
+    nodeid, fh = share.open("file")
+    (share.path / "file").unlink()
+    for name in "abcdef":
+        (share.path / name).touch()
+        share.lookup(name)
+    status = share.fs.getattr(nodeid, None)
+    assert (status.st_nlink, status.st_size) == (0, 4)
+    assert share.read(nodeid, fh, 0, 10) == b"data"
+
+
+def test_a_moved_file_is_still_found(share: Share) -> None:
+    (share.path / "a").mkdir()
+    (share.path / "file").write_text("data")
+    nodeid = share.lookup("file")
+    (share.path / "file").rename(share.path / "a/moved")
+    for name in "bcdefg":
+        (share.path / name).touch()
+        share.lookup(name)
+    fh = share.fs.open(nodeid, os.O_RDONLY, False).fh
+    assert share.read(nodeid, fh, 0, 10) == b"data"
+    assert share.lookup("a/moved") == nodeid
+
+
+def test_mounts_inside_are_served_through_their_own_root() -> None:
+    share = Share(DEVICES)
+    before = open_descriptors()
+    with tempfile.TemporaryDirectory(dir=DEVICES / "shm") as name:
+        base = Path(name)
+        for number in range(20):
+            (base / f"{number}").write_text(f"{number}")
+        nodeids = [share.lookup(f"shm/{base.name}/{number}") for number in range(20)]
+        assert open_descriptors() <= before + 4 + 1
+        for number, nodeid in enumerate(nodeids):
+            fh = share.fs.open(nodeid, os.O_RDONLY, False).fh
+            assert share.read(nodeid, fh, 0, 10) == b"%d" % number
+            share.fs.release(nodeid, fh)
+    share.close()
+    assert open_descriptors() < before
+
+
+def test_a_mount_without_handles_is_served_by_descriptor_unless_they_are_mandatory() -> None:
+    share = Share(DEVICES)
+    nodeid = share.lookup("pts/ptmx")
+    for _ in range(2):
+        assert share.fs.getattr(nodeid, None).st_ino == (DEVICES / "pts/ptmx").stat().st_ino
+        share.lookup("shm")
+    share.close()
+    strict = Share(DEVICES, keep=InodeFileHandles.MANDATORY)
+    assert errno_of(strict.lookup, "pts") == errno.EOPNOTSUPP
+    assert errno_of(strict.lookup, "shm") == 0
+    strict.close()
+
+
+def test_a_mount_is_let_go_with_its_last_object() -> None:
+    objects = ObjectTable(InodeFileHandles.PREFER)
+    before = open_descriptors()
+    held = [take(objects, DEVICES / "shm"), take(objects, DEVICES / "shm"), take(objects, DEVICES)]
+    # Each object has its own, and each of the two mounts.
+    assert open_descriptors() == before + 4
+    assert held[0] is held[1]
+    assert held[0].mount_id != held[2].mount_id
+    objects.drop(held[0])
+    assert open_descriptors() == before + 4
+    objects.drop(held[1])
+    assert open_descriptors() == before + 2
+    objects.drop(held[2])
+    assert open_descriptors() == before
+    assert len(objects) == 0
+
+
+def test_a_file_system_that_forgets_its_handles_is_served_by_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(mounts, "_is_forgetful", lambda _fd: True)
+    objects = ObjectTable(InodeFileHandles.PREFER, most_open=1)
+    held = [take(objects, tmp_path), take(objects, tmp_path / "file")]
+    assert [each.by_handle for each in held] == [False, False]
+    assert all(each.fd >= 0 for each in held)
+    for each in held:
+        objects.drop(each)
+
+
+def test_holding_leaves_the_callers_descriptor_alone(tmp_path: Path) -> None:
+    for keep in (InodeFileHandles.NEVER, InodeFileHandles.PREFER):
+        objects = ObjectTable(keep)
+        before = open_descriptors()
+        fd = os.open(tmp_path, os.O_PATH)
+        held = objects.hold(fd, os.fstat(fd))
+        assert objects.hold(fd, os.fstat(fd)) is held
+        os.close(fd)
+        assert os.fstat(objects.open(held)).st_ino == tmp_path.stat().st_ino
+        objects.drop(held)
+        objects.drop(held)
+        assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(64, 16), (1024, 128), (20_000, 2500), (1_000_000, 4096)])
+def test_open_objects_leave_most_descriptors_to_open_files(limit: int, expected: int) -> None:
+    assert most_open(limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "capable", "reason"),
+    [(Path("/proc"), True, "no file handles that last"), (Path("/"), False, "needs CAP_DAC_READ_SEARCH")],
+)
+def test_where_handles_do_not_work_descriptors_serve_and_it_is_said(
+    path: Path, capable: bool, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = open_descriptors()
+    root_fd = os.open(path, os.O_PATH)
+    assert open_objects(InodeFileHandles.PREFER, root_fd, 1000, capable).keep is InodeFileHandles.NEVER
+    assert reason in caplog.text
+    with pytest.raises(HandlesUnavailableError, match=reason) as caught:
+        open_objects(InodeFileHandles.MANDATORY, root_fd, 1000, capable)
+    assert "\n" not in str(caught.value)
+    os.close(root_fd)
+    assert open_descriptors() == before
+
+
+def test_without_the_capability_descriptors_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_mount_fd: int, _handle: bytes) -> int:
+        raise OSError(errno.EPERM, "refused")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(mounts, "open_handle", refuse)
+    root_fd = os.open(tmp_path, os.O_PATH)
+    assert probe.open_objects(InodeFileHandles.PREFER, root_fd, 1000).keep is InodeFileHandles.NEVER
+    assert "CAP_DAC_READ_SEARCH" in caplog.text
+    os.close(root_fd)
+
+
+def test_making_files_as_the_caller_does_not_hinder_opening_by_handle(share: Share) -> None:
+    (share.path / "directory").mkdir()
+    (share.path / "directory").chmod(0o777)
+    directory = share.lookup("directory")
+    for make in (
+        partial(share.fs.mkdir, USER, directory, b"x", 0o755, 0),
+        partial(share.fs.symlink, USER, directory, b"y", b"target"),
+        partial(share.fs.mknod, USER, directory, b"z", 0o100644, 0, 0),
+        partial(share.fs.create, USER, directory, b"f", 0o644, os.O_RDWR, 0, False),
+        partial(share.fs.tmpfile, USER, directory, 0o644, os.O_RDWR, 0),
+    ):
+        for name in "abcdef":
+            (share.path / name).touch()
+            share.lookup(name)
+        assert errno_of(make) == 0
+
+
+def test_the_daemon_says_how_it_keeps_inodes(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    for options, said in (((), True), (("--inode-file-handles=never",), False)):
+        with running(tmp_path / "socket", share, *options) as daemon:
+            assert ("inodes are kept by file handle" in daemon.log) == said
+
+
+def test_the_daemon_refuses_mandatory_handles_where_there_are_none(tmp_path: Path) -> None:
+    socket_path = tmp_path / "socket"
+    options = [f"--socket-path={socket_path}", "--shared-dir=/proc/sys", "--inode-file-handles=mandatory"]
+    daemon = DaemonProcess(socket_path, [*options, "--sandbox=none", "--log-level=off"])
+    assert daemon.wait() == 1
+    assert daemon.log == (
+        "farwatchd: --inode-file-handles=mandatory: the share's file system has no file handles that last; "
+        "--inode-file-handles=prefer does without\n"
+    )

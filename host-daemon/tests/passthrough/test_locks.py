@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locks of the guest's owners against one another and against processes of the host; the model is the kernel's own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.fuse.filesystem import ROOT, Lock
+from farwatchd.passthrough import lock_table
+from farwatchd.passthrough.lock_table import LockTable
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.passthrough_share import Share, errno_of, open_descriptors
+
+READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+END = (1 << 63) - 1
+A, B = 0xA, 0xB
+FLOCK = struct.Struct("@hhqqi4x")
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Share]:
+    share = Share(tmp_path)
+    yield share
+    share.close()
+
+
+@pytest.fixture
+def file(share: Share) -> tuple[int, int]:
+    """A file of 100 bytes, open."""
+    (share.path / "file").write_bytes(bytes(100))
+    return share.open("file")
+
+
+def whole(kind: int, pid: int = 1) -> Lock:
+    return Lock(kind, 0, END, pid)
+
+
+@contextlib.contextmanager
+def held_on_host(path: Path, kind: int, start: int = 0, length: int = 0) -> Iterator[None]:
+    """Hold a lock for an open file of the host's, as another process would."""
+    with path.open("r+b") as other:
+        fcntl.fcntl(other, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+        yield
+
+
+def test_owners_keep_each_other_out(share: Share, file: tuple[int, int]) -> None:
+    fs = share.fs
+    fs.setlk(*file, A, Lock(WRITE, 10, 19, 77))
+    assert errno_of(fs.setlk, *file, B, Lock(READ, 19, 30, 78)) == errno.EAGAIN
+    assert fs.getlk(*file, B, Lock(READ, 0, END, 78)) == Lock(WRITE, 10, 19, 77)
+    assert fs.getlk(*file, A, Lock(READ, 0, END, 77)) is None
+    fs.setlk(*file, B, Lock(WRITE, 20, 30, 78))
+    fs.setlk(*file, A, Lock(NONE, 10, 19, 77))
+    fs.setlk(*file, B, Lock(WRITE, 10, 15, 78))
+
+
+def test_readers_share(share: Share, file: tuple[int, int]) -> None:
+    share.fs.setlk(*file, A, whole(READ))
+    share.fs.setlk(*file, B, whole(READ))
+    assert share.fs.getlk(*file, B, whole(READ)) is None
+    assert errno_of(share.fs.setlk, *file, B, whole(WRITE)) == errno.EAGAIN
+    share.fs.setlk(*file, A, whole(NONE))
+    share.fs.setlk(*file, B, whole(WRITE))
+
+
+def test_host_s_processes_and_the_guest_keep_each_other_out(share: Share, file: tuple[int, int]) -> None:
+    path = share.path / "file"
+    with held_on_host(path, WRITE, 5, 5):
+        assert errno_of(share.fs.setlk, *file, A, whole(READ)) == errno.EAGAIN
+        assert share.fs.getlk(*file, A, whole(READ)) == Lock(WRITE, 5, 9, 0)
+        share.fs.setlk(*file, A, Lock(WRITE, 10, END, 1))
+        with path.open("r+b") as other, pytest.raises(BlockingIOError):
+            fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 50)
+    share.fs.setlk(*file, A, whole(WRITE))
+
+
+def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(share: Share, file: tuple[int, int]) -> None:
+    before = open_descriptors()
+    share.fs.setlk(*file, A, whole(WRITE))
+    share.fs.unlock_owner(file[0], B)
+    assert errno_of(share.fs.setlk, *file, B, whole(WRITE)) == errno.EAGAIN
+    share.fs.unlock_owner(file[0], A)
+    share.fs.setlk(*file, B, whole(WRITE))
+    share.fs.unlock_owner(file[0], B)
+    assert open_descriptors() <= before
+
+
+def test_closing_the_open_file_gives_back_what_was_locked_through_it(share: Share, file: tuple[int, int]) -> None:
+    nodeid, first = file
+    _, second = share.open("file")
+    share.fs.setlk(nodeid, first, A, Lock(WRITE, 0, 9, 1))
+    share.fs.setlk(nodeid, second, B, Lock(WRITE, 10, 19, 1))
+    share.fs.release(nodeid, first)
+    assert share.fs.getlk(nodeid, second, A, whole(WRITE)) == Lock(WRITE, 10, 19, 1)
+    share.fs.setlk(nodeid, second, B, whole(WRITE))
+    share.fs.release(nodeid, second)
+    assert len(share.passthrough._locks) == 0
+
+
+def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(share: Share, file: tuple[int, int]) -> None:
+    with (share.path / "file").open("r+b") as other:
+        share.fs.setlk(*file, A, whole(WRITE))
+        assert share.fs.forget(file[0], 1)
+        fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(other, fcntl.LOCK_UN)
+    nodeid, fh = share.open("file")
+    share.fs.setlk(nodeid, fh, A, whole(WRITE))
+    share.fs.reset()
+    assert len(share.passthrough._locks) == 0
+    with (share.path / "file").open("r+b") as other:
+        fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_flock_is_the_open_file_s(share: Share, file: tuple[int, int]) -> None:
+    nodeid, first = file
+    _, second = share.open("file")
+    share.fs.flock(nodeid, first, WRITE)
+    assert errno_of(share.fs.flock, nodeid, second, READ) == errno.EAGAIN
+    # Neither kind of lock minds the other.
+    share.fs.setlk(nodeid, second, B, whole(WRITE))
+    with (share.path / "file").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    share.fs.flock(nodeid, first, READ)
+    share.fs.flock(nodeid, second, READ)
+    share.fs.release(nodeid, first)
+    share.fs.flock(nodeid, second, WRITE)
+    share.fs.flock(nodeid, second, NONE)
+
+
+def test_what_is_not_open_cannot_be_locked(share: Share, file: tuple[int, int]) -> None:
+    nodeid, fh = file
+    for operation in (lambda: share.fs.setlk(nodeid, fh + 1, A, whole(WRITE)),
+                      lambda: share.fs.getlk(nodeid, fh + 1, A, whole(WRITE)),
+                      lambda: share.fs.flock(nodeid, fh + 1, WRITE)):  # fmt: skip
+        assert errno_of(operation) == errno.EBADF
+    directory = share.fs.opendir(ROOT, 0).fh
+    assert errno_of(share.fs.setlk, ROOT, directory, A, whole(READ)) == errno.EBADF
+
+
+def test_number_of_locks_is_bounded(share: Share, file: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_table, "MAX_LOCKS", 10)
+    taken = 0
+    while not (number := errno_of(share.fs.setlk, *file, A, Lock(WRITE, 2 * taken, 2 * taken, 1))):
+        taken += 1
+        assert taken <= 10
+    assert number == errno.ENOLCK
+    share.fs.setlk(*file, A, Lock(NONE, 0, 8, 1))
+    share.fs.setlk(*file, A, Lock(WRITE, 0, 0, 1))
+
+
+LOCKS = st.builds(
+    lambda kind, start, length: Lock(kind, start, start + length, 5),
+    st.sampled_from([READ, WRITE, NONE]),
+    st.integers(0, 12),
+    st.integers(0, 8),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from([A, B]), LOCKS), max_size=25))
+def test_table_holds_what_the_kernel_holds(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, Lock]]
+) -> None:
+    path = tmp_path_factory.mktemp("model") / "file"
+    path.write_bytes(bytes(40))
+    share = Share(path.parent)
+    try:
+        file = share.open("file")
+        for owner, lock in steps:
+            with contextlib.suppress(BlockingIOError):
+                share.fs.setlk(*file, owner, lock)
+        with path.open("r+b") as stranger:
+            for at in range(25):
+                asked = FLOCK.pack(WRITE, os.SEEK_SET, at, 1, 0)
+                kind = FLOCK.unpack(fcntl.fcntl(stranger, fcntl.F_OFD_GETLK, asked))[0]
+                found = share.passthrough._locks.conflict(file[0], 0, Lock(WRITE, at, at, 0))
+                assert (NONE if found is None else found.kind) == kind, at
+    finally:
+        share.close()
+
+
+def test_table_counts_and_joins() -> None:
+    table = LockTable()
+    fds = os.pipe()
+    for owner, fd in zip((A, B), fds, strict=True):
+        table.open(1, owner, fd)
+        table.put(1, owner, Lock(READ, 0, 9, 1), 9)
+    table.put(1, A, Lock(READ, 10, 19, 1), 9)
+    assert len(table) == 2
+    table.put(1, A, Lock(WRITE, 5, 6, 1), 9)
+    assert len(table) == 4
+    table.put(1, A, whole(NONE), 9)
+    assert (len(table), table.fd(1, A)) == (1, None)
+    table.clear()
+    assert len(table) == 0
+    for fd in fds:
+        assert errno_of(os.fstat, fd) == errno.EBADF

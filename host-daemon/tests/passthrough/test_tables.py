@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the passthrough file system holds on to: lookups counted exactly, no descriptor left, numbers never reused."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.fuse.filesystem import ROOT
+from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.procfd import path_of
+from tests.support.passthrough_share import DAEMON, Share, errno_of, open_descriptors
+
+
+@pytest.fixture(params=[InodeFileHandles.NEVER, InodeFileHandles.PREFER])
+def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
+    share = Share(tmp_path, Options(xattr=True), request.param)
+    yield share
+    share.close()
+
+
+def test_an_inode_is_gone_when_each_lookup_is_taken_back(share: Share) -> None:
+    before = open_descriptors()
+    entry, opened = share.create(b"file")
+    share.fs.release(entry.nodeid, opened.fh)
+    for _ in range(4):
+        assert share.lookup("file") == entry.nodeid
+    share.fs.link(entry.nodeid, ROOT, b"other")
+    assert not share.fs.forget(entry.nodeid, 5)
+    assert share.fs.getattr(entry.nodeid, None).st_nlink == 2
+    assert share.fs.forget(entry.nodeid, 1)
+    assert errno_of(share.fs.getattr, entry.nodeid, None) == errno.ESTALE
+    assert open_descriptors() <= before
+
+
+def test_forgetting_too_much_or_the_unknown_does_no_harm(share: Share) -> None:
+    entry, _ = share.create(b"file")
+    assert share.fs.forget(entry.nodeid, 2**64 - 1)
+    assert not share.fs.forget(entry.nodeid, 1)
+    assert not share.fs.forget(12345, 1)
+    assert not share.fs.forget(ROOT, 2**64 - 1)
+    assert share.fs.getattr(ROOT, None) == share.path.stat()
+
+
+def test_a_nodeid_and_a_handle_are_never_used_again(share: Share) -> None:
+    nodeids, handles = set(), set()
+    for _ in range(20):
+        entry, opened = share.create(b"file")
+        nodeids.add(entry.nodeid)
+        handles.add(opened.fh)
+        share.fs.release(entry.nodeid, opened.fh)
+        assert share.fs.forget(entry.nodeid, 1)
+        share.fs.unlink(ROOT, b"file")
+        share.passthrough.reset()
+    assert len(nodeids) == len(handles) == 20
+
+
+def test_an_inode_that_the_host_replaced_is_another(share: Share) -> None:
+    (share.path / "file").write_text("old")
+    old = share.lookup("file")
+    (share.path / "file").unlink()
+    (share.path / "file").write_text("new")
+    new = share.lookup("file")
+    assert old != new
+    assert share.fs.getattr(old, None).st_nlink == 0
+
+
+def test_a_handle_outlives_its_name_and_its_inodes_lookups(share: Share) -> None:
+    entry, opened = share.create(b"file")
+    share.write(entry.nodeid, opened.fh, 0, b"data")
+    share.fs.unlink(ROOT, b"file")
+    assert share.fs.forget(entry.nodeid, 1)
+    assert share.read(entry.nodeid, opened.fh, 0, 10) == b"data"
+    share.fs.release(entry.nodeid, opened.fh)
+
+
+def test_reset_leaves_only_the_root(share: Share) -> None:
+    before = open_descriptors()
+    entry, opened = share.create(b"file")
+    share.fs.mkdir(DAEMON, ROOT, b"directory", 0o755, 0)
+    share.fs.opendir(ROOT, 0)
+    share.fs.reset()
+    assert open_descriptors() <= before
+    assert errno_of(share.fs.getattr, entry.nodeid, None) == errno.ESTALE
+    assert errno_of(share.read, entry.nodeid, opened.fh, 0, 1) == errno.EBADF
+    assert share.lookup("file") > entry.nodeid
+
+
+def test_failures_leave_no_descriptor(share: Share) -> None:
+    (share.path / "link").symlink_to("x")
+    os.mkfifo(share.path / "fifo")
+    before = open_descriptors()
+    for name in (b"link", b"fifo"):
+        assert errno_of(share.create, name)
+        assert errno_of(share.create, name, 0o600, os.O_RDWR | os.O_EXCL)
+    assert share.fs.lookup(ROOT, b"none") is None
+    assert errno_of(share.fs.tmpfile, DAEMON, ROOT, 0o600, os.O_RDONLY, 0)
+    assert open_descriptors() <= before
+
+
+def test_closing_gives_everything_back(tmp_path: Path) -> None:
+    before = open_descriptors()
+    share = Share(tmp_path)
+    share.create(b"file")
+    share.close()
+    assert open_descriptors() <= before
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """For a while the process may open ``count`` more descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(share: Share) -> None:
+    for number in range(40):
+        (share.path / f"{number}").write_text("data")
+    nodeid, fh = share.open("0")
+    with descriptors_left(20):
+        opened = [errno_of(share.open, f"{number}") for number in range(40)]
+        assert set(opened) == {0, errno.ENFILE}
+        assert errno_of(share.create, b"new") == errno_of(share.fs.flush, nodeid, fh) == errno.ENFILE
+        # What is known and open is served on, and what is given back can be had again.
+        assert errno_of(share.fs.getattr, nodeid, None) == 0
+        assert share.read(nodeid, fh, 0, 10) == b"data"
+        share.fs.release(nodeid, fh)
+        assert errno_of(share.fs.open, nodeid, os.O_RDONLY, False) == 0
+    assert share.open("39")
+
+
+def test_inodes_by_descriptor_run_out_with_them(tmp_path: Path) -> None:
+    share = Share(tmp_path, keep=InodeFileHandles.NEVER)
+    for number in range(40):
+        (share.path / f"{number}").touch()
+    with descriptors_left(20):
+        assert {errno_of(share.lookup, f"{number}") for number in range(40)} == {0, errno.ENFILE}
+    assert share.lookup("39")
+    share.close()
+
+
+def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(tmp_path: Path) -> None:
+    share = Share(tmp_path)
+    for number in range(80):
+        (share.path / f"{number}").touch()
+    nodeids = [share.lookup(f"{number}") for number in range(40)]
+    with descriptors_left(20):
+        assert errno.ENFILE in [errno_of(share.fs.open, nodeid, os.O_RDONLY, False) for nodeid in nodeids]
+        assert {errno_of(share.lookup, f"{number}") for number in range(80)} == {0}
+        assert {errno_of(share.fs.getattr, nodeid, None) for nodeid in nodeids} == {0}
+    share.close()
+
+
+def test_what_a_watch_needs(share: Share) -> None:
+    entry, _ = share.create(b"file")
+    watched = share.fs.watched(entry.nodeid)
+    assert (watched.generation, watched.is_dir) == (entry.generation, False)
+    assert os.fstat(watched.fd).st_ino == (share.path / "file").stat().st_ino
+    assert share.fs.watched(ROOT).is_dir
+    assert Path(path_of(watched.fd)).samefile(share.path / "file")
+    assert errno_of(share.fs.watched, 12345) == errno.ENOENT
+
+
+def test_it_works_when_proc_is_only_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/proc/self/fd")
+    share = Share(tmp_path, Options(xattr=True))
+    entry, opened = share.create(b"file")
+    assert path_of(opened.fh) == f"{opened.fh}"
+    share.write(entry.nodeid, opened.fh, 0, b"data")
+    share.fs.setxattr(entry.nodeid, b"user.a", b"b", 0, False)
+    share.fs.link(entry.nodeid, ROOT, b"other")
+    nodeid, fh = share.open("other", os.O_RDONLY)
+    assert (nodeid, share.read(nodeid, fh, 0, 10)) == (entry.nodeid, b"data")
+    share.close()

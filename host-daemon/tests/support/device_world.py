@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device in a loop that is turned by hand, with a handler that echoes and notifications from a list."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from farwatchd.event_loop import Loop
+from farwatchd.vhost_user.server import Server
+from farwatchd.virtio_fs.busy_poll import BusyPoll
+from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.virtio_fs.interfaces import LateReplies
+from farwatchd.virtqueue import Chain
+from tests.support.driver import Piece
+from tests.support.frontend import IN_HEADER, OUT_HEADER, Channel, FrontEnd
+from tests.support.passthrough_share import open_descriptors
+
+ECHO, FAIL, LIE = 1000, 1001, 1002
+
+
+class EchoHandler:
+    """Answers a request with its own payload, reversed."""
+
+    parks = False
+
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+        self.resets = 0
+        self.served = 0
+
+    def handle(self, chain: Chain) -> int:
+        self.served += 1
+        data = b"".join(chain.readable)
+        _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(data)
+        if opcode == FAIL:
+            raise RuntimeError("a bug in the handler")
+        if opcode == LIE:
+            return chain.writable_size + 1
+        if not chain.writable:
+            self.forgotten.append(nodeid)
+            return 0
+        payload = data[IN_HEADER.size :][::-1]
+        reply = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique) + payload
+        position = 0
+        for segment in chain.writable:
+            part = reply[position : position + len(segment)]
+            segment[: len(part)] = part
+            position += len(part)
+        return len(reply)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+class ListSource:
+    """Notifications from a list."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[bytes] = deque()
+        self.rooms: list[int] = []
+        self._wakeup: Callable[[], None] = lambda: None
+
+    def put(self, *payloads: bytes) -> None:
+        self.waiting.extend(payloads)
+        self._wakeup()
+
+    def take(self, max_bytes: int) -> bytes | None:
+        self.rooms.append(max_bytes)
+        if not self.waiting or len(self.waiting[0]) > max_bytes:
+            return None
+        return self.waiting.popleft()
+
+    def set_wakeup(self, callback: Callable[[], None]) -> None:
+        self._wakeup = callback
+
+
+class World:
+    """A device in a loop that is turned by hand, and the front ends that connect to it."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.handler = EchoHandler()
+        self.source = ListSource()
+        self.ends = 0
+        self._servers: list[Server] = []
+        self._front_ends: list[FrontEnd] = []
+
+    def connect(
+        self,
+        notification: bool = True,
+        late_replies: LateReplies | None = None,
+        busy: BusyPoll | None = None,
+        **options: object,
+    ) -> FrontEnd:
+        """Return a front end with a device of its own; ``offer``: whether that offers the notification queue."""
+        offer = options.pop("offer", True)
+        requests = options.get("num_request_queues", 1)
+        assert isinstance(requests, int)
+        config = DeviceConfig("share", requests, bool(offer))
+        device = Device(self.loop, self.handler, config, self.source, late_replies, busy)
+        ours, theirs = socket.socketpair()
+        self._servers.append(Server(self.loop, theirs, device, self._ended))
+        front_end = FrontEnd(ours, notification, loop=self.loop, **options)  # type: ignore[arg-type]
+        self._front_ends.append(front_end)
+        return front_end
+
+    def _ended(self) -> None:
+        self.ends += 1
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for front_end in self._front_ends:
+            front_end.close()
+        self.loop.close()
+
+
+@contextlib.contextmanager
+def device_world() -> Iterator[World]:
+    """A world that leaves no descriptors behind."""
+    before = open_descriptors()
+    world = World()
+    yield world
+    world.close()
+    assert open_descriptors() <= before, "descriptors have leaked"
+
+
+def posted_echo(front_end: FrontEnd, channel: Channel, nodeid: int = 1) -> int:
+    """Add an ECHO request without payload to the queue, invisible yet; returns its head."""
+    head = front_end.ram.allocate(IN_HEADER.size)
+    front_end.ram.write(head, IN_HEADER.pack(IN_HEADER.size, ECHO, 9, nodeid, 0, 0, 0, 0, 0))
+    reply = front_end.ram.allocate(OUT_HEADER.size)
+    return channel.queue.add([Piece(head, IN_HEADER.size)], [Piece(reply, OUT_HEADER.size)], front_end.indirect)
+
+
+class Eager(BusyPoll):
+    """Looks every time; ``during`` is called when it does."""
+
+    def __init__(self, elsewhere: Callable[[], bool]) -> None:
+        super().__init__(1, elsewhere)
+        self.during: Callable[[], None] = lambda: None
+        self.found = 0
+
+    def ends(self) -> bool:
+        return True
+
+    def finds(self, more: Callable[[], bool]) -> bool:
+        self.during()
+        found = more()
+        self.found += found
+        return found

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shared directory with its file system, and what the tests of the passthrough file system ask of both."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from farwatchd.fuse.filesystem import ROOT, Caller, Entry, FileSystem, Opened
+from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Options
+
+DAEMON = Caller(os.geteuid(), os.getegid(), 1)
+USER = Caller(1000, 1001, 1)
+IS_ROOT = os.geteuid() == 0
+
+
+def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
+    """The errno that an operation fails with, or what it leaves to be done; 0 if it does not."""
+    try:
+        done(operation(*arguments))
+    except OSError as error:
+        assert error.errno
+        return error.errno
+    return 0
+
+
+def done(result: Any) -> Any:
+    """What an operation gives; what it leaves to be done is done here."""
+    return result() if callable(result) else result
+
+
+def names_in(path: Path) -> set[bytes]:
+    """The names in a directory."""
+    return {os.fsencode(child.name) for child in path.iterdir()}
+
+
+def open_descriptors() -> int:
+    """How many descriptors the process has.
+
+    May become fewer at any time: what an earlier test left in a cycle is collected then.
+    """
+    return len(names_in(Path("/proc/self/fd")))
+
+
+def identity() -> list[str]:
+    """Ids, groups and capabilities of the process."""
+    kept = ("Uid:", "Gid:", "Groups:", "Cap")
+    return [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kept)]
+
+
+class Share:
+    """A directory ``path`` and the file system ``fs`` over it.
+
+    Unless ``keep`` says else, inodes are kept by handle where that works, with few descriptors open.
+    """
+
+    def __init__(
+        self, path: Path, options: Options | None = None, keep: InodeFileHandles = InodeFileHandles.PREFER
+    ) -> None:
+        self.path = path
+        self.objects = ObjectTable(keep, most_open=4)
+        self.passthrough = PassthroughFs(path, options or Options(xattr=True), self.objects)
+        self.fs: FileSystem = self.passthrough
+
+    def close(self) -> None:
+        self.passthrough.close()
+
+    def lookup(self, path: str) -> int:
+        """The nodeid of a path in the share."""
+        nodeid = ROOT
+        for name in Path(path).parts:
+            nodeid = self.find(nodeid, os.fsencode(name)).nodeid
+        return nodeid
+
+    def find(self, parent: int, name: bytes) -> Entry:
+        """Look up a name; ``FileNotFoundError``."""
+        entry = self.fs.lookup(parent, name)
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return entry
+
+    def create(
+        self, name: bytes, mode: int = 0o644, flags: int = os.O_RDWR, umask: int = 0, caller: Caller = DAEMON
+    ) -> tuple[Entry, Opened]:
+        return self.fs.create(caller, ROOT, name, mode, flags, umask, False)
+
+    def open(self, path: str, flags: int = os.O_RDWR, kill_suidgid: bool = False) -> tuple[int, int]:
+        """The nodeid and the handle of an opened file."""
+        nodeid = self.lookup(path)
+        return nodeid, self.fs.open(nodeid, flags, kill_suidgid).fh
+
+    def write(
+        self, nodeid: int, fh: int, offset: int, *data: bytes, kill_suidgid: bool = False, cached: bool = False
+    ) -> int:
+        views = [memoryview(part) for part in data]
+        return int(done(self.fs.write(nodeid, fh, offset, views, kill_suidgid, cached)))
+
+    def read(self, nodeid: int, fh: int, offset: int, *sizes: int) -> bytes:
+        buffers = [bytearray(size) for size in sizes]
+        views = [memoryview(buffer) for buffer in buffers]
+        size = int(done(self.fs.read(nodeid, fh, offset, views, sum(map(len, buffers)))))
+        return b"".join(buffers)[:size]

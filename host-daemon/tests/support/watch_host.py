@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A watch table on a real directory, for the tests: what the session and the loop do for it in the daemon."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
+from farwatchd.watch.backend import Backend
+from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.event_record import EventRecord, decode_all
+from farwatchd.watch.fanotify_backend import FanotifyBackend
+from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.watch.watch_table import WatchTable
+from farwatchd.wire.fsnotify import Event
+
+#: All that inotify knows.
+ALL = Event(0xFFF) | Event.ON_CHILD
+MAX_WATCHES = 8
+
+
+class Host:
+    """A watch table on a share, alone with its objects."""
+
+    def __init__(
+        self,
+        share: Path,
+        max_watches: int = MAX_WATCHES,
+        open_backend: Callable[[int], Backend] = InotifyBackend,
+    ) -> None:
+        self.share = share
+        root_fd = os.open(share, os.O_PATH)
+        self.backend = open_backend(root_fd)
+        os.close(root_fd)
+        self.queue = OutgoingQueue(100_000)
+        self.timers: list[Callable[[], None]] = []
+        self.table = WatchTable(self.backend, self.queue, max_watches, self._call_later)
+
+    def _call_later(self, _seconds: float, callback: Callable[[], None]) -> None:
+        self.timers.append(callback)
+
+    def watch(self, nodeid: int, path: Path, mask: Event = ALL, generation: int = 0) -> Event:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return self.table.set_mask(nodeid, generation, fd, stat.S_ISDIR(os.fstat(fd).st_mode), mask)
+        finally:
+            os.close(fd)
+
+    def records(self) -> list[EventRecord]:
+        """All records, once nothing is pending and nothing is held any more."""
+        while True:
+            self.table.process()
+            delay = self.backend.delay()
+            if not select.select([self.backend.fileno()], [], [], delay or 0)[0] and delay is None:
+                break
+        return self.queued()
+
+    def queued(self) -> list[EventRecord]:
+        records = []
+        while (payload := self.queue.take(4080)) is not None:
+            records += decode_all(payload)
+        return records
+
+    def host_watches(self) -> int:
+        """How many watches the kernel counts for the back end's descriptor."""
+        info = Path(f"/proc/self/fdinfo/{self.backend.fileno()}").read_text()
+        return sum(line.startswith(("inotify wd:", "fanotify ino:")) for line in info.splitlines())
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+def by_handle(kind: Callable[[int, ObjectTable], Backend]) -> Callable[[int], Backend]:
+    """How to open a back end whose objects are kept by handle, and have no descriptor soon after they were used."""
+    return lambda root_fd: kind(root_fd, ObjectTable(InodeFileHandles.PREFER, most_open=1))
+
+
+BACKENDS: dict[str, Callable[[int], Backend]] = {
+    "inotify": InotifyBackend,
+    "fanotify": FanotifyBackend,
+    "inotify, handles": by_handle(InotifyBackend),
+    "fanotify, handles": by_handle(FanotifyBackend),
+}

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where there is no notification queue a request waits for events, and keeps nobody else waiting."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from farwatchd.event_loop import Loop
+from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.vhost_user.server import Server
+from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.virtio_fs.parking import MAX_PARKED
+from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.event_record import EventRecord, decode_all
+from farwatchd.wire.fsnotify import (
+    FUSE_FSNOTIFY_PARKED,
+    FUSE_HAS_FSNOTIFY,
+    Event,
+    WaitFlag,
+    fsnotify_wait_in,
+)
+from farwatchd.wire.fuse import InitFlag, Opcode, in_header, init_in, init_out, out_header, statfs_out
+from farwatchd.wire.vhost_user import Request, single_region
+from tests.support.device_world import Eager
+from tests.support.driver import Piece
+from tests.support.fake_fs import FakeFs, FakeWatches
+from tests.support.frontend import FrontEnd
+
+SIZE = 4096
+WAIT = fsnotify_wait_in.pack(size=SIZE)
+END = fsnotify_wait_in.pack(flags=WaitFlag.END)
+CREATED = EventRecord(1, 0, Event.CREATE, b"name")
+
+
+@dataclass
+class Guest:
+    """A driver without a notification queue, whose client parks requests."""
+
+    front_end: FrontEnd
+    queue: OutgoingQueue
+    session: Session
+    busy: Eager
+    unique: int = 1000
+
+    def park(self) -> Piece:
+        """Send a request that waits, and return where its answer will be."""
+        self.unique += 1
+        head = in_header.pack(len=in_header.size + len(WAIT), opcode=Opcode.FSNOTIFY_WAIT, unique=self.unique)
+        ram, channel = self.front_end.ram, self.front_end.requests()
+        request = Piece(ram.allocate(len(head) + len(WAIT)), len(head) + len(WAIT))
+        ram.write(request.addr, head + WAIT)
+        answer = Piece(ram.allocate(out_header.size + SIZE), out_header.size + SIZE)
+        channel.queue.add([request], [answer])
+        self.front_end.publish(channel)
+        self.front_end.settle()
+        return answer
+
+    def answer(self, place: Piece) -> bytes | None:
+        """What has come to this place, or None."""
+        self.front_end.settle()
+        used = self.front_end.requests().queue.take_used()
+        if used is None:
+            return None
+        head = out_header.unpack_from(self.front_end.ram.read(place.addr, out_header.size))
+        assert (head.len, head.error) == (used[1], 0)
+        return self.front_end.ram.read(place.addr, used[1])[out_header.size :]
+
+    def tell(self, record: EventRecord) -> None:
+        self.queue.push(record)
+        self.queue.announce()
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    loop, queue = Loop(), OutgoingQueue(100)
+    session = Session(FakeFs(), FakeWatches(), SessionOptions())
+    ours, theirs = socket.socketpair()
+    busy = Eager(loop.has_work)
+    server = Server(loop, theirs, Device(loop, session, DeviceConfig("share"), queue, busy=busy), lambda: None)
+    front_end = FrontEnd(ours, False, loop=loop)
+    front_end.negotiate()
+    offered = int(InitFlag.INIT_EXT) | FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_PARKED
+    init = init_in.pack(major=7, minor=41, flags=offered & 0xFFFFFFFF, flags2=offered >> 32)
+    error, reply = front_end.request(Opcode.INIT, 0, init, init_out.size)
+    assert error == 0 and init_out.unpack_from(reply).flags2 << 32 & FUSE_FSNOTIFY_PARKED
+    yield Guest(front_end, queue, session, busy)
+    server.close()
+    front_end.close()
+    loop.close()
+
+
+def test_a_request_waits_for_an_event(guest: Guest) -> None:
+    place = guest.park()
+    assert guest.answer(place) is None
+    guest.tell(CREATED)
+    assert decode_all(guest.answer(place) or b"") == [CREATED]
+
+
+def test_what_waited_for_a_request_is_its_answer_at_once(guest: Guest) -> None:
+    guest.tell(CREATED)
+    guest.tell(EventRecord(1, 0, Event.DELETE, b"name"))
+    assert [record.mask for record in decode_all(guest.answer(guest.park()) or b"")] == [Event.CREATE, Event.DELETE]
+
+
+def test_a_waiting_request_keeps_no_other_waiting(guest: Guest) -> None:
+    place = guest.park()
+    assert guest.front_end.request(Opcode.GETATTR, 1, bytes(16), 104)[0] == 0
+    guest.tell(CREATED)
+    assert guest.answer(place)
+
+
+def test_the_end_answers_all_that_wait_and_those_to_come(guest: Guest) -> None:
+    first = guest.park()
+    channel = guest.front_end.requests()
+    answered: list[int] = []
+    guest.busy.during = lambda: answered.append(channel.queue.used_count())
+    head = in_header.pack(len=in_header.size + len(END), opcode=Opcode.FSNOTIFY_WAIT, unique=7)
+    ram = guest.front_end.ram
+    request = Piece(ram.allocate(len(head) + len(END)), len(head) + len(END))
+    ram.write(request.addr, head + END)
+    channel.queue.add([request], [Piece(ram.allocate(out_header.size), out_header.size)])
+    guest.front_end.publish(channel)
+    guest.front_end.settle()
+    assert answered[0] == 2, "those that wait are answered before the next request is looked for"
+    assert channel.queue.take_used() is not None
+    assert guest.answer(first) == b""
+    guest.tell(CREATED)
+    assert guest.answer(guest.park()) == b""
+
+
+def test_more_requests_than_may_wait_are_answered_with_nothing(guest: Guest) -> None:
+    places = [guest.park() for _ in range(MAX_PARKED + 1)]
+    assert guest.answer(places[0]) == b""
+    assert guest.answer(places[1]) is None
+
+
+def test_a_ring_that_stops_gives_its_waiting_request_back(guest: Guest) -> None:
+    place = guest.park()
+    guest.front_end.stop_ring(1)
+    guest.front_end.start_ring(1)
+    assert guest.answer(place) == b""
+    again = guest.park()
+    guest.tell(CREATED)
+    assert decode_all(guest.answer(again) or b"") == [CREATED]
+
+
+def test_room_for_no_record_is_refused(guest: Guest) -> None:
+    small = fsnotify_wait_in.pack(size=100)
+    assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, small, SIZE)[0] == 22
+    assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, WAIT, 100)[0] == 22
+    assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, fsnotify_wait_in.pack(flags=2, size=SIZE), SIZE)[0] == 22
+
+
+def test_memory_that_changes_leaves_the_waiting_request_its_place(guest: Guest) -> None:
+    place = guest.park()
+    more = os.memfd_create("more")
+    os.ftruncate(more, 4096)
+    fields = {"guest_addr": 1 << 40, "size": 4096, "user_addr": 1 << 41, "mmap_offset": 0}
+    guest.front_end.set(Request.ADD_MEM_REG, single_region.pack(**fields), [more])
+    os.close(more)
+    assert guest.front_end.request(Opcode.STATFS, 1, b"", statfs_out.size)[0] == 0
+    guest.tell(CREATED)
+    answer = guest.answer(place)
+    assert answer is not None and decode_all(answer) == [CREATED]
+    assert guest.front_end.request(Opcode.STATFS, 1, b"", statfs_out.size)[0] == 0

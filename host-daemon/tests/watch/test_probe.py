@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probing opens a back end that works, or says in one line why none does, and leaves nothing open."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.inode_store.store import ObjectTable
+from farwatchd.linux.fanotify import Fanotify
+from farwatchd.linux.inotify import Inotify
+from farwatchd.watch.probe import BackendName, BackendUnavailableError, Mode, open_backend
+from tests.support.passthrough_share import open_descriptors
+
+
+@pytest.fixture
+def root_fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode", "name"),
+    [
+        (BackendName.AUTO, Mode.REMOTE, "inotify"),
+        (BackendName.INOTIFY, Mode.REMOTE, "inotify"),
+        (BackendName.FANOTIFY, Mode.REMOTE, "fanotify"),
+        (BackendName.AUTO, Mode.MERGED, "fanotify"),
+        (BackendName.FANOTIFY, Mode.MERGED, "fanotify"),
+    ],
+)
+def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, mode: Mode, name: str, root_fd: int) -> None:
+    before = open_descriptors()
+    backend = open_backend(choice, root_fd, ObjectTable(), mode=mode)
+    assert backend.name == name
+    assert backend.count == 0
+    assert backend.merged == (mode is Mode.MERGED)
+    backend.close()
+    backend.close()
+    assert open_descriptors() <= before
+
+
+def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
+    with pytest.raises(BackendUnavailableError, match="mode merged needs fanotify"):
+        open_backend(BackendName.INOTIFY, root_fd, ObjectTable(), mode=Mode.MERGED)
+
+
+@pytest.mark.parametrize("choice", BackendName)
+def test_a_missing_proc_is_said_in_one_line(choice: BackendName, root_fd: int, tmp_path: Path) -> None:
+    before = open_descriptors()
+    with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
+        open_backend(choice, root_fd, ObjectTable(), lambda fd: f"{tmp_path}/no-proc/{fd}")
+    assert "\n" not in str(caught.value)
+    assert open_descriptors() <= before
+
+
+@pytest.mark.parametrize(
+    ("choice", "number", "advice"),
+    [
+        (BackendName.INOTIFY, errno.ENOSPC, "max_user_watches"),
+        (BackendName.INOTIFY, errno.EIO, "Input/output error"),
+        (BackendName.FANOTIFY, errno.ENOSPC, "max_user_marks"),
+        (BackendName.FANOTIFY, errno.ENODEV, "no file handles"),
+        (BackendName.AUTO, errno.EPERM, "inotify: .*; nor with fanotify: "),
+    ],
+)
+def test_a_refused_watch_says_what_to_do(
+    root_fd: int, monkeypatch: pytest.MonkeyPatch, choice: BackendName, number: int, advice: str
+) -> None:
+    def refuse(_self: object, _path: str, _mask: int) -> int:
+        raise OSError(number, "refused")
+
+    before = open_descriptors()
+    monkeypatch.setattr(Inotify, "add", refuse)
+    monkeypatch.setattr(Fanotify, "add", refuse)
+    with pytest.raises(BackendUnavailableError, match=advice):
+        open_backend(choice, root_fd, ObjectTable())
+    assert open_descriptors() <= before
+
+
+def test_fanotify_stands_in_where_inotify_is_used_up(root_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: Inotify, _path: str, _mask: int) -> int:
+        raise OSError(errno.ENOSPC, "refused")
+
+    monkeypatch.setattr(Inotify, "add", refuse)
+    backend = open_backend(BackendName.AUTO, root_fd, ObjectTable())
+    assert backend.name == "fanotify"
+    assert not backend.merged
+    backend.close()

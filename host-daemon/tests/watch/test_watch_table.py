@@ -1,0 +1,499 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watch table over the real back ends: masks, limits, the ends of watches, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.linux.fanotify import Fanotify
+from farwatchd.linux.file_handles import HandleReader, handle_of, open_handle
+from farwatchd.linux.inotify import Inotify
+from farwatchd.watch.backend import Backend
+from farwatchd.watch.event_record import OVERFLOW, EventRecord
+from farwatchd.watch.fanotify_backend import FanotifyBackend
+from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.wire.fsnotify import Event
+from tests.support.watch_host import ALL, BACKENDS, MAX_WATCHES, Host
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    path = tmp_path / "share"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(params=BACKENDS)
+def host(request: pytest.FixtureRequest, share: Path) -> Iterator[Host]:
+    host = Host(share, open_backend=BACKENDS[request.param])
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def inotify_host(share: Path) -> Iterator[Host]:
+    """A host where it matters that inotify watches."""
+    host = Host(share)
+    yield host
+    host.close()
+
+
+def test_only_what_was_asked_for_is_told(host: Host, share: Path) -> None:
+    file = share / "f"
+    file.touch()
+    assert host.watch(2, file, Event.MODIFY, generation=9) == Event.MODIFY
+    file.write_bytes(b"x")
+    file.chmod(0o600)
+    assert host.records() == [EventRecord(2, 9, Event.MODIFY)]
+
+
+def test_bits_that_inotify_does_not_know_are_left_out_of_the_reply(inotify_host: Host, share: Path) -> None:
+    asked = Event.OPEN | Event.OPEN_EXEC | Event.ISDIR | Event.OVERFLOW | Event(1 << 20)
+    assert inotify_host.watch(1, share, asked) == Event.OPEN
+    assert inotify_host.watch(1, share, Event.OPEN_EXEC | Event.ON_CHILD) == Event(0)
+    assert inotify_host.host_watches() == 0
+
+
+def test_without_on_child_a_directory_tells_of_itself_and_its_entries_only(host: Host, share: Path) -> None:
+    host.watch(1, share, ALL & ~Event.ON_CHILD)
+    (share / "f").write_bytes(b"x")
+    share.chmod(0o700)
+    assert host.records() == [
+        EventRecord(1, 0, Event.CREATE, b"f"),
+        EventRecord(1, 0, Event.ATTRIB | Event.ISDIR),
+    ]
+
+
+def test_events_of_children_are_marked(host: Host, share: Path) -> None:
+    (share / "f").write_bytes(b"x")
+    host.watch(1, share, Event.MODIFY | Event.ON_CHILD)
+    (share / "f").write_bytes(b"xy")
+    assert host.records() == [EventRecord(1, 0, Event.MODIFY | Event.ON_CHILD, b"f")]
+
+
+def test_a_new_mask_replaces_the_old_one_from_now_on(host: Host, share: Path) -> None:
+    host.watch(1, share, Event.CREATE)
+    (share / "a").touch()
+    (share / "a").unlink()
+    host.watch(1, share, Event.DELETE)
+    (share / "b").touch()
+    (share / "b").unlink()
+    assert host.records() == [EventRecord(1, 0, Event.CREATE, b"a"), EventRecord(1, 0, Event.DELETE, b"b")]
+
+
+def test_a_zero_mask_takes_the_host_watch_away(host: Host, share: Path) -> None:
+    (share / "f").touch()
+    host.watch(2, share / "f")
+    assert host.host_watches() == 1
+    assert host.watch(2, share / "f", Event(0)) == Event(0)
+    assert host.host_watches() == 0
+    (share / "f").write_bytes(b"x")
+    assert host.records() == []
+
+
+def test_forget_takes_the_host_watch_away_and_keeps_what_is_queued(host: Host, share: Path) -> None:
+    host.watch(1, share, Event.CREATE)
+    (share / "a").touch()
+    host.table.process()
+    (share / "b").touch()
+    host.table.forget(1)
+    host.table.forget(1)
+    assert host.host_watches() == 0
+    assert host.records() == [EventRecord(1, 0, Event.CREATE, b"a")]
+
+
+def test_the_limit_of_watches_reaches_the_guest_as_enospc(host: Host, share: Path) -> None:
+    files = [share / str(number) for number in range(MAX_WATCHES + 1)]
+    for file in files:
+        file.touch()
+    for nodeid, file in enumerate(files[:-1], start=10):
+        host.watch(nodeid, file)
+    with pytest.raises(OSError, match="watches are in use") as caught:
+        host.watch(99, files[-1])
+    assert caught.value.errno == errno.ENOSPC
+    assert host.host_watches() == MAX_WATCHES
+    host.table.forget(10)
+    host.watch(99, files[-1])
+
+
+def test_watches_for_the_daemons_own_purposes_count(host: Host, share: Path) -> None:
+    deep = share.joinpath(*"abcdefghij")
+    deep.mkdir(parents=True)
+    with pytest.raises(OSError, match="watches are in use") as caught:
+        host.watch(2, deep)
+    assert caught.value.errno == errno.ENOSPC
+    assert host.host_watches() == 0
+    # The directory itself, its four ancestors and the root.
+    host.watch(2, deep.parents[4])
+    assert host.host_watches() == 6
+    host.table.forget(2)
+    assert host.host_watches() == 0
+
+
+@pytest.mark.parametrize("system", [(Inotify, InotifyBackend), (Fanotify, FanotifyBackend)])
+def test_a_host_without_watches_gives_enospc_and_leaves_nothing(
+    share: Path, monkeypatch: pytest.MonkeyPatch, system: tuple[type, Callable[[int], Backend]]
+) -> None:
+    (share / "a/b").mkdir(parents=True)
+    kernel, open_backend = system
+    add = kernel.add  # type: ignore[attr-defined]
+    placed: list[str] = []
+
+    def two_are_left(self: object, path: str, mask: int) -> object:
+        placed.append(path)
+        if len(placed) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return add(self, path, mask)
+
+    monkeypatch.setattr(kernel, "add", two_are_left)
+    host = Host(share, open_backend=open_backend)
+    with pytest.raises(OSError, match="No space left") as caught:
+        host.watch(2, share / "a/b")
+    assert caught.value.errno == errno.ENOSPC
+    assert host.host_watches() == 0
+    assert host.backend.count == 0
+    assert len(host.table) == 0
+    host.close()
+
+
+@pytest.mark.parametrize("kind", ["inotify", "fanotify"])
+def test_a_host_without_descriptors_gives_enospc_and_leaves_nothing(share: Path, kind: str) -> None:
+    host = Host(share, open_backend=BACKENDS[kind])
+    (share / "a/b").mkdir(parents=True)
+    fd = os.open(share / "a/b", os.O_PATH)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Room for the directory's own descriptor and one more, but not for its two ancestors.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="descriptor") as caught:
+            host.table.set_mask(2, 0, fd, True, ALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    os.close(fd)
+    assert caught.value.errno == errno.ENOSPC
+    assert host.host_watches() == 0
+    assert host.backend.count == 0
+    host.close()
+
+
+@pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+def test_watches_by_handle_need_no_descriptors(share: Path, kind: str) -> None:
+    host = Host(share, max_watches=1000, open_backend=BACKENDS[kind])
+    for number in range(200):
+        (share / f"{number}/below").mkdir(parents=True)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (host.backend.fileno() + 10, limits[1]))
+    try:
+        for number in range(200):
+            host.watch(number + 2, share / f"{number}/below", Event.ATTRIB)
+        assert host.host_watches() == 401
+        for number in range(200):
+            (share / f"{number}/below").rmdir()
+        assert [record.nodeid for record in host.records()] == list(range(2, 202))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    host.close()
+
+
+def test_an_object_without_a_name_cannot_be_watched(host: Host, share: Path) -> None:
+    (share / "f").touch()
+    (share / "d").mkdir()
+    for name in ("f", "d"):
+        fd = os.open(share / name, os.O_PATH)
+        (share / name).unlink() if name == "f" else (share / name).rmdir()
+        with pytest.raises(OSError, match="removed") as caught:
+            host.table.set_mask(5, 0, fd, name == "d", ALL)
+        assert caught.value.errno == errno.ENOENT
+        os.close(fd)
+    assert host.host_watches() == 0
+
+
+@pytest.mark.parametrize("mask", [Event.MODIFY, ALL])
+def test_the_last_unlink_ends_the_watch_and_is_always_told(host: Host, share: Path, mask: Event) -> None:
+    (share / "f").touch()
+    host.watch(2, share / "f", mask)
+    (share / "f").unlink()
+    records = host.records()
+    assert records[-1] == EventRecord(2, 0, Event.DELETE_SELF)
+    assert records[:-1] == ([EventRecord(2, 0, Event.ATTRIB)] if mask == ALL else [])
+    assert host.host_watches() == 0
+    assert len(host.table) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_rmdir_is_told_though_the_parent_is_not_watched(host: Host, share: Path, depth: int) -> None:
+    path = share.joinpath(*"abc"[:depth])
+    path.mkdir(parents=True)
+    (path.parent / "noise").touch()
+    host.watch(2, path, Event.OPEN)
+    (path.parent / "noise").unlink()
+    path.rmdir()
+    assert host.records() == [EventRecord(2, 0, Event.DELETE_SELF | Event.ISDIR)]
+    assert host.host_watches() == 0
+
+
+def await_end(share: Path, key: bytes) -> None:
+    """Wait until nothing on the host keeps the object of that key (``HandleReader``) any more."""
+    mount_fd = os.open(share, os.O_RDONLY)
+    deadline = time.monotonic() + 10
+    try:
+        while True:
+            os.close(open_handle(mount_fd, handle_of(key)))
+            assert time.monotonic() < deadline, "a removed file is still there after 10 s"
+            time.sleep(0.001)
+    except OSError as error:
+        assert error.errno == errno.ESTALE
+    finally:
+        os.close(mount_fd)
+
+
+def key_of(path: Path) -> bytes:
+    fd = os.open(path, os.O_PATH)
+    try:
+        return HandleReader().read(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is_told(share: Path, kind: str) -> None:
+    host = Host(share, open_backend=BACKENDS[kind])
+    (share / "a/b").mkdir(parents=True)
+    (share / "c").mkdir()
+    key = key_of(share / "a/b")
+    host.watch(2, share / "a/b", Event.MOVE_SELF)
+    host.watch(3, share / "c", Event.CREATE)
+    (share / "a/b").rename(share / "moved")
+    (share / "moved").rmdir()
+    await_end(share, key)
+    assert [record.mask & ~Event.ISDIR for record in host.records()] == [Event.MOVE_SELF, Event.DELETE_SELF]
+    # That of the other directory, and the root's for it.
+    assert host.host_watches() == 2
+    host.close()
+
+
+@pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+def test_what_is_gone_for_good_when_its_events_are_read_is_told(
+    share: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(share, open_backend=BACKENDS[kind])
+    (share / "f").touch()
+    (share / "d").mkdir()
+    key = key_of(share / "f")
+    host.watch(2, share / "f")
+    host.watch(3, share / "d")
+    for number in range(4):
+        (share / f"{number}").touch()
+        host.watch(10 + number, share / f"{number}")
+    (share / "f").unlink()
+    (share / "d").rmdir()
+    await_end(share, key)
+    ended = [record.nodeid for record in host.records() if record.mask & Event.DELETE_SELF]
+    assert ended == [2, 3]
+    assert caplog.records == []
+    assert host.host_watches() == 4
+    host.close()
+
+
+def test_rmdir_after_the_parent_moved_is_told(host: Host, share: Path) -> None:
+    (share / "a/b/c").mkdir(parents=True)
+    (share / "z").mkdir()
+    host.watch(2, share / "a/b/c", Event.CREATE)
+    (share / "a/b").rename(share / "z/y")
+    assert host.records() == []
+    (share / "z/y/c").rmdir()
+    assert host.records() == [EventRecord(2, 0, Event.DELETE_SELF | Event.ISDIR)]
+    assert host.host_watches() == 0
+
+
+def test_a_directory_outlives_the_end_of_the_parents_watch(host: Host, share: Path) -> None:
+    (share / "a/b").mkdir(parents=True)
+    host.watch(2, share / "a")
+    host.watch(3, share / "a/b", Event.CREATE)
+    host.table.forget(2)
+    (share / "a/other").touch()
+    (share / "a/b").rmdir()
+    assert host.records() == [EventRecord(3, 0, Event.DELETE_SELF | Event.ISDIR)]
+    assert host.host_watches() == 0
+
+
+def test_many_directories_are_told_apart_by_name(share: Path) -> None:
+    host = Host(share, max_watches=1000)
+    for number in range(200):
+        (share / f"d{number}").mkdir()
+        host.watch(number + 10, share / f"d{number}", Event.CREATE)
+    (share / "d7").rename(share / "moved")
+    (share / "unwatched").mkdir()
+    (share / "unwatched").rmdir()
+    (share / "moved").rmdir()
+    (share / "d8").rmdir()
+    assert [record.nodeid for record in host.records()] == [17, 18]
+    host.close()
+
+
+@pytest.mark.parametrize("taken", ["a", "a/b"])
+def test_a_directory_moved_out_of_the_share_falls_silent(host: Host, share: Path, taken: str) -> None:
+    (share / "a/b").mkdir(parents=True)
+    host.watch(3, share / "a/b")
+    (share / taken).rename(share.parent / "outside")
+    outside = share.parent / ("outside/b" if taken == "a" else "outside")
+    (outside / "secret").touch()
+    told = host.records()
+    assert told == ([EventRecord(3, 0, Event.MOVE_SELF | Event.ISDIR)] if taken == "a/b" else told)
+    (outside / "secret2").touch()
+    assert host.records() == []
+    assert host.host_watches() == 0
+    assert len(host.table) == 0
+
+
+def test_a_directory_outside_of_the_share_cannot_be_watched(host: Host, share: Path) -> None:
+    (share.parent / "outside").mkdir()
+    with pytest.raises(OSError, match="not in the share") as caught:
+        host.watch(2, share.parent / "outside")
+    assert caught.value.errno == errno.EACCES
+    assert host.host_watches() == 0
+
+
+def test_a_watch_that_the_host_ended_is_given_up(inotify_host: Host, share: Path) -> None:
+    (share / "f").touch()
+    inotify_host.watch(2, share / "f")
+    fd = inotify_host.backend.fileno()
+    info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    wd = int(info.partition("inotify wd:")[2].split()[0], 16)
+    assert ctypes.CDLL(None).inotify_rm_watch(fd, wd) == 0
+    assert inotify_host.records() == []
+    assert len(inotify_host.table) == 0
+    assert inotify_host.backend.count == 0
+
+
+def test_two_nodeids_of_one_object_each_get_what_they_want(host: Host, share: Path) -> None:
+    (share / "f").touch()
+    host.watch(2, share / "f", Event.MODIFY | Event.ATTRIB)
+    host.watch(3, share / "f", Event.ATTRIB)
+    (share / "f").write_bytes(b"x")
+    (share / "f").chmod(0o600)
+    assert host.records() == [
+        EventRecord(2, 0, Event.MODIFY),
+        EventRecord(2, 0, Event.ATTRIB),
+        EventRecord(3, 0, Event.ATTRIB),
+    ]
+    host.table.forget(2)
+    (share / "f").write_bytes(b"y")
+    (share / "f").unlink()
+    assert host.records() == [EventRecord(3, 0, Event.ATTRIB), EventRecord(3, 0, Event.DELETE_SELF)]
+
+
+@pytest.mark.parametrize("mask", [Event.MOVED_FROM, Event.MOVED_TO, Event.RENAME])
+def test_who_wants_one_half_of_a_rename_is_told_both_names(host: Host, share: Path, mask: Event) -> None:
+    (share / "f").touch()
+    host.watch(2, share, mask)
+    (share / "f").rename(share / "g")
+    assert host.records() == [EventRecord(2, 0, Event.RENAME, b"f", newdir=2, newname=b"g")]
+
+
+@pytest.mark.parametrize(
+    ("source_mask", "target_mask", "told"),
+    [
+        (ALL, ALL, [EventRecord(2, 0, Event.RENAME, b"f", newdir=3, newname=b"g")]),
+        (Event.RENAME, Event.MOVED_TO, [EventRecord(2, 0, Event.RENAME, b"f", newdir=3, newname=b"g")]),
+        (Event.CREATE, Event.CREATE, []),
+        (Event(0), Event.MOVED_FROM, []),
+        (Event.MOVED_FROM, Event(0), [EventRecord(2, 0, Event.MOVED_FROM, b"f", half=True)]),
+        (Event(0), Event.MOVED_TO, [EventRecord(3, 0, Event.MOVED_TO, b"g", half=True)]),
+    ],
+)
+def test_a_rename_is_told_as_far_as_it_is_wanted(
+    host: Host, share: Path, source_mask: Event, target_mask: Event, told: list[EventRecord]
+) -> None:
+    (share / "a").mkdir()
+    (share / "b").mkdir()
+    (share / "a/f").touch()
+    host.watch(2, share / "a", source_mask)
+    host.watch(3, share / "b", target_mask)
+    (share / "a/f").rename(share / "b/g")
+    assert host.records() == told
+
+
+def test_a_held_half_is_told_by_the_timer(inotify_host: Host, share: Path) -> None:
+    inotify_host.watch(1, share, Event.MOVED_FROM)
+    (share / "f").touch()
+    (share / "f").rename(share.parent / "f")
+    inotify_host.table.process()
+    assert inotify_host.queued() == []
+    (timer,) = inotify_host.timers
+    select.select([], [], [], inotify_host.backend.delay())
+    timer()
+    assert inotify_host.queued() == [EventRecord(1, 0, Event.MOVED_FROM, b"f", half=True)]
+
+
+def test_reset_frees_everything(host: Host, share: Path) -> None:
+    (share / "a/b").mkdir(parents=True)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    fd = os.open(share / "a/b", os.O_PATH)
+    host.table.set_mask(2, 0, fd, True, ALL)
+    os.close(fd)
+    (share / "a/b/f").touch()
+    host.table.process()
+    (share / "a/b/f").rename(share / "f")
+    host.table.process()
+    host.table.reset()
+    assert host.host_watches() == 0
+    assert host.backend.count == 0
+    assert len(host.table) == 0
+    assert host.records() == []
+    # What was open by handle before has been let go for what was used since, and that is gone.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
+    host.watch(2, share / "a")
+    (share / "a/g").touch()
+    assert EventRecord(2, 0, Event.CREATE, b"g") in host.records()
+
+
+def test_an_overflow_of_the_hosts_queue_is_told_once(inotify_host: Host, share: Path) -> None:
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    inotify_host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
+    for name in ("a", "b"):
+        (share / name).touch()
+    paths = [os.fspath(share / "a"), os.fspath(share / "b")]
+    for number in range(limit + 10):
+        os.chmod(paths[number % 2], 0o600)  # noqa: PTH101
+    records = inotify_host.records()
+    assert records.count(OVERFLOW) == 1
+    assert records[-1] == OVERFLOW
+    (share / "a").chmod(0o644)
+    assert inotify_host.records() == [EventRecord(1, 0, Event.ATTRIB | Event.ON_CHILD, b"a")]
+
+
+def test_a_storm_of_a_thousand_files_loses_nothing(host: Host, share: Path) -> None:
+    host.watch(
+        1, share, Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO | Event.CLOSE_WRITE | Event.ON_CHILD
+    )
+    expected = []
+    for number in range(1000):
+        name, new = f"file{number}", f"moved{number}"
+        (share / name).write_bytes(b"x")
+        (share / name).rename(share / new)
+        (share / new).unlink()
+        expected += [
+            EventRecord(1, 0, Event.CREATE, name.encode()),
+            EventRecord(1, 0, Event.CLOSE_WRITE | Event.ON_CHILD, name.encode()),
+            EventRecord(1, 0, Event.RENAME, name.encode(), newdir=1, newname=new.encode()),
+            EventRecord(1, 0, Event.DELETE, new.encode()),
+        ]
+    assert host.records() == expected
+
+
+def test_the_transport_is_woken_when_events_are_there(host: Host, share: Path) -> None:
+    woken: list[int] = []
+    host.queue.set_wakeup(lambda: woken.append(len(host.queue)))
+    host.watch(1, share, Event.CREATE)
+    (share / "f").touch()
+    host.table.process()
+    assert woken == [1]
