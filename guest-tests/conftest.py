@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the guest tests: a booted guest that serves many tests, a share directory per test, further machines.
+"""Fixtures of the guest tests: a booted guest that serves many tests, a share directory per test,
+further machines.
 
-FARWATCH_PATCHES=N runs, on a kernel with the first N patches of the series, the tests that belong up to there;
-FARWATCH_SERIES names the directory of another series. FARWATCH_SCOPE=series leaves out the tests that are about the
-daemon, and FARWATCH_SCOPE=row, too, those of earlier patches that do not take the guest which most tests share. For
-the whole series the shared guests have two processors, so that what can happen at once does; else guests have one.
-FARWATCH_FLAVOUR=DEBUG takes a kernel that looks for faults in itself.
+FARWATCH_PATCHES=N runs, on a kernel with the first N patches of the series, the tests that belong
+up to there; FARWATCH_SERIES names the directory of another series. FARWATCH_SCOPE=series leaves out
+the tests that are about the daemon, and FARWATCH_SCOPE=row, too, those of earlier patches that do
+not take the guest which most tests share. For the whole series the shared guests have two
+processors, so that what can happen at once does; else guests have one. FARWATCH_FLAVOUR=DEBUG takes
+a kernel that looks for faults in itself.
 """
 
 import contextlib
@@ -42,9 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line(
         "markers",
-        "patch(n): the patch that the test belongs to: 'pre' the queue, 1..7 the seven, 8.. the additions, 0 the base",
+        "patch(n): the patch that the test belongs to: 'pre' the queue, 1..7 the seven, 8.. the"
+        " additions, 0 the base",
     )
-    config.addinivalue_line("markers", "daemon: about the daemon as a file system, whichever patches the kernel has")
+    config.addinivalue_line(
+        "markers", "daemon: about the daemon as a file system, whichever patches the kernel has"
+    )
 
 
 def chosen_patches(count: int | None = None) -> list[Patch]:
@@ -64,14 +69,20 @@ def scope() -> str:
 
 
 def parameters(item: pytest.Item) -> dict[str, object]:
-    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
 
 
 def patch_of(item: pytest.Item, patches: list[Patch]) -> int:
     """The number of the patch that a test belongs to: of all that it is marked with, the last."""
     marks: list[int | str] = [mark.args[0] for mark in item.iter_markers("patch")]
     if not marks:
-        raise pytest.UsageError(f"{item.nodeid} does not say which patch it belongs to: mark it with patch(n)")
+        raise pytest.UsageError(
+            f"{item.nodeid} does not say which patch it belongs to: mark it with patch(n)"
+        )
     chosen = parameters(item).values()
     if "parked" in chosen or Device.PLAIN in chosen:
         marks.append(PARKED)
@@ -89,7 +100,8 @@ def takes_the_shared_guest(item: pytest.Item) -> bool:
 
 
 def in_scope(item: pytest.Item, number: int, last: int) -> bool:
-    """Whether FARWATCH_SCOPE has this test, which belongs to patch `number`, on the kernel with `last` patches."""
+    """Whether FARWATCH_SCOPE has this test, which belongs to patch `number`, on the kernel with
+    `last` patches."""
     if scope() == "all":
         return True
     if item.get_closest_marker("daemon"):
@@ -125,7 +137,9 @@ def plain_kernel() -> build.Kernel:
 
 
 @pytest.fixture(scope="session")
-def keepers(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Keeper]]:
+def keepers(
+    equipment: Equipment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Keeper]]:
     """Keep the guests that the tests share, one for each mode that is tested."""
 
     def keeper(mode: str) -> Keeper:
@@ -133,7 +147,8 @@ def keepers(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> I
             spec = equipment.machine(f"{name}-{mode}", tmp_path_factory.mktemp("share"))
             spec = dataclasses.replace(spec, cpus=1 if scope() == "row" else 2)
             if mode == "parked":
-                # Mode merged by waiting requests: the device that every QEMU has, without a notification queue.
+                # Mode merged by waiting requests: the device that every QEMU has, without a
+                # notification queue.
                 return dataclasses.replace(spec, device=Device.PLAIN)
             return dataclasses.replace(spec, daemon_options=(f"--fsnotify={mode}",))
 
@@ -154,7 +169,8 @@ def watch(request: pytest.FixtureRequest, machine: Machine) -> None:
 def machine(keepers: dict[str, Keeper], request: pytest.FixtureRequest) -> Machine:
     """The running guest with its daemon; booted when there is none, or when the last one was lost.
 
-    In mode merged, unless the test is parametrized: parametrize("machine", ["merged", "parked"], indirect=True).
+    In mode merged, unless the test is parametrized: parametrize("machine", ["merged", "parked"],
+    indirect=True).
     """
     current = keepers[getattr(request, "param", MODES[0])].machine()
     watch(request, current)
@@ -183,10 +199,11 @@ def share(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Share]:
 def boot(
     equipment: Equipment, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Boot]:
-    """Boots a machine of the test's own: boot(daemon_options=("--max-watches=3",)), any field of MachineSpec.
+    """Boots a machine of the test's own: boot(daemon_options=("--max-watches=3",)), any field of
+    MachineSpec.
 
-    It is ended with the test. A boot takes about 4 seconds under emulation. With expect_trouble=True the test itself
-    judges what the kernel and the daemon say.
+    It is ended with the test. A boot takes about 4 seconds under emulation. With
+    expect_trouble=True the test itself judges what the kernel and the daemon say.
     """
     with contextlib.ExitStack() as stack:
 
@@ -204,7 +221,8 @@ def boot(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A test fails, too, when the guest's kernel complains, the daemon has a traceback, or one of them is gone."""
+    """A test fails, too, when the guest's kernel complains, the daemon has a traceback, or one of
+    them is gone."""
     result = yield
     problems: list[str] = []
     for machine, mark in item.stash.get(MARKS, []):
@@ -213,7 +231,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             machine.guest.ping()
         problems += machine.problems(mark)
         if not machine.daemon.running:
-            problems.append(f"the daemon ended with {machine.daemon.process.returncode}: {machine.daemon.lines[-3:]}")
+            problems.append(
+                f"the daemon ended with {machine.daemon.process.returncode}:"
+                f" {machine.daemon.lines[-3:]}"
+            )
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
     return result

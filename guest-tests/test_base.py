@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What worked before the series and must go on working after each patch: local notification and a plain share."""
+"""What worked before the series and must go on working after each patch: local notification and a
+plain share."""
 
 from collections.abc import Iterator
 
@@ -35,7 +36,9 @@ def main(folder, init, mask):
     while not seen & 0x200 and select.select([fd], [], [], 10)[0]:
         data = os.read(fd, 65536)
         while data:
-            length, _version, _reserved, _header, bits, file, _pid = struct.unpack_from("=IBBHQii", data)
+            length, _version, _reserved, _header, bits, file, _pid = struct.unpack_from(
+                "=IBBHQii", data
+            )
             seen |= bits
             data = data[length:]
     actor.join(10)
@@ -61,7 +64,8 @@ def test_local_dnotify_works_as_ever(guest: Guest, folder: str) -> None:
     watcher = (
         "import fcntl, os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO]);"
         " fd = os.open(sys.argv[1], os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_CREATE);"
-        " print('watching', flush=True); print(signal.sigtimedwait([signal.SIGIO], 20) is not None, flush=True)"
+        " print('watching', flush=True); print(signal.sigtimedwait([signal.SIGIO], 20) is not None,"
+        " flush=True)"
     )
     job = guest.spawn("python3", "-c", watcher, folder)
     try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ground under all other tests: the guest boots, the share is there both ways, local inotify works."""
+"""The ground under all other tests: the guest boots, the share is there both ways, local inotify
+works."""
 
 import errno
 import os
@@ -56,7 +57,9 @@ def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
 @pytest.mark.patch(0)
 def test_a_guest_that_crashes_is_told_at_once_with_its_trace(boot: Callable[..., Machine]) -> None:
     machine = boot(expect_trouble=True)
-    with pytest.raises(GuestLostError, match=r"Kernel panic - not syncing(.|\n)*sysrq_handle_crash"):
+    with pytest.raises(
+        GuestLostError, match=r"Kernel panic - not syncing(.|\n)*sysrq_handle_crash"
+    ):
         machine.guest.shell("echo c > /proc/sysrq-trigger; sleep 60", limit=60)
     assert not machine.alive
 

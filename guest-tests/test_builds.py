@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real work on the share: git, make and a compiler, pip, SQLite; and a guest whose root file system is a share."""
+"""Real work on the share: git, make and a compiler, pip, SQLite; and a guest whose root file system
+is a share."""
 
 import os
 import shlex
@@ -27,12 +28,16 @@ MODULES = 8
 
 def host(script: str, cwd: Path) -> str:
     """Run a shell script on the host; returns its output."""
-    return subprocess.run(["sh", "-ec", script], cwd=cwd, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["sh", "-ec", script], cwd=cwd, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def in_guest(guest: Guest, script: str, at: Any, limit: float = LIMIT) -> str:
     """Run a shell script in the guest; returns its output."""
-    return guest.shell(f"export HOME=/tmp PATH=/usr/bin:/bin:$PATH; set -e; cd {at}; {script}", limit=limit)
+    return guest.shell(
+        f"export HOME=/tmp PATH=/usr/bin:/bin:$PATH; set -e; cd {at}; {script}", limit=limit
+    )
 
 
 def test_repository_is_cloned_worked_on_and_packed(guest: Guest, share: Share) -> None:
@@ -42,12 +47,16 @@ def test_repository_is_cloned_worked_on_and_packed(guest: Guest, share: Share) -
     for number in range(40):
         (origin / "src" / "deep" / f"file{number}").write_text(f"{number}\n" * number)
         host(f"git add -A && {GIT} commit -q -m 'number {number}'", origin)
-    in_guest(guest, "git config --global --add safe.directory '*'; git clone -q origin clone", share.guest)
+    in_guest(
+        guest,
+        "git config --global --add safe.directory '*'; git clone -q origin clone",
+        share.guest,
+    )
     assert in_guest(guest, "git -C clone status --porcelain", share.guest) == ""
     work = (
-        "git checkout -q -b branch; for i in 1 2 3; do echo $i > new$i; git add .; "
-        f"{GIT} commit -q -m new$i; done; git mv src/deep src/moved; {GIT} commit -q -m moved; "
-        f"git checkout -q main; {GIT} merge -q branch; git gc -q; git fsck --strict; git push -q origin branch"
+        f"git checkout -q -b branch; for i in 1 2 3; do echo $i > new$i; git add .; {GIT} commit -q"
+        f" -m new$i; done; git mv src/deep src/moved; {GIT} commit -q -m moved; git checkout -q"
+        f" main; {GIT} merge -q branch; git gc -q; git fsck --strict; git push -q origin branch"
     )
     in_guest(guest, work, share.guest / "clone")
     # And the host finds the same.
@@ -65,17 +74,19 @@ def project(share: Share) -> Path:
     at.mkdir()
     for number in range(MODULES):
         (at / f"part{number}.c").write_text(
-            f'#include "generated.h"\n#include <stdio.h>\nint part{number}(void) {{ return BASE + {number}; }}\n'
+            f'#include "generated.h"\n#include <stdio.h>\nint part{number}(void) {{ return BASE +'
+            f" {number}; }}\n"
         )
     declarations = "".join(f"int part{number}(void);\n" for number in range(MODULES))
     total = " + ".join(f"part{number}()" for number in range(MODULES))
     (at / "main.c").write_text(
-        f'#include <stdio.h>\n{declarations}int main(void) {{ printf("%d\\n", {total}); return 0; }}\n'
+        f'#include <stdio.h>\n{declarations}int main(void) {{ printf("%d\\n", {total}); return 0;'
+        " }\n"
     )
     (at / "base").write_text("100\n")
     objects = " ".join(f"part{number}.o" for number in range(MODULES))
     (at / "Makefile").write_text(
-        f"program: main.o libparts.a\n\t$(CC) -o $@ main.o -L. -lparts\n"
+        "program: main.o libparts.a\n\t$(CC) -o $@ main.o -L. -lparts\n"
         f"libparts.a: {objects}\n\t$(AR) rcs $@ $^\n"
         f"{objects}: generated.h\n"
         'generated.h: base\n\techo "#define BASE $$(cat base)" > $@.new && mv $@.new $@\n'
@@ -84,7 +95,9 @@ def project(share: Share) -> Path:
     return at
 
 
-def test_program_is_built_and_only_what_changed_is_built_again(guest: Guest, share: Share, project: Path) -> None:
+def test_program_is_built_and_only_what_changed_is_built_again(
+    guest: Guest, share: Share, project: Path
+) -> None:
     at = share.guest / "project"
     in_guest(guest, "make -j2", at)
     assert in_guest(guest, "./program", at) == f"{MODULES * 100 + sum(range(MODULES))}\n"
@@ -109,10 +122,14 @@ def wheel(folder: Path) -> Path:
     info = "sample-1.0.dist-info"
     files = {f"sample/module{number}.py": f"VALUE = {number}\n" for number in range(30)}
     files |= {
-        "sample/__init__.py": "def main():\n    from sample import module7\n    print('value', module7.VALUE)\n",
+        "sample/__init__.py": (
+            "def main():\n    from sample import module7\n    print('value', module7.VALUE)\n"
+        ),
         "sample/data.bin": "x" * 100_000,
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
         f"{info}/entry_points.txt": "[console_scripts]\nsample = sample:main\n",
     }
     record = "".join(f"{name},,\n" for name in files) + f"{info}/RECORD,,\n"
@@ -126,13 +143,20 @@ def test_package_is_installed_into_an_environment(guest: Guest, share: Share) ->
     wheel(share.host)
     python = shlex.quote(sys.executable)
     in_guest(guest, f"{python} -m venv --without-pip environment", share.guest)
-    install = "install --disable-pip-version-check --no-index --no-cache-dir ./sample-1.0-py3-none-any.whl"
+    install = (
+        "install --disable-pip-version-check --no-index --no-cache-dir"
+        " ./sample-1.0-py3-none-any.whl"
+    )
     in_guest(guest, f"{python} -m pip --python environment/bin/python {install}", share.guest)
     assert in_guest(guest, "environment/bin/sample", share.guest) == "value 7\n"
     installed = list((share.host / "environment").rglob("sample/module*.py"))
     assert len(installed) == 30
     assert list((share.host / "environment").rglob("__pycache__/module7*.pyc"))
-    in_guest(guest, f"{python} -m pip --python environment/bin/python uninstall -q -y sample", share.guest)
+    in_guest(
+        guest,
+        f"{python} -m pip --python environment/bin/python uninstall -q -y sample",
+        share.guest,
+    )
     assert not list((share.host / "environment").rglob("sample/module*.py"))
 
 
@@ -192,7 +216,9 @@ def value_in(path: Path) -> int:
 
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
-def test_database_s_processes_in_the_guest_wait_for_each_other(mode: str, guest: Guest, share: Share) -> None:
+def test_database_s_processes_in_the_guest_wait_for_each_other(
+    mode: str, guest: Guest, share: Share
+) -> None:
     make_database(share.host / "database", mode)
     finish(count(guest, share.guest / "database"))
     assert value_in(share.host / "database") == WORKERS * TIMES
@@ -204,7 +230,9 @@ def test_database_s_processes_on_the_host_and_in_the_guest_wait_for_each_other(b
     make_database(database, "delete")
     inside = machine.mount_point / "database"
     jobs = count(machine.guest, inside)
-    subprocess.run([sys.executable, "-c", COUNT, str(database), str(TIMES)], check=True, timeout=LIMIT)
+    subprocess.run(
+        [sys.executable, "-c", COUNT, str(database), str(TIMES)], check=True, timeout=LIMIT
+    )
     finish(jobs)
     assert value_in(database) == (WORKERS + 1) * TIMES
     connection = sqlite3.connect(database, isolation_level=None)
@@ -222,14 +250,16 @@ stat -f -c 'type %T' /
 awk '$2 == "/" {{ print "root", $1, $3 }}' /proc/mounts
 git --version
 ls -lR /usr/include | md5sum
-{shlex.quote(str(Path(sys.executable).resolve()))} -c 'import json, ssl; print("python", json.dumps(sorted({{1, 2}})))'
+{shlex.quote(str(Path(sys.executable).resolve()))} -c \
+    'import json, ssl; print("python", json.dumps(sorted({{1, 2}})))'
 touch /forbidden || echo refused
 """
 
 
 @pytest.fixture
 def virtiofsd_is_us(tmp_path: Path) -> Path:
-    """A directory for PATH in which our daemon is called virtiofsd; it keeps its command line and its log there.
+    """A directory for PATH in which our daemon is called virtiofsd; it keeps its command line and
+    its log there.
 
     All options are passed on but --syslog: there may be none, and the log is what we want to see.
     """
@@ -246,14 +276,23 @@ def virtiofsd_is_us(tmp_path: Path) -> Path:
 
 def test_guest_s_root_file_system_is_served(equipment: Equipment, virtiofsd_is_us: Path) -> None:
     command = [
-        *(str(vng_program()), "--run", str(equipment.kernel.image), "--user=root", "--cpus=1", "--memory=1024M"),
+        *(
+            str(vng_program()),
+            "--run",
+            str(equipment.kernel.image),
+            "--user=root",
+            "--cpus=1",
+            "--memory=1024M",
+        ),
         *(f"--qemu={equipment.qemu.program}", "--verbose"),
         *(("--disable-kvm",) if equipment.accelerator is Accelerator.TCG else ()),
         *("--", ROOT_SCRIPT),
     ]
     path = f"{virtiofsd_is_us}:{vng_program().parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
-    output = pexpect.run(shlex.join(command), timeout=LIMIT, env=environment, cwd="/", encoding="utf-8")
+    output = pexpect.run(
+        shlex.join(command), timeout=LIMIT, env=environment, cwd="/", encoding="utf-8"
+    )
     log = (virtiofsd_is_us / "log").read_text()
     assert "script exited with code 0" in output, f"{output[-3000:]}\n{log}"
     assert "the guest speaks FUSE" in log

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has read an event about a change on the host finds that change when it looks: whatever the guest had cached.
+"""Who has read an event about a change on the host finds that change when it looks: whatever the
+guest had cached.
 
-The guest fills its caches, the host makes one change, and a thread of the guest that waits for the event looks at once:
-by stat, by open and read, by readdir. What it finds must be what the host finds.
+The guest fills its caches, the host makes one change, and a thread of the guest that waits for the
+event looks at once: by stat, by open and read, by readdir. What it finds must be what the host
+finds.
 """
 
 import dataclasses
@@ -33,14 +35,22 @@ NAMES = ("file", "other", "dir", "dir/inside", "new", "dir/new", "empty")
 
 
 def look(base: str, how: str, names: list[str]) -> list[Any]:
-    """What is found at each of `names` below `base`, as plain data: runs in the guest and on the host."""
+    """What is found at each of `names` below `base`, as plain data: runs in the guest and on the
+    host."""
     found: list[Any] = []
     for name in names:
         path = f"{base}/{name}"
         try:
             at = os.lstat(path)
             if how == "stat":
-                what: Any = [at.st_ino, at.st_mode, at.st_nlink, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
+                what: Any = [
+                    at.st_ino,
+                    at.st_mode,
+                    at.st_nlink,
+                    at.st_size,
+                    at.st_mtime_ns,
+                    at.st_ctime_ns,
+                ]
             elif how == "list":
                 # By itself before anything else, which could have the directory looked up anew.
                 what = sorted(os.listdir(path)) if stat.S_ISDIR(at.st_mode) else None  # noqa: PTH208
@@ -56,7 +66,9 @@ def look(base: str, how: str, names: list[str]) -> list[Any]:
     return found
 
 
-LOOK = "import ctypes, errno, mmap, os, select, stat\nfrom typing import Any\n" + inspect.getsource(look)
+LOOK = "import ctypes, errno, mmap, os, select, stat\nfrom typing import Any\n" + inspect.getsource(
+    look
+)
 #: Watches, then has everything in the caches.
 PRIME = (
     LOOK
@@ -105,10 +117,11 @@ CLOSE = "import os\ndef main(fd):\n    os.close(fd)\n"
 
 @dataclass(frozen=True)
 class Change:
-    """One change on the host, the event that tells of it, and what is watched for it: each choice by itself.
+    """One change on the host, the event that tells of it, and what is watched for it: each choice
+    by itself.
 
-    `untold` are the names of whose change the event does not tell: a file's other names, of which nobody watches the
-    directory.
+    `untold` are the names of whose change the event does not tell: a file's other names, of which
+    nobody watches the directory.
     """
 
     run: Step
@@ -138,16 +151,23 @@ CHANGES = {
     "empty": Change(lambda base: os.truncate(base / "file", 0), In.MODIFY, ((".",), ("file",))),
     "grow": Change(lambda base: os.truncate(base / "file", 9000), In.MODIFY, ((".",), ("file",))),
     "chmod": Change(lambda base: (base / "file").chmod(0o600), In.ATTRIB, ((".",), ("file",))),
-    "chmod of a directory": Change(lambda base: (base / "dir").chmod(0o700), In.ATTRIB, ((".",), ("dir",))),
+    "chmod of a directory": Change(
+        lambda base: (base / "dir").chmod(0o700), In.ATTRIB, ((".",), ("dir",))
+    ),
     "chmod of the watched directory": Change(lambda base: base.chmod(0o700), In.ATTRIB),
     "utimes": Change(lambda base: os.utime(base / "file", (7, 8)), In.ATTRIB, ((".",), ("file",))),
     "create": Change(lambda base: (base / "new").touch(), In.CREATE),
     "create below": Change(lambda base: (base / "dir" / "new").touch(), In.CREATE, (("dir",),)),
     "mkdir": Change(lambda base: (base / "new").mkdir(), In.CREATE),
     "symlink": Change(lambda base: (base / "new").symlink_to("file"), In.CREATE),
-    "hard link": Change(lambda base: os.link(base / "file", base / "new"), In.CREATE, untold=("file", "other")),
+    "hard link": Change(
+        lambda base: os.link(base / "file", base / "new"), In.CREATE, untold=("file", "other")
+    ),
     "hard link of a watched file": Change(
-        lambda base: os.link(base / "file", base / "new"), In.ATTRIB, (("file",),), untold=("new", ".")
+        lambda base: os.link(base / "file", base / "new"),
+        In.ATTRIB,
+        (("file",),),
+        untold=("new", "."),
     ),
     "unlink of the last name": Change(
         lambda base: (base / "dir" / "inside").unlink(), In.DELETE_SELF, (("dir/inside",),)
@@ -155,14 +175,26 @@ CHANGES = {
     "unlink": Change(lambda base: (base / "file").unlink(), In.DELETE),
     "unlink below": Change(lambda base: (base / "dir" / "inside").unlink(), In.DELETE, (("dir",),)),
     "rmdir": Change(lambda base: (base / "empty").rmdir(), In.DELETE),
-    "rename, seen where it went": Change(lambda base: (base / "file").rename(base / "new"), In.MOVED_TO),
-    "rename, seen where it was": Change(lambda base: (base / "file").rename(base / "new"), In.MOVED_FROM),
-    "rename out": Change(lambda base: (base / "file").rename(base / "dir" / "new"), In.MOVED_FROM, ((".", "dir"),)),
-    "rename in": Change(lambda base: (base / "dir" / "inside").rename(base / "new"), In.MOVED_TO, ((".", "dir"),)),
-    "rename out of what is watched": Change(
-        lambda base: (base / "file").rename(base / "dir" / "new"), In.MOVED_FROM, untold=("dir", "dir/new")
+    "rename, seen where it went": Change(
+        lambda base: (base / "file").rename(base / "new"), In.MOVED_TO
     ),
-    "rename over": Change(lambda base: (base / "new").replace(base / "file"), In.MOVED_TO, prepare=a_new_file),
+    "rename, seen where it was": Change(
+        lambda base: (base / "file").rename(base / "new"), In.MOVED_FROM
+    ),
+    "rename out": Change(
+        lambda base: (base / "file").rename(base / "dir" / "new"), In.MOVED_FROM, ((".", "dir"),)
+    ),
+    "rename in": Change(
+        lambda base: (base / "dir" / "inside").rename(base / "new"), In.MOVED_TO, ((".", "dir"),)
+    ),
+    "rename out of what is watched": Change(
+        lambda base: (base / "file").rename(base / "dir" / "new"),
+        In.MOVED_FROM,
+        untold=("dir", "dir/new"),
+    ),
+    "rename over": Change(
+        lambda base: (base / "new").replace(base / "file"), In.MOVED_TO, prepare=a_new_file
+    ),
     "rename a directory": Change(lambda base: (base / "dir").rename(base / "new"), In.MOVED_TO),
 }
 
@@ -197,8 +229,11 @@ def keepers(
 only_always = pytest.mark.parametrize("keepers", ["always"], indirect=True)
 
 
-def see(guest: Guest, share: Share, change: Change, watched: tuple[str, ...], how: str) -> tuple[Any, Any, Any]:
-    """Looks before the change, right after its event, and on the host. With nothing watched: right after it."""
+def see(
+    guest: Guest, share: Share, change: Change, watched: tuple[str, ...], how: str
+) -> tuple[Any, Any, Any]:
+    """Looks before the change, right after its event, and on the host. With nothing watched: right
+    after it."""
     share.host.mkdir()
     fill(share.host)
     change.prepare(share.host)
@@ -207,9 +242,17 @@ def see(guest: Guest, share: Share, change: Change, watched: tuple[str, ...], ho
     fd, before = guest.python(PRIME, base, names, watched, int(change.event))
     try:
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(guest.python, WAIT, fd, base, names, how, LIMIT, limit=LIMIT) if watched else None
+            waiting = (
+                pool.submit(guest.python, WAIT, fd, base, names, how, LIMIT, limit=LIMIT)
+                if watched
+                else None
+            )
             change.run(share.host)
-            after = guest.python(LOOK + "main = look", base, how, names) if waiting is None else waiting.result()
+            after = (
+                guest.python(LOOK + "main = look", base, how, names)
+                if waiting is None
+                else waiting.result()
+            )
     finally:
         guest.python(CLOSE, fd)
     return before[how], after, look(str(share.host), how, names)
@@ -217,7 +260,9 @@ def see(guest: Guest, share: Share, change: Change, watched: tuple[str, ...], ho
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_who_has_read_the_event_finds_the_change(guest: Guest, share: Share, change: Change, how: str) -> None:
+def test_who_has_read_the_event_finds_the_change(
+    guest: Guest, share: Share, change: Change, how: str
+) -> None:
     for number, watched in enumerate(change.watched):
         part = Share(share.host / str(number), share.guest / str(number))
         _before, after, on_host = see(guest, part, change, watched, how)
@@ -229,7 +274,13 @@ def test_an_open_file_and_its_mapping_show_the_change(guest: Guest, share: Share
     with ThreadPoolExecutor(1) as pool, guest.inotify() as listener:
         listener.add(share.guest, In.CREATE)
         waiting = pool.submit(
-            guest.python, MAP, f"{share.guest}/file", int(In.MODIFY), LIMIT, f"{share.guest}/started", limit=LIMIT
+            guest.python,
+            MAP,
+            f"{share.guest}/file",
+            int(In.MODIFY),
+            LIMIT,
+            f"{share.guest}/started",
+            limit=LIMIT,
         )
         assert [event.name for event in listener.read(1)] == ["started"]
         write("file", "CONTENT and more", 0)(share.host)
@@ -237,12 +288,16 @@ def test_an_open_file_and_its_mapping_show_the_change(guest: Guest, share: Share
 
 
 def test_the_guest_knows_which_name_is_the_last(guest: Guest, share: Share) -> None:
-    """What an unlink in the guest ends depends on the names that the host has given or taken meanwhile."""
+    """What an unlink in the guest ends depends on the names that the host has given or taken
+    meanwhile."""
     for name in ("more", "less"):
         (share.host / name).touch()
     (share.host / "less too").hardlink_to(share.host / "less")
     with guest.inotify() as listener:
-        more, less = [listener.add(share.guest / name, In.ATTRIB | In.DELETE_SELF) for name in ("more", "less")]
+        more, less = [
+            listener.add(share.guest / name, In.ATTRIB | In.DELETE_SELF)
+            for name in ("more", "less")
+        ]
         guest.shell(f"cd {share.guest}; stat more less")
         (share.host / "more too").hardlink_to(share.host / "more")
         (share.host / "less too").unlink()
@@ -251,7 +306,10 @@ def test_the_guest_knows_which_name_is_the_last(guest: Guest, share: Share) -> N
             # Without a look at the file before, as rm has it.
             guest.os("unlink", f"{share.guest}/{name}")
         told = [event for event in listener.read(quiet=0.5, limit=LIMIT) if event.mask != In.ATTRIB]
-        assert [(event.wd, event.mask) for event in told] == [(less, In.DELETE_SELF), (less, In.IGNORED)]
+        assert [(event.wd, event.mask) for event in told] == [
+            (less, In.DELETE_SELF),
+            (less, In.IGNORED),
+        ]
         (share.host / "more too").unlink()
         ended = [(event.wd, event.mask) for event in listener.read(3)]
         assert ended[1:] == [(more, In.DELETE_SELF), (more, In.IGNORED)]
@@ -259,10 +317,19 @@ def test_the_guest_knows_which_name_is_the_last(guest: Guest, share: Share) -> N
 
 @only_always
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_without_a_watch_the_guest_finds_what_it_has_cached(guest: Guest, share: Share, change: Change) -> None:
-    """So the test above can fail. What is not there is not cached by anybody: the daemon does not let the guest."""
+def test_without_a_watch_the_guest_finds_what_it_has_cached(
+    guest: Guest, share: Share, change: Change
+) -> None:
+    """So the test above can fail. What is not there is not cached by anybody: the daemon does not
+    let the guest."""
     stale = []
     for how in WAYS:
-        before, after, on_host = see(guest, Share(share.host / how, share.guest / how), change, (), how)
-        stale += [now for then, now, there in zip(before, after, on_host, strict=True) if now == then != there]
+        before, after, on_host = see(
+            guest, Share(share.host / how, share.guest / how), change, (), how
+        )
+        stale += [
+            now
+            for then, now, there in zip(before, after, on_host, strict=True)
+            if now == then != there
+        ]
     assert stale, "the guest finds this change whatever happens"

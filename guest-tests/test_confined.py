@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon without privileges, mounts in the share, paths that lead out of it: what programs in the guest see."""
+"""A daemon without privileges, mounts in the share, paths that lead out of it: what programs in the
+guest see."""
 
 import errno
 import os
@@ -52,7 +53,13 @@ def user_command(sandbox: str) -> tuple[str, ...]:
         f'at=$(dirname "$1"); chmod 755 "$at"; chown {user} "$at"; shift; '
         f'exec {shlex.quote(sys.executable)} -c "$0" {user} {group} "$@"'
     )
-    options = ("--socket-path={socket}", "--shared-dir={shared}", "--tag={tag}", f"--sandbox={sandbox}", "--xattr")
+    options = (
+        "--socket-path={socket}",
+        "--shared-dir={shared}",
+        "--tag={tag}",
+        f"--sandbox={sandbox}",
+        "--xattr",
+    )
     # Not to be taken for names to fill in.
     program = AS_USER.replace("{", "{{").replace("}", "}}")
     return ("sh", "-c", script.replace("{", "{{").replace("}", "}}"), program, "{socket}", *options)
@@ -65,7 +72,9 @@ def test_ordinary_user_s_daemon_serves_and_tells(sandbox: str, boot: Any, theirs
     guest, at = machine.guest, machine.mount_point
     (theirs / "secret").write_text("root's alone")
     (theirs / "secret").chmod(0o600)
-    guest.shell(f"cd {at}; mkdir made; echo text > made/file; ln -s file made/link; mv made/file made/moved")
+    guest.shell(
+        f"cd {at}; mkdir made; echo text > made/file; ln -s file made/link; mv made/file made/moved"
+    )
     for name in ("made", "made/moved"):
         assert (theirs / name).stat().st_uid == NOBODY.pw_uid
     assert (theirs / "made" / "moved").read_text() == "text\n"
@@ -73,7 +82,9 @@ def test_ordinary_user_s_daemon_serves_and_tells(sandbox: str, boot: Any, theirs
     for call, *arguments in (("chown", 0, 0), ("mknod", 0o20600, os.makedev(1, 3))):
         target = f"{at}/made/moved" if call == "chown" else f"{at}/device"
         # An owner who is not known in the daemon's user namespace is none.
-        with pytest.raises(OSError, match=f"{os.strerror(errno.EPERM)}|{os.strerror(errno.EINVAL)}"):
+        with pytest.raises(
+            OSError, match=f"{os.strerror(errno.EPERM)}|{os.strerror(errno.EINVAL)}"
+        ):
             guest.os(call, target, *arguments)
     with pytest.raises(OSError, match=os.strerror(errno.EACCES)):
         guest.read_file(f"{at}/secret")
@@ -100,14 +111,19 @@ def test_mounts_in_the_share_are_mounts_in_the_guest(boot: Any, tmp_path: Path) 
     machine: Machine = boot(shared=tmp_path, daemon_command=command)
     guest, at = machine.guest, machine.mount_point
     # They are mounted when a path leads into them.
-    devices = {name: guest.os("stat", f"{at}/{name}/.")["st_dev"] for name in ("mounted", "directory", "again", "")}
+    devices = {
+        name: guest.os("stat", f"{at}/{name}/.")["st_dev"]
+        for name in ("mounted", "directory", "again", "")
+    }
     assert devices["directory"] == devices[""]
     assert len({devices["mounted"], devices["again"], devices[""]}) == 3
     assert guest.read_file(f"{at}/mounted/file") == b"inner\n"
     assert guest.read_file(f"{at}/again/file") == b"outer"
     with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
         guest.os("rename", f"{at}/directory/file", f"{at}/mounted/other")
-    guest.shell(f"cd {at}/mounted; echo more >> file; sync -f file; df . > /dev/null; find . > /dev/null")
+    guest.shell(
+        f"cd {at}/mounted; echo more >> file; sync -f file; df . > /dev/null; find . > /dev/null"
+    )
     with guest.inotify() as listener:
         listener.add(f"{at}/again", In.CREATE | In.DELETE)
         (tmp_path / "directory" / "new").touch()
@@ -125,7 +141,9 @@ def test_links_lead_into_the_guest_s_own_tree(guest: Guest, share: Share) -> Non
     (share.host / "root").symlink_to("/proc/self/root/tmp/whose")
     for name in ("absolute", "up", "root"):
         assert guest.read_file(share.guest / name) == b"the guest\n"
-    assert guest.os("listdir", f"{share.guest}/../..") == guest.os("listdir", str(share.guest.parent.parent))
+    assert guest.os("listdir", f"{share.guest}/../..") == guest.os(
+        "listdir", str(share.guest.parent.parent)
+    )
 
 
 SWAP_AND_READ = """
@@ -171,5 +189,11 @@ def test_renames_on_the_host_during_a_walk_lead_nowhere_else(guest: Guest, share
         going.set()
         swapper.join()
         secret.unlink()
-    assert set(seen) <= {"decoy", str(errno.ENOENT), str(errno.ENOTDIR), str(errno.ESTALE), str(errno.ELOOP)}
+    assert set(seen) <= {
+        "decoy",
+        str(errno.ENOENT),
+        str(errno.ENOTDIR),
+        str(errno.ESTALE),
+        str(errno.ELOOP),
+    }
     assert "decoy" in seen

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""It is fsnotify, not inotify alone: fanotify and dnotify in the guest see what happens on the host, too."""
+"""It is fsnotify, not inotify alone: fanotify and dnotify in the guest see what happens on the
+host, too."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,9 @@ def read(fd, count, limit):
     while len(found) < count and select.select([fd], [], [], limit)[0]:
         data = os.read(fd, 65536)
         while data:
-            length, _version, _reserved, header, mask, file, _pid = struct.unpack_from("=IBBHQii", data)
+            length, _version, _reserved, header, mask, file, _pid = struct.unpack_from(
+                "=IBBHQii", data
+            )
             infos, at = [], header
             while at < length:
                 kind, _pad, size = struct.unpack_from("=BBH", data, at)
@@ -109,7 +112,8 @@ def close(fd):
 
 @dataclass(frozen=True)
 class Seen:
-    """One event as a fanotify listener reads it: objects by handle and name, or the path of the descriptor.
+    """One event as a fanotify listener reads it: objects by handle and name, or the path of the
+    descriptor.
 
     `kinds` are the types of the information records, FAN_EVENT_INFO_TYPE_*.
     """
@@ -138,9 +142,16 @@ class Group:
 
     def read(self, count: int, limit: float = 10.0) -> list[Seen]:
         """Until there are `count`, or none comes for `limit` seconds."""
-        found = self.guest.python(f"{GROUP}main = read", self.fd, count, limit, limit=limit * (count + 1))
+        found = self.guest.python(
+            f"{GROUP}main = read", self.fd, count, limit, limit=limit * (count + 1)
+        )
         return [
-            Seen(Event(mask), [info[0] for info in infos], [(info[1], info[2]) for info in infos], path)
+            Seen(
+                Event(mask),
+                [info[0] for info in infos],
+                [(info[1], info[2]) for info in infos],
+                path,
+            )
             for mask, infos, path in found
         ]
 
@@ -169,7 +180,10 @@ STEPS: list[tuple[Step, list[tuple[Event, str]]]] = [
     (lambda base: (base / "a").touch(), [(Event.CREATE, "a")]),
     (lambda base: append(base / "a"), [(Event.MODIFY, "a")]),
     (lambda base: (base / "a").chmod(0o600), [(Event.ATTRIB, "a")]),
-    (lambda base: (base / "a").rename(base / "b"), [(Event.MOVED_FROM, "a"), (Event.MOVED_TO, "b")]),
+    (
+        lambda base: (base / "a").rename(base / "b"),
+        [(Event.MOVED_FROM, "a"), (Event.MOVED_TO, "b")],
+    ),
     (lambda base: (base / "b").unlink(), [(Event.DELETE, "b")]),
     (lambda base: (base / "sub").mkdir(), [(Event.CREATE | Event.ONDIR, "sub")]),
     (lambda base: (base / "sub").rmdir(), [(Event.DELETE | Event.ONDIR, "sub")]),
@@ -199,7 +213,9 @@ def test_a_files_listener_reads_the_files_handle(guest: Guest, share: Share) -> 
     file = share.host / "file"
     file.touch()
     with group(guest, Fan.REPORT_FID) as listener:
-        listener.mark(share.guest / "file", Event.MODIFY | Event.ATTRIB | Event.MOVE_SELF | Event.DELETE_SELF)
+        listener.mark(
+            share.guest / "file", Event.MODIFY | Event.ATTRIB | Event.MOVE_SELF | Event.DELETE_SELF
+        )
         handle = listener.handle(share.guest / "file")
         steps: list[tuple[Callable[[], object], Event]] = [
             (lambda: append(file), Event.MODIFY),
@@ -208,7 +224,9 @@ def test_a_files_listener_reads_the_files_handle(guest: Guest, share: Share) -> 
         ]
         for step, mask in steps:
             step()
-            assert [(event.mask, event.infos) for event in listener.read(1)] == [(mask, [(handle, "")])]
+            assert [(event.mask, event.infos) for event in listener.read(1)] == [
+                (mask, [(handle, "")])
+            ]
         (share.host / "moved").unlink()
         last = Event(0)
         while not last & Event.DELETE_SELF:
@@ -223,7 +241,9 @@ def test_what_a_group_ignores_on_the_host_too_is_not_read(guest: Guest, share: S
     (share.host / "file").touch()
     with group(guest, Fan.REPORT_FID) as listener:
         listener.mark(share.guest / "file", Event.MODIFY | Event.ATTRIB)
-        listener.mark(share.guest / "file", Event.MODIFY, Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY)
+        listener.mark(
+            share.guest / "file", Event.MODIFY, Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY
+        )
         append(share.host / "file")
         (share.host / "file").chmod(0o600)
         assert [event.mask for event in listener.read(1)] == [Event.ATTRIB]
@@ -232,7 +252,9 @@ def test_what_a_group_ignores_on_the_host_too_is_not_read(guest: Guest, share: S
 
 @pytest.mark.patch(13)
 @MODES
-def test_what_a_file_ignores_its_directorys_listener_does_not_read(guest: Guest, share: Share) -> None:
+def test_what_a_file_ignores_its_directorys_listener_does_not_read(
+    guest: Guest, share: Share
+) -> None:
     for name in ("ignored", "heard"):
         (share.host / name).touch()
     with group(guest, Fan.REPORT_DFID_NAME) as listener:
@@ -241,26 +263,43 @@ def test_what_a_file_ignores_its_directorys_listener_does_not_read(guest: Guest,
         listener.mark(share.guest / "ignored", Event.MODIFY, flags)
         append(share.host / "ignored")
         append(share.host / "heard")
-        assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [(Event.MODIFY, "heard")]
+        assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [
+            (Event.MODIFY, "heard")
+        ]
         (share.host / "ignored").chmod(0o600)
-        assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [(Event.ATTRIB, "ignored")]
+        assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [
+            (Event.ATTRIB, "ignored")
+        ]
         assert listener.quiet()
 
 
-def renames_seen(guest: Guest, base: PurePosixPath, marked: Sequence[str], rename: Callable[[str, str], object]) -> Any:
-    """What a listener for FAN_RENAME, FAN_MOVED_FROM and FAN_MOVED_TO reads of renames from one/ and in it.
+def renames_seen(
+    guest: Guest, base: PurePosixPath, marked: Sequence[str], rename: Callable[[str, str], object]
+) -> Any:
+    """What a listener for FAN_RENAME, FAN_MOVED_FROM and FAN_MOVED_TO reads of renames from one/
+    and in it.
 
-    Handles are replaced by what they lead to. one/ and two/ are in the guest's directory `base`, with file/ and dir/.
+    Handles are replaced by what they lead to. one/ and two/ are in the guest's directory `base`,
+    with file/ and dir/.
     """
     with group(guest, Fan.REPORT_FID | Fan.REPORT_DFID_NAME | Fan.REPORT_TARGET_FID) as listener:
-        objects = {listener.handle(base / name): name for name in ("one", "two", "one/file", "one/dir")}
+        objects = {
+            listener.handle(base / name): name for name in ("one", "two", "one/file", "one/dir")
+        }
         for name in marked:
-            listener.mark(base / name, Event.RENAME | Event.MOVED_FROM | Event.MOVED_TO | Event.ONDIR)
+            listener.mark(
+                base / name, Event.RENAME | Event.MOVED_FROM | Event.MOVED_TO | Event.ONDIR
+            )
         # ... and has the same handle in FUSE for as long as it is in use.
         used = [guest.os("open", str(base / name), os.O_RDONLY) for name in ("one/file", "one/dir")]
         seen = []
-        for old, new in (("one/file", "one/renamed"), ("one/renamed", "two/moved"), ("one/dir", "two/dir")):
-            # Of a rename elsewhere the object is known by its old name, if that has been looked up ...
+        for old, new in (
+            ("one/file", "one/renamed"),
+            ("one/renamed", "two/moved"),
+            ("one/dir", "two/dir"),
+        ):
+            # Of a rename elsewhere the object is known by its old name, if that has been looked up
+            # ...
             guest.os("stat", str(base / old))
             rename(old, new)
             told = any(PurePosixPath(name).parent.name in marked for name in (old, new))
@@ -291,9 +330,14 @@ def test_a_rename_is_read_as_one_event_as_on_a_local_file_system(
         guest.write_file(str(base / "one/file"), b"")
     try:
         there = renames_seen(
-            guest, local, marked, lambda old, new: guest.os("rename", str(local / old), str(local / new))
+            guest,
+            local,
+            marked,
+            lambda old, new: guest.os("rename", str(local / old), str(local / new)),
         )
-        here = renames_seen(guest, share.guest, marked, lambda old, new: (share.host / old).rename(share.host / new))
+        here = renames_seen(
+            guest, share.guest, marked, lambda old, new: (share.host / old).rename(share.host / new)
+        )
     finally:
         guest.shell(f"rm -r {local}")
     assert any(mask & Event.RENAME for mask, _infos in there)
@@ -304,21 +348,28 @@ def test_a_rename_is_read_as_one_event_as_on_a_local_file_system(
 
 
 @MODES
-def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(guest: Guest, share: Share) -> None:
+def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(
+    guest: Guest, share: Share
+) -> None:
     (share.host / "file").touch()
     path = f"{share.guest}/file"
-    # In mode remote the server reports what the guest does, too, but not in a form that such a group could use.
+    # In mode remote the server reports what the guest does, too, but not in a form that such a
+    # group could use.
     with guest.inotify() as watcher, group(guest, Fan(0)) as listener:
         watcher.add(path, In.CLOSE_WRITE)
         listener.mark(share.guest / "file", Event.CLOSE_WRITE)
         guest.write_file(path, b"by the guest")
-        assert [(event.mask, event.path) for event in listener.read(1)] == [(Event.CLOSE_WRITE, path)]
+        assert [(event.mask, event.path) for event in listener.read(1)] == [
+            (Event.CLOSE_WRITE, path)
+        ]
         assert [event.mask for event in watcher.read(1)] == [In.CLOSE_WRITE]
         assert listener.quiet()
 
 
 @MODES
-def test_what_only_the_guests_kernel_knows_is_told_beside_the_hosts(guest: Guest, share: Share) -> None:
+def test_what_only_the_guests_kernel_knows_is_told_beside_the_hosts(
+    guest: Guest, share: Share
+) -> None:
     (share.host / "script").write_text("#!/bin/sh\n")
     (share.host / "script").chmod(0o755)
     path = share.guest / "script"
@@ -379,7 +430,9 @@ def main(path, allowed, denied, perm, mount_mark, content):
     while len(asked) < 2 and select.select([fd], [], [], 10)[0]:
         data = os.read(fd, 65536)
         while data:
-            length, _version, _reserved, _header, mask, file, _pid = struct.unpack_from("=IBBHQii", data)
+            length, _version, _reserved, _header, mask, file, _pid = struct.unpack_from(
+                "=IBBHQii", data
+            )
             name = os.readlink(f"/proc/self/fd/{file}")
             os.write(fd, struct.pack("=iI", file, 1 if name == allowed else 2))
             os.close(file)
@@ -393,15 +446,19 @@ def main(path, allowed, denied, perm, mount_mark, content):
 
 
 @MODES
-def test_who_is_asked_for_permission_decides_on_opens_in_the_guest(guest: Guest, share: Share) -> None:
+def test_who_is_asked_for_permission_decides_on_opens_in_the_guest(
+    guest: Guest, share: Share
+) -> None:
     for name in ("allowed", "denied"):
         (share.host / name).write_text(name)
     allowed, denied = f"{share.guest}/allowed", f"{share.guest}/denied"
     with guest.inotify() as watcher:
-        # In mode remote the server reports OPEN of what is watched; the question must be asked all the same.
+        # In mode remote the server reports OPEN of what is watched; the question must be asked all
+        # the same.
         watcher.add(denied, In.OPEN)
         asked, results = guest.python(
-            PERMISSION, str(share.guest), allowed, denied, int(Event.OPEN_PERM), int(Fan.MARK_MOUNT),
+            PERMISSION, str(share.guest), allowed, denied,
+            int(Event.OPEN_PERM), int(Fan.MARK_MOUNT),
             int(Fan.CLASS_CONTENT), limit=30.0,
         )  # fmt: skip
     assert asked == [[Event.OPEN_PERM, allowed], [Event.OPEN_PERM, denied]]
@@ -428,7 +485,11 @@ while signal.sigtimedwait([signal.SIGRTMIN], 20):
         ("DN_MODIFY", lambda base: append(base / "file")),
         ("DN_ATTRIB", lambda base: (base / "file").chmod(0o600)),
         ("DN_DELETE", lambda base: (base / "file").unlink()),
-        pytest.param("DN_RENAME", lambda base: (base / "file").rename(base / "new"), marks=pytest.mark.patch(14)),
+        pytest.param(
+            "DN_RENAME",
+            lambda base: (base / "file").rename(base / "new"),
+            marks=pytest.mark.patch(14),
+        ),
     ],
 )
 def test_dnotify_sends_its_signal(guest: Guest, share: Share, event: str, step: Step) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens on the host is seen in the guest as native inotify would tell it, event for event."""
+"""What happens on the host is seen in the guest as native inotify would tell it, event for
+event."""
 
 import os
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ FILE = {".": int(In.ALL), "file": int(In.ALL)}
 
 @dataclass(frozen=True)
 class Case:
-    """A script: `prepare` and `run` get the base directory; the bits of `expect` must occur, so that none is empty."""
+    """A script: `prepare` and `run` get the base directory; the bits of `expect` must occur, so
+    that none is empty."""
 
     run: Step
     expect: In
@@ -61,21 +63,31 @@ CASES = {
     "create": Case(lambda base: (base / "new").touch(), In.CREATE | In.OPEN | In.CLOSE_WRITE),
     "write": Case(append, In.MODIFY | In.CLOSE_WRITE, a_file, FILE),
     "truncate": Case(lambda base: os.truncate(base / "file", 2), In.MODIFY, a_file, FILE),
-    "read": Case(lambda base: (base / "file").read_bytes(), In.ACCESS | In.CLOSE_NOWRITE, a_file, FILE),
+    "read": Case(
+        lambda base: (base / "file").read_bytes(), In.ACCESS | In.CLOSE_NOWRITE, a_file, FILE
+    ),
     "open read-only": Case(open_and_close, In.OPEN | In.CLOSE_NOWRITE, a_file, FILE),
     "chmod": Case(lambda base: (base / "file").chmod(0o600), In.ATTRIB, a_file, FILE),
     "utimes": Case(lambda base: os.utime(base / "file", (1, 2)), In.ATTRIB, a_file, FILE),
-    "setxattr": Case(lambda base: os.setxattr(base / "file", "user.x", b"1"), In.ATTRIB, a_file, FILE),
+    "setxattr": Case(
+        lambda base: os.setxattr(base / "file", "user.x", b"1"), In.ATTRIB, a_file, FILE
+    ),
     "unlink": Case(lambda base: (base / "file").unlink(), In.DELETE, a_file),
-    "unlink a watched file": Case(lambda base: (base / "file").unlink(), In.DELETE_SELF | In.IGNORED, a_file, FILE),
+    "unlink a watched file": Case(
+        lambda base: (base / "file").unlink(), In.DELETE_SELF | In.IGNORED, a_file, FILE
+    ),
     "unlink one of two names": Case(
         lambda base: (base / "other").unlink(),
         In.DELETE | In.ATTRIB,
         in_turn(a_file, lambda base: os.link(base / "file", base / "other")),
         FILE,
     ),
-    "rename": Case(lambda base: (base / "file").rename(base / "new"), In.MOVED_FROM | In.MOVED_TO, a_file),
-    "rename a watched file": Case(lambda base: (base / "file").rename(base / "new"), In.MOVE_SELF, a_file, FILE),
+    "rename": Case(
+        lambda base: (base / "file").rename(base / "new"), In.MOVED_FROM | In.MOVED_TO, a_file
+    ),
+    "rename a watched file": Case(
+        lambda base: (base / "file").rename(base / "new"), In.MOVE_SELF, a_file, FILE
+    ),
     "rename into a watched directory": Case(
         lambda base: (base / "file").rename(base / "dir" / "moved"),
         In.MOVED_FROM | In.MOVED_TO,
@@ -83,7 +95,9 @@ CASES = {
         {".": int(In.ALL), "dir": int(In.ALL)},
     ),
     "rename into an unwatched directory": Case(
-        lambda base: (base / "file").rename(base / "dir" / "moved"), In.MOVED_FROM, a_file_and_a_directory
+        lambda base: (base / "file").rename(base / "dir" / "moved"),
+        In.MOVED_FROM,
+        a_file_and_a_directory,
     ),
     "rename over a watched file": Case(
         lambda base: (base / "new").replace(base / "file"),
@@ -92,10 +106,15 @@ CASES = {
         FILE,
     ),
     "two renames": Case(
-        exchange, In.MOVED_FROM | In.MOVED_TO, a_file_and_a_directory, {".": int(In.ALL), "dir": int(In.ALL)}
+        exchange,
+        In.MOVED_FROM | In.MOVED_TO,
+        a_file_and_a_directory,
+        {".": int(In.ALL), "dir": int(In.ALL)},
     ),
     "mkdir": Case(lambda base: (base / "new").mkdir(), In.CREATE | In.ISDIR),
-    "rmdir": Case(lambda base: (base / "dir").rmdir(), In.DELETE | In.ISDIR, a_file_and_a_directory),
+    "rmdir": Case(
+        lambda base: (base / "dir").rmdir(), In.DELETE | In.ISDIR, a_file_and_a_directory
+    ),
     "rmdir of a watched directory": Case(
         lambda base: (base / "dir").rmdir(),
         In.DELETE_SELF | In.IGNORED,
@@ -115,20 +134,28 @@ CASES = {
         {".": int(In.ALL), "dir": int(In.ALL)},
     ),
     "symlink": Case(lambda base: (base / "new").symlink_to("nowhere"), In.CREATE),
-    "hard link": Case(lambda base: os.link(base / "file", base / "new"), In.CREATE | In.ATTRIB, a_file, FILE),
+    "hard link": Case(
+        lambda base: os.link(base / "file", base / "new"), In.CREATE | In.ATTRIB, a_file, FILE
+    ),
     "a name of one byte": Case(lambda base: (base / "x").touch(), In.CREATE),
     "a name of 255 bytes": Case(lambda base: (base / ("x" * 255)).touch(), In.CREATE),
     "a name beyond ASCII": Case(lambda base: (base / "Käse 🧀").touch(), In.CREATE),
-    "a name that is no UTF-8": Case(lambda base: (base / os.fsdecode(b"\xff\xfe")).touch(), In.CREATE),
+    "a name that is no UTF-8": Case(
+        lambda base: (base / os.fsdecode(b"\xff\xfe")).touch(), In.CREATE
+    ),
     "only what was asked for": Case(
-        in_turn(a_file, lambda base: (base / "file").unlink()), In.DELETE, watched={".": int(In.CREATE | In.DELETE)}
+        in_turn(a_file, lambda base: (base / "file").unlink()),
+        In.DELETE,
+        watched={".": int(In.CREATE | In.DELETE)},
     ),
 }
 
 
 @pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_the_guest_is_told_what_native_inotify_tells(guest: Guest, share: Share, tmp_path: Path, case: Case) -> None:
+def test_the_guest_is_told_what_native_inotify_tells(
+    guest: Guest, share: Share, tmp_path: Path, case: Case
+) -> None:
     result = compare(guest, share, tmp_path, case.prepare, case.run, case.watched)
     seen = In(0)
     for event in result.native:

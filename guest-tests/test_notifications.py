@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest believes no notification that it has not checked: what is malformed is dropped and counted."""
+"""The guest believes no notification that it has not checked: what is malformed is dropped and
+counted."""
 
 import dataclasses
 import json
@@ -59,7 +60,14 @@ def hostile(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> I
     (shared / "dir").mkdir(parents=True)
     (shared / "file").write_text("content")
     program = Path(__file__).parent / "servers" / "hostile_daemon.py"
-    command = (sys.executable, str(program), "{socket}", "{shared}", "{tag}", str(folder / "control"))
+    command = (
+        sys.executable,
+        str(program),
+        "{socket}",
+        "{shared}",
+        "{tag}",
+        str(folder / "control"),
+    )
     spec = dataclasses.replace(equipment.machine("hostile", shared), daemon_command=command)
     with running(spec) as machine, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
         control.settimeout(10)
@@ -97,7 +105,9 @@ def malformed(directory: int, file: int) -> dict[str, bytes]:
     """Payloads that each break one rule of docs/protocol.md."""
     created = EventRecord(directory, 0, Event.CREATE, b"name").encode()
     modified = EventRecord(file, 0, Event.MODIFY).encode()
-    moved = EventRecord(directory, 0, Event.RENAME, b"old", newdir=directory, newname=b"new").encode()
+    moved = EventRecord(
+        directory, 0, Event.RENAME, b"old", newdir=directory, newname=b"new"
+    ).encode()
     return {
         "shorter than a record": modified[:40],
         "length 0": changed(modified, len=0),
@@ -122,12 +132,22 @@ def malformed(directory: int, file: int) -> dict[str, bytes]:
         "child of a file": EventRecord(file, 0, Event.MODIFY | Event.ON_CHILD, b"name").encode(),
         "child without a name": EventRecord(directory, 0, Event.MODIFY | Event.ON_CHILD).encode(),
         "name without a child": EventRecord(directory, 0, Event.MODIFY, b"name").encode(),
-        "event of an entry and of a file": EventRecord(directory, 0, Event.CREATE | Event.MODIFY, b"name").encode(),
-        "two moves in one": EventRecord(directory, 0, Event.MOVED_FROM | Event.MOVED_TO, b"name").encode(),
+        "event of an entry and of a file": EventRecord(
+            directory, 0, Event.CREATE | Event.MODIFY, b"name"
+        ).encode(),
+        "two moves in one": EventRecord(
+            directory, 0, Event.MOVED_FROM | Event.MOVED_TO, b"name"
+        ).encode(),
         "half of what is no move": changed(created, flags=1),
-        "rename to nowhere": EventRecord(directory, 0, Event.RENAME, b"old", newname=b"new").encode(),
-        "rename without a new name": EventRecord(directory, 0, Event.RENAME, b"old", newdir=directory).encode(),
-        "rename into a file": EventRecord(directory, 0, Event.RENAME, b"old", newdir=file, newname=b"new").encode(),
+        "rename to nowhere": EventRecord(
+            directory, 0, Event.RENAME, b"old", newname=b"new"
+        ).encode(),
+        "rename without a new name": EventRecord(
+            directory, 0, Event.RENAME, b"old", newdir=directory
+        ).encode(),
+        "rename into a file": EventRecord(
+            directory, 0, Event.RENAME, b"old", newdir=file, newname=b"new"
+        ).encode(),
         "new name without a rename": changed(created, newnamelen=1),
         "overflow with a nodeid": EventRecord(file, 0, Event.OVERFLOW).encode(),
     }
@@ -135,7 +155,9 @@ def malformed(directory: int, file: int) -> dict[str, bytes]:
 
 # The nodeids come with the machine; 1 and 2 stand for them here.
 @pytest.mark.parametrize("rule", list(malformed(1, 2)))
-def test_a_malformed_notification_is_dropped_and_counted(hostile: Hostile, watched: Watched, rule: str) -> None:
+def test_a_malformed_notification_is_dropped_and_counted(
+    hostile: Hostile, watched: Watched, rule: str
+) -> None:
     before = hostile.dropped()
     hostile.send(malformed(watched.directory, watched.file)[rule])
     # What comes after it is handled as ever, and shows that the bad one has been.
@@ -144,13 +166,19 @@ def test_a_malformed_notification_is_dropped_and_counted(hostile: Hostile, watch
     assert hostile.dropped() == before + 1
 
 
-def test_good_records_before_and_after_a_bad_one_are_believed(hostile: Hostile, watched: Watched) -> None:
-    good = [EventRecord(watched.directory, 0, Event.CREATE, name).encode() for name in (b"one", b"two")]
+def test_good_records_before_and_after_a_bad_one_are_believed(
+    hostile: Hostile, watched: Watched
+) -> None:
+    good = [
+        EventRecord(watched.directory, 0, Event.CREATE, name).encode() for name in (b"one", b"two")
+    ]
     hostile.send(good[0] + malformed(watched.directory, watched.file)["unknown flag"] + good[1])
     assert [event.name for event in watched.listener.read(2)] == ["one", "two"]
 
 
-def test_records_for_unknown_objects_are_left_out_and_are_no_error(hostile: Hostile, watched: Watched) -> None:
+def test_records_for_unknown_objects_are_left_out_and_are_no_error(
+    hostile: Hostile, watched: Watched
+) -> None:
     before = hostile.dropped()
     hostile.send(EventRecord(999_999, 0, Event.MODIFY).encode())
     hostile.send(EventRecord(watched.file, 7, Event.MODIFY).encode())
@@ -160,7 +188,9 @@ def test_records_for_unknown_objects_are_left_out_and_are_no_error(hostile: Host
     assert hostile.dropped() == before
 
 
-def test_an_event_goes_only_to_the_object_that_the_record_names(hostile: Hostile, watched: Watched) -> None:
+def test_an_event_goes_only_to_the_object_that_the_record_names(
+    hostile: Hostile, watched: Watched
+) -> None:
     with hostile.guest.inotify() as other:
         other.add(str(hostile.machine.mount_point), In.ALL)
         hostile.send(EventRecord(watched.file, 0, Event.MODIFY).encode())
@@ -169,7 +199,9 @@ def test_an_event_goes_only_to_the_object_that_the_record_names(hostile: Hostile
 
 
 @pytest.mark.patch(13)
-def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(hostile: Hostile, watched: Watched) -> None:
+def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(
+    hostile: Hostile, watched: Watched
+) -> None:
     with hostile.guest.inotify() as other:
         other.add(str(hostile.machine.mount_point), In.ALL)
         hostile.send(EventRecord(ROOT, 0, Event.MODIFY | Event.ON_CHILD, b"file").encode())
@@ -177,16 +209,25 @@ def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(hostile: Hostile, 
         assert watched.listener.read(quiet=0.5, limit=2.0) == []
 
 
-def test_a_rename_is_two_events_with_one_cookie_of_the_guest(hostile: Hostile, watched: Watched) -> None:
-    move = EventRecord(watched.directory, 0, Event.RENAME, b"old", newdir=watched.directory, newname=b"new").encode()
+def test_a_rename_is_two_events_with_one_cookie_of_the_guest(
+    hostile: Hostile, watched: Watched
+) -> None:
+    move = EventRecord(
+        watched.directory, 0, Event.RENAME, b"old", newdir=watched.directory, newname=b"new"
+    ).encode()
     hostile.send(move + move)
     events = watched.listener.read(4)
-    assert [(event.mask, event.name) for event in events] == [(In.MOVED_FROM, "old"), (In.MOVED_TO, "new")] * 2
+    assert [(event.mask, event.name) for event in events] == [
+        (In.MOVED_FROM, "old"),
+        (In.MOVED_TO, "new"),
+    ] * 2
     cookies = [event.cookie for event in events]
     assert cookies[0] == cookies[1] != cookies[2] == cookies[3]
 
 
-def test_a_full_payload_of_the_longest_names_is_believed(hostile: Hostile, watched: Watched) -> None:
+def test_a_full_payload_of_the_longest_names_is_believed(
+    hostile: Hostile, watched: Watched
+) -> None:
     longest = EventRecord(
         watched.directory, 0, Event.RENAME, b"a" * 255, newdir=watched.directory, newname=b"b" * 255
     ).encode()
@@ -205,7 +246,9 @@ def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Wat
         assert (first.wd, first.mask, second.mask) == (-1, In.Q_OVERFLOW, In.ATTRIB)
         assert [event.mask for event in other.read(1)] == [In.Q_OVERFLOW]
         assert other.read(quiet=0.5, limit=2.0) == []
-        assert [event for event in elsewhere.read(quiet=0.5, limit=2.0) if event.mask & In.Q_OVERFLOW] == []
+        assert [
+            event for event in elsewhere.read(quiet=0.5, limit=2.0) if event.mask & In.Q_OVERFLOW
+        ] == []
 
 
 @pytest.mark.patch(9)
@@ -215,7 +258,9 @@ def test_a_loss_is_told_once_to_a_listener_with_many_watches(hostile: Hostile) -
     for number in range(MANY):
         (directory / str(number)).touch()
     # It reads while it is being told, watch by watch.
-    listener = hostile.guest.spawn("python3", WATCH_MANY, hostile.machine.mount_point / "many", str(MANY))
+    listener = hostile.guest.spawn(
+        "python3", WATCH_MANY, hostile.machine.mount_point / "many", str(MANY)
+    )
     assert listener.lines(until="watching")[-1] == f"watching {MANY}"
     first = hostile.nodeid(Event.ATTRIB)
     for _ in range(5):
@@ -239,8 +284,12 @@ def test_what_the_guest_deletes_ends_its_watch_whatever_the_server_says(hostile:
         assert [event.mask for event in listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
 
 
-def test_equal_events_in_a_row_that_nobody_has_read_are_one(hostile: Hostile, watched: Watched) -> None:
-    attrib, modify = (EventRecord(watched.file, 0, event).encode() for event in (Event.ATTRIB, Event.MODIFY))
+def test_equal_events_in_a_row_that_nobody_has_read_are_one(
+    hostile: Hostile, watched: Watched
+) -> None:
+    attrib, modify = (
+        EventRecord(watched.file, 0, event).encode() for event in (Event.ATTRIB, Event.MODIFY)
+    )
     created = EventRecord(watched.directory, 0, Event.CREATE, b"end").encode()
     with hostile.guest.inotify() as other:
         other.add(f"{hostile.machine.mount_point}/dir", In.CREATE)

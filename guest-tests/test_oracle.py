@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any script of file operations is told in the guest as native inotify tells it, done on the host or in the guest.
+"""Any script of file operations is told in the guest as native inotify tells it, done on the host
+or in the guest.
 
-FARWATCH_EXAMPLES=N runs N random scripts for each test instead of 80, other ones each time; what fails is told with the
-seed, which FARWATCH_SEED=S runs again.
+FARWATCH_EXAMPLES=N runs N random scripts for each test instead of 80, other ones each time; what
+fails is told with the seed, which FARWATCH_SEED=S runs again.
 """
 
 import contextlib
@@ -15,7 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import pytest
-from farwatch_harness.oracle.compare import Comparison, HostWatch, compare_in_the_guest, compare_on_the_host
+from farwatch_harness.oracle.compare import (
+    Comparison,
+    HostWatch,
+    compare_in_the_guest,
+    compare_on_the_host,
+)
 from farwatch_harness.oracle.operations import KINDS, Operation, choices
 from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers, Performers
 from farwatch_harness.vm.environment import Equipment
@@ -31,7 +37,8 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 
 def random_scripts(test: Test) -> Test:
-    """Runs the test with many scripts: the same ones each time, or of the seed if it is told how many."""
+    """Runs the test with many scripts: the same ones each time, or of the seed if it is told how
+    many."""
     chosen = settings(
         max_examples=int(EXAMPLES or 80),
         derandomize=EXAMPLES is None,
@@ -45,16 +52,24 @@ def random_scripts(test: Test) -> Test:
 
 
 def assert_same(comparison: Comparison) -> None:
-    again = f"\nFARWATCH_EXAMPLES={EXAMPLES} FARWATCH_SEED={SEED} runs the same scripts" if EXAMPLES else ""
+    again = (
+        f"\nFARWATCH_EXAMPLES={EXAMPLES} FARWATCH_SEED={SEED} runs the same scripts"
+        if EXAMPLES
+        else ""
+    )
     assert not comparison.difference(), comparison.difference() + again
 
 
 operations = st.sampled_from(KINDS).flatmap(
-    lambda kind: st.tuples(st.just(kind), *(st.sampled_from(names) for names in choices(kind))).map(list)
+    lambda kind: st.tuples(st.just(kind), *(st.sampled_from(names) for names in choices(kind))).map(
+        list
+    )
 )
 MOST_LANES = 3
 one_process = st.lists(operations, min_size=1, max_size=12).map(lambda script: [script])
-several_processes = st.lists(st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MOST_LANES)
+several_processes = st.lists(
+    st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MOST_LANES
+)
 scripts = one_process | several_processes
 Lanes = list[list[Operation]]
 NUMBERS = itertools.count(1)

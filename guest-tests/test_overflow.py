@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No loss is silent: whatever loses events, each listener of the mount is told once, and then events flow again."""
+"""No loss is silent: whatever loses events, each listener of the mount is told once, and then
+events flow again."""
 
 import contextlib
 import os
@@ -17,7 +18,10 @@ from farwatch_harness.vm.testbed import Machine
 pytestmark = pytest.mark.patch(9)
 
 #: By mode: how many events a queue of the host's kernel holds.
-HOST_QUEUE = {"merged": "/proc/sys/fs/fanotify/max_queued_events", "remote": "/proc/sys/fs/inotify/max_queued_events"}
+HOST_QUEUE = {
+    "merged": "/proc/sys/fs/fanotify/max_queued_events",
+    "remote": "/proc/sys/fs/inotify/max_queued_events",
+}
 PROBES = 50
 #: Events that the daemon reads at once from the host's kernel.
 AT_A_LOOK = 200
@@ -35,7 +39,8 @@ def stopped(machine: Machine) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(machine: Machine) -> Iterator[None]:
-    """The guest does not run meanwhile: it takes nothing and supplies no buffers, while the daemon goes on."""
+    """The guest does not run meanwhile: it takes nothing and supplies no buffers, while the daemon
+    goes on."""
     os.killpg(machine.vm.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -53,7 +58,8 @@ def create(directory: Path, count: int, prefix: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Listeners:
-    """Listeners in the guest: on the directory of the burst, on a file elsewhere, on the guest's own tmpfs."""
+    """Listeners in the guest: on the directory of the burst, on a file elsewhere, on the guest's
+    own tmpfs."""
 
     machine: Machine
     burst: Inotify
@@ -62,7 +68,8 @@ class Listeners:
     prober: Inotify
 
     def await_calm(self, prefix: str) -> None:
-        """Wait until what was in the queues has arrived, or its loss: until a file made later is told of."""
+        """Wait until what was in the queues has arrived, or its loss: until a file made later is
+        told of."""
         for number in range(PROBES):
             name = f"{prefix}-{number}"
             (self.machine.shared / "probes" / name).touch()
@@ -84,7 +91,12 @@ def listening(machine: Machine) -> Iterator[Listeners]:
     # The guest's own limit is not what is tested here.
     guest.write_file("/proc/sys/fs/inotify/max_queued_events", b"100000")
     guest.os("makedirs", "/run/farwatch/local", exist_ok=True)
-    with guest.inotify() as burst, guest.inotify() as file, guest.inotify() as local, guest.inotify() as prober:
+    with (
+        guest.inotify() as burst,
+        guest.inotify() as file,
+        guest.inotify() as local,
+        guest.inotify() as prober,
+    ):
         burst.add(f"{machine.mount_point}/burst", In.CREATE)
         file.add(f"{machine.mount_point}/elsewhere/file", In.ATTRIB | In.MODIFY)
         local.add("/run/farwatch/local", In.ALL)
@@ -96,7 +108,8 @@ OVERFLOW = (In.Q_OVERFLOW, "")
 
 
 def assert_told_once(listeners: Listeners, made: list[str]) -> int:
-    """Each listener of the mount knows of one loss, the one elsewhere of none, and what came up to it is whole.
+    """Each listener of the mount knows of one loss, the one elsewhere of none, and what came up to
+    it is whole.
 
     Returns how much came up to it.
     """
@@ -122,7 +135,9 @@ def assert_all_is_told(listeners: Listeners) -> None:
 
 
 @pytest.mark.parametrize("mode", ["merged", "remote"])
-def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(boot: Callable[..., Machine], mode: str) -> None:
+def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(
+    boot: Callable[..., Machine], mode: str
+) -> None:
     machine = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=16"))
     with listening(machine) as listeners:
         for burst in ("one", "two"):
@@ -149,7 +164,8 @@ def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
         assert_all_is_told(listeners)
 
 
-#: The ways in which events travel: a notification queue with buffers of the guest, or a request of it that waits.
+#: The ways in which events travel: a notification queue with buffers of the guest, or a request of
+#: it that waits.
 WAYS = {
     "merged": (Device.EVENTS, "merged"),
     "remote": (Device.EVENTS, "remote"),
@@ -183,7 +199,9 @@ WRITES = 5000
 
 
 @pytest.mark.parametrize("mode", ["merged", "remote"])
-def test_the_smallest_queue_tells_all_that_comes_one_by_one(boot: Callable[..., Machine], mode: str) -> None:
+def test_the_smallest_queue_tells_all_that_comes_one_by_one(
+    boot: Callable[..., Machine], mode: str
+) -> None:
     machine = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=2"))
     with listening(machine) as listeners:
         with stopped(machine):
@@ -198,13 +216,19 @@ def test_the_smallest_queue_tells_all_that_comes_one_by_one(boot: Callable[..., 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_equal_events_in_a_row_need_one_place_in_the_queue(boot: Callable[..., Machine], way: str) -> None:
+def test_equal_events_in_a_row_need_one_place_in_the_queue(
+    boot: Callable[..., Machine], way: str
+) -> None:
     device, mode = WAYS[way]
     # Room for the probes, too.
     machine = boot(device=device, daemon_options=(f"--fsnotify={mode}", "--event-queue=12"))
     with listening(machine) as listeners:
-        with frozen(machine), (machine.shared / "elsewhere" / "file").open("wb", buffering=0) as file:
-            # Enough for the daemon to read many times, and to have used all buffers of the guest up long before.
+        with (
+            frozen(machine),
+            (machine.shared / "elsewhere" / "file").open("wb", buffering=0) as file,
+        ):
+            # Enough for the daemon to read many times, and to have used all buffers of the guest up
+            # long before.
             for _ in range(WRITES):
                 file.write(b"x")
                 os.sched_yield()

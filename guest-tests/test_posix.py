@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls on the share give what they give on a local disk: 2700 observations, as root and as a user.
+"""System calls on the share give what they give on a local disk: 2700 observations, as root and as
+a user.
 
-The cases are in posix_cases/. They are run on ext4 in the guest, too, and have to give the same; what is not the same
-may be as on tmpfs.
+The cases are in posix_cases/. They are run on ext4 in the guest, too, and have to give the same;
+what is not the same may be as on tmpfs.
 """
 
 import json
@@ -40,8 +41,12 @@ CONFIGURATIONS = {
     "default": Configuration((), ALL),
     "no cache": Configuration(("--cache=never", "--allow-mmap"), ("data", "owners")),
     "writeback": Configuration(("--cache=always", "--writeback"), ("data", "owners"), ("root",)),
-    "locks on the host": Configuration(("--posix-lock", "--flock", "--fsnotify=remote"), ("locks",)),
-    "privileges killed here": Configuration(("--killpriv-v2", "--inode-file-handles=never"), ("owners",)),
+    "locks on the host": Configuration(
+        ("--posix-lock", "--flock", "--fsnotify=remote"), ("locks",)
+    ),
+    "privileges killed here": Configuration(
+        ("--killpriv-v2", "--inode-file-handles=never"), ("owners",)
+    ),
 }
 
 
@@ -65,13 +70,21 @@ class Difference:
         )
 
 
-NO_GROUP_EXECUTION = "Linux 6.12's fs/fuse lets writers keep set-group-ID where the group may not execute"
-NO_GROUPS_KNOWN = "the host takes set-group-ID from whoever is not in the file's group, and the daemon is in none"
+NO_GROUP_EXECUTION = (
+    "Linux 6.12's fs/fuse lets writers keep set-group-ID where the group may not execute"
+)
+NO_GROUPS_KNOWN = (
+    "the host takes set-group-ID from whoever is not in the file's group, and the daemon is in none"
+)
 UNTOLD = "a chown(2) that changes neither is a request that says nothing"
 TWO_CLOCKS = "the guest keeps the time of change, the host that of access"
 KNOWN = (
-    Difference("owners_are_changed_by_whom_they_may", "6755 to -1:-1", UNTOLD, "privileges killed here"),
-    Difference("owners_are_changed_by_whom_they_may", "4711 to -1:-1", UNTOLD, "privileges killed here"),
+    Difference(
+        "owners_are_changed_by_whom_they_may", "6755 to -1:-1", UNTOLD, "privileges killed here"
+    ),
+    Difference(
+        "owners_are_changed_by_whom_they_may", "4711 to -1:-1", UNTOLD, "privileges killed here"
+    ),
     Difference("times_are_set", "now", TWO_CLOCKS, "writeback"),
     *(
         known
@@ -79,7 +92,13 @@ KNOWN = (
         for known in (
             Difference("writing_takes_set_id_bits_away", bits, NO_GROUP_EXECUTION, identity="root"),
             Difference("writing_takes_set_id_bits_away", bits, NO_GROUPS_KNOWN, "no cache", "user"),
-            Difference("writing_takes_set_id_bits_away", bits, NO_GROUPS_KNOWN, "privileges killed here", "user"),
+            Difference(
+                "writing_takes_set_id_bits_away",
+                bits,
+                NO_GROUPS_KNOWN,
+                "privileges killed here",
+                "user",
+            ),
         )
     ),
 )
@@ -87,11 +106,15 @@ KNOWN = (
 
 def run_cases(guest: Guest, place: PurePosixPath, identity: str, names: Iterable[str]) -> Outcomes:
     """Run cases in the guest, by name or by module."""
-    done = guest.run(sys.executable, "-I", "-S", "-B", str(CASES), str(place), identity, *names, limit=LIMIT)
+    done = guest.run(
+        sys.executable, "-I", "-S", "-B", str(CASES), str(place), identity, *names, limit=LIMIT
+    )
     assert done.status == 0 and not done.timed_out, f"{place} as {identity}: {done.stderr[-2000:]}"
     assert not done.stderr, done.stderr[-2000:]
     outcomes: Outcomes = json.loads(done.stdout)
-    broken = {case: found["broken off"] for case, found in outcomes.items() if "broken off" in found}
+    broken = {
+        case: found["broken off"] for case, found in outcomes.items() if "broken off" in found
+    }
     assert not broken, f"{place} as {identity}: {broken}"
     return outcomes
 
@@ -108,7 +131,10 @@ class Reference:
         if self.ext4:
             return
         disk = "/run/reference/disk"
-        guest.shell(f"mkdir -p {EXT4} && truncate -s 256M {disk} && mkfs.ext4 -q -b 4096 -I 256 {disk}", limit=60.0)
+        guest.shell(
+            f"mkdir -p {EXT4} && truncate -s 256M {disk} && mkfs.ext4 -q -b 4096 -I 256 {disk}",
+            limit=60.0,
+        )
         guest.shell(f"mount -o loop {disk} {EXT4}")
         self.ext4 = {identity: run_cases(guest, EXT4, identity, ALL) for identity in IDENTITIES}
         guest.umount(str(EXT4))
@@ -133,7 +159,11 @@ def differing(found: Outcomes, expected: Outcomes) -> Iterator[tuple[str, str]]:
     """Case and observation of what is not the same."""
     for case, observations in found.items():
         assert observations.keys() == expected[case].keys(), case
-        yield from ((case, what) for what, outcome in observations.items() if outcome != expected[case][what])
+        yield from (
+            (case, what)
+            for what, outcome in observations.items()
+            if outcome != expected[case][what]
+        )
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
@@ -154,7 +184,8 @@ def test_system_calls_give_what_they_give_on_a_local_disk(
         ]
         reference.find_on_tmpfs(guest, identity, {case for case, _ in differences})
         unexpected += [
-            f"{identity}: {case}: {what}: {found[case][what]} instead of {reference.ext4[identity][case][what]}"
+            f"{identity}: {case}: {what}: {found[case][what]} instead of"
+            f" {reference.ext4[identity][case][what]}"
             for case, what in differences
             if found[case][what] != reference.tmpfs[identity][case][what]
         ]

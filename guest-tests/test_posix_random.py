@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random reads, writes, mappings and changes of size agree with a model in memory, and with what the host finds.
+"""Random reads, writes, mappings and changes of size agree with a model in memory, and with what
+the host finds.
 
 FARWATCH_SEED=N does others, FARWATCH_EXAMPLES=N does N steps.
 """
@@ -24,7 +25,10 @@ CACHED = ("buffered", "mapped", "direct", "sizes", "space", "copy", "again")
 CONFIGURATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "auto": (("--allow-direct-io",), CACHED),
     "writeback": (("--cache=always", "--writeback", "--allow-direct-io"), CACHED),
-    "never": (("--cache=never", "--allow-direct-io"), tuple(way for way in CACHED if way != "mapped")),
+    "never": (
+        ("--cache=never", "--allow-direct-io"),
+        tuple(way for way in CACHED if way != "mapped"),
+    ),
 }
 
 
@@ -33,7 +37,17 @@ def test_random_operations_agree_with_a_model(configuration: str, boot: Any) -> 
     options, ways = CONFIGURATIONS[configuration]
     machine: Machine = boot(daemon_options=options)
     file = machine.mount_point / "file"
-    words = (sys.executable, "-I", "-S", "-B", str(PROGRAM), str(file), str(SEED), str(STEPS), *ways)
+    words = (
+        sys.executable,
+        "-I",
+        "-S",
+        "-B",
+        str(PROGRAM),
+        str(file),
+        str(SEED),
+        str(STEPS),
+        *ways,
+    )
     done = machine.guest.run(*words, limit=LIMIT)
     assert not done.timed_out
     assert done.status == 0, done.stderr

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processors with a request queue each, and requests that are answered in another order than they came."""
+"""Several processors with a request queue each, and requests that are answered in another order
+than they came."""
 
 import hashlib
 import re
@@ -14,7 +15,8 @@ pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
 LIMIT = 300.0
 PROCESSORS = 2
 FILES = 12
-#: Each writes files of its own and syncs them, reads what is not cached any more, lists and removes.
+#: Each writes files of its own and syncs them, reads what is not cached any more, lists and
+#: removes.
 WORK = """
 mkdir $0; cd $0
 for number in $(seq FILES); do
@@ -30,22 +32,32 @@ done
 
 def requests_by_queue(machine: Machine) -> dict[int, int]:
     """How often each request queue has interrupted the guest."""
-    found = re.findall(r"^ *\d+:((?: +\d+)+) .*-requests\.(\d+)$", machine.guest.shell("cat /proc/interrupts"), re.M)
+    found = re.findall(
+        r"^ *\d+:((?: +\d+)+) .*-requests\.(\d+)$",
+        machine.guest.shell("cat /proc/interrupts"),
+        re.M,
+    )
     return {int(queue): sum(map(int, counts.split())) for counts, queue in found}
 
 
 def test_each_processor_works_by_a_queue_of_its_own(boot: Any) -> None:
     options = "--num-request-queues=2", "--fsnotify=off"
-    machine: Machine = boot(cpus=PROCESSORS, request_queues=PROCESSORS, device=Device.PLAIN, daemon_options=options)
+    machine: Machine = boot(
+        cpus=PROCESSORS, request_queues=PROCESSORS, device=Device.PLAIN, daemon_options=options
+    )
     before = requests_by_queue(machine)
     assert len(before) == PROCESSORS
     work = WORK.replace("FILES", str(FILES))
-    jobs = "".join(f"taskset -c {number} sh -ec '{work}' worker{number} & " for number in range(PROCESSORS))
+    jobs = "".join(
+        f"taskset -c {number} sh -ec '{work}' worker{number} & " for number in range(PROCESSORS)
+    )
     machine.guest.shell(f"cd {machine.mount_point}; {jobs} wait", limit=LIMIT)
     after = requests_by_queue(machine)
     assert all(after[queue] > before[queue] for queue in after)
     for number in range(PROCESSORS):
         at = machine.shared / f"worker{number}"
         sums = (at / "sums").read_text().split()[::2]
-        assert sums == [hashlib.md5((at / f"{file}").read_bytes()).hexdigest() for file in range(1, FILES + 1)]
+        assert sums == [
+            hashlib.md5((at / f"{file}").read_bytes()).hexdigest() for file in range(1, FILES + 1)
+        ]
         assert {path.name for path in at.iterdir()} == {"sums", *map(str, range(1, FILES + 1))}

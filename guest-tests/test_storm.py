@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thousand files come, change, move and go on the host: Debian's inotifywait in the guest misses nothing."""
+"""A thousand files come, change, move and go on the host: Debian's inotifywait in the guest misses
+nothing."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,12 +12,14 @@ from farwatch_harness.vm.testbed import Machine, Share
 pytestmark = pytest.mark.patch(7)
 
 FILES = 1000
-#: Tables and the allocator's pools grow to the size that they keep, which is that of the longest backlog: in a slow
-#: guest the whole storm. They have it after six rounds at the latest; the last two that are looked at must be quiet.
+#: Tables and the allocator's pools grow to the size that they keep, which is that of the longest
+#: backlog: in a slow guest the whole storm. They have it after six rounds at the latest; the last
+#: two that are looked at must be quiet.
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 10
 #: What each file goes through, as inotifywait names it; only MODIFY may come more than once.
 EXPECTED = ("CREATE", "MODIFY", "CLOSE_WRITE,CLOSE", "MOVED_FROM", "MOVED_TO", "DELETE")
-#: Growth in two rounds that is no leak. A record kept for each event, 300 bytes, would be over 3 MiB, in any two.
+#: Growth in two rounds that is no leak. A record kept for each event, 300 bytes, would be over 3
+#: MiB, in any two.
 MAX_GROWTH = 2 * 1024 * 1024
 
 
@@ -29,7 +32,9 @@ def storm(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
-def test_a_storm_loses_no_event_and_leaves_no_memory(machine: Machine, guest: Guest, share: Share) -> None:
+def test_a_storm_loses_no_event_and_leaves_no_memory(
+    machine: Machine, guest: Guest, share: Share
+) -> None:
     below = share.host / "sub" / "dir"
     below.mkdir(parents=True)
     since = machine.daemon.mark
@@ -45,7 +50,9 @@ def test_a_storm_loses_no_event_and_leaves_no_memory(machine: Machine, guest: Gu
             for event in EXPECTED:
                 name = f"moved {file}" if event in ("MOVED_TO", "DELETE") else f"file {file}"
                 found = counts[f"{event} {name}"]
-                assert found == 1 or (event == "MODIFY" and found > 1), f"{event} {name}: {found} times"
+                assert found == 1 or (event == "MODIFY" and found > 1), (
+                    f"{event} {name}: {found} times"
+                )
         memory.append(machine.daemon.resident_bytes())
         if len(memory) >= FEWEST_ROUNDS and memory[-1] - memory[-3] < MAX_GROWTH:
             break

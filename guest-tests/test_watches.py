@@ -46,7 +46,9 @@ def await_host_watches(machine: Machine, wanted: int) -> None:
     deadline = time.monotonic() + LIMIT
     while (count := host_watches(machine)) != wanted:
         if time.monotonic() > deadline:
-            raise HarnessError(f"the daemon has {count} watches on the host, not {wanted}, after {LIMIT:.0f} s")
+            raise HarnessError(
+                f"the daemon has {count} watches on the host, not {wanted}, after {LIMIT:.0f} s"
+            )
         time.sleep(0.01)
 
 
@@ -65,7 +67,9 @@ def files(share: Share) -> list[str]:
 
 
 @pytest.mark.patch(4)
-def test_a_watch_that_is_removed_goes_on_the_host_too(machine: Machine, guest: Guest, files: list[str]) -> None:
+def test_a_watch_that_is_removed_goes_on_the_host_too(
+    machine: Machine, guest: Guest, files: list[str]
+) -> None:
     before = settled(machine)
     with guest.inotify() as listener:
         wds = [listener.add(path, In.MODIFY) for path in files]
@@ -141,7 +145,9 @@ def test_a_listener_that_leaves_does_not_end_the_other_ones_watch(
 
 
 @pytest.mark.patch(7)
-def test_the_mask_of_a_watch_can_be_replaced_and_added_to(guest: Guest, share: Share, files: list[str]) -> None:
+def test_the_mask_of_a_watch_can_be_replaced_and_added_to(
+    guest: Guest, share: Share, files: list[str]
+) -> None:
     with guest.inotify() as listener:
         wd = listener.add(files[0], In.ATTRIB)
         assert listener.add(files[0], In.OPEN | In.MASK_ADD) == wd
@@ -156,7 +162,9 @@ def test_the_mask_of_a_watch_can_be_replaced_and_added_to(guest: Guest, share: S
 
 
 @pytest.mark.patch(3)
-def test_flags_of_inotify_add_watch_behave_as_ever(guest: Guest, share: Share, files: list[str]) -> None:
+def test_flags_of_inotify_add_watch_behave_as_ever(
+    guest: Guest, share: Share, files: list[str]
+) -> None:
     with guest.inotify() as listener:
         for path, mask, error in (
             (files[0], In.ATTRIB | In.ONLYDIR, errno.ENOTDIR),
@@ -172,7 +180,9 @@ def test_flags_of_inotify_add_watch_behave_as_ever(guest: Guest, share: Share, f
 
 
 @pytest.mark.patch(7)
-def test_a_watch_for_one_event_ends_with_it(machine: Machine, guest: Guest, share: Share, files: list[str]) -> None:
+def test_a_watch_for_one_event_ends_with_it(
+    machine: Machine, guest: Guest, share: Share, files: list[str]
+) -> None:
     before = settled(machine)
     with guest.inotify() as listener:
         listener.add(files[0], In.ATTRIB | In.ONESHOT)
@@ -231,7 +241,9 @@ def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Machine]) -> 
 
 
 @pytest.mark.patch(2)
-def test_without_the_capability_all_is_as_in_an_unpatched_kernel(boot: Callable[..., Machine]) -> None:
+def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
+    boot: Callable[..., Machine],
+) -> None:
     machine = boot(daemon_options=("--fsnotify=off",))
     guest = machine.guest
     with guest.inotify() as listener:
@@ -239,7 +251,9 @@ def test_without_the_capability_all_is_as_in_an_unpatched_kernel(boot: Callable[
         (machine.shared / "from the host").touch()
         guest.write_file(f"{machine.mount_point}/from the guest", b"x")
         told = [(event.name, event.mask) for event in listener.read(4)]
-    assert told == [("from the guest", mask) for mask in (In.CREATE, In.OPEN, In.MODIFY, In.CLOSE_WRITE)]
+    assert told == [
+        ("from the guest", mask) for mask in (In.CREATE, In.OPEN, In.MODIFY, In.CLOSE_WRITE)
+    ]
     assert host_watches(machine) == 0
 
 
@@ -267,7 +281,9 @@ def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
 
 @pytest.mark.patch(7)
 @pytest.mark.parametrize("device", Device)
-def test_the_guest_shuts_down_with_live_watches(boot: Callable[..., Machine], device: Device) -> None:
+def test_the_guest_shuts_down_with_live_watches(
+    boot: Callable[..., Machine], device: Device
+) -> None:
     machine = boot(device=device)
     with machine.guest.inotify() as listener:
         listener.add(str(machine.mount_point), In.ALL)
@@ -304,8 +320,14 @@ def test_what_the_guest_deletes_ends_its_watch_once(guest: Guest, share: Share) 
         for number in range(20):
             (share.host / f"file{number}").touch()
             (share.host / f"dir{number}").mkdir()
-            watches += [listener.add(share.guest / f"{kind}{number}", In.DELETE_SELF) for kind in ("file", "dir")]
+            watches += [
+                listener.add(share.guest / f"{kind}{number}", In.DELETE_SELF)
+                for kind in ("file", "dir")
+            ]
         guest.shell(f"cd {share.guest}; for i in $(seq 0 19); do rm file$i; rmdir dir$i; done")
-        told = [(event.wd, In(event.mask) & ~In.ISDIR) for event in listener.read(quiet=0.5, limit=LIMIT)]
+        told = [
+            (event.wd, In(event.mask) & ~In.ISDIR)
+            for event in listener.read(quiet=0.5, limit=LIMIT)
+        ]
     told.sort(key=lambda event: event[0])
     assert told == [(wd, mask) for wd in sorted(watches) for mask in (In.DELETE_SELF, In.IGNORED)]

@@ -21,7 +21,10 @@ def main() -> None:
     place, identity, *chosen = sys.argv[1:]
     who = kit.IDENTITIES[identity]
     cases = [
-        case for name, module in MODULES.items() for case in module.CASES.list if {name, case.__name__} & {*chosen}
+        case
+        for name, module in MODULES.items()
+        for case in module.CASES.list
+        if {name, case.__name__} & {*chosen}
     ]
     where = Path(place) / identity
     where.mkdir(exist_ok=True)

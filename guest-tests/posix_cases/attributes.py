@@ -37,7 +37,14 @@ def base(user: int, group: int, others: int, *named: Entry, mask: int = 7) -> by
     users = [entry for entry in named if entry[0] == NAMED_USER]
     groups = [entry for entry in named if entry[0] == NAMED_GROUP]
     masks = [(MASK, mask, NO_ID)] if named else []
-    return acl((USER_OBJ, user, NO_ID), *users, (GROUP_OBJ, group, NO_ID), *groups, *masks, (OTHERS, others, NO_ID))
+    return acl(
+        (USER_OBJ, user, NO_ID),
+        *users,
+        (GROUP_OBJ, group, NO_ID),
+        *groups,
+        *masks,
+        (OTHERS, others, NO_ID),
+    )
 
 
 def listed(path: Path) -> list[str]:
@@ -66,7 +73,10 @@ def extended_attributes_come_and_go(at: Path) -> Iterator[Observation]:
     yield "on a link", done(os.setxattr, at / "link", "user.a", b"x", follow_symlinks=False)
     yield (
         "through a link",
-        (done(os.setxattr, at / "link", "user.l", b"x"), attempt(os.getxattr, at / "file", "user.l")),
+        (
+            done(os.setxattr, at / "link", "user.l", b"x"),
+            attempt(os.getxattr, at / "file", "user.l"),
+        ),
     )
     yield "list of a link", attempt(os.listxattr, at / "link", follow_symlinks=False)
     for name in ("user", "user.", "", "nonsense.a", "a", "user." + "n" * 250, "user." + "n" * 251):
@@ -79,7 +89,10 @@ def extended_attributes_come_and_go(at: Path) -> Iterator[Observation]:
     fd = os.open(at / "file", os.O_RDONLY)
     yield "of a descriptor", attempt(os.getxattr, fd, "user.l")
     os.unlink(at / "file")
-    yield "of an unlinked file", (done(os.setxattr, fd, "user.x", b"y"), attempt(os.getxattr, fd, "user.x"))
+    yield (
+        "of an unlinked file",
+        (done(os.setxattr, fd, "user.x", b"y"), attempt(os.getxattr, fd, "user.x")),
+    )
     os.close(fd)
 
 
@@ -112,16 +125,28 @@ def acls_and_modes_say_the_same(at: Path) -> Iterator[Observation]:
     path.chmod(0o751)
     yield "after chmod", attempt(os.getxattr, path, ACCESS)
     yield "list", attempt(listed, path)
-    yield "minimal", (done(os.setxattr, path, ACCESS, base(4, 4, 4)), mode(path), attempt(os.getxattr, path, ACCESS))
+    yield (
+        "minimal",
+        (
+            done(os.setxattr, path, ACCESS, base(4, 4, 4)),
+            mode(path),
+            attempt(os.getxattr, path, ACCESS),
+        ),
+    )
     os.setxattr(path, ACCESS, base(7, 7, 7, *named))
-    yield "remove", (done(os.removexattr, path, ACCESS), mode(path), attempt(os.getxattr, path, ACCESS))
+    yield (
+        "remove",
+        (done(os.removexattr, path, ACCESS), mode(path), attempt(os.getxattr, path, ACCESS)),
+    )
     yield "default on a file", done(os.setxattr, path, DEFAULT, base(7, 5, 5))
     for what, value in {
         "short": b"\2\0\0",
         "version": b"\3\0\0\0",
         "no others": acl((USER_OBJ, 7, NO_ID), (GROUP_OBJ, 7, NO_ID)),
         "order": acl((OTHERS, 7, NO_ID), (USER_OBJ, 7, NO_ID), (GROUP_OBJ, 7, NO_ID)),
-        "no mask": acl((USER_OBJ, 7, NO_ID), (NAMED_USER, 7, 5), (GROUP_OBJ, 7, NO_ID), (OTHERS, 7, NO_ID)),
+        "no mask": acl(
+            (USER_OBJ, 7, NO_ID), (NAMED_USER, 7, 5), (GROUP_OBJ, 7, NO_ID), (OTHERS, 7, NO_ID)
+        ),
         "tag": acl((USER_OBJ, 7, NO_ID), (GROUP_OBJ, 7, NO_ID), (64, 7, NO_ID), (OTHERS, 7, NO_ID)),
         "permissions": base(8, 7, 7),
         "empty": b"",

@@ -50,7 +50,10 @@ def reading_and_writing_at_any_place(at: Path) -> Iterator[Observation]:
     yield "nothing", (attempt(os.write, fd, b""), attempt(os.read, fd, 0))
     yield "vectors", attempt(os.pwritev, fd, [b"a", b"bc", b"", b"d" * 5000], 3)
     parts = [bytearray(2), bytearray(0), bytearray(4096), bytearray(100)]
-    yield "read vectors", (attempt(os.preadv, fd, parts, 3), bytes(parts[0]), parts[2] == b"c" + b"d" * 4095)
+    yield (
+        "read vectors",
+        (attempt(os.preadv, fd, parts, 3), bytes(parts[0]), parts[2] == b"c" + b"d" * 4095),
+    )
     yield "end", os.lseek(fd, 0, os.SEEK_END)
     yield "before the beginning", attempt(os.lseek, fd, -1, os.SEEK_SET)
     yield "whence", attempt(os.lseek, fd, 0, 9)
@@ -94,7 +97,10 @@ def appending_goes_to_the_end(at: Path) -> Iterator[Observation]:
     append(b"b")
     os.waitpid(child, 0)
     data = path.read_bytes()
-    yield "by two at once", (len(data), {data[i : i + 10] for i in range(0, len(data), 10)} == {b"a" * 10, b"b" * 10})
+    yield (
+        "by two at once",
+        (len(data), {data[i : i + 10] for i in range(0, len(data), 10)} == {b"a" * 10, b"b" * 10}),
+    )
 
 
 @CASES.add
@@ -129,7 +135,19 @@ def holes_are_found(at: Path) -> Iterator[Observation]:
     os.pwrite(fd, b"x" * MIB, 2 * MIB)
     os.pwrite(fd, b"y" * MIB, 5 * MIB)
     os.fsync(fd)
-    for offset in (0, MIB, 2 * MIB, 2 * MIB + 5, 3 * MIB, 5 * MIB, 7 * MIB, 8 * MIB - 1, 8 * MIB, 9 * MIB, -1):
+    for offset in (
+        0,
+        MIB,
+        2 * MIB,
+        2 * MIB + 5,
+        3 * MIB,
+        5 * MIB,
+        7 * MIB,
+        8 * MIB - 1,
+        8 * MIB,
+        9 * MIB,
+        -1,
+    ):
         for whence, name in ((os.SEEK_DATA, "data"), (os.SEEK_HOLE, "hole")):
             yield f"{name} from {offset}", attempt(os.lseek, fd, offset, whence)
     os.close(fd)
@@ -176,8 +194,17 @@ def ranges_are_copied(at: Path) -> Iterator[Observation]:
     source.write_bytes(pattern(200_000))
     target.write_bytes(b"t" * 1000)
     read, write = os.open(source, os.O_RDWR), os.open(target, os.O_RDWR)
-    for count, start, to in ((100, 0, 0), (1 << 20, 100_000, 50), (10, 200_000, 0), (10, 300_000, 0), (0, 0, 0)):
-        yield f"{count} from {start} to {to}", attempt(os.copy_file_range, read, write, count, start, to)
+    for count, start, to in (
+        (100, 0, 0),
+        (1 << 20, 100_000, 50),
+        (10, 200_000, 0),
+        (10, 300_000, 0),
+        (0, 0, 0),
+    ):
+        yield (
+            f"{count} from {start} to {to}",
+            attempt(os.copy_file_range, read, write, count, start, to),
+        )
     yield "target", digest(target)
     os.lseek(read, 7, os.SEEK_SET)
     os.lseek(write, 3, os.SEEK_SET)
@@ -236,8 +263,14 @@ def files_are_mapped(at: Path) -> Iterator[Observation]:
         private[0:2] = b"xx"
         yield "private", (private[0:2], os.pread(fd, 2, 0))
     reader = os.open(path, os.O_RDONLY)
-    yield "writable of a reader", attempt(lambda: mmap.mmap(reader, 4096, mmap.MAP_SHARED, mmap.PROT_WRITE) and None)
-    yield "readable of a reader", attempt(lambda: mmap.mmap(reader, 10, mmap.MAP_SHARED, mmap.PROT_READ)[100 - 100 : 4])
+    yield (
+        "writable of a reader",
+        attempt(lambda: mmap.mmap(reader, 4096, mmap.MAP_SHARED, mmap.PROT_WRITE) and None),
+    )
+    yield (
+        "readable of a reader",
+        attempt(lambda: mmap.mmap(reader, 10, mmap.MAP_SHARED, mmap.PROT_READ)[100 - 100 : 4]),
+    )
     os.close(reader)
 
     def beyond() -> None:

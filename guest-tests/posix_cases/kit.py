@@ -30,7 +30,10 @@ class Identity:
     groups: tuple[int, ...]
 
 
-IDENTITIES = {who.name: who for who in (Identity("root", 0, 0, ()), Identity("user", USER, GROUP, (OTHER_GROUP,)))}
+IDENTITIES = {
+    who.name: who
+    for who in (Identity("root", 0, 0, ()), Identity("user", USER, GROUP, (OTHER_GROUP,)))
+}
 
 
 class Cases:
@@ -110,7 +113,8 @@ def become(who: Identity) -> None:
 
 
 def elsewhere(call: Callable[[], Any], who: Identity | None = None) -> Any:
-    """What `call` returns in a process of its own, run by `who`; how the process ended if it returned nothing."""
+    """What `call` returns in a process of its own, run by `who`; how the process ended if it
+    returned nothing."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -172,7 +176,9 @@ def run(cases: list[Case], place: Path) -> dict[str, dict[str, Any]]:
                     raise AssertionError(f"'{what}' is observed twice")
                 found[what] = plain(outcome)
         except Exception as error:
-            found["broken off"] = f"{error!r} at {traceback.extract_tb(error.__traceback__)[-1].line}"
+            found["broken off"] = (
+                f"{error!r} at {traceback.extract_tb(error.__traceback__)[-1].line}"
+            )
         os.chdir("/")
         outcomes[case.__name__] = found
         shutil.rmtree(at, ignore_errors=True)

@@ -25,7 +25,9 @@ def lock(fd: int, kind: int, start: int = 0, length: int = 0, command: int = fcn
 
 def holder(fd: int, kind: int, start: int = 0, length: int = 0) -> tuple[str, int, int, int]:
     """F_GETLK: kind, start, length and process of a lock that is in the way."""
-    found = FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0)))
+    found = FLOCK.unpack(
+        fcntl.fcntl(fd, fcntl.F_GETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+    )
     return KINDS[found[0]], found[2], found[3], found[4]
 
 
@@ -51,12 +53,17 @@ def record_locks_keep_others_out(at: Path) -> Iterator[Observation]:
     yield "mine again", lock(fd, WRITE, 5, 10)
     for start, length in ((0, 5), (0, 6), (15, 5), (20, 10), (0, 0), (25, 0)):
         for kind in (READ, WRITE):
-            outcome = by_another(path, os.O_RDWR, partial(lock, kind=kind, start=start, length=length))
+            outcome = by_another(
+                path, os.O_RDWR, partial(lock, kind=kind, start=start, length=length)
+            )
             yield f"{KINDS[kind]} {start} {length}", outcome
     found = by_another(path, os.O_RDWR, lambda other: holder(other, WRITE))
     yield "holder", (found[:3], found[3] == os.getpid())
     yield "no holder", holder(fd, WRITE)[0]
-    yield "shared", (lock(fd, READ, 0, 0), by_another(path, os.O_RDWR, lambda other: lock(other, READ, 50, 5)))
+    yield (
+        "shared",
+        (lock(fd, READ, 0, 0), by_another(path, os.O_RDWR, lambda other: lock(other, READ, 50, 5))),
+    )
     yield "not exclusive", by_another(path, os.O_RDWR, lambda other: lock(other, WRITE, 50, 5))
     yield "hole", lock(fd, NONE, 40, 20)
     yield "in the hole", by_another(path, os.O_RDWR, lambda other: lock(other, WRITE, 40, 20))
@@ -92,7 +99,10 @@ def record_locks_are_not_inherited_and_end_with_the_process(at: Path) -> Iterato
     fd = os.open(path, os.O_RDWR)
     lock(fd, WRITE)
     yield "the child's own", elsewhere(lambda: lock(fd, WRITE))
-    yield "the child closes", (elsewhere(lambda: os.close(fd)), by_another(path, os.O_RDWR, lambda o: lock(o, WRITE)))
+    yield (
+        "the child closes",
+        (elsewhere(lambda: os.close(fd)), by_another(path, os.O_RDWR, lambda o: lock(o, WRITE))),
+    )
     lock(fd, NONE)
     child = Child(lambda: lock(os.open(path, os.O_RDWR), WRITE))
     yield "a child has it", (child.first, lock(fd, READ), holder(fd, READ)[3] == child.pid)
@@ -133,8 +143,14 @@ def flock_belongs_to_the_open_file(at: Path) -> Iterator[Observation]:
     yield "by a duplicate", done(fcntl.flock, same, exclusive | quick)
     yield "by another open file", done(fcntl.flock, second, shared | quick)
     yield "by a child", elsewhere(lambda: done(fcntl.flock, first, exclusive | quick))
-    yield "by a child's own", by_another(path, os.O_RDWR, lambda fd: done(fcntl.flock, fd, exclusive | quick))
-    yield "made shared", (done(fcntl.flock, first, shared | quick), done(fcntl.flock, second, shared | quick))
+    yield (
+        "by a child's own",
+        by_another(path, os.O_RDWR, lambda fd: done(fcntl.flock, fd, exclusive | quick)),
+    )
+    yield (
+        "made shared",
+        (done(fcntl.flock, first, shared | quick), done(fcntl.flock, second, shared | quick)),
+    )
     yield "not made exclusive", done(fcntl.flock, first, exclusive | quick)
     os.close(first)
     yield "the duplicate still has one", done(fcntl.flock, second, exclusive | quick)

@@ -185,7 +185,10 @@ def trailing_slashes_and_dots_mean_directories(at: Path) -> Iterator[Observation
         for suffix in ("/", "/.", "/..", "//", "/./"):
             yield f"stat {name}{suffix}", done(os.stat, f"{at}/{name}{suffix}")
             yield f"lstat {name}{suffix}", done(os.lstat, f"{at}/{name}{suffix}")
-            yield f"open {name}{suffix}", opened(f"{at}/{name}{suffix}", os.O_RDONLY | os.O_NONBLOCK)
+            yield (
+                f"open {name}{suffix}",
+                opened(f"{at}/{name}{suffix}", os.O_RDONLY | os.O_NONBLOCK),
+            )
         yield f"create {name}/", opened(f"{at}/{name}/", os.O_CREAT | os.O_RDWR | os.O_NONBLOCK)
 
 
@@ -200,7 +203,10 @@ def renaming_replaces_what_it_may(at: Path) -> Iterator[Observation]:
                 folder.mkdir()
                 make(folder, *{source, target})
                 old, new = folder / source, folder / target
-                yield f"{how} {source} to {target}", (done(rename2, old, new, flags), kind(old), kind(new))
+                yield (
+                    f"{how} {source} to {target}",
+                    (done(rename2, old, new, flags), kind(old), kind(new)),
+                )
 
 
 @CASES.add
@@ -305,7 +311,15 @@ def listings_are_complete(at: Path) -> Iterator[Observation]:
     with os.scandir(at) as entries:
         found = list(entries)
     yield "inodes", all(entry.inode() == os.lstat(entry.path).st_ino for entry in found)
-    yield "types", sorted({stat.filemode(os.lstat(entry.path).st_mode)[0] + str(entry.is_symlink()) for entry in found})
+    yield (
+        "types",
+        sorted(
+            {
+                stat.filemode(os.lstat(entry.path).st_mode)[0] + str(entry.is_symlink())
+                for entry in found
+            }
+        ),
+    )
     fd = os.open(at, os.O_RDONLY)
     first = set(os.listdir(fd))
     for name in sorted(first)[:150]:

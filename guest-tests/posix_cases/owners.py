@@ -88,24 +88,41 @@ def new_things_belong_to_who_made_them(at: Path) -> Iterator[Observation]:
             os.chown(where, -1, group)
             where.chmod(bits)
             outcome = elsewhere(partial(make_all, where), AS_USER if is_root() else None)
-            found = {name: (owner(where / name), mode(where / name)) for name in sorted(os.listdir(where))}
+            found = {
+                name: (owner(where / name), mode(where / name))
+                for name in sorted(os.listdir(where))
+            }
             yield f"in {bits:o} of {group}", (outcome, found)
 
 
 @CASES.add
 def owners_are_changed_by_whom_they_may(at: Path) -> Iterator[Observation]:
-    ids = ((-1, -1), (0, 0), (USER, GROUP), (-1, OTHER_GROUP), (-1, 5555), (STRANGER, -1), (USER, OTHER_GROUP))
+    ids = (
+        (-1, -1),
+        (0, 0),
+        (USER, GROUP),
+        (-1, OTHER_GROUP),
+        (-1, 5555),
+        (STRANGER, -1),
+        (USER, OTHER_GROUP),
+    )
     for bits in (0o644, 0o6755, 0o2644, 0o4711):
         for number, (uid, gid) in enumerate(ids):
             path = at / f"{bits:o}-{number}"
             path.touch()
             path.chmod(bits)
-            yield f"{bits:o} to {uid}:{gid}", (done(os.chown, path, uid, gid), owner(path), mode(path))
+            yield (
+                f"{bits:o} to {uid}:{gid}",
+                (done(os.chown, path, uid, gid), owner(path), mode(path)),
+            )
     (at / "directory").mkdir(mode=0o755)
     (at / "directory").chmod(0o6755)
     yield "a directory", (done(os.chown, at / "directory", USER, GROUP), mode(at / "directory"))
     (at / "link").symlink_to("644-0")
-    yield "of a link", (done(os.lchown, at / "link", USER, GROUP), owner(at / "link"), owner(at / "644-0"))
+    yield (
+        "of a link",
+        (done(os.lchown, at / "link", USER, GROUP), owner(at / "link"), owner(at / "644-0")),
+    )
 
 
 def attempts_on(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
@@ -166,12 +183,21 @@ def sticky_directories_guard_what_is_in_them(at: Path) -> Iterator[Observation]:
         (sticky / name).mkdir() if name == "directory" else (sticky / name).touch()
     os.chown(sticky / "mine", USER, GROUP)
     (sticky / "theirs").chmod(0o666)
-    yield "rename theirs", elsewhere(lambda: done(os.rename, sticky / "theirs", sticky / "x"), AS_USER)
-    yield "replace theirs", elsewhere(lambda: done(os.rename, sticky / "mine", sticky / "theirs"), AS_USER)
+    yield (
+        "rename theirs",
+        elsewhere(lambda: done(os.rename, sticky / "theirs", sticky / "x"), AS_USER),
+    )
+    yield (
+        "replace theirs",
+        elsewhere(lambda: done(os.rename, sticky / "mine", sticky / "theirs"), AS_USER),
+    )
     yield "unlink theirs", elsewhere(lambda: done(os.unlink, sticky / "theirs"), AS_USER)
     yield "rmdir theirs", elsewhere(lambda: done(os.rmdir, sticky / "directory"), AS_USER)
     yield "write theirs", elsewhere(lambda: opened(sticky / "theirs", os.O_WRONLY), AS_USER)
-    yield "create theirs again", elsewhere(lambda: opened(sticky / "theirs", os.O_CREAT | os.O_WRONLY), AS_USER)
+    yield (
+        "create theirs again",
+        elsewhere(lambda: opened(sticky / "theirs", os.O_CREAT | os.O_WRONLY), AS_USER),
+    )
     yield "unlink mine", elsewhere(lambda: done(os.unlink, sticky / "mine"), AS_USER)
     yield "left", sorted(os.listdir(sticky))
 
@@ -207,7 +233,12 @@ def writing_takes_set_id_bits_away(at: Path) -> Iterator[Observation]:
     path.chmod(0o6777)
     yield (
         "O_TRUNC",
-        (elsewhere(lambda: opened(path, os.O_RDWR | os.O_TRUNC), AS_STRANGER if is_root() else None), mode(path)),
+        (
+            elsewhere(
+                lambda: opened(path, os.O_RDWR | os.O_TRUNC), AS_STRANGER if is_root() else None
+            ),
+            mode(path),
+        ),
     )
 
 
@@ -233,7 +264,10 @@ def times_are_set(at: Path) -> Iterator[Observation]:
     before = time.time_ns()
     os.utime(path)
     status = path.stat()
-    yield "now", status.st_mtime_ns == status.st_atime_ns and abs(status.st_mtime_ns - before) < 60 * 10**9
+    yield (
+        "now",
+        status.st_mtime_ns == status.st_atime_ns and abs(status.st_mtime_ns - before) < 60 * 10**9,
+    )
     fd = os.open(path, os.O_RDONLY)
     yield "of a descriptor", (done(os.utime, fd, ns=(7, 8)), os.fstat(fd).st_mtime_ns)
     os.close(fd)
@@ -299,6 +333,9 @@ def statistics_make_sense(at: Path) -> Iterator[Observation]:
     path = at / "f"
     path.write_bytes(b"x" * 100_000)
     found = path.stat()
-    yield "file", (found.st_size, found.st_nlink, found.st_blocks * 512 >= 100_000, found.st_blksize >= 512)
+    yield (
+        "file",
+        (found.st_size, found.st_nlink, found.st_blocks * 512 >= 100_000, found.st_blksize >= 512),
+    )
     yield "device", found.st_dev == at.stat().st_dev
     yield "inodes", len({(at / name).stat().st_ino for name in ("f", ".")}) == 2

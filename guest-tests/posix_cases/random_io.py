@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random operations on one file, held against a model in memory; the idea is that of fsx. Standard library only.
+"""Random operations on one file, held against a model in memory; the idea is that of fsx. Standard
+library only.
 
-Usage: python3 random_io.py FILE SEED STEPS WAY...  (WAYs: buffered, mapped, direct, sizes, space, copy, again)
+Usage: python3 random_io.py FILE SEED STEPS WAY...  (WAYs: buffered, mapped, direct, sizes, space,
+copy, again)
 
-Says "agrees" with size and CRC-32 of what the file holds in the end, or what differs after which steps.
+Says "agrees" with size and CRC-32 of what the file holds in the end, or what differs after which
+steps.
 """
 
 import ctypes
@@ -42,7 +45,9 @@ class File:
     def span(self, within: int, align: int = 1) -> tuple[int, int]:
         """A place and a length, the place not after `within`."""
         start = self.random.randrange(within + 1) // align * align
-        length = self.random.choice((1, 10, 511, BLOCK, BLOCK + 1, PIECE, self.random.randrange(1, PIECE)))
+        length = self.random.choice(
+            (1, 10, 511, BLOCK, BLOCK + 1, PIECE, self.random.randrange(1, PIECE))
+        )
         return start, max(align, length // align * align)
 
     def data(self, length: int) -> bytes:
@@ -59,8 +64,14 @@ class File:
         """Whether that is what is there."""
         expected = bytes(self.model[start : start + length])
         if found != expected:
-            at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), None)
-            where = f"first at {start + at}" if at is not None else f"{len(found)} bytes instead of {len(expected)}"
+            at = next(
+                (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), None
+            )
+            where = (
+                f"first at {start + at}"
+                if at is not None
+                else f"{len(found)} bytes instead of {len(expected)}"
+            )
             raise Differs(f"{length} bytes from {start}: {where}; the size is {len(self.model)}")
 
     # What is done
@@ -147,7 +158,12 @@ class File:
     def allocate(self) -> str:
         start, length = self.span(LARGEST - PIECE)
         mode, name = self.random.choice(
-            ((0, "allocate"), (KEEP_SIZE, "allocate and keep"), (KEEP_SIZE | PUNCH_HOLE, "punch"), (ZERO, "zero"))
+            (
+                (0, "allocate"),
+                (KEEP_SIZE, "allocate and keep"),
+                (KEEP_SIZE | PUNCH_HOLE, "punch"),
+                (ZERO, "zero"),
+            )
         )
         if LIBC.fallocate(self.fd, mode, ctypes.c_int64(start), ctypes.c_int64(length)) < 0:
             if ctypes.get_errno() != errno.EOPNOTSUPP:
@@ -183,7 +199,11 @@ class File:
         return "fsync"
 
     def size(self) -> str:
-        found = os.fstat(self.fd).st_size, os.stat(self.path).st_size, os.lseek(self.fd, 0, os.SEEK_END)
+        found = (
+            os.fstat(self.fd).st_size,
+            os.stat(self.path).st_size,
+            os.lseek(self.fd, 0, os.SEEK_END),
+        )
         if set(found) != {len(self.model)}:
             raise Differs(f"sizes are {found} instead of {len(self.model)}")
         return "size"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A FUSE server on /dev/fuse that reports events, for the guest: farwatchd's session without virtio.
+"""A FUSE server on /dev/fuse that reports events, for the guest: farwatchd's session without
+virtio.
 
-Usage: fuse_server.py DIRECTORY MOUNT_POINT. Serves DIRECTORY at MOUNT_POINT and says "mounted" when it does; what
-happens to DIRECTORY is seen by those who watch MOUNT_POINT.
+Usage: fuse_server.py DIRECTORY MOUNT_POINT. Serves DIRECTORY at MOUNT_POINT and says "mounted" when
+it does; what happens to DIRECTORY is seen by those who watch MOUNT_POINT.
 """
 
 import ctypes

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A daemon that serves a share like farwatchd, but sends the notifications that a test gives it.
 
-Usage: hostile_daemon.py SOCKET SHARED_DIR TAG CONTROL. CONTROL is a UNIX seqpacket socket: the message "?" is answered
-with the watches as JSON, {nodeid: mask}; any other message is the payload of one FUSE_NOTIFY_FSNOTIFY, answered with
-"ok" once the guest has been given it.
+Usage: hostile_daemon.py SOCKET SHARED_DIR TAG CONTROL. CONTROL is a UNIX seqpacket socket: the
+message "?" is answered with the watches as JSON, {nodeid: mask}; any other message is the payload
+of one FUSE_NOTIFY_FSNOTIFY, answered with "ok" once the guest has been given it.
 """
 
 import json

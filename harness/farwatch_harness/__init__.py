@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness: applies the series, builds the kernel, boots it with the daemon attached and drives the guest."""
+"""The harness: applies the series, builds the kernel, boots it with the daemon attached and drives
+the guest."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness's command line, which the Makefile calls. Results go to stdout, everything else to stderr."""
+"""The harness's command line, which the Makefile calls. Results go to stdout, everything else to
+stderr."""
 
 import argparse
 import os
@@ -47,14 +48,17 @@ def kernel(options: argparse.Namespace) -> int:
 
 
 def find_qemu(_options: argparse.Namespace) -> int:
-    """Finds or unpacks a QEMU that can offer the notification queue and prints the command that runs it."""
+    """Finds or unpacks a QEMU that can offer the notification queue and prints the command that
+    runs it."""
     print(qemu.command_line(qemu.find_qemu()))
     return 0
 
 
 def apply(options: argparse.Namespace) -> int:
     """Applies the series to a kernel tree: commits in a git tree, else changed files."""
-    progress.say(series.apply_to(options.tree.expanduser().resolve(), patches_of_series(options.patches)))
+    progress.say(
+        series.apply_to(options.tree.expanduser().resolve(), patches_of_series(options.patches))
+    )
     return 0
 
 
@@ -65,7 +69,8 @@ def prepare_mails(options: argparse.Namespace) -> int:
     prepared = mail.prepare(patches_of_series(), kernel)
     if not prepared.public_base:
         progress.say(
-            "  the base-commit is of a tree made up for this: give KERNEL=DIR, a git tree, for one others know"
+            "  the base-commit is of a tree made up for this: give KERNEL=DIR, a git tree, for one"
+            " others know"
         )
     progress.say(f"  who it would go to is in {prepared.recipients}")
     print(f"{len(prepared.mails)} mails are in {prepared.mails[0].parent}; nothing was sent")
@@ -73,7 +78,8 @@ def prepare_mails(options: argparse.Namespace) -> int:
 
 
 def demonstrate(_options: argparse.Namespace) -> int:
-    """Shows a guest's inotifywait seeing what happens on the host; fails when an event is missing."""
+    """Shows a guest's inotifywait seeing what happens on the host; fails when an event is
+    missing."""
     demo.demonstrate(equip(patches_of_series()))
     return 0
 
@@ -85,7 +91,9 @@ def shell(options: argparse.Namespace) -> int:
 
 def matrix(options: argparse.Namespace) -> int:
     """Checks every patch of the series: applies, checkpatch, builds, sparse, boots, tests."""
-    return matrix_run.matrix(options.series.resolve(), options.patch, options.check or list(CheckName), options.output)
+    return matrix_run.matrix(
+        options.series.resolve(), options.patch, options.check or list(CheckName), options.output
+    )
 
 
 def test(options: argparse.Namespace) -> int:
@@ -108,7 +116,8 @@ def test(options: argparse.Namespace) -> int:
 
 
 def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Runs pytest; when we are interrupted it is too, and gets the time to end its guests and daemons."""
+    """Runs pytest; when we are interrupted it is too, and gets the time to end its guests and
+    daemons."""
     process = subprocess.Popen(words, cwd=paths.CHECKOUT, env=environment)
     try:
         return process.wait()
@@ -119,13 +128,15 @@ def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Measures events and file operations, beside virtiofsd; prints tables and writes build/bench.json."""
+    """Measures events and file operations, beside virtiofsd; prints tables and writes
+    build/bench.json."""
     bench_run.bench(bench_run.plan_of(options))
     return 0
 
 
 def make_report(options: argparse.Namespace) -> int:
-    """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series, which are merged.
+    """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series,
+    which are merged.
 
     When it merges it fails as the run of the whole would.
     """
@@ -133,7 +144,9 @@ def make_report(options: argparse.Namespace) -> int:
     if options.merge:
         results.save(results.merge([results.load(part) for part in options.merge]), kept)
     elif not kept.exists():
-        raise HarnessError(f"there are no results in {kept} yet: run make test, or name results with --merge")
+        raise HarnessError(
+            f"there are no results in {kept} yet: run make test, or name results with --merge"
+        )
     run = results.load(kept)
     print(report.write(run, report.FOLDER, benchmark.load(bench_run.RESULT)))
     if options.merge:
@@ -142,7 +155,8 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def run_soak(options: argparse.Namespace) -> int:
-    """Runs the oracle under load for a given time: nothing may be lost, told twice or left behind."""
+    """Runs the oracle under load for a given time: nothing may be lost, told twice or left
+    behind."""
     soak_run.soak(soak_run.plan_of(options))
     return 0
 
@@ -174,10 +188,14 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     def add_prefix(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--patches", type=int, metavar="N", help="only the first N patches of the series")
+        sub.add_argument(
+            "--patches", type=int, metavar="N", help="only the first N patches of the series"
+        )
 
     def add_debug(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--debug", action="store_true", help="a kernel with lockdep, KASAN and kmemleak")
+        sub.add_argument(
+            "--debug", action="store_true", help="a kernel with lockdep, KASAN and kmemleak"
+        )
 
     add("setup", setup)
     building = add("kernel", kernel)
@@ -188,11 +206,15 @@ def parser() -> argparse.ArgumentParser:
     applying.add_argument("tree", type=Path, metavar="DIR", help="the kernel source tree")
     add_prefix(applying)
     sending = add("send", prepare_mails)
-    sending.add_argument("tree", type=Path, nargs="?", metavar="DIR", help="a git tree whose commit is the base")
+    sending.add_argument(
+        "tree", type=Path, nargs="?", metavar="DIR", help="a git tree whose commit is the base"
+    )
     add("demo", demonstrate)
     add_prefix(add("boot", shell))
     checking = add("matrix", matrix)
-    checking.add_argument("--patch", metavar="N[-M]", help="only these patches, beside the base, as 3 or 3-5 or 1,7-9")
+    checking.add_argument(
+        "--patch", metavar="N[-M]", help="only these patches, beside the base, as 3 or 3-5 or 1,7-9"
+    )
     checking.add_argument(
         "--check",
         type=CheckName,
@@ -200,18 +222,28 @@ def parser() -> argparse.ArgumentParser:
         metavar="CHECK",
         help=f"only this check, may be given more than once: {', '.join(CheckName)}",
     )
-    checking.add_argument("--series", type=Path, default=paths.PATCHES, metavar="DIR", help="another series")
     checking.add_argument(
-        "--output", type=Path, default=matrix_run.RESULTS, metavar="FILE", help="where the results go"
+        "--series", type=Path, default=paths.PATCHES, metavar="DIR", help="another series"
+    )
+    checking.add_argument(
+        "--output",
+        type=Path,
+        default=matrix_run.RESULTS,
+        metavar="FILE",
+        help="where the results go",
     )
     testing = add("test", test)
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
-    testing.add_argument("-m", metavar="EXPR", help="only the tests with matching marks, as for pytest")
+    testing.add_argument(
+        "-m", metavar="EXPR", help="only the tests with matching marks, as for pytest"
+    )
     add_prefix(testing)
     add_debug(testing)
     bench_run.add_options(add("bench", measure))
     reporting = add("report", make_report)
-    reporting.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="the results.json of parts")
+    reporting.add_argument(
+        "--merge", type=Path, nargs="+", metavar="FILE", help="the results.json of parts"
+    )
     soak_run.add_options(add("soak", run_soak))
     breaking = add("mutants", run_mutants)
     breaking.add_argument("names", nargs="*", metavar="NAME", help="only these")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of the matrix found: the records that the terminal, the page, JUnit, KTAP and JSON are made from.
+"""What a run of the matrix found: the records that the terminal, the page, JUnit, KTAP and JSON are
+made from.
 
-docs/results.md describes the JSON form. Runs of parts of the series, made on several machines, merge into one.
+docs/results.md describes the JSON form. Runs of parts of the series, made on several machines,
+merge into one.
 """
 
 import json
@@ -23,8 +25,8 @@ SCHEMA = 1
 class State(StrEnum):
     """How a check or a test ended.
 
-    BLOCKED: not run, as a check before it failed, or failed of nothing but what an earlier patch had failed of. ABSENT:
-    not asked for.
+    BLOCKED: not run, as a check before it failed, or failed of nothing but what an earlier patch
+    had failed of. ABSENT: not asked for.
     """
 
     PASSED = "passed"
@@ -46,7 +48,8 @@ class CheckName(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One cell of the matrix. `reason` is one line for people, empty when passed; `output` is what the tool printed."""
+    """One cell of the matrix. `reason` is one line for people, empty when passed; `output` is what
+    the tool printed."""
 
     name: CheckName
     state: State
@@ -57,7 +60,8 @@ class Check:
 
 @dataclass(frozen=True)
 class TestResult:
-    """One guest test on the kernel of one patch. `patch` is the number of the patch that the test belongs to.
+    """One guest test on the kernel of one patch. `patch` is the number of the patch that the test
+    belongs to.
 
     `output` is the failure's report, with the ends of the console and of the daemon's log.
     """
@@ -76,8 +80,9 @@ class TestResult:
 class PatchResult:
     """One row: the kernel with the first `number` patches; 0 is the base, which has no file.
 
-    `section` is the series file's heading above the patch, `message` the commit message without subject and trailers'
-    header lines, `diff` the unified diff. `logs` are named texts: the console and the daemon logs.
+    `section` is the series file's heading above the patch, `message` the commit message without
+    subject and trailers' header lines, `diff` the unified diff. `logs` are named texts: the console
+    and the daemon logs.
     """
 
     number: int
@@ -130,12 +135,16 @@ def load(path: Path) -> Run:
     try:
         found = json.loads(path.read_text())
         if found["schema"] != SCHEMA:
-            raise HarnessError(f"{path} has results of schema {found['schema']}; this harness reads {SCHEMA}")
+            raise HarnessError(
+                f"{path} has results of schema {found['schema']}; this harness reads {SCHEMA}"
+            )
         return converter().structure(found, Run)
     except OSError as error:
         raise HarnessError(f"cannot read {path}: {error.strerror}") from None
     except cattrs.BaseValidationError as error:
-        raise HarnessError(f"{path} is not a file of results: {'; '.join(cattrs.transform_error(error))}") from None
+        raise HarnessError(
+            f"{path} is not a file of results: {'; '.join(cattrs.transform_error(error))}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise HarnessError(f"{path} is not a file of results: {error!r}") from None
 
@@ -159,7 +168,8 @@ def exactly(accepted: tuple[type, ...], value: Any, wanted: type) -> Any:
 
 
 def merge(runs: Iterable[Run]) -> Run:
-    """One run from several over parts of the same series; HarnessError for no parts, or two of the same patch.
+    """One run from several over parts of the same series; HarnessError for no parts, or two of the
+    same patch.
 
     The base is part of every run, as the others are compared with it: of several the worst stays.
     """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A patch that is broken on purpose makes its own cells of the matrix red, with real builds and guests.
+"""A patch that is broken on purpose makes its own cells of the matrix red, with real builds and
+guests.
 
-The patches are broken in a git tree and exported again, so that the ones after them still apply. In ascending order, as
-then less is to be built: about 12 minutes on 2 cores.
+The patches are broken in a git tree and exported again, so that the ones after them still apply. In
+ascending order, as then less is to be built: about 12 minutes on 2 cores.
 """
 
 import re
@@ -25,9 +26,11 @@ LIMIT = 3000.0
 
 @dataclass(frozen=True)
 class Break:
-    """What is done to one of the seven patches, and what the matrix must find: cells in the order of CheckName.
+    """What is done to one of the seven patches, and what the matrix must find: cells in the order
+    of CheckName.
 
-    `anchor` in `file`, as it is after the patch, becomes `text`. The rows end `after` patches later.
+    `anchor` in `file`, as it is after the patch, becomes `text`. The rows end `after` patches
+    later.
     """
 
     patch: int
@@ -111,7 +114,9 @@ def broken_series(patches: Sequence[Patch], broken: Break, place: Path) -> Path:
     git(repository, "checkout", "--quiet", "--detach", commits[number - 1])
     path = repository / broken.file
     text = path.read_text()
-    assert text.count(broken.anchor) == 1, f"{broken.file} has changed: choose another place to break it"
+    assert text.count(broken.anchor) == 1, (
+        f"{broken.file} has changed: choose another place to break it"
+    )
     path.write_text(text.replace(broken.anchor, broken.text))
     git(repository, "commit", "--quiet", "--all", "--amend", "--no-edit")
     if commits[number:]:
@@ -144,8 +149,12 @@ def test_what_is_broken_is_found_where_it_is(broken: Break, tmp_path: Path) -> N
     rows = load(results).patches
     assert [cells(row) for row in rows] == ["pppppp", *broken.cells], done.stdout
     name = rows[1].file.removesuffix(".patch")
-    assert re.search(rf"^FAILED {re.escape(name)}: {broken.check}: .*{broken.reason}", done.stdout, re.MULTILINE)
+    assert re.search(
+        rf"^FAILED {re.escape(name)}: {broken.check}: .*{broken.reason}", done.stdout, re.MULTILINE
+    )
     (failed,) = rows[1].failed
-    assert re.search(broken.reason, failed.reason) and re.search(broken.reason, failed.output + str(rows[1].tests))
+    assert re.search(broken.reason, failed.reason) and re.search(
+        broken.reason, failed.output + str(rows[1].tests)
+    )
     page = (results.parent / "index.html").read_text()
     assert re.search(broken.reason.replace("&", "&amp;"), page)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel takes the options of the debug flavour: olddefconfig drops silently what it cannot have."""
+"""The kernel takes the options of the debug flavour: olddefconfig drops silently what it cannot
+have."""
 
 from farwatch_harness.kernel import build
 

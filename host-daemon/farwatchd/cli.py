@@ -23,12 +23,14 @@ from farwatchd.virtiofsd_compat import WITHOUT_EFFECT, modern
 
 _log = logging.getLogger(__name__)
 
-#: What --print-capabilities says (QEMU's docs/interop/vhost-user.json); libvirt asks for the feature.
+#: What --print-capabilities says (QEMU's docs/interop/vhost-user.json); libvirt asks for the
+#: feature.
 CAPABILITIES = {"type": "fs", "features": ["separate-options"]}
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """Turn the command line into a ``Config``; exits as argparse does on errors and on ``--help``."""
+    """Turn the command line into a ``Config``; exits as argparse does on errors and on
+    ``--help``."""
     parser = make_parser()
     try:
         options = parser.parse_args(modern(arguments))
@@ -53,7 +55,15 @@ def parse(arguments: Sequence[str]) -> Config:
         or options.posix_acl is not Negotiation.NEVER
     )
     values = vars(options)
-    for name in ("print_capabilities", "o", "foreground", "translate_uid", "translate_gid", "uid_map", "gid_map"):
+    for name in (
+        "print_capabilities",
+        "o",
+        "foreground",
+        "translate_uid",
+        "translate_gid",
+        "uid_map",
+        "gid_map",
+    ):
         del values[name]
     return Config(**values)
 
@@ -65,7 +75,10 @@ def _owners(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Own
     except ValueError as error:
         parser.error(f"--translate-uid, --translate-gid: {error}")
     if found is not None and options.posix_acl is not Negotiation.NEVER:
-        parser.error("--translate-uid and --translate-gid do not go with --posix-acl: who is named in an ACL stays")
+        parser.error(
+            "--translate-uid and --translate-gid do not go with --posix-acl: who is named in an ACL"
+            " stays"
+        )
     return found
 
 
@@ -74,12 +87,15 @@ def _id_maps(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Id
     if not options.uid_map and not options.gid_map:
         return None
     if options.sandbox is not Sandbox.NAMESPACE:
-        parser.error("--uid-map and --gid-map go with --sandbox=namespace; --translate-uid does without")
+        parser.error(
+            "--uid-map and --gid-map go with --sandbox=namespace; --translate-uid does without"
+        )
     return IdMaps(tuple(options.uid_map), tuple(options.gid_map))
 
 
 def _without_effect(options: argparse.Namespace) -> tuple[str, ...]:
-    """A line for each option that was given and has no effect; they are taken out of ``options``."""
+    """A line for each option that was given and has no effect; they are taken out of
+    ``options``."""
     lines = []
     for name, reason in WITHOUT_EFFECT.items():
         if vars(options).pop(name) not in (None, False):
@@ -90,7 +106,8 @@ def _without_effect(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 class _Syslog(logging.handlers.SysLogHandler):
-    """Says once on the standard error output when syslog cannot be reached any more, and goes on."""
+    """Says once on the standard error output when syslog cannot be reached any more, and goes
+    on."""
 
     socket: Socket
     _told = False
@@ -99,7 +116,10 @@ class _Syslog(logging.handlers.SysLogHandler):
         """Called for each message that is lost; the sandbox lets nobody connect to syslog again."""
         if not self._told:
             self._told = True
-            print("farwatchd: syslog has gone, and with it what is logged from now on", file=sys.stderr)
+            print(
+                "farwatchd: syslog has gone, and with it what is logged from now on",
+                file=sys.stderr,
+            )
 
 
 def _start_logging(config: Config) -> None:
@@ -115,7 +135,9 @@ def _start_logging(config: Config) -> None:
             problem = error.strerror
         else:
             handler = syslog
-            formatter = logging.Formatter("farwatchd[%(process)d]: %(levelname)s %(name)s: %(message)s")
+            formatter = logging.Formatter(
+                "farwatchd[%(process)d]: %(levelname)s %(name)s: %(message)s"
+            )
     handler.setFormatter(formatter)
     logging.basicConfig(level=LOG_LEVELS[config.log_level], handlers=[handler])
     if problem is not None:
@@ -123,7 +145,8 @@ def _start_logging(config: Config) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; returns the exit status: 0 ended, 1 cannot serve (one line says why), 2 usage."""
+    """Serve until told to stop; returns the exit status: 0 ended, 1 cannot serve (one line says
+    why), 2 usage."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         _start_logging(config)

@@ -32,8 +32,9 @@ class FsnotifyMode(Enum):
 class Config:
     """What the command line says. Exactly one of ``socket_path`` and ``fd`` is set.
 
-    ``rlimit_nofile``: None for as many as can be had, 0 for those there are. ``modcaps``: capabilities to keep beyond
-    what serving takes, and to give up of that. ``without_effect``: what to say of options that change nothing.
+    ``rlimit_nofile``: None for as many as can be had, 0 for those there are. ``modcaps``:
+    capabilities to keep beyond what serving takes, and to give up of that. ``without_effect``: what
+    to say of options that change nothing.
     """
 
     shared_dir: Path

@@ -47,12 +47,15 @@ _NEEDED_LATER = (traceback, linecache)
 
 
 def run(config: Config) -> None:
-    """Serve until a signal, or until the front end of an inherited connection leaves; ``UserError`` if impossible."""
+    """Serve until a signal, or until the front end of an inherited connection leaves; ``UserError``
+    if impossible."""
     os.umask(0)
     try:
         limit = raise_nofile(config.rlimit_nofile)
         device_config = DeviceConfig(
-            config.tag, config.num_request_queues, notification=config.fsnotify is not FsnotifyMode.OFF
+            config.tag,
+            config.num_request_queues,
+            notification=config.fsnotify is not FsnotifyMode.OFF,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -135,7 +138,9 @@ def _serve(
     try:
         workers.start()
     except RuntimeError as error:
-        raise UserError(f"--thread-pool-size={config.thread_pool_size}: {error}; 0 does without") from error
+        raise UserError(
+            f"--thread-pool-size={config.thread_pool_size}: {error}; 0 does without"
+        ) from error
     where = config.socket_path if config.socket_path is not None else f"descriptor {config.fd}"
     _log.info("listening on %s", where)
     loop.run()
@@ -181,7 +186,8 @@ _MODES = {
 
 
 def _backend(config: Config, root_fd: int, objects: ObjectTable) -> Backend | None:
-    """The back end for the best mode that works here; None if none does and the user did not ask for one."""
+    """The back end for the best mode that works here; None if none does and the user did not ask
+    for one."""
     problems = []
     for mode in _MODES[config.fsnotify]:
         try:
@@ -197,7 +203,8 @@ def _backend(config: Config, root_fd: int, objects: ObjectTable) -> Backend | No
 
 @contextlib.contextmanager
 def _socket(config: Config) -> Iterator[socket.socket]:
-    """The socket to serve on. One that is made here is removed at the end, with what was written beside it."""
+    """The socket to serve on. One that is made here is removed at the end, with what was written
+    beside it."""
     try:
         if config.socket_path is None:
             assert config.fd is not None
@@ -220,7 +227,9 @@ def _tidy(path: Path, pid_file: Path) -> Iterator[None]:
     """Say who serves, where virtiofsd does, for those who wait for it; leave nothing behind."""
     try:
         pid_file.unlink(missing_ok=True)
-        with os.fdopen(os.open(pid_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as stream:
+        with os.fdopen(
+            os.open(pid_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w"
+        ) as stream:
             stream.write(f"{os.getpid()}\n")
     except OSError as error:
         path.unlink(missing_ok=True)

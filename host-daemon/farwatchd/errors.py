@@ -3,4 +3,5 @@
 
 
 class UserError(Exception):
-    """The daemon cannot serve as it was asked to. The text is one line: what is wrong and what to do."""
+    """The daemon cannot serve as it was asked to. The text is one line: what is wrong and what to
+    do."""

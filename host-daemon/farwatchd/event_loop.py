@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's event loop: descriptors that become readable, timers, calls deferred to the next turn; one thread."""
+"""The daemon's event loop: descriptors that become readable, timers, calls deferred to the next
+turn; one thread."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 
 Callback = Callable[[], None]
 
-#: A descriptor whose callback fails this often in a row would spin for ever: the failure then ends ``run``.
+#: A descriptor whose callback fails this often in a row would spin for ever: the failure then ends
+#: ``run``.
 MAX_FAILURES_IN_A_ROW = 10
 #: Descriptors looked at in one turn; room for all that there could be takes time to make.
 MAX_READY = 16
@@ -40,9 +42,9 @@ class Timer:
 class Loop:
     """Calls back when descriptors are readable (or hung up) and when timers are due.
 
-    All methods but ``stop`` and ``call_from_thread`` belong to the loop's thread. Readiness is level-triggered but for
-    ``add_eventfd``, and a callback may be called with nothing to read (its descriptor's number was closed and reused in
-    the same turn): it must not block.
+    All methods but ``stop`` and ``call_from_thread`` belong to the loop's thread. Readiness is
+    level-triggered but for ``add_eventfd``, and a callback may be called with nothing to read (its
+    descriptor's number was closed and reused in the same turn): it must not block.
     """
 
     def __init__(self) -> None:
@@ -62,14 +64,17 @@ class Loop:
         self.add(self._woken, self._drain_wake)
 
     def add(self, fd: int, callback: Callback) -> None:
-        """Call ``callback`` whenever ``fd`` is readable or hung up; ``OSError`` when ``fd`` cannot be waited for."""
+        """Call ``callback`` whenever ``fd`` is readable or hung up; ``OSError`` when ``fd`` cannot
+        be waited for."""
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
     def add_eventfd(self, fd: int, callback: Callback) -> None:
-        """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been; nobody needs to read it.
+        """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been; nobody
+        needs to read it.
 
-        What comes while the callback runs calls it again. ``OSError`` when ``fd`` cannot be waited for.
+        What comes while the callback runs calls it again. ``OSError`` when ``fd`` cannot be waited
+        for.
         """
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._callbacks[fd] = callback
@@ -87,19 +92,23 @@ class Loop:
         return timer
 
     def call_soon(self, callback: Callback) -> None:
-        """Call ``callback`` once, at the next turn of the loop, after the descriptors that are ready then."""
+        """Call ``callback`` once, at the next turn of the loop, after the descriptors that are
+        ready then."""
         self._soon.append(callback)
 
     def wake_on_signals(self) -> None:
-        """Have every signal with a handler end the wait for descriptors, so that the handler is run at once.
+        """Have every signal with a handler end the wait for descriptors, so that the handler is run
+        at once.
 
-        Otherwise one that comes just before the wait would be handled after it. For the main thread.
+        Otherwise one that comes just before the wait would be handled after it. For the main
+        thread.
         """
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._wakes_on_signals = True
 
     def stop(self) -> None:
-        """Make ``run`` return after the current turn; may be called from signal handlers and other threads."""
+        """Make ``run`` return after the current turn; may be called from signal handlers and other
+        threads."""
         self._stopping = True
         self._wake_up()
 
@@ -119,7 +128,8 @@ class Loop:
         self._stopping = False
 
     def run_once(self, timeout: float | None) -> bool:
-        """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); says whether anything was called."""
+        """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); says whether
+        anything was called."""
         if self._soon or self._timers:
             timeout = self._patience(timeout)
         ready = self._epoll.poll(timeout, MAX_READY)
@@ -160,7 +170,8 @@ class Loop:
     def _call_deferred(self) -> bool:
         """Do what was put off and is due; says whether there was anything."""
         worked = False
-        # Only those that were there before: a callback that defers itself again must not shut out the descriptors.
+        # Only those that were there before: a callback that defers itself again must not shut out
+        # the descriptors.
         for _ in range(len(self._soon)):
             worked = True
             self._call(self._soon.popleft())
@@ -175,7 +186,8 @@ class Loop:
         return worked
 
     def _count_failure(self, fd: int) -> None:
-        """Log the exception that is being handled, or raise it again where it comes again and again."""
+        """Log the exception that is being handled, or raise it again where it comes again and
+        again."""
         failures = self._failures.get(fd, 0) + 1
         if failures >= MAX_FAILURES_IN_A_ROW:
             raise

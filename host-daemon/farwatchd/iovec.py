@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 def cut(segments: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
-    """Return views of ``length`` bytes from ``start`` on, fewer when there are fewer; nothing is copied."""
+    """Return views of ``length`` bytes from ``start`` on, fewer when there are fewer; nothing is
+    copied."""
     first = 0
     while first < len(segments) and start >= len(segments[first]):
         start -= len(segments[first])

@@ -56,10 +56,14 @@ In the guest: mount -t virtiofs TAG /mnt
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser: its result's names are those of ``Config``'s fields, and some that ``cli`` sees to."""
+    """The parser: its result's names are those of ``Config``'s fields, and some that ``cli`` sees
+    to."""
     parser = argparse.ArgumentParser(
         prog="farwatchd",
-        description="A virtio-fs daemon (vhost-user back end) whose guest sees what happens to the share on the host.",
+        description=(
+            "A virtio-fs daemon (vhost-user back end) whose guest sees what happens to the share on"
+            " the host."
+        ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -76,17 +80,31 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_where(where: argparse._ArgumentGroup) -> None:
     socket = where.add_mutually_exclusive_group()
-    socket.add_argument("--socket-path", type=Path, metavar="SOCKET", help="listen on this UNIX socket")
-    socket.add_argument("--fd", type=_number(0, 1 << 20), help="use this inherited socket, listening or connected")
-    where.add_argument("--socket-group", metavar="GROUP", help="let the members of this group connect")
+    socket.add_argument(
+        "--socket-path", type=Path, metavar="SOCKET", help="listen on this UNIX socket"
+    )
+    socket.add_argument(
+        "--fd", type=_number(0, 1 << 20), help="use this inherited socket, listening or connected"
+    )
+    where.add_argument(
+        "--socket-group", metavar="GROUP", help="let the members of this group connect"
+    )
     where.add_argument("--shared-dir", type=Path, metavar="DIR", help="the directory to share")
-    where.add_argument("--tag", default="share", help="what the guest mounts (default: %(default)s)")
-    where.add_argument("--num-request-queues", type=_number(1, 64), default=1, metavar="N", help="default: 1")
+    where.add_argument(
+        "--tag", default="share", help="what the guest mounts (default: %(default)s)"
+    )
+    where.add_argument(
+        "--num-request-queues", type=_number(1, 64), default=1, metavar="N", help="default: 1"
+    )
 
 
 def _add_files(files: argparse._ArgumentGroup) -> None:
     files.add_argument(
-        "--cache", type=Cache, default=Cache.AUTO, metavar=_choices(Cache), help="what the guest may cache"
+        "--cache",
+        type=Cache,
+        default=Cache.AUTO,
+        metavar=_choices(Cache),
+        help="what the guest may cache",
     )
     files.add_argument("--writeback", action="store_true", help="let the guest write back later")
     files.add_argument("--readonly", action="store_true", help="refuse all changes by the guest")
@@ -98,25 +116,38 @@ def _add_files(files: argparse._ArgumentGroup) -> None:
         const=Negotiation.ALWAYS,
         default=Negotiation.NEVER,
         metavar=_choices(Negotiation),
-        help="support POSIX ACLs, includes --xattr; auto: if the guest does (default: never; without value: always)",
+        help=(
+            "support POSIX ACLs, includes --xattr; auto: if the guest does (default: never; without"
+            " value: always)"
+        ),
     )
     files.add_argument(
         "--security-label",
         action="store_true",
-        help="store the label that the guest's security module gives to a new file; includes --xattr",
+        help=(
+            "store the label that the guest's security module gives to a new file; includes --xattr"
+        ),
     )
     files.add_argument(
         "--xattrmap",
         type=_parsed(parse),
         metavar="RULES",
-        help="other names on the host for extended attributes, by virtiofsd's rules (:map::user.virtiofs.: gives all "
-        "of the guest's this prefix); includes --xattr",
+        help=(
+            "other names on the host for extended attributes, by virtiofsd's rules"
+            " (:map::user.virtiofs.: gives all of the guest's this prefix); includes --xattr"
+        ),
     )
-    files.add_argument("--allow-direct-io", action="store_true", help="pass O_DIRECT on to the host")
     files.add_argument(
-        "--allow-mmap", action="store_true", help="let the guest map files with --cache=never and metadata, too"
+        "--allow-direct-io", action="store_true", help="pass O_DIRECT on to the host"
     )
-    files.add_argument("--preserve-noatime", action="store_true", help="pass O_NOATIME on to the host")
+    files.add_argument(
+        "--allow-mmap",
+        action="store_true",
+        help="let the guest map files with --cache=never and metadata, too",
+    )
+    files.add_argument(
+        "--preserve-noatime", action="store_true", help="pass O_NOATIME on to the host"
+    )
     files.add_argument(
         "--announce-submounts",
         action=argparse.BooleanOptionalAction,
@@ -128,7 +159,10 @@ def _add_files(files: argparse._ArgumentGroup) -> None:
         type=InodeFileHandles,
         default=InodeFileHandles.PREFER,
         metavar=_choices(InodeFileHandles),
-        help="keep what the guest knows by file handle, not by open file (default: prefer, where that works)",
+        help=(
+            "keep what the guest knows by file handle, not by open file (default: prefer, where"
+            " that works)"
+        ),
     )
     files.add_argument(
         "--max-inodes",
@@ -141,19 +175,29 @@ def _add_files(files: argparse._ArgumentGroup) -> None:
         "--posix-lock",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="let POSIX record locks hold on the host and for other guests, too; a program of the guest that waits "
-        "for one cannot be killed until it has it (default: within the guest)",
+        help=(
+            "let POSIX record locks hold on the host and for other guests, too; a program of the"
+            " guest that waits for one cannot be killed until it has it (default: within the guest)"
+        ),
     )
     files.add_argument(
-        "--flock", action=argparse.BooleanOptionalAction, default=False, help="the same for flock(2)'s locks"
+        "--flock",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the same for flock(2)'s locks",
     )
     files.add_argument(
         "--killpriv-v2",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="take set-id bits away here when a file is written, so that the guest need not ask (default: no)",
+        help=(
+            "take set-id bits away here when a file is written, so that the guest need not ask"
+            " (default: no)"
+        ),
     )
-    files.add_argument("--no-readdirplus", action="store_false", dest="readdirplus", help="list names only")
+    files.add_argument(
+        "--no-readdirplus", action="store_false", dest="readdirplus", help="list names only"
+    )
 
 
 def _add_owners(files: argparse._ArgumentGroup) -> None:
@@ -164,8 +208,11 @@ def _add_owners(files: argparse._ArgumentGroup) -> None:
             action="append",
             default=[],
             metavar="RULE",
-            help=f"other {whose} on the host than in the guest, by virtiofsd's rules (map:1000:5000:1 makes the "
-            "guest's 1000 the host's 5000); as often as there are rules, not with --posix-acl",
+            help=(
+                f"other {whose} on the host than in the guest, by virtiofsd's rules"
+                " (map:1000:5000:1 makes the guest's 1000 the host's 5000); as often as there are"
+                " rules, not with --posix-acl"
+            ),
         )
 
 
@@ -175,7 +222,10 @@ def _add_events(events: argparse._ArgumentGroup) -> None:
         type=FsnotifyMode,
         default=FsnotifyMode.AUTO,
         metavar=_choices(FsnotifyMode),
-        help="what the guest is told of changes on the host (default: auto, the best that works here)",
+        help=(
+            "what the guest is told of changes on the host (default: auto, the best that works"
+            " here)"
+        ),
     )
     events.add_argument(
         "--fsnotify-backend",
@@ -196,7 +246,10 @@ def _add_events(events: argparse._ArgumentGroup) -> None:
         type=_number(2, 10_000_000),
         default=16384,
         metavar="N",
-        help="events that wait for the guest; more are dropped and the guest is told so (default: %(default)s)",
+        help=(
+            "events that wait for the guest; more are dropped and the guest is told so (default:"
+            " %(default)s)"
+        ),
     )
 
 
@@ -215,8 +268,11 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
             action="append",
             default=[],
             metavar=":INSIDE:OUTSIDE:COUNT:",
-            help=f"put the daemon into a namespace where {whose} from INSIDE on are the host's from OUTSIDE on; as "
-            "often as there are ranges; an ordinary user needs newuidmap and newgidmap for it",
+            help=(
+                f"put the daemon into a namespace where {whose} from INSIDE on are the host's from"
+                " OUTSIDE on; as often as there are ranges; an ordinary user needs newuidmap and"
+                " newgidmap for it"
+            ),
         )
     process.add_argument(
         "--seccomp",
@@ -230,42 +286,68 @@ def _add_process(process: argparse._ArgumentGroup) -> None:
         type=_parsed(parse_changes),
         default=(Capability.NONE, Capability.NONE),
         metavar="{+,-}CAP[:...]",
-        help="capabilities to keep besides those of a file server, or to give up: --modcaps=+sys_admin:-mknod",
+        help=(
+            "capabilities to keep besides those of a file server, or to give up:"
+            " --modcaps=+sys_admin:-mknod"
+        ),
     )
     process.add_argument(
         "--rlimit-nofile",
         type=_limit_of_files,
         metavar="N",
-        help="limit of open files; 0 leaves it as it is (default: as many as can be had, at most 1000000)",
+        help=(
+            "limit of open files; 0 leaves it as it is (default: as many as can be had, at most"
+            " 1000000)"
+        ),
     )
     process.add_argument(
         "--thread-pool-size",
         type=_number(0, 64),
         default=4,
         metavar="N",
-        help="threads for what waits for a disk (syncing, allocating, copying, reading what is not in memory, "
-        "O_DIRECT, O_SYNC) while other requests are served; 0: those wait as well (default: %(default)s)",
+        help=(
+            "threads for what waits for a disk (syncing, allocating, copying, reading what is not"
+            " in memory, O_DIRECT, O_SYNC) while other requests are served; 0: those wait as well"
+            " (default: %(default)s)"
+        ),
     )
     process.add_argument(
         "--busy-poll",
         type=_number(0, 1000),
         default=200,
         metavar="MICROSECONDS",
-        help="while requests come closely, look for the next one so long before sleeping: faster, for more processor "
-        "time; 0: never, as on a host with one processor (default: %(default)s)",
+        help=(
+            "while requests come closely, look for the next one so long before sleeping: faster,"
+            " for more processor time; 0: never, as on a host with one processor (default:"
+            " %(default)s)"
+        ),
     )
-    process.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: %(default)s")
-    process.add_argument("--syslog", action="store_true", help="log to syslog, not to the standard error output")
     process.add_argument(
-        "--print-capabilities", action="store_true", help="say as JSON what this back end is, and exit"
+        "--log-level", choices=LOG_LEVELS, default="info", help="default: %(default)s"
     )
-    process.add_argument("-V", "--version", action=_Version, help="say which version this is, and exit")
+    process.add_argument(
+        "--syslog", action="store_true", help="log to syslog, not to the standard error output"
+    )
+    process.add_argument(
+        "--print-capabilities",
+        action="store_true",
+        help="say as JSON what this back end is, and exit",
+    )
+    process.add_argument(
+        "-V", "--version", action=_Version, help="say which version this is, and exit"
+    )
 
 
 def _add_compatible(compatible: argparse._ArgumentGroup) -> None:
-    compatible.add_argument("-o", metavar="NAME[=VALUE],...", help="virtiofsd's older form of options")
-    compatible.add_argument("-d", action="store_const", const="debug", dest="log_level", help="--log-level=debug")
-    compatible.add_argument("-f", action="store_true", dest="foreground", help="as ever: the daemon stays where it is")
+    compatible.add_argument(
+        "-o", metavar="NAME[=VALUE],...", help="virtiofsd's older form of options"
+    )
+    compatible.add_argument(
+        "-d", action="store_const", const="debug", dest="log_level", help="--log-level=debug"
+    )
+    compatible.add_argument(
+        "-f", action="store_true", dest="foreground", help="as ever: the daemon stays where it is"
+    )
     for name, reason in WITHOUT_EFFECT.items():
         option = f"--{name.replace('_', '-')}"
         if name in ("migration_verify_handles", "migration_confirm_paths"):
@@ -290,7 +372,9 @@ class _Version(argparse.Action):
     """Prints the version of the package; only then is it looked up."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help
+        )
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print it and exit."""

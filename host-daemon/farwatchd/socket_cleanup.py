@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removes the daemon's socket and the file with its process id when it ends, however it does.
 
-A small process of its own waits for that, outside the sandbox: the daemon keeps no way to reach where they are.
+A small process of its own waits for that, outside the sandbox: the daemon keeps no way to reach
+where they are.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines made for virtiofsd: its older form ``-o name[=value],...`` and what has no meaning here."""
+"""Command lines made for virtiofsd: its older form ``-o name[=value],...`` and what has no meaning
+here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: Names of ``-o`` that stand for an option without a value; an empty string is the default here, too.
+#: Names of ``-o`` that stand for an option without a value; an empty string is the default here,
+#: too.
 _FLAGS = {
     "allow_direct_io": "--allow-direct-io",
     "no_allow_direct_io": "",
@@ -52,7 +54,8 @@ WITHOUT_EFFECT = {
 
 
 def modern(arguments: Sequence[str]) -> list[str]:
-    """Replace each ``-o`` by the options that it stands for; ``ValueError`` names what is not understood."""
+    """Replace each ``-o`` by the options that it stands for; ``ValueError`` names what is not
+    understood."""
     result: list[str] = []
     rest = iter(arguments)
     for argument in rest:

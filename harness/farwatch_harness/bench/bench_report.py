@@ -29,7 +29,8 @@ OURS = "farwatchd"
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the figures depend on; the guest's kernel, QEMU and accelerator are empty where no guest was measured."""
+    """What the figures depend on; the guest's kernel, QEMU and accelerator are empty where no guest
+    was measured."""
 
     when: str
     processor: str
@@ -59,7 +60,11 @@ class Report:
 
 def surroundings(equipment: Equipment | None, servers: Sequence[Server]) -> Surroundings:
     """The facts of this machine and of what is measured."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return Surroundings(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         processor=cpu[0].split(":", 1)[1].strip() if cpu else platform.machine(),
@@ -76,7 +81,8 @@ def surroundings(equipment: Equipment | None, servers: Sequence[Server]) -> Surr
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """`values` over `base`: the median of the rounds' own ratios, since each round was measured side by side."""
+    """`values` over `base`: the median of the rounds' own ratios, since each round was measured
+    side by side."""
     return statistics.median(one / other for one, other in zip(values, base, strict=True))
 
 
@@ -138,7 +144,15 @@ def surroundings_table(facts: Surroundings) -> Table:
 
 
 def latency_table(latencies: Sequence[Latency]) -> Table:
-    made = table("Host write(2) to guest read(inotify)", "mode", "events", "median", "99th", "error", "round trip")
+    made = table(
+        "Host write(2) to guest read(inotify)",
+        "mode",
+        "events",
+        "median",
+        "99th",
+        "error",
+        "round trip",
+    )
     for each in latencies:
         made.add_row(
             each.mode,
@@ -164,7 +178,11 @@ def throughput_table(throughput: Throughput) -> Table:
         )
     steady = f"{throughput.steady_rate:.0f}" if throughput.steady_rate else "-"
     made.add_row(
-        f"steady, {throughput.seconds:.0f} s", steady, steady, "all" if throughput.steady_rate else "-", "none"
+        f"steady, {throughput.seconds:.0f} s",
+        steady,
+        steady,
+        "all" if throughput.steady_rate else "-",
+        "none",
     )
     return made
 
@@ -184,13 +202,20 @@ def processor_table(rates: Sequence[Rate]) -> Table:
 
 def synthetic_rates_table(rates: Sequence[Rate]) -> Table:
     """Without a guest: operations per second, and ours against theirs."""
-    title = "Without a guest, operations a second (requests at a time): medians; ratios are of the same round"
+    title = (
+        "Without a guest, operations a second (requests at a time): medians; ratios are of the same"
+        " round"
+    )
     return servers_table(title, rates, lambda rate: rate.rounds, ratio, statistics.median)
 
 
 def core_table(rates: Sequence[Rate]) -> Table:
-    """Without a guest: operations per second of the daemon's processor time, and ours against theirs."""
-    title = "Without a guest, operations per second of the daemon's processor time: the most of the rounds"
+    """Without a guest: operations per second of the daemon's processor time, and ours against
+    theirs."""
+    title = (
+        "Without a guest, operations per second of the daemon's processor time: the most of the"
+        " rounds"
+    )
     return servers_table(title, rates, per_core, most_ratio, max)
 
 
@@ -208,7 +233,10 @@ def front_end_line(synthetic: Sequence[Served]) -> str:
     """What the front end needed itself, so that one sees whether it is what limits."""
     busy = max(statistics.median(served.busy) for served in synthetic)
     least, most = (pick(min(served.front_end_us) for served in synthetic) for pick in (min, max))
-    return f"The front end itself: {least:.1f} to {most:.1f} us an operation, at most {100 * busy:.0f} % of the time.\n"
+    return (
+        f"The front end itself: {least:.1f} to {most:.1f} us an operation, at most {100 * busy:.0f}"
+        " % of the time.\n"
+    )
 
 
 def servers_table(
@@ -218,15 +246,23 @@ def servers_table(
     compare: Callable[[Sequence[float], Sequence[float]], float],
     summary: Callable[[Sequence[float]], float],
 ) -> Table:
-    """A row for each operation: a number of each server, and each of ours compared with each of the others."""
+    """A row for each operation: a number of each server, and each of ours compared with each of the
+    others."""
     servers = list(dict.fromkeys(rate.server for rate in rates))
     ours = [name for name in servers if name.startswith(OURS)]
     pairs = [(name, other) for other in servers if other not in ours for name in ours]
-    made = table(title, "operation", *map(short, servers), *(f"{short(one)} / {short(other)}" for one, other in pairs))
+    made = table(
+        title,
+        "operation",
+        *map(short, servers),
+        *(f"{short(one)} / {short(other)}" for one, other in pairs),
+    )
     found = {(rate.operation, rate.server): values(rate) for rate in rates}
     for operation in dict.fromkeys(rate.operation for rate in rates):
         cells = [f"{summary(found[operation, name]):.0f}" for name in servers]
-        cells += [f"{compare(found[operation, one], found[operation, other]):.2f}" for one, other in pairs]
+        cells += [
+            f"{compare(found[operation, one], found[operation, other]):.2f}" for one, other in pairs
+        ]
         made.add_row(f"{operation.title}{operation.unit}", *cells)
     return made
 
@@ -237,7 +273,16 @@ def short(server: str) -> str:
 
 
 def watches_table(costs: Sequence[WatchCost]) -> Table:
-    columns = ("lookup", "watch", "close", "daemon's time", "daemon's RSS", "guest's slab", "files", "left")
+    columns = (
+        "lookup",
+        "watch",
+        "close",
+        "daemon's time",
+        "daemon's RSS",
+        "guest's slab",
+        "files",
+        "left",
+    )
     made = table("Cost per inode that the guest knows + per watch", "mode, watches", *columns)
     for each in costs:
         made.add_row(
@@ -255,8 +300,24 @@ def watches_table(costs: Sequence[WatchCost]) -> Table:
 
 
 def inodes_table(costs: Sequence[InodeCost]) -> Table:
-    columns = ("one", "getattr", "lookup", "open", "mask", "event", "renew", "end", "RSS, inode", "RSS, watch", "files")
-    made = table("The daemon's own cost of an operation, us, with more and more inodes watched", "inodes", *columns)
+    columns = (
+        "one",
+        "getattr",
+        "lookup",
+        "open",
+        "mask",
+        "event",
+        "renew",
+        "end",
+        "RSS, inode",
+        "RSS, watch",
+        "files",
+    )
+    made = table(
+        "The daemon's own cost of an operation, us, with more and more inodes watched",
+        "inodes",
+        *columns,
+    )
     for each in costs:
         times = (
             each.getattr_hot,
@@ -275,4 +336,6 @@ def inodes_table(costs: Sequence[InodeCost]) -> Table:
 
 def reached(cost: WatchCost) -> str:
     """How many watches there were, and of how many where a limit was met."""
-    return str(cost.count) if cost.watched == cost.count else f"{cost.watched} of {cost.count}: limit"
+    return (
+        str(cost.count) if cost.watched == cost.count else f"{cost.watched} of {cost.count}: limit"
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemons whose file operations are compared: ours, Debian's virtiofsd in C, and its successor in Rust."""
+"""The daemons whose file operations are compared: ours, Debian's virtiofsd in C, and its successor
+in Rust."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ RUST_PROGRAM = "virtiofsd"
 WAITING = "Waiting for vhost-user socket connection"
 
 WRAPPER = """#!/bin/sh
-# Runs the virtiofsd of the Debian tree beside this script with that tree's own loader and libraries.
+# Runs the virtiofsd of the Debian tree beside this script with that tree's own loader and
+# libraries.
 tree=$(dirname "$(readlink -f "$0")")
 exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64-linux-gnu" \\
     "$tree/usr/libexec/virtiofsd" "$@"
@@ -52,7 +54,8 @@ class Server:
 
 
 def farwatchd() -> list[Server]:
-    """Ours: on the plain device, where it differs from the others in nothing else, and on the one with events."""
+    """Ours: on the plain device, where it differs from the others in nothing else, and on the one
+    with events."""
     version = f"commit {commit()}"
     never = "--cache=never"
     return [
@@ -69,7 +72,9 @@ def farwatchd_in_mode(mode: str) -> Server:
 def commit() -> str:
     """This checkout's commit, with a + when something in it has changed since."""
     try:
-        name = subprocesses.run(["git", "-C", paths.CHECKOUT, "rev-parse", "--short", "HEAD"]).strip()
+        name = subprocesses.run(
+            ["git", "-C", paths.CHECKOUT, "rev-parse", "--short", "HEAD"]
+        ).strip()
         changed = subprocesses.run(
             ["git", "-C", paths.CHECKOUT, "status", "--porcelain", "--untracked-files=no"]
         ).strip()
@@ -88,8 +93,17 @@ def virtiofsd_c() -> list[Server]:
     if not C_PROGRAM.exists():
         progress.say(f"  without the virtiofsd in C: there is no {C_PROGRAM}")
         return []
-    command = (str(C_PROGRAM), "--socket-path={socket}", "-o", "source={shared}", "-o", "cache=none")
-    return [Server("virtiofsd C", version_of(C_PROGRAM), Device.PLAIN, command=command, ready=WAITING)]
+    command = (
+        str(C_PROGRAM),
+        "--socket-path={socket}",
+        "-o",
+        "source={shared}",
+        "-o",
+        "cache=none",
+    )
+    return [
+        Server("virtiofsd C", version_of(C_PROGRAM), Device.PLAIN, command=command, ready=WAITING)
+    ]
 
 
 def virtiofsd_rust() -> list[Server]:
@@ -112,9 +126,17 @@ def unpacked_tree() -> Path:
         with progress.step(f"unpacking virtiofsd from Debian's {RUST_SUITE}") as step:
             place = qemu.archive_of(step)
             root = target / "root"
-            argv = ["mmdebstrap", "--variant=extract", f"--include={RUST_PACKAGE}", RUST_SUITE, str(root)]
+            argv = [
+                "mmdebstrap",
+                "--variant=extract",
+                f"--include={RUST_PACKAGE}",
+                RUST_SUITE,
+                str(root),
+            ]
             argv.append(f"deb {place} {RUST_SUITE} main")
-            for line in subprocesses.lines_of([*apt.as_root(), *argv], paths.LOGS / "virtiofsd-tree.log"):
+            for line in subprocesses.lines_of(
+                [*apt.as_root(), *argv], paths.LOGS / "virtiofsd-tree.log"
+            ):
                 step.update(line[:60])
             subprocesses.run([*apt.as_root(), "mv", root / "usr", target / "usr"])
             subprocesses.run([*apt.as_root(), "rm", "-rf", root])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon and how fast host events reach a program in the guest. docs/benchmark.md explains the measurement."""
+"""How soon and how fast host events reach a program in the guest. docs/benchmark.md explains the
+measurement."""
 
 import os
 import select
@@ -22,7 +23,8 @@ EVENT_LIMIT = 10.0
 START_LIMIT = 30.0
 BATCH_LIMIT = 120.0
 WARM_UP = 20
-# What was drained from a burst is tried as a steady rate, lowered by this factor until nothing is lost.
+# What was drained from a burst is tried as a steady rate, lowered by this factor until nothing is
+# lost.
 LOWER = 0.8
 STEADY_TRIES = 6
 # How far creations may run ahead of their time within a steady rate, in seconds.
@@ -33,7 +35,8 @@ TICK = 0.005
 class Latency:
     """From write(2) on the host to read(2)'s return in the guest, in microseconds.
 
-    Each value has an error of at most `error`, half the duration of the guest's answer (its median).
+    Each value has an error of at most `error`, half the duration of the guest's answer (its
+    median).
     """
 
     mode: str
@@ -46,7 +49,8 @@ class Latency:
 
 @dataclass(frozen=True)
 class Batch:
-    """`count` files created on the host as fast as it goes; events per second of both sides; whether any was lost."""
+    """`count` files created on the host as fast as it goes; events per second of both sides;
+    whether any was lost."""
 
     count: int
     host_rate: float
@@ -57,7 +61,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Batches of growing size, and the steady rate at which nothing was lost for `seconds`; 0 when there is none."""
+    """Batches of growing size, and the steady rate at which nothing was lost for `seconds`; 0 when
+    there is none."""
 
     mode: str
     batches: tuple[Batch, ...]
@@ -76,7 +81,9 @@ def started(machine: Machine, *words: object) -> Job:
     job = machine.guest.spawn(*(str(word) for word in words))
     said = job.lines(limit=START_LIMIT, until="ready")
     if "ready" not in said:
-        raise HarnessError(f"the guest's program did not start: {' / '.join(said) or 'it said nothing'}")
+        raise HarnessError(
+            f"the guest's program did not start: {' / '.join(said) or 'it said nothing'}"
+        )
     return job
 
 
@@ -87,7 +94,9 @@ def latency(machine: Machine, programs: Programs, mode: str, count: int) -> Late
     (share.host / "ack").write_bytes(bytes(8))
     with step(f"latency, mode {mode}"):
         total = count + WARM_UP
-        job = started(machine, programs.events, "latency", share.guest / "file", share.guest / "ack", total)
+        job = started(
+            machine, programs.events, "latency", share.guest / "file", share.guest / "ack", total
+        )
         trips = round_trips(share.host / "file", share.host / "ack", total)
         lines = job.lines(limit=EVENT_LIMIT, count=total)
         if len(lines) < total:
@@ -110,7 +119,9 @@ def round_trips(file: Path, ack: Path, count: int) -> list[int]:
             os.write(written, b"x")
             while True:
                 if not poller.poll(1000 * EVENT_LIMIT):
-                    raise HarnessError(f"the guest was not told of write {number} in {EVENT_LIMIT:.0f} s")
+                    raise HarnessError(
+                        f"the guest was not told of write {number} in {EVENT_LIMIT:.0f} s"
+                    )
                 seen = time.monotonic_ns()
                 os.read(answers.fd, 4096)
                 if (told := int.from_bytes(os.pread(answered, 8, 0), "little")) >= number:
@@ -125,7 +136,8 @@ def round_trips(file: Path, ack: Path, count: int) -> list[int]:
 
 
 def latency_of(mode: str, trips: Sequence[int], answers: Sequence[tuple[int, int]]) -> Latency:
-    """Takes the guest's part out of the round trips: the gap wholly, of the answering write a half."""
+    """Takes the guest's part out of the round trips: the gap wholly, of the answering write a
+    half."""
     pairs = list(zip(trips, answers, strict=True))[WARM_UP:]
     values = [(trip - gap - write / 2) / 1000 for trip, (gap, write) in pairs]
     return Latency(
@@ -138,7 +150,9 @@ def latency_of(mode: str, trips: Sequence[int], answers: Sequence[tuple[int, int
     )
 
 
-def throughput(machine: Machine, programs: Programs, mode: str, sizes: Sequence[int], seconds: float) -> Throughput:
+def throughput(
+    machine: Machine, programs: Programs, mode: str, sizes: Sequence[int], seconds: float
+) -> Throughput:
     """Bursts until one loses events, then a steady rate for `seconds`."""
     batches: list[Batch] = []
     with step(f"events per second, mode {mode}") as progress:
@@ -159,7 +173,8 @@ def throughput(machine: Machine, programs: Programs, mode: str, sizes: Sequence[
 
 
 def batch(machine: Machine, programs: Programs, name: str, count: int, rate: float | None) -> Batch:
-    """Creates `count` files, at `rate` a second or as fast as it goes, and has the guest count the events."""
+    """Creates `count` files, at `rate` a second or as fast as it goes, and has the guest count the
+    events."""
     share = share_directory(machine, name)
     job = started(machine, programs.events, "count", share.guest, "f", count)
     taken = create_files(share.host, count, rate)
@@ -168,8 +183,11 @@ def batch(machine: Machine, programs: Programs, name: str, count: int, rate: flo
         job.stop()
         return Batch(count, count / taken, 0.0, 0, lost=True)
     arrived, spread, lost = said[0].split()
-    # From the first creation or from the first arrival: the longer of the two is what the events really took.
-    return Batch(count, count / taken, int(arrived) / max(float(spread), taken), int(arrived), lost == "1")
+    # From the first creation or from the first arrival: the longer of the two is what the events
+    # really took.
+    return Batch(
+        count, count / taken, int(arrived) / max(float(spread), taken), int(arrived), lost == "1"
+    )
 
 
 def create_files(directory: Path, count: int, rate: float | None) -> float:

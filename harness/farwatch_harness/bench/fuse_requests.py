@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests of the benchmark without a guest: what Linux sends for each operation, prepared for every slot."""
+"""The requests of the benchmark without a guest: what Linux sends for each operation, prepared for
+every slot."""
 
 import errno
 import os
@@ -49,7 +50,8 @@ FLAGS = (
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
 )
-#: Where the nodeid is in a request's header, and the handle in READ's, WRITE's and RELEASE's arguments.
+#: Where the nodeid is in a request's header, and the handle in READ's, WRITE's and RELEASE's
+#: arguments.
 NODEID_IN_HEADER = struct.calcsize("<IIQ")
 FH_IN_ARGS = 0
 
@@ -108,7 +110,9 @@ def begin(front_end: FrontEnd, directory: str) -> Tree:
     fh = opened(front_end, Opcode.OPEN, data, os.O_RDWR)
     # The virtiofsd in C renames only what has been looked up, as a guest would have.
     nodeids = [lookup(front_end, top, f"here-{slot}") for slot in range(MAX_DEPTH)]
-    files = tuple(File(nodeid, opened(front_end, Opcode.OPEN, nodeid, os.O_RDWR)) for nodeid in nodeids)
+    files = tuple(
+        File(nodeid, opened(front_end, Opcode.OPEN, nodeid, os.O_RDWR)) for nodeid in nodeids
+    )
     return Tree(top, data, fh, files, listed, listing(front_end, listed))
 
 
@@ -123,7 +127,8 @@ def opened(front_end: FrontEnd, opcode: Opcode, nodeid: int, flags: int) -> int:
 
 
 def listing(front_end: FrontEnd, nodeid: int) -> tuple[int, ...]:
-    """The offsets of the READDIRPLUS requests that list a directory, the last of which finds nothing more."""
+    """The offsets of the READDIRPLUS requests that list a directory, the last of which finds
+    nothing more."""
     fh = opened(front_end, Opcode.OPENDIR, nodeid, 0)
     offsets, found = [0], 0
     while True:
@@ -160,7 +165,9 @@ def release(nodeid: int, opcode: Opcode = Opcode.RELEASE) -> Request:
 
 
 def readdirplus(nodeid: int, offset: int, fh: int = 0) -> Request:
-    return Request(Opcode.READDIRPLUS, nodeid, read_in.pack(fh=fh, offset=offset, size=SMALL), SMALL)
+    return Request(
+        Opcode.READDIRPLUS, nodeid, read_in.pack(fh=fh, offset=offset, size=SMALL), SMALL
+    )
 
 
 def getattr_requests(tree: Tree, _slot: int) -> list[Request]:
@@ -170,7 +177,9 @@ def getattr_requests(tree: Tree, _slot: int) -> list[Request]:
 def open_release(tree: Tree, _slot: int) -> list[Request]:
     fh = Copy(0, 1, FH_IN_ARGS)
     return [
-        Request(Opcode.OPEN, tree.data, open_in.pack(flags=os.O_RDONLY), open_out.size, copies=(fh,)),
+        Request(
+            Opcode.OPEN, tree.data, open_in.pack(flags=os.O_RDONLY), open_out.size, copies=(fh,)
+        ),
         release(tree.data),
     ]
 
@@ -182,7 +191,9 @@ def lookup_missing(tree: Tree, slot: int) -> list[Request]:
 
 def create_unlink(tree: Tree, slot: int) -> list[Request]:
     name = c_string(f"created-{slot}")
-    args = create_in.pack(flags=os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o100600, umask=0o22) + name
+    args = (
+        create_in.pack(flags=os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o100600, umask=0o22) + name
+    )
     fh = Copy(entry_out.size, 1, FH_IN_ARGS)
     nodeids = Copy(0, 1, NODEID_IN_HEADER, header=True), Copy(0, 3, NODEID_IN_HEADER, header=True)
     room = entry_out.size + open_out.size
@@ -227,7 +238,13 @@ def write(tree: Tree, size: int) -> list[Request]:
 def write_fsync(tree: Tree, slot: int) -> list[Request]:
     file = tree.files[slot]
     return [
-        Request(Opcode.WRITE, file.nodeid, write_in.pack(fh=file.fh, size=SMALL), write_out.size, data=SMALL),
+        Request(
+            Opcode.WRITE,
+            file.nodeid,
+            write_in.pack(fh=file.fh, size=SMALL),
+            write_out.size,
+            data=SMALL,
+        ),
         Request(Opcode.FSYNC, file.nodeid, fsync_in.pack(fh=file.fh)),
     ]
 

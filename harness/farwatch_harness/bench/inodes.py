@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an operation costs the daemon with more and more inodes known and watched, without a guest.
 
-The daemon's file system and watch table are driven by hand, in a process of their own, with fanotify and file handles
-as they are used by default. As a program: bench_inodes DIRECTORY COUNT..., a line of JSON for each count.
+The daemon's file system and watch table are driven by hand, in a process of their own, with
+fanotify and file handles as they are used by default. As a program: bench_inodes DIRECTORY
+COUNT..., a line of JSON for each count.
 """
 
 import dataclasses
@@ -38,11 +39,13 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class InodeCost:
-    """With `count` inodes known and watched: microseconds of processor time per operation, bytes per inode and watch.
+    """With `count` inodes known and watched: microseconds of processor time per operation, bytes
+    per inode and watch.
 
-    `getattr_hot` is of one inode again and again, all others are of any; `event` is from the host's queue to the
-    record for the guest; `renew` is forgetting an inode, looking it up again and watching it again; `end` is the end of
-    one inode and its watch when all go. `descriptors` are all that the process has.
+    `getattr_hot` is of one inode again and again, all others are of any; `event` is from the host's
+    queue to the record for the guest; `renew` is forgetting an inode, looking it up again and
+    watching it again; `end` is the end of one inode and its watch when all go. `descriptors` are
+    all that the process has.
     """
 
     count: int
@@ -73,7 +76,9 @@ def measure(counts: Sequence[int]) -> list[InodeCost]:
             command = [sys.executable, "-m", "farwatch_harness.bench.inodes", shared, str(count)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise HarnessError(f"measuring {count} inodes failed: {done.stderr.strip().splitlines()[-1:]}")
+                raise HarnessError(
+                    f"measuring {count} inodes failed: {done.stderr.strip().splitlines()[-1:]}"
+                )
             costs.append(InodeCost(**json.loads(done.stdout)))
     return costs
 
@@ -169,7 +174,9 @@ def cost(shared: Path, count: int) -> InodeCost:
     descriptors = sum(1 for _ in Path("/proc/self/fd").iterdir())
     return InodeCost(
         count=count,
-        getattr_hot=least_us([[0] * SAMPLE] * ROUNDS, lambda number: served.fs.getattr(served.nodeids[number], None)),
+        getattr_hot=least_us(
+            [[0] * SAMPLE] * ROUNDS, lambda number: served.fs.getattr(served.nodeids[number], None)
+        ),
         getattr=least_us(samples, lambda number: served.fs.getattr(served.nodeids[number], None)),
         lookup=least_us(samples, served.find),
         open=least_us(samples, served.open_and_close),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many file operations a second each daemon serves, all in the same run.
 
-Every daemon has a guest of its own; all of them run the whole time and are measured in turn, operation by operation and
-round by round, so that what else the machine does in the meantime falls on all of them alike.
+Every daemon has a guest of its own; all of them run the whole time and are measured in turn,
+operation by operation and round by round, so that what else the machine does in the meantime falls
+on all of them alike.
 """
 
 import contextlib
@@ -50,7 +51,8 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Rate:
-    """What one daemon did of one operation: units per second in each round, and its processor time per unit, in us."""
+    """What one daemon did of one operation: units per second in each round, and its processor time
+    per unit, in us."""
 
     server: str
     operation: Operation
@@ -77,7 +79,9 @@ def measure(
         for server in servers:
             fill(share / server.name)
             with step(f"booting a guest for {server.name}"):
-                machines.append((server, stack.enter_context(running(server.machine(equipment, share)))))
+                machines.append(
+                    (server, stack.enter_context(running(server.machine(equipment, share))))
+                )
         with step(f"measuring {len(OPERATIONS)} operations, {rounds} rounds") as progress:
             for number in range(rounds):
                 for operation in OPERATIONS:
@@ -89,7 +93,12 @@ def measure(
             if problems := machine.problems():
                 raise HarnessError(f"{server.name} did not serve well: {problems[0]}")
     return [
-        Rate(name, operation, tuple(each.rate for each in samples), tuple(each.cpu_us for each in samples))
+        Rate(
+            name,
+            operation,
+            tuple(each.rate for each in samples),
+            tuple(each.cpu_us for each in samples),
+        )
         for (name, operation), samples in found.items()
     ]
 
@@ -107,12 +116,16 @@ def show(progress: Step, number: int, operation: Operation, server: Server) -> N
     progress.update(f"round {number + 1}, {operation.title}, {server.name}")
 
 
-def run_once(programs: Programs, machine: Machine, server: Server, operation: Operation, seconds: float) -> Sample:
+def run_once(
+    programs: Programs, machine: Machine, server: Server, operation: Operation, seconds: float
+) -> Sample:
     """One operation for `seconds`; HarnessError when it fails in the guest."""
     directory = machine.mount_point / server.name
     group = machine.daemon.process.pid
     before = processor_ns(group)
-    done = machine.guest.run(programs.operations, directory, str(seconds), operation.key, limit=60 + 10 * seconds)
+    done = machine.guest.run(
+        programs.operations, directory, str(seconds), operation.key, limit=60 + 10 * seconds
+    )
     used = processor_ns(group) - before
     if done.status or done.timed_out:
         words = done.stderr.strip() or f"status {done.status}"
@@ -123,12 +136,16 @@ def run_once(programs: Programs, machine: Machine, server: Server, operation: Op
 
 
 def processor_ns(group: int) -> int:
-    """Processor time of all threads of the process group, which a daemon and its children are, in ns."""
+    """Processor time of all threads of the process group, which a daemon and its children are, in
+    ns."""
     total = 0
     for process in Path("/proc").iterdir():
         try:
             if process.name.isdigit() and os.getpgid(int(process.name)) == group:
-                total += sum(int((task / "schedstat").read_text().split()[0]) for task in (process / "task").iterdir())
+                total += sum(
+                    int((task / "schedstat").read_text().split()[0])
+                    for task in (process / "task").iterdir()
+                )
         except (ProcessLookupError, FileNotFoundError):
             # Ended in the meantime.
             continue

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's small C programs: compiled on the host, run in the guest, which sees them in its root."""
+"""The benchmark's small C programs: compiled on the host, run in the guest, which sees them in its
+root."""
 
 from dataclasses import dataclass
 from pathlib import Path

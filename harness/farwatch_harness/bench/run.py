@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark: event latency and throughput, the cost of watches and inodes, file operations beside virtiofsd."""
+"""The benchmark: event latency and throughput, the cost of watches and inodes, file operations
+beside virtiofsd."""
 
 import argparse
 import contextlib
@@ -52,7 +53,8 @@ WITHOUT_MODES = {Part.OPERATIONS, *WITHOUT_GUEST}
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and for how long: `seconds` per operation and round, `steady` for the steady rate of events."""
+    """What to measure and for how long: `seconds` per operation and round, `steady` for the steady
+    rate of events."""
 
     parts: frozenset[Part]
     events: int
@@ -66,11 +68,29 @@ class Plan:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     choices = [part.value for part in Part]
-    parser.add_argument("--only", action="append", choices=choices, metavar="PART", help=f"one of {', '.join(choices)}")
-    parser.add_argument("--events", type=int, default=500, metavar="N", help="writes for the latency (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of the operations (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="per operation and round (%(default)s)")
-    parser.add_argument("--steady", type=float, default=5.0, metavar="S", help="of a steady rate (%(default)s)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=choices,
+        metavar="PART",
+        help=f"one of {', '.join(choices)}",
+    )
+    parser.add_argument(
+        "--events", type=int, default=500, metavar="N", help="writes for the latency (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="rounds of the operations (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="per operation and round (%(default)s)",
+    )
+    parser.add_argument(
+        "--steady", type=float, default=5.0, metavar="S", help="of a steady rate (%(default)s)"
+    )
     parser.add_argument(
         "--watches",
         type=int,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each daemon serves without a guest: a front end on the host sends it prepared requests (``vhost_frontend``).
+"""What each daemon serves without a guest: a front end on the host sends it prepared requests
+(``vhost_frontend``).
 
-All daemons run the whole time and are measured in turn, operation by operation and round by round, so that what else
-the machine does in the meantime falls on all of them alike.
+All daemons run the whole time and are measured in turn, operation by operation and round by round,
+so that what else the machine does in the meantime falls on all of them alike.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.daemon_process import Daemon, farwatchd_command
 
 DEPTHS = (1, 16)
-#: Part of each measurement that is not counted, before it: processor and daemon find what they need.
+#: Part of each measurement that is not counted, before it: processor and daemon find what they
+#: need.
 WARM_UP = 0.1
 
 
@@ -32,7 +34,8 @@ WARM_UP = 0.1
 class Served:
     """What one daemon did of one operation in each round, and what the front end itself needed.
 
-    `front_end_us` is the front end's own processor time per unit, `busy` the part of the time in which it worked.
+    `front_end_us` is the front end's own processor time per unit, `busy` the part of the time in
+    which it worked.
     """
 
     rate: Rate
@@ -42,7 +45,8 @@ class Served:
 
 @dataclass(frozen=True)
 class Sample:
-    """One round: units per second; processor time per unit, in microseconds, of the daemon and of the front end."""
+    """One round: units per second; processor time per unit, in microseconds, of the daemon and of
+    the front end."""
 
     rate: float
     cpu_us: float
@@ -59,7 +63,9 @@ class Contestant:
     tree: Tree
 
 
-def measure(servers: Sequence[Server], rounds: int, seconds: float, depths: Sequence[int] = DEPTHS) -> list[Served]:
+def measure(
+    servers: Sequence[Server], rounds: int, seconds: float, depths: Sequence[int] = DEPTHS
+) -> list[Served]:
     """Each operation for `seconds` in each of `rounds`, with each of `depths` requests at a time.
 
     Of the servers those that serve the device without events, which all others serve as well.
@@ -69,7 +75,9 @@ def measure(servers: Sequence[Server], rounds: int, seconds: float, depths: Sequ
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
         plain = [server for server in servers if server.device is Device.PLAIN]
         contestants = [stack.enter_context(contestant(server, share)) for server in plain]
-        with progress.step(f"measuring {len(OPERATIONS)} operations without a guest, {rounds} rounds") as step:
+        with progress.step(
+            f"measuring {len(OPERATIONS)} operations without a guest, {rounds} rounds"
+        ) as step:
             for number in range(rounds):
                 for work in OPERATIONS:
                     for depth in depths:
@@ -83,7 +91,12 @@ def measure(servers: Sequence[Server], rounds: int, seconds: float, depths: Sequ
                 raise HarnessError(f"{each.name} did not serve well: {traces[0]}")
     return [
         Served(
-            Rate(name, operation, tuple(each.rate for each in samples), tuple(each.cpu_us for each in samples)),
+            Rate(
+                name,
+                operation,
+                tuple(each.rate for each in samples),
+                tuple(each.cpu_us for each in samples),
+            ),
             tuple(each.front_end_us for each in samples),
             tuple(each.front_end_us * each.rate / 1e6 for each in samples),
         )
@@ -119,7 +132,8 @@ def contestant(server: Server, share: Path) -> Iterator[Contestant]:
 
 
 def run_once(each: Contestant, work: Work, depth: int, seconds: float) -> Sample:
-    """One operation for `seconds`; HarnessError when a request has another result than it should."""
+    """One operation for `seconds`; HarnessError when a request has another result than it
+    should."""
     slots = [work.requests(each.tree, slot) for slot in range(depth)]
     group = each.daemon.process.pid
     try:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vhost-user front end without a guest: gives a daemon memory and rings, and has prepared requests sent over them.
+"""A vhost-user front end without a guest: gives a daemon memory and rings, and has prepared
+requests sent over them.
 
-What is sent again and again is laid out here once; the sending is synthetic.c, so that it costs little.
+What is sent again and again is laid out here once; the sending is synthetic.c, so that it costs
+little.
 """
 
 import ctypes
@@ -37,16 +39,24 @@ HIPRIO, REQUESTS = range(2)
 DESC_NEXT, DESC_WRITE = 1, 2
 FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | Feature.RING_INDIRECT_DESC
 MAX_DEPTH = 64
-FAILURES = ("", "another error than expected", "no proper reply", "no reply", "the device cannot be waited for")
+FAILURES = (
+    "",
+    "another error than expected",
+    "no proper reply",
+    "no reply",
+    "the device cannot be waited for",
+)
 
 _DESCRIPTOR = struct.Struct("<QIHH")
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Eight bytes of a reply, from `start` after its header on, that a later request of the same slot needs.
+    """Eight bytes of a reply, from `start` after its header on, that a later request of the same
+    slot needs.
 
-    `step` counts from the request that is answered; they go to `target` of its arguments, or of its header.
+    `step` counts from the request that is answered; they go to `target` of its arguments, or of its
+    header.
     """
 
     start: int
@@ -57,7 +67,8 @@ class Copy:
 
 @dataclass(frozen=True)
 class Request:
-    """A FUSE request. `room` is for its reply after the header; `data` and `data_room` are as much in single pages."""
+    """A FUSE request. `room` is for its reply after the header; `data` and `data_room` are as much
+    in single pages."""
 
     opcode: Opcode
     nodeid: int
@@ -87,9 +98,9 @@ class Counts:
 
 
 class _Ring(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("size", "descriptors", "available", "used")] + [
-        ("kick", ctypes.c_int32)
-    ]
+    _fields_ = [
+        (name, ctypes.c_uint32) for name in ("size", "descriptors", "available", "used")
+    ] + [("kick", ctypes.c_int32)]
 
 
 class _Step(ctypes.Structure):
@@ -106,14 +117,18 @@ class _Copy(ctypes.Structure):
 
 class _Result(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("runs", "requests", "wall_ns", "cpu_ns", "kicks", "interrupts")),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("runs", "requests", "wall_ns", "cpu_ns", "kicks", "interrupts")
+        ),
         *((name, ctypes.c_int32) for name in ("failed", "step", "error")),
     ]
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """Where the parts of a request are in the memory; `reply` is the header's place, `reply_args` what follows it."""
+    """Where the parts of a request are in the memory; `reply` is the header's place, `reply_args`
+    what follows it."""
 
     header: int
     args: int
@@ -158,7 +173,8 @@ class Memory:
         return ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
     def allocate(self, size: int, align: int = 64) -> int:
-        """The place of `size` zero bytes. No two are adjacent, as a guest's small buffers are not."""
+        """The place of `size` zero bytes. No two are adjacent, as a guest's small buffers are
+        not."""
         place = -(-self.next // align) * align
         self.next = place + size + 1
         if self.next > MEMORY:
@@ -188,7 +204,9 @@ class FrontEnd:
         try:
             self.negotiate()
         except OSError as error:
-            raise HarnessError(f"the daemon does not answer a vhost-user message: {error}") from error
+            raise HarnessError(
+                f"the daemon does not answer a vhost-user message: {error}"
+            ) from error
 
     def new_ring(self, kick: int) -> _Ring:
         sizes = 16 * RING, 6 + 2 * RING, 6 + 8 * RING
@@ -235,7 +253,8 @@ class FrontEnd:
         self.tell(wire.Request.SET_VRING_ENABLE, wire.vring_state.pack(index=index, num=1))
 
     def tell(self, request: wire.Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Sends a message that has no reply of its own; HarnessError when the daemon says that it cannot do it."""
+        """Sends a message that has no reply of its own; HarnessError when the daemon says that it
+        cannot do it."""
         acknowledged = ProtocolFeature.REPLY_ACK in self.protocol_features
         self.send(request, payload, fds, HeaderFlag.NEED_REPLY if acknowledged else HeaderFlag(0))
         if acknowledged and self.number(request):
@@ -271,7 +290,8 @@ class FrontEnd:
     # Requests
 
     def ask(self, request: Request) -> bytes:
-        """Sends one request and returns its reply after the header; HarnessError unless it has the expected error."""
+        """Sends one request and returns its reply after the header; HarnessError unless it has the
+        expected error."""
         with self.prepared([[request]]) as program:
             self.drive(program, 0.0)
             start = program.placed[0].reply_args
@@ -290,7 +310,8 @@ class FrontEnd:
         self.memory.next = mark
 
     def drive(self, program: Program, seconds: float) -> Counts:
-        """Has all slots do their requests again and again for `seconds`, and at least once; HarnessError on failure."""
+        """Has all slots do their requests again and again for `seconds`, and at least once;
+        HarnessError on failure."""
         steps = (_Step * len(program.steps))(*program.steps)
         copies = (_Copy * len(program.copies))(*program.copies)
         result = _Result()
@@ -323,15 +344,26 @@ class FrontEnd:
                 to = copy.target + (there.header if copy.header else there.args)
                 program.copies.append(_Copy(at.reply_args + copy.start, to))
             ring = HIPRIO if request.silent else REQUESTS
-            numbers = at.table, at.descriptors, at.header, at.reply, -request.error, first, len(request.copies)
+            numbers = (
+                at.table,
+                at.descriptors,
+                at.header,
+                at.reply,
+                -request.error,
+                first,
+                len(request.copies),
+            )
             program.steps.append(_Step(ring, *numbers))
         program.placed += placed
 
     def place(self, request: Request) -> _Placed:
-        """Writes one request as Linux does: header, arguments and each page of data in a descriptor of its own."""
+        """Writes one request as Linux does: header, arguments and each page of data in a descriptor
+        of its own."""
         memory = self.memory
         length = in_header.size + len(request.args) + request.data
-        header = memory.put(in_header.pack(len=length, opcode=request.opcode, nodeid=request.nodeid, pid=1))
+        header = memory.put(
+            in_header.pack(len=length, opcode=request.opcode, nodeid=request.nodeid, pid=1)
+        )
         args = memory.put(request.args)
         pieces = [(header, in_header.size, 0), (args, len(request.args), 0)]
         pieces += [(page, PAGE, 0) for page in self.pages(request.data)]
@@ -342,7 +374,9 @@ class FrontEnd:
             pieces += [(page, PAGE, DESC_WRITE) for page in self.pages(request.data_room)]
         pieces = [piece for piece in pieces if piece[1]]
         table = b"".join(
-            _DESCRIPTOR.pack(BASE + place, size, flags | (DESC_NEXT if number < len(pieces) else 0), number)
+            _DESCRIPTOR.pack(
+                BASE + place, size, flags | (DESC_NEXT if number < len(pieces) else 0), number
+            )
             for number, (place, size, flags) in enumerate(pieces, 1)
         )
         return _Placed(header, args, reply, reply_args, memory.put(table), len(pieces))

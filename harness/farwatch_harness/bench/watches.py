@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a watch costs: time in the guest, memory of the daemon and of the guest's kernel; and that closing frees it."""
+"""What a watch costs: time in the guest, memory of the daemon and of the guest's kernel; and that
+closing frees it."""
 
 import os
 import re
@@ -14,8 +15,8 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
 from farwatch_harness.vm.testbed import Machine
 
-# Seconds per watch that the guest may take, on a busy machine too; and for the host's marks to go at the end: the guest
-# tells of each without waiting for it.
+# Seconds per watch that the guest may take, on a busy machine too; and for the host's marks to go
+# at the end: the guest tells of each without waiting for it.
 WATCH_LIMIT = 0.02
 GONE_LIMIT = 30.0
 GONE_LIMIT_PER_WATCH = 0.005
@@ -25,11 +26,13 @@ GUEST_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
 
 @dataclass(frozen=True)
 class WatchCost:
-    """Costs of one inode known and of one watch on it: microseconds and bytes each, over `count` files.
+    """Costs of one inode known and of one watch on it: microseconds and bytes each, over `count`
+    files.
 
-    The times are the guest's, but for the daemon's processor time (`..._cpu_us`).
-    `watched` is fewer where a limit was reached (ENOSPC, ENFILE), mostly the daemon's limit of open files. `left` are
-    host watches that remained after the guest's group was closed: none, when all is well.
+    The times are the guest's, but for the daemon's processor time (`..._cpu_us`). `watched` is
+    fewer where a limit was reached (ENOSPC, ENFILE), mostly the daemon's limit of open files.
+    `left` are host watches that remained after the guest's group was closed: none, when all is
+    well.
     """
 
     mode: str
@@ -51,7 +54,8 @@ class WatchCost:
 
 @dataclass(frozen=True)
 class Memory:
-    """At one moment: the daemon's processor time, resident bytes, open files and marks, the guest's slab bytes."""
+    """At one moment: the daemon's processor time, resident bytes, open files and marks, the guest's
+    slab bytes."""
 
     cpu_ns: int
     daemon: int
@@ -69,7 +73,9 @@ def memory(machine: Machine) -> Memory:
     pid = machine.daemon.process.pid
     descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     cpu_ns = processor_ns(os.getpgid(pid))
-    return Memory(cpu_ns, machine.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024)
+    return Memory(
+        cpu_ns, machine.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024
+    )
 
 
 def marks(pid: int) -> int:
@@ -105,7 +111,9 @@ def cost(machine: Machine, programs: Programs, mode: str, count: int) -> WatchCo
         full = memory(machine)
         machine.guest.shell(f"kill -TERM {job.pid}")
         closing = said(job.lines(limit=limit, until="closed"), "closed")[0]
-        left = wait_until_gone(machine.daemon.process.pid, before.marks, GONE_LIMIT + count * GONE_LIMIT_PER_WATCH)
+        left = wait_until_gone(
+            machine.daemon.process.pid, before.marks, GONE_LIMIT + count * GONE_LIMIT_PER_WATCH
+        )
     watched = max(reached, 1.0)
     return WatchCost(
         mode,
@@ -132,7 +140,9 @@ def said(lines: list[str], word: str) -> list[float]:
         first, *numbers = line.split()
         if first == word:
             return [float(number) for number in numbers]
-    raise HarnessError(f"the guest's program did not come to '{word}': {' / '.join(lines) or 'it said nothing'}")
+    raise HarnessError(
+        f"the guest's program did not come to '{word}': {' / '.join(lines) or 'it said nothing'}"
+    )
 
 
 def wait_until_gone(pid: int, base: int, limit: float) -> int:

@@ -55,7 +55,9 @@ def shell(equipment: Equipment) -> int:
             program = vng_program()
             command = [*vng_command(vm_spec(spec, sockets), program, None), f"--shell={script}"]
             path = f"{program.parent}:{os.environ.get('PATH', os.defpath)}"
-            return subprocess.run(command, cwd="/", env={**os.environ, "PATH": path}, check=False).returncode
+            return subprocess.run(
+                command, cwd="/", env={**os.environ, "PATH": path}, check=False
+            ).returncode
         finally:
             daemon.stop()
             shutil.rmtree(sockets, ignore_errors=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration: files change on the host, and Debian's own inotifywait in the guest tells what it sees."""
+"""The demonstration: files change on the host, and Debian's own inotifywait in the guest tells what
+it sees."""
 
 import contextlib
 import tempfile
@@ -20,7 +21,8 @@ EVENT_LIMIT = 10.0
 
 @dataclass(frozen=True)
 class Action:
-    """Something done on the host, as a shell user would write it, and what inotifywait must print, in order."""
+    """Something done on the host, as a shell user would write it, and what inotifywait must print,
+    in order."""
 
     words: str
     run: Callable[[Path], object]
@@ -42,7 +44,11 @@ ACTIONS = (
         write("notes.txt", "again\n"),
         ("MODIFY notes.txt", "CLOSE_WRITE,CLOSE notes.txt"),
     ),
-    Action("chmod 600 notes.txt", lambda share: (share / "notes.txt").chmod(0o600), ("ATTRIB notes.txt",)),
+    Action(
+        "chmod 600 notes.txt",
+        lambda share: (share / "notes.txt").chmod(0o600),
+        ("ATTRIB notes.txt",),
+    ),
     Action(
         "mv notes.txt kept.txt",
         lambda share: (share / "notes.txt").rename(share / "kept.txt"),
@@ -55,7 +61,8 @@ ACTIONS = (
 
 
 def unseen(expected: Sequence[str], seen: Sequence[str]) -> list[str]:
-    """Those of the expected events that `seen` does not have in this order; others may stand between them."""
+    """Those of the expected events that `seen` does not have in this order; others may stand
+    between them."""
     rest = list(expected)
     for event in seen:
         if rest and event == rest[0]:
@@ -64,7 +71,8 @@ def unseen(expected: Sequence[str], seen: Sequence[str]) -> list[str]:
 
 
 def show(action: Action, share: Path, watcher: Job) -> None:
-    """Does one action and prints both sides; HarnessError when an expected event does not arrive."""
+    """Does one action and prints both sides; HarnessError when an expected event does not
+    arrive."""
     print(f"host   $ {action.words}", flush=True)
     action.run(share)
     seen: list[str] = []
@@ -74,12 +82,17 @@ def show(action: Action, share: Path, watcher: Job) -> None:
             print(f"guest    {line}", flush=True)
             seen.append(line.split(" ", 1)[1])
         if not lines:
-            raise HarnessError(f"the guest was not told of: {', '.join(missing)}; the logs are in build/logs")
+            raise HarnessError(
+                f"the guest was not told of: {', '.join(missing)}; the logs are in build/logs"
+            )
 
 
 def demonstrate(equipment: Equipment) -> None:
     """The whole demonstration on a share of its own; HarnessError when an event is missing."""
-    with tempfile.TemporaryDirectory(prefix="farwatch-demo-") as name, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="farwatch-demo-") as name,
+        contextlib.ExitStack() as stack,
+    ):
         share = Path(name)
         with step("booting the guest, the daemon attached"):
             machine = stack.enter_context(running(equipment.machine("demo", share)))
@@ -97,4 +110,7 @@ def demonstrate(equipment: Equipment) -> None:
             stack.close()
         if problems := machine.problems():
             raise HarnessError(f"all events arrived, but something is wrong: {problems[0]}")
-    print(f"\nAll expected events of {len(ACTIONS)} actions on the host arrived in the guest.", flush=True)
+    print(
+        f"\nAll expected events of {len(ACTIONS)} actions on the host arrived in the guest.",
+        flush=True,
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares the mails that would post the series: cover letter, patches with the base, and who they would go to.
+"""Prepares the mails that would post the series: cover letter, patches with the base, and who they
+would go to.
 
 Nothing is sent.
 """
@@ -30,15 +31,19 @@ GET_MAINTAINER = ("scripts/get_maintainer.pl", "--no-git", "--no-git-fallback")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written: the mails in order, the recipients, and whether the base is a commit that others know."""
+    """What was written: the mails in order, the recipients, and whether the base is a commit that
+    others know."""
 
     mails: list[Path]
     recipients: Path
     public_base: bool
 
 
-def prepare(patches: Sequence[Patch], kernel: Path | None = None, folder: Path = FOLDER) -> Prepared:
-    """Writes the mails into `folder`. `kernel` is a git tree whose commit is the base; else one is made up.
+def prepare(
+    patches: Sequence[Patch], kernel: Path | None = None, folder: Path = FOLDER
+) -> Prepared:
+    """Writes the mails into `folder`. `kernel` is a git tree whose commit is the base; else one is
+    made up.
 
     HarnessError when the series does not apply there.
     """
@@ -56,8 +61,17 @@ def prepare(patches: Sequence[Patch], kernel: Path | None = None, folder: Path =
             try:
                 git(place, "am", stdin=patch.content)
             except HarnessError as error:
-                raise HarnessError(f"{patch.name} does not apply to {kernel or source.identity}: {error}") from None
-        words = ["format-patch", "--quiet", "--cover-letter", f"--base={base}", f"--output-directory={folder}", base]
+                raise HarnessError(
+                    f"{patch.name} does not apply to {kernel or source.identity}: {error}"
+                ) from None
+        words = [
+            "format-patch",
+            "--quiet",
+            "--cover-letter",
+            f"--base={base}",
+            f"--output-directory={folder}",
+            base,
+        ]
         # The letter is from whoever runs this.
         git(place, *series.committer(kernel or paths.CHECKOUT), *words)
     mails = sorted(folder.glob("*.patch"))
@@ -68,7 +82,8 @@ def prepare(patches: Sequence[Patch], kernel: Path | None = None, folder: Path =
 
 
 def sparse_clone(kernel: Path, place: Path, patches: Sequence[Patch]) -> None:
-    """A clone of the user's tree that has only the touched files checked out; the tree itself is only read."""
+    """A clone of the user's tree that has only the touched files checked out; the tree itself is
+    only read."""
     if not (kernel / ".git").exists():
         raise HarnessError(f"{kernel} is no git tree: the base of a series is a commit")
     place.mkdir(parents=True)
@@ -82,10 +97,16 @@ def fill_letter(mail: Path, base: str) -> None:
     """Puts our words into the cover letter that git made."""
     subject, _, text = LETTER.read_text().partition("\n\n")
     answers = "\n".join(answered(README.read_text()))
-    blurb = f"{text.strip()}\n\nThe series is based on {base}.\n\n[1] {RFC}\n\nWhat the review of the RFC asked for\n"
+    blurb = (
+        f"{text.strip()}\n\nThe series is based on {base}.\n\n[1] {RFC}\n\nWhat the review of the"
+        " RFC asked for\n"
+    )
     blurb += f"------------------------------------\n\n{answers}"
     letter = mail.read_text()
-    for mark, words in (("*** SUBJECT HERE ***", subject.strip()), ("*** BLURB HERE ***", blurb.rstrip())):
+    for mark, words in (
+        ("*** SUBJECT HERE ***", subject.strip()),
+        ("*** BLURB HERE ***", blurb.rstrip()),
+    ):
         if letter.count(mark) != 1:
             raise HarnessError(f"git format-patch made a cover letter without '{mark}'")
         letter = letter.replace(mark, words)
@@ -93,7 +114,8 @@ def fill_letter(mail: Path, base: str) -> None:
 
 
 def answered(readme: str) -> Iterator[str]:
-    """The README's table of review comments, as lines for a mail; HarnessError when it is not there."""
+    """The README's table of review comments, as lines for a mail; HarnessError when it is not
+    there."""
     _, found, rest = readme.partition(f"{REVIEW}\n")
     if not found:
         raise HarnessError(f"{README} has no table '{REVIEW}'")
@@ -102,7 +124,9 @@ def answered(readme: str) -> Iterator[str]:
             return
         who, what, answer = (cell.strip().replace("`", "") for cell in line.strip("|").split("|"))
         yield from textwrap.wrap(f"- {who}: {what}", WIDTH, subsequent_indent="  ")
-        yield from textwrap.wrap(answer, WIDTH, initial_indent="    -> ", subsequent_indent="       ")
+        yield from textwrap.wrap(
+            answer, WIDTH, initial_indent="    -> ", subsequent_indent="       "
+        )
         yield ""
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows that the guest tests can fail: each mutant is the series with one rule broken, and its tests must notice.
+"""Shows that the guest tests can fail: each mutant is the series with one rule broken, and its
+tests must notice.
 
-A mutant is a patch on top of the series: a line that says what is broken, `Test: ` and a pytest expression for the
-tests that have to fail, the diff.
+A mutant is a patch on top of the series: a line that says what is broken, `Test: ` and a pytest
+expression for the tests that have to fail, the diff.
 """
 
 import os
@@ -43,7 +44,9 @@ def read_mutant(path: Path) -> Mutant:
     head, mark, _diff = content.partition("\n--- a/")
     lines = [line for line in head.splitlines() if line]
     if not mark or len(lines) != 2 or not lines[1].startswith("Test: "):
-        raise HarnessError(f"{path}: a mutant is a line that says what is broken, 'Test: EXPRESSION', and a diff")
+        raise HarnessError(
+            f"{path}: a mutant is a line that says what is broken, 'Test: EXPRESSION', and a diff"
+        )
     return Mutant(path.stem, lines[0], lines[1].removeprefix("Test: "), content.encode())
 
 
@@ -76,7 +79,8 @@ def failed_tests(report: Path) -> list[str]:
 
 
 def run_tests(mutant: Mutant, folder: Path) -> list[str]:
-    """Builds the mutant's kernel, runs its tests, returns those that failed; HarnessError when they could not run."""
+    """Builds the mutant's kernel, runs its tests, returns those that failed; HarnessError when they
+    could not run."""
     build.build(series.read_series(folder))
     log = paths.LOGS / f"mutant-{mutant.name}.log"
     report = log.with_suffix(".xml")
@@ -96,10 +100,18 @@ def run_tests(mutant: Mutant, folder: Path) -> list[str]:
     with log.open("wb") as output:
         try:
             done = subprocess.run(
-                words, cwd=paths.CHECKOUT, env=environment, stdout=output, stderr=output, timeout=LIMIT, check=False
+                words,
+                cwd=paths.CHECKOUT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                timeout=LIMIT,
+                check=False,
             )
         except subprocess.TimeoutExpired:
-            raise HarnessError(f"mutant {mutant.name}: its tests took more than {LIMIT:.0f} s, see {log}") from None
+            raise HarnessError(
+                f"mutant {mutant.name}: its tests took more than {LIMIT:.0f} s, see {log}"
+            ) from None
     if done.returncode not in (0, SOME_FAILED):
         raise HarnessError(f"mutant {mutant.name}: pytest ended with {done.returncode}, see {log}")
     return failed_tests(report)
@@ -109,7 +121,10 @@ def hunt(mutants: Iterable[Mutant]) -> None:
     """Runs all and prints one line for each; HarnessError names those that no test noticed."""
     survivors = []
     for mutant in mutants:
-        with mutated_series(mutant) as folder, progress.step(f"mutant {mutant.name}: {mutant.rule}"):
+        with (
+            mutated_series(mutant) as folder,
+            progress.step(f"mutant {mutant.name}: {mutant.rule}"),
+        ):
             noticed = run_tests(mutant, folder)
         verdict = f"noticed by {noticed[0]}" if noticed else "NOT NOTICED"
         print(f"{mutant.name}: {verdict}", flush=True)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds kernels, and keeps each by what it is made of: the sources with the patches, the configuration, the compiler.
+"""Builds kernels, and keeps each by what it is made of: the sources with the patches, the
+configuration, the compiler.
 
-There is one build tree per source. A patched file replaces the tree's own only when its content differs, so that going
-from one state of the series to another compiles what has changed. All is compiled with W=1, and what the compiler says
-of an object is kept beside it: so the warnings of a kernel are known in full, however little was compiled for it.
+There is one build tree per source. A patched file replaces the tree's own only when its content
+differs, so that going from one state of the series to another compiles what has changed. All is
+compiled with W=1, and what the compiler says of an object is kept beside it: so the warnings of a
+kernel are known in full, however little was compiled for it.
 """
 
 import os
@@ -33,7 +35,8 @@ BUILD_NAMES = {
 #: How kernels are built; another value makes those in the cache void.
 RECIPE = "3"
 COMPILER = ".farwatch-cc"
-#: What the compiler says of DIR/NAME.o goes to DIR/.NAME.o.said, which is complete before the object is there.
+#: What the compiler says of DIR/NAME.o goes to DIR/.NAME.o.said, which is complete before the
+#: object is there.
 WRAPPER = """#!/bin/sh
 for word; do
     if [ "$before" = -o ]; then object=$word; fi
@@ -53,7 +56,8 @@ exit $status
 
 
 class Flavour(Enum):
-    """Which configuration: the one for use, or one that also looks for faults in the kernel and is much slower."""
+    """Which configuration: the one for use, or one that also looks for faults in the kernel and is
+    much slower."""
 
     NORMAL = (paths.KERNEL_CONFIG,)
     DEBUG = (paths.KERNEL_CONFIG, paths.DEBUG_CONFIG)
@@ -83,7 +87,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a kernel is made of: the source, the whole content of the files that the patches change, the options."""
+    """What a kernel is made of: the source, the whole content of the files that the patches change,
+    the options."""
 
     source: source_tree.KernelSource
     content: Mapping[str, bytes | None]
@@ -95,9 +100,13 @@ class Wanted:
         """What tells this kernel from all others."""
         compiler = subprocesses.run(["gcc", "--version"]).splitlines()[0]
         changed = [
-            part for name, data in sorted(self.content.items()) for part in (name, str(data is None), data or b"")
+            part
+            for name, data in sorted(self.content.items())
+            for part in (name, str(data is None), data or b"")
         ]
-        return cache.content_key(RECIPE, self.source.identity, compiler, str(self.flavour.options()), *changed)
+        return cache.content_key(
+            RECIPE, self.source.identity, compiler, str(self.flavour.options()), *changed
+        )
 
     @property
     def tree_name(self) -> str:
@@ -107,7 +116,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class BuildTree:
-    """A tree to build in, and the descriptor of its lock: a make that outlives us still holds it."""
+    """A tree to build in, and the descriptor of its lock: a make that outlives us still holds
+    it."""
 
     path: Path
     lock: int
@@ -116,7 +126,11 @@ class BuildTree:
 def wanted(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> Wanted:
     """The kernel with these patches; HarnessError when one of them does not apply."""
     source = source_tree.find_source()
-    title = f"{source.identity} with {len(patches)} patches" if patches else f"{source.identity}, no patches"
+    title = (
+        f"{source.identity} with {len(patches)} patches"
+        if patches
+        else f"{source.identity}, no patches"
+    )
     if flavour is not Flavour.NORMAL:
         title += f" ({flavour.name.lower()})"
     return Wanted(source, series.patched_content(source.path, patches), flavour, title)
@@ -128,7 +142,8 @@ def kept_at(kernel: Wanted) -> Path:
 
 
 def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> Kernel:
-    """The kernel with these patches, from the cache or built now; HarnessError gives the compiler's words."""
+    """The kernel with these patches, from the cache or built now; HarnessError gives the compiler's
+    words."""
     apt.install(apt.KERNEL_BUILD, paths.LOGS / "apt-kernel.log")
     kernel = wanted(patches, flavour)
 
@@ -149,20 +164,25 @@ def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) ->
 
 @contextmanager
 def prepared(kernel: Wanted) -> Iterator[BuildTree]:
-    """The build tree with exactly the sources and the configuration of this kernel, for us alone."""
+    """The build tree with exactly the sources and the configuration of this kernel, for us
+    alone."""
     with cache.locked(f"build-{kernel.tree_name}") as lock:
         place = BuildTree(prepare_tree(kernel.tree_name, kernel.source, kernel.content), lock)
         configure(place, kernel.flavour.options())
         yield place
 
 
-def prepare_tree(name: str, source: source_tree.KernelSource, content: Mapping[str, bytes | None]) -> Path:
-    """The build tree `name` of this source, with exactly these patched files. The caller holds its lock."""
+def prepare_tree(
+    name: str, source: source_tree.KernelSource, content: Mapping[str, bytes | None]
+) -> Path:
+    """The build tree `name` of this source, with exactly these patched files. The caller holds its
+    lock."""
     place = paths.cache_root() / "builds" / name
 
     def make(target: Path) -> None:
         with progress.step("making the build tree"):
-            # A user's tree may hold objects, which a build writes to in place: it cannot share them.
+            # A user's tree may hold objects, which a build writes to in place: it cannot share
+            # them.
             sharing = "--link" if source.in_cache else "--reflink=auto"
             subprocesses.run(["cp", "--archive", sharing, f"{source.path}/.", target])
 
@@ -171,7 +191,9 @@ def prepare_tree(name: str, source: source_tree.KernelSource, content: Mapping[s
     before = listing.read_text().splitlines() if listing.exists() else []
     # What an earlier state of the series had patched goes back to what the source has.
     state: dict[str, bytes | None] = {file: original(source.path / file) for file in before}
-    cache.write_atomically(listing, "".join(f"{file}\n" for file in sorted({*before, *content})).encode())
+    cache.write_atomically(
+        listing, "".join(f"{file}\n" for file in sorted({*before, *content})).encode()
+    )
     series.replace_files(place, {**state, **content})
     compiler = place / COMPILER
     if not compiler.exists():
@@ -208,14 +230,18 @@ def read_options(config: Path) -> dict[str, str]:
 
 def run_make(words: list[str], place: BuildTree, log: Path) -> Iterator[str]:
     """Runs make in the tree and yields its output."""
-    # No ccache: it cannot see what the image's piggy.S includes, and once gave an image with the code of another one.
-    # kernel-doc for each file that is compiled would take minutes: the matrix asks it for those that matter.
+    # No ccache: it cannot see what the image's piggy.S includes, and once gave an image with the
+    # code of another one. kernel-doc for each file that is compiled would take minutes: the matrix
+    # asks it for those that matter.
     argv = ["make", f"CC={place.path / COMPILER}", "W=1", "cmd_checkdoc=", *words]
-    return subprocesses.lines_of(argv, log, cwd=place.path, env={**os.environ, **BUILD_NAMES}, inherited=[place.lock])
+    return subprocesses.lines_of(
+        argv, log, cwd=place.path, env={**os.environ, **BUILD_NAMES}, inherited=[place.lock]
+    )
 
 
 def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> Path:
-    """Builds bzImage, shows how far it is, and returns the log; HarnessError with the errors of the compiler."""
+    """Builds bzImage, shows how far it is, and returns the log; HarnessError with the errors of the
+    compiler."""
     log = paths.LOGS / f"kernel-build-{place.path.name}.log"
     count = place.path / ".farwatch-steps"
     total = int(count.read_text()) if count.exists() else USUAL_STEPS
@@ -245,12 +271,17 @@ def compiler_said(place: Path) -> str:
 
 
 def others_said(log: Path) -> str:
-    """The warnings in a build log that are not the compiler's: the linker's and the build scripts'."""
+    """The warnings in a build log that are not the compiler's: the linker's and the build
+    scripts'."""
     lines = log.read_text(errors="replace").splitlines(keepends=True)
     return "".join(line for line in lines if "warning: " in line.lower() and "[-W" not in line)
 
 
 def compiler_errors(log: Path) -> str:
     """The lines of a build log that say what went wrong."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower() or "***" in line]
+    lines = [
+        line
+        for line in log.read_text(errors="replace").splitlines()
+        if "error" in line.lower() or "***" in line
+    ]
     return "\n".join(lines[:ERROR_LINES])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The patch series: reads its quilt `series` file and applies it, or its first patches, to a kernel tree.
+"""The patch series: reads its quilt `series` file and applies it, or its first patches, to a kernel
+tree.
 
-Every application is tried on copies of the files that the series touches before the tree itself is changed, so a tree
-that the series does not fit stays as it was.
+Every application is tried on copies of the files that the series touches before the tree itself is
+changed, so a tree that the series does not fit stays as it was.
 """
 
 import re
@@ -24,7 +25,8 @@ PREREQUISITES = "Prerequisites"
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of the series, as it was when it was read; `number` counts from 1 in the order of the series file.
+    """One patch of the series, as it was when it was read; `number` counts from 1 in the order of
+    the series file.
 
     `section` is the heading above it there.
     """
@@ -41,7 +43,8 @@ class Patch:
 
 
 def read_series(folder: Path) -> list[Patch]:
-    """The patches that `folder`/series names, in order; HarnessError when one is missing or has an option."""
+    """The patches that `folder`/series names, in order; HarnessError when one is missing or has an
+    option."""
     listing = folder / "series"
     if not listing.is_file():
         raise HarnessError(f"{listing} is missing: it names the patches in their order")
@@ -54,7 +57,10 @@ def read_series(folder: Path) -> list[Patch]:
         if not words:
             continue
         if len(words) > 1:
-            raise HarnessError(f"{listing}: '{line}' has more than a name; patches are applied with -p1 and no options")
+            raise HarnessError(
+                f"{listing}: '{line}' has more than a name; patches are applied with -p1 and no"
+                " options"
+            )
         path = folder / words[0]
         if not path.is_file():
             raise HarnessError(f"{listing} names {words[0]}, which is not there")
@@ -63,7 +69,8 @@ def read_series(folder: Path) -> list[Patch]:
 
 
 def number_of_mark(mark: int | str, patches: Sequence[Patch]) -> int:
-    """The number of the patch that a test is marked with: 0 is the base, "pre" the last of the prerequisites.
+    """The number of the patch that a test is marked with: 0 is the base, "pre" the last of the
+    prerequisites.
 
     Other marks count from the first patch after the prerequisites.
     """
@@ -79,7 +86,8 @@ def touched_files(patches: Iterable[Patch]) -> list[str]:
 
 
 def patched_content(tree: Path, patches: Sequence[Patch]) -> dict[str, bytes | None]:
-    """What the touched files of `tree` hold once the patches are applied (None: gone). The tree is only read.
+    """What the touched files of `tree` hold once the patches are applied (None: gone). The tree is
+    only read.
 
     Applied with patch(1), no fuzz; HarnessError names the first patch that does not fit.
     """
@@ -92,7 +100,10 @@ def patched_content(tree: Path, patches: Sequence[Patch]) -> dict[str, bytes | N
                 shutil.copyfile(tree / name, scratch / name)
         for patch in patches:
             apply_one(scratch, patch)
-        return {name: (scratch / name).read_bytes() if (scratch / name).is_file() else None for name in names}
+        return {
+            name: (scratch / name).read_bytes() if (scratch / name).is_file() else None
+            for name in names
+        }
 
 
 def apply_one(tree: Path, patch: Patch) -> str:
@@ -108,13 +119,19 @@ def apply_one(tree: Path, patch: Patch) -> str:
     said = done.stdout.decode(errors="replace")
     if done.returncode != 0:
         good = ("patching file ", "succeeded at ")
-        complaints = [line for line in said.splitlines() if not any(words in line for words in good)]
-        raise HarnessError(f"{patch.name} does not apply: {subprocesses.last_words(chr(10).join(complaints), lines=2)}")
+        complaints = [
+            line for line in said.splitlines() if not any(words in line for words in good)
+        ]
+        raise HarnessError(
+            f"{patch.name} does not apply:"
+            f" {subprocesses.last_words(chr(10).join(complaints), lines=2)}"
+        )
     return said
 
 
 def apply_to(tree: Path, patches: Sequence[Patch]) -> str:
-    """Applies the series to `tree`: as commits where it is a git tree, else to its files. Returns what was done."""
+    """Applies the series to `tree`: as commits where it is a git tree, else to its files. Returns
+    what was done."""
     if not (tree / "fs" / "fuse").is_dir() or not (tree / "Kbuild").is_file():
         raise HarnessError(f"{tree} is not a kernel source tree; give one with KERNEL=DIR")
     try:
@@ -131,7 +148,8 @@ def apply_to(tree: Path, patches: Sequence[Patch]) -> str:
 def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
     """`git am` of the series; HarnessError names the patch that fails.
 
-    The commits are made in a clone that has only the touched files checked out, and reach the tree in one step.
+    The commits are made in a clone that has only the touched files checked out, and reach the tree
+    in one step.
     """
     if subprocesses.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=tree).strip():
         raise HarnessError(f"{tree} has changes that are not committed: commit or stash them first")
@@ -141,35 +159,52 @@ def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
         clone = Path(name) / "tree"
         subprocesses.run(["git", "clone", "--quiet", "--shared", "--no-checkout", tree, clone])
         patterns = "".join(f"/{file}\n" for file in touched_files(patches))
-        subprocesses.run(["git", "sparse-checkout", "set", "--no-cone", "--stdin"], cwd=clone, stdin=patterns.encode())
+        subprocesses.run(
+            ["git", "sparse-checkout", "set", "--no-cone", "--stdin"],
+            cwd=clone,
+            stdin=patterns.encode(),
+        )
         subprocesses.run(["git", "checkout", "--quiet"], cwd=clone)
         for patch in patches:
             argv = ["git", *committer(tree), "am", "--quiet"]
-            done = subprocess.run(argv, cwd=clone, input=patch.content, capture_output=True, check=False)
+            done = subprocess.run(
+                argv, cwd=clone, input=patch.content, capture_output=True, check=False
+            )
             if done.returncode != 0:
-                # Its first words say what is wrong; the last ones are advice for a tree that the user never sees.
-                reason = " / ".join((done.stderr or done.stdout).decode(errors="replace").splitlines()[:2])
-                raise HarnessError(f"{patch.name} does not apply: {reason}; {tree} is left as it was")
+                # Its first words say what is wrong; the last ones are advice for a tree that the
+                # user never sees.
+                reason = " / ".join(
+                    (done.stderr or done.stdout).decode(errors="replace").splitlines()[:2]
+                )
+                raise HarnessError(
+                    f"{patch.name} does not apply: {reason}; {tree} is left as it was"
+                )
         subprocesses.run(["git", "fetch", "--quiet", clone, "HEAD"], cwd=tree)
         subprocesses.run(["git", "merge", "--quiet", "--ff-only", "FETCH_HEAD"], cwd=tree)
 
 
 def committer(tree: Path) -> list[str]:
-    """The options that give git the tree's own committer, or one of ours where the user has not told it any."""
+    """The options that give git the tree's own committer, or one of ours where the user has not
+    told it any."""
     options: list[str] = []
     for name, fallback in (("user.name", "Farwatch"), ("user.email", "farwatch@localhost")):
-        known = subprocess.run(["git", "config", name], cwd=tree, capture_output=True, text=True, check=False)
+        known = subprocess.run(
+            ["git", "config", name], cwd=tree, capture_output=True, text=True, check=False
+        )
         options += ["-c", f"{name}={known.stdout.strip() or fallback}"]
     return options
 
 
 def replace_files(tree: Path, content: Mapping[str, bytes | None]) -> list[str]:
-    """Gives the files of `tree` this content and returns those that changed; on failure all are put back.
+    """Gives the files of `tree` this content and returns those that changed; on failure all are put
+    back.
 
-    A file whose content is right is not touched, so that make(1) need not compile it again. A changed one is a new file
-    under the old name: other trees may share the old one by a hard link.
+    A file whose content is right is not touched, so that make(1) need not compile it again. A
+    changed one is a new file under the old name: other trees may share the old one by a hard link.
     """
-    before = {name: (tree / name).read_bytes() if (tree / name).is_file() else None for name in content}
+    before = {
+        name: (tree / name).read_bytes() if (tree / name).is_file() else None for name in content
+    }
     changed = [name for name in content if before[name] != content[name]]
     try:
         for name in changed:

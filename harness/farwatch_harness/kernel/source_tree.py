@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel source: found in Debian's package (or fetched), unpacked once into the cache, never changed there.
+"""The kernel source: found in Debian's package (or fetched), unpacked once into the cache, never
+changed there.
 
 FARWATCH_KERNEL_SOURCE names another source, a tarball or an unpacked tree.
 """
@@ -21,7 +22,8 @@ OVERRIDE = "FARWATCH_KERNEL_SOURCE"
 
 @dataclass(frozen=True)
 class KernelSource:
-    """A kernel source tree that is only read, what tells it from others, and whether it is the cache's own."""
+    """A kernel source tree that is only read, what tells it from others, and whether it is the
+    cache's own."""
 
     identity: str
     path: Path
@@ -29,7 +31,8 @@ class KernelSource:
 
 
 def find_source() -> KernelSource:
-    """The kernel source to use, fetched and unpacked when need be; HarnessError when there is none."""
+    """The kernel source to use, fetched and unpacked when need be; HarnessError when there is
+    none."""
     named = os.environ.get(OVERRIDE)
     if named:
         return source_from(Path(named).expanduser().resolve())
@@ -41,11 +44,14 @@ def find_source() -> KernelSource:
 
 
 def source_from(path: Path) -> KernelSource:
-    """A source that the user named: a tarball is unpacked into the cache, a directory is read in place."""
+    """A source that the user named: a tarball is unpacked into the cache, a directory is read in
+    place."""
     if path.is_file():
         return unpacked(f"{path.name.split('.tar')[0]}-{cache.content_key(str(path.stat()))}", path)
     if not (path / "Kbuild").is_file():
-        raise HarnessError(f"{OVERRIDE}={path} is neither a kernel tarball nor a kernel source tree")
+        raise HarnessError(
+            f"{OVERRIDE}={path} is neither a kernel tarball nor a kernel source tree"
+        )
     listing = sorted(
         f"{item} {(status := item.stat(follow_symlinks=False)).st_size} {status.st_mtime_ns}"
         for item in path.rglob("*.[chSs]")
@@ -54,18 +60,24 @@ def source_from(path: Path) -> KernelSource:
 
 
 def package_identity() -> str | None:
-    """What tells the installed source package from other versions of it; None when it is not installed."""
+    """What tells the installed source package from other versions of it; None when it is not
+    installed."""
     if not INSTALLED.is_file() or not shutil.which("dpkg-query"):
         return None
     query = ["dpkg-query", "--show", "--showformat=${Version}", PACKAGE]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
-    return f"{PACKAGE}_{done.stdout.strip()}" if done.returncode == 0 and done.stdout.strip() else None
+    return (
+        f"{PACKAGE}_{done.stdout.strip()}" if done.returncode == 0 and done.stdout.strip() else None
+    )
 
 
 def fetch_package() -> Path:
-    """The source package, downloaded and unpacked into the cache, whole; one that is there already is used again."""
+    """The source package, downloaded and unpacked into the cache, whole; one that is there already
+    is used again."""
     if not shutil.which("apt-get"):
-        raise HarnessError(f"no {INSTALLED} here: set {OVERRIDE} to a 6.12 kernel tarball or source tree")
+        raise HarnessError(
+            f"no {INSTALLED} here: set {OVERRIDE} to a 6.12 kernel tarball or source tree"
+        )
     folder = paths.cache_root() / "packages"
     known = sorted(folder.glob(f"{PACKAGE}_*"))
     if known:
@@ -79,15 +91,17 @@ def fetch_package() -> Path:
         version = candidate_version()
     if version is None:
         raise HarnessError(
-            f"apt knows no {PACKAGE} (Debian 12 has it in its security archive): add that archive to apt's sources, "
-            f"or set {OVERRIDE} to a 6.12 kernel tarball or source tree"
+            f"apt knows no {PACKAGE} (Debian 12 has it in its security archive): add that archive"
+            f" to apt's sources, or set {OVERRIDE} to a 6.12 kernel tarball or source tree"
         )
 
     def make(target: Path) -> None:
         with progress.step(f"fetching the package {PACKAGE} {version}") as step:
             # apt's download helper runs as a user of its own, who must be able to write there.
             target.chmod(0o777)
-            for line in subprocesses.lines_of(["apt-get", "download", f"{PACKAGE}={version}"], log, cwd=target):
+            for line in subprocesses.lines_of(
+                ["apt-get", "download", f"{PACKAGE}={version}"], log, cwd=target
+            ):
                 step.update(line[:60])
             target.chmod(0o755)
             archive = next(target.glob("*.deb"))
@@ -100,7 +114,9 @@ def fetch_package() -> Path:
 def candidate_version() -> str | None:
     """The version of the source package that apt would take; None when it knows none."""
     text = subprocesses.run(["apt-cache", "policy", PACKAGE])
-    found = [line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")]
+    found = [
+        line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")
+    ]
     return found[0] if found and found[0] != "(none)" else None
 
 
@@ -112,7 +128,13 @@ def unpacked(identity: str, tarball: Path) -> KernelSource:
             # tar(1) with its own xz is twice as fast as tarfile.
             if shutil.which("tar") and shutil.which("xz"):
                 subprocesses.run(
-                    ["tar", "--extract", f"--file={tarball}", f"--directory={target}", "--strip-components=1"]
+                    [
+                        "tar",
+                        "--extract",
+                        f"--file={tarball}",
+                        f"--directory={target}",
+                        "--strip-components=1",
+                    ]
                 )
             else:
                 unpack_slowly(tarball, target)

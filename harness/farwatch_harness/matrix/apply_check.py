@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check that a patch applies: by patch(1) with no fuzz, as quilt does it, and by git am without a complaint."""
+"""The check that a patch applies: by patch(1) with no fuzz, as quilt does it, and by git am without
+a complaint."""
 
 import shutil
 import tempfile
@@ -28,7 +29,14 @@ def make_repository(place: Path, source: Path, patches: Sequence[Patch]) -> None
     copy_touched(place, source, patches)
     git(place, "init", "--quiet", "--initial-branch=series")
     git(place, "add", "--all", "--force")
-    git(place, "commit", "--quiet", "--allow-empty", f"--message={BASE}", "--date=2026-01-01T00:00:00Z")
+    git(
+        place,
+        "commit",
+        "--quiet",
+        "--allow-empty",
+        f"--message={BASE}",
+        "--date=2026-01-01T00:00:00Z",
+    )
 
 
 def copy_touched(place: Path, source: Path, patches: Sequence[Patch]) -> None:
@@ -57,11 +65,15 @@ class Applier:
             try:
                 output = apply_one(self.plain, patch)
             except HarnessError as error:
-                return failure(str(error).removeprefix(f"{patch.name} ") if patch is row.patch else str(error))
+                return failure(
+                    str(error).removeprefix(f"{patch.name} ") if patch is row.patch else str(error)
+                )
             try:
                 said = git(self.repository, "am", stdin=patch.content)
             except HarnessError as error:
-                return failure(f"git am refuses {'it' if patch is row.patch else patch.name}: {error}", output)
+                return failure(
+                    f"git am refuses {'it' if patch is row.patch else patch.name}: {error}", output
+                )
             output += said
             if "warning: " in said:
                 complaint = next(line for line in said.splitlines() if "warning: " in line)

@@ -10,11 +10,13 @@ from farwatch_harness.results import CheckName, TestResult
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found. `reason` is one line, empty when all is well; `output` what the tool printed.
+    """What a check found. `reason` is one line, empty when all is well; `output` what the tool
+    printed.
 
-    `seconds` is set where the check was done earlier and its output kept: how long it took then. `causes` are what the
-    failure consists of, to tell whether a later row has the same. `usable` says whether what comes after in the row
-    can be done: a kernel that was built with a warning can be booted.
+    `seconds` is set where the check was done earlier and its output kept: how long it took then.
+    `causes` are what the failure consists of, to tell whether a later row has the same. `usable`
+    says whether what comes after in the row can be done: a kernel that was built with a warning can
+    be booted.
     """
 
     reason: str = ""

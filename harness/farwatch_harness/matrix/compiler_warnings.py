@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is new in the warnings of one kernel against those of another. No I/O here.
 
-A line number changes with every patch above it, so a warning is known by its file and its text. In a C file the same
-warning can come to stand twice, which counts; one in a header is there as often as the header is included, which does
-not.
+A line number changes with every patch above it, so a warning is known by its file and its text. In
+a C file the same warning can come to stand twice, which counts; one in a header is there as often
+as the header is included, which does not.
 """
 
 import re

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the rest of a run will take, by how long the same took before; remembered in the cache."""
+"""How long the rest of a run will take, by how long the same took before; remembered in the
+cache."""
 
 import json
 from collections.abc import Iterable
@@ -65,7 +66,9 @@ class Forecast:
             return WHOLE_TESTS
         if self.is_at_hand(row, name):
             return KEPT
-        headers = row.patch is None or any(file.startswith("include/linux/") for file in row.patch.touched())
+        headers = row.patch is None or any(
+            file.startswith("include/linux/") for file in row.patch.touched()
+        )
         return WHOLE_BUILD if name is CheckName.BUILD and headers else USUAL[name]
 
 

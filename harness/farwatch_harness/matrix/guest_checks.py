@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks in a guest: that it boots, and the tests. Both are one run of pytest, so that the guest boots once."""
+"""The checks in a guest: that it boots, and the tests. Both are one run of pytest, so that the
+guest boots once."""
 
 import json
 import os
@@ -21,7 +22,8 @@ from farwatch_harness.results import State, TestResult
 from farwatch_harness.util import paths, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
-# Seconds without a word from pytest, after which it is ended: no single test may take nearly as long.
+# Seconds without a word from pytest, after which it is ended: no single test may take nearly as
+# long.
 SILENCE_LIMIT = 600.0
 STOP_LIMIT = 60.0
 #: A kernel that fails nearly every test would take hours: so many are enough to see what is wrong.
@@ -33,7 +35,8 @@ ERROR_LINE = re.compile(r"^E\s+(\S.*)", re.MULTILINE)
 
 
 class GuestRuns:
-    """The guest checks of rows, of which several may be under way in threads; boot() first, then tests()."""
+    """The guest checks of rows, of which several may be under way in threads; boot() first, then
+    tests()."""
 
     def __init__(self, folder: Path, tell: Callable[[str], None], tests: str = ALL_TESTS) -> None:
         self.folder = folder
@@ -96,7 +99,14 @@ class GuestRun:
         self.count = 0
         self.running = ""
         self.reader, writer = os.pipe()
-        words = [sys.executable, "-m", "pytest", tests, "-p", "farwatch_harness.matrix.pytest_plugin"]
+        words = [
+            sys.executable,
+            "-m",
+            "pytest",
+            tests,
+            "-p",
+            "farwatch_harness.matrix.pytest_plugin",
+        ]
         words += [f"--maxfail={MAX_FAILURES}", "-p", "no:cacheprovider"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -130,7 +140,10 @@ class GuestRun:
                 if not select.select([pipe], [], [], SILENCE_LIMIT)[0]:
                     self.stop()
                     with self.log.open("a") as log:
-                        log.write(f"\nended: nothing was heard of {self.running} for {SILENCE_LIMIT:.0f} s\n")
+                        log.write(
+                            f"\nended: nothing was heard of {self.running} for"
+                            f" {SILENCE_LIMIT:.0f} s\n"
+                        )
                     return
                 data = pipe.read(1 << 16)
                 if not data:
@@ -146,7 +159,10 @@ class GuestRun:
                     self.count = event["count"]
                 case "started":
                     self.running = event["name"]
-                    self.tell(f"{self.number}: test {len(self.results) + 1} of {self.count}: {self.running}")
+                    self.tell(
+                        f"{self.number}: test {len(self.results) + 1} of {self.count}:"
+                        f" {self.running}"
+                    )
                 case "ended":
                     del event["what"]
                     found = TestResult(**{**event, "state": State(event["state"])})
@@ -156,7 +172,8 @@ class GuestRun:
         return None
 
     def until_booted(self) -> TestResult | None:
-        """The result of the test that the guest boots, which is the first; None when pytest ended without."""
+        """The result of the test that the guest boots, which is the first; None when pytest ended
+        without."""
         found = self.take()
         return found if found and found.name == BOOT_TEST else None
 
@@ -186,7 +203,9 @@ class GuestRun:
 
     def logs(self) -> dict[str, str]:
         """The consoles and the daemons' logs of this row."""
-        return {path.name: end_of(path) for path in sorted(self.place.glob("*.log")) if path != self.log}
+        return {
+            path.name: end_of(path) for path in sorted(self.place.glob("*.log")) if path != self.log
+        }
 
 
 def end_of(path: Path) -> str:
@@ -196,7 +215,10 @@ def end_of(path: Path) -> str:
         return data.decode(errors="replace")
     kept = data[-LOG_LIMIT:].partition(b"\n")[2]
     where = path.relative_to(paths.CHECKOUT) if path.is_relative_to(paths.CHECKOUT) else path
-    return f"[the first {len(data) - len(kept)} bytes are left out; all is in {where}]\n{kept.decode(errors='replace')}"
+    return (
+        f"[the first {len(data) - len(kept)} bytes are left out; all is in"
+        f" {where}]\n{kept.decode(errors='replace')}"
+    )
 
 
 def reason_of(output: str) -> str:
@@ -204,5 +226,9 @@ def reason_of(output: str) -> str:
     errors = ERROR_LINE.findall(output)
     if errors:
         return str(errors[0])
-    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith(("at ", "----"))]
+    lines = [
+        line.strip()
+        for line in output.splitlines()
+        if line.strip() and not line.startswith(("at ", "----"))
+    ]
     return lines[0] if lines else "pytest said nothing"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix on the terminal while it fills: a table that is redrawn, or plain lines where that cannot be."""
+"""The matrix on the terminal while it fills: a table that is redrawn, or plain lines where that
+cannot be."""
 
 import contextlib
 import io
@@ -19,7 +20,12 @@ from farwatch_harness.matrix.scheduler import AT_ONCE, IN_GUEST
 from farwatch_harness.results import Check, CheckName, State
 from farwatch_harness.util import progress
 
-STYLES = {State.PASSED: "green", State.FAILED: "bold red", State.BLOCKED: "yellow", State.ABSENT: "dim"}
+STYLES = {
+    State.PASSED: "green",
+    State.FAILED: "bold red",
+    State.BLOCKED: "yellow",
+    State.ABSENT: "dim",
+}
 SIGNS = {State.PASSED: "✓", State.FAILED: "✗", State.BLOCKED: "-", State.ABSENT: ""}
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 REDRAW = 4.0
@@ -28,13 +34,16 @@ WORTH_A_LINE = 5.0
 
 
 class Caption(io.TextIOBase):
-    """Stands in for stderr while the table is shown: what others say of their progress becomes the table's caption."""
+    """Stands in for stderr while the table is shown: what others say of their progress becomes the
+    table's caption."""
 
     def __init__(self, display: "Display") -> None:
         self.display = display
 
     def write(self, text: str) -> int:
-        words = [word.strip() for word in re.split(r"[\r\n]", ESCAPES.sub("", text)) if word.strip()]
+        words = [
+            word.strip() for word in re.split(r"[\r\n]", ESCAPES.sub("", text)) if word.strip()
+        ]
         if words:
             self.display.now(words[-1])
         return len(text)
@@ -66,7 +75,12 @@ class Display:
             yield
             return
         # Drawn from here only: a redraw in another thread would see cells half changed.
-        self.live = Live(console=console, get_renderable=self.table, refresh_per_second=REDRAW, redirect_stderr=False)
+        self.live = Live(
+            console=console,
+            get_renderable=self.table,
+            refresh_per_second=REDRAW,
+            redirect_stderr=False,
+        )
         with self.live, contextlib.redirect_stderr(Caption(self)):
             yield
         self.live = None
@@ -85,7 +99,10 @@ class Display:
         self.current.pop((row.number, check.name), None)
         if self.live is None and check.state is not State.ABSENT:
             reason = f": {check.reason}" if check.reason else ""
-            progress.say(f"  {row.number:>2} {check.name} {check.state}, {progress.duration(check.seconds)}{reason}")
+            progress.say(
+                f"  {row.number:>2} {check.name} {check.state},"
+                f" {progress.duration(check.seconds)}{reason}"
+            )
 
     def now(self, text: str) -> None:
         """What is being done in the current check."""
@@ -93,7 +110,12 @@ class Display:
 
     def left(self) -> float:
         """Seconds until all is done, as far as can be told."""
-        open_cells = [(row, name) for row in self.rows for name in self.names if (row.number, name) not in self.cells]
+        open_cells = [
+            (row, name)
+            for row in self.rows
+            for name in self.names
+            if (row.number, name) not in self.cells
+        ]
         guests = self.forecast.left(cell for cell in open_cells if cell[1] in IN_GUEST)
         others = self.forecast.left(cell for cell in open_cells if cell[1] not in IN_GUEST)
         spent = sum(time.monotonic() - since for since in list(self.current.values()))
@@ -103,15 +125,21 @@ class Display:
         """All that is known."""
         spent = progress.duration(time.monotonic() - self.started)
         ended = all((row.number, name) in self.cells for row in self.rows for name in self.names)
-        title = f"{spent}" if ended else f"{spent} so far, about {progress.duration(self.left())} left"
-        table = Table(title=title, caption=Text(self.doing), caption_justify="left", title_justify="left")
+        title = (
+            f"{spent}" if ended else f"{spent} so far, about {progress.duration(self.left())} left"
+        )
+        table = Table(
+            title=title, caption=Text(self.doing), caption_justify="left", title_justify="left"
+        )
         table.add_column("", justify="right", no_wrap=True, min_width=2)
         table.add_column("patch", no_wrap=True, overflow="ellipsis")
         for name in self.names:
             table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), 7))
         for row in self.rows:
             title = row.title.partition("-")[2].replace("-", " ") or row.title
-            table.add_row(str(row.number), Text(title), *(self.cell(row, name) for name in self.names))
+            table.add_row(
+                str(row.number), Text(title), *(self.cell(row, name) for name in self.names)
+            )
         return table
 
     def cell(self, row: Row, name: CheckName) -> Text:

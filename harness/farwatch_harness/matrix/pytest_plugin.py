@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plugin for pytest: tells the matrix, line by line as JSON, what becomes of the guest tests.
 
-It is loaded with -p; FARWATCH_RECORD is the descriptor of the pipe to write to. The test that the guest boots comes
-first, and nothing after it when it fails; then the tests come in the order of the patches that they belong to.
+It is loaded with -p; FARWATCH_RECORD is the descriptor of the pipe to write to. The test that the
+guest boots comes first, and nothing after it when it fails; then the tests come in the order of the
+patches that they belong to.
 """
 
 import json
@@ -14,7 +15,8 @@ import pytest
 
 BOOT_TEST = "test_boot.py::test_the_guest_boots"
 DESCRIPTOR = "FARWATCH_RECORD"
-#: Of the test's user_properties: the number of the patch that it belongs to, set by guest-tests/conftest.py.
+#: Of the test's user_properties: the number of the patch that it belongs to, set by
+#: guest-tests/conftest.py.
 PATCH = "patch"
 
 
@@ -34,7 +36,8 @@ class Recorder:
         self.session: pytest.Session | None = None
 
     def tell(self, **facts: Any) -> None:
-        """Writes one line. When nobody reads any more the tests end after the present one, and so do their guests."""
+        """Writes one line. When nobody reads any more the tests end after the present one, and so
+        do their guests."""
         try:
             self.stream.write(json.dumps(facts) + "\n")
         except BrokenPipeError:
@@ -44,7 +47,12 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: (name_of(item.nodeid) != BOOT_TEST, dict(item.user_properties).get(PATCH, 0)))
+        items.sort(
+            key=lambda item: (
+                name_of(item.nodeid) != BOOT_TEST,
+                dict(item.user_properties).get(PATCH, 0),
+            )
+        )
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.session = session
@@ -63,7 +71,11 @@ class Recorder:
             what="ended",
             name=name_of(nodeid),
             patch=next((dict(report.user_properties)[PATCH] for report in self.phases), 0),
-            state="failed" if failed else "absent" if any(report.skipped for report in self.phases) else "passed",
+            state="failed"
+            if failed
+            else "absent"
+            if any(report.skipped for report in self.phases)
+            else "passed",
             seconds=round(sum(report.duration for report in self.phases), 2),
             output="\n".join(told(report) for report in failed),
         )
@@ -78,6 +90,7 @@ def told(report: pytest.TestReport) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # By it the matrix has us end our guests, also where it was started with it ignored, as jobs of scripts are.
+    # By it the matrix has us end our guests, also where it was started with it ignored, as jobs of
+    # scripts are.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Recorder(int(os.environ[DESCRIPTOR])), "farwatch-recorder")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tool said of something that has not changed since: kept in the cache by what it was asked about."""
+"""What a tool said of something that has not changed since: kept in the cache by what it was asked
+about."""
 
 import json
 import time
@@ -18,7 +19,8 @@ class Said:
 
 
 def kept(about: Sequence[str | bytes], run: Callable[[], str]) -> Said:
-    """What run() says about these things, from the cache if it was asked before; a failure is not kept."""
+    """What run() says about these things, from the cache if it was asked before; a failure is not
+    kept."""
     place = paths.cache_root() / "said" / f"{cache.content_key(*about)}.json"
     try:
         return Said(**json.loads(place.read_text()))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the matrix: the base and each patch, which of them are asked for, and what a patch says of itself."""
+"""The rows of the matrix: the base and each patch, which of them are asked for, and what a patch
+says of itself."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ SIGNATURE = re.compile(r"\n-- \n.*\Z", re.DOTALL)
 
 @dataclass(frozen=True)
 class Row:
-    """The kernel with the first patches of a series; `patches` are these, `series` all that there are."""
+    """The kernel with the first patches of a series; `patches` are these, `series` all that there
+    are."""
 
     patches: tuple[Patch, ...]
     series: tuple[Patch, ...]
@@ -44,18 +46,22 @@ class Row:
 
 
 def rows_of(series: Sequence[Patch], choice: str | None) -> list[Row]:
-    """The base and the chosen patches: all of them, or such as "3", "3-5" or "3,7-9"; HarnessError for others."""
+    """The base and the chosen patches: all of them, or such as "3", "3-5" or "3,7-9"; HarnessError
+    for others."""
     numbers = range(1, len(series) + 1) if choice is None else chosen(choice, len(series))
     return [Row(tuple(series[:number]), tuple(series)) for number in (0, *numbers)]
 
 
 def chosen(choice: str, count: int) -> list[int]:
-    """The numbers, in order, that the user's words name; 0, the base, is always part and so is not among them."""
+    """The numbers, in order, that the user's words name; 0, the base, is always part and so is not
+    among them."""
     numbers: set[int] = set()
     for word in choice.split(","):
         match = RANGE.fullmatch(word.strip())
         if not match:
-            raise HarnessError(f"'{choice}' names no patches: give a number as 3, or a range as 3-5")
+            raise HarnessError(
+                f"'{choice}' names no patches: give a number as 3, or a range as 3-5"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last or last > count:
             raise HarnessError(f"there is no patch {word.strip()}: the series has 1 to {count}")
@@ -64,11 +70,14 @@ def chosen(choice: str, count: int) -> list[int]:
 
 
 def described(row: Row, base: str) -> PatchResult:
-    """The row with what its patch says of itself, nothing checked yet; `base` names the kernel source."""
+    """The row with what its patch says of itself, nothing checked yet; `base` names the kernel
+    source."""
     if row.patch is None:
         return PatchResult(0, "", f"The base: {base}")
     subject, message, diffstat, diff = parts_of(row.patch.content)
-    return PatchResult(row.number, row.patch.name, subject, row.patch.section, message, diffstat, diff)
+    return PatchResult(
+        row.number, row.patch.name, subject, row.patch.section, message, diffstat, diff
+    )
 
 
 def parts_of(content: bytes) -> tuple[str, str, str, str]:

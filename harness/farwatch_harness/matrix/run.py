@@ -55,7 +55,8 @@ class Keeping:
         self.run = Run(now(), now(), facts, ())
 
     def walked(self, rows: Sequence[Row], steps: Steps, base: str) -> Run:
-        """Walks the rows. What an earlier run left is gone at once, so that it is not taken for this one's."""
+        """Walks the rows. What an earlier run left is gone at once, so that it is not taken for
+        this one's."""
         self.path.unlink(missing_ok=True)
         Walk(steps, self, self.works_hard).over((row, described(row, base)) for row in rows)
         return self.run
@@ -88,12 +89,17 @@ def alone() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise HarnessError("another run of the matrix is under way in this checkout: wait for it") from None
+            raise HarnessError(
+                "another run of the matrix is under way in this checkout: wait for it"
+            ) from None
         yield
 
 
-def run_matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], path: Path = RESULTS) -> Run:
-    """Runs the checks of the chosen patches of the series in `folder`; the results are in `path` all the time."""
+def run_matrix(
+    folder: Path, choice: str | None, checks: Sequence[CheckName], path: Path = RESULTS
+) -> Run:
+    """Runs the checks of the chosen patches of the series in `folder`; the results are in `path`
+    all the time."""
     series = patches_of_series(folder=folder)
     rows = rows_of(series, choice)
     # The tests begin with the boot.
@@ -104,7 +110,9 @@ def run_matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], pa
         source = source_tree.find_source()
         forecast = Forecast(rows)
         display = Display(rows, names, forecast)
-        keeping = Keeping(display, forecast, path, host_facts(source), lambda: guest_facts(equip([])))
+        keeping = Keeping(
+            display, forecast, path, host_facts(source), lambda: guest_facts(equip([]))
+        )
         static = Static(source)
         tests = ALL_TESTS if CheckName.TESTS in names else f"{ALL_TESTS}/{BOOT_TEST}"
         guests = GuestRuns(folder, display.now, tests)
@@ -125,8 +133,13 @@ def table_of(run: Run) -> str:
     width = max(len(patch.file.removesuffix(".patch") or BASE) for patch in run.patches)
     lines = [f"{'':{width + 3}}  {' '.join(f'{name:10}' for name in CheckName)}"]
     for patch in run.patches:
-        cells = " ".join(f"{check.state if check.state is not State.ABSENT else '':10}" for check in patch.checks)
-        lines.append(f"{patch.number:>2} {patch.file.removesuffix('.patch') or BASE:{width}}  {cells}".rstrip())
+        cells = " ".join(
+            f"{check.state if check.state is not State.ABSENT else '':10}" for check in patch.checks
+        )
+        lines.append(
+            f"{patch.number:>2} {patch.file.removesuffix('.patch') or BASE:{width}}"
+            f"  {cells}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -144,7 +157,8 @@ def summary(run: Run) -> list[str]:
 
 
 def matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], path: Path) -> int:
-    """The command: runs, reports beside the results, says how it ended, and fails when anything did."""
+    """The command: runs, reports beside the results, says how it ended, and fails when anything
+    did."""
     run = run_matrix(folder, choice, checks, path)
     page = report.write(run, path.parent, benchmark.load(bench_run.RESULT))
     if not sys.stderr.isatty():

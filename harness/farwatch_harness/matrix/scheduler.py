@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walks the rows and asks each check of each: what blocks what, and which failure is only an earlier one's again.
+"""Walks the rows and asks each check of each: what blocks what, and which failure is only an
+earlier one's again.
 
 Knows nothing of what the checks do, nor of how they are shown.
 """
@@ -25,7 +26,8 @@ NEEDS = {
 }
 
 
-#: The checks in a guest: of several rows at once, as a guest has its host wait for it much of the time.
+#: The checks in a guest: of several rows at once, as a guest has its host wait for it much of the
+#: time.
 IN_GUEST = (CheckName.BOOT, CheckName.TESTS)
 AT_ONCE = 2
 
@@ -48,7 +50,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one check: an outcome, or the reason why it was not asked; and how long it took now."""
+    """What became of one check: an outcome, or the reason why it was not asked; and how long it
+    took now."""
 
     name: CheckName
     outcome: Outcome | None
@@ -58,7 +61,8 @@ class Answer:
 
 @dataclass
 class Filling:
-    """A row on its way: its result so far, the row that broke the series, checks that left nothing to go on with."""
+    """A row on its way: its result so far, the row that broke the series, checks that left nothing
+    to go on with."""
 
     row: Row
     result: PatchResult
@@ -69,11 +73,13 @@ class Filling:
 class Walk:
     """One walk over the rows, in ascending order.
 
-    Before a row of which `works_hard` is true, as a kernel is to be built, the guests of earlier rows come to their
-    end: they are not to be tested on a machine that is busy.
+    Before a row of which `works_hard` is true, as a kernel is to be built, the guests of earlier
+    rows come to their end: they are not to be tested on a machine that is busy.
     """
 
-    def __init__(self, steps: Steps, witness: Witness, works_hard: Callable[[Row], bool] = lambda row: False) -> None:
+    def __init__(
+        self, steps: Steps, witness: Witness, works_hard: Callable[[Row], bool] = lambda row: False
+    ) -> None:
         self.steps = steps
         self.witness = witness
         self.works_hard = works_hard
@@ -96,7 +102,8 @@ class Walk:
                 self.open.append(filling)
             self.run_guests(pool)
         finally:
-            # After an interruption who runs the guests ends them, and so the threads that wait for them.
+            # After an interruption who runs the guests ends them, and so the threads that wait for
+            # them.
             pool.shutdown(wait=False, cancel_futures=True)
 
     def broken_by(self) -> Row | None:
@@ -116,7 +123,8 @@ class Walk:
         return answers
 
     def run_guests(self, pool: ThreadPoolExecutor) -> None:
-        """Asks what needs a guest of all rows that are open, and takes the answers in the order of the rows."""
+        """Asks what needs a guest of all rows that are open, and takes the answers in the order of
+        the rows."""
         # The whole series has by far the most tests: begun last it would end long after all others.
         begun = sorted(self.open, key=lambda filling: not filling.row.last)
         answers = {filling.row.number: pool.submit(self.ask_in_guest, filling) for filling in begun}
@@ -159,14 +167,21 @@ class Walk:
         self.witness.ended(filling.row, check, filling.result, answer.wall)
 
     def judged(self, row: Row, name: CheckName, outcome: Outcome, wall: float) -> Check:
-        """The cell. A failure of which the row before had every part is that row's: here it only blocks."""
+        """The cell. A failure of which the row before had every part is that row's: here it only
+        blocks."""
         before = self.failures.pop(name, None)
         seconds = round(wall if outcome.seconds is None else outcome.seconds, 1)
         if outcome.passed:
             return Check(name, State.PASSED, seconds, output=outcome.output)
         if before and outcome.causes <= before.causes:
             self.failures[name] = Failure(before.causes, before.first)
-            return Check(name, State.BLOCKED, seconds, f"since {before.first.title}: {outcome.reason}", outcome.output)
+            return Check(
+                name,
+                State.BLOCKED,
+                seconds,
+                f"since {before.first.title}: {outcome.reason}",
+                outcome.output,
+            )
         self.failures[name] = Failure(outcome.causes, row)
         return Check(name, State.FAILED, seconds, outcome.reason, outcome.output)
 

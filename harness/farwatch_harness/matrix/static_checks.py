@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks that need no guest: checkpatch, the build with W=1 and kernel-doc, sparse.
 
-What is kept of them is kept by content, so that a patch is only looked at again when it has changed, or one below it.
+What is kept of them is kept by content, so that a patch is only looked at again when it has
+changed, or one below it.
 """
 
 import os
@@ -44,7 +45,10 @@ class Static:
             return Outcome(output="the base has no patch")
         content = row.patch.content
         script = (self.source.path / CHECKPATCH[0]).read_bytes()
-        said = kept(["checkpatch", RECIPE, *CHECKPATCH, script, content], lambda: self.run_checkpatch(content))
+        said = kept(
+            ["checkpatch", RECIPE, *CHECKPATCH, script, content],
+            lambda: self.run_checkpatch(content),
+        )
         found = [line for line in said.output.splitlines() if CHECKPATCH_FINDING.search(line)]
         if found:
             return compared(found, said.output, said.seconds, "checkpatch")
@@ -62,7 +66,8 @@ class Static:
         return said
 
     def build(self, row: Row) -> Outcome:
-        """The kernel builds, and neither compiler nor linker nor kernel-doc say more than they do of the base."""
+        """The kernel builds, and neither compiler nor linker nor kernel-doc say more than they do
+        of the base."""
         try:
             kernel = build.build(row.patches)
         except HarnessError as error:
@@ -76,15 +81,21 @@ class Static:
         return compared(new_findings(before, said), said, seconds, "compiling")
 
     def documentation(self, series: Sequence[Patch], patches: Sequence[Patch]) -> Said:
-        """What kernel-doc says of the files that the series touches, as they are with these patches."""
+        """What kernel-doc says of the files that the series touches, as they are with these
+        patches."""
         content = build.wanted(patches).content
         files: dict[str, bytes | None] = {}
         for name in touched_files(series):
             if name.endswith((".c", ".h")):
-                files[name] = content[name] if name in content else original(self.source.path / name)
+                files[name] = (
+                    content[name] if name in content else original(self.source.path / name)
+                )
         about = [part for name, data in files.items() for part in (name, data or b"")]
         script = self.source.path / "scripts" / "kernel-doc"
-        return kept(["kernel-doc", RECIPE, script.read_bytes(), *about], lambda: run_kernel_doc(script, files))
+        return kept(
+            ["kernel-doc", RECIPE, script.read_bytes(), *about],
+            lambda: run_kernel_doc(script, files),
+        )
 
     def sparse(self, row: Row) -> Outcome:
         """sparse finds nothing where the series is at work that it does not find in the base."""
@@ -92,10 +103,13 @@ class Static:
         if not row.number:
             return Outcome(output=said.output, seconds=said.seconds)
         before = self.run_sparse(Row((), row.series))
-        return compared(new_findings(before.output, said.output), said.output, said.seconds, "sparse")
+        return compared(
+            new_findings(before.output, said.output), said.output, said.seconds, "sparse"
+        )
 
     def run_sparse(self, row: Row) -> Said:
-        """What sparse says of the directories that the series changes, in the kernel of this row."""
+        """What sparse says of the directories that the series changes, in the kernel of this
+        row."""
         kernel = build.wanted(row.patches)
         version = subprocesses.run(["sparse", "--version"]).strip()
         targets = sparse_targets(touched_files(row.series))
@@ -104,7 +118,9 @@ class Static:
             with build.prepared(kernel) as place, progress.step(f"sparse: {kernel.title}") as step:
                 log = paths.LOGS / f"sparse-{place.path.name}.log"
                 existing = [name for name in targets if source_of(place.path, name).exists()]
-                for line in build.run_make([f"-j{os.cpu_count() or 1}", "C=2", *existing], place, log):
+                for line in build.run_make(
+                    [f"-j{os.cpu_count() or 1}", "C=2", *existing], place, log
+                ):
                     step.update(line.strip())
             # What the compiler says meanwhile is the build's affair.
             lines = log.read_text(errors="replace").splitlines(keepends=True)
@@ -120,7 +136,9 @@ def build_failure(row: Row, error: str) -> Outcome:
     lines = log.read_text(errors="replace").splitlines() if said and log.exists() else []
     output = [line for line in lines if not STEP.match(line)][-OUTPUT_LINES:]
     errors = [line for line in said if FINDING.search(line)] or said or [first]
-    return Outcome(errors[0].strip(), "\n".join([first, *output]), causes=causes_of(errors), usable=False)
+    return Outcome(
+        errors[0].strip(), "\n".join([first, *output]), causes=causes_of(errors), usable=False
+    )
 
 
 def compared(found: list[str], output: str, seconds: float, tool: str) -> Outcome:
@@ -150,14 +168,22 @@ def run_kernel_doc(script: Path, files: dict[str, bytes | None]) -> str:
 
 
 def sparse_targets(touched: Iterable[str]) -> list[str]:
-    """make's targets for what sparse is to look at: the directories of the C files, or one object in a large one."""
+    """make's targets for what sparse is to look at: the directories of the C files, or one object
+    in a large one."""
     targets: set[str] = set()
     for name in touched:
         path = PurePosixPath(name)
         if path.suffix == ".c":
-            # The directories of the first level, as fs, hold hundreds of files that have nothing to do with the series.
-            targets.add(f"{path.parent}/" if len(path.parent.parts) > 1 else str(path.with_suffix(".o")))
-    return sorted(name for name in targets if not any(name != other and name.startswith(other) for other in targets))
+            # The directories of the first level, as fs, hold hundreds of files that have nothing to
+            # do with the series.
+            targets.add(
+                f"{path.parent}/" if len(path.parent.parts) > 1 else str(path.with_suffix(".o"))
+            )
+    return sorted(
+        name
+        for name in targets
+        if not any(name != other and name.startswith(other) for other in targets)
+    )
 
 
 def source_of(tree: Path, target: str) -> Path:

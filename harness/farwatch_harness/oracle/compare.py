@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle: the same script of file operations under native inotify and in the guest must give the same events.
+"""The oracle: the same script of file operations under native inotify and in the guest must give
+the same events.
 
-The script runs twice on the host: in a twin directory outside the share, under a native listener, and in the share,
-under a listener in the guest. The twin has no daemon that holds its files open, so it behaves as any local directory.
-What the guest does is held against the same done on the guest's own tmpfs.
+The script runs twice on the host: in a twin directory outside the share, under a native listener,
+and in the share, under a listener in the guest. The twin has no daemon that holds its files open,
+so it behaves as any local directory. What the guest does is held against the same done on the
+guest's own tmpfs.
 
-A script may have several lanes: each is performed by a process of its own, in a directory of its own, all at the same
-time. The order is compared within each lane; between lanes there is none.
+A script may have several lanes: each is performed by a process of its own, in a directory of its
+own, all at the same time. The order is compared within each lane; between lanes there is none.
 """
 
 import itertools
@@ -24,10 +26,12 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Event, Guest, Inotify
 from farwatch_harness.vm.testbed import Share
 
-#: Made in the base directory when a script has ended: whoever sees it has seen everything before it.
+#: Made in the base directory when a script has ended: whoever sees it has seen everything before
+#: it.
 END = "end of the script"
 LIMIT = 20.0
-#: What a file without a name is called in events: by its inode number, or, by FUSE for what the guest itself does, so.
+#: What a file without a name is called in events: by its inode number, or, by FUSE for what the
+#: guest itself does, so.
 UNNAMED = re.compile(r"#\d+|/")
 #: What is told of a rename, each by an event of its own.
 MOVES = In.MOVED_FROM | In.MOVED_TO | In.MOVE_SELF
@@ -35,7 +39,8 @@ MOVES = In.MOVED_FROM | In.MOVED_TO | In.MOVE_SELF
 
 @dataclass(frozen=True)
 class Told:
-    """One event as a program understands it: where (the path that was watched), what, on which entry, which move."""
+    """One event as a program understands it: where (the path that was watched), what, on which
+    entry, which move."""
 
     where: str
     what: In
@@ -47,13 +52,16 @@ class Told:
         return f"{self.where}: {self.what.name} {self.name!r}{move}"
 
 
-def told(events: Sequence[Event], labels: dict[int, str], moves: dict[int, int] | None = None) -> list[Told]:
-    """What the events say, comparable between listeners: paths for descriptors, numbered moves, "#" for no name.
+def told(
+    events: Sequence[Event], labels: dict[int, str], moves: dict[int, int] | None = None
+) -> list[Told]:
+    """What the events say, comparable between listeners: paths for descriptors, numbered moves, "#"
+    for no name.
 
     ``moves`` numbers the cookies over several calls.
 
-    What repeats the event before it of the same watch is left out: inotify merges some of it, fanotify all of it. What
-    happens to the END entry is left out.
+    What repeats the event before it of the same watch is left out: inotify merges some of it,
+    fanotify all of it. What happens to the END entry is left out.
     """
     moves = {} if moves is None else moves
     story: list[Told] = []
@@ -78,22 +86,26 @@ class Difference:
     why: str
 
 
-#: All of them, as the README lists them. The comparison allows the first (merged()), leaves the second out (of what
-#: the guest does in mode remote nothing is compared) and takes the third as equal (UNNAMED); scripts reach no other.
+#: All of them, as the README lists them. The comparison allows the first (merged()), leaves the
+#: second out (of what the guest does in mode remote nothing is compared) and takes the third as
+#: equal (UNNAMED); scripts reach no other.
 KNOWN_DIFFERENCES = (
     Difference(
-        "In mode `merged`, what one process on the host does to one object before the daemon has read of it, renames "
-        "apart, is told where the first of it happened: in the order open, read, write, attributes, close, each once",
+        "In mode `merged`, what one process on the host does to one object before the daemon has"
+        " read of it, renames apart, is told where the first of it happened: in the order open,"
+        " read, write, attributes, close, each once",
         "the host's fanotify merges it",
     ),
     Difference(
-        "In mode `remote` the guest's own operations are told as they reach the host: a write to a shared mapping as a "
-        "read and a write, and the last events of a file that the guest deletes perhaps not at all",
-        "they come from the host's inotify, and the guest's kernel may have forgotten the file by then",
+        "In mode `remote` the guest's own operations are told as they reach the host: a write to a"
+        " shared mapping as a read and a write, and the last events of a file that the guest"
+        " deletes perhaps not at all",
+        "they come from the host's inotify, and the guest's kernel may have forgotten the file by"
+        " then",
     ),
     Difference(
-        'A file that has no name (`O_TMPFILE`) is "/" in events of the guest\'s own operations, where others have its '
-        "inode number",
+        'A file that has no name (`O_TMPFILE`) is "/" in events of the guest\'s own operations,'
+        " where others have its inode number",
         "Linux's FUSE calls it so, with or without the patches",
     ),
     Difference(
@@ -101,8 +113,9 @@ KNOWN_DIFFERENCES = (
         "the events were on their way to the guest when another watch wanted them",
     ),
     Difference(
-        "`IN_DELETE_SELF` comes, and ends the watch, when the last name goes, not when the last process of the host "
-        "closes the file; an object without a name cannot be watched (`ENOENT`)",
+        "`IN_DELETE_SELF` comes, and ends the watch, when the last name goes, not when the last"
+        " process of the host closes the file; an object without a name cannot be watched"
+        " (`ENOENT`)",
         "the daemon may be the last to hold the file, and then the host says nothing",
     ),
     Difference(
@@ -110,20 +123,23 @@ KNOWN_DIFFERENCES = (
         "their events are open files, which a path on the host is not",
     ),
     Difference(
-        "Who reads an event of a file may find its other names, in unwatched directories, as they were cached",
+        "Who reads an event of a file may find its other names, in unwatched directories, as they"
+        " were cached",
         "the event does not tell of them",
     ),
 )
 
 
 def merged(step: Sequence[Told]) -> list[Told]:
-    """The events of one reading as the host's fanotify may have merged them: what happens to one object, renames
-    apart, comes together, where the first of it came, each kind of event once.
+    """The events of one reading as the host's fanotify may have merged them: what happens to one
+    object, renames apart, comes together, where the first of it came, each kind of event once.
     """
     first: dict[object, int] = {}
     for place, one in enumerate(step):
         first.setdefault(one if one.what & MOVES else (one.where, one.name), place)
-    together = sorted(step, key=lambda one: first[one if one.what & MOVES else (one.where, one.name)])
+    together = sorted(
+        step, key=lambda one: first[one if one.what & MOVES else (one.where, one.name)]
+    )
     return list(dict.fromkeys(together))
 
 
@@ -140,7 +156,8 @@ class Comparison:
             return ""
         pairs = zip(self.native, self.guest, strict=False)
         same = next(
-            (at for at, (one, other) in enumerate(pairs) if one != other), min(len(self.native), len(self.guest))
+            (at for at, (one, other) in enumerate(pairs) if one != other),
+            min(len(self.native), len(self.guest)),
         )
         native = "\n  ".join(map(str, self.native))
         guest = "\n  ".join(map(str, self.guest))
@@ -150,8 +167,11 @@ class Comparison:
 Step = Callable[[Path], object]
 
 
-def compare(guest: Guest, share: Share, twin: Path, prepare: Step, script: Step, watched: dict[str, int]) -> Comparison:
-    """Run ``script`` in both directories after ``prepare``; ``watched`` maps paths below the base to inotify masks.
+def compare(
+    guest: Guest, share: Share, twin: Path, prepare: Step, script: Step, watched: dict[str, int]
+) -> Comparison:
+    """Run ``script`` in both directories after ``prepare``; ``watched`` maps paths below the base
+    to inotify masks.
 
     The base itself, ".", must be watched for IN_CREATE: that is how the end is seen.
     """
@@ -159,12 +179,15 @@ def compare(guest: Guest, share: Share, twin: Path, prepare: Step, script: Step,
     prepare(share.host)
     with Native() as native, guest.inotify() as listener:
         native_labels = {native.add(twin / path, mask): path for path, mask in watched.items()}
-        guest_labels = {listener.add(share.guest / path, mask): path for path, mask in watched.items()}
+        guest_labels = {
+            listener.add(share.guest / path, mask): path for path, mask in watched.items()
+        }
         for base in (twin, share.host):
             script(base)
             (base / END).touch()
         return Comparison(
-            told(native.read(END), native_labels), told(listener.read(until=END, limit=LIMIT), guest_labels)
+            told(native.read(END), native_labels),
+            told(listener.read(until=END, limit=LIMIT), guest_labels),
         )
 
 
@@ -175,7 +198,9 @@ class HostWatch(Enum):
     """How the daemon watches the host, which says how close a comparison can be."""
 
     INOTIFY = "tells all in order: a script is done as a whole and compared exactly"
-    FANOTIFY = "merges what is not read yet: both sides are read after each step, and compared as merged"
+    FANOTIFY = (
+        "merges what is not read yet: both sides are read after each step, and compared as merged"
+    )
 
     def rounds(self, lanes: Sequence[Lane]) -> list[list[Lane]]:
         """What the lanes do from one reading to the next."""
@@ -190,21 +215,30 @@ class HostWatch(Enum):
 
 
 def watches(lanes: int) -> list[tuple[str, int]]:
-    """The paths below the base and their masks: the base for the end of the script, and in each lane's all WATCHED."""
-    return [(".", int(In.CREATE)), *((f"{lane}/{path}", int(In.ALL)) for lane in range(lanes) for path in WATCHED)]
+    """The paths below the base and their masks: the base for the end of the script, and in each
+    lane's all WATCHED."""
+    return [
+        (".", int(In.CREATE)),
+        *((f"{lane}/{path}", int(In.ALL)) for lane in range(lanes) for path in WATCHED),
+    ]
 
 
 class Side:
     """What one listener is told of one base directory, lane by lane."""
 
-    def __init__(self, descriptors: Sequence[int], lanes: int, watch: HostWatch = HostWatch.INOTIFY) -> None:
+    def __init__(
+        self, descriptors: Sequence[int], lanes: int, watch: HostWatch = HostWatch.INOTIFY
+    ) -> None:
         self.watch = watch
-        self.labels = {wd: path for wd, (path, _mask) in zip(descriptors, watches(lanes), strict=True)}
+        self.labels = {
+            wd: path for wd, (path, _mask) in zip(descriptors, watches(lanes), strict=True)
+        }
         self.moves: list[dict[int, int]] = [{} for _ in range(lanes)]
         self.stories: list[list[Told]] = [[] for _ in range(lanes)]
 
     def take(self, events: Sequence[Event]) -> None:
-        """Adds what the events say to the lanes' stories. What belongs to no lane, as an overflow, is told in each."""
+        """Adds what the events say to the lanes' stories. What belongs to no lane, as an overflow,
+        is told in each."""
         for lane, story in enumerate(self.stories):
             own = [event for event in events if self.lane_of(event) in (lane, None)]
             story += self.watch.comparable(told(own, self.labels, self.moves[lane]))
@@ -227,7 +261,12 @@ def watch_in_the_guest(listener: Inotify, base: PurePosixPath, lanes: int) -> li
 
 
 def compare_on_the_host(
-    guest: Guest, share: Share, twin: Path, lanes: Sequence[Lane], performers: Performers, watch: HostWatch
+    guest: Guest,
+    share: Share,
+    twin: Path,
+    lanes: Sequence[Lane],
+    performers: Performers,
+    watch: HostWatch,
 ) -> Comparison:
     """The lanes are performed on the host, in the new directories ``twin`` and ``share``."""
     for base in (twin, share.host):
@@ -236,7 +275,9 @@ def compare_on_the_host(
             for operation in TREE:
                 perform(str(base / str(lane)), operation)
     with Native() as native, guest.inotify() as listener:
-        local = Side([native.add(twin / path, mask) for path, mask in watches(len(lanes))], len(lanes), watch)
+        local = Side(
+            [native.add(twin / path, mask) for path, mask in watches(len(lanes))], len(lanes), watch
+        )
         remote = Side(watch_in_the_guest(listener, share.guest, len(lanes)), len(lanes), watch)
         for number, scripts in enumerate(watch.rounds(lanes)):
             perform_in(performers, (twin, share.host), scripts)
@@ -252,14 +293,16 @@ def compare_on_the_host(
 def compare_in_the_guest(
     guest: Guest, share: Share, local: PurePosixPath, lanes: Sequence[Lane], performers: Performers
 ) -> Comparison:
-    """The lanes are performed in the guest, in the new directories ``local``, the native side, and ``share``."""
+    """The lanes are performed in the guest, in the new directories ``local``, the native side, and
+    ``share``."""
     share.host.mkdir()
     bases = (local, share.guest)
     performers.perform([prepared_in_the_guest(bases, str(lane)) for lane in range(len(lanes))])
     with guest.inotify() as listener:
         sides = [Side(watch_in_the_guest(listener, base, len(lanes)), len(lanes)) for base in bases]
         perform_in(performers, bases, lanes)
-        # Done on the host: told after all that the host, wrongly or late, tells of what the guest did.
+        # Done on the host: told after all that the host, wrongly or late, tells of what the guest
+        # did.
         (share.host / END).symlink_to("nowhere")
         events = read_until(listener, END)
     for side in sides:
@@ -268,22 +311,31 @@ def compare_in_the_guest(
 
 
 def prepared_in_the_guest(bases: Sequence[PurePath], lane: str) -> list[Part]:
-    """What makes one lane's directory with its TREE in each base, and the bases themselves unless they are there."""
+    """What makes one lane's directory with its TREE in each base, and the bases themselves unless
+    they are there."""
     parts: list[Part] = []
     for base in bases:
-        parts += [(base.parent, [["mkdir", base.name]]), (base, [["mkdir", lane]]), (base / lane, TREE)]
+        parts += [
+            (base.parent, [["mkdir", base.name]]),
+            (base, [["mkdir", lane]]),
+            (base / lane, TREE),
+        ]
     return parts
 
 
 def perform_in(performers: Performers, bases: Sequence[PurePath], lanes: Sequence[Lane]) -> None:
     """All lanes at once, each in its directory of the first base and then of the next."""
     scripts = list(enumerate(lanes))
-    performers.perform([[(base / str(number), script) for base in bases] for number, script in scripts])
+    performers.perform(
+        [[(base / str(number), script) for base in bases] for number, script in scripts]
+    )
 
 
 def read_until(listener: Inotify, end: str) -> list[Event]:
     """Events up to the entry ``end``; HarnessError when it is not told of."""
     events = listener.read(until=end, limit=LIMIT)
     if not any(event.name == end for event in events):
-        raise HarnessError(f"the guest's inotify did not report {end!r} in {LIMIT:.0f} s, but {len(events)} others")
+        raise HarnessError(
+            f"the guest's inotify did not report {end!r} in {LIMIT:.0f} s, but {len(events)} others"
+        )
     return events

@@ -67,7 +67,8 @@ class Native:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"watch {wd}")
 
     def read(self, until: str) -> list[Event]:
-        """All events up to the first with the name ``until``; HarnessError when it does not come."""
+        """All events up to the first with the name ``until``; HarnessError when it does not
+        come."""
         events: list[Event] = []
         while not any(event.name == until for event in events):
             more = self.read_ready(LIMIT)
@@ -77,7 +78,8 @@ class Native:
         return events
 
     def read_ready(self, limit: float) -> list[Event]:
-        """What one read(2) gives, after waiting for it up to ``limit`` seconds; none when nothing came."""
+        """What one read(2) gives, after waiting for it up to ``limit`` seconds; none when nothing
+        came."""
         if not select.select([self.fd], [], [], limit)[0]:
             return []
         data = os.read(self.fd, 1 << 20)

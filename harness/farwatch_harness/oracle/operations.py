@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """File operations as data, for scripts that run alike on the host and in the guest.
 
-An operation is a list: its kind and the names it is about, relative to the script's base directory. What cannot be done
-(a name is there already, is missing, is a directory) is left out, on both sides alike.
+An operation is a list: its kind and the names it is about, relative to the script's base directory.
+What cannot be done (a name is there already, is missing, is a directory) is left out, on both sides
+alike.
 
-As a program it is a performer: each line of its input is a JSON list of [base, operations], which it performs in that
-order and answers with a line that says DONE; it ends with its input. Standard library only: the guest runs it, too.
+As a program it is a performer: each line of its input is a JSON list of [base, operations], which
+it performs in that order and answers with a line that says DONE; it ends with its input. Standard
+library only: the guest runs it, too.
 """
 
 import ctypes
@@ -75,12 +77,14 @@ def write_mapped(path: str) -> None:
 
 
 def write_unnamed(directory: str, name: str | None = None) -> None:
-    """Write a file that has no name (O_TMPFILE) and, before it is closed, give it one, if there is one to give."""
+    """Write a file that has no name (O_TMPFILE) and, before it is closed, give it one, if there is
+    one to give."""
     fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o644)
     try:
         os.write(fd, b"unnamed")
         if name is not None:
-            # Python passes AT_SYMLINK_FOLLOW only together with a descriptor, which an absolute path makes no use of.
+            # Python passes AT_SYMLINK_FOLLOW only together with a descriptor, which an absolute
+            # path makes no use of.
             os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
     finally:
         os.close(fd)
@@ -123,7 +127,8 @@ TWO: Mapping[str, Callable[[str, str], Any]] = {
     "link unnamed": write_unnamed,
 }
 KINDS = (*ONE, *TWO)
-#: For each kind and each of its names those that it can be done with at first; for the other kinds all NAMES are alike.
+#: For each kind and each of its names those that it can be done with at first; for the other kinds
+#: all NAMES are alike.
 FITTING: Mapping[str, Sequence[Sequence[str]]] = {
     "create": (FREE,),
     "write": (FILES,),
@@ -154,7 +159,9 @@ def choices(kind: str) -> list[list[str]]:
 def perform(base: str, operation: Operation) -> bool:
     """Run one operation below `base`, if it can be done; whether it could."""
     kind, *names = operation
-    paths = [name if (kind, at) == ("symlink", 0) else f"{base}/{name}" for at, name in enumerate(names)]
+    paths = [
+        name if (kind, at) == ("symlink", 0) else f"{base}/{name}" for at, name in enumerate(names)
+    ]
     try:
         if kind in ONE:
             ONE[kind](*paths)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that perform scripts of operations, on the host or in the guest, several at once if several are started."""
+"""Processes that perform scripts of operations, on the host or in the guest, several at once if
+several are started."""
 
 import json
 import select
@@ -16,7 +17,8 @@ from farwatch_harness.vm.guest_client import Guest, Job
 
 #: A base directory and the script that is performed in it.
 Part = tuple[PurePath, Sequence[Operation]]
-#: Seconds for one order, and for the program to come up: in an emulated guest that reads its Python over 9p.
+#: Seconds for one order, and for the program to come up: in an emulated guest that reads its Python
+#: over 9p.
 LIMIT = 60.0
 # Nothing of the environment has a say in what is performed, and no byte code is written.
 COMMAND = ("-I", "-S", "-B", operations.__file__)
@@ -26,7 +28,8 @@ class Performers(Protocol):
     """Several processes that do as they are told."""
 
     def perform(self, parts: Sequence[Sequence[Part]]) -> None:
-        """Each process performs parts of its own, one after the other, all processes at the same time.
+        """Each process performs parts of its own, one after the other, all processes at the same
+        time.
 
         Returns when all is done; HarnessError when that takes too long or a process is gone.
         """
@@ -42,7 +45,9 @@ class HostPerformers:
 
     def __init__(self, count: int) -> None:
         self.processes = [
-            subprocess.Popen([sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
             for _ in range(count)
         ]
 
@@ -64,7 +69,9 @@ class HostPerformers:
             if not select.select([process.stdout], [], [], LIMIT)[0]:
                 raise HarnessError(f"a script was not performed in {LIMIT:.0f} s")
             if process.stdout.readline().strip() != DONE:
-                raise HarnessError(f"a process that performs scripts ended with {process.wait(LIMIT)}")
+                raise HarnessError(
+                    f"a process that performs scripts ended with {process.wait(LIMIT)}"
+                )
 
     def close(self) -> None:
         """Ends the processes."""

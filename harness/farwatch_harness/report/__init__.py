@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people and CI systems read of a run: one page, JUnit XML and KTAP, made from the records of `results`.
+"""What people and CI systems read of a run: one page, JUnit XML and KTAP, made from the records of
+`results`.
 
-text makes tool output harmless and cuts it, junit, ktap and page each make one form; the page's parts are diff (the
-colours of a patch), events (which events arrive in which mode), benchmark and plots.
+text makes tool output harmless and cuts it, junit, ktap and page each make one form; the page's
+parts are diff (the colours of a patch), events (which events arrive in which mode), benchmark and
+plots.
 """
 
 from pathlib import Path

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's part of the page: its tables are those of the terminal, with plots beside them."""
+"""The benchmark's part of the page: its tables are those of the terminal, with plots beside
+them."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ NO_PLOT = Markup("")
 
 @dataclass(frozen=True)
 class Figures:
-    """A table of the benchmark, and a plot of it where there is one. `alignment` is left or right, for each column."""
+    """A table of the benchmark, and a plot of it where there is one. `alignment` is left or right,
+    for each column."""
 
     title: str
     header: tuple[str, ...]
@@ -30,7 +32,8 @@ class Figures:
 
 
 def load(path: Path) -> Report | None:
-    """The benchmark's last results, None where it has not run; HarnessError when the file is no such results."""
+    """The benchmark's last results, None where it has not run; HarnessError when the file is no
+    such results."""
     try:
         return cattrs.structure(json.loads(path.read_text()), Report)
     except FileNotFoundError:
@@ -38,7 +41,9 @@ def load(path: Path) -> Report | None:
     except OSError as error:
         raise HarnessError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, cattrs.BaseValidationError) as error:
-        raise HarnessError(f"{path} is not what the benchmark writes ({error}): remove it or run make bench") from None
+        raise HarnessError(
+            f"{path} is not what the benchmark writes ({error}): remove it or run make bench"
+        ) from None
 
 
 def figures_of(report: Report) -> Iterator[Figures]:
@@ -47,7 +52,13 @@ def figures_of(report: Report) -> Iterator[Figures]:
     if report.latencies:
         yield figures(bench_report.latency_table(report.latencies), plots.latency(report.latencies))
     if report.throughputs:
-        yield Figures("Events per second that arrive in the guest", (), (), (), plots.throughput(report.throughputs))
+        yield Figures(
+            "Events per second that arrive in the guest",
+            (),
+            (),
+            (),
+            plots.throughput(report.throughputs),
+        )
     for throughput in report.throughputs:
         yield figures(bench_report.throughput_table(throughput))
     if report.rates:
@@ -55,7 +66,9 @@ def figures_of(report: Report) -> Iterator[Figures]:
         yield figures(bench_report.processor_table(report.rates))
     if report.synthetic:
         rates = [served.rate for served in report.synthetic]
-        yield figures(bench_report.synthetic_rates_table(rates), plots.rates(rates, "without a guest"))
+        yield figures(
+            bench_report.synthetic_rates_table(rates), plots.rates(rates, "without a guest")
+        )
         yield figures(bench_report.core_table(rates))
     if report.watches:
         yield figures(bench_report.watches_table(report.watches))
@@ -66,6 +79,8 @@ def figures_of(report: Report) -> Iterator[Figures]:
 def figures(table: Table, plot: Markup = NO_PLOT) -> Figures:
     """The cells of one of the terminal's tables."""
     header = tuple(str(column.header) for column in table.columns)
-    rows = tuple(zip(*((str(cell) for cell in column.cells) for column in table.columns), strict=True))
+    rows = tuple(
+        zip(*((str(cell) for cell in column.cells) for column in table.columns), strict=True)
+    )
     alignment = tuple(str(column.justify) for column in table.columns)
     return Figures(str(table.title), header, alignment, rows, plot)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which events reach a watcher in the guest in which mode: what README.md and docs/protocol.md say, as a table."""
+"""Which events reach a watcher in the guest in which mode: what README.md and docs/protocol.md say,
+as a table."""
 
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ class Mode:
 
 @dataclass(frozen=True)
 class Event:
-    """An event and where it comes from: in each mode, the guest's own operations and those of the host.
+    """An event and where it comes from: in each mode, the guest's own operations and those of the
+    host.
 
-    `wire` is the FUSE_FSN_ bit, empty for what is never sent. An empty cell: such an event does not arrive.
+    `wire` is the FUSE_FSN_ bit, empty for what is never sent. An empty cell: such an event does not
+    arrive.
     """
 
     wire: str
@@ -28,7 +31,10 @@ class Event:
 
 
 MODES = (
-    Mode("merged", "the host lets the daemon use fanotify, which tells whose event it is (the default then)"),
+    Mode(
+        "merged",
+        "the host lets the daemon use fanotify, which tells whose event it is (the default then)",
+    ),
     Mode("remote", "--fsnotify=remote, or the host has inotify only"),
     Mode("off", "--fsnotify=off, or the guest has no patches"),
 )
@@ -55,14 +61,42 @@ EVENTS = (
     Event("OPEN", "IN_OPEN, FAN_OPEN", *BOTH),
     Event("CLOSE_WRITE", "IN_CLOSE_WRITE, FAN_CLOSE_WRITE", *BOTH),
     Event("CLOSE_NOWRITE", "IN_CLOSE_NOWRITE, FAN_CLOSE_NOWRITE", *BOTH),
-    Event("OPEN_EXEC", "FAN_OPEN_EXEC", *BOTH, "local where the daemon watches with inotify, which does not tell it"),
-    Event("RENAME", "FAN_RENAME, DN_RENAME; the two below", *BOTH, "one record; a pair with one cookie in inotify"),
-    Event("MOVED_FROM", "IN_MOVED_FROM, FAN_MOVED_FROM, DN_DELETE", *BOTH, "alone where the other side is not known"),
-    Event("MOVED_TO", "IN_MOVED_TO, FAN_MOVED_TO, DN_CREATE", *BOTH, "alone where the other side is not known"),
-    Event("MOVE_SELF", "IN_MOVE_SELF, FAN_MOVE_SELF", *BOTH),
-    Event("DELETE_SELF", "IN_DELETE_SELF, FAN_DELETE_SELF", *KEPT, "when the last name goes; IN_IGNORED follows"),
     Event(
-        "OVERFLOW", "IN_Q_OVERFLOW, FAN_Q_OVERFLOW", *KEPT, "for loss on the way: once at every watcher of the share"
+        "OPEN_EXEC",
+        "FAN_OPEN_EXEC",
+        *BOTH,
+        "local where the daemon watches with inotify, which does not tell it",
+    ),
+    Event(
+        "RENAME",
+        "FAN_RENAME, DN_RENAME; the two below",
+        *BOTH,
+        "one record; a pair with one cookie in inotify",
+    ),
+    Event(
+        "MOVED_FROM",
+        "IN_MOVED_FROM, FAN_MOVED_FROM, DN_DELETE",
+        *BOTH,
+        "alone where the other side is not known",
+    ),
+    Event(
+        "MOVED_TO",
+        "IN_MOVED_TO, FAN_MOVED_TO, DN_CREATE",
+        *BOTH,
+        "alone where the other side is not known",
+    ),
+    Event("MOVE_SELF", "IN_MOVE_SELF, FAN_MOVE_SELF", *BOTH),
+    Event(
+        "DELETE_SELF",
+        "IN_DELETE_SELF, FAN_DELETE_SELF",
+        *KEPT,
+        "when the last name goes; IN_IGNORED follows",
+    ),
+    Event(
+        "OVERFLOW",
+        "IN_Q_OVERFLOW, FAN_Q_OVERFLOW",
+        *KEPT,
+        "for loss on the way: once at every watcher of the share",
     ),
     Event("", "IN_UNMOUNT, permission events, marks on the mount or the file system", *ONLY_LOCAL),
 )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run as JUnit XML: a test suite for each patch, its checks and its tests as test cases.
 
-The form is what Jenkins, GitLab and the reporters for GitHub Actions read: testsuites, testsuite, testcase with failure
-or skipped, system-out. What was not asked for is absent.
+The form is what Jenkins, GitLab and the reporters for GitHub Actions read: testsuites, testsuite,
+testcase with failure or skipped, system-out. What was not asked for is absent.
 """
 
 import xml.etree.ElementTree as ET
@@ -20,7 +20,11 @@ def render(run: Run) -> str:
     top = ET.Element("testsuites", name="farwatch")
     for patch in run.patches:
         add_suite(top, run, patch)
-    for name, of in (("tests", "testcase"), ("failures", "testcase/failure"), ("skipped", "testcase/skipped")):
+    for name, of in (
+        ("tests", "testcase"),
+        ("failures", "testcase/failure"),
+        ("skipped", "testcase/skipped"),
+    ):
         top.set(name, str(len(top.findall(f"testsuite/{of}"))))
     top.set("errors", "0")
     top.set("time", f"{sum(check.seconds for patch in run.patches for check in patch.checks):.3f}")
@@ -56,7 +60,9 @@ def add_case(suite: ET.Element, classname: str, found: Check | TestResult) -> No
     """A check or a test; nothing for one that was not asked for."""
     if found.state is State.ABSENT:
         return
-    case = ET.SubElement(suite, "testcase", classname=classname, name=found.name, time=f"{found.seconds:.3f}")
+    case = ET.SubElement(
+        suite, "testcase", classname=classname, name=found.name, time=f"{found.seconds:.3f}"
+    )
     output = joined(found.output, OUTPUT_LIMIT)
     reason = found.reason if isinstance(found, Check) else last_line(found.output)
     if found.state is State.FAILED:

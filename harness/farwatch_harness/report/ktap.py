@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as KTAP, version 1 (the kernel's Documentation/dev-tools/ktap.rst): patches, their checks, the tests, nested.
+"""A run as KTAP, version 1 (the kernel's Documentation/dev-tools/ktap.rst): patches, their checks,
+the tests, nested.
 
 Blocked checks are SKIP; what was not asked for is absent.
 """
@@ -16,7 +17,9 @@ from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, 
 OUTPUT_LIMIT = 16_000
 LEVEL = "  "
 # Where the kernel's own parser stops reading, whatever stands before these words.
-END_WORDS = re.compile(r"(List of all|Kernel panic - not syncing:|reboot:) (partitions:|VFS:|System halted)")
+END_WORDS = re.compile(
+    r"(List of all|Kernel panic - not syncing:|reboot:) (partitions:|VFS:|System halted)"
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,16 @@ def render(run: Run) -> str:
 
 def of_patch(patch: PatchResult) -> Point:
     """A patch with its checks."""
-    checks = [of_check(check, patch.tests) for check in patch.checks if check.state is not State.ABSENT]
-    return Point(title(patch), overall(check.state for check in checks), "" if checks else "not asked for", "", checks)
+    checks = [
+        of_check(check, patch.tests) for check in patch.checks if check.state is not State.ABSENT
+    ]
+    return Point(
+        title(patch),
+        overall(check.state for check in checks),
+        "" if checks else "not asked for",
+        "",
+        checks,
+    )
 
 
 def overall(states: Iterable[State]) -> State:
@@ -54,8 +65,16 @@ def of_check(check: Check, tests: Sequence[TestResult]) -> Point:
     if check.state is State.BLOCKED:
         return Point(check.name, check.state, check.reason or BLOCKED)
     failed = check.state is State.FAILED
-    output = "\n".join(part for part in (check.reason, joined(check.output, OUTPUT_LIMIT)) if part) if failed else ""
-    parts = [of_test(test) for test in tests if test.state is not State.ABSENT] if check.name is CheckName.TESTS else []
+    output = (
+        "\n".join(part for part in (check.reason, joined(check.output, OUTPUT_LIMIT)) if part)
+        if failed
+        else ""
+    )
+    parts = (
+        [of_test(test) for test in tests if test.state is not State.ABSENT]
+        if check.name is CheckName.TESTS
+        else []
+    )
     return Point(check.name, check.state, f"time={check.seconds:.1f}s", output, parts)
 
 
@@ -88,5 +107,6 @@ def document(points: Sequence[Point], level: int = 0, subject: str = "") -> Iter
 
 
 def plain(words: str) -> str:
-    """Words for a result line, which can hold neither '#', nor a line's end, nor what ends the kernel's parser."""
+    """Words for a result line, which can hold neither '#', nor a line's end, nor what ends the
+    kernel's parser."""
     return END_WORDS.sub(r"\1_\2", " ".join(words.replace("#", "").split()))

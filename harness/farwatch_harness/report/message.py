@@ -11,7 +11,8 @@ TRAILER = re.compile(r"[A-Z][\w-]*: \S|\[.*\]$")
 
 
 class Kind(StrEnum):
-    """How a block is set: `text` flows, an `item` does beside its sign, `lines` stay as they are."""
+    """How a block is set: `text` flows, an `item` does beside its sign, `lines` stay as they
+    are."""
 
     TEXT = "text"
     ITEM = "item"
@@ -20,7 +21,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph, an item of a list, or lines that must stay lines: code, tables, trailers. `sign` is the item's."""
+    """A paragraph, an item of a list, or lines that must stay lines: code, tables, trailers. `sign`
+    is the item's."""
 
     kind: Kind
     text: str
@@ -31,9 +33,13 @@ def blocks(message: str) -> Iterator[Block]:
     """The blocks of a message, in order."""
     for part in re.split(r"\n\s*\n", message.strip("\n")):
         lines = part.rstrip().split("\n")
-        if ITEM.match(lines[0]) and all(ITEM.match(line) or line.startswith("  ") for line in lines):
+        if ITEM.match(lines[0]) and all(
+            ITEM.match(line) or line.startswith("  ") for line in lines
+        ):
             yield from items(lines)
-        elif any(line[:1].isspace() for line in lines) or all(TRAILER.match(line) for line in lines):
+        elif any(line[:1].isspace() for line in lines) or all(
+            TRAILER.match(line) for line in lines
+        ):
             yield Block(Kind.LINES, "\n".join(lines))
         else:
             yield Block(Kind.TEXT, " ".join(lines))

@@ -17,14 +17,21 @@ from farwatch_harness.util.progress import duration
 LOGS_BUDGET = 1_500_000
 LOG_LIMITS = (64_000, 32_000, 16_000, 8_000, 4_000, 2_000, 1_000)
 SIGNS = {State.PASSED: "✓", State.FAILED: "✗", State.BLOCKED: "○", State.ABSENT: "·"}
-WORDS = {State.PASSED: "passed", State.FAILED: "failed", State.BLOCKED: "blocked", State.ABSENT: "not run"}
+WORDS = {
+    State.PASSED: "passed",
+    State.FAILED: "failed",
+    State.BLOCKED: "blocked",
+    State.ABSENT: "not run",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A patch as the page shows it: every check has its cell, and the tests are sorted by what a reader looks for.
+    """A patch as the page shows it: every check has its cell, and the tests are sorted by what a
+    reader looks for.
 
-    `earlier` are the tests of the patches before, which ran again on this kernel; `failing` are of either kind.
+    `earlier` are the tests of the patches before, which ran again on this kernel; `failing` are of
+    either kind.
     """
 
     patch: PatchResult
@@ -49,7 +56,10 @@ class Row:
     def state(self) -> State:
         """The worst of its checks."""
         found = {check.state for check in self.cells}
-        return next((state for state in (State.FAILED, State.BLOCKED, State.PASSED) if state in found), State.ABSENT)
+        return next(
+            (state for state in (State.FAILED, State.BLOCKED, State.PASSED) if state in found),
+            State.ABSENT,
+        )
 
     @property
     def seconds(self) -> float:
@@ -107,12 +117,19 @@ def row_of(patch: PatchResult) -> Row:
 
 def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """The rows under the headings of the series file, in order."""
-    return [(name, list(group)) for name, group in itertools.groupby(rows, key=lambda row: row.patch.section)]
+    return [
+        (name, list(group))
+        for name, group in itertools.groupby(rows, key=lambda row: row.patch.section)
+    ]
 
 
 def verdict(rows: Sequence[Row]) -> tuple[State, str]:
     """The page's first sentence, and the state that it tells."""
-    for state, word in ((State.FAILED, "Failed"), (State.BLOCKED, "Not all was run"), (State.PASSED, "Passed")):
+    for state, word in (
+        (State.FAILED, "Failed"),
+        (State.BLOCKED, "Not all was run"),
+        (State.PASSED, "Passed"),
+    ):
         found = [row for row in rows if row.state is state]
         if found:
             return state, f"{word}: {ranges(found)}"
@@ -136,7 +153,12 @@ def ranges(rows: Sequence[Row]) -> str:
 
 def tally(run: Run) -> str:
     """How many tests ran, on all kernels together, and how many failed."""
-    states = [test.state for patch in run.patches for test in patch.tests if test.state in (State.PASSED, State.FAILED)]
+    states = [
+        test.state
+        for patch in run.patches
+        for test in patch.tests
+        if test.state in (State.PASSED, State.FAILED)
+    ]
     failed = states.count(State.FAILED)
     return f"{len(states)} run" + (f", {failed} failed" if failed else "")
 
@@ -152,7 +174,11 @@ def moment(time: str) -> str:
 def took(run: Run) -> str:
     """How long the run took, empty where its times do not tell."""
     try:
-        return duration((datetime.fromisoformat(run.finished) - datetime.fromisoformat(run.started)).total_seconds())
+        return duration(
+            (
+                datetime.fromisoformat(run.finished) - datetime.fromisoformat(run.started)
+            ).total_seconds()
+        )
     except (TypeError, ValueError):
         return ""
 
@@ -163,5 +189,7 @@ def log_limit(run: Run) -> int:
     outputs += [test.output for patch in run.patches for test in patch.tests]
     outputs += [log for patch in run.patches for log in patch.logs.values()]
     sizes = [len(output) for output in outputs]
-    fitting = (limit for limit in LOG_LIMITS if sum(min(size, limit) for size in sizes) <= LOGS_BUDGET)
+    fitting = (
+        limit for limit in LOG_LIMITS if sum(min(size, limit) for size in sizes) <= LOGS_BUDGET
+    )
     return next(fitting, LOG_LIMITS[-1])

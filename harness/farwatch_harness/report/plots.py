@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's plots as SVG, coloured by the page's style; series differ by shape, too, and each has its table."""
+"""The benchmark's plots as SVG, coloured by the page's style; series differ by shape, too, and each
+has its table."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +38,8 @@ class Scale:
 
 
 def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
-    """A logarithmic scale from a round number below the values to one above them; values of 0 and less are left out."""
+    """A logarithmic scale from a round number below the values to one above them; values of 0 and
+    less are left out."""
     found = [value for value in values if value > 0] or [1.0]
     steps = [factor * 10.0**power for power in range(-12, 13) for factor in (1, 2, 5)]
     low = max(step for step in steps if step <= min(found))
@@ -46,7 +48,8 @@ def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
 
 
 def round_numbers(scale: Scale) -> list[float]:
-    """What is marked on a logarithmic scale: 1, 2 and 5 times powers of ten, or these alone where they are many."""
+    """What is marked on a logarithmic scale: 1, 2 and 5 times powers of ten, or these alone where
+    they are many."""
     powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
     factors = (1, 2, 5) if len(powers) < 5 else (1,)
     found = (factor * 10.0**power for power in powers for factor in factors)
@@ -70,12 +73,16 @@ def svg(height: float, title: str, parts: Iterable[Markup]) -> Markup:
 
 def words(x: float, y: float, text: str, anchor: str = "middle", style: str = "") -> Markup:
     """A text whose baseline is at y."""
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(x, y, anchor, style, text)
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
+        x, y, anchor, style, text
+    )
 
 
 def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
     """A straight line."""
-    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, style)
+    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
+        x1, y1, x2, y2, style
+    )
 
 
 def shape(number: int, x: float, y: float) -> Markup:
@@ -87,7 +94,9 @@ def shape(number: int, x: float, y: float) -> Markup:
         "M0,-6L6,5H-6z",
     )
     path = outlines[number % len(outlines)]
-    return Markup('<path d="{}" transform="translate({:.1f} {:.1f})" class="sign s{}"/>').format(path, x, y, number % 4)
+    return Markup('<path d="{}" transform="translate({:.1f} {:.1f})" class="sign s{}"/>').format(
+        path, x, y, number % 4
+    )
 
 
 def legend(names: Sequence[str], y: float) -> list[Markup]:
@@ -100,17 +109,28 @@ def legend(names: Sequence[str], y: float) -> list[Markup]:
     return parts
 
 
-def grid(scale: Scale, top: float, bottom: float, ticks: Sequence[float], name: Callable[[float], str]) -> list[Markup]:
+def grid(
+    scale: Scale, top: float, bottom: float, ticks: Sequence[float], name: Callable[[float], str]
+) -> list[Markup]:
     """Vertical lines at the ticks, with their names below."""
     parts: list[Markup] = []
     for tick in ticks:
-        parts += [line(scale(tick), top, scale(tick), bottom, "grid"), words(scale(tick), bottom + 17, name(tick))]
+        parts += [
+            line(scale(tick), top, scale(tick), bottom, "grid"),
+            words(scale(tick), bottom + 17, name(tick)),
+        ]
     return parts
 
 
 def microseconds(value: float) -> str:
     """A time for people."""
-    return f"{value:g} µs" if value < 1000 else f"{value / 1000:g} ms" if value < 1e6 else f"{value / 1e6:g} s"
+    return (
+        f"{value:g} µs"
+        if value < 1000
+        else f"{value / 1000:g} ms"
+        if value < 1e6
+        else f"{value / 1e6:g} s"
+    )
 
 
 def thousands(value: float) -> str:
@@ -120,7 +140,9 @@ def thousands(value: float) -> str:
 
 def latency(latencies: Sequence[Latency]) -> Markup:
     """For each mode the median, and a line to the 99th percentile."""
-    scale = log_scale([value for each in latencies for value in (each.median, each.p99)], LEFT, WIDTH - RIGHT)
+    scale = log_scale(
+        [value for each in latencies for value in (each.median, each.p99)], LEFT, WIDTH - RIGHT
+    )
     bottom = TOP + 10 + (ROW + 14) * len(latencies)
     parts = grid(scale, TOP, bottom, round_numbers(scale), microseconds)
     for number, each in enumerate(latencies):
@@ -134,7 +156,13 @@ def latency(latencies: Sequence[Latency]) -> Markup:
             words(first, y - 12, microseconds(float(f"{each.median:.3g}")), "middle", "value"),
             words(last, y - 12, microseconds(float(f"{each.p99:.3g}")), "middle", "value"),
         ]
-    parts.append(words((LEFT + WIDTH - RIGHT) / 2, bottom + 36, "sign: median; end of the line: 99th percentile"))
+    parts.append(
+        words(
+            (LEFT + WIDTH - RIGHT) / 2,
+            bottom + 36,
+            "sign: median; end of the line: 99th percentile",
+        )
+    )
     return svg(bottom + 44, "Latency by mode: median and 99th percentile", parts)
 
 
@@ -143,26 +171,43 @@ def throughput(throughputs: Sequence[Throughput]) -> Markup:
     batches = [batch for each in throughputs for batch in each.batches]
     top, bottom = TOP + 26, TOP + CHART_HEIGHT
     across = log_scale([batch.count for batch in batches], LEFT - 60, WIDTH - RIGHT)
-    steps = round_steps(max([batch.guest_rate for batch in batches] + [each.steady_rate for each in throughputs]))
+    steps = round_steps(
+        max([batch.guest_rate for batch in batches] + [each.steady_rate for each in throughputs])
+    )
     up = Scale(0.0, steps[-1], bottom, top)
     parts = grid(across, top, bottom, round_numbers(across), thousands)
     for step in steps:
         parts += [line(LEFT - 60, up(step), WIDTH - RIGHT, up(step), "grid")]
         parts += [words(LEFT - 70, up(step) + 4, thousands(step), "end")]
     for number, each in enumerate(throughputs):
-        points = " ".join(f"{across(batch.count):.1f},{up(batch.guest_rate):.1f}" for batch in each.batches)
+        points = " ".join(
+            f"{across(batch.count):.1f},{up(batch.guest_rate):.1f}" for batch in each.batches
+        )
         parts.append(Markup('<polyline points="{}" class="line l{}"/>').format(points, number % 4))
         for batch in each.batches:
             parts.append(shape(number, across(batch.count), up(batch.guest_rate)))
             if batch.lost:
-                parts.append(words(across(batch.count), up(batch.guest_rate) - 12, "lost", "middle", "value"))
+                parts.append(
+                    words(across(batch.count), up(batch.guest_rate) - 12, "lost", "middle", "value")
+                )
     parts += legend([each.mode for each in throughputs], TOP + 4)
-    parts.append(words((LEFT + WIDTH - RIGHT) / 2, bottom + 36, "files created at once; upwards: events per second"))
-    return svg(bottom + 44, "Events per second that arrive in the guest, by the number of files created", parts)
+    parts.append(
+        words(
+            (LEFT + WIDTH - RIGHT) / 2,
+            bottom + 36,
+            "files created at once; upwards: events per second",
+        )
+    )
+    return svg(
+        bottom + 44,
+        "Events per second that arrive in the guest, by the number of files created",
+        parts,
+    )
 
 
 def rates(rates: Sequence[Rate], where: str = "in a guest") -> Markup:
-    """Each operation's rate with our daemon over that with each other one; empty where there is nothing to compare."""
+    """Each operation's rate with our daemon over that with each other one; empty where there is
+    nothing to compare."""
     found = {(rate.operation, rate.server): rate.rounds for rate in rates}
     servers = list(dict.fromkeys(rate.server for rate in rates))
     others = [name for name in servers if not name.startswith(bench_report.OURS)]
@@ -170,7 +215,9 @@ def rates(rates: Sequence[Rate], where: str = "in a guest") -> Markup:
     if not others or bench_report.OURS not in servers:
         return Markup("")
     ratios = {
-        (operation, other): bench_report.ratio(found[operation, bench_report.OURS], found[operation, other])
+        (operation, other): bench_report.ratio(
+            found[operation, bench_report.OURS], found[operation, other]
+        )
         for operation in operations
         for other in others
     }
@@ -183,9 +230,17 @@ def rates(rates: Sequence[Rate], where: str = "in a guest") -> Markup:
         y = top + 10 + ROW * (row + 0.5)
         parts.append(words(LEFT - 12, y + 4, operation.title, "end"))
         parts.append(line(LEFT, y, WIDTH - RIGHT, y, "grid"))
-        parts += [shape(number, scale(ratios[operation, other]), y) for number, other in enumerate(others)]
+        parts += [
+            shape(number, scale(ratios[operation, other]), y) for number, other in enumerate(others)
+        ]
     parts += legend([f"beside {other}" for other in others], TOP + 4)
     parts.append(
-        words((LEFT + WIDTH - RIGHT) / 2, bottom + 36, "farwatchd's rate over the other's; right of 1 x is faster")
+        words(
+            (LEFT + WIDTH - RIGHT) / 2,
+            bottom + 36,
+            "farwatchd's rate over the other's; right of 1 x is faster",
+        )
     )
-    return svg(bottom + 44, f"Operations per second of farwatchd {where}, relative to other daemons", parts)
+    return svg(
+        bottom + 44, f"Operations per second of farwatchd {where}, relative to other daemons", parts
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that other programs printed, made fit to be shown: no escape sequences, nothing invisible, not too long."""
+"""Text that other programs printed, made fit to be shown: no escape sequences, nothing invisible,
+not too long."""
 
 import dataclasses
 import re
@@ -9,10 +10,14 @@ from typing import Any, TypeVar
 Record = TypeVar("Record")
 
 # ECMA-48: control sequences, command strings (titles, hyperlinks), other escapes.
-ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]")
+ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]"
+)
 RETURNS = re.compile(r"\r+\n|\r+")
 # What XML cannot hold, terminals obey, or readers do not see although it changes what they see.
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 CONTROL_PICTURES = 0x2400
 DELETE, DELETE_PICTURE = 0x7F, "\u2421"
 REPLACEMENT = "\ufffd"
@@ -21,7 +26,8 @@ LINE_REACH = 400
 
 
 def harmless(record: Record) -> Record:
-    """The record, a frozen dataclass, tuple, dict or string, with every string in it made harmless."""
+    """The record, a frozen dataclass, tuple, dict or string, with every string in it made
+    harmless."""
     return cleaned(record)  # type: ignore[no-any-return]
 
 
@@ -30,7 +36,9 @@ def cleaned(value: Any) -> Any:
     if type(value) is str:
         return clean(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {each.name: cleaned(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        fields = {
+            each.name: cleaned(getattr(value, each.name)) for each in dataclasses.fields(value)
+        }
         return dataclasses.replace(value, **fields)
     if isinstance(value, tuple):
         return tuple(cleaned(each) for each in value)
@@ -40,7 +48,8 @@ def cleaned(value: Any) -> Any:
 
 
 def clean(text: str) -> str:
-    """The text without escape sequences; control characters are pictures, what else is not seen is named."""
+    """The text without escape sequences; control characters are pictures, what else is not seen is
+    named."""
     return UNSEEN.sub(visible, RETURNS.sub("\n", ESCAPES.sub("", text)))
 
 
@@ -58,7 +67,8 @@ def visible(found: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The beginning and the end of a text; `left_out` says what is missing between, empty for a whole text."""
+    """The beginning and the end of a text; `left_out` says what is missing between, empty for a
+    whole text."""
 
     head: str
     tail: str = ""
@@ -66,7 +76,8 @@ class Excerpt:
 
 
 def excerpt(text: str, limit: int) -> Excerpt:
-    """At most about `limit` characters of a text: a quarter from its beginning, the rest from its end."""
+    """At most about `limit` characters of a text: a quarter from its beginning, the rest from its
+    end."""
     text = text.strip("\n")
     if len(text) <= limit:
         return Excerpt(text)
@@ -75,20 +86,32 @@ def excerpt(text: str, limit: int) -> Excerpt:
     newline = text.find("\n", end, end + LINE_REACH)
     end = newline + 1 if newline >= 0 else end
     left = text[start:end]
-    return Excerpt(text[:start].rstrip("\n"), text[end:], f"{size(len(left))}, {count(left.count(chr(10)), 'line')}")
+    return Excerpt(
+        text[:start].rstrip("\n"),
+        text[end:],
+        f"{size(len(left))}, {count(left.count(chr(10)), 'line')}",
+    )
 
 
 def joined(text: str, limit: int) -> str:
     """As excerpt(), in one string."""
     found = excerpt(text, limit)
-    return f"{found.head}\n[... {found.left_out} left out ...]\n{found.tail}" if found.left_out else found.head
+    return (
+        f"{found.head}\n[... {found.left_out} left out ...]\n{found.tail}"
+        if found.left_out
+        else found.head
+    )
 
 
 def size(characters: int) -> str:
     """A number of characters for people."""
     if characters < 1000:
         return f"{characters} B"
-    return f"{characters / 1000:.0f} kB" if characters < 1_000_000 else f"{characters / 1_000_000:.1f} MB"
+    return (
+        f"{characters / 1000:.0f} kB"
+        if characters < 1_000_000
+        else f"{characters / 1_000_000:.1f} MB"
+    )
 
 
 def count(number: int, noun: str) -> str:

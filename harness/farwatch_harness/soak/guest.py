@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak's programs in the guest: watchers of the numbered streams, and a writer of one.
 
-    steady DIR FIRST            watches a stream that the host writes, says each marker it sees, ends upon any input
-    own DIR FIRST SECONDS       lets a process of its own write a stream, and watches it
-    passing SECONDS SEED DIR... watchers that come and go
+    steady DIR FIRST            watches a stream that the host writes, says each marker it sees,
+    ends upon any input own DIR FIRST SECONDS       lets a process of its own write a stream, and
+    watches it passing SECONDS SEED DIR... watchers that come and go
 
-FIRST is the number of the stream's next file. Each says "ready" first; its last line is JSON: {"tally": {...},
-"notes": [...]} or {"error": "..."}.
+FIRST is the number of the stream's next file. Each says "ready" first; its last line is JSON:
+{"tally": {...}, "notes": [...]} or {"error": "..."}.
 """
 
 import contextlib
@@ -21,7 +21,17 @@ from random import Random
 
 from farwatch_harness.oracle.native_inotify import In, Native
 from farwatch_harness.oracle.script_runners import HostPerformers
-from farwatch_harness.soak.stream import ALL, MARKER, Account, Counter, Judge, Kind, burst, mask_of, not_begun
+from farwatch_harness.soak.stream import (
+    ALL,
+    MARKER,
+    Account,
+    Counter,
+    Judge,
+    Kind,
+    burst,
+    mask_of,
+    not_begun,
+)
 from farwatch_harness.util.errors import HarnessError
 
 #: Seconds without an event after which a stream that should go on is taken for dead.
@@ -32,7 +42,12 @@ BURST = 50
 #: A marker comes and goes.
 MARKER_EVENTS = 2
 #: What watchers that come and go watch for.
-CHOICES: Sequence[Sequence[Kind]] = (ALL, (Kind.CREATED,), (Kind.LEFT, Kind.CAME), (Kind.CREATED, Kind.DELETED))
+CHOICES: Sequence[Sequence[Kind]] = (
+    ALL,
+    (Kind.CREATED,),
+    (Kind.LEFT, Kind.CAME),
+    (Kind.CREATED, Kind.DELETED),
+)
 #: Seconds that one of them stays at most.
 STAY = 0.5
 MOST_DIRECTORIES = 3
@@ -84,7 +99,8 @@ def own(directory: Path, first: int, seconds: float, account: Account) -> None:
 
 
 def passing(seconds: float, random: Random, directories: Sequence[Path], account: Account) -> None:
-    """Watchers that come and go for so long, each on some of the directories, for some of the events."""
+    """Watchers that come and go for so long, each on some of the directories, for some of the
+    events."""
     end = time.monotonic() + seconds
     print("ready", flush=True)
     while time.monotonic() < end:
@@ -93,7 +109,8 @@ def passing(seconds: float, random: Random, directories: Sequence[Path], account
 
 
 def passer(random: Random, directories: Sequence[Path], account: Account) -> None:
-    """One watcher: comes, reads for a while, takes one of its watches away, reads on, and goes with events unread."""
+    """One watcher: comes, reads for a while, takes one of its watches away, reads on, and goes with
+    events unread."""
     removed = None
     with Native() as native:
         judges = {}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak's load for one round: writers on the host and in the guest, watchers in the guest, all at once."""
+"""The soak's load for one round: writers on the host and in the guest, watchers in the guest, all
+at once."""
 
 import contextlib
 import json
@@ -16,13 +17,15 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest, Job
 from farwatch_harness.vm.testbed import Share
 
-#: Streams that the host writes as fast as a steady watcher in the guest takes it; each has a writer of its own.
+#: Streams that the host writes as fast as a steady watcher in the guest takes it; each has a writer
+#: of its own.
 PACED = 2
 #: Files at once; the queues of daemon and guest hold a few such bursts.
 SMALLEST_BURST, LARGEST_BURST = 10, 200
 #: Seconds from one burst to the next at most, by chance.
 LONGEST_PAUSE = 0.3
-#: A stream that no steady watcher paces: so many files at once, and the seconds from one time to the next.
+#: A stream that no steady watcher paces: so many files at once, and the seconds from one time to
+#: the next.
 FREE_BURST, FREE_INTERVAL = 10, 0.1
 #: Processes with watchers that come and go.
 PASSERS = 3
@@ -51,7 +54,8 @@ class Stream:
 
 @dataclass
 class Outcome:
-    """What the watchers of one round saw; `problems` are those of programs that did not do their part.
+    """What the watchers of one round saw; `problems` are those of programs that did not do their
+    part.
 
     `notes` are the first faults in words.
     """
@@ -86,7 +90,8 @@ class Load:
 
     @contextlib.contextmanager
     def round(self, seconds: float) -> Iterator[Outcome]:
-        """Load while the block runs, which should be `seconds`; after it the outcome is complete."""
+        """Load while the block runs, which should be `seconds`; after it the outcome is
+        complete."""
         outcome = Outcome()
         steady = [self.started("steady", stream.share.guest, stream.next) for stream in self.paced]
         first = self.rounds * NUMBERS_OF_A_ROUND
@@ -94,12 +99,20 @@ class Load:
         with contextlib.closing(Counter(self.own.host)) as counter:
             counter.set(first)
         own = self.started("own", self.own.guest, first, seconds)
-        everywhere = [share.guest for share in (self.own, *(stream.share for stream in (*self.paced, self.free)))]
-        passers = [self.started("passing", seconds, self.random.random(), *everywhere) for _ in range(PASSERS)]
+        everywhere = [
+            share.guest
+            for share in (self.own, *(stream.share for stream in (*self.paced, self.free)))
+        ]
+        passers = [
+            self.started("passing", seconds, self.random.random(), *everywhere)
+            for _ in range(PASSERS)
+        ]
         self.rounds += 1
         for job in (*steady, own, *passers):
             if "ready" not in (said := job.lines(until="ready", limit=START_LIMIT)):
-                raise HarnessError(f"a program of the soak did not start in the guest: {' / '.join(said)}")
+                raise HarnessError(
+                    f"a program of the soak did not start in the guest: {' / '.join(said)}"
+                )
         stop = threading.Event()
         with ThreadPoolExecutor() as pool:
             work = [
@@ -114,7 +127,9 @@ class Load:
             finally:
                 stop.set()
         outcome.problems += failures(work)
-        ends = self.guest.call("jobs_ask", END_LIMIT, texts=[(job.handle, "end\n") for job in steady], limit=END_LIMIT)
+        ends = self.guest.call(
+            "jobs_ask", END_LIMIT, texts=[(job.handle, "end\n") for job in steady], limit=END_LIMIT
+        )
         ends += [job.lines(until="{", limit=END_LIMIT) for job in (own, *passers)]
         for number, (job, lines) in enumerate(zip((*steady, own, *passers), ends, strict=True)):
             job.stop()
@@ -132,7 +147,9 @@ class Load:
             marker = stream.write(random.randint(SMALLEST_BURST, LARGEST_BURST))
             said = job.lines(until=marker, limit=BURST_LIMIT)
             if marker not in said:
-                raise HarnessError(f"{stream.share.host.name}: {marker} was not told of: {' / '.join(said[-2:])}")
+                raise HarnessError(
+                    f"{stream.share.host.name}: {marker} was not told of: {' / '.join(said[-2:])}"
+                )
             stop.wait(random.uniform(0, LONGEST_PAUSE))
 
     def write_freely(self, stop: threading.Event) -> None:
@@ -148,7 +165,9 @@ def take(lines: Sequence[str], outcome: Outcome, *, passing: bool) -> None:
     except ValueError:
         said = {}
     if "tally" not in said:
-        outcome.problems.append(f"a watcher in the guest failed: {said.get('error') or ' / '.join(lines[-3:])}")
+        outcome.problems.append(
+            f"a watcher in the guest failed: {said.get('error') or ' / '.join(lines[-3:])}"
+        )
         return
     outcome.notes += said["notes"]
     if passing:

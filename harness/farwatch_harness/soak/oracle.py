@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from random import Random
 
-from farwatch_harness.oracle.compare import Comparison, HostWatch, compare_in_the_guest, compare_on_the_host
+from farwatch_harness.oracle.compare import (
+    Comparison,
+    HostWatch,
+    compare_in_the_guest,
+    compare_on_the_host,
+)
 from farwatch_harness.oracle.operations import Operation, random_script
 from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers
 from farwatch_harness.util.errors import GuestLostError, HarnessError
@@ -34,8 +39,11 @@ class Oracle:
         self.share = Share(root.host / "oracle", root.guest / "oracle")
         self.share.host.mkdir()
         self.watch = HostWatch.INOTIFY if mode == "remote" else HostWatch.FANOTIFY
-        # In mode remote what the guest does is told as it reaches the host, which is known to differ.
-        self.sides = (self.on_the_host,) if mode == "remote" else (self.on_the_host, self.in_the_guest)
+        # In mode remote what the guest does is told as it reaches the host, which is known to
+        # differ.
+        self.sides = (
+            (self.on_the_host,) if mode == "remote" else (self.on_the_host, self.in_the_guest)
+        )
         self.scripts = 0
         self.differences: list[str] = []
         self.guest.os("makedirs", str(TMPFS), exist_ok=True)
@@ -60,7 +68,10 @@ class Oracle:
         """One more script, from the seed alone and whatever came of those before."""
         self.scripts += 1
         random = Random(self.random.random())
-        lanes = [random_script(random, random.randint(1, LONGEST)) for _ in range(random.randint(1, MOST_LANES))]
+        lanes = [
+            random_script(random, random.randint(1, LONGEST))
+            for _ in range(random.randint(1, MOST_LANES))
+        ]
         name = f"script-{self.scripts}"
         try:
             difference = side(name, lanes).difference()
@@ -69,12 +80,16 @@ class Oracle:
         except HarnessError as error:
             difference = str(error)
         if difference:
-            self.differences.append(f"script {self.scripts}, {side.__name__}, {lanes}: {difference}")
+            self.differences.append(
+                f"script {self.scripts}, {side.__name__}, {lanes}: {difference}"
+            )
         shutil.rmtree(self.share.host / name)
 
     def on_the_host(self, name: str, lanes: Lanes) -> Comparison:
         part = Share(self.share.host / name, self.share.guest / name)
-        return compare_on_the_host(self.guest, part, self.twins / name, lanes, self.host_performers, self.watch)
+        return compare_on_the_host(
+            self.guest, part, self.twins / name, lanes, self.host_performers, self.watch
+        )
 
     def in_the_guest(self, name: str, lanes: Lanes) -> Comparison:
         part = Share(self.share.host / name, self.share.guest / name)

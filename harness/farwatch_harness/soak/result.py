@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from farwatch_harness.soak.stream import Tally
 
-#: Of the samples, so many at the beginning belong to the warm-up: tables and the allocator's pools find their size.
+#: Of the samples, so many at the beginning belong to the warm-up: tables and the allocator's pools
+#: find their size.
 WARM_UP = 1 / 4
-#: Growth from the first third of the other samples to the last third, by their medians, that is no leak: pools grow
-#: with the longest backlog, which is met by chance. A record kept for each event would be more within a minute.
+#: Growth from the first third of the other samples to the last third, by their medians, that is no
+#: leak: pools grow with the longest backlog, which is met by chance. A record kept for each event
+#: would be more within a minute.
 MAX_MEMORY_GROWTH = 2 * 1024 * 1024
 #: What the guest's cache holds on to by chance, though it was told to let go.
 MAX_DESCRIPTOR_GROWTH = 8
@@ -22,7 +24,8 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Sample:
-    """The daemon between two rounds, when nobody watches and the guest has dropped its caches; memory in bytes."""
+    """The daemon between two rounds, when nobody watches and the guest has dropped its caches;
+    memory in bytes."""
 
     descriptors: int
     memory: int
@@ -45,7 +48,8 @@ class Growth:
 class Found:
     """All that was found.
 
-    `scripts` were compared, `differences` tells of those that differ; `notes` tell more of what the watchers saw wrong.
+    `scripts` were compared, `differences` tells of those that differ; `notes` tell more of what the
+    watchers saw wrong.
     """
 
     steady: Tally
@@ -98,22 +102,31 @@ def faults(found: Found) -> list[str]:
     said += [f"the daemon warns: {line}" for line in found.daemon_warnings]
     said += found.problems
     if len(found.samples) < FEWEST_SAMPLES:
-        said.append(f"{len(found.samples)} samples of the daemon say nothing of growth; give it more time")
+        said.append(
+            f"{len(found.samples)} samples of the daemon say nothing of growth; give it more time"
+        )
         return said
     if left := max(sample.watches for sample in found.samples):
         said.append(f"up to {left} watches were left on the host when nobody watched")
     descriptors, memory = descriptors_growth(found), memory_growth(found)
     if descriptors.amount > MAX_DESCRIPTOR_GROWTH:
-        said.append(f"the daemon's descriptors grew from {descriptors.before:.0f} to {descriptors.after:.0f}")
+        said.append(
+            f"the daemon's descriptors grew from {descriptors.before:.0f} to"
+            f" {descriptors.after:.0f}"
+        )
     if memory.amount > MAX_MEMORY_GROWTH:
-        said.append(f"the daemon's memory grew from {memory.before / MIB:.1f} to {memory.after / MIB:.1f} MiB")
+        said.append(
+            f"the daemon's memory grew from {memory.before / MIB:.1f} to"
+            f" {memory.after / MIB:.1f} MiB"
+        )
     return said
 
 
 def described(tally: Tally) -> str:
     """What of a tally can be good or bad."""
     return (
-        f"{tally.lost} lost, {tally.duplicate} duplicate, {tally.overflows} overflows, {tally.strange} that are strange"
+        f"{tally.lost} lost, {tally.duplicate} duplicate, {tally.overflows} overflows,"
+        f" {tally.strange} that are strange"
     )
 
 
@@ -121,7 +134,10 @@ def summary(found: Found) -> list[str]:
     """A few lines for the user."""
     lines = [
         f"steady watchers:  {found.steady.seen} events; {described(found.steady)}",
-        f"passing watchers: {found.passing.watchers} saw {found.passing.seen} events; {described(found.passing)}",
+        (
+            f"passing watchers: {found.passing.watchers} saw {found.passing.seen} events;"
+            f" {described(found.passing)}"
+        ),
         f"oracle: {found.scripts} scripts compared, {len(found.differences)} differ",
     ]
     if len(found.samples) >= FEWEST_SAMPLES:

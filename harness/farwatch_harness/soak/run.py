@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak: the oracle under load for a given time, with a verdict.
 
-Round after round, all at once in directories of their own: processes on the host and in the guest write numbered
-streams (soak_stream), watchers in the guest stay or come and go (soak_guest), and the oracle compares random scripts.
-Between two rounds nobody watches, the guest drops its caches and the daemon is measured (soak_verdict).
+Round after round, all at once in directories of their own: processes on the host and in the guest
+write numbered streams (soak_stream), watchers in the guest stay or come and go (soak_guest), and
+the oracle compares random scripts. Between two rounds nobody watches, the guest drops its caches
+and the daemon is measured (soak_verdict).
 """
 
 import argparse
@@ -33,7 +34,8 @@ MODES = ("merged", "remote", "parked")
 ROUNDS = 12
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 30.0
 DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
-# Seconds without a change after which the daemon has let go of what the guest does not need, and for that at most.
+# Seconds without a change after which the daemon has let go of what the guest does not need, and
+# for that at most.
 SETTLED, SETTLE_LIMIT, INTERVAL = 0.5, 20.0, 0.05
 
 
@@ -52,8 +54,12 @@ class Plan:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--minutes", type=float, default=5.0, metavar="N", help="how long (%(default)s)")
-    parser.add_argument("--mode", choices=MODES, default=MODES[0], help="how events reach the guest (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, metavar="N", help="how long (%(default)s)"
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default=MODES[0], help="how events reach the guest (%(default)s)"
+    )
     parser.add_argument("--seed", metavar="S", help="repeats the scripts of the run that named it")
 
 
@@ -84,22 +90,32 @@ def soak(plan: Plan) -> None:
                 machine = stack.enter_context(running(machine_spec(equipment, plan.mode, shared)))
             random = Random(plan.seed)
             root = Share(machine.shared, machine.mount_point)
-            load = stack.enter_context(contextlib.closing(Load(machine.guest, root, Random(random.random()))))
-            oracle = stack.enter_context(contextlib.closing(Oracle(machine.guest, root, plan.mode, folder, random)))
+            load = stack.enter_context(
+                contextlib.closing(Load(machine.guest, root, Random(random.random())))
+            )
+            oracle = stack.enter_context(
+                contextlib.closing(Oracle(machine.guest, root, plan.mode, folder, random))
+            )
             found = guarded(machine, plan, load, oracle)
     except GuestLostError as error:
-        raise HarnessError(f"the soak --mode {plan.mode} --seed {plan.seed} lost its guest: {error}") from None
+        raise HarnessError(
+            f"the soak --mode {plan.mode} --seed {plan.seed} lost its guest: {error}"
+        ) from None
     wrong = faults(found)
     print(f"soak --mode {plan.mode} --seed {plan.seed}, {duration(plan.seconds)}:")
     for line in [*summary(found), *wrong]:
         print(f"  {line}")
     if wrong:
-        raise HarnessError(f"the soak failed ({len(wrong)} faults); --mode {plan.mode} --seed {plan.seed} repeats it")
+        raise HarnessError(
+            f"the soak failed ({len(wrong)} faults); --mode {plan.mode} --seed {plan.seed}"
+            " repeats it"
+        )
     say("  nothing lost, nothing twice, nothing left behind")
 
 
 def guarded(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
-    """All rounds; a daemon that ends is an error at once, instead of one when the guest has waited long enough."""
+    """All rounds; a daemon that ends is an error at once, instead of one when the guest has waited
+    long enough."""
 
     def give_up() -> None:
         machine.daemon.process.wait()
@@ -113,8 +129,8 @@ def guarded(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
             raise
         words = subprocesses.last_words("\n".join(machine.daemon.lines))
         raise HarnessError(
-            f"the daemon ended with {machine.daemon.process.returncode}: {words} (see {machine.daemon.log}); "
-            f"--mode {plan.mode} --seed {plan.seed} repeats it"
+            f"the daemon ended with {machine.daemon.process.returncode}: {words} (see"
+            f" {machine.daemon.log}); --mode {plan.mode} --seed {plan.seed} repeats it"
         ) from None
 
 
@@ -155,7 +171,8 @@ def sample(machine: Machine) -> Sample:
     deadline = time.monotonic() + SETTLE_LIMIT
     now, since = measured(machine.daemon), time.monotonic()
     while time.monotonic() < min(deadline, since + SETTLED):
-        # What the guest lets go of arrives without an answer, and nothing says that it was the last.
+        # What the guest lets go of arrives without an answer, and nothing says that it was the
+        # last.
         time.sleep(INTERVAL)
         if (then := measured(machine.daemon)) != now:
             now, since = then, time.monotonic()
@@ -167,7 +184,9 @@ def measured(daemon: Daemon) -> Sample:
     process = Path(f"/proc/{daemon.process.pid}")
     status = (process / "status").read_text()
     # Not the guest's memory, which the daemon shares.
-    memory = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
+    memory = next(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")
+    )
     watches = 0
     for entry in (process / "fdinfo").iterdir():
         # Closed since the directory was read, perhaps.

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak's numbered streams: files that come, move and go one after the other, so that each event says its place.
+"""The soak's numbered streams: files that come, move and go one after the other, so that each event
+says its place.
 
-File number N is made as fN, renamed to mN and removed; no number comes twice. So whoever watches the directory must see
-one event after the other, none twice, and none missing of the files that were made after the watch was there. To know
-these, each stream has a counter: a file beside the directory with the number of the first file that is not begun yet.
+File number N is made as fN, renamed to mN and removed; no number comes twice. So whoever watches
+the directory must see one event after the other, none twice, and none missing of the files that
+were made after the watch was there. To know these, each stream has a counter: a file beside the
+directory with the number of the first file that is not begun yet.
 """
 
 import os
@@ -50,10 +52,15 @@ def mask_of(kinds: Sequence[Kind]) -> In:
 
 
 def burst(first: int, count: int) -> list[Operation]:
-    """The operations of so many files from number `first` on; a marker at the end says that they are all through."""
+    """The operations of so many files from number `first` on; a marker at the end says that they
+    are all through."""
     script = []
     for number in range(first, first + count):
-        script += [["create", f"f{number}"], ["rename", f"f{number}", f"m{number}"], ["unlink", f"m{number}"]]
+        script += [
+            ["create", f"f{number}"],
+            ["rename", f"f{number}", f"m{number}"],
+            ["unlink", f"m{number}"],
+        ]
     marker = f"{MARKER}{first + count}"
     return [*script, ["symlink", "nowhere", marker], ["unlink", marker]]
 
@@ -99,7 +106,9 @@ class Tally:
     strange: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+        return Tally(
+            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
+        )
 
     @property
     def clean(self) -> bool:
@@ -110,8 +119,9 @@ class Tally:
 class Judge:
     """Judges what one watch, for just these kinds of events, is told of a stream.
 
-    All must be told of files from the number `sure` on. Of those before, something may be told: what happened just
-    before the watch was there can still be on its way to the guest. `notes` are the first faults.
+    All must be told of files from the number `sure` on. Of those before, something may be told:
+    what happened just before the watch was there can still be on its way to the guest. `notes` are
+    the first faults.
     """
 
     def __init__(self, sure: int, kinds: Sequence[Kind] = ALL) -> None:
@@ -157,12 +167,19 @@ class Judge:
         """Keeps what is wrong in words."""
         if len(self.notes) < MOST_NOTES:
             kinds = ",".join(kind.name for kind in self.kinds)
-            self.notes.append(f"{what} {In(event.mask).name} {event.name!r}, number {self.seen} of a watch for {kinds}")
+            self.notes.append(
+                f"{what} {In(event.mask).name} {event.name!r}, number {self.seen} of a watch for"
+                f" {kinds}"
+            )
 
     def place(self, event: Event) -> int | None:
         """The event's place in the stream; None when it has none."""
         for at, kind in enumerate(self.kinds):
-            if event.mask == kind.event and event.name[:1] == kind.letter and event.name[1:].isdecimal():
+            if (
+                event.mask == kind.event
+                and event.name[:1] == kind.letter
+                and event.name[1:].isdecimal()
+            ):
                 return int(event.name[1:]) * len(self.kinds) + at
         return None
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be installed: the Debian packages that a step needs are installed when they are missing."""
+"""What must be installed: the Debian packages that a step needs are installed when they are
+missing."""
 
 import os
 import shutil
@@ -10,7 +11,18 @@ from pathlib import Path
 from farwatch_harness.util import progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
-KERNEL_BUILD = ("bc", "bison", "flex", "gcc", "make", "libelf-dev", "libssl-dev", "xz-utils", "cpio", "patch")
+KERNEL_BUILD = (
+    "bc",
+    "bison",
+    "flex",
+    "gcc",
+    "make",
+    "libelf-dev",
+    "libssl-dev",
+    "xz-utils",
+    "cpio",
+    "patch",
+)
 QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
 GUEST = ("inotify-tools",)
 MATRIX = ("git", "perl", "sparse")
@@ -22,7 +34,9 @@ def missing(packages: Iterable[str]) -> list[str]:
     names = list(packages)
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
-    installed = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" installed")}
+    installed = {
+        line.split()[0] for line in done.stdout.splitlines() if line.endswith(" installed")
+    }
     return [name for name in names if name not in installed]
 
 
@@ -36,9 +50,13 @@ def as_root() -> list[str]:
 
 
 def install(packages: Iterable[str], log: Path) -> None:
-    """Installs what is missing of the packages; HarnessError where this is not Debian or apt-get fails."""
+    """Installs what is missing of the packages; HarnessError where this is not Debian or apt-get
+    fails."""
     if not (shutil.which("dpkg-query") and shutil.which("apt-get")):
-        progress.say(f"  this is not Debian: make sure that you have what these packages hold: {' '.join(packages)}")
+        progress.say(
+            "  this is not Debian: make sure that you have what these packages hold:"
+            f" {' '.join(packages)}"
+        )
         return
     wanted = missing(packages)
     if not wanted:
@@ -61,7 +79,16 @@ def try_install(packages: list[str], log: Path, step: progress.Step) -> bool:
 
 def run_apt(words: list[str], log: Path, step: progress.Step) -> None:
     """Runs apt-get without questions."""
-    # Another apt may be at work, on a machine that has just started for instance: wait for it, within limits.
-    argv = [*as_root(), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300", *words]
+    # Another apt may be at work, on a machine that has just started for instance: wait for it,
+    # within limits.
+    argv = [
+        *as_root(),
+        "env",
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "-o",
+        "DPkg::Lock::Timeout=300",
+        *words,
+    ]
     for line in subprocesses.lines_of(argv, log):
         step.update(line[:60])

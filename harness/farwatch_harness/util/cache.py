@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps the cache honest: locks between processes, and publication in one step.
 
-A thing in the cache is made in a temporary directory beside its place and renamed into it when it is whole. So what
-stands in its place can be trusted; an interrupted step leaves a temporary directory, which the next one removes.
+A thing in the cache is made in a temporary directory beside its place and renamed into it when it
+is whole. So what stands in its place can be trusted; an interrupted step leaves a temporary
+directory, which the next one removes.
 """
 
 import fcntl
@@ -21,9 +22,11 @@ TEMPORARY = ".making-"
 
 @contextmanager
 def locked(name: str) -> Iterator[int]:
-    """Holds the lock `name` of the shared cache; says so when it must wait. Yields the lock's file descriptor.
+    """Holds the lock `name` of the shared cache; says so when it must wait. Yields the lock's file
+    descriptor.
 
-    The lock ends with the last process that has the descriptor: give it to a child that must not be overtaken.
+    The lock ends with the last process that has the descriptor: give it to a child that must not be
+    overtaken.
     """
     folder = paths.cache_root() / "locks"
     folder.mkdir(exist_ok=True)
@@ -37,7 +40,8 @@ def locked(name: str) -> Iterator[int]:
 
 
 def published(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, a directory that make(temporary directory) fills if it is not there; one process at a time."""
+    """`target`, a directory that make(temporary directory) fills if it is not there; one process at
+    a time."""
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,8 @@ def published(target: Path, make: Callable[[Path], None]) -> Path:
             shutil.rmtree(leftover)
         workplace = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         try:
-            # mkdtemp's directory is for its owner alone; QEMU trees and kernels may be used by others.
+            # mkdtemp's directory is for its owner alone; QEMU trees and kernels may be used by
+            # others.
             workplace.chmod(0o755)
             make(workplace)
             workplace.rename(target)
@@ -74,7 +79,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def content_key(*parts: bytes | str) -> str:
-    """16 hexadecimal digits that stand for the parts; lengths count, so that parts cannot run into each other."""
+    """16 hexadecimal digits that stand for the parts; lengths count, so that parts cannot run into
+    each other."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -3,7 +3,8 @@
 
 
 class HarnessError(Exception):
-    """Something the user can do something about; the message is one line that says what is wrong and what to do."""
+    """Something the user can do something about; the message is one line that says what is wrong
+    and what to do."""
 
 
 class GuestLostError(HarnessError):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are: the checkout, what is built for it alone, and the cache that all checkouts share."""
+"""Where things are: the checkout, what is built for it alone, and the cache that all checkouts
+share."""
 
 import os
 from pathlib import Path

@@ -26,7 +26,8 @@ def duration(seconds: float) -> str:
 
 
 class Step:
-    """A running step: update() may be called as often as one likes, and shows as often as is good to read."""
+    """A running step: update() may be called as often as one likes, and shows as often as is good
+    to read."""
 
     def __init__(self, title: str) -> None:
         self.title = title

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running other programs: a failure becomes one line that names the program and gives its last words."""
+"""Running other programs: a failure becomes one line that names the program and gives its last
+words."""
 
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +15,32 @@ def last_words(text: str, lines: int = 3) -> str:
 
 
 def run(
-    argv: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, stdin: bytes = b""
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
 ) -> str:
-    """Runs a program to its end and returns its output; HarnessError when it fails or is not there."""
+    """Runs a program to its end and returns its output; HarnessError when it fails or is not
+    there."""
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(
-            words, cwd=cwd, env=env, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            words,
+            cwd=cwd,
+            env=env,
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
         )
     except FileNotFoundError:
         raise HarnessError(f"{words[0]} is not installed") from None
     output = done.stdout.decode(errors="replace")
     if done.returncode != 0:
-        raise HarnessError(f"{' '.join(words[:4])} failed ({done.returncode}): {last_words(output)}")
+        raise HarnessError(
+            f"{' '.join(words[:4])} failed ({done.returncode}): {last_words(output)}"
+        )
     return output
 
 
@@ -38,7 +52,8 @@ def lines_of(
     env: Mapping[str, str] | None = None,
     inherited: Sequence[int] = (),
 ) -> Iterator[str]:
-    """Runs a program and yields its output line by line, keeping all of it in `log`; HarnessError when it fails.
+    """Runs a program and yields its output line by line, keeping all of it in `log`; HarnessError
+    when it fails.
 
     `inherited` are file descriptors that the program and its children keep open.
     """

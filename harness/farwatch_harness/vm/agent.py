@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent that runs in the guest: does what the tests on the host ask for, over one virtio-serial port.
+"""The agent that runs in the guest: does what the tests on the host ask for, over one virtio-serial
+port.
 
-Standard library only. One JSON object per line each way: a request {"id", "op", "args"} is answered by {"id", "result"}
-or by {"id", "error": {"type", "errno", "message"}}. Each runs in a thread of its own: a slow one holds up no other.
-File names travel as str with surrogate escapes, other bytes as {"b64": text}. All times are in seconds.
+Standard library only. One JSON object per line each way: a request {"id", "op", "args"} is answered
+by {"id", "result"} or by {"id", "error": {"type", "errno", "message"}}. Each runs in a thread of
+its own: a slow one holds up no other. File names travel as str with surrogate escapes, other bytes
+as {"b64": text}. All times are in seconds.
 
 Usage: agent.py PORT_NAME
 """
@@ -32,7 +34,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def find_port(name: str, limit: float = 10.0) -> Path:
-    """The device node of the virtio-serial port called `name`, as sysfs gives it: there may be no udev."""
+    """The device node of the virtio-serial port called `name`, as sysfs gives it: there may be no
+    udev."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         for entry in PORTS.iterdir() if PORTS.exists() else ():
@@ -83,9 +86,14 @@ class Listener:
             raise last_error(f"watch {wd}")
 
     def read(
-        self, limit: float, count: int | None = None, quiet: float | None = None, until: str | None = None
+        self,
+        limit: float,
+        count: int | None = None,
+        quiet: float | None = None,
+        until: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Events until `count` came, one is named `until`, nothing comes for `quiet` s, or `limit` s have passed."""
+        """Events until `count` came, one is named `until`, nothing comes for `quiet` s, or `limit`
+        s have passed."""
         deadline = time.monotonic() + limit
         taken: list[dict[str, Any]] = []
         while True:
@@ -114,7 +122,9 @@ class Listener:
             at += EVENT_HEAD.size
             name = os.fsdecode(data[at : at + length].split(b"\0", 1)[0])
             at += length
-            self.waiting.append({"wd": wd, "mask": mask, "cookie": cookie, "name": name, "time": now})
+            self.waiting.append(
+                {"wd": wd, "mask": mask, "cookie": cookie, "name": name, "time": now}
+            )
 
     def close(self) -> None:
         os.close(self.fd)
@@ -123,9 +133,12 @@ class Listener:
 class Job:
     """A program left running, whose output lines are collected as they come."""
 
-    def __init__(self, argv: list[str], cwd: str | None, env: dict[str, str] | None, stdin: bool) -> None:
+    def __init__(
+        self, argv: list[str], cwd: str | None, env: dict[str, str] | None, stdin: bool
+    ) -> None:
         self.process = subprocess.Popen(
-            argv, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            argv, cwd=cwd, env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self.output: list[str] = []
@@ -144,7 +157,8 @@ class Job:
             self.changed.notify_all()
 
     def lines(self, limit: float, count: int | None, until: str | None) -> list[str]:
-        """Takes what came, after `count` lines, one that contains `until`, the program's end, or `limit` s."""
+        """Takes what came, after `count` lines, one that contains `until`, the program's end, or
+        `limit` s."""
 
         def enough() -> bool:
             return (
@@ -180,7 +194,8 @@ def last_error(what: str) -> OSError:
 
 
 class Agent:
-    """Holds what lives longer than a request (listeners, jobs) and runs the operations: each op_NAME method is one."""
+    """Holds what lives longer than a request (listeners, jobs) and runs the operations: each
+    op_NAME method is one."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -200,7 +215,11 @@ class Agent:
             return self.objects.pop(handle)
 
     def op_ping(self) -> dict[str, Any]:
-        return {"pid": os.getpid(), "release": os.uname().release, "time": time.clock_gettime(time.CLOCK_MONOTONIC)}
+        return {
+            "pid": os.getpid(),
+            "release": os.uname().release,
+            "time": time.clock_gettime(time.CLOCK_MONOTONIC),
+        }
 
     def op_leave(self) -> None:
         """Ends the agent at once: the guest's init then powers off."""
@@ -216,7 +235,8 @@ class Agent:
     ) -> dict[str, Any]:
         """Runs a program to its end; on overtime it is killed and `timed_out` says so."""
         process = subprocess.Popen(
-            argv, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE,
+            argv, cwd=cwd, env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         timed_out = False
@@ -229,7 +249,11 @@ class Agent:
         return {"status": process.returncode, "stdout": out, "stderr": err, "timed_out": timed_out}
 
     def op_spawn(
-        self, argv: list[str], cwd: str | None = None, env: dict[str, str] | None = None, stdin: bool = False
+        self,
+        argv: list[str],
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        stdin: bool = False,
     ) -> dict[str, int]:
         job = Job(argv, cwd, env, stdin)
         return {"handle": self.keep(job), "pid": job.process.pid}
@@ -262,7 +286,12 @@ class Agent:
         self.objects[handle].remove(wd)
 
     def op_inotify_read(
-        self, handle: int, limit: float, count: int | None = None, quiet: float | None = None, until: str | None = None
+        self,
+        handle: int,
+        limit: float,
+        count: int | None = None,
+        quiet: float | None = None,
+        until: str | None = None,
     ) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = self.objects[handle].read(limit, count, quiet, until)
         return events
@@ -271,7 +300,8 @@ class Agent:
         self.drop(handle).close()
 
     def op_os(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Calls os.NAME; a result that is not plain data (stat, statvfs) comes back as a dict of its fields."""
+        """Calls os.NAME; a result that is not plain data (stat, statvfs) comes back as a dict of
+        its fields."""
         result = getattr(os, name)(*args, **kwargs)
         fields = {key: getattr(result, key) for key in dir(result) if key.startswith(("st_", "f_"))}
         return fields or result
@@ -282,7 +312,9 @@ class Agent:
     def op_write_file(self, path: str, data: bytes) -> int:
         return Path(path).write_bytes(data)
 
-    def op_mount(self, source: str, target: str, fstype: str, flags: int = 0, options: str = "") -> None:
+    def op_mount(
+        self, source: str, target: str, fstype: str, flags: int = 0, options: str = ""
+    ) -> None:
         arguments = [os.fsencode(source), os.fsencode(target), fstype.encode()]
         if LIBC.mount(*arguments, ctypes.c_ulong(flags), options.encode() or None) < 0:
             raise last_error(target)
@@ -292,7 +324,8 @@ class Agent:
             raise last_error(target)
 
     def op_python(self, source: str, args: list[Any]) -> Any:
-        """Runs `source`, which defines main(), and returns main(*args): for what no other operation covers."""
+        """Runs `source`, which defines main(), and returns main(*args): for what no other operation
+        covers."""
         names: dict[str, Any] = {"__name__": "farwatch_guest_code", "libc": LIBC}
         exec(compile(source, "<from the host>", "exec"), names)
         return names["main"](*args)
@@ -304,10 +337,18 @@ class Agent:
             operation: Callable[..., Any] = getattr(self, f"op_{request['op']}")
             reply["result"] = pack(operation(**unpack(request.get("args", {}))))
         except OSError as error:
-            reply["error"] = {"type": "OSError", "errno": error.errno, "message": error.strerror or str(error)}
+            reply["error"] = {
+                "type": "OSError",
+                "errno": error.errno,
+                "message": error.strerror or str(error),
+            }
         except Exception as error:
             where = "".join(traceback.format_exception(error))
-            reply["error"] = {"type": type(error).__name__, "errno": None, "message": f"{error}\n{where}"}
+            reply["error"] = {
+                "type": type(error).__name__,
+                "errno": None,
+                "message": f"{error}\n{where}",
+            }
         with self.port_lock:
             data = json.dumps(reply).encode() + b"\n"
             while data:

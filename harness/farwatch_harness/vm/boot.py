@@ -45,7 +45,8 @@ class Device(Enum):
 
 @dataclass(frozen=True)
 class VmSpec:
-    """All that a guest is made of. `agent_socket` is where QEMU puts the host's end of the agent's channel."""
+    """All that a guest is made of. `agent_socket` is where QEMU puts the host's end of the agent's
+    channel."""
 
     image: Path
     qemu: Qemu
@@ -60,14 +61,21 @@ class VmSpec:
     kernel_options: tuple[str, ...] = ()
 
 
-def share_options(device: Device, daemon_socket: Path, tag: str, memory_mib: int, request_queues: int) -> list[str]:
-    """QEMU's arguments that attach a virtio-fs daemon: shared memory, the daemon's socket, the device."""
+def share_options(
+    device: Device, daemon_socket: Path, tag: str, memory_mib: int, request_queues: int
+) -> list[str]:
+    """QEMU's arguments that attach a virtio-fs daemon: shared memory, the daemon's socket, the
+    device."""
     if device is Device.EVENTS:
-        # Hiprio and notification queue, then the request queues. The tag comes from the daemon's configuration space.
+        # Hiprio and notification queue, then the request queues. The tag comes from the daemon's
+        # configuration space.
         attach = f"{device.value},chardev=fs,virtio-id={VIRTIO_FS_ID},num_vqs={2 + request_queues}"
         attach += f",vq_size={QUEUE_SIZE},config_size={CONFIG_SIZE}"
     else:
-        attach = f"{device.value},chardev=fs,tag={tag},num-request-queues={request_queues},queue-size={QUEUE_SIZE}"
+        attach = (
+            f"{device.value},chardev=fs,tag={tag},"
+            f"num-request-queues={request_queues},queue-size={QUEUE_SIZE}"
+        )
     return [
         "-object",
         f"memory-backend-memfd,id=mem,size={memory_mib}M,share=on",
@@ -93,14 +101,18 @@ def agent_options(agent_socket: Path) -> list[str]:
 
 
 def agent_command() -> str:
-    """What the guest runs: the agent, with the host's own Python, which the guest sees in its root."""
+    """What the guest runs: the agent, with the host's own Python, which the guest sees in its
+    root."""
     python = Path(sys.executable).resolve()
-    return f"exec {shlex.join([str(python), '-X', 'utf8', '-I', '-S', '-B', str(paths.GUEST_AGENT), AGENT_PORT])}"
+    isolated = ["-X", "utf8", "-I", "-S", "-B"]
+    return f"exec {shlex.join([str(python), *isolated, str(paths.GUEST_AGENT), AGENT_PORT])}"
 
 
 def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) -> list[str]:
     """virtme-ng's command line; without `guest_command` the guest gives a shell on the console."""
-    options = share_options(spec.device, spec.daemon_socket, spec.tag, spec.memory_mib, spec.request_queues)
+    options = share_options(
+        spec.device, spec.daemon_socket, spec.tag, spec.memory_mib, spec.request_queues
+    )
     options += agent_options(spec.agent_socket)
     command = [
         str(program),
@@ -133,7 +145,8 @@ def vng_program() -> Path:
 
 
 class Vm:
-    """A booting or running guest. Its console is read all the time, kept in `log`, and watched for trouble."""
+    """A booting or running guest. Its console is read all the time, kept in `log`, and watched for
+    trouble."""
 
     def __init__(self, spec: VmSpec, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -156,12 +169,15 @@ class Vm:
             timeout=None,
             dimensions=(50, 500),
         )
-        self.reader = threading.Thread(target=self.watch_console, name=f"console {log.name}", daemon=True)
+        self.reader = threading.Thread(
+            target=self.watch_console, name=f"console {log.name}", daemon=True
+        )
         self.reader.start()
 
     @classmethod
     def boot(cls, spec: VmSpec, log: Path) -> "Vm":
-        """Boots a guest and waits for its agent; GuestLostError with its last words when it does not come up."""
+        """Boots a guest and waits for its agent; GuestLostError with its last words when it does
+        not come up."""
         vm = cls(spec, log)
         try:
             vm.guest = Guest(vm.connect(time.monotonic() + BOOT_LIMIT), vm.explain_loss)
@@ -214,7 +230,9 @@ class Vm:
         if self.guest and self.guest.lost:
             # The agent's channel may end a moment before the console has been read.
             self.ended.wait(TRACE_LIMIT)
-        fatal = [finding.line for finding in self.console.findings if finding.severity is Severity.FATAL]
+        fatal = [
+            finding.line for finding in self.console.findings if finding.severity is Severity.FATAL
+        ]
         gone = "the guest is gone" if self.ended.is_set() else "the guest does not answer"
         reason = f"the guest crashed: {fatal[0]}" if fatal else gone
         return f"{reason}\n{self.console.last_words()}\n(the whole console is in {self.log})"
@@ -231,17 +249,21 @@ class Vm:
         return not self.ended.is_set() and self.guest is not None and not self.guest.lost
 
     def shut_down(self) -> None:
-        """Ends the agent, upon which virtme-ng's init powers the guest off; by force when that takes too long."""
+        """Ends the agent, upon which virtme-ng's init powers the guest off; by force when that
+        takes too long."""
         if self.guest and self.alive:
             self.guest.leave()
         if not self.ended.wait(STOP_LIMIT):
             self.kill()
-            raise GuestLostError(f"the guest did not power off in {STOP_LIMIT:.0f} s; {self.explain_loss()}")
+            raise GuestLostError(
+                f"the guest did not power off in {STOP_LIMIT:.0f} s; {self.explain_loss()}"
+            )
         self.kill()
 
     def kill(self) -> None:
         """Ends QEMU at once, whatever state it is in."""
-        # The pseudo-terminal made the child a session of its own: virtme-ng and QEMU are both in its process group.
+        # The pseudo-terminal made the child a session of its own: virtme-ng and QEMU are both in
+        # its process group.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.ended.wait(STOP_LIMIT)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the guest's console: finds what a kernel says when something is wrong with it. No I/O here."""
+"""Reads the guest's console: finds what a kernel says when something is wrong with it. No I/O
+here."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ class Severity(Enum):
 
 
 FATAL = re.compile(
-    r"Kernel panic - not syncing|Oops: |BUG: kernel NULL|BUG: unable to handle|general protection fault"
+    r"Kernel panic - not syncing|Oops: |BUG: kernel NULL|BUG: unable to handle|general protection"
+    r" fault"
     r"|kernel BUG at|double fault|Attempted to kill init"
 )
 #: Reports whose first words are no "BUG:", "WARNING:" or "INFO:", by what prints them.
@@ -50,7 +52,8 @@ OTHER_REPORTS = (
     "cannot create duplicate filename",
     "tried to init an initialized object",
 )
-#: "INFO:" begins reports of hung tasks, stalls and lockdep; these lines alone are about the machine.
+#: "INFO:" begins reports of hung tasks, stalls and lockdep; these lines alone are about the
+#: machine.
 HARMLESS_INFO = "NMI handler |perf interrupt "
 WARNING = re.compile(rf"\b(?:WARNING|BUG): |\bINFO: (?!{HARMLESS_INFO})|{'|'.join(OTHER_REPORTS)}")
 # virtme-ng's init writes to the kernel's log, too, for instance when the host has no systemd.
@@ -86,12 +89,19 @@ class Console:
         self.lines.append(line)
         if not KERNEL_LINE.match(line):
             return
-        severity = Severity.FATAL if FATAL.search(line) else Severity.WARNING if WARNING.search(line) else None
+        severity = (
+            Severity.FATAL
+            if FATAL.search(line)
+            else Severity.WARNING
+            if WARNING.search(line)
+            else None
+        )
         if severity:
             self.findings.append(Finding(severity, len(self.lines), line))
 
     def last_words(self) -> str:
-        """What tells most after a loss: the trouble and the trace that follows it, else the last lines."""
+        """What tells most after a loss: the trouble and the trace that follows it, else the last
+        lines."""
         fatal = [finding.number for finding in self.findings if finding.severity is Severity.FATAL]
         if not fatal:
             return self.tail()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts a virtio-fs daemon, waits until it listens, keeps its log, and tells what is wrong with it."""
+"""Starts a virtio-fs daemon, waits until it listens, keeps its log, and tells what is wrong with
+it."""
 
 import os
 import re
@@ -20,10 +21,18 @@ START_LIMIT = 30.0
 STOP_LIMIT = 10.0
 
 
-def farwatchd_command(socket: Path, shared: Path, tag: str, options: Sequence[str] = ()) -> list[str]:
+def farwatchd_command(
+    socket: Path, shared: Path, tag: str, options: Sequence[str] = ()
+) -> list[str]:
     """The words that start our daemon from the environment that the harness runs in."""
     program = Path(sys.executable).parent / "farwatchd"
-    return [str(program), f"--socket-path={socket}", f"--shared-dir={shared}", f"--tag={tag}", *options]
+    return [
+        str(program),
+        f"--socket-path={socket}",
+        f"--shared-dir={shared}",
+        f"--tag={tag}",
+        *options,
+    ]
 
 
 class Daemon:
@@ -38,7 +47,9 @@ class Daemon:
         try:
             self.process = self.run(command)
         except OSError as error:
-            raise HarnessError(f"the daemon cannot be started: {command[0]}: {error.strerror}") from None
+            raise HarnessError(
+                f"the daemon cannot be started: {command[0]}: {error.strerror}"
+            ) from None
         self.reader = threading.Thread(target=self.collect, name=f"log of {log.name}", daemon=True)
         self.reader.start()
 
@@ -57,7 +68,8 @@ class Daemon:
 
     @classmethod
     def start(cls, command: Sequence[str], log: Path, ready: str = READY) -> "Daemon":
-        """Starts a daemon and waits until it says `ready`; HarnessError with its last words when it does not."""
+        """Starts a daemon and waits until it says `ready`; HarnessError with its last words when it
+        does not."""
         daemon = cls(command, log)
         try:
             daemon.wait_for_line(ready, START_LIMIT)
@@ -80,7 +92,8 @@ class Daemon:
             self.changed.notify_all()
 
     def wait_for_line(self, text: str, limit: float, since: int = 0) -> None:
-        """Waits until a line of the log after the first `since` has `text`; HarnessError at the limit or at its end."""
+        """Waits until a line of the log after the first `since` has `text`; HarnessError at the
+        limit or at its end."""
 
         def found() -> bool:
             return any(text in line for line in self.lines[since:])
@@ -90,7 +103,9 @@ class Daemon:
             if not found():
                 words = subprocesses.last_words("\n".join(self.lines))
                 state = "ended" if self.ended else f"did not say '{text}' in {limit:.0f} s"
-                raise HarnessError(f"the daemon {state}: {words or 'it said nothing'} (see {self.log})")
+                raise HarnessError(
+                    f"the daemon {state}: {words or 'it said nothing'} (see {self.log})"
+                )
 
     @property
     def mark(self) -> int:
@@ -117,10 +132,13 @@ class Daemon:
     def resident_bytes(self) -> int:
         """The memory that the daemon uses now."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+        return next(
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")
+        )
 
     def stop(self) -> int:
-        """Ends the daemon, by force when it does not end by itself in time, and returns its exit status."""
+        """Ends the daemon, by force when it does not end by itself in time, and returns its exit
+        status."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:

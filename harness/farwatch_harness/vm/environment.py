@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run needs beside the daemon: kernel, QEMU, accelerator. Found or made, and told to the user."""
+"""What a run needs beside the daemon: kernel, QEMU, accelerator. Found or made, and told to the
+user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +31,19 @@ def patches_of_series(count: int | None = None, folder: Path = paths.PATCHES) ->
     return series.read_series(folder)[:count] if count != 0 else []
 
 
-def equip(patches: Sequence[series.Patch], flavour: build.Flavour = build.Flavour.NORMAL) -> Equipment:
+def equip(
+    patches: Sequence[series.Patch], flavour: build.Flavour = build.Flavour.NORMAL
+) -> Equipment:
     """Finds or makes all of it, and says what it is."""
     apt.install(apt.GUEST, paths.LOGS / "apt-guest.log")
     kernel = build.build(patches, flavour)
     qemu = find_qemu()
     accelerator = find_accelerator(qemu, kernel.image)
-    speed = "" if accelerator is Accelerator.KVM else " (no KVM that works: the guest is emulated, and slower)"
+    speed = (
+        ""
+        if accelerator is Accelerator.KVM
+        else " (no KVM that works: the guest is emulated, and slower)"
+    )
     progress.say(f"  kernel: {kernel.title}")
     progress.say(f"  QEMU: {qemu.version}, {qemu.origin}")
     progress.say(f"  accelerator: {accelerator.value}{speed}")

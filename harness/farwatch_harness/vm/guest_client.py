@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's end of the guest's agent (agent.py): calls that look local and end within their limits."""
+"""The host's end of the guest's agent (agent.py): calls that look local and end within their
+limits."""
 
 import base64
 import contextlib
@@ -16,9 +17,11 @@ from typing import Any, Self
 
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 
-# Added to every limit that the agent keeps itself: an emulated guest on a busy host is slow to answer.
+# Added to every limit that the agent keeps itself: an emulated guest on a busy host is slow to
+# answer.
 SLACK = 30.0
-# Only what fails waits so long: a guest without KVM, beside another one, can take ten times what it takes alone.
+# Only what fails waits so long: a guest without KVM, beside another one, can take ten times what it
+# takes alone.
 CALL_LIMIT, EVENT_LIMIT = 120.0, 20.0
 PathArgument = str | os.PathLike[str]
 
@@ -29,7 +32,8 @@ class GuestError(HarnessError):
 
 @dataclass(frozen=True)
 class Event:
-    """One inotify event as the guest's program read it; `time` is the guest's monotonic clock in seconds."""
+    """One inotify event as the guest's program read it; `time` is the guest's monotonic clock in
+    seconds."""
 
     wd: int
     mask: int
@@ -51,7 +55,8 @@ class Finished:
 class Guest:
     """The guest, as its agent lets us use it. May be used from several threads at once.
 
-    OSError with the guest's errno is raised for a system call that fails there; GuestLostError once the guest is gone.
+    OSError with the guest's errno is raised for a system call that fails there; GuestLostError once
+    the guest is gone.
     """
 
     def __init__(self, channel: socket.socket, explain_loss: Callable[[], str]) -> None:
@@ -87,7 +92,8 @@ class Guest:
         self.reply_to(0, "start", limit)
 
     def call(self, operation: str, limit: float = 0.0, /, **args: Any) -> Any:
-        """Runs one of the agent's operations; `limit` is how long the operation itself may take, in seconds."""
+        """Runs one of the agent's operations; `limit` is how long the operation itself may take, in
+        seconds."""
         number = next(self.numbers)
         request = json.dumps({"id": number, "op": operation, "args": pack(args)}).encode() + b"\n"
         with self.changed:
@@ -112,12 +118,16 @@ class Guest:
                 return self.replies.pop(number)
             if self.lost:
                 raise GuestLostError(self.explain_loss())
-        raise GuestLostError(f"the guest did not answer '{operation}' in {limit:.0f} s; {self.explain_loss()}")
+        raise GuestLostError(
+            f"the guest did not answer '{operation}' in {limit:.0f} s; {self.explain_loss()}"
+        )
 
     def leave(self) -> None:
         """Ends the agent; the guest then powers itself off. No answer comes."""
         with contextlib.suppress(OSError):
-            self.channel.sendall(json.dumps({"id": next(self.numbers), "op": "leave"}).encode() + b"\n")
+            self.channel.sendall(
+                json.dumps({"id": next(self.numbers), "op": "leave"}).encode() + b"\n"
+            )
 
     def ping(self) -> dict[str, Any]:
         """The agent's process id, the kernel's release and the guest's monotonic clock."""
@@ -125,7 +135,11 @@ class Guest:
         return answer
 
     def run(
-        self, *argv: PathArgument, limit: float = CALL_LIMIT, stdin: bytes = b"", cwd: str | None = None
+        self,
+        *argv: PathArgument,
+        limit: float = CALL_LIMIT,
+        stdin: bytes = b"",
+        cwd: str | None = None,
     ) -> Finished:
         """Runs a program to its end."""
         words = [os.fspath(word) for word in argv]
@@ -137,7 +151,9 @@ class Guest:
         """Runs a shell script and returns its output; GuestError when it fails."""
         done = self.run("sh", "-c", script, limit=limit)
         if done.status != 0 or done.timed_out:
-            raise GuestError(f"'{script}' in the guest ended with {done.status}: {done.stdout}{done.stderr}")
+            raise GuestError(
+                f"'{script}' in the guest ended with {done.status}: {done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def spawn(self, *argv: PathArgument, cwd: str | None = None) -> "Job":
@@ -150,7 +166,8 @@ class Guest:
         return Inotify(self, self.call("inotify"))
 
     def os(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls Python's os.NAME in the guest: guest.os("rename", a, b), guest.os("stat", path)["st_ino"]."""
+        """Calls Python's os.NAME in the guest: guest.os("rename", a, b), guest.os("stat",
+        path)["st_ino"]."""
         return self.call("os", name=name, args=list(args), kwargs=kwargs)
 
     def read_file(self, path: PathArgument) -> bytes:
@@ -162,16 +179,21 @@ class Guest:
         """Opens with O_TRUNC, writes and closes a file of the guest."""
         self.call("write_file", path=os.fspath(path), data=data)
 
-    def mount(self, source: str, target: str, fstype: str, flags: int = 0, options: str = "") -> None:
+    def mount(
+        self, source: str, target: str, fstype: str, flags: int = 0, options: str = ""
+    ) -> None:
         """mount(2) in the guest."""
-        self.call("mount", source=source, target=target, fstype=fstype, flags=flags, options=options)
+        self.call(
+            "mount", source=source, target=target, fstype=fstype, flags=flags, options=options
+        )
 
     def umount(self, target: str, flags: int = 0) -> None:
         """umount2(2) in the guest."""
         self.call("umount", target=target, flags=flags)
 
     def python(self, source: str, *args: Any, limit: float = CALL_LIMIT) -> Any:
-        """Runs Python `source` that defines main() in the agent and returns main(*args), which must be plain data."""
+        """Runs Python `source` that defines main() in the agent and returns main(*args), which must
+        be plain data."""
         return self.call("python", limit, source=source, args=list(args))
 
     def kernel_log(self) -> str:
@@ -188,7 +210,9 @@ class Inotify:
 
     def add(self, path: PathArgument, mask: int) -> int:
         """inotify_add_watch(2): the watch descriptor, or OSError with the guest's errno."""
-        return int(self.guest.call("inotify_add", handle=self.handle, path=os.fspath(path), mask=mask))
+        return int(
+            self.guest.call("inotify_add", handle=self.handle, path=os.fspath(path), mask=mask)
+        )
 
     def remove(self, wd: int) -> None:
         """inotify_rm_watch(2)."""
@@ -202,9 +226,16 @@ class Inotify:
         quiet: float | None = None,
         until: str | None = None,
     ) -> list[Event]:
-        """Events in order: until there are `count`, one is named `until`, none came for `quiet` s, or `limit` s."""
+        """Events in order: until there are `count`, one is named `until`, none came for `quiet` s,
+        or `limit` s."""
         found = self.guest.call(
-            "inotify_read", limit, handle=self.handle, limit=limit, count=count, quiet=quiet, until=until
+            "inotify_read",
+            limit,
+            handle=self.handle,
+            limit=limit,
+            count=count,
+            quiet=quiet,
+            until=until,
         )
         return [Event(**fields) for fields in found]
 
@@ -215,7 +246,12 @@ class Inotify:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if not self.guest.lost:
             self.close()
 
@@ -228,9 +264,14 @@ class Job:
         self.handle = handle
         self.pid = pid
 
-    def lines(self, *, limit: float = CALL_LIMIT, count: int | None = None, until: str | None = None) -> list[str]:
-        """Its output since the last call: waits for `count` lines, for one that contains `until`, or for its end."""
-        answer = self.guest.call("job_lines", limit, handle=self.handle, limit=limit, count=count, until=until)
+    def lines(
+        self, *, limit: float = CALL_LIMIT, count: int | None = None, until: str | None = None
+    ) -> list[str]:
+        """Its output since the last call: waits for `count` lines, for one that contains `until`,
+        or for its end."""
+        answer = self.guest.call(
+            "job_lines", limit, handle=self.handle, limit=limit, count=count, until=until
+        )
         return list(answer["lines"])
 
     def stop(self, signum: int = signal.SIGTERM) -> int:

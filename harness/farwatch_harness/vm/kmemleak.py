@@ -11,7 +11,8 @@ SCRIPT = f"echo scan > {KMEMLEAK} && sleep 6 && echo scan > {KMEMLEAK} && cat {K
 
 
 def fail_on_leaks(guest: Guest) -> None:
-    """HarnessError with what has leaked since the guest booted; a kernel without kmemleak is not asked."""
+    """HarnessError with what has leaked since the guest booted; a kernel without kmemleak is not
+    asked."""
     if not guest.os("access", KMEMLEAK, 0):
         return
     found = guest.shell(SCRIPT, limit=SCAN_LIMIT).strip()

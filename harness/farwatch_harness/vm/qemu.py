@@ -25,7 +25,8 @@ KVM_LIMIT = 20.0
 FIRST_WORDS = b"Linux version"
 
 WRAPPER = """#!/bin/sh
-# Runs the QEMU of the Debian tree beside this script with that tree's own loader and libraries; nothing is installed.
+# Runs the QEMU of the Debian tree beside this script with that tree's own loader and libraries;
+# nothing is installed.
 tree=$(dirname "$(readlink -f "$0")")
 export QEMU_MODULE_DIR="$tree/usr/lib/x86_64-linux-gnu/qemu"
 exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64-linux-gnu" \\
@@ -50,10 +51,14 @@ class Qemu:
 
 
 def offers_events(program: Path | str) -> bool:
-    """Whether this QEMU has the generic vhost-user device, which passes the notification queue's bit through."""
+    """Whether this QEMU has the generic vhost-user device, which passes the notification queue's
+    bit through."""
     try:
         done = subprocess.run(
-            [str(program), "-device", f"{EVENT_DEVICE},help"], capture_output=True, timeout=30, check=False
+            [str(program), "-device", f"{EVENT_DEVICE},help"],
+            capture_output=True,
+            timeout=30,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -61,18 +66,23 @@ def offers_events(program: Path | str) -> bool:
 
 
 def find_qemu() -> Qemu:
-    """The named QEMU, else the one on PATH if it will do, else one in the cache; HarnessError when none will."""
+    """The named QEMU, else the one on PATH if it will do, else one in the cache; HarnessError when
+    none will."""
     named = os.environ.get("FARWATCH_QEMU")
     if named:
         if not offers_events(named):
-            raise HarnessError(f"FARWATCH_QEMU={named} does not offer {EVENT_DEVICE} (QEMU 10.2 and later do)")
+            raise HarnessError(
+                f"FARWATCH_QEMU={named} does not offer {EVENT_DEVICE} (QEMU 10.2 and later do)"
+            )
         return described(Path(named), "named by FARWATCH_QEMU")
     on_path = shutil.which(PROGRAM)
     if on_path and offers_events(on_path):
         return described(Path(on_path), "found on PATH")
     program = unpacked_tree() / PROGRAM
     if not offers_events(program):
-        raise HarnessError(f"{program} does not run here; name another QEMU (10.2 or later) with FARWATCH_QEMU")
+        raise HarnessError(
+            f"{program} does not run here; name another QEMU (10.2 or later) with FARWATCH_QEMU"
+        )
     return described(program, f"unpacked from {BACKPORTS}")
 
 
@@ -83,11 +93,24 @@ def described(program: Path, origin: str) -> Qemu:
 def mirror() -> str:
     """The archive that this machine's own apt uses for Debian; HarnessError when apt names none."""
     text = subprocesses.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(LABEL)", "Created-By: Packages"]
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(ORIGIN) $(LABEL)",
+            "Created-By: Packages",
+        ]
     )
-    found = [words[0] for line in text.splitlines() if (words := line.split())[1:] == ["Debian", "Debian"]]
+    found = [
+        words[0]
+        for line in text.splitlines()
+        if (words := line.split())[1:] == ["Debian", "Debian"]
+    ]
     if not found:
-        raise HarnessError("apt has no list of a Debian archive: run apt-get update, or name a QEMU with FARWATCH_QEMU")
+        raise HarnessError(
+            "apt has no list of a Debian archive: run apt-get update, or name a QEMU with"
+            " FARWATCH_QEMU"
+        )
     return found[0].rstrip("/")
 
 
@@ -131,7 +154,8 @@ def archive_of(step: progress.Step) -> str:
 
 
 def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
-    """KVM where a kernel really boots with it, else TCG; the answer is remembered per machine, host kernel and QEMU."""
+    """KVM where a kernel really boots with it, else TCG; the answer is remembered per machine, host
+    kernel and QEMU."""
     named = os.environ.get("FARWATCH_ACCEL")
     if named:
         try:
@@ -140,7 +164,9 @@ def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
             raise HarnessError(f"FARWATCH_ACCEL={named} is not one of kvm, tcg") from None
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accelerator.TCG
-    memory = paths.cache_root() / "kvm" / cache.content_key(machine(), str(qemu.program), qemu.version)
+    memory = (
+        paths.cache_root() / "kvm" / cache.content_key(machine(), str(qemu.program), qemu.version)
+    )
     try:
         return Accelerator(memory.read_text().strip())
     except (FileNotFoundError, ValueError):
@@ -156,16 +182,39 @@ def machine() -> str:
     identity = Path("/etc/machine-id")
     facts = Path("/proc/cpuinfo").read_text().splitlines()
     processor = [line for line in facts if line.startswith("model name")]
-    return f"{identity.read_text() if identity.exists() else ''} {processor[:1]} {platform.release()}"
+    return (
+        f"{identity.read_text() if identity.exists() else ''} {processor[:1]} {platform.release()}"
+    )
 
 
 def boots_with_kvm(qemu: Qemu, image: Path) -> bool:
-    """Whether a kernel says its first words under KVM within the limit; /dev/kvm alone proves nothing."""
-    machine_words = ["-machine", "q35,accel=kvm", "-cpu", "host", "-m", "256", "-nodefaults", "-no-reboot"]
-    boot_words = ["-display", "none", "-serial", "stdio", "-kernel", str(image), "-append", "console=ttyS0 panic=-1"]
+    """Whether a kernel says its first words under KVM within the limit; /dev/kvm alone proves
+    nothing."""
+    machine_words = [
+        "-machine",
+        "q35,accel=kvm",
+        "-cpu",
+        "host",
+        "-m",
+        "256",
+        "-nodefaults",
+        "-no-reboot",
+    ]
+    boot_words = [
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-kernel",
+        str(image),
+        "-append",
+        "console=ttyS0 panic=-1",
+    ]
     argv = [str(qemu.program), *machine_words, *boot_words]
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=KVM_LIMIT, check=False)
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=KVM_LIMIT, check=False
+        )
         output = done.stdout
     except subprocess.TimeoutExpired as late:
         output = late.stdout or b""

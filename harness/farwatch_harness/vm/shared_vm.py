@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps one guest for many tests: boots it when the first asks for it, and again after it was lost."""
+"""Keeps one guest for many tests: boots it when the first asks for it, and again after it was
+lost."""
 
 import contextlib
 from collections.abc import Callable
@@ -34,4 +35,6 @@ class Keeper:
 
 def log_tail(path: Path, lines: int = 40) -> str:
     """The end of a log file, for a report; empty when there is none."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+    return (
+        "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+    )

@@ -23,8 +23,8 @@ MOUNT_POINT = PurePosixPath("/run/farwatch/share")
 class MachineSpec:
     """What a machine is made of; `name` names its logs.
 
-    `daemon_command` replaces farwatchd and its options: {socket}, {shared} and {tag} in its words are filled in.
-    `daemon_ready` is what that daemon says when it listens.
+    `daemon_command` replaces farwatchd and its options: {socket}, {shared} and {tag} in its words
+    are filled in. `daemon_ready` is what that daemon says when it listens.
     """
 
     name: str
@@ -38,7 +38,8 @@ class MachineSpec:
     daemon_ready: str = READY
     mount_options: str = ""
     request_queues: int = 1
-    # Emulated processors wait for each other actively: several that share the host's with others' are slow.
+    # Emulated processors wait for each other actively: several that share the host's with others'
+    # are slow.
     cpus: int = 1
     kernel_options: tuple[str, ...] = ()
 
@@ -60,7 +61,8 @@ class Share:
 
 
 class Machine:
-    """A booted guest, its daemon and the share: `shared` on the host is `mount_point` in the guest."""
+    """A booted guest, its daemon and the share: `shared` on the host is `mount_point` in the
+    guest."""
 
     def __init__(self, spec: MachineSpec, daemon: Daemon, vm: Vm) -> None:
         self.spec = spec
@@ -79,7 +81,9 @@ class Machine:
         """What is wrong by the console and the daemon's log, of what was said after `since`."""
         start = since or Mark(0, 0)
         found = [finding.line for finding in self.vm.console.findings[start.findings :]]
-        return [f"guest kernel: {line}" for line in found] + self.daemon.tracebacks(start.daemon_lines)
+        return [f"guest kernel: {line}" for line in found] + self.daemon.tracebacks(
+            start.daemon_lines
+        )
 
     def mark(self) -> "Mark":
         """Now, to ask later what has been said since."""
@@ -118,8 +122,8 @@ def vm_spec(spec: MachineSpec, sockets: Path) -> VmSpec:
 def running(spec: MachineSpec) -> Iterator[Machine]:
     """Starts the daemon and the guest and mounts the share; ends both when the block does.
 
-    Raises GuestLostError or HarnessError when one of them does not come up; its text tells where the logs are. With
-    kmemleak in the kernel, HarnessError at the end when it has leaked.
+    Raises GuestLostError or HarnessError when one of them does not come up; its text tells where
+    the logs are. With kmemleak in the kernel, HarnessError at the end when it has leaked.
     """
     with contextlib.ExitStack() as stack:
         sockets = socket_folder()
@@ -134,7 +138,9 @@ def running(spec: MachineSpec) -> Iterator[Machine]:
             machine.mount()
         except OSError as error:
             words = daemon.log.read_text().splitlines()[-3:]
-            raise HarnessError(f"the guest cannot mount the share: {error}; the daemon says: {words}") from None
+            raise HarnessError(
+                f"the guest cannot mount the share: {error}; the daemon says: {words}"
+            ) from None
         yield machine
         with contextlib.suppress(GuestLostError):
             # A test that crashes its guest on purpose leaves none to ask.

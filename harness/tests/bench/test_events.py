@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's arithmetic and its view of this machine; the measurements themselves are no tests."""
+"""The benchmark's arithmetic and its view of this machine; the measurements themselves are no
+tests."""
 
 import argparse
 import ctypes
@@ -40,10 +41,15 @@ def test_ratios_are_of_the_same_round_and_the_least_of_all() -> None:
 
 def test_without_a_choice_everything_is_measured() -> None:
     assert plan().parts == frozenset(run.Part)
-    assert plan("--only", "latency", "--only", "watches").parts == {run.Part.LATENCY, run.Part.WATCHES}
+    assert plan("--only", "latency", "--only", "watches").parts == {
+        run.Part.LATENCY,
+        run.Part.WATCHES,
+    }
 
 
-@pytest.mark.parametrize("words", [["--rounds", "0"], ["--seconds", "0"], ["--events", "1"], ["--watches", "5", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--rounds", "0"], ["--seconds", "0"], ["--events", "1"], ["--watches", "5", "0"]]
+)
 def test_numbers_that_measure_nothing_are_refused_in_words(words: list[str]) -> None:
     with pytest.raises(HarnessError, match="positive"):
         plan(*words)
@@ -83,7 +89,11 @@ def test_every_operation_runs(on_disk: Path) -> None:
     operations.fill(on_disk)
     for operation in operations.OPERATIONS:
         done = subprocess.run(
-            [program, on_disk, "0.01", operation.key], capture_output=True, text=True, check=False, timeout=30
+            [program, on_disk, "0.01", operation.key],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
         )
         assert (done.returncode, done.stderr) == (0, "")
         count, seconds = done.stdout.split()

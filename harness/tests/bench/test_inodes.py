@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurement of the daemon with many inodes: that it measures what it says; the figures are no tests."""
+"""The measurement of the daemon with many inodes: that it measures what it says; the figures are no
+tests."""
 
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from farwatchd.wire.fsnotify import Event
 def test_a_share_is_known_watched_measured_and_let_go() -> None:
     (cost,) = inodes.measure([1200])
     assert cost.count == 1200
-    times = (cost.getattr_hot, cost.getattr, cost.lookup, cost.open, cost.set_mask, cost.event, cost.renew, cost.end)
+    times = (
+        cost.getattr_hot,
+        cost.getattr,
+        cost.lookup,
+        cost.open,
+        cost.set_mask,
+        cost.event,
+        cost.renew,
+        cost.end,
+    )
     assert all(0 < time < 100_000 for time in times)
     assert cost.bytes_known > 0
     assert bench_report.inodes_table([cost]).row_count == 1

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark without a guest: that it does what it says and notices wrong replies; the figures are no tests."""
+"""The benchmark without a guest: that it does what it says and notices wrong replies; the figures
+are no tests."""
 
 import dataclasses
 import errno
@@ -25,7 +26,9 @@ def contestant(tmp_path: Path) -> Iterator[Contestant]:
         yield served
 
 
-def test_every_operation_is_served_and_leaves_nothing_behind(contestant: Contestant, tmp_path: Path) -> None:
+def test_every_operation_is_served_and_leaves_nothing_behind(
+    contestant: Contestant, tmp_path: Path
+) -> None:
     for work in requests.OPERATIONS:
         for depth in (1, 3):
             slots = [work.requests(contestant.tree, slot) for slot in range(depth)]
@@ -49,7 +52,9 @@ def test_replies_tell_what_is_there(contestant: Contestant, tmp_path: Path) -> N
 
 def test_another_result_than_expected_ends_the_measurement(contestant: Contestant) -> None:
     (missing,) = requests.lookup_missing(contestant.tree, 0)
-    with pytest.raises(HarnessError, match=f"LOOKUP: another error than expected: {os.strerror(errno.ENOENT)}"):
+    with pytest.raises(
+        HarnessError, match=f"LOOKUP: another error than expected: {os.strerror(errno.ENOENT)}"
+    ):
         contestant.front_end.ask(dataclasses.replace(missing, error=0))
     with pytest.raises(HarnessError, match="GETATTR: another error than expected: "):
         contestant.front_end.ask(Request(Opcode.GETATTR, 12345, bytes(16), 104))
@@ -73,7 +78,10 @@ def test_rounds_become_tables() -> None:
     assert len(served) == len(requests.OPERATIONS)
     assert all(len(each.rate.rounds) == len(each.front_end_us) == 2 for each in served)
     rates = [each.rate for each in served]
-    others = [dataclasses.replace(rate, server="other", cpu_us=(2 * rate.cpu_us[0],) * 2) for rate in rates]
+    others = [
+        dataclasses.replace(rate, server="other", cpu_us=(2 * rate.cpu_us[0],) * 2)
+        for rate in rates
+    ]
     assert bench_report.synthetic_rates_table(rates + others).row_count == len(rates)
     assert bench_report.per_core(dataclasses.replace(rates[0], cpu_us=(10.0, 20.0))) == [1e5, 5e4]
     assert bench_report.most_ratio([1.0, 3.0], [6.0, 2.0]) == 0.5

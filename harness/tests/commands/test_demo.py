@@ -22,16 +22,31 @@ def test_options_are_read_and_comments_are_not(tmp_path: Path) -> None:
 
 def test_our_kernel_has_what_the_project_is_about() -> None:
     options = build.read_options(paths.KERNEL_CONFIG)
-    for name in ("VIRTIO_FS", "FUSE_FS", "INOTIFY_USER", "FANOTIFY", "DNOTIFY", "OVERLAY_FS", "USER_NS", "EXT4_FS"):
+    for name in (
+        "VIRTIO_FS",
+        "FUSE_FS",
+        "INOTIFY_USER",
+        "FANOTIFY",
+        "DNOTIFY",
+        "OVERLAY_FS",
+        "USER_NS",
+        "EXT4_FS",
+    ):
         assert options[f"CONFIG_{name}"] == "y"
     assert options["CONFIG_FUSE_DAX"] == "n"
 
 
 def test_durations_read_well() -> None:
-    assert [progress.duration(value) for value in (0.44, 12.3, 224)] == ["0.4 s", "12 s", "3 min 44 s"]
+    assert [progress.duration(value) for value in (0.44, 12.3, 224)] == [
+        "0.4 s",
+        "12 s",
+        "3 min 44 s",
+    ]
 
 
-def test_a_mistake_of_the_user_is_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_of_the_user_is_one_line_and_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["apply", str(tmp_path), "--patches", "0"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

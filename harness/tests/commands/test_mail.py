@@ -37,15 +37,21 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "scripts").mkdir()
     (place / "scripts" / "get_maintainer.pl").write_text(SCRIPT)
     monkeypatch.setattr(
-        "farwatch_harness.kernel.source_tree.find_source", lambda: KernelSource("linux-6.12", place, in_cache=True)
+        "farwatch_harness.kernel.source_tree.find_source",
+        lambda: KernelSource("linux-6.12", place, in_cache=True),
     )
     return place
 
 
-def test_the_mails_are_complete_and_say_what_became_of_the_review(source: Path, tmp_path: Path) -> None:
+def test_the_mails_are_complete_and_say_what_became_of_the_review(
+    source: Path, tmp_path: Path
+) -> None:
     prepared = mail.prepare(PATCHES, None, tmp_path / "send")
     letter, patch = (mail.read_text() for mail in prepared.mails)
-    assert [mail.name for mail in prepared.mails] == ["0000-cover-letter.patch", "0001-fuse-Change-it.patch"]
+    assert [mail.name for mail in prepared.mails] == [
+        "0000-cover-letter.patch",
+        "0001-fuse-Change-it.patch",
+    ]
     assert "Subject: [PATCH 0/1] fuse, fsnotify: " in letter and "***" not in letter
     assert "based on linux-6.12" in letter and mail.RFC in letter
     assert "- Vivek Goyal: no file handles from the guest\n    -> none are used\n" in letter
@@ -56,14 +62,18 @@ def test_the_mails_are_complete_and_say_what_became_of_the_review(source: Path, 
     assert recipients.count("--no-git --no-git-fallback 0001-fuse-Change-it.patch") == 2
 
 
-def test_the_base_is_the_commit_of_the_user_s_tree_which_stays_as_it_is(source: Path, tmp_path: Path) -> None:
+def test_the_base_is_the_commit_of_the_user_s_tree_which_stays_as_it_is(
+    source: Path, tmp_path: Path
+) -> None:
     git(source, "init", "--quiet")
     git(source, "add", "--all")
     git(source, "commit", "--quiet", "--message=base")
     commit = git(source, "rev-parse", "HEAD").strip()
     prepared = mail.prepare(PATCHES, source, tmp_path / "send")
     assert f"base-commit: {commit}" in prepared.mails[0].read_text() and prepared.public_base
-    state = subprocess.run(["git", "status", "--porcelain"], cwd=source, capture_output=True, check=True)
+    state = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=source, capture_output=True, check=True
+    )
     assert state.stdout == b"" and git(source, "rev-parse", "HEAD").strip() == commit
 
 
@@ -71,7 +81,9 @@ def test_a_tree_that_will_not_do_is_refused(source: Path, tmp_path: Path) -> Non
     with pytest.raises(HarnessError, match="no git tree"):
         mail.prepare(PATCHES, source, tmp_path / "send")
     (source / "fs" / "fuse" / "dev.c").write_text("other\n")
-    with pytest.raises(HarnessError, match=r"0001-fuse-Change-it.patch does not apply to linux-6\.12"):
+    with pytest.raises(
+        HarnessError, match=r"0001-fuse-Change-it.patch does not apply to linux-6\.12"
+    ):
         mail.prepare(PATCHES, None, tmp_path / "send")
 
 

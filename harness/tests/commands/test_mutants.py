@@ -15,7 +15,9 @@ NAMES = sorted(path.stem for path in mutants.FOLDER.glob("*.patch"))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mutant_applies_where_the_series_has_made_its_file(name: str, tmp_path: Path) -> None:
     (mutant,) = mutants.read_mutants(mutants.FOLDER, [name])
-    added = [line[1:] for line in mutant.patch.decode().splitlines() if line.startswith(("-\t", " \t"))]
+    added = [
+        line[1:] for line in mutant.patch.decode().splitlines() if line.startswith(("-\t", " \t"))
+    ]
     written = "\n".join(patch.content.decode() for patch in series.read_series(paths.PATCHES))
     # What the mutant takes away or leaves is the series' own; the kernel's may be there, too.
     assert any(f"\n+{line}\n" in written for line in added)
@@ -24,7 +26,8 @@ def test_a_mutant_applies_where_the_series_has_made_its_file(name: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    "text", ["", "A rule.\n\n--- a/f\n+++ b/f\n", "A rule.\n\nTest: name\n", "Test: name\n--- a/f\n"]
+    "text",
+    ["", "A rule.\n\n--- a/f\n+++ b/f\n", "A rule.\n\nTest: name\n", "Test: name\n--- a/f\n"],
 )
 def test_a_head_that_is_not_right_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.patch"
@@ -41,5 +44,7 @@ def test_an_unknown_name_is_told_with_those_that_there_are(tmp_path: Path) -> No
 
 def test_the_failed_tests_are_found_in_the_report(tmp_path: Path) -> None:
     report = tmp_path / "r.xml"
-    report.write_text('<r><testcase name="a"/><testcase name="b"><failure message="x"/></testcase></r>')
+    report.write_text(
+        '<r><testcase name="a"/><testcase name="b"><failure message="x"/></testcase></r>'
+    )
     assert mutants.failed_tests(report) == ["b"]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build tree: from one state of the series to another, only what differs is touched, and the source never is."""
+"""The build tree: from one state of the series to another, only what differs is touched, and the
+source never is."""
 
 from pathlib import Path
 
@@ -22,11 +23,15 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelSource:
 
 def state_of(tree: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every source file."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tree / "fs").iterdir()}
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tree / "fs").iterdir()
+    }
 
 
 def test_only_files_that_differ_are_replaced(source: KernelSource) -> None:
-    place = build.prepare_tree("linux-normal", source, {"fs/one.c": b"patched\n", "fs/two.c": b"patched\n"})
+    place = build.prepare_tree(
+        "linux-normal", source, {"fs/one.c": b"patched\n", "fs/two.c": b"patched\n"}
+    )
     before = state_of(place)
     build.prepare_tree("linux-normal", source, {"fs/one.c": b"patched\n", "fs/two.c": b"again\n"})
     after = state_of(place)
@@ -52,12 +57,19 @@ def test_the_source_is_never_changed(source: KernelSource) -> None:
 def test_a_build_that_fails_gives_the_compiler_s_words_and_caches_nothing(
     source: KernelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    makefile = "tinyconfig:\n\techo CONFIG_A=y > .config\nolddefconfig:\nbzImage:\n\t@echo 'a.c:1: error: no'; exit 1\n"
+    makefile = (
+        "tinyconfig:\n\techo CONFIG_A=y > .config\nolddefconfig:\nbzImage:\n\t@echo 'a.c:1: error:"
+        " no'; exit 1\n"
+    )
     (source.path / "Makefile").write_text(makefile)
     monkeypatch.setattr("farwatch_harness.util.paths.LOGS", tmp_path / "logs")
     monkeypatch.setattr("farwatch_harness.kernel.source_tree.find_source", lambda: source)
-    monkeypatch.setattr("farwatch_harness.kernel.build.Flavour.options", lambda _flavour: {"CONFIG_A": "y"})
-    with pytest.raises(HarnessError, match=r"(?s)kernel-build-linux-normal-.*\.log.*a\.c:1: error: no"):
+    monkeypatch.setattr(
+        "farwatch_harness.kernel.build.Flavour.options", lambda _flavour: {"CONFIG_A": "y"}
+    )
+    with pytest.raises(
+        HarnessError, match=r"(?s)kernel-build-linux-normal-.*\.log.*a\.c:1: error: no"
+    ):
         build.build([])
     assert list((tmp_path / "cache" / "farwatch" / "kernels").iterdir()) == []
 
@@ -65,7 +77,9 @@ def test_a_build_that_fails_gives_the_compiler_s_words_and_caches_nothing(
 def test_options_that_the_kernel_does_not_take_are_named(
     source: KernelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (source.path / "Makefile").write_text("tinyconfig:\n\techo > .config\nolddefconfig:\n\techo CONFIG_A=y > .config\n")
+    (source.path / "Makefile").write_text(
+        "tinyconfig:\n\techo > .config\nolddefconfig:\n\techo CONFIG_A=y > .config\n"
+    )
     monkeypatch.setattr("farwatch_harness.util.paths.LOGS", tmp_path / "logs")
     with (tmp_path / "lock").open("w") as lock:
         place = build.BuildTree(build.prepare_tree("linux-normal", source, {}), lock.fileno())

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The series on small made-up kernel trees: order, all or nothing, and the name of the patch that does not fit."""
+"""The series on small made-up kernel trees: order, all or nothing, and the name of the patch that
+does not fit."""
 
 import subprocess
 from pathlib import Path
@@ -64,7 +65,9 @@ def tree(tmp_path: Path) -> Path:
 
 def git(tree: Path, *words: str) -> str:
     identity = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
-    return subprocess.run(["git", *identity, *words], cwd=tree, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", *identity, *words], cwd=tree, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def as_git(tree: Path) -> str:
@@ -100,7 +103,9 @@ def test_touched_files_are_changed_and_new_ones(folder: Path) -> None:
     assert series.touched_files(series.read_series(folder)) == ["fs/fuse/dev.c", "fs/fuse/notify.c"]
 
 
-def test_content_is_computed_for_a_prefix_without_touching_the_tree(folder: Path, tree: Path) -> None:
+def test_content_is_computed_for_a_prefix_without_touching_the_tree(
+    folder: Path, tree: Path
+) -> None:
     before = files_of(tree)
     patches = series.read_series(folder)
     assert series.patched_content(tree, patches[:1]) == {"fs/fuse/dev.c": b"one\nTWO\nthree\n"}
@@ -114,8 +119,12 @@ def test_a_plain_tree_gets_all_patches(folder: Path, tree: Path) -> None:
     assert (tree / "fs/fuse/notify.c").read_text() == "new\n"
 
 
-def test_a_plain_tree_that_does_not_fit_stays_as_it_was_and_the_patch_is_named(folder: Path, tree: Path) -> None:
-    (folder / "0002-second.patch").write_text(MAIL.format(subject="second", diff=SECOND.replace(" three", " drei")))
+def test_a_plain_tree_that_does_not_fit_stays_as_it_was_and_the_patch_is_named(
+    folder: Path, tree: Path
+) -> None:
+    (folder / "0002-second.patch").write_text(
+        MAIL.format(subject="second", diff=SECOND.replace(" three", " drei"))
+    )
     before = files_of(tree)
     with pytest.raises(HarnessError, match=r"0002-second\.patch does not apply.*left as it was"):
         series.apply_to(tree, series.read_series(folder))
@@ -140,7 +149,9 @@ def test_the_commits_are_by_the_tree_s_own_committer(folder: Path, tree: Path) -
     git(tree, "config", "user.name", "Somebody")
     git(tree, "config", "user.email", "somebody@example.org")
     series.apply_to(tree, series.read_series(folder))
-    assert git(tree, "log", "-1", "--format=%an %cn %ce") == "A Person Somebody somebody@example.org\n"
+    assert (
+        git(tree, "log", "-1", "--format=%an %cn %ce") == "A Person Somebody somebody@example.org\n"
+    )
 
 
 def test_a_git_tree_that_does_not_fit_keeps_its_head(folder: Path, tree: Path) -> None:
@@ -152,7 +163,9 @@ def test_a_git_tree_that_does_not_fit_keeps_its_head(folder: Path, tree: Path) -
     assert git(tree, "status", "--porcelain") == ""
 
 
-def test_a_patch_that_only_git_refuses_leaves_the_git_tree_as_it_was(folder: Path, tree: Path) -> None:
+def test_a_patch_that_only_git_refuses_leaves_the_git_tree_as_it_was(
+    folder: Path, tree: Path
+) -> None:
     # patch(1) needs no author, git am does: the first commit must be taken back.
     (folder / "0002-second.patch").write_text(SECOND)
     head = as_git(tree)
@@ -176,7 +189,9 @@ def test_a_directory_that_is_no_kernel_tree_is_refused(folder: Path, tmp_path: P
         series.apply_to(tmp_path, series.read_series(folder))
 
 
-def test_a_file_with_the_right_content_keeps_its_inode_and_a_link_is_not_written_through(tree: Path) -> None:
+def test_a_file_with_the_right_content_keeps_its_inode_and_a_link_is_not_written_through(
+    tree: Path,
+) -> None:
     linked = tree / "fs/fuse/dev.c"
     other = tree / "other"
     other.hardlink_to(linked)

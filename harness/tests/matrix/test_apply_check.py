@@ -17,13 +17,20 @@ LINES = [f"line {number}\n" for number in range(12)]
 def mail(number: int, before: str, after: str, name: str = "fs/one.c") -> Patch:
     """A patch as git format-patch makes it, from the whole content of a file before and after."""
     header = (
-        f"From 1 Mon Sep 17 00:00:00 2001\nFrom: A <a@example.org>\nSubject: [PATCH] Change {number}\n\nWhy.\n---\n"
+        "From 1 Mon Sep 17 00:00:00 2001\nFrom: A <a@example.org>\nSubject: [PATCH] Change"
+        f" {number}\n\nWhy.\n---\n"
     )
-    return Patch(number, f"000{number}-change.patch", f"{header}\n{diff(before, after, name)}-- \n2.39\n".encode())
+    return Patch(
+        number,
+        f"000{number}-change.patch",
+        f"{header}\n{diff(before, after, name)}-- \n2.39\n".encode(),
+    )
 
 
 def diff(before: str, after: str, name: str) -> str:
-    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"a/{name}", f"b/{name}")
+    lines = difflib.unified_diff(
+        before.splitlines(True), after.splitlines(True), f"a/{name}", f"b/{name}"
+    )
     return f"diff --git a/{name} b/{name}\n" + "".join(lines)
 
 
@@ -55,7 +62,9 @@ def test_patches_apply_one_upon_the_other_and_the_tools_words_are_kept(source: P
     with applier(source, patches) as applying:
         found = [applying.check(row) for row in rows(patches)]
         assert (applying.plain / "fs" / "one.c").read_text() == third
-        log = subprocess.run(["git", "log", "--format=%s"], cwd=applying.repository, capture_output=True, check=True)
+        log = subprocess.run(
+            ["git", "log", "--format=%s"], cwd=applying.repository, capture_output=True, check=True
+        )
     assert [outcome.reason for outcome in found] == ["", "", ""]
     assert "patching file fs/one.c" in found[1].output and "Applying: Change 1" in found[1].output
     assert log.stdout.splitlines()[:2] == [b"Change 2", b"Change 1"]
@@ -73,14 +82,21 @@ def test_a_hunk_with_fuzz_is_refused(source: Path) -> None:
     patches = [mail(1, first.replace("line 3", "other"), second.replace("line 3", "other"))]
     with applier(source, patches) as applying:
         outcome = applying.check(rows(patches)[1])
-    assert "Hunk #1 FAILED" in outcome.reason and "0001" not in outcome.reason and not outcome.usable
+    assert (
+        "Hunk #1 FAILED" in outcome.reason and "0001" not in outcome.reason and not outcome.usable
+    )
 
 
 def test_an_earlier_patch_that_does_not_apply_is_named(source: Path) -> None:
     first, second, third = states({2: "two"}, {8: "eight"})
-    patches = [mail(1, first.replace("line 1", "other"), second.replace("line 1", "other")), mail(2, second, third)]
+    patches = [
+        mail(1, first.replace("line 1", "other"), second.replace("line 1", "other")),
+        mail(2, second, third),
+    ]
     with applier(source, patches) as applying:
-        assert applying.check(rows(patches)[2]).reason.startswith("0001-change.patch does not apply")
+        assert applying.check(rows(patches)[2]).reason.startswith(
+            "0001-change.patch does not apply"
+        )
 
 
 def test_trailing_white_space_that_git_complains_of_is_a_failure(source: Path) -> None:

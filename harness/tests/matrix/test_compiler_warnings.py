@@ -24,7 +24,11 @@ def test_a_warning_in_a_header_counts_once_however_often_it_is_included() -> Non
 
 def test_notes_and_code_are_no_warnings() -> None:
     assert (
-        new_findings("", "fs/fuse/dev.c:1:2: note: declared here\n   12 | int warning;\n  CHECK   fs/fuse/dev.c") == []
+        new_findings(
+            "",
+            "fs/fuse/dev.c:1:2: note: declared here\n   12 | int warning;\n  CHECK   fs/fuse/dev.c",
+        )
+        == []
     )
 
 
@@ -39,4 +43,8 @@ def test_sparse_kernel_doc_and_the_linker_are_understood() -> None:
 
 
 def test_the_same_failure_further_down_has_the_same_cause() -> None:
-    assert causes_of(["fs/a.c:3:1: error: no"]) == causes_of(["fs/a.c:17:1: error: no"]) != causes_of(["fs/b.c:3: no"])
+    assert (
+        causes_of(["fs/a.c:3:1: error: no"])
+        == causes_of(["fs/a.c:17:1: error: no"])
+        != causes_of(["fs/b.c:3: no"])
+    )

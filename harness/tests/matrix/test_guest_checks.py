@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest checks of a row, over a pytest that really runs: on made-up tests, which need no guest."""
+"""The guest checks of a row, over a pytest that really runs: on made-up tests, which need no
+guest."""
 
 import os
 import select
@@ -29,7 +30,8 @@ def pytest_collection_modifyitems(items):
         item.user_properties.append(("patch", int(item.name[-1]) if item.name[-1].isdigit() else 0))
 @pytest.fixture(autouse=True)
 def console(request):
-    (pathlib.Path(os.environ["FARWATCH_LOGS"]) / "guest-1-console.log").write_text("x" * 80 + "\\n" + "y\\n" * 20000)
+    log = pathlib.Path(os.environ["FARWATCH_LOGS"]) / "guest-1-console.log"
+    log.write_text("x" * 80 + "\\n" + "y\\n" * 20000)
 """
 BOOT = "def test_the_guest_boots():\n    {}\n"
 Made = Callable[..., GuestRuns]
@@ -69,7 +71,10 @@ def test_the_boot_comes_first_and_the_tests_in_the_order_of_their_patches(made: 
 
 def test_the_tests_are_told_which_kernel_they_are_for(made: Made, tmp_path: Path) -> None:
     names = ("FARWATCH_PATCHES", "FARWATCH_SERIES", "FARWATCH_SCOPE")
-    text = f"import os\ndef test_a():\n    raise OSError(' '.join(os.environ[name] for name in {names}))\n"
+    text = (
+        "import os\ndef test_a():\n    raise OSError(' '.join(os.environ[name] for name in"
+        f" {names}))\n"
+    )
     _boot, tests = both(made(text))
     assert tests.reason == f"test_a.py::test_a: OSError: 1 {tmp_path}/series row"
 
@@ -83,20 +88,27 @@ def test_a_guest_that_does_not_boot_blocks_the_tests(made: Made) -> None:
 
 
 def test_a_test_that_fails_is_named_with_its_reason_and_its_output(made: Made) -> None:
-    _boot, tests = both(made("def test_a1():\n    print('seen')\n    assert 1 == 2, 'the event is missing'\n"))
+    _boot, tests = both(
+        made("def test_a1():\n    print('seen')\n    assert 1 == 2, 'the event is missing'\n")
+    )
     assert tests.reason == "test_a.py::test_a1: AssertionError: the event is missing"
     assert tests.causes == {"test_a.py::test_a1"} and tests.usable
     assert "seen" in tests.tests[-1].output and "1 == 2" in tests.tests[-1].output
 
 
 def test_a_fixture_that_fails_after_the_test_fails_it(made: Made) -> None:
-    text = "import pytest\n@pytest.fixture\ndef f():\n    yield\n    raise OSError('left over')\ndef test_a(f): pass\n"
+    text = (
+        "import pytest\n@pytest.fixture\ndef f():\n    yield\n    raise OSError('left over')\ndef"
+        " test_a(f): pass\n"
+    )
     _boot, tests = both(made(text))
     assert tests.reason == "test_a.py::test_a: OSError: left over"
 
 
 def test_a_kernel_that_fails_everything_is_given_up_after_some(made: Made) -> None:
-    _boot, tests = both(made("import pytest\n@pytest.mark.parametrize('n', range(99))\ndef test_a(n): assert 0\n"))
+    _boot, tests = both(
+        made("import pytest\n@pytest.mark.parametrize('n', range(99))\ndef test_a(n): assert 0\n")
+    )
     assert sum(test.state is State.FAILED for test in tests.tests) == guest_checks.MAX_FAILURES
     assert f"(and {guest_checks.MAX_FAILURES - 1} more)" in tests.reason
 
@@ -123,18 +135,25 @@ def test_a_long_log_is_cut_and_says_so(made: Made) -> None:
     _boot, tests = both(made("def test_a(): pass\n"))
     log = tests.logs["guest-1-console.log"]
     assert log.startswith("[the first ") and "build/report/logs/01/guest-1-console.log]" in log
-    assert len(log) < guest_checks.LOG_LIMIT + 200 and log.endswith("y\n") and "x" not in log.partition("\n")[2]
+    assert (
+        len(log) < guest_checks.LOG_LIMIT + 200
+        and log.endswith("y\n")
+        and "x" not in log.partition("\n")[2]
+    )
 
 
 @pytest.fixture
 def on_interrupt() -> Iterator[Callable[[Any], object]]:
-    """on_interrupt(handler) for SIGINT, until the test ends: what started the tests may have it ignored."""
+    """on_interrupt(handler) for SIGINT, until the test ends: what started the tests may have it
+    ignored."""
     before = signal.getsignal(signal.SIGINT)
     yield lambda handler: signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interruption_ends_the_tests_that_are_under_way(made: Made, on_interrupt: Callable[[Any], object]) -> None:
+def test_an_interruption_ends_the_tests_that_are_under_way(
+    made: Made, on_interrupt: Callable[[Any], object]
+) -> None:
     on_interrupt(signal.default_int_handler)
     runs = made("import time\ndef test_a(): time.sleep(60)\n")
     assert runs.boot(ROW).passed

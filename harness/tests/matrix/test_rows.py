@@ -58,9 +58,14 @@ def test_a_patch_says_what_it_is() -> None:
     result = described(Row(SERIES[:3], SERIES), "linux")
     assert (result.number, result.file, result.section) == (3, "0003-c.patch", "The series")
     assert result.subject == "FUSE: Add a thing whose name is so long that it goes on"
-    assert result.message == "It is wanted.\n\n--- is not a separator\n\nSigned-off-by: Jörg <joerg@example.org>"
+    assert (
+        result.message
+        == "It is wanted.\n\n--- is not a separator\n\nSigned-off-by: Jörg <joerg@example.org>"
+    )
     assert result.diffstat == " fs/one.c | 2 +-\n 1 file changed, 1 insertion(+), 1 deletion(-)"
-    assert result.diff.startswith("diff --git a/fs/one.c b/fs/one.c\nindex") and result.diff.endswith("-a\n+b\n")
+    assert result.diff.startswith(
+        "diff --git a/fs/one.c b/fs/one.c\nindex"
+    ) and result.diff.endswith("-a\n+b\n")
     assert described(Row((), SERIES), "linux").subject == "The base: linux"
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the matrix with made-up checks: what it leaves when it is ended, and how it says that it failed."""
+"""A run of the matrix with made-up checks: what it leaves when it is ended, and how it says that it
+failed."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from farwatch_harness.results import CheckName, Run, State, TestResult, load
 from farwatch_harness.util.errors import HarnessError
 from rich.console import Console
 
-SERIES = tuple(Patch(number, f"000{number}-the-patch.patch", b"Subject: a\n\nb\n---\n") for number in (1, 2, 3))
+SERIES = tuple(
+    Patch(number, f"000{number}-the-patch.patch", b"Subject: a\n\nb\n---\n") for number in (1, 2, 3)
+)
 NAMES = list(CheckName)
 Step = Callable[[Row], Outcome]
 
@@ -32,19 +35,27 @@ def forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Forecast:
 
 def run_of(path: Path, forecast: Forecast, step: Step, choice: str | None = None) -> Run:
     rows = rows_of(SERIES, choice)
-    keeping = Keeping(Display(rows, NAMES, forecast), forecast, path, {"kernel": "linux"}, lambda: {"qemu": "11"})
+    keeping = Keeping(
+        Display(rows, NAMES, forecast), forecast, path, {"kernel": "linux"}, lambda: {"qemu": "11"}
+    )
     return keeping.walked(rows, dict.fromkeys(NAMES, step), "linux")
 
 
 def found(row: Row) -> Outcome:
     """What is found of every row, the same each time."""
     test = TestResult("test_a", 0, State.PASSED, 1.0)
-    return failure("Oops") if row.number == 2 else Outcome(seconds=1.0, tests=(test,), logs={"console": "text"})
+    return (
+        failure("Oops")
+        if row.number == 2
+        else Outcome(seconds=1.0, tests=(test,), logs={"console": "text"})
+    )
 
 
 def timeless(run: Run) -> Run:
     checks = [tuple(replace(check, seconds=0.0) for check in patch.checks) for patch in run.patches]
-    patches = tuple(replace(patch, checks=cells) for patch, cells in zip(run.patches, checks, strict=True))
+    patches = tuple(
+        replace(patch, checks=cells) for patch, cells in zip(run.patches, checks, strict=True)
+    )
     return replace(run, started="", finished="", patches=patches)
 
 
@@ -62,7 +73,9 @@ def test_rows_are_in_order_though_guests_end_later_than_builds(
 ) -> None:
     forecast.kept = {0, 1, 2, 3}
     written: list[list[int]] = []
-    monkeypatch.setattr(matrix_run, "save", lambda run, path: written.append([row.number for row in run.patches]))
+    monkeypatch.setattr(
+        matrix_run, "save", lambda run, path: written.append([row.number for row in run.patches])
+    )
     run_of(tmp_path / "results.json", forecast, found)
     assert len(written) == 24 and written[-1] == [0, 1, 2, 3]
     assert all(numbers == sorted(numbers) for numbers in written)
@@ -92,7 +105,10 @@ def test_a_run_that_is_killed_leaves_what_it_found_and_the_next_is_as_a_clean_on
 
 
 def test_the_end_names_patch_and_check_of_each_failure_and_the_status_says_so(
-    tmp_path: Path, forecast: Forecast, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    forecast: Forecast,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = run_of(tmp_path / "results.json", forecast, found, "1-2")
     assert summary(run) == [
@@ -108,7 +124,9 @@ def test_the_end_names_patch_and_check_of_each_failure_and_the_status_says_so(
     assert matrix_run.matrix(tmp_path, None, NAMES, tmp_path / "results.json") == 0
 
 
-def test_two_runs_in_one_checkout_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_in_one_checkout_do_not_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("farwatch_harness.util.paths.REPORT", tmp_path)
     with (
         matrix_run.alone(),
@@ -134,7 +152,9 @@ def test_the_table_has_all_rows_and_what_goes_on(tmp_path: Path, forecast: Forec
     rows = rows_of(SERIES, None)
     display = Display(rows, NAMES, forecast)
     display.live = None
-    Keeping(display, forecast, tmp_path / "r.json", {}, dict).walked(rows[:3], dict.fromkeys(NAMES, found), "linux")
+    Keeping(display, forecast, tmp_path / "r.json", {}, dict).walked(
+        rows[:3], dict.fromkeys(NAMES, found), "linux"
+    )
     Caption(display).write("\r\x1b[K  building: 7 of 9 steps\n")
     console = Console(file=io.StringIO(), width=100)
     with console.capture() as capture:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walk over the matrix: a broken patch makes its own cells red, blocks what needs them, and nothing else."""
+"""The walk over the matrix: a broken patch makes its own cells red, blocks what needs them, and
+nothing else."""
 
 import threading
 
@@ -32,7 +33,10 @@ class Witness:
 
     def picture(self) -> list[str]:
         """A row's cells as letters, in the order of CheckName."""
-        return ["".join(LETTERS[check.state] for check in result.checks) for result in self.results.values()]
+        return [
+            "".join(LETTERS[check.state] for check in result.checks)
+            for result in self.results.values()
+        ]
 
     def reason(self, number: int, name: CheckName) -> str:
         return next(check.reason for check in self.results[number].checks if check.name is name)
@@ -46,7 +50,9 @@ def from_row(first: int, outcome: Outcome, last: int = 99) -> Step:
 def walked(**steps: Step) -> Witness:
     """The walk over all rows; checks that are not given pass."""
     witness = Witness()
-    every: dict[CheckName, Step] = {name: steps.get(name, lambda row: Outcome()) for name in CheckName}
+    every: dict[CheckName, Step] = {
+        name: steps.get(name, lambda row: Outcome()) for name in CheckName
+    }
     Walk(every, witness).over((row, PatchResult(row.number, row.title, "")) for row in ROWS)
     return witness
 
@@ -153,8 +159,12 @@ def test_the_whole_series_has_its_guest_first_and_its_answers_last() -> None:
     assert list(witness.results) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("hard", "order"), [(True, "b0 t0 b1 t1 b2 t2"), (False, "b0 b1 b2 t0 t1 t2")])
-def test_rows_are_tested_before_hard_work_for_the_next_and_else_together(hard: bool, order: str) -> None:
+@pytest.mark.parametrize(
+    ("hard", "order"), [(True, "b0 t0 b1 t1 b2 t2"), (False, "b0 b1 b2 t0 t1 t2")]
+)
+def test_rows_are_tested_before_hard_work_for_the_next_and_else_together(
+    hard: bool, order: str
+) -> None:
     ended: list[str] = []
 
     def step(letter: str) -> Step:
@@ -183,7 +193,9 @@ def test_a_walk_that_ends_anywhere_has_told_all_that_it_found(stop: int) -> None
         left -= 1
         return Outcome()
 
-    steps: dict[CheckName, Step] = dict.fromkeys((CheckName.APPLY, CheckName.CHECKPATCH, CheckName.BUILD), step)
+    steps: dict[CheckName, Step] = dict.fromkeys(
+        (CheckName.APPLY, CheckName.CHECKPATCH, CheckName.BUILD), step
+    )
     with pytest.raises(KeyboardInterrupt):
         Walk(steps, witness).over((row, PatchResult(row.number, "", "")) for row in ROWS)
     assert sum(picture.count("p") for picture in witness.picture()) == stop

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle itself, with this machine in the guest's place: both sides are native inotify and must agree."""
+"""The oracle itself, with this machine in the guest's place: both sides are native inotify and must
+agree."""
 
 import contextlib
 import random
@@ -40,7 +41,9 @@ def here() -> Iterator[Guest]:
     with (
         ours,
         theirs,
-        subprocess.Popen([sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]) as process,
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]
+        ) as process,
     ):
         client = Guest(ours, lambda: "the test's guest is gone")
         client.wait_until_ready(10)
@@ -118,7 +121,9 @@ def test_the_guests_half_agrees_with_itself(here: Guest, tmp_path: Path) -> None
     lanes = [random_script(random.Random(lane), 60) for lane in range(3)]
     share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
     with contextlib.closing(GuestPerformers(here, 3)) as several:
-        result = compare_in_the_guest(here, share, PurePosixPath(tmp_path / "local"), lanes, several)
+        result = compare_in_the_guest(
+            here, share, PurePosixPath(tmp_path / "local"), lanes, several
+        )
     assert not result.difference(), result.difference()
     assert len(result.native) > 50
 
@@ -126,7 +131,10 @@ def test_the_guests_half_agrees_with_itself(here: Guest, tmp_path: Path) -> None
 def test_a_round_is_all_or_one_operation_of_each_lane() -> None:
     lanes = [[["read", "a"], ["read", "b"]], [["read", "c"]]]
     assert HostWatch.INOTIFY.rounds(lanes) == [lanes]
-    assert HostWatch.FANOTIFY.rounds(lanes) == [[[["read", "a"]], [["read", "c"]]], [[["read", "b"]], []]]
+    assert HostWatch.FANOTIFY.rounds(lanes) == [
+        [[["read", "a"]], [["read", "c"]]],
+        [[["read", "b"]], []],
+    ]
 
 
 def event(wd: int, mask: In, name: str = "", cookie: int = 0) -> Event:
@@ -140,7 +148,11 @@ def test_what_repeats_is_told_once_and_what_comes_between_is_kept() -> None:
 
 
 def test_moves_are_numbered_and_unnamed_files_are_alike() -> None:
-    events = [event(1, In.MOVED_FROM, "a", 77), event(1, In.MOVED_TO, "b", 77), event(1, In.OPEN, "#4711")]
+    events = [
+        event(1, In.MOVED_FROM, "a", 77),
+        event(1, In.MOVED_TO, "b", 77),
+        event(1, In.OPEN, "#4711"),
+    ]
     assert told(events, {1: "."}) == [
         Told(".", In.MOVED_FROM, "a", 1),
         Told(".", In.MOVED_TO, "b", 1),
@@ -166,7 +178,9 @@ def test_an_overflow_is_told_in_each_lane() -> None:
     assert [one.what for one in side.story] == [In.Q_OVERFLOW] * 2
 
 
-@pytest.mark.parametrize("guest", [[], [Told(".", In.CREATE, "a")] * 2, [Told(".", In.DELETE, "a")]])
+@pytest.mark.parametrize(
+    "guest", [[], [Told(".", In.CREATE, "a")] * 2, [Told(".", In.DELETE, "a")]]
+)
 def test_a_lost_a_second_and_another_event_are_differences(guest: list[Told]) -> None:
     native = [Told(".", In.CREATE, "a")]
     assert Comparison(native, native).difference() == ""
@@ -174,14 +188,25 @@ def test_a_lost_a_second_and_another_event_are_differences(guest: list[Told]) ->
 
 
 def test_the_readme_lists_what_the_oracle_knows_to_differ() -> None:
-    limits = (paths.CHECKOUT / "README.md").read_text().partition("\n## Limits\n")[2].partition("\n## ")[0]
-    listed = limits.partition("Where events are not those of a local file system")[2].partition("\n\n")[2]
-    bullets = {" ".join(bullet.split()) for bullet in listed.strip().removeprefix("- ").split("\n- ")}
+    limits = (
+        (paths.CHECKOUT / "README.md")
+        .read_text()
+        .partition("\n## Limits\n")[2]
+        .partition("\n## ")[0]
+    )
+    listed = limits.partition("Where events are not those of a local file system")[2].partition(
+        "\n\n"
+    )[2]
+    bullets = {
+        " ".join(bullet.split()) for bullet in listed.strip().removeprefix("- ").split("\n- ")
+    }
     assert bullets == {f"{known.what}: {known.why}." for known in KNOWN_DIFFERENCES}
 
 
 def test_only_what_is_known_to_differ_is_taken_as_equal() -> None:
-    opened, written, closed = (Told("d", what, "f") for what in (In.OPEN, In.MODIFY, In.CLOSE_WRITE))
+    opened, written, closed = (
+        Told("d", what, "f") for what in (In.OPEN, In.MODIFY, In.CLOSE_WRITE)
+    )
     made = Told("d", In.CREATE, "n")
     # fanotify: what happens to one object comes together, each once ...
     assert merged([opened, made, written, closed]) == merged([opened, written, closed, made])
@@ -189,5 +214,9 @@ def test_only_what_is_known_to_differ_is_taken_as_equal() -> None:
     # ... but nothing is missing, nothing of another object moves, and no rename does.
     assert merged([opened, written, closed]) != merged([opened, closed])
     assert merged([made, opened]) != merged([opened, made])
-    moves = [Told("d", In.MOVED_FROM, "f", 1), Told("d", In.MOVED_TO, "g", 1), Told("d", In.MOVED_FROM, "f", 2)]
+    moves = [
+        Told("d", In.MOVED_FROM, "f", 1),
+        Told("d", In.MOVED_TO, "g", 1),
+        Told("d", In.MOVED_FROM, "f", 2),
+    ]
     assert merged([opened, *moves, closed])[-3:] == moves

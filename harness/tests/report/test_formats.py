@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's text forms: harmless and cut text, JUnit XML as its readers read it, KTAP line by line, the command."""
+"""The report's text forms: harmless and cut text, JUnit XML as its readers read it, KTAP line by
+line, the command."""
 
 import dataclasses
 import io
@@ -21,7 +22,14 @@ from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from tests.support import report_records as records
 
 RUNS = pytest.mark.parametrize(
-    "make", [records.green, records.build_error, records.checkpatch_error, records.lost_event, records.hostile]
+    "make",
+    [
+        records.green,
+        records.build_error,
+        records.checkpatch_error,
+        records.lost_event,
+        records.hostile,
+    ],
 )
 Make = Callable[[], Run]
 
@@ -51,7 +59,10 @@ def test_a_long_text_keeps_its_ends_and_says_what_is_missing() -> None:
     assert head == lines[: len(head)]
     assert tail == lines[-len(tail) :]
     missing = len("\n".join(lines)) - len(found.head) - len(found.tail)
-    assert found.left_out == f"{missing / 1000:.0f} kB, 9\u202f{10_000 - len(head) - len(tail) - 9000} lines"
+    assert (
+        found.left_out
+        == f"{missing / 1000:.0f} kB, 9\u202f{10_000 - len(head) - len(tail) - 9000} lines"
+    )
     assert len(found.head) + len(found.tail) <= 8000
     assert text.excerpt("short\n", 8000) == text.Excerpt("short")
 
@@ -64,14 +75,25 @@ def test_one_endless_line_is_cut_too() -> None:
 
 def test_a_message_flows_but_for_its_lists_code_and_trailers() -> None:
     code = "It is:\n\n    int\n    main\n"
-    found = [(block.kind.value, block.sign, block.text) for block in message.blocks(code + "\n" + records.MESSAGE)]
+    found = [
+        (block.kind.value, block.sign, block.text)
+        for block in message.blocks(code + "\n" + records.MESSAGE)
+    ]
     assert found == [
         ("text", "", "It is:"),
         ("lines", "", "    int\n    main"),
-        ("text", "", "A file system whose files change on a server has to know what its users watch."),
+        (
+            "text",
+            "",
+            "A file system whose files change on a server has to know what its users watch.",
+        ),
         ("item", "-", "one thing, which goes on in the next line"),
         ("item", "-", "another"),
-        ("lines", "", "Link: https://lore.kernel.org/r/1\nSigned-off-by: A U Thor <author@example.org>"),
+        (
+            "lines",
+            "",
+            "Link: https://lore.kernel.org/r/1\nSigned-off-by: A U Thor <author@example.org>",
+        ),
     ]
 
 
@@ -81,16 +103,24 @@ def test_a_diff_is_told_file_by_file() -> None:
     assert (source.name, source.added, source.removed) == ("fs/fuse/fsnotify.c", 3, 0)
     assert '<span class="del">-fuse-y += old.o</span>' in makefile.html
     assert '<span class="add">+/* &lt;b&gt;&amp;amp; */</span>' in source.html
-    moved = diff.files_of("diff --git a/a.c b/b.c\nrename from a.c\nrename to b.c\n@@ -1 +1 @@\n-- a/c.c\n+++ b/d.c\n")
+    moved = diff.files_of(
+        "diff --git a/a.c b/b.c\nrename from a.c\nrename to b.c\n@@ -1 +1 @@\n-- a/c.c\n+++ b/d.c\n"
+    )
     assert [(each.name, each.added, each.removed) for each in moved] == [("b.c", 1, 1)]
-    gone = diff.files_of("diff --git a/x.c b/x.c\ndeleted file\n--- a/x.c\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n")
+    gone = diff.files_of(
+        "diff --git a/x.c b/x.c\ndeleted file\n--- a/x.c\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
+    )
     assert [(each.name, each.removed) for each in gone] == [("x.c", 1)]
 
 
 def test_the_table_of_events_has_each_bit_of_the_wire_once() -> None:
     sent = [event.wire for event in events.EVENTS if event.wire]
-    assert sorted(sent) == sorted(event.name or "" for event in Event if event not in (Event.ON_CHILD, Event.ISDIR))
-    assert {origin for event in events.EVENTS for origin in (*event.merged, *event.remote, *event.off)} == {
+    assert sorted(sent) == sorted(
+        event.name or "" for event in Event if event not in (Event.ON_CHILD, Event.ISDIR)
+    )
+    assert {
+        origin for event in events.EVENTS for origin in (*event.merged, *event.remote, *event.off)
+    } == {
         *events.ORIGINS,
         "",
     }
@@ -103,8 +133,13 @@ def test_the_verdict_names_the_worst_state_and_its_patches() -> None:
     assert verdict(records.green()) == (State.PASSED, "Passed: base to 0003")
     assert verdict(records.build_error()) == (State.FAILED, "Failed: 0001")
     blocked = dataclasses.replace(records.patch(1), checks=records.checks(boot=records.blocked()))
-    assert verdict(records.with_patch(records.green(), blocked)) == (State.BLOCKED, "Not all was run: 0001")
-    without = dataclasses.replace(records.green(), patches=tuple(records.patch(number) for number in (0, 1, 3)))
+    assert verdict(records.with_patch(records.green(), blocked)) == (
+        State.BLOCKED,
+        "Not all was run: 0001",
+    )
+    without = dataclasses.replace(
+        records.green(), patches=tuple(records.patch(number) for number in (0, 1, 3))
+    )
     assert verdict(without) == (State.PASSED, "Passed: base, 0001, 0003")
     assert verdict(dataclasses.replace(without, patches=())) == (State.ABSENT, "Nothing was run")
 
@@ -120,7 +155,12 @@ def test_scales_begin_and_end_at_round_numbers() -> None:
 def test_a_plot_marks_each_value_where_it_belongs() -> None:
     drawn = plots.latency(records.bench().latencies)
     scale = plots.log_scale([110.0, 5770.0], plots.LEFT, plots.WIDTH - plots.RIGHT)
-    for value, words in ((240.0, "240 µs"), (110.0, "110 µs"), (5770.0, "5.77 ms"), (2311.0, "2.31 ms")):
+    for value, words in (
+        (240.0, "240 µs"),
+        (110.0, "110 µs"),
+        (5770.0, "5.77 ms"),
+        (2311.0, "2.31 ms"),
+    ):
         assert re.search(rf'<text x="{scale(value):.1f}"[^>]*>{words}<', drawn)
 
 
@@ -146,7 +186,9 @@ def read_junit(run: Run) -> list[TestSuite]:
 def state_of(case: TestCase) -> State:
     if any(isinstance(entry, Failure) for entry in case.result):
         return State.FAILED
-    return State.BLOCKED if any(isinstance(entry, Skipped) for entry in case.result) else State.PASSED
+    return (
+        State.BLOCKED if any(isinstance(entry, Skipped) for entry in case.result) else State.PASSED
+    )
 
 
 @RUNS
@@ -155,11 +197,19 @@ def test_junit_has_a_suite_for_each_patch_with_its_checks_and_tests(make: Make) 
     suites = read_junit(make())
     assert [suite.name for suite in suites] == [junit.title(patch) for patch in run.patches]
     for suite, patch in zip(suites, run.patches, strict=True):
-        asked: list[Check | TestResult] = [check for check in patch.checks if check.state is not State.ABSENT]
+        asked: list[Check | TestResult] = [
+            check for check in patch.checks if check.state is not State.ABSENT
+        ]
         asked += patch.tests
-        assert [(case.name, state_of(case)) for case in suite] == [(each.name, each.state) for each in asked]
+        assert [(case.name, state_of(case)) for case in suite] == [
+            (each.name, each.state) for each in asked
+        ]
         states = [each.state for each in asked]
-        assert (suite.tests, suite.failures, suite.errors) == (len(asked), states.count(State.FAILED), 0)
+        assert (suite.tests, suite.failures, suite.errors) == (
+            len(asked),
+            states.count(State.FAILED),
+            0,
+        )
         assert suite.skipped == states.count(State.BLOCKED)
         assert suite.time == pytest.approx(sum(check.seconds for check in patch.checks))
 
@@ -170,7 +220,9 @@ def test_junit_tells_why() -> None:
     assert cases["build"].result[0].text == "make: *** Error 1"
     assert cases["boot"].result[0].message == "build failed"
     assert cases["apply"].system_out == "apply says\nok"
-    failing = {case.name: case for case in read_junit(records.lost_event())[3]}["test_host.py::test_of_1"]
+    failing = {case.name: case for case in read_junit(records.lost_event())[3]}[
+        "test_host.py::test_of_1"
+    ]
     assert failing.result[0].message == "test_host.py:7: AssertionError"
     assert "assert events == ['a']" in (failing.result[0].text or "")
 
@@ -190,7 +242,8 @@ class Line:
 
 
 def read_ktap(source: io.StringIO, indent: str = "") -> tuple[str, list[Line]]:
-    """One document, strictly: version, subtest's name, plan, then results in order; returns name and results."""
+    """One document, strictly: version, subtest's name, plan, then results in order; returns name
+    and results."""
     assert source.readline() == f"{indent}KTAP version 1\n"
     line = source.readline()
     named = re.fullmatch(rf"{indent}# Subtest: (.+)\n", line)
@@ -235,10 +288,17 @@ def test_ktap_nests_patches_checks_and_tests(make: Make) -> None:
         assert line.name == ktap.plain(junit.title(patch))
         assert line.ok is not bool(patch.failed)
         asked = [check for check in patch.checks if check.state is not State.ABSENT]
-        expected = [(check.name, check.state is not State.FAILED, check.state is State.BLOCKED) for check in asked]
+        expected = [
+            (check.name, check.state is not State.FAILED, check.state is State.BLOCKED)
+            for check in asked
+        ]
         assert [(each.name, each.ok, each.skipped) for each in line.parts] == expected
         for each, check in zip(line.parts, asked, strict=True):
-            below = patch.tests if check.name is CheckName.TESTS and check.state is not State.BLOCKED else ()
+            below = (
+                patch.tests
+                if check.name is CheckName.TESTS and check.state is not State.BLOCKED
+                else ()
+            )
             assert [(part.name, part.ok) for part in each.parts] == [
                 (ktap.plain(test.name), test.state is State.PASSED) for test in below
             ]
@@ -253,7 +313,9 @@ def test_ktap_tells_why() -> None:
 
 def test_no_log_ends_the_kernels_own_parser() -> None:
     rendered = ktap.render(text.harmless(records.hostile()))
-    assert not re.search(r"List of all partitions:|Kernel panic - not syncing: VFS:|reboot: System halted", rendered)
+    assert not re.search(
+        r"List of all partitions:|Kernel panic - not syncing: VFS:|reboot: System halted", rendered
+    )
     assert "System halted" in rendered
 
 
@@ -263,12 +325,19 @@ def test_no_log_ends_the_kernels_own_parser() -> None:
 def test_all_forms_are_written_and_nothing_else_is_left(tmp_path: Path) -> None:
     written = report.write(records.hostile(), tmp_path / "new" / "report", records.bench())
     assert written == tmp_path / "new" / "report" / "index.html"
-    assert sorted(path.name for path in written.parent.iterdir()) == ["index.html", "junit.xml", "ktap.txt"]
+    assert sorted(path.name for path in written.parent.iterdir()) == [
+        "index.html",
+        "junit.xml",
+        "ktap.txt",
+    ]
 
 
 def test_a_page_of_many_patches_and_endless_logs_stays_small(tmp_path: Path) -> None:
     long = records.long_logs()
-    patches = [dataclasses.replace(long.patches[1], number=number, diff=records.DIFF * 100) for number in range(15)]
+    patches = [
+        dataclasses.replace(long.patches[1], number=number, diff=records.DIFF * 100)
+        for number in range(15)
+    ]
     report.write(dataclasses.replace(long, patches=tuple(patches)), tmp_path)
     for name in ("index.html", "junit.xml", "ktap.txt"):
         assert (tmp_path / name).stat().st_size < 3_000_000
@@ -289,7 +358,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_says_where_the_page_is(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_where_the_page_is(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results.save(records.green(), checkout / "report" / "results.json")
     bench_report.write_json(records.bench(), checkout / "bench.json")
     assert cli.main(["report"]) == 0
@@ -309,14 +380,20 @@ def test_results_of_parts_are_merged_and_kept(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["results", "merged", "bench"])
-def test_what_cannot_be_read_is_said_in_a_line(checkout: Path, capsys: pytest.CaptureFixture[str], broken: str) -> None:
+def test_what_cannot_be_read_is_said_in_a_line(
+    checkout: Path, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
     (checkout / "broken.json").write_text('{"schema": 1}')
     words = ["--merge", str(checkout / "broken.json")] if broken == "merged" else []
     if broken == "bench":
         results.save(records.green(), checkout / "report" / "results.json")
         (checkout / "broken.json").rename(checkout / "bench.json")
     assert cli.main(["report", *words]) == 1
-    expected = {"results": "no results .*: run make test", "merged": "broken.json is not", "bench": "run make bench"}
+    expected = {
+        "results": "no results .*: run make test",
+        "merged": "broken.json is not",
+        "bench": "run make bench",
+    }
     assert re.search(expected[broken], capsys.readouterr().err)
 
 
@@ -333,7 +410,9 @@ def test_what_cannot_be_read_is_said_in_a_line(checkout: Path, capsys: pytest.Ca
         ("patches.0.logs", None),
     ],
 )
-def test_a_value_of_another_type_is_said_in_a_line(tmp_path: Path, path: str, value: object) -> None:
+def test_a_value_of_another_type_is_said_in_a_line(
+    tmp_path: Path, path: str, value: object
+) -> None:
     results.save(records.green(), tmp_path / "results.json")
     found = json.loads((tmp_path / "results.json").read_text())
     *way, last = path.split(".")
@@ -354,8 +433,12 @@ def test_a_benchmark_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_what_was_not_asked_for_is_absent() -> None:
-    run = records.with_patch(records.green(), dataclasses.replace(records.patch(2), checks=(), tests=()))
+    run = records.with_patch(
+        records.green(), dataclasses.replace(records.patch(2), checks=(), tests=())
+    )
     assert list(read_junit(run)[2]) == []
     assert ktap_of(run)[2].skipped
-    absent = dataclasses.replace(records.patch(2), checks=(Check(CheckName.BUILD, State.ABSENT),), tests=())
+    absent = dataclasses.replace(
+        records.patch(2), checks=(Check(CheckName.BUILD, State.ABSENT),), tests=()
+    )
     assert ktap_of(records.with_patch(run, absent))[2].parts == []

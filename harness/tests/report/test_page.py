@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page in headless Chromium: structure, links, width, contrast, keyboard, print; nothing is run or fetched."""
+"""The page in headless Chromium: structure, links, width, contrast, keyboard, print; nothing is run
+or fetched."""
 
 import os
 import shutil
@@ -100,7 +101,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     if os.geteuid() == 0:
         # Chromium's sandbox does not work for root.
         options.add_argument("--no-sandbox")
-    driver = Chrome(options=options, service=ChromeService(executable_path=str(programs["chromedriver"])))
+    driver = Chrome(
+        options=options, service=ChromeService(executable_path=str(programs["chromedriver"]))
+    )
     yield driver
     driver.quit()
 
@@ -109,10 +112,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The written page of each run, with a benchmark."""
     folder = tmp_path_factory.mktemp("report")
-    return {name: report.write(make(), folder / name, records.bench()) for name, make in RUNS.items()}
+    return {
+        name: report.write(make(), folder / name, records.bench()) for name, make in RUNS.items()
+    }
 
 
-def show(browser: Chrome, page: Path, width: int = 1400, scheme: str = "light", media: str = "screen") -> None:
+def show(
+    browser: Chrome, page: Path, width: int = 1400, scheme: str = "light", media: str = "screen"
+) -> None:
     """Loads the page into a window, or a telephone, of this width."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     command(browser, "Emulation.setEmulatedMedia", media=media, features=features)
@@ -132,7 +139,9 @@ def errors(browser: Chrome) -> list[str]:
 
 
 @EACH_RUN
-def test_the_page_is_sound_and_fetches_and_runs_nothing(browser: Chrome, pages: dict[str, Path], name: str) -> None:
+def test_the_page_is_sound_and_fetches_and_runs_nothing(
+    browser: Chrome, pages: dict[str, Path], name: str
+) -> None:
     show(browser, pages[name])
     assert browser.execute_script(STRUCTURE) == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
@@ -152,22 +161,30 @@ def test_the_page_fits_every_width_and_is_legible_in_both_schemes(
         seen, faint = browser.execute_script(CONTRAST)
         assert seen > 300
         assert faint == [], f"{width}, {scheme}"
-        dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+        dark = (
+            browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+            != "rgb(255, 255, 255)"
+        )
         assert dark is (scheme == "dark")
 
 
 def test_wide_diffs_scroll_within_their_box(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["green"], WIDTHS[0])
     browser.execute_script(OPEN_ALL)
-    widths = "return [...document.querySelectorAll('pre.diff')].map((box) => box.scrollWidth - box.clientWidth)"
+    widths = (
+        "return [...document.querySelectorAll('pre.diff')].map((box) => box.scrollWidth -"
+        " box.clientWidth)"
+    )
     assert max(browser.execute_script(widths)) > 100
 
 
-def test_every_cell_of_the_matrix_has_its_state_in_words(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_every_cell_of_the_matrix_has_its_state_in_words(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
     show(browser, pages["build_error"], WIDTHS[0])
     rows = browser.execute_script(
-        "return [...document.querySelectorAll('.matrix tr:has(td)')].map("
-        "  (row) => [...row.cells].slice(1).map((cell) => cell.querySelector('.unseen').textContent))"
+        "return [...document.querySelectorAll('.matrix tr:has(td)')].map(  (row) =>"
+        " [...row.cells].slice(1).map((cell) => cell.querySelector('.unseen').textContent))"
     )
     assert rows[0] == ["passed", "not run", "passed", "passed", "passed", "passed"]
     assert rows[1] == ["passed", "passed", "failed", "blocked", "blocked", "blocked"]
@@ -183,12 +200,19 @@ def test_a_red_cell_leads_to_its_reason(browser: Chrome, pages: dict[str, Path])
     browser.find_element(By.CSS_SELECTOR, ".matrix td.failed a").click()
     target = browser.find_element(By.CSS_SELECTOR, ":target")
     assert target.text == "make: *** Error 1"
-    assert 0 <= browser.execute_script("return arguments[0].getBoundingClientRect().top", target) < HEIGHT
+    assert (
+        0
+        <= browser.execute_script("return arguments[0].getBoundingClientRect().top", target)
+        < HEIGHT
+    )
 
 
 def test_a_link_to_what_is_folded_unfolds_it(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["green"])
-    folded = "return document.getElementById('patch-3-sparse').checkVisibility({contentVisibilityAuto: true})"
+    folded = (
+        "return document.getElementById('patch-3-sparse').checkVisibility({contentVisibilityAuto:"
+        " true})"
+    )
     closed = "return document.getElementById('patch-3-sparse').closest('details').open"
     assert browser.execute_script(closed) is False
     browser.find_element(By.CSS_SELECTOR, ".matrix a[href='#patch-3-sparse']").click()
@@ -196,7 +220,9 @@ def test_a_link_to_what_is_folded_unfolds_it(browser: Chrome, pages: dict[str, P
     assert browser.execute_script(folded) is True
 
 
-def test_what_failed_is_open_and_the_rest_is_folded(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_what_failed_is_open_and_the_rest_is_folded(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
     show(browser, pages["lost_event"])
     opened = browser.execute_script(
         "return [...document.querySelectorAll('details[open]')].map((one) => one.innerText)"
@@ -204,10 +230,15 @@ def test_what_failed_is_open_and_the_rest_is_folded(browser: Chrome, pages: dict
     assert len(opened) == 2
     assert "1 failed, 4 passed" in opened[0]
     assert "AssertionError: assert [] == ['a']" in opened[1]
-    assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") > 20
+    assert (
+        browser.execute_script("return document.querySelectorAll('details:not([open])').length")
+        > 20
+    )
 
 
-def test_the_keyboard_reaches_the_links_and_shows_where_it_is(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_the_keyboard_reaches_the_links_and_shows_where_it_is(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
     show(browser, pages["build_error"])
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
     focused = browser.switch_to.active_element
@@ -215,12 +246,19 @@ def test_the_keyboard_reaches_the_links_and_shows_where_it_is(browser: Chrome, p
     assert focused.value_of_css_property("outline-style") == "solid"
 
 
-def test_on_paper_the_diffs_are_there_the_logs_are_not_and_ink_is_dark(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_on_paper_the_diffs_are_there_the_logs_are_not_and_ink_is_dark(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
     show(browser, pages["lost_event"], PAPER, "dark", "print")
-    visible = "return [...document.querySelectorAll(arguments[0])].map((each) => each.checkVisibility())"
+    visible = (
+        "return [...document.querySelectorAll(arguments[0])].map((each) => each.checkVisibility())"
+    )
     assert set(browser.execute_script(visible, "pre.diff")) == {True}
     assert set(browser.execute_script(visible, ".logs")) == {False}
-    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
     assert browser.execute_script("return document.documentElement.scrollWidth") <= PAPER
     assert browser.execute_script(CONTRAST)[1] == []
 
@@ -229,7 +267,10 @@ def test_hostile_text_is_only_text(browser: Chrome, pages: dict[str, Path]) -> N
     show(browser, pages["hostile"])
     browser.execute_script(OPEN_ALL)
     seen = browser.find_element(By.TAG_NAME, "main").text
-    assert "<script>document.title = 'run'</script> <img src=x onerror=alert(1)> ]]> </pre></details> &amp;" in seen
+    assert (
+        "<script>document.title = 'run'</script> <img src=x onerror=alert(1)> ]]> </pre></details>"
+        " &amp;" in seen
+    )
     assert "{{ 7 * 6 }} {% raw %}" in seen
     assert len(browser.find_elements(By.CSS_SELECTOR, "article.patch")) == 4
 
@@ -239,7 +280,9 @@ def test_the_events_and_the_benchmark_are_shown(browser: Chrome, pages: dict[str
     rows = browser.find_elements(By.CSS_SELECTOR, "table.events tbody tr")
     words = "CREATE guest host host host guest · none IN_CREATE, FAN_CREATE, DN_CREATE"
     assert " ".join(rows[0].text.split()) == words
-    assert [each.get_attribute("aria-label") for each in browser.find_elements(By.TAG_NAME, "svg")] == [
+    assert [
+        each.get_attribute("aria-label") for each in browser.find_elements(By.TAG_NAME, "svg")
+    ] == [
         "Latency by mode: median and 99th percentile",
         "Events per second that arrive in the guest, by the number of files created",
         "Operations per second of farwatchd in a guest, relative to other daemons",

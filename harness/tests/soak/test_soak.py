@@ -54,7 +54,12 @@ def test_a_whole_stream_is_clean(kinds: Sequence[Kind]) -> None:
 
 def test_what_was_on_its_way_before_the_watch_may_be_told_or_not() -> None:
     sure = stream(10, 3)
-    for before in ([], stream(8, 2), stream(8, 2)[5:], [stream(4, 1)[0], *stream(6, 1)[2:], stream(9, 1)[1]]):
+    for before in (
+        [],
+        stream(8, 2),
+        stream(8, 2)[5:],
+        [stream(4, 1)[0], *stream(6, 1)[2:], stream(9, 1)[1]],
+    ):
         assert judged([*before, *sure], sure=10).clean
         assert judged([*before, *sure[1:]], sure=10).lost == 1
     assert judged([*reversed(stream(8, 1)), *sure], sure=10).duplicate == 3
@@ -96,7 +101,13 @@ def test_what_is_wrong_is_told_in_words() -> None:
 
 def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
     assert judged([Event(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
-    for mask, name in ((In.MODIFY, "f1"), (In.CREATE, "x1"), (In.CREATE, "m1"), (In.IGNORED, ""), (In.CREATE, "f")):
+    for mask, name in (
+        (In.MODIFY, "f1"),
+        (In.CREATE, "x1"),
+        (In.CREATE, "m1"),
+        (In.IGNORED, ""),
+        (In.CREATE, "f"),
+    ):
         assert judged([Event(1, int(mask), 0, name, 0.0)]).strange == 1
 
 
@@ -187,7 +198,9 @@ def here() -> Iterator[Guest]:
     with (
         ours,
         theirs,
-        subprocess.Popen([sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]) as process,
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]
+        ) as process,
     ):
         client = Guest(ours, lambda: "the test's guest is gone")
         client.wait_until_ready(10)

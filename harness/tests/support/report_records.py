@@ -47,21 +47,24 @@ new file mode 100644
 SECTIONS = ("", "Prerequisites", "The series", "The series")
 #: Everything that must not reach a reader as it is.
 HOSTILE = (
-    "<script>document.title = 'run'</script> <img src=x onerror=alert(1)> ]]> </pre></details> &amp;\n"
-    "\x1b[01;31m\x1b[Kerror:\x1b[m\x1b[K red \x1b]8;;http://example.org\x07link\x1b]8;;\x07 \x1b(B\x1b=\n"
-    "nul \x00 bell \x07 delete \x7f next line \x85 lone \udcff \ud800 none \ufffe\n"
-    "turned \u202eround\u202c\r\nover\rwritten\r\r\n"
-    "ok 1 not a result\n1..3\nKTAP version 1\n# Subtest: not one\nKernel panic - not syncing: VFS: no root\n"
-    "reboot: System halted\n{{ 7 * 6 }} {% raw %}"
+    "<script>document.title = 'run'</script> <img src=x onerror=alert(1)> ]]> </pre></details>"
+    " &amp;\n\x1b[01;31m\x1b[Kerror:\x1b[m\x1b[K red \x1b]8;;http://example.org\x07link\x1b]8;;\x07"
+    " \x1b(B\x1b=\nnul \x00 bell \x07 delete \x7f next line \x85 lone \udcff \ud800 none"
+    " \ufffe\nturned \u202eround\u202c\r\nover\rwritten\r\r\nok 1 not a result\n1..3\nKTAP version"
+    " 1\n# Subtest: not one\nKernel panic - not syncing: VFS: no root\nreboot: System halted\n{{ 7"
+    " * 6 }} {% raw %}"
 )
 
 
 def checks(**changed: Check) -> tuple[Check, ...]:
     """All checks, green but for the changed ones."""
     found = {
-        name: Check(name, State.PASSED, 2.5 + number, "", f"{name} says\nok\n") for number, name in enumerate(CheckName)
+        name: Check(name, State.PASSED, 2.5 + number, "", f"{name} says\nok\n")
+        for number, name in enumerate(CheckName)
     }
-    return tuple(replace(changed.get(name.value, check), name=name) for name, check in found.items())
+    return tuple(
+        replace(changed.get(name.value, check), name=name) for name, check in found.items()
+    )
 
 
 def failed(reason: str, output: str = "") -> Check:
@@ -75,15 +78,21 @@ def blocked(reason: str = "") -> Check:
 
 
 def tests(number: int) -> tuple[TestResult, ...]:
-    """The tests that run on the kernel of a patch: one of each patch up to it, and a second one of its own."""
-    found = [TestResult(f"test_host.py::test_of_{patch}", patch, State.PASSED, 0.25) for patch in range(number + 1)]
+    """The tests that run on the kernel of a patch: one of each patch up to it, and a second one of
+    its own."""
+    found = [
+        TestResult(f"test_host.py::test_of_{patch}", patch, State.PASSED, 0.25)
+        for patch in range(number + 1)
+    ]
     return (*found, TestResult("test_host.py::test_again", number, State.PASSED, 61.5))
 
 
 def patch(number: int) -> PatchResult:
     """A green patch; 0 is the base."""
     if not number:
-        return PatchResult(0, "", "Linux 6.12", checks=checks(checkpatch=Check(CheckName.APPLY, State.ABSENT)))
+        return PatchResult(
+            0, "", "Linux 6.12", checks=checks(checkpatch=Check(CheckName.APPLY, State.ABSENT))
+        )
     return PatchResult(
         number=number,
         file=f"{number:04}-fuse-Add-part-{number}.patch",
@@ -107,27 +116,42 @@ def green() -> Run:
 
 def with_patch(run: Run, changed: PatchResult) -> Run:
     """The run with one of its patches replaced."""
-    return replace(run, patches=tuple(changed if each.number == changed.number else each for each in run.patches))
+    return replace(
+        run,
+        patches=tuple(changed if each.number == changed.number else each for each in run.patches),
+    )
 
 
 def build_error() -> Run:
     """A compile error in patch 1, which blocks what comes after."""
     red = failed("fs/fuse/fsnotify.c:3:9: error: expected ';'", "make: *** Error 1\n")
     rest = {name: blocked("build failed") for name in ("sparse", "boot", "tests")}
-    return with_patch(green(), replace(patch(1), checks=checks(build=red, **rest), tests=(), logs={}))
+    return with_patch(
+        green(), replace(patch(1), checks=checks(build=red, **rest), tests=(), logs={})
+    )
 
 
 def checkpatch_error() -> Run:
     """A checkpatch error in patch 2, which blocks nothing."""
-    red = failed("1 error: trailing whitespace", "ERROR: trailing whitespace\n#12: FILE: fs/fuse/fsnotify.c:2:\n")
+    red = failed(
+        "1 error: trailing whitespace",
+        "ERROR: trailing whitespace\n#12: FILE: fs/fuse/fsnotify.c:2:\n",
+    )
     return with_patch(green(), replace(patch(2), checks=checks(checkpatch=red)))
 
 
 def lost_event() -> Run:
     """A test of patch 1 that fails on the kernel of patch 3."""
-    output = ">   assert events == ['a']\nE   AssertionError: assert [] == ['a']\n\ntest_host.py:7: AssertionError\n"
+    output = (
+        ">   assert events == ['a']\nE   AssertionError: assert [] == ['a']\n\ntest_host.py:7:"
+        " AssertionError\n"
+    )
     found = tuple(
-        replace(test, state=State.FAILED, output=output) if test.patch == 1 else replace(test, output="well\n")
+        (
+            replace(test, state=State.FAILED, output=output)
+            if test.patch == 1
+            else replace(test, output="well\n")
+        )
         for test in tests(3)
     )
     red = failed("1 test failed: test_of_1", "1 failed, 4 passed")
@@ -156,7 +180,9 @@ def hostile() -> Run:
 
 def long_logs() -> Run:
     """A megabyte in each log of each patch: of lines, and in a single one."""
-    lines = "".join(f"[{number:12.6f}] a line of a log that never ends\n" for number in range(21_000))
+    lines = "".join(
+        f"[{number:12.6f}] a line of a log that never ends\n" for number in range(21_000)
+    )
     logs = {"console": lines, "one line": "x" * 1_000_000}
     return replace(green(), patches=tuple(replace(each, logs=logs) for each in green().patches))
 
@@ -164,16 +190,34 @@ def long_logs() -> Run:
 def bench() -> Report:
     """What a benchmark of all parts finds."""
     facts = Surroundings(
-        "2026-11-24T11:07:54+00:00", "CPU", 2, 23.5, "6.18", 0.5, "linux-6.12", "QEMU 11.1.3", "tcg", "3.11", {}
+        "2026-11-24T11:07:54+00:00",
+        "CPU",
+        2,
+        23.5,
+        "6.18",
+        0.5,
+        "linux-6.12",
+        "QEMU 11.1.3",
+        "tcg",
+        "3.11",
+        {},
     )
-    batches = (Batch(1000, 9000.0, 8000.0, 1000, False), Batch(50_000, 40_000.0, 30_000.0, 45_000, True))
+    batches = (
+        Batch(1000, 9000.0, 8000.0, 1000, False),
+        Batch(50_000, 40_000.0, 30_000.0, 45_000, True),
+    )
     servers = ("farwatchd", "virtiofsd C", "virtiofsd Rust")
-    rates = [Rate(server, each, (900.0, 1000.0), (9.0, 8.0)) for each in OPERATIONS for server in servers]
+    rates = [
+        Rate(server, each, (900.0, 1000.0), (9.0, 8.0)) for each in OPERATIONS for server in servers
+    ]
     cost = WatchCost(**{name: 1 for name in WatchCost.__annotations__} | {"mode": "merged"})  # type: ignore[arg-type]
     inodes = InodeCost(**dict.fromkeys(InodeCost.__annotations__, 1))
     return Report(
         facts,
-        (Latency("merged", 500, 240.0, 5770.0, 200.0, 446.0), Latency("remote", 500, 110.0, 2311.0, 107.0, 219.0)),
+        (
+            Latency("merged", 500, 240.0, 5770.0, 200.0, 446.0),
+            Latency("remote", 500, 110.0, 2311.0, 107.0, 219.0),
+        ),
         (Throughput("merged", batches, 25_000.0, 3.0), Throughput("remote", batches, 0.0, 3.0)),
         tuple(rates),
         (cost,),

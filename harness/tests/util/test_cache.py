@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache: what is published is whole, one process makes it, and an interruption leaves nothing that is trusted."""
+"""The cache: what is published is whole, one process makes it, and an interruption leaves nothing
+that is trusted."""
 
 import multiprocessing
 from multiprocessing.synchronize import Event

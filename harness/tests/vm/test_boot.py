@@ -43,7 +43,9 @@ def test_the_command_comes_last_and_only_emulation_turns_kvm_off() -> None:
     emulated = vng_command(vm_spec(SPEC, SOCKETS), "vng", "run this")
     assert emulated[-2:] == ["--", "run this"]
     assert "--disable-kvm" in emulated
-    fast = vng_command(vm_spec(dataclasses.replace(SPEC, accelerator=Accelerator.KVM), SOCKETS), "vng", "run this")
+    fast = vng_command(
+        vm_spec(dataclasses.replace(SPEC, accelerator=Accelerator.KVM), SOCKETS), "vng", "run this"
+    )
     assert "--disable-kvm" not in fast
     assert "--" not in vng_command(vm_spec(SPEC, SOCKETS), "vng", None)
 
@@ -58,6 +60,11 @@ def test_the_daemon_is_ours_with_its_options_or_the_one_named() -> None:
     options = dataclasses.replace(SPEC, daemon_options=("--max-watches=3",))
     words = daemon_words(options, Path("/s"))
     assert words[0].endswith("farwatchd")
-    assert words[1:] == ["--socket-path=/s", "--shared-dir=/shared dir", "--tag=farwatch", "--max-watches=3"]
+    assert words[1:] == [
+        "--socket-path=/s",
+        "--shared-dir=/shared dir",
+        "--tag=farwatch",
+        "--max-watches=3",
+    ]
     other = dataclasses.replace(SPEC, daemon_command=("other", "--at={socket}", "{shared}"))
     assert daemon_words(other, Path("/s")) == ["other", "--at=/s", "/shared dir"]

@@ -13,13 +13,22 @@ a program says WARNING: nothing to worry about\r
 """
 
 TROUBLE = [
-    ("Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)", Severity.FATAL),
+    (
+        "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
+        Severity.FATAL,
+    ),
     ("BUG: kernel NULL pointer dereference, address: 0000000000000008", Severity.FATAL),
     ("Oops: Oops: 0000 [#1] PREEMPT SMP NOPTI", Severity.FATAL),
     ("kernel BUG at fs/fuse/dev.c:100!", Severity.FATAL),
-    ("WARNING: CPU: 0 PID: 57 at fs/notify/mark.c:82 fsnotify_get_mark+0x6a/0xa0", Severity.WARNING),
+    (
+        "WARNING: CPU: 0 PID: 57 at fs/notify/mark.c:82 fsnotify_get_mark+0x6a/0xa0",
+        Severity.WARNING,
+    ),
     ("WARNING: possible circular locking dependency detected", Severity.WARNING),
-    ("BUG: sleeping function called from invalid context at kernel/locking/mutex.c:585", Severity.WARNING),
+    (
+        "BUG: sleeping function called from invalid context at kernel/locking/mutex.c:585",
+        Severity.WARNING,
+    ),
     ("INFO: task inotifywait:72 blocked for more than 122 seconds.", Severity.WARNING),
     ("BUG: KASAN: slab-use-after-free in fuse_notify+0x1d2/0x300", Severity.WARNING),
     ("refcount_t: underflow; use-after-free.", Severity.WARNING),
@@ -34,11 +43,17 @@ TROUBLE = [
     ("UBSAN: array-index-out-of-bounds in fs/fuse/dev.c:10:2", Severity.WARNING),
     ("KFENCE: use-after-free read in fuse_notify+0x1d2/0x300", Severity.WARNING),
     ("BUG: KCSAN: data-race in fuse_notify / fuse_simple_request", Severity.WARNING),
-    ("ODEBUG: free active (active state 0) object: ffff888004 object type: work_struct", Severity.WARNING),
+    (
+        "ODEBUG: free active (active state 0) object: ffff888004 object type: work_struct",
+        Severity.WARNING,
+    ),
     ("list_add corruption. prev->next should be next (ffff), but was dead.", Severity.WARNING),
     ("list_del corruption, ffff888004->next is LIST_POISON1 (dead000000000100)", Severity.WARNING),
     ("BUG kmalloc-64 (Not tainted): Poison overwritten", Severity.WARNING),
-    ("BUG fuse_inode (Tainted: G    B  ): Objects remaining on __kmem_cache_shutdown()", Severity.WARNING),
+    (
+        "BUG fuse_inode (Tainted: G    B  ): Objects remaining on __kmem_cache_shutdown()",
+        Severity.WARNING,
+    ),
     ("BUG: Bad page state in process swapper/0  pfn:04b9d", Severity.WARNING),
     ("kworker/0:1: page allocation failure: order:1, mode:0x820(GFP_ATOMIC)", Severity.WARNING),
     ("kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)", Severity.WARNING),
@@ -63,7 +78,9 @@ def test_a_quiet_log_has_no_findings() -> None:
 @pytest.mark.parametrize(("text", "severity"), TROUBLE)
 def test_trouble_is_found(text: str, severity: Severity) -> None:
     found = Console().feed(f"{QUIET}[   12.345678] {text}\r\n")
-    assert [(finding.severity, finding.line) for finding in found] == [(severity, f"[   12.345678] {text}")]
+    assert [(finding.severity, finding.line) for finding in found] == [
+        (severity, f"[   12.345678] {text}")
+    ]
 
 
 @pytest.mark.parametrize("text", HARMLESS)

@@ -48,7 +48,9 @@ def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
         Daemon.start([str(tmp_path / "nothing")], tmp_path / "log")
 
 
-def test_one_that_ignores_the_signal_is_ended_by_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_ignores_the_signal_is_ended_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("farwatch_harness.vm.daemon_process.STOP_LIMIT", 0.2)
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + LISTENS
     daemon = Daemon.start(program(code), tmp_path / "log")

@@ -30,7 +30,9 @@ def guest(channel: tuple[socket.socket, socket.socket]) -> Iterator[Guest]:
     """The client, with the real agent at the other end, in a process of its own."""
     number = channel[1].fileno()
     code = f"import agent; agent.Agent({number}).serve()"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]
+    ) as process:
         client = Guest(channel[0], lambda: "the test's guest is gone")
         client.wait_until_ready(10)
         yield client
@@ -100,13 +102,17 @@ def test_a_slow_request_holds_up_no_other(guest: Guest) -> None:
     job.join()
 
 
-def test_a_lost_guest_ends_the_waiting_calls(guest: Guest, channel: tuple[socket.socket, socket.socket]) -> None:
+def test_a_lost_guest_ends_the_waiting_calls(
+    guest: Guest, channel: tuple[socket.socket, socket.socket]
+) -> None:
     channel[1].shutdown(socket.SHUT_RDWR)
     with pytest.raises(GuestLostError, match="the test's guest is gone"):
         guest.ping()
 
 
-def test_a_guest_that_says_nothing_is_given_up_at_the_limit(channel: tuple[socket.socket, socket.socket]) -> None:
+def test_a_guest_that_says_nothing_is_given_up_at_the_limit(
+    channel: tuple[socket.socket, socket.socket],
+) -> None:
     client = Guest(channel[0], lambda: "silent")
     with pytest.raises(GuestLostError, match=r"did not answer 'start'.*silent"):
         client.wait_until_ready(0.05)

@@ -9,7 +9,10 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm import kmemleak
 from farwatch_harness.vm.guest_client import Guest
 
-LISTED = 'unreferenced object 0xffff888003b (size 64):\n  comm "init", pid 1\n    fuse_fsnotify_watch+0x1/0x2\n'
+LISTED = (
+    'unreferenced object 0xffff888003b (size 64):\n  comm "init", pid 1\n   '
+    " fuse_fsnotify_watch+0x1/0x2\n"
+)
 
 
 class FakeGuest:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that wait for something to become possible, while others are served: blocking locks.
 
-Each is tried again whenever the guest gives something back, and at intervals, since nobody tells what other processes
-of the host give back.
+Each is tried again whenever the guest gives something back, and at intervals, since nobody tells
+what other processes of the host give back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from farwatchd.fuse.operation import Late
 from farwatchd.fuse.tickets import Tickets
 
-#: More than wait at once get ENOLCK: each keeps a place in its queue, which must not run out of them.
+#: More than wait at once get ENOLCK: each keeps a place in its queue, which must not run out of
+#: them.
 MAX_WAITING = 64
 #: Seconds between attempts.
 INTERVAL = 0.05

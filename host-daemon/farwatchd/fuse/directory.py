@@ -18,8 +18,9 @@ def fill(entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], bytes
     """Encode entries up to ``room`` bytes, with ``lookup``, which gives ``fuse_entry_out``, as
     ``fuse_direntplus``.
 
-    Each entry that ``lookup`` gives is in the reply, as the client owes a FORGET for it: an error later on ends the
-    reply early and comes back on the next read. EINVAL when not even the first entry fits.
+    Each entry that ``lookup`` gives is in the reply, as the client owes a FORGET for it: an error
+    later on ends the reply early and comes back on the next read. EINVAL when not even the first
+    entry fits.
     """
     parts: list[bytes] = []
     left = room
@@ -43,7 +44,8 @@ def fill(entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], bytes
 
 
 def _looked_up(name: bytes, lookup: Callable[[bytes], bytes]) -> bytes:
-    """The entry's inode; none for '.' and '..', which are not looked up, and for one that cannot be looked up."""
+    """The entry's inode; none for '.' and '..', which are not looked up, and for one that cannot be
+    looked up."""
     if name == b"." or name == b"..":
         return encode.NO_ENTRY
     try:

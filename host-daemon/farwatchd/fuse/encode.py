@@ -35,7 +35,9 @@ class Encoder:
         nodeid, generation, stat, submount = value
         seconds, nanoseconds = self._seconds, self._nanoseconds
         flags = ATTR_SUBMOUNT if submount else 0
-        return _pack_entry(nodeid, generation, seconds, seconds, nanoseconds, nanoseconds, *_attr(stat), flags)
+        return _pack_entry(
+            nodeid, generation, seconds, seconds, nanoseconds, nanoseconds, *_attr(stat), flags
+        )
 
     def attr(self, stat: os.stat_result) -> bytes:
         """``fuse_attr_out``."""
@@ -78,7 +80,8 @@ class Encoder:
 
 
 def _attr(stat: os.stat_result) -> tuple[int, ...]:
-    """The fields of ``fuse_attr`` in order, without the flags. Times before 1970 travel as two's complement."""
+    """The fields of ``fuse_attr`` in order, without the flags. Times before 1970 travel as two's
+    complement."""
     # By their numbers the times are whole seconds, which mypy does not know.
     numbered: tuple[Any, ...] = stat[:10]
     mode, ino, _, nlink, uid, gid, size, atime, mtime, ctime = numbered

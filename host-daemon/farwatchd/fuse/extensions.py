@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may follow the arguments of a request that makes an inode: a supplementary group, security labels (7.38)."""
+"""What may follow the arguments of a request that makes an inode: a supplementary group, security
+labels (7.38)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ Labels = tuple[tuple[bytes, bytes], ...]
 
 
 def parse(extensions: bytes) -> tuple[int, Labels]:
-    """The group, or -1, and the labels as names and values of extended attributes; EINVAL when it is malformed.
+    """The group, or -1, and the labels as names and values of extended attributes; EINVAL when it
+    is malformed.
 
     Extensions of unknown types are left out.
     """

@@ -7,7 +7,12 @@ import errno
 from dataclasses import dataclass
 from enum import Enum
 
-from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_FSNOTIFY_PARKED, FUSE_HAS_FSNOTIFY, Event
+from farwatchd.wire.fsnotify import (
+    FUSE_FSNOTIFY_MERGED,
+    FUSE_FSNOTIFY_PARKED,
+    FUSE_HAS_FSNOTIFY,
+    Event,
+)
 from farwatchd.wire.fuse import KERNEL_MINOR_VERSION, KERNEL_VERSION, InitFlag, init_in, init_out
 
 #: The oldest client that is served: before 7.27 nothing speaks virtio-fs, and structures differ.
@@ -37,7 +42,8 @@ _ALWAYS = (
 
 
 class Negotiation(Enum):
-    """Whether something is offered to the guest that both must know: ALWAYS refuses guests that do not."""
+    """Whether something is offered to the guest that both must know: ALWAYS refuses guests that do
+    not."""
 
     ALWAYS = "always"
     AUTO = "auto"
@@ -51,9 +57,12 @@ _POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 class SessionOptions:
     """What the session offers: options of the command line.
 
-    ``merged``: the watches leave out what this client causes, so that its own events stay its own. ``posix_lock`` and
-    ``flock``: locks are taken on the host, and not by the guest for itself alone. ``security_label``: the guest says
-    which one a new inode gets. ``allow_mmap``: files that are not cached can be mapped all the same.
+    ``merged``: the watches leave out what this client causes, so that its own events stay its own.
+    ``posix_lock`` and
+    ``flock``: locks are taken on the host, and not by the guest for itself alone.
+    ``security_label``: the guest says
+    which one a new inode gets. ``allow_mmap``: files that are not cached can be mapped all the
+    same.
     """
 
     writeback: bool = False
@@ -70,7 +79,8 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """The outcome: the reply's payload, and the flags that hold; ``flags`` is None when the client must ask again."""
+    """The outcome: the reply's payload, and the flags that hold; ``flags`` is None when the client
+    must ask again."""
 
     reply: bytes
     flags: int | None
@@ -94,7 +104,9 @@ class Negotiated:
         """The mode's name, as in docs/protocol.md."""
         if not self.fsnotify:
             return "off"
-        return ("merged" if self.merged else "remote") + (" (by waiting requests)" if self.parked else "")
+        return ("merged" if self.merged else "remote") + (
+            " (by waiting requests)" if self.parked else ""
+        )
 
     @property
     def posix_lock(self) -> bool:
@@ -129,7 +141,10 @@ def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotia
         reply = init_out.pack(major=KERNEL_VERSION, minor=KERNEL_MINOR_VERSION)[:_VERSION_SIZE]
         return Negotiated(reply, None, 0)
     if asked.major < KERNEL_VERSION or asked.minor < MIN_MINOR:
-        raise OSError(errno.EPROTO, f"the guest speaks FUSE {asked.major}.{asked.minor}, 7.{MIN_MINOR} is needed")
+        raise OSError(
+            errno.EPROTO,
+            f"the guest speaks FUSE {asked.major}.{asked.minor}, 7.{MIN_MINOR} is needed",
+        )
     offered = int(asked.flags)
     if offered & InitFlag.INIT_EXT:
         offered |= asked.flags2 << 32

@@ -23,7 +23,8 @@ class Failed(NamedTuple):
     errno: int
 
 
-#: The reply after its header; as a number, how much of it already is in the writable segments, or PARK.
+#: The reply after its header; as a number, how much of it already is in the writable segments, or
+#: PARK.
 Done = bytes | int
 Reply = Done | Late | Failed
 NOT_FOUND = Failed(errno.ENOENT)
@@ -35,10 +36,11 @@ PARK = -1
 
 
 class Operation(NamedTuple):
-    """``args``: bytes of arguments that there must be; ``reply``: bytes that a reply without error needs at least.
+    """``args``: bytes of arguments that there must be; ``reply``: bytes that a reply without error
+    needs at least.
 
-    Both are checked before ``handler`` is called, so nothing is done whose result could not be told. ``reply`` is
-    SILENT for what is never answered, and needs no room for that.
+    Both are checked before ``handler`` is called, so nothing is done whose result could not be
+    told. ``reply`` is SILENT for what is never answered, and needs no room for that.
     """
 
     handler: Callable[[Request], Reply]

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One FUSE request: its header, arguments, names and extensions, taken out of guest memory and checked.
+"""One FUSE request: its header, arguments, names and extensions, taken out of guest memory and
+checked.
 
-What is checked is copied first, since the guest may change its memory meanwhile. ``OSError`` is what the guest gets.
+What is checked is copied first, since the guest may change its memory meanwhile. ``OSError`` is
+what the guest gets.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ XATTR_NAME_MAX = 255
 XATTR_SIZE_MAX = 65536
 #: A symbolic link's target, without the NUL.
 TARGET_MAX = 4095
-#: Arguments of all but WRITE: the largest is a BATCH_FORGET that fills the client's largest request.
+#: Arguments of all but WRITE: the largest is a BATCH_FORGET that fills the client's largest
+#: request.
 MAX_ARGS = 1 << 20
 _NO_ID = 0xFFFFFFFF
 OFFSET_MAX = (1 << 63) - 1
@@ -36,15 +39,21 @@ _WRITE = int(Opcode.WRITE)
 class Request:
     """A request after its header: ``args`` are copied, ``writable`` is guest memory.
 
-    ``header`` has the values of ``in_header``. ``room`` is what ``writable`` holds after the reply's header. Of WRITE
-    alone there is ``data``, which is guest memory and holds ``data_size`` bytes.
+    ``header`` has the values of ``in_header``. ``room`` is what ``writable`` holds after the
+    reply's header. Of WRITE alone there is ``data``, which is guest memory and holds ``data_size``
+    bytes.
     """
 
     __slots__ = ("args", "data", "data_size", "extensions", "header", "nodeid", "room", "writable")
 
     # Not a dataclass: what few requests have costs nothing for the others.
     def __init__(
-        self, header: tuple[Any, ...], nodeid: int, args: bytes, writable: Sequence[memoryview], room: int
+        self,
+        header: tuple[Any, ...],
+        nodeid: int,
+        args: bytes,
+        writable: Sequence[memoryview],
+        room: int,
     ) -> None:
         self.header = header
         self.nodeid = nodeid
@@ -97,7 +106,8 @@ class Request:
         return names
 
     def strings(self, start: int, count: int) -> list[bytes]:
-        """``count`` strings, each ended by NUL, from ``args[start:]`` on; EINVAL when one has no end."""
+        """``count`` strings, each ended by NUL, from ``args[start:]`` on; EINVAL when one has no
+        end."""
         parts = self.args[start:].split(b"\0", count)
         if len(parts) <= count:
             raise _endless()
@@ -105,13 +115,19 @@ class Request:
 
 
 def decode(header: tuple[Any, ...], chain: Chain, room: int) -> Request:
-    """Take the request apart whose ``in_header`` has the values ``header``; EINVAL when its lengths are impossible."""
+    """Take the request apart whose ``in_header`` has the values ``header``; EINVAL when its lengths
+    are impossible."""
     readable = chain.readable
     size = header[0]
     length = size - _HEADER_SIZE
     if header[1] == _WRITE:
         return _decode_write(header, chain, room)
-    if len(readable) == 2 and len(readable[1]) == length and len(readable[0]) == _HEADER_SIZE and length <= MAX_ARGS:
+    if (
+        len(readable) == 2
+        and len(readable[1]) == length
+        and len(readable[0]) == _HEADER_SIZE
+        and length <= MAX_ARGS
+    ):
         # As Linux sends most.
         args = readable[1].tobytes()
     else:
@@ -168,7 +184,8 @@ def invalid(what: str) -> OSError:
 
 
 def check_name(name: bytes) -> None:
-    """Refuse what is not one name in a directory, so that nothing outside the share can be reached by it."""
+    """Refuse what is not one name in a directory, so that nothing outside the share can be reached
+    by it."""
     if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, "a name is too long")
     if not name or b"/" in name or name == b"." or name == b"..":

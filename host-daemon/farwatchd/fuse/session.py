@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FUSE session: takes requests, dispatches them by opcode to a file system, writes replies (FUSE 7.41)."""
+"""The FUSE session: takes requests, dispatches them by opcode to a file system, writes replies
+(FUSE 7.41)."""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ _ERRNO_MAX = 511
 class Session:
     """Serves one guest after the other; implements the transport's ``RequestHandler``.
 
-    What is wrong with a request is the guest's to know: an error reply and a line in the debug log. An exception of
-    the file system other than ``OSError`` is a bug and goes to the transport.
+    What is wrong with a request is the guest's to know: an error reply and a line in the debug log.
+    An exception of the file system other than ``OSError`` is a bug and goes to the transport.
     """
 
     def __init__(
@@ -64,13 +65,18 @@ class Session:
         waits: Waits | None = None,
         workers: Workers | None = None,
     ) -> None:
-        """``waits``: where requests wait for locks; without it the guest's locks are its own matter.
+        """``waits``: where requests wait for locks; without it the guest's locks are its own
+        matter.
 
         ``workers``: who does what takes long; without them it is done at once.
         """
         self._fs = fs
         self._watches = watches
-        self._options = options if waits is not None else dataclasses.replace(options, posix_lock=False, flock=False)
+        self._options = (
+            options
+            if waits is not None
+            else dataclasses.replace(options, posix_lock=False, flock=False)
+        )
         self._waits = waits
         self._workers = workers if workers is not None else Workers()
         self._agreed: Negotiated | None = None
@@ -78,7 +84,9 @@ class Session:
         self._refusal_level = logging.WARNING
         self._inodes = InodeOperations(fs, self._workers)
         self._setid = SetIdBits()
-        files = FileOperations(fs, self._setid, self._workers, waits.poke if waits is not None else _nobody_waits)
+        files = FileOperations(
+            fs, self._setid, self._workers, waits.poke if waits is not None else _nobody_waits
+        )
         self._locks = LockOperations(fs, waits) if waits is not None else None
         self._operations: dict[int, Operation] = {
             **NameOperations(fs, self._setid).table(),
@@ -107,7 +115,8 @@ class Session:
         return self._parks
 
     def handle(self, chain: Chain) -> int:
-        """Serve one request and return the bytes of its reply, 0 for none; see ``RequestHandler``."""
+        """Serve one request and return the bytes of its reply, 0 for none; see
+        ``RequestHandler``."""
         readable, writable = chain.readable, chain.writable
         if readable and len(readable[0]) >= _HEADER_SIZE:
             header = in_header.values(readable[0])
@@ -164,7 +173,9 @@ class Session:
             return OSError(errno.EIO, "comes before INIT")
         return OSError(errno.EIO if self._agreed is None else errno.ENOSYS, "not served")
 
-    def _refuse(self, header: tuple[Any, ...], writable: Sequence[memoryview], room: int, error: OSError) -> int:
+    def _refuse(
+        self, header: tuple[Any, ...], writable: Sequence[memoryview], room: int, error: OSError
+    ) -> int:
         """Reply with an error, where the request has a reply and room for it."""
         _, opcode, unique, nodeid, *_ = header
         if _log.isEnabledFor(logging.DEBUG):
@@ -172,7 +183,9 @@ class Session:
         operation = self._operations.get(opcode)
         if room < 0 or (operation is not None and operation.reply == SILENT):
             return 0
-        number = error.errno if error.errno is not None and 0 < error.errno <= _ERRNO_MAX else errno.EIO
+        number = (
+            error.errno if error.errno is not None and 0 < error.errno <= _ERRNO_MAX else errno.EIO
+        )
         return _write_header(writable, _REPLY_HEADER_SIZE, -number, unique)
 
     def _init(self, request: Request) -> Reply:
@@ -185,7 +198,9 @@ class Session:
             self._refusal_level = logging.DEBUG
             raise
         if len(agreed.reply) > request.room:
-            raise invalid(f"room for {request.room} bytes of INIT's reply, {init_out.size} are needed")
+            raise invalid(
+                f"room for {request.room} bytes of INIT's reply, {init_out.size} are needed"
+            )
         if agreed.flags is None:
             return agreed.reply
         if self._agreed is not None:
@@ -201,7 +216,9 @@ class Session:
             self._locks.use(agreed.posix_lock, agreed.flock)
         if self._watches is not None:
             self._watches.tell_own(not agreed.merged)
-        _log.info("the guest speaks FUSE 7.%d, events of the host: mode %s", agreed.minor, agreed.mode)
+        _log.info(
+            "the guest speaks FUSE 7.%d, events of the host: mode %s", agreed.minor, agreed.mode
+        )
         return agreed.reply
 
     def _interrupt(self, request: Request) -> Reply:
@@ -239,7 +256,9 @@ class Session:
         if args.flags or args.reserved or args.mask & ~_REQUESTABLE:
             raise invalid("reserved fields or unknown events")
         watched = self._fs.watched(request.nodeid)
-        mask = self._watches.set_mask(request.nodeid, watched.generation, watched.fd, watched.is_dir, Event(args.mask))
+        mask = self._watches.set_mask(
+            request.nodeid, watched.generation, watched.fd, watched.is_dir, Event(args.mask)
+        )
         return fsnotify_out.pack_values(int(mask), 0, 0)
 
     def _wait(self, request: Request) -> Reply:
@@ -251,12 +270,16 @@ class Session:
         if args.flags & WaitFlag.END:
             self._parks = False
         elif self._parks and min(args.size, request.room) < RECORD_MAX:
-            raise invalid(f"room for {min(args.size, request.room)} bytes of events, a record may have {RECORD_MAX}")
+            raise invalid(
+                f"room for {min(args.size, request.room)} bytes of events, a record may have"
+                f" {RECORD_MAX}"
+            )
         return PARK if self._parks else EMPTY
 
 
 def _scattered_header(readable: Sequence[memoryview]) -> tuple[Any, ...]:
-    """The values of a request's header that is not in one segment; a length of 0, which is refused, without one."""
+    """The values of a request's header that is not in one segment; a length of 0, which is refused,
+    without one."""
     start = gather(readable, 0, _HEADER_SIZE)
     if len(start) < _HEADER_SIZE:
         return (0, *in_header.values(start.ljust(_HEADER_SIZE, b"\0"))[1:])

@@ -20,11 +20,13 @@ class SetIdBits:
         self._agreed = agreed
 
     def go_by_change(self, request: Request) -> bool:
-        """Whether a change takes them away of which the guest cannot say so, though it agreed: for all but root."""
+        """Whether a change takes them away of which the guest cannot say so, though it agreed: for
+        all but root."""
         return self._agreed and request.uid != 0
 
     def go(self, request: Request, flags: int, open_flags: int) -> bool:
-        """Whether opening with these flags takes them away; without agreement: truncating, for all but root."""
+        """Whether opening with these flags takes them away; without agreement: truncating, for all
+        but root."""
         if open_flags & OPEN_KILL_SUIDGID:
             return True
         return not self._agreed and bool(flags & os.O_TRUNC) and request.uid != 0

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads for what may have to wait for a disk or a network, so that other requests are served meanwhile.
+"""Threads for what may have to wait for a disk or a network, so that other requests are served
+meanwhile.
 
 All else is faster without: a thread that takes over and gives back costs more than most requests.
 """
@@ -36,10 +37,11 @@ class _Running(NamedTuple):
 
 
 class Workers:
-    """At most ``threads`` jobs at a time, others wait for their turn; without threads each is done at once.
+    """At most ``threads`` jobs at a time, others wait for their turn; without threads each is done
+    at once.
 
-    All methods are for the loop's thread, which ``call_from_thread`` leads back to. The requests that wait are bounded
-    by the queues that they came by.
+    All methods are for the loop's thread, which ``call_from_thread`` leads back to. The requests
+    that wait are bounded by the queues that they came by.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class Workers:
         tickets: Tickets | None = None,
         call_from_thread: Callable[[Callable[[], None]], None] = _call,
     ) -> None:
-        """No thread is made before ``start``, or the first job: it may do what its maker may do then."""
+        """No thread is made before ``start``, or the first job: it may do what its maker may do
+        then."""
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
         self._tickets = tickets if tickets is not None else Tickets()
@@ -72,13 +75,16 @@ class Workers:
         wait(started)
 
     def do(self, request: Request, job: Job, encode: Encode) -> Reply:
-        """The reply that ``encode`` makes of what ``job`` gives, or Late. A job's ``OSError`` is its errno's reply."""
+        """The reply that ``encode`` makes of what ``job`` gives, or Late. A job's ``OSError`` is
+        its errno's reply."""
         if self._pool is None:
             return encode(job())
         future = self._pool.submit(job)
         late = self._tickets.issue(request.unique, lambda: self._finish(late.ticket))
         self._running[late.ticket] = _Running(future, request.nodeid, encode)
-        future.add_done_callback(lambda _: self._call_from_thread(partial(self._finish, late.ticket)))
+        future.add_done_callback(
+            lambda _: self._call_from_thread(partial(self._finish, late.ticket))
+        )
         return late
 
     def finish(self) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests whose replies come later: each has a ticket, by which the transport knows where its reply goes."""
+"""Requests whose replies come later: each has a ticket, by which the transport knows where its
+reply goes."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class _Open(NamedTuple):
 
 
 class Tickets:
-    """The tickets given out and not used yet. Implements the transport's ``LateReplies``. For the loop's thread."""
+    """The tickets given out and not used yet. Implements the transport's ``LateReplies``. For the
+    loop's thread."""
 
     def __init__(self) -> None:
         self._answer: Callable[[int, bytes, int], None] | None = None
@@ -33,7 +35,8 @@ class Tickets:
         self._answer = answer
 
     def issue(self, unique: int, give_up: Callable[[], None]) -> Late:
-        """A ticket for the request ``unique``; ``give_up`` has it answered at once, when it cannot be later."""
+        """A ticket for the request ``unique``; ``give_up`` has it answered at once, when it cannot
+        be later."""
         self._last += 1
         self._open[self._last] = _Open(unique, give_up)
         return Late(self._last)

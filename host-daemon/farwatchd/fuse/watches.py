@@ -19,7 +19,8 @@ class Watches(Protocol):
         """Whether to tell the guest what was done on its behalf: not in mode merged."""
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
-        """Watch ``mask`` instead of what was watched before, 0 to end; returns what is watched. ``OSError`` if not."""
+        """Watch ``mask`` instead of what was watched before, 0 to end; returns what is watched.
+        ``OSError`` if not."""
 
     def forget(self, nodeid: int) -> None:
         """The inode is gone: end its watch, if it has one."""

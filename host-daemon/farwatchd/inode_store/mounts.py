@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mounts that objects are on, each with the descriptor through which its objects are opened by handle.
+"""The mounts that objects are on, each with the descriptor through which its objects are opened by
+handle.
 
 A mount is kept while an object of it is, so its id, which the host uses again, stays its own.
 """
@@ -17,7 +18,8 @@ from farwatchd.linux.file_handles import handle_of, mount_of, open_handle
 
 _log = logging.getLogger(__name__)
 
-#: A FUSE file system forgets the handles of what it has no use for at the moment (``FUSE_SUPER_MAGIC``).
+#: A FUSE file system forgets the handles of what it has no use for at the moment
+#: (``FUSE_SUPER_MAGIC``).
 _FORGETFUL = 0x65735546
 _STATFS_SIZE = 256
 _AT_EMPTY_PATH = 0x1000
@@ -31,7 +33,8 @@ _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_ui
 
 @dataclass(slots=True, eq=False)
 class Mount:
-    """A mount. ``fd`` is -1 while, and where (``refused``), objects cannot be opened by handle; ``objects`` counts."""
+    """A mount. ``fd`` is -1 while, and where (``refused``), objects cannot be opened by handle;
+    ``objects`` counts."""
 
     ident: int
     fd: int = -1
@@ -50,10 +53,12 @@ class MountTable:
         return len(self._by_id)
 
     def hold(self, key: bytes, fd: int, mode: int) -> Mount:
-        """The mount of the object that has that key (``HandleReader``), descriptor and mode; counts the object.
+        """The mount of the object that has that key (``HandleReader``), descriptor and mode; counts
+        the object.
 
-        A directory is needed to open the mount. It is entered by its root, so that is seen first, and what is seen
-        before is a single file that is mounted: a descriptor for its mount would be one more than for the file.
+        A directory is needed to open the mount. It is entered by its root, so that is seen first,
+        and what is seen before is a single file that is mounted: a descriptor for its mount would
+        be one more than for the file.
         """
         ident = mount_of(key)
         mount = self._by_id.get(ident)
@@ -79,12 +84,16 @@ class MountTable:
         except OSError as error:
             if self._mandatory or error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
-            _log.info("a file system in the share has no file handles of use (%s): descriptors serve", error.strerror)
+            _log.info(
+                "a file system in the share has no file handles of use (%s): descriptors serve",
+                error.strerror,
+            )
             mount.refused = True
 
 
 def open_mount(key: bytes, fd: int) -> int:
-    """A descriptor for ``open_handle`` from a directory's key and descriptor, tried out; ``OSError`` if it fails."""
+    """A descriptor for ``open_handle`` from a directory's key and descriptor, tried out;
+    ``OSError`` if it fails."""
     mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
     try:
         if _is_forgetful(mount_fd):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out whether objects can be kept by file handle here, by opening the share's root that way."""
+"""Finds out whether objects can be kept by file handle here, by opening the share's root that
+way."""
 
 from __future__ import annotations
 
@@ -24,11 +25,14 @@ class HandlesUnavailableError(Exception):
     """Handles are mandatory and do not work. The text is one line for the user."""
 
 
-def open_objects(keep: InodeFileHandles, root_fd: int, open_files: int, capable: bool = True) -> ObjectTable:
+def open_objects(
+    keep: InodeFileHandles, root_fd: int, open_files: int, capable: bool = True
+) -> ObjectTable:
     """A table that keeps objects as ``keep`` says; ``root_fd`` is the share's root directory.
 
-    ``open_files`` is how many files the process may have open; ``capable`` is False if it will lose the capability
-    that handles need. ``HandlesUnavailableError`` if handles are mandatory and do not work.
+    ``open_files`` is how many files the process may have open; ``capable`` is False if it will lose
+    the capability that handles need. ``HandlesUnavailableError`` if handles are mandatory and do
+    not work.
     """
     if keep is InodeFileHandles.NEVER:
         return ObjectTable()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects that are held, each once however many hold it, and the descriptors of those that were used last."""
+"""The objects that are held, each once however many hold it, and the descriptors of those that were
+used last."""
 
 from __future__ import annotations
 
@@ -12,13 +13,14 @@ from enum import Enum
 from farwatchd.inode_store.mounts import Mount, MountTable, mount_id
 from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
 
-#: mount, type and handle; where there is no handle: device and inode number, which are an object's own while it is
-#: held by a descriptor, and the mount's id.
+#: mount, type and handle; where there is no handle: device and inode number, which are an object's
+#: own while it is held by a descriptor, and the mount's id.
 Key = bytes | tuple[int, int, int]
 #: The same for the same object seen through another mount.
 Identity = tuple[int, bytes | int]
 
-#: Descriptors of objects kept by handle that stay open: at most so many, and this part of what the process may open.
+#: Descriptors of objects kept by handle that stay open: at most so many, and this part of what the
+#: process may open.
 _MOST_OPEN = 4096
 _SHARE_OF_LIMIT = 8
 _LEAST_OPEN = 16
@@ -29,7 +31,8 @@ GONE = (errno.ESTALE, errno.ENOENT)
 
 
 class InodeFileHandles(Enum):
-    """Whether objects are kept by file handle (``--inode-file-handles``); PREFER: where that works."""
+    """Whether objects are kept by file handle (``--inode-file-handles``); PREFER: where that
+    works."""
 
     NEVER = "never"
     PREFER = "prefer"
@@ -37,9 +40,11 @@ class InodeFileHandles(Enum):
 
 
 class HostObject:
-    """A file of the host, of any type, on one mount. ``fd`` is its O_PATH descriptor while it is open, else -1.
+    """A file of the host, of any type, on one mount. ``fd`` is its O_PATH descriptor while it is
+    open, else -1.
 
-    ``mount`` is None where the object has no handle. ``by_handle`` objects are opened when they are used.
+    ``mount`` is None where the object has no handle. ``by_handle`` objects are opened when they are
+    used.
     """
 
     __slots__ = ("by_handle", "fd", "holders", "key", "mount")
@@ -64,11 +69,13 @@ class HostObject:
 class ObjectTable:
     """The table. It owns the descriptors of its objects. For one thread.
 
-    Of the objects kept by handle the ``most_open`` that were used last have a descriptor. So a descriptor from ``open``
-    is good for the length of an operation, which uses fewer.
+    Of the objects kept by handle the ``most_open`` that were used last have a descriptor. So a
+    descriptor from ``open`` is good for the length of an operation, which uses fewer.
     """
 
-    def __init__(self, keep: InodeFileHandles = InodeFileHandles.NEVER, most_open: int = _MOST_OPEN) -> None:
+    def __init__(
+        self, keep: InodeFileHandles = InodeFileHandles.NEVER, most_open: int = _MOST_OPEN
+    ) -> None:
         self.keep = keep
         self._most_open = most_open
         self._reader = HandleReader()
@@ -121,7 +128,8 @@ class ObjectTable:
             self._mounts.release(held.mount)
 
     def open(self, held: HostObject) -> int:
-        """The object's descriptor, which is opened if need be; ESTALE when the object is no more."""
+        """The object's descriptor, which is opened if need be; ESTALE when the object is no
+        more."""
         fd = held.fd
         if fd >= 0:
             if held.by_handle:
@@ -181,5 +189,6 @@ def _identity(key: Key, status: os.stat_result) -> Identity:
 
 
 def most_open(open_files: int) -> int:
-    """How many objects kept by handle may have a descriptor, in a process that may open ``open_files``."""
+    """How many objects kept by handle may have a descriptor, in a process that may open
+    ``open_files``."""
     return max(_LEAST_OPEN, min(_MOST_OPEN, open_files // _SHARE_OF_LIMIT))

@@ -106,7 +106,8 @@ def raise_permitted(capability: Capability) -> None:
 
 
 def keep_only(kept: Capability) -> Capability:
-    """Give up all others for good, for programs executed later as well; returns what is left of ``kept``."""
+    """Give up all others for good, for programs executed later as well; returns what is left of
+    ``kept``."""
     sets = _get()
     if sets.effective & Capability.SETPCAP:
         number = 0

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ids of the calling thread alone, as credentials(7) has it in the kernel.
 
-The C library's functions, and so Python's, change those of all threads, one after the other: what another thread does
-meanwhile would be done as somebody else, or with capabilities that it has just given up.
+The C library's functions, and so Python's, change those of all threads, one after the other: what
+another thread does meanwhile would be done as somebody else, or with capabilities that it has just
+given up.
 """
 
 from __future__ import annotations

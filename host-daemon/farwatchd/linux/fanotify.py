@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fanotify(7) with file handles through the C library: a group, its marks, its stream. Knows no protocol."""
+"""fanotify(7) with file handles through the C library: a group, its marks, its stream. Knows no
+protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _HANDLE_TYPE = struct.Struct("=i")
 _MARK_ADD, _MARK_REMOVE, _MARK_FLUSH = 0x1, 0x2, 0x80
 _AT_FDCWD = -100
 
-#: ``FAN_CLASS_NOTIF`` with close-on-exec, without blocking, events with the handles of object, directory and target.
+#: ``FAN_CLASS_NOTIF`` with close-on-exec, without blocking, events with the handles of object,
+#: directory and target.
 _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
 #: No limit of marks but the daemon's own; needs CAP_SYS_ADMIN.
 _UNLIMITED_MARKS = 0x20
@@ -43,14 +45,16 @@ class Fan(IntFlag):
 
 
 class Info(NamedTuple):
-    """The object (file system id, handle type, handle) and, where there is one, the name of an entry in it."""
+    """The object (file system id, handle type, handle) and, where there is one, the name of an
+    entry in it."""
 
     identity: bytes
     name: bytes
 
 
 class FanEvent(NamedTuple):
-    """One event, which may be several merged ones: all bits set happened to the same objects by the same process."""
+    """One event, which may be several merged ones: all bits set happened to the same objects by the
+    same process."""
 
     mask: int
     pid: int
@@ -87,7 +91,8 @@ class Fanotify(Group):
         return fsid.to_bytes(_FSID, sys.byteorder) + type_and_handle(self._reader.read(fd))
 
     def open_object(self, mount_fd: int, identity: bytes) -> int:
-        """Open an object with O_PATH; needs CAP_DAC_READ_SEARCH, and ``mount_fd`` on the object's file system."""
+        """Open an object with O_PATH; needs CAP_DAC_READ_SEARCH, and ``mount_fd`` on the object's
+        file system."""
         return open_handle(mount_fd, file_handle(identity[_FSID:]))
 
     def read(self, size: int) -> list[FanEvent]:
@@ -102,7 +107,10 @@ class Fanotify(Group):
         return events
 
     def _mark(self, flags: int, path: str, mask: int) -> None:
-        check(self._libc.fanotify_mark(self._fd, flags, mask, _AT_FDCWD, os.fsencode(path)), "fanotify_mark")
+        check(
+            self._libc.fanotify_mark(self._fd, flags, mask, _AT_FDCWD, os.fsencode(path)),
+            "fanotify_mark",
+        )
 
 
 def _infos(data: bytes, offset: int, end: int) -> dict[int, Info]:
@@ -111,7 +119,9 @@ def _infos(data: bytes, offset: int, end: int) -> dict[int, Info]:
         kind, _pad, length, fsid, size, handle_type = _INFO.unpack_from(data, offset)
         handle = offset + _INFO.size
         identity = fsid + _HANDLE_TYPE.pack(handle_type) + data[handle : handle + size]
-        name = data[handle + size : offset + length].partition(b"\0")[0] if kind != INFO_FID else b""
+        name = (
+            data[handle + size : offset + length].partition(b"\0")[0] if kind != INFO_FID else b""
+        )
         infos[kind] = Info(identity, name)
         offset += length
     return infos

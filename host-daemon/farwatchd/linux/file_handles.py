@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File handles (name_to_handle_at(2)): they name an object of a mount for good, its generation included."""
+"""File handles (name_to_handle_at(2)): they name an object of a mount for good, its generation
+included."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ _MOUNT = struct.Struct("=i")
 _HEADER = struct.Struct("=Ii")
 _START = _MOUNT.size + _HEADER.size
 
-#: While the inode's number is being given to a new object, ext4 and others say ENOMEM of a handle with the old one's
-#: generation (iget_locked() finds I_CREATING). That is over as soon as who makes the new object has had its turn.
+#: While the inode's number is being given to a new object, ext4 and others say ENOMEM of a handle
+#: with the old one's generation (iget_locked() finds I_CREATING). That is over as soon as who makes
+#: the new object has had its turn.
 _TRIES = 1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -30,7 +32,8 @@ class HandleReader:
         self._buffer = ctypes.create_string_buffer(_START + _MAX_HANDLE)
         self._view = memoryview(self._buffer).cast("B")
         address = ctypes.addressof(self._buffer)
-        # Made once, and the function is not told of its arguments' types: so ctypes has nothing to convert.
+        # Made once, and the function is not told of its arguments' types: so ctypes has nothing to
+        # convert.
         self._arguments = (
             ctypes.c_char_p(b""),
             ctypes.c_void_p(address + _MOUNT.size),
@@ -41,7 +44,8 @@ class HandleReader:
     def read(self, fd: int) -> bytes:
         """The mount's id and the handle of what ``fd``, which may be O_PATH, refers to.
 
-        ``mount_of`` and ``handle_of`` take it apart. ``OSError``: EOPNOTSUPP where the file system has no handles.
+        ``mount_of`` and ``handle_of`` take it apart. ``OSError``: EOPNOTSUPP where the file system
+        has no handles.
         """
         _HEADER.pack_into(self._buffer, _MOUNT.size, _MAX_HANDLE, 0)
         if _libc.name_to_handle_at(fd, *self._arguments) < 0:
@@ -71,7 +75,8 @@ def file_handle(kind_and_handle: bytes) -> bytes:
 
 
 def open_handle(mount_fd: int, handle: bytes) -> int:
-    """Open a ``struct file_handle`` with O_PATH, through a descriptor, not O_PATH, of anything on its mount.
+    """Open a ``struct file_handle`` with O_PATH, through a descriptor, not O_PATH, of anything on
+    its mount.
 
     ``OSError``: ESTALE the object is no more, EPERM without CAP_DAC_READ_SEARCH.
     """

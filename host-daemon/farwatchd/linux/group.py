@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What inotify instances and fanotify groups have in common: a descriptor that events are read from."""
+"""What inotify instances and fanotify groups have in common: a descriptor that events are read
+from."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import os
 
 
 class Group:
-    """Owns the descriptor ``fd``, which does not block. Closing it makes the kernel drop all that it watches."""
+    """Owns the descriptor ``fd``, which does not block. Closing it makes the kernel drop all that
+    it watches."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

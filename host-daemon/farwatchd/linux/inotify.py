@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inotify(7) through the C library: one instance, its watches, its stream. Knows nothing of the protocol."""
+"""inotify(7) through the C library: one instance, its watches, its stream. Knows nothing of the
+protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _MAX_U32 = 0xFFFFFFFF
 
 
 class In(IntFlag):
-    """inotify's bits (``linux/inotify.h``); fanotify's of the same name are the same, OPEN_EXEC is only its."""
+    """inotify's bits (``linux/inotify.h``); fanotify's of the same name are the same, OPEN_EXEC is
+    only its."""
 
     ACCESS = 0x1
     MODIFY = 0x2
@@ -42,7 +44,8 @@ class In(IntFlag):
 
 
 class RawEvent(NamedTuple):
-    """``struct inotify_event``; the mask is a plain number because masks are looked at for every event.
+    """``struct inotify_event``; the mask is a plain number because masks are looked at for every
+    event.
 
     ``silent`` marks an event that the guest is not to be told, because it caused it.
     """
@@ -59,12 +62,17 @@ class Inotify(Group):
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        super().__init__(check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1"))
+        super().__init__(
+            check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+        )
 
     def add(self, path: str, mask: int) -> int:
         """Watch what ``path`` leads to, or replace its mask; return the watch descriptor."""
         encoded = ctypes.c_char_p(os.fsencode(path))
-        return check(self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)), "inotify_add_watch")
+        return check(
+            self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)),
+            "inotify_add_watch",
+        )
 
     def remove(self, wd: int) -> None:
         """End a watch."""

@@ -32,7 +32,13 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, _off, _off)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
-_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_libc.renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
 _libc.statfs.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syncfs.argtypes = (ctypes.c_int,)
@@ -46,7 +52,8 @@ _OPEN_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class ExtendedStat:
-    """What statx(2) knows beyond stat(2). ``btime_ns`` is None where the file system keeps no birth time."""
+    """What statx(2) knows beyond stat(2). ``btime_ns`` is None where the file system keeps no birth
+    time."""
 
     btime_ns: int | None
     attributes: int
@@ -66,7 +73,8 @@ class Time(NamedTuple):
 
 
 def signed(value: int) -> int:
-    """A 64-bit number as ``off_t``, so that the kernel and not Python refuses what is out of range."""
+    """A 64-bit number as ``off_t``, so that the kernel and not Python refuses what is out of
+    range."""
     return value if value <= _MAX_I64 else value - (1 << 64)
 
 
@@ -76,21 +84,26 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def getdents64(fd: int, buffer: bytearray) -> int:
-    """Fill ``buffer`` with ``struct linux_dirent64``; returns bytes, 0 at the end of the directory."""
+    """Fill ``buffer`` with ``struct linux_dirent64``; returns bytes, 0 at the end of the
+    directory."""
     return _check(_libc.getdents64(fd, _pointer(buffer), len(buffer)))
 
 
 def file_system_type(place: int | bytes) -> int:
-    """The type of the file system of a descriptor or a path: ``f_type`` of statfs(2), ``*_MAGIC`` of linux/magic.h."""
+    """The type of the file system of a descriptor or a path: ``f_type`` of statfs(2), ``*_MAGIC``
+    of linux/magic.h."""
     buffer = ctypes.create_string_buffer(_STATFS_SIZE)
-    _check(_libc.statfs(place, buffer) if isinstance(place, bytes) else _libc.fstatfs(place, buffer))
+    _check(
+        _libc.statfs(place, buffer) if isinstance(place, bytes) else _libc.fstatfs(place, buffer)
+    )
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
 
 
 def open_path(directory: int, name: bytes) -> int:
     """openat(2) of what ``name`` itself is, with O_PATH: the descriptor, or the negative errno.
 
-    Most names that are looked up are not there, and an exception that says so takes longer than the call.
+    Most names that are looked up are not there, and an exception that says so takes longer than the
+    call.
     """
     fd: int = _openat(directory, name, _OPEN_PATH)
     return fd if fd >= 0 else -ctypes.get_errno()

@@ -34,7 +34,11 @@ class AttributeOperations(Operations):
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         """stat(2)."""
-        return self._seen(os.fstat(self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)))
+        return self._seen(
+            os.fstat(
+                self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)
+            )
+        )
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """statx(2)."""
@@ -87,12 +91,15 @@ class AttributeOperations(Operations):
         return self._inodes.get(nodeid).fd if fh is None else self._handles.fd(nodeid, fh)
 
     def _new_owner(self, changes: Changes) -> tuple[int, int]:
-        """The host's ids of the owner and group that a file gets; EPERM where the guest may own nothing by them."""
+        """The host's ids of the owner and group that a file gets; EPERM where the guest may own
+        nothing by them."""
         uid, gid = _id(changes.uid), _id(changes.gid)
         if self._owners is None:
             return uid, gid
         users, groups = self._owners.users, self._owners.groups
-        return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(gid) if gid != _KEEP else gid
+        return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(
+            gid
+        ) if gid != _KEEP else gid
 
     def _truncate(self, inode: Inode, fh: int | None, size: int) -> None:
         if fh is not None:

@@ -22,18 +22,26 @@ from farwatchd.passthrough.procfd import ProcFd, open_at
 class Operations:
     """The base of each group of operations.
 
-    ``root`` is a path, or an O_PATH descriptor of a directory that is taken over. ``objects`` are those that inodes
-    are kept in, by descriptor unless given.
+    ``root`` is a path, or an O_PATH descriptor of a directory that is taken over. ``objects`` are
+    those that inodes are kept in, by descriptor unless given.
     """
 
-    def __init__(self, root: Path | int, options: Options, objects: ObjectTable | None = None) -> None:
-        root_fd = root if isinstance(root, int) else open_at(os.fsencode(root), os.O_PATH | os.O_DIRECTORY)
+    def __init__(
+        self, root: Path | int, options: Options, objects: ObjectTable | None = None
+    ) -> None:
+        root_fd = (
+            root
+            if isinstance(root, int)
+            else open_at(os.fsencode(root), os.O_PATH | os.O_DIRECTORY)
+        )
         self._options = options
         self.valid = options.cache.seconds
         self._proc = ProcFd()
         self._owners = options.owners
         self._credentials = Credentials(options.owners)
-        self._inodes = InodeTable(root_fd, objects if objects is not None else ObjectTable(), options.max_inodes)
+        self._inodes = InodeTable(
+            root_fd, objects if objects is not None else ObjectTable(), options.max_inodes
+        )
         self._handles = HandleTable()
         self._locks = LockTable()
 
@@ -70,4 +78,6 @@ class Operations:
 
 def _apart(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:
     inode, status = found
-    return inode.held.mount_id != parent.held.mount_id or status.st_dev != os.fstat(parent.fd).st_dev
+    return (
+        inode.held.mount_id != parent.held.mount_id or status.st_dev != os.fstat(parent.fd).st_dev
+    )

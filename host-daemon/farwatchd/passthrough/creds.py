@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making new files as the guest's caller, so that they get its owner and group as on a local file system.
+"""Making new files as the guest's caller, so that they get its owner and group as on a local file
+system.
 
-Only for root; otherwise all new files are the daemon's. The umask is the process's: only this thread makes files.
+Only for root; otherwise all new files are the daemon's. The umask is the process's: only this
+thread makes files.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ class Credentials:
     def of(self, caller: Caller, umask: int) -> contextlib.AbstractContextManager[None]:
         """Act as ``caller`` with its ``umask``, which counts only where there is no default ACL.
 
-        ``OSError``: EPERM for one that may own nothing. Permission has been checked in the guest, which knows all of
-        the caller's groups; hence DAC_OVERRIDE stays.
+        ``OSError``: EPERM for one that may own nothing. Permission has been checked in the guest,
+        which knows all of the caller's groups; hence DAC_OVERRIDE stays.
         """
         if self._owners is not None:
             caller = self._owners.caller(caller)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of open files. Data moves between the file and the guest's memory without a copy here."""
+"""The contents of open files. Data moves between the file and the guest's memory without a copy
+here."""
 
 from __future__ import annotations
 
@@ -32,8 +33,11 @@ _Transfer = Callable[[int, Sequence[memoryview], int], int]
 class DataOperations(Operations):
     """Operations on an open file's contents."""
 
-    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int) -> int | Job:
-        """Fill ``views``, of ``size`` bytes; gives bytes read, fewer than that only at the end of the file.
+    def read(
+        self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
+    ) -> int | Job:
+        """Fill ``views``, of ``size`` bytes; gives bytes read, fewer than that only at the end of
+        the file.
 
         At once what is in memory, and by a job what has to be waited for.
         """
@@ -55,12 +59,19 @@ class DataOperations(Operations):
         return on_files(lambda held: _transfer(os.preadv, held, views, start), fd)
 
     def write(
-        self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool, cached: bool
+        self,
+        nodeid: int,
+        fh: int,
+        offset: int,
+        views: Sequence[memoryview],
+        kill_suidgid: bool,
+        cached: bool,
     ) -> int | Job:
-        """Write ``views``; gives bytes written. ``kill_suidgid``: takes the file's set-id bits away.
+        """Write ``views``; gives bytes written. ``kill_suidgid``: takes the file's set-id bits
+        away.
 
-        ``cached``: from the guest's page cache, so of any size, though the handle may be one with O_DIRECT. By a job
-        where the file waits for its disk.
+        ``cached``: from the guest's page cache, so of any size, though the handle may be one with
+        O_DIRECT. By a job where the file waits for its disk.
         """
         handle = self._handles.get(nodeid, fh)
         fd, start = handle.fd, signed(offset)
@@ -74,10 +85,13 @@ class DataOperations(Operations):
         return _write(fd, views, start, kill_suidgid)
 
     def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
-        """Bring a file to its disk; ``datasync``: without metadata that is not needed to read it."""
+        """Bring a file to its disk; ``datasync``: without metadata that is not needed to read
+        it."""
         return sync(self._handles.fd(nodeid, fh), datasync)
 
-    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> Job:
+    def fallocate(
+        self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
+    ) -> Job:
         """fallocate(2) with its modes. ``kill_suidgid``: takes the file's set-id bits away."""
         self._refuse_if_readonly()
 
@@ -103,12 +117,15 @@ class DataOperations(Operations):
         length: int,
         kill_suidgid: bool,
     ) -> Job:
-        """Copy on the host; gives bytes copied. ``kill_suidgid``: takes the target's set-id bits away."""
+        """Copy on the host; gives bytes copied. ``kill_suidgid``: takes the target's set-id bits
+        away."""
         self._refuse_if_readonly()
 
         def call(source: int, target: int) -> int:
             with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
-                return os.copy_file_range(source, target, min(length, _RW_MAX), signed(offset), signed(offset_out))
+                return os.copy_file_range(
+                    source, target, min(length, _RW_MAX), signed(offset), signed(offset_out)
+                )
 
         return on_files(call, self._handles.fd(nodeid, fh), self._handles.fd(nodeid_out, fh_out))
 

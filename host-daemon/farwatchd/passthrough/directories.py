@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading directories. Positions are the host file system's own, so they hold while entries come and go."""
+"""Reading directories. Positions are the host file system's own, so they hold while entries come
+and go."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class DirectoryOperations(Operations):
     def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:
         """The entries from ``offset`` on (0, or an entry's), as they are now.
 
-        Errors of the first batch are raised at once, later ones end the iteration: they come again in the next call.
+        Errors of the first batch are raised at once, later ones end the iteration: they come again
+        in the next call.
         """
         fd = self._handles.fd(nodeid, fh)
         os.lseek(fd, signed(offset), os.SEEK_SET)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passthrough file system as the FUSE session sees it (``farwatchd.fuse.filesystem.FileSystem``)."""
+"""The passthrough file system as the FUSE session sees it
+(``farwatchd.fuse.filesystem.FileSystem``)."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ class PassthroughFs(
     XattrOperations,
     LockOperations,
 ):
-    """A directory of the host. Every error is ``OSError`` with the errno for the guest: the host kernel's mostly;
-    ESTALE for an unknown nodeid, EBADF for an unknown handle."""
+    """A directory of the host. Every error is ``OSError`` with the errno for the guest: the host
+    kernel's mostly; ESTALE for an unknown nodeid, EBADF for an unknown handle."""
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
         """Take back lookups; True if the inode is gone now, and the locks on it with it."""
@@ -37,7 +38,8 @@ class PassthroughFs(
         self._locks.release(nodeid, fh)
 
     def reset(self) -> None:
-        """Forget all inodes but the root, close all handles, give back all locks: the guest is gone."""
+        """Forget all inodes but the root, close all handles, give back all locks: the guest is
+        gone."""
         self._locks.clear()
         self._handles.clear()
         self._inodes.clear()

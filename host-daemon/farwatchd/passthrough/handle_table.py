@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files and directories that the guest holds open. A handle's number is used once in the life of the table."""
+"""The files and directories that the guest holds open. A handle's number is used once in the life
+of the table."""
 
 from __future__ import annotations
 

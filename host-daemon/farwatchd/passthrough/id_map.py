@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other owners on the host than in the guest (``--translate-uid``, ``--translate-gid``): virtiofsd's rules.
+"""Other owners on the host than in the guest (``--translate-uid``, ``--translate-gid``):
+virtiofsd's rules.
 
-A rule is ``type:source base:target base:count``: ``guest`` and ``host`` move a range of the guest's or the host's ids
-to as many of the other side, ``map`` does both, ``squash-guest`` and ``squash-host`` make one id of all, and
-``forbid-guest:base:count`` lets the guest own nothing by such an id. An id that no rule names is the same on both
-sides.
+A rule is ``type:source base:target base:count``: ``guest`` and ``host`` move a range of the guest's
+or the host's ids to as many of the other side, ``map`` does both, ``squash-guest`` and
+``squash-host`` make one id of all, and ``forbid-guest:base:count`` lets the guest own nothing by
+such an id. An id that no rule names is the same on both sides.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from farwatchd.linux.libc import failure
 _END = (1 << 32) - 1
 
 
-#: The fields of a stat_result that go beyond its ten numbers, among which the times are whole seconds.
+#: The fields of a stat_result that go beyond its ten numbers, among which the times are whole
+#: seconds.
 _NAMED = (
     *("st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns"),
     *("st_blksize", "st_blocks", "st_rdev"),
@@ -42,7 +44,8 @@ class Rule(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """Ids from ``start`` to before ``end`` become those from ``target`` on, or all ``target``, or are refused (-1)."""
+    """Ids from ``start`` to before ``end`` become those from ``target`` on, or all ``target``, or
+    are refused (-1)."""
 
     start: int
     end: int
@@ -59,7 +62,9 @@ def parse_rule(text: str) -> Rule:
     kind, *numbers = text.split(":")
     if kind not in _KINDS:
         raise ValueError(f"{text!r}: {kind!r} is none of {', '.join(_KINDS)}")
-    if len(numbers) != _KINDS[kind] or not all(number.isascii() and number.isdigit() for number in numbers):
+    if len(numbers) != _KINDS[kind] or not all(
+        number.isascii() and number.isdigit() for number in numbers
+    ):
         form = "base:count" if kind == "forbid-guest" else "source base:target base:count"
         raise ValueError(f"{text!r} is not {kind}:{form}")
     source, *between, count = map(int, numbers)
@@ -128,7 +133,9 @@ class Owners:
     def caller(self, caller: Caller) -> Caller:
         """Who asks, in the host's ids; EPERM where one is forbidden."""
         group = self.groups.to_host(caller.group) if caller.group >= 0 else -1
-        return caller._replace(uid=self.users.to_host(caller.uid), gid=self.groups.to_host(caller.gid), group=group)
+        return caller._replace(
+            uid=self.users.to_host(caller.uid), gid=self.groups.to_host(caller.gid), group=group
+        )
 
     def seen(self, status: os.stat_result) -> os.stat_result:
         """What the guest sees of a file's status."""

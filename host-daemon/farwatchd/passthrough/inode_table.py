@@ -33,7 +33,8 @@ class Inode:
 
     @property
     def fd(self) -> int:
-        """An O_PATH descriptor, from ``InodeTable.get`` or ``lookup`` to the end of the operation."""
+        """An O_PATH descriptor, from ``InodeTable.get`` or ``lookup`` to the end of the
+        operation."""
         return self.held.fd
 
     @property
@@ -43,7 +44,8 @@ class Inode:
 
 
 class InodeTable:
-    """The table, over the objects of ``objects``, for at most ``most`` inodes. ``root_fd`` is taken over."""
+    """The table, over the objects of ``objects``, for at most ``most`` inodes. ``root_fd`` is taken
+    over."""
 
     def __init__(self, root_fd: int, objects: ObjectTable, most: int = MAX_INODES) -> None:
         self._objects = objects
@@ -58,7 +60,8 @@ class InodeTable:
         return len(self._by_nodeid)
 
     def get(self, nodeid: int) -> Inode:
-        """The inode, open; ESTALE if the guest was never told of it or has forgotten it, or the host has removed it."""
+        """The inode, open; ESTALE if the guest was never told of it or has forgotten it, or the
+        host has removed it."""
         inode = self._by_nodeid.get(nodeid)
         if inode is None:
             raise failure(errno.ESTALE)
@@ -109,7 +112,8 @@ class InodeTable:
         return inode, status
 
     def forget(self, nodeid: int, count: int) -> bool:
-        """Take back ``count`` lookups; True if that was the last one. The root stays, unknown inodes are ignored."""
+        """Take back ``count`` lookups; True if that was the last one. The root stays, unknown
+        inodes are ignored."""
         inode = self._by_nodeid.get(nodeid)
         if inode is None or inode is self._root:
             return False

@@ -11,7 +11,8 @@ from farwatchd.passthrough.procfd import own_limit_as_systems
 
 
 def on_files(call: Callable[..., int], *fds: int) -> Job:
-    """A job that calls ``call`` with duplicates of ``fds``, which may be closed before; ENFILE without room for them.
+    """A job that calls ``call`` with duplicates of ``fds``, which may be closed before; ENFILE
+    without room for them.
 
     The job must be done once: it closes the duplicates.
     """
@@ -34,7 +35,8 @@ def on_files(call: Callable[..., int], *fds: int) -> Job:
 
 
 def sync(fd: int, datasync: bool) -> Job:
-    """Brings a file or a directory to its disk; ``datasync``: without metadata that is not needed to read it."""
+    """Brings a file or a directory to its disk; ``datasync``: without metadata that is not needed
+    to read it."""
 
     def call(held: int) -> int:
         if datasync:

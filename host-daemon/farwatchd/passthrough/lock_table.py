@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which POSIX locks the guest's lock owners hold, and the open file description that each has for it."""
+"""Which POSIX locks the guest's lock owners hold, and the open file description that each has for
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class _Owner:
         self.locks: list[Lock] = []
 
     def put(self, lock: Lock) -> None:
-        """Take or give back, as fcntl(2) does: parts of former locks remain where they are not covered."""
+        """Take or give back, as fcntl(2) does: parts of former locks remain where they are not
+        covered."""
         rest: list[Lock] = []
         start, end = lock.start, lock.end
         for held in self.locks:
@@ -64,12 +66,14 @@ class LockTable:
         self._inodes.setdefault(nodeid, {})[owner] = _Owner(fd)
 
     def check_room(self, lock: Lock) -> None:
-        """ENOLCK when taking or giving back ``lock`` might make too many; it may split one into three."""
+        """ENOLCK when taking or giving back ``lock`` might make too many; it may split one into
+        three."""
         if self._count + 2 > MAX_LOCKS and lock.kind != fcntl.F_UNLCK:
             raise failure(errno.ENOLCK)
 
     def put(self, nodeid: int, owner: int, lock: Lock, fh: int) -> None:
-        """Note what the kernel has granted, and through which of the guest's open files it was asked for."""
+        """Note what the kernel has granted, and through which of the guest's open files it was
+        asked for."""
         found = self._inodes[nodeid][owner]
         found.handles.add(fh)
         self._count -= len(found.locks)

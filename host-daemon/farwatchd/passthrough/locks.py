@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locks on the host for the guest's lock owners.
 
-A POSIX lock belongs to a process there, and all of the guest's are one process here. So each owner has an open file
-description of its own for each inode, with open-file-description locks (fcntl(2)): they conflict with POSIX locks and
-with one another in the same way. flock(2) belongs to the guest's open file, which is an open file here.
+A POSIX lock belongs to a process there, and all of the guest's are one process here. So each owner
+has an open file description of its own for each inode, with open-file-description locks (fcntl(2)):
+they conflict with POSIX locks and with one another in the same way. flock(2) belongs to the guest's
+open file, which is an open file here.
 
-A process gives its locks back with every close(2), which is told by FLUSH. Locks of the guest's open file descriptions
-have these as owners and end with RELEASE, of which nothing else is told.
+A process gives its locks back with every close(2), which is told by FLUSH. Locks of the guest's
+open file descriptions have these as owners and end with RELEASE, of which nothing else is told.
 
-What owners hold is kept as well: the kernel does not say which of them has a lock. Opening to write and closing are
-events on the host, as they would be if the file were opened there to lock it.
+What owners hold is kept as well: the kernel does not say which of them has a lock. Opening to write
+and closing are events on the host, as they would be if the file were opened there to lock it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,20 @@ from farwatchd.passthrough.base import Operations
 #: struct flock: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("@hhqqi4x")
 _OFFSET_MAX = (1 << 63) - 1
-_FLOCK_OPERATIONS = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}
+_FLOCK_OPERATIONS = {
+    fcntl.F_RDLCK: fcntl.LOCK_SH,
+    fcntl.F_WRLCK: fcntl.LOCK_EX,
+    fcntl.F_UNLCK: fcntl.LOCK_UN,
+}
 
 
 class LockOperations(Operations):
-    """Operations on locks. None of them waits: ``BlockingIOError`` when somebody else has what is asked for."""
+    """Operations on locks. None of them waits: ``BlockingIOError`` when somebody else has what is
+    asked for."""
 
     def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
-        """A lock that keeps ``owner`` from having ``lock``, or None; its pid is 0 if a process of the host has it."""
+        """A lock that keeps ``owner`` from having ``lock``, or None; its pid is 0 if a process of
+        the host has it."""
         handle = self._handles.fd(nodeid, fh)
         found = self._locks.conflict(nodeid, owner, lock)
         if found is not None:
@@ -70,7 +77,8 @@ class LockOperations(Operations):
         fcntl.flock(self._handles.fd(nodeid, fh), _FLOCK_OPERATIONS[kind] | fcntl.LOCK_NB)
 
     def unlock_owner(self, nodeid: int, owner: int) -> None:
-        """Give back all POSIX locks that ``owner`` has on an inode, as close(2) of any descriptor of it does."""
+        """Give back all POSIX locks that ``owner`` has on an inode, as close(2) of any descriptor
+        of it does."""
         self._locks.close(nodeid, owner)
 
     def _open_to_lock(self, nodeid: int) -> int:

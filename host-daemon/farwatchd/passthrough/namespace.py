@@ -35,7 +35,9 @@ class NameOperations(Operations):
             os.symlink(target, name, dir_fd=directory.fd)
         return self._made(caller, parent, name, os.unlink)
 
-    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
+    def mknod(
+        self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int
+    ) -> Entry:
         """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
@@ -67,7 +69,8 @@ class NameOperations(Operations):
         renameat2(self._inodes.get(parent).fd, name, self._inodes.get(newparent).fd, newname, flags)
 
     def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
-        """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its first."""
+        """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its
+        first."""
         self._refuse_if_readonly()
         source = self._proc.path(self._inodes.get(nodeid).fd)
         os.link(source, newname, dst_dir_fd=self._inodes.get(newparent).fd, follow_symlinks=True)
@@ -81,7 +84,8 @@ class NameOperations(Operations):
         return entry
 
     def _made(self, caller: Caller, parent: int, name: bytes, undo: Callable[..., None]) -> Entry:
-        """Look up what was just made there, and give it its labels; what cannot be is taken away by ``undo``."""
+        """Look up what was just made there, and give it its labels; what cannot be is taken away by
+        ``undo``."""
         entry = None
         try:
             entry = self._there(parent, name)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, creating and closing files. Only regular files are ever opened: the guest handles the others by itself."""
+"""Opening, creating and closing files. Only regular files are ever opened: the guest handles the
+others by itself."""
 
 from __future__ import annotations
 
@@ -47,9 +48,17 @@ class OpenOperations(Operations):
         return self._opened(nodeid, fd, flags)
 
     def create(
-        self, caller: Caller, parent: int, name: bytes, mode: int, flags: int, umask: int, kill_suidgid: bool
+        self,
+        caller: Caller,
+        parent: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        umask: int,
+        kill_suidgid: bool,
     ) -> tuple[Entry, Opened]:
-        """Make and open a file, or open the one that is there unless ``flags`` say O_EXCL (then EEXIST)."""
+        """Make and open a file, or open the one that is there unless ``flags`` say O_EXCL (then
+        EEXIST)."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
         own = self._flags(flags)
@@ -76,8 +85,11 @@ class OpenOperations(Operations):
             self._inodes.forget(entry.nodeid, 1)
             raise
 
-    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int, umask: int) -> tuple[Entry, Opened]:
-        """Make and open a file without a name; ``link`` may give it one unless ``flags`` say O_EXCL."""
+    def tmpfile(
+        self, caller: Caller, parent: int, mode: int, flags: int, umask: int
+    ) -> tuple[Entry, Opened]:
+        """Make and open a file without a name; ``link`` may give it one unless ``flags`` say
+        O_EXCL."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
         own = self._flags(flags)

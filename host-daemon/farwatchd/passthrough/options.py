@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user can choose about the passthrough file system, and what follows from it for the guest's caches."""
+"""What the user can choose about the passthrough file system, and what follows from it for the
+guest's caches."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from farwatchd.passthrough.xattrmap import XattrMap
 
 
 class Open(IntFlag):
-    """``FOPEN_*`` of ``linux/fuse.h``: what the guest may do with an open file's cached contents."""
+    """``FOPEN_*`` of ``linux/fuse.h``: what the guest may do with an open file's cached
+    contents."""
 
     NONE = 0
     DIRECT_IO = 1 << 0
@@ -58,11 +60,16 @@ class Cache(Enum):
 class Options:
     """The choices.
 
-    ``writeback``: the guest caches writes, so it reads what it opened to write, and appends by itself.
-    ``readonly``: each modification is EROFS. ``xattr``: off is ENOSYS, which makes the guest stop asking.
-    ``allow_direct_io``, ``preserve_noatime``: off strips O_DIRECT and O_NOATIME. ``announce_submounts``: mark
-    directories that are mount points or on another file system than the one they are in. ``security_label``: the guest
-    may give new inodes a label; off refuses the request. ``xattrmap``: other names on the host for attributes.
+    ``writeback``: the guest caches writes, so it reads what it opened to write, and appends by
+    itself.
+    ``readonly``: each modification is EROFS. ``xattr``: off is ENOSYS, which makes the guest stop
+    asking.
+    ``allow_direct_io``, ``preserve_noatime``: off strips O_DIRECT and O_NOATIME.
+    ``announce_submounts``: mark
+    directories that are mount points or on another file system than the one they are in.
+    ``security_label``: the guest
+    may give new inodes a label; off refuses the request. ``xattrmap``: other names on the host for
+    attributes.
     ``owners``: other owners on the host.
     """
 

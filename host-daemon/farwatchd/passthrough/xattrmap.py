@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other names on the host for extended attributes of the guest, by the rules of virtiofsd's ``--xattrmap``.
+"""Other names on the host for extended attributes of the guest, by the rules of virtiofsd's
+``--xattrmap``.
 
 The rules' language is described in virtiofsd's doc/xattr-mapping.md.
 """
@@ -35,7 +36,8 @@ class Scope(Enum):
 
 #: What the guest gets for a name that is refused.
 _ERRORS = {Type.BAD: errno.EPERM, Type.UNSUPPORTED: errno.EOPNOTSUPP}
-#: Stands for several rules: names that begin with its key get a prefix, which no other name may have.
+#: Stands for several rules: names that begin with its key get a prefix, which no other name may
+#: have.
 _MAP = "map"
 
 _Choice = TypeVar("_Choice", bound=Enum)
@@ -43,7 +45,8 @@ _Choice = TypeVar("_Choice", bound=Enum)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Matches the guest's names that begin with ``key``, and the host's that begin with ``prepend``."""
+    """Matches the guest's names that begin with ``key``, and the host's that begin with
+    ``prepend``."""
 
     type: Type
     scope: Scope
@@ -52,7 +55,8 @@ class Rule:
 
 
 class XattrMap:
-    """Rules, of which the first that matches holds. A name that none matches is refused, or hidden."""
+    """Rules, of which the first that matches holds. A name that none matches is refused, or
+    hidden."""
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self._client = [rule for rule in rules if rule.scope is not Scope.SERVER]
@@ -88,7 +92,8 @@ class XattrMap:
 def parse(text: str) -> XattrMap:
     """The rules of a text; ``ValueError`` says what is wrong with it.
 
-    A rule is ``:type:scope:key:prepend:`` or ``:map:key:prepend:``, with any character in the colon's place.
+    A rule is ``:type:scope:key:prepend:`` or ``:map:key:prepend:``, with any character in the
+    colon's place.
     """
     rules: list[Rule] = []
     rest = text.strip()
@@ -108,7 +113,9 @@ def parse(text: str) -> XattrMap:
             scope, rest = _field(rest, separator, "scope")
             key, rest = _field(rest, separator, "key")
             prepend, rest = _field(rest, separator, "prepend")
-            rules.append(Rule(chosen, _choice(Scope, scope), os.fsencode(key), os.fsencode(prepend)))
+            rules.append(
+                Rule(chosen, _choice(Scope, scope), os.fsencode(key), os.fsencode(prepend))
+            )
         rest = rest.lstrip()
     return XattrMap(tuple(rules))
 
@@ -118,7 +125,8 @@ def _map_rules(key: bytes, prepend: bytes) -> Iterator[Rule]:
     if not key:
         yield Rule(Type.BAD, Scope.ALL, b"", b"")
         return
-    # What the host calls so is not the guest's, and what the guest calls so would be taken for a mapped name.
+    # What the host calls so is not the guest's, and what the guest calls so would be taken for a
+    # mapped name.
     yield Rule(Type.BAD, Scope.SERVER, b"", key)
     yield Rule(Type.BAD, Scope.CLIENT, prepend, b"")
     yield Rule(Type.OK, Scope.ALL, b"", b"")
@@ -135,5 +143,7 @@ def _choice(choices: type[_Choice], word: str) -> _Choice:
     try:
         return choices(word)
     except ValueError:
-        known = ", ".join([*(choice.value for choice in choices), *([_MAP] if choices is Type else [])])
+        known = ", ".join(
+            [*(choice.value for choice in choices), *([_MAP] if choices is Type else [])]
+        )
         raise ValueError(f"'{word}' is none of {known}") from None

@@ -17,7 +17,8 @@ _ACLS = frozenset({_ACCESS_ACL, b"system.posix_acl_default"})
 
 
 class XattrOperations(Operations):
-    """Operations on extended attributes. ENOSYS if they are off, EOPNOTSUPP for ACLs if those are."""
+    """Operations on extended attributes. ENOSYS if they are off, EOPNOTSUPP for ACLs if those
+    are."""
 
     _posix_acls = False
 
@@ -28,7 +29,8 @@ class XattrOperations(Operations):
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
         """Set one; ``flags`` are XATTR_CREATE and XATTR_REPLACE.
 
-        ``kill_sgid``: the caller sets an access ACL and is not in the file's group, so the set-group-id bit goes.
+        ``kill_sgid``: the caller sets an access ACL and is not in the file's group, so the
+        set-group-id bit goes.
         """
         path = self._xattr_path(nodeid, name)
         self._refuse_if_readonly()

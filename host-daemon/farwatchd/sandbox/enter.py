@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the shared directory the daemon's root, so that nothing outside it can be named any more.
 
-Afterwards the current directory is /proc/self/fd, which is how objects are reached whose descriptor is all we have.
+Afterwards the current directory is /proc/self/fd, which is how objects are reached whose descriptor
+is all we have.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ class SandboxError(Exception):
 
 
 def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int:
-    """Enter the sandbox; returns an O_PATH descriptor of the share's root. ``SandboxError`` when that cannot be done.
+    """Enter the sandbox; returns an O_PATH descriptor of the share's root. ``SandboxError`` when
+    that cannot be done.
 
-    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; with ``maps`` its ids are these.
-    ``CHROOT`` works for root only.
+    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; with ``maps``
+    its ids are these. ``CHROOT`` works for root only.
     """
     hold_time_zone()
     proc_fd = _open_proc(_PROC_FD)
@@ -53,7 +55,9 @@ def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int
         try:
             shared_fd = os.open(shared_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise SandboxError(f"cannot open the shared directory {shared_dir}: {error.strerror}") from error
+            raise SandboxError(
+                f"cannot open the shared directory {shared_dir}: {error.strerror}"
+            ) from error
         if sandbox is Sandbox.NONE:
             os.fchdir(proc_fd)
             return shared_fd
@@ -90,32 +94,48 @@ def _chroot(shared_dir: Path) -> None:
         os.chdir("/")
     except OSError as error:
         advice = "; --sandbox=chroot needs root" if error.errno == errno.EPERM else ""
-        raise SandboxError(f"cannot make {shared_dir} the root: {error.strerror}{advice}") from error
+        raise SandboxError(
+            f"cannot make {shared_dir} the root: {error.strerror}{advice}"
+        ) from error
 
 
 def _namespace(shared_dir: Path, maps: IdMaps | None) -> int:
     """Enter namespaces and change the root; returns a descriptor of /proc/self/fd."""
     advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
     _unshare(maps, advice)
-    # What is mounted here later on the host still shows in the share, what we do here does not show on the host.
-    _check(_libc.mount(None, b"/", None, _MS_SLAVE | _MS_REC, None), "detach from the host's mounts", advice)
+    # What is mounted here later on the host still shows in the share, what we do here does not show
+    # on the host.
+    _check(
+        _libc.mount(None, b"/", None, _MS_SLAVE | _MS_REC, None),
+        "detach from the host's mounts",
+        advice,
+    )
     if shared_dir.resolve() == Path("/"):
         # Nothing is outside it, and it cannot take its own place.
         os.chdir("/")
         return _open_proc(_PROC_FD)
     # So that nothing of /proc is above the current directory later on.
-    _check(_libc.mount(_PROC_FD.encode(), b"/proc", None, _MS_BIND, None), "bind /proc/self/fd", advice)
+    _check(
+        _libc.mount(_PROC_FD.encode(), b"/proc", None, _MS_BIND, None), "bind /proc/self/fd", advice
+    )
     proc_fd = _open_proc("/proc")
     path = os.fsencode(shared_dir)
-    _check(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice)
+    _check(
+        _libc.mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice
+    )
     try:
         os.chdir(shared_dir)
     except OSError as error:
-        raise SandboxError(f"cannot enter {shared_dir} in the namespace: {error.strerror}") from error
+        raise SandboxError(
+            f"cannot enter {shared_dir} in the namespace: {error.strerror}"
+        ) from error
     number = _SYS_PIVOT_ROOT.get(os.uname().machine)
     if number is None:
-        raise SandboxError(f"no --sandbox=namespace on {os.uname().machine}; choose --sandbox=chroot")
-    # The old root ends up mounted over the new one, where it can be taken away without a directory for it.
+        raise SandboxError(
+            f"no --sandbox=namespace on {os.uname().machine}; choose --sandbox=chroot"
+        )
+    # The old root ends up mounted over the new one, where it can be taken away without a directory
+    # for it.
     _check(_libc.syscall(ctypes.c_long(number), b".", b"."), "change the root", advice)
     _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root", advice)
     os.chdir("/")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user namespace with ids of its own (``--uid-map``, ``--gid-map``), as user_namespaces(7) has it.
+"""A user namespace with ids of its own (``--uid-map``, ``--gid-map``), as user_namespaces(7) has
+it.
 
-Whoever is in the namespace may not say what its ids are outside: a process that stays outside does it.
+Whoever is in the namespace may not say what its ids are outside: a process that stays outside does
+it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class IdRange(NamedTuple):
 
 
 class IdMaps(NamedTuple):
-    """The ids of a namespace. Without ranges for groups, or for users, the daemon's own one is the only one."""
+    """The ids of a namespace. Without ranges for groups, or for users, the daemon's own one is the
+    only one."""
 
     users: tuple[IdRange, ...]
     groups: tuple[IdRange, ...]
@@ -40,7 +43,12 @@ def parse_range(text: str) -> IdRange:
     """``:namespace id:host id:count:``, with whatever separator it begins with; ``ValueError``."""
     parts = text.split(text[:1]) if text else []
     numbers = parts[1:-1]
-    if len(parts) != 5 or parts[0] or parts[4] or not all(part.isascii() and part.isdigit() for part in numbers):
+    if (
+        len(parts) != 5
+        or parts[0]
+        or parts[4]
+        or not all(part.isascii() and part.isdigit() for part in numbers)
+    ):
         raise ValueError(f"{text!r} is not :namespace id:host id:count:")
     inside, outside, size = map(int, numbers)
     if size == 0 or max(inside, outside) + size > _ID_END:
@@ -49,7 +57,8 @@ def parse_range(text: str) -> IdRange:
 
 
 def unshare_mapped(flags: int, maps: IdMaps) -> None:
-    """unshare(2) with ``flags``, which have CLONE_NEWUSER, and be the root of the namespace, where it has one.
+    """unshare(2) with ``flags``, which have CLONE_NEWUSER, and be the root of the namespace, where
+    it has one.
 
     For a process with one thread. ``MapError``.
     """
@@ -80,8 +89,11 @@ def unshare_mapped(flags: int, maps: IdMaps) -> None:
     _be_root(users, groups)
 
 
-def _map_from_outside(pid: int, users: Iterable[IdRange], groups: Iterable[IdRange], ready: int, tell: int) -> None:
-    """The other process: map the ids of ``pid`` when it says that it is ready, tell what went wrong, and exit."""
+def _map_from_outside(
+    pid: int, users: Iterable[IdRange], groups: Iterable[IdRange], ready: int, tell: int
+) -> None:
+    """The other process: map the ids of ``pid`` when it says that it is ready, tell what went
+    wrong, and exit."""
     try:
         if os.read(ready, 1):
             for name, ranges in (("gid", groups), ("uid", users)):
@@ -103,7 +115,9 @@ def _map(pid: int, name: str, ranges: Iterable[IdRange]) -> None:
     # Programs that may do it for an ordinary user, as far as /etc/subuid and /etc/subgid allow.
     words = [f"new{name}map", str(pid), *(str(number) for each in ranges for number in each)]
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
     except OSError as error:
         # Permission denied is what a directory says where programs are looked for.
         raise MapError(f"cannot run {words[0]}: {error.strerror}; install uidmap") from error

@@ -8,12 +8,14 @@ import resource
 
 _log = logging.getLogger(__name__)
 
-#: Open files asked for when the user names no number: without file handles each inode that the guest knows costs one.
+#: Open files asked for when the user names no number: without file handles each inode that the
+#: guest knows costs one.
 DEFAULT_NOFILE = 1_000_000
 
 
 def raise_nofile(wanted: int | None) -> int:
-    """Let the process open ``wanted`` files (default: as many as can be had, 1 000 000 at most); returns the limit.
+    """Let the process open ``wanted`` files (default: as many as can be had, 1 000 000 at most);
+    returns the limit.
 
     0 leaves the limit as it is.
     ``ValueError`` with a text for the user when a number that was asked for cannot be had.
@@ -28,7 +30,9 @@ def raise_nofile(wanted: int | None) -> int:
         except (OSError, ValueError):
             continue
         if wanted is not None and limits[0] < wanted:
-            raise ValueError(f"--rlimit-nofile {wanted}: only {hard} open files are allowed here; ask for less")
+            raise ValueError(
+                f"--rlimit-nofile {wanted}: only {hard} open files are allowed here; ask for less"
+            )
         return limits[0]
     _log.warning("the limit of open files stays at %d", soft)
     return soft

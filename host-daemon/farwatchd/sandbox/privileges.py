@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon may still do once it serves: the capabilities of a file server, and no way to more."""
+"""What the daemon may still do once it serves: the capabilities of a file server, and no way to
+more."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
-#: What serving files for all of the guest's users takes; the same as virtiofsd's. fanotify needs none of its own: what
-#: a group may do is settled when it is made, and that was before.
+#: What serving files for all of the guest's users takes; the same as virtiofsd's. fanotify needs
+#: none of its own: what a group may do is settled when it is made, and that was before.
 FILE_SERVER = (
     Capability.CHOWN
     | Capability.DAC_OVERRIDE
@@ -30,7 +31,8 @@ FILE_HANDLES = Capability.DAC_READ_SEARCH
 
 
 def parse_changes(text: str) -> tuple[Capability, Capability]:
-    """``--modcaps``: "+name:-name:..." as what to add and what to take away; ``ValueError`` names what is wrong."""
+    """``--modcaps``: "+name:-name:..." as what to add and what to take away; ``ValueError`` names
+    what is wrong."""
     add = remove = Capability.NONE
     for item in text.split(":"):
         sign, name = item[:1], item[1:].upper().removeprefix("CAP_")
@@ -44,7 +46,8 @@ def parse_changes(text: str) -> tuple[Capability, Capability]:
 
 
 def drop(kept: Capability) -> Capability:
-    """Give up all capabilities but ``kept`` and every way to new privileges, for good; returns those that are left."""
+    """Give up all capabilities but ``kept`` and every way to new privileges, for good; returns
+    those that are left."""
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

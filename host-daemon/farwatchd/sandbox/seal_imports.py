@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends the interpreter's own use of files: once the share is the root, its search paths lead to the guest's files."""
+"""Ends the interpreter's own use of files: once the share is the root, its search paths lead to the
+guest's files."""
 
 from __future__ import annotations
 
@@ -14,16 +15,18 @@ from typing import Any
 
 
 def hold_time_zone() -> None:
-    """Keep the C library from looking at /etc/localtime, which would be the share's, for every line that is logged."""
+    """Keep the C library from looking at /etc/localtime, which would be the share's, for every line
+    that is logged."""
     os.environ.setdefault("TZ", ":/etc/localtime")
     time.tzset()
 
 
 def seal() -> None:
-    """Let no module be imported and no source be read from files any more, for the rest of the process's life.
+    """Let no module be imported and no source be read from files any more, for the rest of the
+    process's life.
 
-    Modules that are loaded stay; importing another one is ``ModuleNotFoundError``. Tracebacks name file and line, but
-    do not quote.
+    Modules that are loaded stay; importing another one is ``ModuleNotFoundError``. Tracebacks name
+    file and line, but do not quote.
     """
     importers: list[Any] = [BuiltinImporter, FrozenImporter]
     sys.meta_path[:] = importers

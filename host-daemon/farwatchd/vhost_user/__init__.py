@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vhost-user back end: messages, the state they lead to, and the virtio-fs device that serves the rings.
+"""The vhost-user back end: messages, the state they lead to, and the virtio-fs device that serves
+the rings.
 
 - ``server``: listens, one front end at a time
 - ``connection``: bytes and descriptors of one front end become messages, replies go back

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vhost-user back end's state: what each message of the front end does to features, memory and rings."""
+"""The vhost-user back end's state: what each message of the front end does to features, memory and
+rings."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ MAX_MEM_SLOTS = 509
 
 
 class RequestError(Exception):
-    """A message was understood and cannot be done. A front end that asked for an answer gets one and may go on."""
+    """A message was understood and cannot be done. A front end that asked for an answer gets one
+    and may go on."""
 
 
 class DeviceModel(Protocol):
@@ -51,7 +53,8 @@ class DeviceModel(Protocol):
         """The device's configuration space."""
 
     def ring_started(self, vring: Vring, features: int) -> None:
-        """``vring`` runs from now on, with the acked ``features``; ``OSError`` when its kicks cannot be waited for."""
+        """``vring`` runs from now on, with the acked ``features``; ``OSError`` when its kicks
+        cannot be waited for."""
 
     def ring_stopped(self, vring: Vring) -> None:
         """``vring`` stops, if it runs: leave it alone from now on."""
@@ -71,7 +74,8 @@ class Backend:
         self._vrings = [Vring(index) for index in range(device.queue_count)]
 
     def handle(self, message: Message) -> bytes | None:
-        """Do what ``message`` says; returns the reply, if it gets one. Its descriptors are taken or closed.
+        """Do what ``message`` says; returns the reply, if it gets one. Its descriptors are taken or
+        closed.
 
         ``ProtocolError`` when the connection has to end.
         """
@@ -81,17 +85,21 @@ class Backend:
         except (RequestError, OSError) as error:
             if not self._wants_ack(message):
                 raise ProtocolError(f"{message.request.name}: {error}") from error
-            # The text alone: the exception keeps a refused mapping alive as long as something keeps the log record.
+            # The text alone: the exception keeps a refused mapping alive as long as something keeps
+            # the log record.
             log.warning("front end's %s refused: %s", message.request.name, str(error))
             return encode_reply(message.request, wire.number.pack(value=1))
         finally:
             message.close_fds()
         if reply is not None:
             return encode_reply(message.request, reply)
-        return encode_reply(message.request, wire.number.pack()) if self._wants_ack(message) else None
+        return (
+            encode_reply(message.request, wire.number.pack()) if self._wants_ack(message) else None
+        )
 
     def close(self) -> None:
-        """The front end has gone: stop every ring, release its memory and descriptors, reset the device."""
+        """The front end has gone: stop every ring, release its memory and descriptors, reset the
+        device."""
         for vring in self._vrings:
             self._stop(vring)
             vring.close()
@@ -109,7 +117,9 @@ class Backend:
         if rule.size is not None and len(message.payload) != rule.size:
             raise ProtocolError(f"{name} with {len(message.payload)} bytes, {rule.size} are right")
         if len(message.fds) > rule.max_fds:
-            raise ProtocolError(f"{name} with {len(message.fds)} descriptors, at most {rule.max_fds} are right")
+            raise ProtocolError(
+                f"{name} with {len(message.fds)} descriptors, at most {rule.max_fds} are right"
+            )
         return rule
 
     # Features and settings
@@ -121,7 +131,9 @@ class Backend:
         features = wire.number.unpack_from(message.payload).value
         surplus = features & ~self._device.features
         if surplus:
-            raise ProtocolError(f"SET_FEATURES acks feature bits that were not offered: {surplus:#x}")
+            raise ProtocolError(
+                f"SET_FEATURES acks feature bits that were not offered: {surplus:#x}"
+            )
         if features != self._features and any(vring.ring is not None for vring in self._vrings):
             raise ProtocolError("SET_FEATURES changes the features while rings run")
         self._features = features
@@ -137,7 +149,9 @@ class Backend:
         features = wire.number.unpack_from(message.payload).value
         surplus = features & ~int(PROTOCOL_FEATURES)
         if surplus:
-            raise ProtocolError(f"SET_PROTOCOL_FEATURES acks bits that were not offered: {surplus:#x}")
+            raise ProtocolError(
+                f"SET_PROTOCOL_FEATURES acks bits that were not offered: {surplus:#x}"
+            )
         self._protocol_features = ProtocolFeature(features)
 
     def _set_owner(self, _message: Message) -> None:
@@ -153,7 +167,9 @@ class Backend:
             log.warning("front end's GET_CONFIG refused: %s", error)
             return b""
         space = self._device.config_space.ljust(wire.MAX_CONFIG_SIZE, b"\0")
-        return message.payload[: wire.config.size] + space[wanted.offset : wanted.offset + wanted.size]
+        return (
+            message.payload[: wire.config.size] + space[wanted.offset : wanted.offset + wanted.size]
+        )
 
     def _set_config(self, message: Message) -> None:
         self._config_range(message)
@@ -167,19 +183,23 @@ class Backend:
             raise ProtocolError(f"{message.request.name} with {len(message.payload)} bytes")
         wanted = wire.config.unpack_from(message.payload)
         if len(message.payload) != wire.config.size + wanted.size:
-            raise ProtocolError(f"{message.request.name} of {wanted.size} bytes in {len(message.payload)} bytes")
+            raise ProtocolError(
+                f"{message.request.name} of {wanted.size} bytes in {len(message.payload)} bytes"
+            )
         if wanted.offset + wanted.size > wire.MAX_CONFIG_SIZE:
             raise RequestError(f"no configuration space at {wanted.offset}, {wanted.size} bytes")
         return wanted
 
     def _reset_owner(self, _message: Message) -> None:
-        # Only "disable all rings" is left of its meaning; front ends that want a reset send RESET_DEVICE.
+        # Only "disable all rings" is left of its meaning; front ends that want a reset send
+        # RESET_DEVICE.
         for vring in self._vrings:
             self._stop(vring)
             vring.enabled = False
 
     def _reset_device(self, _message: Message) -> None:
-        # Memory and protocol features belong to the connection and stay: QEMU does not send them again.
+        # Memory and protocol features belong to the connection and stay: QEMU does not send them
+        # again.
         for vring in self._vrings:
             self._stop(vring)
             vring.set_kick(None)
@@ -199,12 +219,21 @@ class Backend:
         if len(message.payload) < table.size:
             raise ProtocolError(f"SET_MEM_TABLE with {len(message.payload)} bytes")
         count = table.unpack_from(message.payload).regions
-        if count > wire.MAX_TABLE_REGIONS or len(message.payload) < table.size + count * region.size:
+        if (
+            count > wire.MAX_TABLE_REGIONS
+            or len(message.payload) < table.size + count * region.size
+        ):
             raise ProtocolError(f"SET_MEM_TABLE of {count} regions in {len(message.payload)} bytes")
         if len(message.fds) != count:
-            raise ProtocolError(f"SET_MEM_TABLE of {count} regions with {len(message.fds)} descriptors")
-        wanted = [region.unpack_from(message.payload, table.size + i * region.size) for i in range(count)]
-        self._change_memory(lambda: [map_region(fd, item) for fd, item in zip(message.fds, wanted, strict=True)])
+            raise ProtocolError(
+                f"SET_MEM_TABLE of {count} regions with {len(message.fds)} descriptors"
+            )
+        wanted = [
+            region.unpack_from(message.payload, table.size + i * region.size) for i in range(count)
+        ]
+        self._change_memory(
+            lambda: [map_region(fd, item) for fd, item in zip(message.fds, wanted, strict=True)]
+        )
 
     def _get_max_mem_slots(self, _message: Message) -> bytes:
         return wire.number.pack(value=MAX_MEM_SLOTS)
@@ -222,7 +251,10 @@ class Backend:
         key = (wanted.guest_addr, wanted.size, wanted.user_addr)
         left = [r for r in self._memory.regions if (r.guest_addr, r.size, r.user_addr) != key]
         if len(left) == len(self._memory.regions):
-            raise RequestError(f"no memory region of {wanted.size:#x} bytes at guest address {wanted.guest_addr:#x}")
+            raise RequestError(
+                f"no memory region of {wanted.size:#x} bytes at guest address"
+                f" {wanted.guest_addr:#x}"
+            )
         self._change_memory(lambda: left)
 
     def _change_memory(self, make_regions: Callable[[], list[Region]]) -> None:
@@ -250,7 +282,9 @@ class Backend:
     def _set_vring_num(self, message: Message) -> None:
         state = wire.vring_state.unpack_from(message.payload)
         if not 0 < state.num <= MAX_RING_SIZE or state.num & (state.num - 1):
-            raise ProtocolError(f"SET_VRING_NUM: {state.num} is not a power of two up to {MAX_RING_SIZE}")
+            raise ProtocolError(
+                f"SET_VRING_NUM: {state.num} is not a power of two up to {MAX_RING_SIZE}"
+            )
         self._stopped_vring(message, state.index).size = state.num
 
     def _set_vring_addr(self, message: Message) -> None:
@@ -266,8 +300,8 @@ class Backend:
             raise ProtocolError(f"SET_VRING_BASE: {state.num} is no 16-bit index")
         vring = self._stopped_vring(message, state.index)
         if vring.has_run and vring.base != state.num:
-            # A ring goes on where it stopped, unless the driver has reset the device: then it begins anew. QEMU does
-            # not tell of a guest's reboot in any other way.
+            # A ring goes on where it stopped, unless the driver has reset the device: then it
+            # begins anew. QEMU does not tell of a guest's reboot in any other way.
             log.info("the guest has reset the device")
             self._forget_guest()
         vring.base = state.num
@@ -283,7 +317,9 @@ class Backend:
         vring = self._event_vring(message)
         fd = message.take_fd()
         if fd is None:
-            raise RequestError(f"queue {vring.index} without a kick descriptor: polling is not done here")
+            raise RequestError(
+                f"queue {vring.index} without a kick descriptor: polling is not done here"
+            )
         self._stop(vring)
         vring.set_kick(fd)
         vring.broken = False
@@ -293,7 +329,8 @@ class Backend:
         vring = self._event_vring(message)
         vring.set_call(message.take_fd())
         if vring.ring is not None:
-            # What was pushed before there was a descriptor, or with the former one, must not go unnoticed.
+            # What was pushed before there was a descriptor, or with the former one, must not go
+            # unnoticed.
             vring.signal()
 
     def _set_vring_err(self, message: Message) -> None:
@@ -324,7 +361,9 @@ class Backend:
                 self._device.ring_started(vring, self._features)
             except OSError as error:
                 self._stop(vring)
-                raise RequestError(f"queue {vring.index}: its kick descriptor cannot be waited for: {error}") from error
+                raise RequestError(
+                    f"queue {vring.index}: its kick descriptor cannot be waited for: {error}"
+                ) from error
 
     def _find(self, vring: Vring) -> bool:
         features = self._features
@@ -353,7 +392,8 @@ _NUMBER, _STATE, _SINGLE = wire.number.size, wire.vring_state.size, wire.single_
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a message must look like, and what it does. ``size`` is its payload's, ``None`` when that varies."""
+    """What a message must look like, and what it does. ``size`` is its payload's, ``None`` when
+    that varies."""
 
     handler: Callable[[Backend, Message], bytes | None]
     size: int | None

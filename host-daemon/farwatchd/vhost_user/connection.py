@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connected front end: reads its messages, with the descriptors they carry, and writes the replies."""
+"""One connected front end: reads its messages, with the descriptors they carry, and writes the
+replies."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ _FD_SIZE = array.array("i").itemsize
 
 
 class Connection:
-    """Owns the socket. Ends, resetting the device, when the front end leaves or breaks the protocol."""
+    """Owns the socket. Ends, resetting the device, when the front end leaves or breaks the
+    protocol."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, device: DeviceModel, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, device: DeviceModel, on_close: Callable[[], None]
+    ) -> None:
         self._loop = loop
         self._sock = sock
         self._backend = Backend(device)

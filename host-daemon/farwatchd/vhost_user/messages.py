@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user messages without I/O: bytes and descriptors in, whole messages out, and replies as bytes."""
+"""vhost-user messages without I/O: bytes and descriptors in, whole messages out, and replies as
+bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +8,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from farwatchd.wire.vhost_user import MAX_PAYLOAD, MAX_TABLE_REGIONS, VERSION, VERSION_MASK, HeaderFlag, Request, header
+from farwatchd.wire.vhost_user import (
+    MAX_PAYLOAD,
+    MAX_TABLE_REGIONS,
+    VERSION,
+    VERSION_MASK,
+    HeaderFlag,
+    Request,
+    header,
+)
 
 #: Descriptors that one message may carry.
 MAX_FDS = MAX_TABLE_REGIONS
@@ -42,7 +51,8 @@ class Message:
 
 
 class MessageDecoder:
-    """Puts messages together. Feed it at most ``wanted`` bytes at a time: descriptors then stay with their message."""
+    """Puts messages together. Feed it at most ``wanted`` bytes at a time: descriptors then stay
+    with their message."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -61,16 +71,19 @@ class MessageDecoder:
         return bool(self._buffer) or self._head is not None
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> Message | None:
-        """Take bytes and the descriptors that came with them; returns the message that they complete, if any.
+        """Take bytes and the descriptors that came with them; returns the message that they
+        complete, if any.
 
-        ``ProtocolError`` when the header makes no sense or descriptors come late or in excess. The decoder owns the
-        descriptors from here on; ``close`` ends those of an unfinished message.
+        ``ProtocolError`` when the header makes no sense or descriptors come late or in excess. The
+        decoder owns the descriptors from here on; ``close`` ends those of an unfinished message.
         """
         self._fds.extend(fds)
         if fds and self.within_message:
             raise ProtocolError("descriptors came in the middle of a message")
         if len(self._fds) > MAX_FDS:
-            raise ProtocolError(f"{len(self._fds)} descriptors with one message, at most {MAX_FDS} are possible")
+            raise ProtocolError(
+                f"{len(self._fds)} descriptors with one message, at most {MAX_FDS} are possible"
+            )
         self._buffer += data
         if self.wanted > 0:
             return None
@@ -93,11 +106,16 @@ class MessageDecoder:
     def _decode_header(self) -> tuple[Request, int, int]:
         head = header.unpack_from(self._buffer)
         if head.flags & VERSION_MASK != VERSION:
-            raise ProtocolError(f"message of protocol version {head.flags & VERSION_MASK}, {VERSION} is spoken here")
+            raise ProtocolError(
+                f"message of protocol version {head.flags & VERSION_MASK}, {VERSION} is spoken here"
+            )
         if head.flags & HeaderFlag.REPLY:
             raise ProtocolError(f"message {head.request} is marked as a reply")
         if head.size > MAX_PAYLOAD:
-            raise ProtocolError(f"message {head.request} announces {head.size} bytes, at most {MAX_PAYLOAD} make sense")
+            raise ProtocolError(
+                f"message {head.request} announces {head.size} bytes, at most {MAX_PAYLOAD} make"
+                " sense"
+            )
         try:
             return Request(head.request), head.flags, head.size
         except ValueError:

@@ -12,8 +12,9 @@ from farwatchd.virtqueue import Region
 def map_region(fd: int, wanted: Any) -> Region:
     """Map one region as a ``MEMORY_REGION`` describes it; ``fd`` stays the caller's.
 
-    The mapping ends with the last view of it. ``ValueError`` with a text for the log when the description is impossible
-    or the kernel refuses. A front end that shrinks the file afterwards kills the daemon (SIGBUS): it owns the memory.
+    The mapping ends with the last view of it. ``ValueError`` with a text for the log when the
+    description is impossible or the kernel refuses. A front end that shrinks the file afterwards
+    kills the daemon (SIGBUS): it owns the memory.
     """
     text = f"memory region of {wanted.size:#x} bytes at file offset {wanted.mmap_offset:#x}"
     skip = wanted.mmap_offset % mmap.ALLOCATIONGRANULARITY

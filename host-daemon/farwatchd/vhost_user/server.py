@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where front ends come from: a listening UNIX socket, made here or inherited, or one connected descriptor."""
+"""Where front ends come from: a listening UNIX socket, made here or inherited, or one connected
+descriptor."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ class ListenError(Exception):
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """Make a listening socket at ``path`` with permission bits ``mode``; ``ListenError`` when that is impossible.
+    """Make a listening socket at ``path`` with permission bits ``mode``; ``ListenError`` when that
+    is impossible.
 
     The socket of a daemon that has died is replaced, that of a living one is not.
     """
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ListenError(f"socket path {path} is longer than {MAX_PATH_BYTES} bytes: choose a shorter one")
+        raise ListenError(
+            f"socket path {path} is longer than {MAX_PATH_BYTES} bytes: choose a shorter one"
+        )
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old_mask = os.umask(0o777 & ~mode)
@@ -47,7 +51,8 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
 
 
 def inherit(fd: int) -> socket.socket:
-    """Take over an inherited UNIX stream socket, listening or connected; ``ListenError`` when ``fd`` is none."""
+    """Take over an inherited UNIX stream socket, listening or connected; ``ListenError`` when
+    ``fd`` is none."""
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
@@ -62,7 +67,8 @@ def inherit(fd: int) -> socket.socket:
 class Server:
     """Serves one front end at a time; the next one waits until the present one leaves.
 
-    With ``once``, or when ``sock`` is a connected socket, ``on_end`` is called when the first front end has left.
+    With ``once``, or when ``sock`` is a connected socket, ``on_end`` is called when the first front
+    end has left.
     """
 
     def __init__(
@@ -90,7 +96,8 @@ class Server:
             self._connect(sock)
 
     def close(self) -> None:
-        """End everything without calling ``on_end``. The listening socket's path stays: its maker removes it."""
+        """End everything without calling ``on_end``. The listening socket's path stays: its maker
+        removes it."""
         self._closing = True
         self._stop_listening()
         if self._waiting is not None:
@@ -147,11 +154,14 @@ def _remove_stale(path: Path) -> None:
         raise ListenError(f"cannot use socket path {path}: {error.strerror}") from error
     if not stat.S_ISSOCK(status.st_mode):
         raise ListenError(f"{path} exists and is not a socket: choose another socket path")
-    # A socket of another type cannot connect: a living daemon does not notice, yet the error tells that it lives.
+    # A socket of another type cannot connect: a living daemon does not notice, yet the error tells
+    # that it lives.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         result = probe.connect_ex(os.fspath(path))
     if result in (errno.EPROTOTYPE, 0):
-        raise ListenError(f"another daemon listens on {path}: stop it or choose another socket path")
+        raise ListenError(
+            f"another daemon listens on {path}: stop it or choose another socket path"
+        )
     if result != errno.ECONNREFUSED:
         raise ListenError(f"cannot use socket path {path}: {os.strerror(result)}")
     log.info("replacing the socket %s of a daemon that has gone", path)

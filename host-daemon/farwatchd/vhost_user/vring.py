@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One ring as the front end set it up: size, addresses, event descriptors; running when it holds a ``SplitRing``."""
+"""One ring as the front end set it up: size, addresses, event descriptors; running when it holds a
+``SplitRing``."""
 
 from __future__ import annotations
 
@@ -43,10 +44,16 @@ class Vring:
     @property
     def ready(self) -> bool:
         """Whether everything is there that a running ring needs."""
-        return self.enabled and not self.broken and self.kick_fd is not None and self.address is not None
+        return (
+            self.enabled
+            and not self.broken
+            and self.kick_fd is not None
+            and self.address is not None
+        )
 
     def start(self, memory: GuestMemory, event_idx: bool, indirect: bool) -> None:
-        """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when it is not to be found there.
+        """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when it is not to
+        be found there.
 
         A ring that runs goes on, with the chains that were taken from it.
         """
@@ -64,7 +71,8 @@ class Vring:
             self.ring = None
 
     def fail(self) -> None:
-        """Stop a ring that broke the rules until the front end sets it up anew, and tell whoever waits for it."""
+        """Stop a ring that broke the rules until the front end sets it up anew, and tell whoever
+        waits for it."""
         self.stop()
         self.broken = True
         self.signal()
@@ -86,11 +94,15 @@ class Vring:
 
     @property
     def kick_is_eventfd(self) -> bool:
-        """Whether the kick descriptor is an eventfd, as far as can be told: no pipe or socket, whose other end closes.
+        """Whether the kick descriptor is an eventfd, as far as can be told: no pipe or socket,
+        whose other end closes.
 
         Such a one need not be read.
         """
-        return self.kick_fd is not None and stat.S_IFMT(os.fstat(self.kick_fd).st_mode) == _NO_FILE_TYPE
+        return (
+            self.kick_fd is not None
+            and stat.S_IFMT(os.fstat(self.kick_fd).st_mode) == _NO_FILE_TYPE
+        )
 
     def read_kick(self) -> KickState:
         """Consume a kick."""
@@ -113,7 +125,8 @@ class Vring:
         self._call_fd = _replace(self._call_fd, fd)
 
     def set_err(self, fd: int | None) -> None:
-        """Own ``fd`` as the descriptor that tells the front end of a broken ring; the former one is closed."""
+        """Own ``fd`` as the descriptor that tells the front end of a broken ring; the former one is
+        closed."""
         self._err_fd = _replace(self._err_fd, fd)
 
     def close(self) -> None:

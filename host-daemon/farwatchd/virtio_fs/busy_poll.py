@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looking for the next request for a moment before waiting to be woken for it.
 
-Being woken takes longer than most requests: the processor has slept, and the driver has to kick. Where requests follow
-each other closely the next one is found while it is looked for. Where they do not, or where who looks takes the
-processor from the guest or from others, it does not come sooner: so both are tried now and then, and measured.
+Being woken takes longer than most requests: the processor has slept, and the driver has to kick.
+Where requests follow each other closely the next one is found while it is looked for. Where they do
+not, or where who looks takes the processor from the guest or from others, it does not come sooner:
+so both are tried now and then, and measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable
 #: How often in a row it is done the better way, and then the other way, to compare.
 _ROUND = 256
 _TRIAL = 16
-#: Looking must shorten the time until there is something to do to less than this part, since it takes a processor.
+#: Looking must shorten the time until there is something to do to less than this part, since it
+#: takes a processor.
 _WORTH = 0.9
 
 
@@ -41,13 +43,17 @@ class _Way:
 
 
 class BusyPoll:
-    """Says whether to look, and does it, for all queues of a device; for ``longest_ns`` at most, 0 is never.
+    """Says whether to look, and does it, for all queues of a device; for ``longest_ns`` at most, 0
+    is never.
 
     ``elsewhere``: whether something else is to be done than what is looked for.
     """
 
     def __init__(
-        self, longest_ns: int, elsewhere: Callable[[], bool], clock: Callable[[], int] = time.monotonic_ns
+        self,
+        longest_ns: int,
+        elsewhere: Callable[[], bool],
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._longest = longest_ns
         self._elsewhere = elsewhere
@@ -60,7 +66,8 @@ class BusyPoll:
         self._waits = False
 
     def woken(self, now: int) -> None:
-        """Take note of there being something to do, at ``now`` of the clock, that nobody looked for."""
+        """Take note of there being something to do, at ``now`` of the clock, that nobody looked
+        for."""
         if self._waits:
             self._waits = False
             # What comes much later says nothing about the guest's waiting for us.
@@ -78,7 +85,8 @@ class BusyPoll:
         return self._looks
 
     def finds(self, more: Callable[[], bool]) -> bool:
-        """Look until there is ``more``; False when that took too long, or when there is something else to do."""
+        """Look until there is ``more``; False when that took too long, or when there is something
+        else to do."""
         clock, elsewhere = self._clock, self._elsewhere
         until = self._ended + self._longest
         while not (found := more()) and clock() < until and not elsewhere():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtio-fs device: takes requests from the rings to the file system, and notifications the other way."""
+"""The virtio-fs device: takes requests from the rings to the file system, and notifications the
+other way."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.deferred import Outstanding
 from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE, error_reply, notification
-from farwatchd.virtio_fs.interfaces import PARKED, LateReplies, NotificationSource, RequestHandler, late
+from farwatchd.virtio_fs.interfaces import (
+    PARKED,
+    LateReplies,
+    NotificationSource,
+    RequestHandler,
+    late,
+)
 from farwatchd.virtio_fs.parking import Parking
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
@@ -51,12 +58,18 @@ class DeviceConfig:
     notification: bool = True
 
     def __post_init__(self) -> None:
-        """``ValueError`` with a text for the user when the tag or the number of queues is impossible."""
+        """``ValueError`` with a text for the user when the tag or the number of queues is
+        impossible."""
         size = len(self.tag.encode())
         if not 0 < size <= TAG_SIZE or "\0" in self.tag:
-            raise ValueError(f"the tag {self.tag!r} has {size} bytes; it must have 1 to {TAG_SIZE}, none of them NUL")
+            raise ValueError(
+                f"the tag {self.tag!r} has {size} bytes; it must have 1 to {TAG_SIZE}, none of"
+                " them NUL"
+            )
         if not 0 < self.num_request_queues <= 64:
-            raise ValueError(f"{self.num_request_queues} request queues are not possible; 1 to 64 are")
+            raise ValueError(
+                f"{self.num_request_queues} request queues are not possible; 1 to 64 are"
+            )
 
 
 class _Running(NamedTuple):
@@ -68,7 +81,8 @@ class _Running(NamedTuple):
 
 
 class Device:
-    """Serves the rings that the back end started. One handler and one notification source for its whole life."""
+    """Serves the rings that the back end started. One handler and one notification source for its
+    whole life."""
 
     def __init__(
         self,
@@ -109,7 +123,8 @@ class Device:
     def queue_count(self) -> int:
         """Number of queues: hiprio, notification, requests.
 
-        Without notifications the last one has no job, but a front end may set up as many as with them.
+        Without notifications the last one has no job, but a front end may set up as many as with
+        them.
         """
         return 2 + self._config.num_request_queues
 
@@ -123,14 +138,17 @@ class Device:
         )
 
     def ring_started(self, vring: Vring, features: int) -> None:
-        """Serve ``vring`` from now on; ``features``, as acked, say what it is for (Virtio 1.2, 5.11.2)."""
+        """Serve ``vring`` from now on; ``features``, as acked, say what it is for (Virtio 1.2,
+        5.11.2)."""
         role = _role(vring.index, features)
         if vring.kick_fd is not None:
             if vring.kick_is_eventfd:
                 self._loop.add_eventfd(vring.kick_fd, partial(self._serve, vring.index))
             else:
                 self._loop.add(vring.kick_fd, partial(self._kicked, vring))
-        serve = self._serve_notifications if role is QueueRole.NOTIFICATION else self._serve_requests
+        serve = (
+            self._serve_notifications if role is QueueRole.NOTIFICATION else self._serve_requests
+        )
         self._running[vring.index] = _Running(vring, role, serve)
         log.debug("queue %d (%s) started", vring.index, role.value)
         self._schedule(vring.index)
@@ -227,7 +245,9 @@ class Device:
                 if written < 0:
                     self._keep(written, vring, head, chain)
                     continue
-                log.error("bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size)
+                log.error(
+                    "bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size
+                )
                 written = error_reply(chain.readable, chain.writable, errno.EIO)
             push(head, written)
             if clock() > tell_at:
@@ -257,7 +277,11 @@ class Device:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-        place = (type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace else (type(error), "", 0)
+        place = (
+            (type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+            if trace
+            else (type(error), "", 0)
+        )
         if place in self._failures_seen:
             log.error("bug: a request failed again with %s", repr(error))
         else:
@@ -279,7 +303,9 @@ class Device:
             if chain.writable_size < MIN_NOTIFICATION_BUFFER:
                 self._give_back_small(ring, head, chain)
                 continue
-            payload = self._take_payload(min(chain.writable_size, NOTIFY_BUF_SIZE) - OUT_HEADER_SIZE)
+            payload = self._take_payload(
+                min(chain.writable_size, NOTIFY_BUF_SIZE) - OUT_HEADER_SIZE
+            )
             if payload is None:
                 # There are buffers enough: new ones need not be announced until these are used up.
                 ring.disable_kicks()
@@ -297,7 +323,9 @@ class Device:
             return None
         payload = self._source.take(room)
         if payload is not None and len(payload) > room:
-            raise ValueError(f"bug: a notification of {len(payload)} bytes where {room} were asked for")
+            raise ValueError(
+                f"bug: a notification of {len(payload)} bytes where {room} were asked for"
+            )
         return payload
 
     def _give_back_small(self, ring: SplitRing, head: int, chain: Chain) -> None:
@@ -306,7 +334,8 @@ class Device:
         if not self._small_buffer_reported:
             self._small_buffer_reported = True
             log.warning(
-                "the guest gave a notification buffer of %d bytes, given back unused: at least %d are needed",
+                "the guest gave a notification buffer of %d bytes, given back unused: at least %d"
+                " are needed",
                 chain.writable_size,
                 MIN_NOTIFICATION_BUFFER,
             )

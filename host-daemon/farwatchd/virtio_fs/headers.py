@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FUSE headers that the transport itself writes: of notifications, and of replies to requests that hit a bug."""
+"""The FUSE headers that the transport itself writes: of notifications, and of replies to requests
+that hit a bug."""
 
 from __future__ import annotations
 
@@ -18,9 +19,14 @@ def notification(payload: bytes) -> bytes:
 
 
 def error_reply(readable: Sequence[memoryview], writable: Sequence[memoryview], error: int) -> int:
-    """Answer the request with ``errno`` value ``error``; returns the bytes written, 0 where an answer is impossible."""
+    """Answer the request with ``errno`` value ``error``; returns the bytes written, 0 where an
+    answer is impossible."""
     request = gather(readable, 0, in_header.size)
     if len(request) < in_header.size or sum(map(len, writable)) < OUT_HEADER_SIZE:
         return 0
-    scatter(writable, 0, out_header.pack_values(OUT_HEADER_SIZE, -error, in_header.unpack_from(request).unique))
+    scatter(
+        writable,
+        0,
+        out_header.pack_values(OUT_HEADER_SIZE, -error, in_header.unpack_from(request).unique),
+    )
     return OUT_HEADER_SIZE

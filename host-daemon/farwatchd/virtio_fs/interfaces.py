@@ -17,15 +17,18 @@ class RequestHandler(Protocol):
 
     @property
     def parks(self) -> bool:
-        """Whether requests may wait for the notification source; those that do are answered when this turns false."""
+        """Whether requests may wait for the notification source; those that do are answered when
+        this turns false."""
 
     def handle(self, chain: Chain) -> int:
         """Serve one request and return the bytes written into what is writable, 0 for no reply.
 
-        ``PARKED``: the transport answers the request with the next payload of the notification source. Less than
-        that: ``late(ticket)``, the request is answered later, see ``LateReplies``.
+        ``PARKED``: the transport answers the request with the next payload of the notification
+        source. Less than that: ``late(ticket)``, the request is answered later, see
+        ``LateReplies``.
 
-        The segments are guest memory, which may change at any time; none may be kept after the reply.
+        The segments are guest memory, which may change at any time; none may be kept after the
+        reply.
         """
 
     def reset(self) -> None:
@@ -33,7 +36,8 @@ class RequestHandler(Protocol):
 
 
 def late(ticket: int) -> int:
-    """What ``RequestHandler.handle`` returns for a request that is answered later, and the ticket for what it returned.
+    """What ``RequestHandler.handle`` returns for a request that is answered later, and the ticket
+    for what it returned.
 
     A ticket is a positive number that is used once.
     """
@@ -57,7 +61,8 @@ class NotificationSource(Protocol):
     """A bounded queue of notification payloads."""
 
     def take(self, max_bytes: int) -> bytes | None:
-        """Remove and return the next payload, at most ``max_bytes`` long; ``None`` when nothing waits."""
+        """Remove and return the next payload, at most ``max_bytes`` long; ``None`` when nothing
+        waits."""
 
     def set_wakeup(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called, in the loop's thread, whenever there is something to take."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that wait for events, where the guest has no notification queue (docs/protocol.md, "without a queue")."""
+"""Requests that wait for events, where the guest has no notification queue (docs/protocol.md,
+"without a queue")."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Parking:
             self._reply(self.parked.popleft(), payload)
 
     def release(self, vring: Vring) -> None:
-        """Answer all that came by this ring with nothing: it stops, and what it holds would be lost."""
+        """Answer all that came by this ring with nothing: it stops, and what it holds would be
+        lost."""
         leaving = [parked for parked in self.parked if parked.vring is vring]
         self.parked = deque(parked for parked in self.parked if parked.vring is not vring)
         for parked in leaving:

@@ -14,7 +14,8 @@ DESC_NEXT = 1
 DESC_WRITE = 2
 DESC_INDIRECT = 4
 
-#: Descriptors of one indirect table; Linux stays below the ring's size, other drivers go up to this.
+#: Descriptors of one indirect table; Linux stays below the ring's size, other drivers go up to
+#: this.
 MAX_INDIRECT = 1024
 #: A chain's lengths add up to less than this, so that any used length fits 32 bits.
 MAX_CHAIN_BYTES = 1 << 32
@@ -30,9 +31,11 @@ _NO_SPAN: Span = (0, 0, memoryview(b""))
 
 @dataclass(slots=True)
 class Chain:
-    """One checked descriptor chain: what the driver lets the device read and write, as views of guest memory.
+    """One checked descriptor chain: what the driver lets the device read and write, as views of
+    guest memory.
 
-    The sizes are the bytes of all its views. Not to be changed: chains that are made of the same memory share it.
+    The sizes are the bytes of all its views. Not to be changed: chains that are made of the same
+    memory share it.
     """
 
     readable: Sequence[memoryview]
@@ -49,7 +52,9 @@ class Chain:
 class ChainReader:
     """Reads the chains of one ring: ``descriptors`` is its table of ``size``."""
 
-    def __init__(self, memory: GuestMemory, size: int, descriptors: memoryview, indirect: bool) -> None:
+    def __init__(
+        self, memory: GuestMemory, size: int, descriptors: memoryview, indirect: bool
+    ) -> None:
         self._memory = memory
         self._size = size
         self._descriptors = descriptors
@@ -59,7 +64,8 @@ class ChainReader:
         self._known_bytes = 0
 
     def chain(self, head: int) -> Chain:
-        """The chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks the rules."""
+        """The chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks the
+        rules."""
         if self._indirect and head < self._size:
             addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
             if flags == DESC_INDIRECT and length <= _MAX_TABLE:
@@ -69,9 +75,11 @@ class ChainReader:
         return self._any_chain(head)
 
     def _chain_of_table(self, addr: int, length: int) -> Chain | None:
-        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is to be read anew.
+        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is
+        to be read anew.
 
-        A driver uses the same memory again and again, so a table mostly says what one before it said.
+        A driver uses the same memory again and again, so a table mostly says what one before it
+        said.
         """
         low, size, view = self._span
         start, end = addr - low, addr - low + length
@@ -97,7 +105,8 @@ class ChainReader:
         self._known[table] = chain
 
     def _usual_chain(self, table: bytes) -> Chain | None:
-        """The chain of a table as Linux writes it: what follows a descriptor is the one behind it. None for others.
+        """The chain of a table as Linux writes it: what follows a descriptor is the one behind it.
+        None for others.
 
         What follows each other in memory as well, as large buffers mostly do, becomes one segment.
         """
@@ -119,7 +128,9 @@ class ChainReader:
                 ends.append(addr)
             ends[-1] = end = addr + length
             total += length
-            if not length or ((following != position or flags & ~DESC_WRITE != DESC_NEXT) and position != count):
+            if not length or (
+                (following != position or flags & ~DESC_WRITE != DESC_NEXT) and position != count
+            ):
                 return None
         if flags & ~DESC_WRITE or total >= MAX_CHAIN_BYTES:
             return None
@@ -130,12 +141,15 @@ class ChainReader:
         return Chain(readable, readable_size, writable, total - readable_size)
 
     def _views(self, starts: list[int], ends: list[int]) -> tuple[memoryview, ...]:
-        """The memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when some of it is none."""
+        """The memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when some of
+        it is none."""
         if not starts:
             return ()
         low, size, view = self._span
         if min(starts) >= low and max(ends) <= low + size:
-            return tuple([view[start - low : end - low] for start, end in zip(starts, ends, strict=True)])
+            return tuple(
+                [view[start - low : end - low] for start, end in zip(starts, ends, strict=True)]
+            )
         segments: list[memoryview] = []
         for start, end in zip(starts, ends, strict=True):
             self._memory.append_segments(start, end - start, segments)
@@ -148,18 +162,23 @@ class ChainReader:
         in_indirect = False
         side = readable
         total = writable_size = 0
-        # Descriptors that follow each other in memory, as large buffers mostly do, become one segment.
+        # Descriptors that follow each other in memory, as large buffers mostly do, become one
+        # segment.
         start, size = -1, 0
         while True:
             if index >= count:
                 raise VirtqueueError(f"chain {head}: descriptor {index} of a table of {count}")
             if not left:
-                raise VirtqueueError(f"chain {head}: more descriptors than the table has ({count}): a loop")
+                raise VirtqueueError(
+                    f"chain {head}: more descriptors than the table has ({count}): a loop"
+                )
             left -= 1
             addr, length, flags, following = _unpack(table, index * _DESCRIPTOR_SIZE)
             if flags & DESC_INDIRECT:
                 if in_indirect:
-                    raise VirtqueueError(f"chain {head}: an indirect table inside an indirect table")
+                    raise VirtqueueError(
+                        f"chain {head}: an indirect table inside an indirect table"
+                    )
                 table = self._indirect_table(head, addr, length, flags)
                 in_indirect, count, index, left = True, length // 16, 0, length // 16
                 continue

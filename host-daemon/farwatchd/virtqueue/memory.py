@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory: regions of it that are mapped here, and the one place where guest addresses are translated."""
+"""Guest memory: regions of it that are mapped here, and the one place where guest addresses are
+translated."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Span = tuple[int, int, memoryview]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Consecutive guest memory: ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in the front end."""
+    """Consecutive guest memory: ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in
+    the front end."""
 
     guest_addr: int
     size: int
@@ -28,31 +30,45 @@ class Region:
 
 
 class GuestMemory:
-    """An unchangeable set of regions that do not overlap; a change of the guest's memory makes a new one.
+    """An unchangeable set of regions that do not overlap; a change of the guest's memory makes a
+    new one.
 
-    The views handed out keep their mapping alive, so a region that is taken away disappears with the last view of it.
+    The views handed out keep their mapping alive, so a region that is taken away disappears with
+    the last view of it.
     """
 
     def __init__(self, regions: Iterable[Region] = ()) -> None:
-        """``ValueError`` when a region is empty, leaves the address space or overlaps another in either space."""
+        """``ValueError`` when a region is empty, leaves the address space or overlaps another in
+        either space."""
         self.regions = tuple(sorted(regions, key=attrgetter("guest_addr")))
         for region in self.regions:
-            if region.size <= 0 or max(region.guest_addr, region.user_addr) + region.size > ADDRESS_END:
+            if (
+                region.size <= 0
+                or max(region.guest_addr, region.user_addr) + region.size > ADDRESS_END
+            ):
                 raise ValueError(f"impossible memory region: {_describe(region)}")
             if len(region.view) != region.size:
-                raise ValueError(f"{len(region.view)} bytes mapped for memory region {_describe(region)}")
+                raise ValueError(
+                    f"{len(region.view)} bytes mapped for memory region {_describe(region)}"
+                )
         for low, high in pairwise(self.regions):
             if low.guest_addr + low.size > high.guest_addr:
                 raise ValueError(f"memory regions overlap: {_describe(low)} and {_describe(high)}")
         by_user = sorted(self.regions, key=attrgetter("user_addr"))
         for low, high in pairwise(by_user):
             if low.user_addr + low.size > high.user_addr:
-                raise ValueError(f"memory regions overlap in the front end: {_describe(low)} and {_describe(high)}")
+                raise ValueError(
+                    f"memory regions overlap in the front end: {_describe(low)} and"
+                    f" {_describe(high)}"
+                )
         self._starts = [region.guest_addr for region in self.regions]
-        self._spans: list[Span] = [(region.guest_addr, region.size, region.view) for region in self.regions]
+        self._spans: list[Span] = [
+            (region.guest_addr, region.size, region.view) for region in self.regions
+        ]
 
     def span_of(self, addr: int, length: int) -> Span | None:
-        """The region that holds all of ``length`` > 0 bytes at guest address ``addr``; ``None`` when none does."""
+        """The region that holds all of ``length`` > 0 bytes at guest address ``addr``; ``None``
+        when none does."""
         index = bisect_right(self._starts, addr) - 1
         if index < 0 or length <= 0:
             return None
@@ -60,7 +76,8 @@ class GuestMemory:
         return span if addr - span[0] + length <= span[1] else None
 
     def append_segments(self, addr: int, length: int, segments: list[memoryview]) -> None:
-        """Append views of ``length`` > 0 bytes at guest address ``addr``; more than one where regions meet.
+        """Append views of ``length`` > 0 bytes at guest address ``addr``; more than one where
+        regions meet.
 
         ``VirtqueueError`` when a byte of it is outside the guest's memory.
         """
@@ -73,7 +90,8 @@ class GuestMemory:
         self._append_across(index, addr, length, segments)
 
     def segments(self, addr: int, length: int) -> list[memoryview]:
-        """Return the views of ``length`` > 0 bytes at guest address ``addr``; raises as ``append_segments``."""
+        """Return the views of ``length`` > 0 bytes at guest address ``addr``; raises as
+        ``append_segments``."""
         found: list[memoryview] = []
         self.append_segments(addr, length, found)
         return found
@@ -87,9 +105,13 @@ class GuestMemory:
             offset = addr - region.user_addr
             if offset >= 0 and offset + length <= region.size:
                 return region.view[offset : offset + length]
-        raise VirtqueueError(f"{length} bytes at front-end address {addr:#x} are not in one memory region")
+        raise VirtqueueError(
+            f"{length} bytes at front-end address {addr:#x} are not in one memory region"
+        )
 
-    def _append_across(self, index: int, addr: int, length: int, segments: list[memoryview]) -> None:
+    def _append_across(
+        self, index: int, addr: int, length: int, segments: list[memoryview]
+    ) -> None:
         position, rest = addr, length
         while rest:
             if not 0 <= index < len(self._spans):
@@ -103,7 +125,9 @@ class GuestMemory:
             rest -= step
             index += 1
         if rest:
-            raise VirtqueueError(f"{length} bytes at guest address {addr:#x} are outside the guest's memory")
+            raise VirtqueueError(
+                f"{length} bytes at guest address {addr:#x} are outside the guest's memory"
+            )
 
 
 def _describe(region: Region) -> str:

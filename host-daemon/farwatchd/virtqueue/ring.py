@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device's side of a split virtqueue: available chains, the used ring, and who notifies whom (Virtio 1.2, 2.7)."""
+"""The device's side of a split virtqueue: available chains, the used ring, and who notifies whom
+(Virtio 1.2, 2.7)."""
 
 from __future__ import annotations
 
@@ -45,12 +46,17 @@ class RingMemory:
         return 16 * size, 4 + 2 * size + event, 4 + 8 * size + event
 
     @classmethod
-    def at_user_addresses(cls, memory: GuestMemory, size: int, at: RingAddress, event_idx: bool) -> RingMemory:
-        """Find a ring by the front end's addresses; ``VirtqueueError`` when size, alignment or place is wrong."""
+    def at_user_addresses(
+        cls, memory: GuestMemory, size: int, at: RingAddress, event_idx: bool
+    ) -> RingMemory:
+        """Find a ring by the front end's addresses; ``VirtqueueError`` when size, alignment or
+        place is wrong."""
         if not 0 < size <= MAX_RING_SIZE or size & (size - 1):
             raise VirtqueueError(f"ring size {size} is not a power of two up to {MAX_RING_SIZE}")
         if at.descriptors % 16 or at.available % 2 or at.used % 4:
-            raise VirtqueueError(f"misaligned ring: {at.descriptors:#x}, {at.available:#x}, {at.used:#x}")
+            raise VirtqueueError(
+                f"misaligned ring: {at.descriptors:#x}, {at.available:#x}, {at.used:#x}"
+            )
         descriptors, available, used = cls.lengths(size, event_idx)
         return cls(
             size,
@@ -63,14 +69,15 @@ class RingMemory:
 class SplitRing:
     """Takes chains from the available ring and gives them back through the used ring.
 
-    ``base`` is the free-running index of the first chain to take; ``used``, if given, is that of the first to give
-    back, of those that were taken through a former object and are still to be given back. Chains may be taken and given
-    back in any order, but each exactly once. Every method may raise ``VirtqueueError``; after that the ring is not to
-    be touched any more.
+    ``base`` is the free-running index of the first chain to take; ``used``, if given, is that of
+    the first to give back, of those that were taken through a former object and are still to be
+    given back. Chains may be taken and given back in any order, but each exactly once. Every method
+    may raise ``VirtqueueError``; after that the ring is not to be touched any more.
 
-    Atomicity: the 16-bit fields that both sides share are read and written through 16-bit views, each a single load or
-    store. Order: x86 keeps loads with loads and stores with stores, and the interpreter does not reorder either; only
-    "store, then load" needs a fence, which ``_fence_stores`` gives.
+    Atomicity: the 16-bit fields that both sides share are read and written through 16-bit views,
+    each a single load or store. Order: x86 keeps loads with loads and stores with stores, and the
+    interpreter does not reorder either; only "store, then load" needs a fence, which
+    ``_fence_stores`` gives.
     """
 
     def __init__(
@@ -83,7 +90,9 @@ class SplitRing:
         used: int | None = None,
     ) -> None:
         if sys.byteorder != "little":
-            raise VirtqueueError("virtqueues are little-endian, and this host is not: it cannot serve them")
+            raise VirtqueueError(
+                "virtqueues are little-endian, and this host is not: it cannot serve them"
+            )
         self._size = ring.size
         self._mask = ring.size - 1
         self._chain = ChainReader(memory, ring.size, ring.descriptors, indirect).chain
@@ -103,7 +112,8 @@ class SplitRing:
             return
         in_flight = (self._next_available - self._next_used) & 0xFFFF
         if 0 < in_flight <= ring.size:
-            # Chains are given back in the order they were taken, so these died with a former back end: take them again.
+            # Chains are given back in the order they were taken, so these died with a former back
+            # end: take them again.
             self._next_available = self._seen_available = self._next_used
 
     @property
@@ -117,11 +127,13 @@ class SplitRing:
         return self._next_used
 
     def has_more(self) -> bool:
-        """Whether the driver has made a chain available that has not been taken; cheap, and checks nothing."""
+        """Whether the driver has made a chain available that has not been taken; cheap, and checks
+        nothing."""
         return self._available[1] != self._next_available
 
     def peek(self) -> tuple[int, Chain] | None:
-        """Return the next available chain and its head, checked, without taking it; ``None`` when there is none."""
+        """Return the next available chain and its head, checked, without taking it; ``None`` when
+        there is none."""
         if self._next_available == self._seen_available and not self._look():
             return None
         head = self._available[2 + (self._next_available & self._mask)]
@@ -132,7 +144,8 @@ class SplitRing:
         self._next_available = (self._next_available + 1) & 0xFFFF
 
     def pop(self) -> tuple[int, Chain] | None:
-        """Take and return the next available chain and its head, checked; ``None`` when there is none."""
+        """Take and return the next available chain and its head, checked; ``None`` when there is
+        none."""
         index = self._next_available
         if index == self._seen_available and not self._look():
             return None
@@ -142,7 +155,8 @@ class SplitRing:
         return head, chain
 
     def push(self, head: int, written: int) -> None:
-        """Give a taken chain back, ``written`` bytes of it being written; the driver can see it when this returns."""
+        """Give a taken chain back, ``written`` bytes of it being written; the driver can see it
+        when this returns."""
         index = self._next_used
         _put_used(self._used, 4 + 8 * (index & self._mask), head, written)
         self._next_used = index = (index + 1) & 0xFFFF
@@ -158,7 +172,8 @@ class SplitRing:
         return self._wants_interrupt(old, new)
 
     def enable_kicks(self) -> bool:
-        """Ask the driver to notify of new chains; says whether some are there already (no kick may come for these)."""
+        """Ask the driver to notify of new chains; says whether some are there already (no kick may
+        come for these)."""
         if self._event_idx:
             self._used_shorts[self._avail_event] = self._next_available
         else:
@@ -167,7 +182,8 @@ class SplitRing:
         return self._look()
 
     def rest(self) -> tuple[bool, bool]:
-        """``must_signal`` and ``enable_kicks`` with one fence; returns (chains are there, an interrupt is wanted)."""
+        """``must_signal`` and ``enable_kicks`` with one fence; returns (chains are there, an
+        interrupt is wanted)."""
         if self._event_idx:
             self._used_shorts[self._avail_event] = self._next_available
         else:
@@ -179,7 +195,8 @@ class SplitRing:
         return more, old != new and self._wants_interrupt(old, new)
 
     def disable_kicks(self) -> None:
-        """Tell the driver that new chains will be found without its notifying; a hint, it may still do so."""
+        """Tell the driver that new chains will be found without its notifying; a hint, it may still
+        do so."""
         if not self._event_idx:
             self._used_shorts[0] = USED_NO_NOTIFY
 
@@ -188,7 +205,8 @@ class SplitRing:
         ahead = (seen - self._next_available) & 0xFFFF
         if ahead > self._size:
             raise VirtqueueError(
-                f"available index {seen} is {ahead} ahead of {self._next_available} in a ring of {self._size}"
+                f"available index {seen} is {ahead} ahead of {self._next_available} in a ring of"
+                f" {self._size}"
             )
         self._seen_available = seen
         return ahead != 0
@@ -203,6 +221,7 @@ class SplitRing:
         return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
     def _fence_stores(self) -> None:
-        # Taking a lock is an atomic read-modify-write, which on x86 orders earlier stores before later loads.
+        # Taking a lock is an atomic read-modify-write, which on x86 orders earlier stores before
+        # later loads.
         self._fence.acquire()
         self._fence.release()

@@ -23,10 +23,11 @@ def proc_path(fd: int) -> str:
 
 
 class Watcher(abc.ABC):
-    """Implements ``Backend`` but for its facts. ``root_fd`` is the share's root directory, which stays the caller's.
+    """Implements ``Backend`` but for its facts. ``root_fd`` is the share's root directory, which
+    stays the caller's.
 
-    ``objects`` are the table that watched objects are held in, ``path_of`` gives a path to a descriptor's object,
-    ``clock`` is the monotonic time in seconds.
+    ``objects`` are the table that watched objects are held in, ``path_of`` gives a path to a
+    descriptor's object, ``clock`` is the monotonic time in seconds.
     """
 
     def __init__(

@@ -17,13 +17,17 @@ _OVERFLOW = OVERFLOW.encode()
 class OutgoingQueue:
     """Keeps at most ``limit`` records, oldest first, each at most RECORD_MAX bytes.
 
-    A record equal to the last one queued is merged into it, as inotify does. What does not fit is dropped and counted,
-    and one overflow record stands where the loss happened; the last place is kept for it.
+    A record equal to the last one queued is merged into it, as inotify does. What does not fit is
+    dropped and counted, and one overflow record stands where the loss happened; the last place is
+    kept for it.
     """
 
     def __init__(self, limit: int) -> None:
         if limit < 2:
-            raise ValueError(f"an event queue of {limit} is too short; it needs room for an event and an overflow")
+            raise ValueError(
+                f"an event queue of {limit} is too short; it needs room for an event and an"
+                " overflow"
+            )
         self._limit = limit
         self._records: deque[bytes] = deque()
         self._wakeup: Callable[[], None] | None = None
@@ -33,7 +37,8 @@ class OutgoingQueue:
         return len(self._records)
 
     def push(self, event: EventRecord) -> None:
-        """Queue one event; whoever pushes calls ``announce`` once after a batch, so that batches travel together."""
+        """Queue one event; whoever pushes calls ``announce`` once after a batch, so that batches
+        travel together."""
         encoded = event.encode()
         records = self._records
         # Two renames are two moves with two cookies, however equal they look.
@@ -43,11 +48,14 @@ class OutgoingQueue:
             records.append(encoded)
             return
         if not self.dropped:
-            _log.warning("event queue is full (%d records): events are lost, watchers are told", self._limit)
+            _log.warning(
+                "event queue is full (%d records): events are lost, watchers are told", self._limit
+            )
         self.push_overflow()
 
     def push_overflow(self, lost: int = 1) -> None:
-        """Note that ``lost`` events are missing at this place: one overflow record for the whole run."""
+        """Note that ``lost`` events are missing at this place: one overflow record for the whole
+        run."""
         self.dropped += lost
         if not self._records or self._records[-1] != _OVERFLOW:
             self._records.append(_OVERFLOW)
@@ -58,14 +66,17 @@ class OutgoingQueue:
             self._wakeup()
 
     def set_wakeup(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called whenever a batch was queued; at once when something waits already."""
+        """Have ``callback`` called whenever a batch was queued; at once when something waits
+        already."""
         self._wakeup = callback
         self.announce()
 
     def take(self, max_bytes: int) -> bytes | None:
-        """Return the oldest records, as many whole ones as fit ``max_bytes``; None when there is nothing to send.
+        """Return the oldest records, as many whole ones as fit ``max_bytes``; None when there is
+        nothing to send.
 
-        A record that is longer than the buffer itself can never travel: an overflow takes its place.
+        A record that is longer than the buffer itself can never travel: an overflow takes its
+        place.
         """
         records = self._records
         if not records or max_bytes < len(_OVERFLOW):
@@ -73,7 +84,8 @@ class OutgoingQueue:
         if len(records[0]) > max_bytes:
             if not self.dropped:
                 _log.warning(
-                    "a notification payload of %d bytes is too small for an event of %d: events are lost, watchers are "
+                    "a notification payload of %d bytes is too small for an event of %d:"
+                    " events are lost, watchers are "
                     "told; the longest event has %d bytes", max_bytes, len(records[0]), RECORD_MAX
                 )  # fmt: skip
             records.popleft()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event records of FUSE_NOTIFY_FSNOTIFY (docs/protocol.md, "events"): encode, and decode with every rule checked."""
+"""Event records of FUSE_NOTIFY_FSNOTIFY (docs/protocol.md, "events"): encode, and decode with every
+rule checked."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from farwatchd.wire.fsnotify import Event, RecordFlag, record
 
 NAME_MAX = 255
 _ALIGN = 8
-_NAMED = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO | Event.RENAME | Event.ON_CHILD
+_NAMED = (
+    Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO | Event.RENAME | Event.ON_CHILD
+)
 
 #: Bytes of the longest record: both names at their limit.
 RECORD_MAX = (record.size + 2 * NAME_MAX + _ALIGN - 1) // _ALIGN * _ALIGN
@@ -32,9 +35,13 @@ class EventRecord:
     child_generation: int = 0
 
     def encode(self) -> bytes:
-        """Return the record's bytes, a multiple of 8, at most RECORD_MAX; ``ValueError`` on a name over 255 bytes."""
+        """Return the record's bytes, a multiple of 8, at most RECORD_MAX; ``ValueError`` on a name
+        over 255 bytes."""
         if len(self.name) > NAME_MAX or len(self.newname) > NAME_MAX:
-            raise ValueError(f"name of {max(len(self.name), len(self.newname))} bytes, the record holds {NAME_MAX}")
+            raise ValueError(
+                f"name of {max(len(self.name), len(self.newname))} bytes, the record holds"
+                f" {NAME_MAX}"
+            )
         names = self.name + self.newname
         names += bytes(-len(names) % _ALIGN)
         head = record.pack_values(
@@ -67,7 +74,9 @@ def decode_all(payload: bytes) -> list[EventRecord]:
         try:
             head = record.unpack_from(payload, offset)
         except struct.error as error:
-            raise ValueError(f"{len(payload) - offset} bytes left, a record has at least {record.size}") from error
+            raise ValueError(
+                f"{len(payload) - offset} bytes left, a record has at least {record.size}"
+            ) from error
         if head.len % _ALIGN or not record.size <= head.len <= len(payload) - offset:
             raise ValueError(f"record length {head.len}, {len(payload) - offset} bytes left")
         records.append(_decode(head, payload[offset + record.size : offset + head.len]))
@@ -80,7 +89,9 @@ def _decode(head: object, names: bytes) -> EventRecord:
     namelen, newnamelen = fields["namelen"], fields["newnamelen"]
     if fields["flags"] & ~int(RecordFlag.HALF) or fields["reserved0"] or fields["reserved1"]:
         raise ValueError("reserved bits are set")
-    if len(names) != (namelen + newnamelen + _ALIGN - 1) // _ALIGN * _ALIGN or any(names[namelen + newnamelen :]):
+    if len(names) != (namelen + newnamelen + _ALIGN - 1) // _ALIGN * _ALIGN or any(
+        names[namelen + newnamelen :]
+    ):
         raise ValueError("names and padding do not fill the record")
     decoded = EventRecord(
         nodeid=fields["nodeid"],
@@ -104,7 +115,10 @@ def _check(decoded: EventRecord) -> None:
         if decoded != OVERFLOW:
             raise ValueError("an overflow record says something else too")
         return
-    for name, wanted in ((decoded.name, bool(mask & _NAMED)), (decoded.newname, Event.RENAME in mask)):
+    for name, wanted in (
+        (decoded.name, bool(mask & _NAMED)),
+        (decoded.newname, Event.RENAME in mask),
+    ):
         if bool(name) != wanted:
             raise ValueError(f"{'no name' if wanted else 'a name'} with {mask!r}")
         if len(name) > NAME_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:

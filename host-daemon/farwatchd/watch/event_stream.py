@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the kernel's stream of watch events into what the guest is told: filters, joins renames, finds ended watches.
+"""Turns the kernel's stream of watch events into what the guest is told: filters, joins renames,
+finds ended watches.
 
-Common to all back ends. A back end hands over batches of raw events, in inotify's bits, and keeps ``by_place`` up to
-date, which leads from a raw event's watch to its node.
+Common to all back ends. A back end hands over batches of raw events, in inotify's bits, and keeps
+``by_place`` up to date, which leads from a raw event's watch to its node.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ _HOST_ENDED = int(In.IGNORED | In.UNMOUNT)
 
 
 def kernel_mask(wanted: int) -> int:
-    """The kernel's bits for a wanted mask; who wants a half of a rename gets both, to know both names."""
+    """The kernel's bits for a wanted mask; who wants a half of a rename gets both, to know both
+    names."""
     mask = 0
     for event, bit in _BITS:
         if wanted & event:
@@ -61,9 +63,12 @@ def kernel_mask(wanted: int) -> int:
 
 
 class EventStream:
-    """Interprets raw events of the nodes of ``tree``, in order; ``clock`` is the monotonic time in seconds."""
+    """Interprets raw events of the nodes of ``tree``, in order; ``clock`` is the monotonic time in
+    seconds."""
 
-    def __init__(self, tree: WatchTree, by_place: dict[int, Node], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, tree: WatchTree, by_place: dict[int, Node], clock: Callable[[], float]
+    ) -> None:
         self._tree = tree
         self._by_place = by_place
         self._clock = clock
@@ -83,19 +88,22 @@ class EventStream:
         self._joiner.clear()
 
     def shows_removal(self, batch: list[RawEvent]) -> bool:
-        """Whether the batch tells of a removal, so that earlier events of the object may still be unread."""
+        """Whether the batch tells of a removal, so that earlier events of the object may still be
+        unread."""
         for raw in batch:
             node = self._by_place.get(raw.wd)
-            if node is not None and (self._shows_own_removal(node, raw) or self._removed_children(node, raw)):
+            if node is not None and (
+                self._shows_own_removal(node, raw) or self._removed_children(node, raw)
+            ):
                 return True
         return False
 
     def interpret(self, batch: list[RawEvent]) -> list[HostEvent]:
         """Take the next raw events; return what is to be told now.
 
-        An object's link count is only seen when its events are read, which is late: DELETE_SELF is put where the
-        kernel would have raised it had nobody held the object. That is behind all other events read of a file, and
-        right before the DELETE of a directory.
+        An object's link count is only seen when its events are read, which is late: DELETE_SELF is
+        put where the kernel would have raised it had nobody held the object. That is behind all
+        other events read of a file, and right before the DELETE of a directory.
         """
         now = self._clock()
         last = {raw.wd: index for index, raw in enumerate(batch)}
@@ -105,7 +113,8 @@ class EventStream:
             node = self._by_place.get(raw.wd)
             if node is not None:
                 for child in self._removed_children(node, raw):
-                    # One that is still to move is removed later, under a name that it does not have yet.
+                    # One that is still to move is removed later, under a name that it does not have
+                    # yet.
                     if last_move.get(child.place, -1) > index:
                         continue
                     child.dying, child.silent = True, raw.silent
@@ -118,7 +127,8 @@ class EventStream:
                     dying.append(node)
             elif raw.mask & _OVERFLOW:
                 self._joiner.feed(HostEvent(0, Event.OVERFLOW), 0, now)
-            # A rename over an object tells of the object that was renamed before the other is let go.
+            # A rename over an object tells of the object that was renamed before the other is let
+            # go.
             if dying and not (index + 1 < len(batch) and batch[index + 1].mask & _MOVE_SELF):
                 for node in dying:
                     self._die(node, now)
@@ -139,7 +149,8 @@ class EventStream:
             return
         if mask & _HOST_ENDED:
             if not node.dying:
-                # Not of our doing: the file system is gone from the host. The guest raises UNMOUNT itself.
+                # Not of our doing: the file system is gone from the host. The guest raises UNMOUNT
+                # itself.
                 _log.warning("the host has ended a watch (its file system was unmounted)")
                 node.dying = node.silent = True
             return
@@ -160,7 +171,8 @@ class EventStream:
             return
         bits = int(wire)
         wanted = node.wanted
-        # The half of a rename that nobody wants says where the other half, which somebody may want, is from.
+        # The half of a rename that nobody wants says where the other half, which somebody may want,
+        # is from.
         if not bits & wanted & ~_ISDIR and not bits & _MOVED:
             return
         if raw.name and not bits & _DIRENT:
@@ -172,7 +184,8 @@ class EventStream:
         self._joiner.feed(HostEvent(node.key, wire, raw.name), raw.cookie, now)
 
     def _die(self, node: Node, now: float) -> None:
-        """End the watch of an object; say that no name leads to it any more, unless the guest knows."""
+        """End the watch of an object; say that no name leads to it any more, unless the guest
+        knows."""
         if self._tree.get(node.key) is node:
             isdir = Event.ISDIR if node.is_dir else Event(0)
             mask = Event(0) if node.silent else Event.DELETE_SELF | isdir
@@ -180,5 +193,8 @@ class EventStream:
         self._tree.drop(node)
 
     def _shows_own_removal(self, node: Node, raw: RawEvent) -> bool:
-        """Whether an ATTRIB tells of the last unlink. A directory's removal is told by its parent, if that is known."""
-        return bool(raw.mask & _ATTRIB and not raw.name and node.parent is None and self._tree.gone(node))
+        """Whether an ATTRIB tells of the last unlink. A directory's removal is told by its parent,
+        if that is known."""
+        return bool(
+            raw.mask & _ATTRIB and not raw.name and node.parent is None and self._tree.gone(node)
+        )

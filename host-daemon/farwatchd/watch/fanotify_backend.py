@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fanotify back end: knows which process caused an event, so this daemon's own can be left out (mode merged)."""
+"""The fanotify back end: knows which process caused an event, so this daemon's own can be left out
+(mode merged)."""
 
 from __future__ import annotations
 
@@ -64,13 +65,15 @@ EVERYBODY = -1
 
 
 class FanotifyBackend(Watcher):
-    """Watches through one fanotify group with inode marks. See ``Backend``, and ``Watcher`` for the parameters.
+    """Watches through one fanotify group with inode marks. See ``Backend``, and ``Watcher`` for the
+    parameters.
 
     Events that the process ``own_pid`` causes are followed, but not told; with EVERYBODY all are.
 
-    fanotify tells of a directory's own events without saying what the directory is called in its parent. The parent's
-    watchers get them by the name that the directory has when the event is read; a directory that is not watched itself
-    is only found with CAP_DAC_READ_SEARCH and on the file system of the share's root.
+    fanotify tells of a directory's own events without saying what the directory is called in its
+    parent. The parent's watchers get them by the name that the directory has when the event is
+    read; a directory that is not watched itself is only found with CAP_DAC_READ_SEARCH and on the
+    file system of the share's root.
     """
 
     name = "fanotify"
@@ -113,7 +116,8 @@ class FanotifyBackend(Watcher):
             self._mount_fd = -1
 
     def place(self, node: Node) -> None:
-        """Put the host mark of a node (called by the tree). EOPNOTSUPP: its file system has no handles."""
+        """Put the host mark of a node (called by the tree). EOPNOTSUPP: its file system has no
+        handles."""
         mask = _mark_mask(node)
         path = self._tree.path(node)
         handle = node.handle or self._fanotify.identity(node.held.fd)
@@ -141,7 +145,9 @@ class FanotifyBackend(Watcher):
             self._fanotify.remove(self._tree.path(node), node.mask)
         except OSError as error:
             if error.errno != errno.ENOENT:
-                _log.warning("a mark cannot be taken away (%s); its events are ignored", error.strerror)
+                _log.warning(
+                    "a mark cannot be taken away (%s); its events are ignored", error.strerror
+                )
 
     def remove_all(self, nodes: list[Node]) -> None:
         """Take all host marks away (called by the tree)."""
@@ -197,7 +203,8 @@ class FanotifyBackend(Watcher):
                     name,
                 )
             ):
-                # The directory was renamed over: its link count changed, which is no event of the parent's child.
+                # The directory was renamed over: its link count changed, which is no event of the
+                # parent's child.
                 directory = _NOWHERE
         for bit in _ORDER:
             if not mask & bit:
@@ -217,14 +224,17 @@ class FanotifyBackend(Watcher):
             yield RawEvent(target, int(In.MOVED_TO) | isdir, cookie, new, silent)
 
     def _entry(self, identity: bytes) -> tuple[int, bytes]:
-        """The watch of a directory's parent, and the directory's name there; ``OSError`` without a descriptor."""
+        """The watch of a directory's parent, and the directory's name there; ``OSError`` without a
+        descriptor."""
         node = self._by_handle.get(identity)
         if node is not None:
             if node.parent is None or node.name is None:
                 return _NOWHERE, b""
             return node.parent.place, node.name
         try:
-            fd = self._objects.with_room(lambda: self._fanotify.open_object(self._mount_fd, identity))
+            fd = self._objects.with_room(
+                lambda: self._fanotify.open_object(self._mount_fd, identity)
+            )
         except OSError as error:
             return _not_found(error)
         try:

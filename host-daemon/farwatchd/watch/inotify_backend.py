@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inotify back end: works without privileges, does not know who caused an event (mode remote)."""
+"""The inotify back end: works without privileges, does not know who caused an event (mode
+remote)."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class InotifyBackend(Watcher):
             self.remove(node)
 
     def _gather(self) -> list[RawEvent]:
-        """Read a chunk of the stream; more when it may end between an object's removal and earlier events of it."""
+        """Read a chunk of the stream; more when it may end between an object's removal and earlier
+        events of it."""
         chunk = self._inotify.read(_CHUNK)
         events = chunk
         for _ in range(_MAX_CHUNKS - 1):

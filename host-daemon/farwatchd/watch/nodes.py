@@ -12,8 +12,8 @@ from farwatchd.inode_store.store import HostObject, Identity
 class Children:
     """The watched directories right below one, also by name.
 
-    A name is as last looked up, which may be later than the event that led to the look-up: two children may claim one
-    for a while. None: the system did not tell.
+    A name is as last looked up, which may be later than the event that led to the look-up: two
+    children may claim one for a while. None: the system did not tell.
     """
 
     __slots__ = ("_named", "_nodes", "_unnamed")
@@ -60,11 +60,13 @@ class Children:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One host watch of the object ``held``; ``place`` is the back end's number of it, 0 while there is none.
+    """One host watch of the object ``held``; ``place`` is the back end's number of it, 0 while
+    there is none.
 
-    ``dying``: its removal is known, but not told yet; ``silent`` says then whether the guest did it. ``handle`` is what
-    events call the object, where they do, and ``mask`` what the host watches, where that matters. ``children`` is None
-    where there never were any, as of all that is no directory.
+    ``dying``: its removal is known, but not told yet; ``silent`` says then whether the guest did
+    it. ``handle`` is what events call the object, where they do, and ``mask`` what the host
+    watches, where that matters. ``children`` is None where there never were any, as of all that is
+    no directory.
     """
 
     key: int

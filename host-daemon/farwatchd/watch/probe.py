@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out which watch back end works here, by opening it and placing one watch on the share's root."""
+"""Finds out which watch back end works here, by opening it and placing one watch on the share's
+root."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ class BackendUnavailableError(Exception):
     """No back end works; the message is one line for the user: what is wrong and what to do."""
 
 
-#: Which back ends serve a mode, best first. inotify tells every event, where fanotify merges what repeats; only
-#: fanotify knows whose event it is.
+#: Which back ends serve a mode, best first. inotify tells every event, where fanotify merges what
+#: repeats; only fanotify knows whose event it is.
 _CANDIDATES = {
     Mode.REMOTE: (BackendName.INOTIFY, BackendName.FANOTIFY),
     Mode.MERGED: (BackendName.FANOTIFY,),
@@ -68,11 +69,12 @@ def open_backend(
     path_of: Callable[[int], str] = proc_path,
     mode: Mode = Mode.REMOTE,
 ) -> Backend:
-    """Open the chosen back end, or the best that works, for the share whose root directory is ``root_fd``.
+    """Open the chosen back end, or the best that works, for the share whose root directory is
+    ``root_fd``.
 
-    ``objects`` hold the watched ones. ``path_of`` gives a path that leads to the object of a descriptor. To be called
-    by the process that serves the guest, as mode merged leaves out what the caller does. Raises
-    ``BackendUnavailableError``.
+    ``objects`` hold the watched ones. ``path_of`` gives a path that leads to the object of a
+    descriptor. To be called by the process that serves the guest, as mode merged leaves out what
+    the caller does. Raises ``BackendUnavailableError``.
     """
     serve = _CANDIDATES[mode]
     candidates = serve if choice is BackendName.AUTO else (choice,)
@@ -80,7 +82,8 @@ def open_backend(
     for name in candidates:
         if name not in serve:
             problems.append(
-                f"{name.value}: it does not know whose event it is, mode {mode.value} needs {serve[0].value}"
+                f"{name.value}: it does not know whose event it is, mode {mode.value} needs"
+                f" {serve[0].value}"
             )
             continue
         try:
@@ -93,7 +96,9 @@ def open_backend(
     raise BackendUnavailableError(f"cannot watch the share with {'; nor with '.join(problems)}")
 
 
-def _try(name: BackendName, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], mode: Mode) -> Backend:
+def _try(
+    name: BackendName, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], mode: Mode
+) -> Backend:
     backend: Backend
     if name is BackendName.INOTIFY:
         backend = InotifyBackend(root_fd, objects, path_of)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins the halves of a rename in inotify's stream by their cookie, without changing the order of other events."""
+"""Joins the halves of a rename in inotify's stream by their cookie, without changing the order of
+other events."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ class _Waiting:
 
 
 class RenameJoiner:
-    """Holds a MOVED_FROM, and all that comes after it, until its MOVED_TO comes or cannot come any more.
+    """Holds a MOVED_FROM, and all that comes after it, until its MOVED_TO comes or cannot come any
+    more.
 
-    It cannot when another entry event of the same directory shows that the rename is over (the kernel holds the
-    directory's lock across both halves), when ``hold`` seconds have passed or when ``limit`` events wait.
+    It cannot when another entry event of the same directory shows that the rename is over (the
+    kernel holds the directory's lock across both halves), when ``hold`` seconds have passed or when
+    ``limit`` events wait.
     """
 
     def __init__(self, hold: float = 0.010, limit: int = 1024) -> None:
@@ -39,7 +42,8 @@ class RenameJoiner:
 
     @property
     def deadline(self) -> float | None:
-        """When the oldest held half is to be given up, on the clock of ``feed``; None when nothing is held."""
+        """When the oldest held half is to be given up, on the clock of ``feed``; None when nothing
+        is held."""
         return min((item.deadline for item in self._held.values()), default=None)
 
     def feed(self, event: HostEvent, cookie: int, now: float) -> None:
@@ -48,7 +52,9 @@ class RenameJoiner:
         if mask & _MOVED_TO and cookie in self._held:
             item = self._held.pop(cookie)
             source = item.event
-            item.event = replace(source, mask=_RENAME[source.mask], half=False, newkey=event.key, newname=event.name)
+            item.event = replace(
+                source, mask=_RENAME[source.mask], half=False, newkey=event.key, newname=event.name
+            )
             item.settled = True
             self._flush()
             return

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch table: which nodeid has which watch; turns the back end's events into records for the guest."""
+"""The watch table: which nodeid has which watch; turns the back end's events into records for the
+guest."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from farwatchd.watch.event_record import NAME_MAX, EventRecord
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
-#: Reads before a mask changes: as much as a host queue of the usual limit (16384 events) holds, with long names.
+#: Reads before a mask changes: as much as a host queue of the usual limit (16384 events) holds,
+#: with long names.
 _MAX_READS = 80
 _RENAME = int(Event.RENAME)
 _ON_CHILD = int(Event.ON_CHILD)
@@ -40,9 +42,11 @@ class _Watch:
 
 
 class WatchTable:
-    """Implements the session's ``Watches``: at most ``max_watches`` watches, host watches that serve them included.
+    """Implements the session's ``Watches``: at most ``max_watches`` watches, host watches that
+    serve them included.
 
-    ``call_later(seconds, callback)`` is the loop's. Put ``process`` on the loop for ``backend.fileno()``.
+    ``call_later(seconds, callback)`` is the loop's. Put ``process`` on the loop for
+    ``backend.fileno()``.
     """
 
     def __init__(
@@ -57,7 +61,8 @@ class WatchTable:
         self._max_watches = max_watches
         self._call_later = call_later
         self._by_nodeid: dict[int, _Watch] = {}
-        # One host object may have several nodeids: the same inode seen through two mounts inside the share.
+        # One host object may have several nodeids: the same inode seen through two mounts inside
+        # the share.
         self._by_key: dict[int, tuple[_Watch, ...]] = {}
         self._timer_runs = False
 
@@ -70,14 +75,17 @@ class WatchTable:
         return self._backend.supported
 
     def tell_own(self, tell: bool) -> None:
-        """Whether the guest is told what this process does on its behalf: not if it tells its users so itself."""
+        """Whether the guest is told what this process does on its behalf: not if it tells its users
+        so itself."""
         self._backend.tell_own(tell)
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
-        """Watch ``mask`` of an inode, instead of what was watched before; 0 ends the watch. Live on return.
+        """Watch ``mask`` of an inode, instead of what was watched before; 0 ends the watch. Live on
+        return.
 
-        Returns what is really watched. ``OSError``: ENOSPC no watch left here or on the host, ENOENT no name leads to
-        the object any more, EACCES may not be watched. On an error the former mask still holds.
+        Returns what is really watched. ``OSError``: ENOSPC no watch left here or on the host,
+        ENOENT no name leads to the object any more, EACCES may not be watched. On an error the
+        former mask still holds.
         """
         wanted = mask & self.supported
         if not wanted & ~Event.ON_CHILD:
@@ -134,7 +142,9 @@ class WatchTable:
         except OSError as error:
             # Watches cost descriptors; for who adds a watch, EMFILE would speak of something else.
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise OSError(errno.ENOSPC, "no descriptor left for a watch; raise --rlimit-nofile") from error
+                raise OSError(
+                    errno.ENOSPC, "no descriptor left for a watch; raise --rlimit-nofile"
+                ) from error
             raise
         if key not in self._by_key and self._backend.count > self._max_watches:
             self._backend.unwatch(key)
@@ -146,7 +156,10 @@ class WatchTable:
 
     def _no_watch_left(self) -> OSError:
         _log.debug("no watch left of %d", self._max_watches)
-        return OSError(errno.ENOSPC, f"all {self._max_watches} watches are in use; --max-watches raises the limit")
+        return OSError(
+            errno.ENOSPC,
+            f"all {self._max_watches} watches are in use; --max-watches raises the limit",
+        )
 
     def _union(self, key: int, nodeid: int, wanted: Event) -> Event:
         for other in self._others(key, nodeid):
@@ -169,12 +182,17 @@ class WatchTable:
         events = self._backend.read()
         for event in events:
             if event.mask & Event.OVERFLOW:
-                _log.warning("the host's event queue overflowed: events are lost, watchers are told")
+                _log.warning(
+                    "the host's event queue overflowed: events are lost, watchers are told"
+                )
                 self._queue.push_overflow()
                 continue
             for record in self._records(event):
                 if max(len(record.name), len(record.newname)) > NAME_MAX:
-                    _log.warning("an event's name is longer than %d bytes; watchers are told of a loss", NAME_MAX)
+                    _log.warning(
+                        "an event's name is longer than %d bytes; watchers are told of a loss",
+                        NAME_MAX,
+                    )
                     self._queue.push_overflow()
                 else:
                     self._queue.push(record)
@@ -201,12 +219,15 @@ class WatchTable:
             return
         for watch in self._by_key.get(event.key, ()):
             if watch.wants(event.mask):
-                yield EventRecord(watch.nodeid, watch.generation, event.mask, event.name, event.half)
+                yield EventRecord(
+                    watch.nodeid, watch.generation, event.mask, event.name, event.half
+                )
 
     def _rename_records(self, event: HostEvent) -> Iterator[EventRecord]:
         """Pair the watches of both sides; a side that is left over gets its half.
 
-        One side that wants it is enough for a pair: the guest drops what it has cached of both names.
+        One side that wants it is enough for a pair: the guest drops what it has cached of both
+        names.
         """
         isdir = event.mask & Event.ISDIR
         sources = self._interested_first(event.key, _FROM)
@@ -216,12 +237,25 @@ class WatchTable:
                 if source.wants(_FROM) or target.wants(_TO):
                     yield EventRecord(
                         source.nodeid, source.generation, event.mask, event.name,
-                        newdir=target.nodeid, newdir_generation=target.generation, newname=event.newname,
+                        newdir=target.nodeid, newdir_generation=target.generation,
+                        newname=event.newname,
                     )  # fmt: skip
             elif source is not None and source.wants(_FROM):
-                yield EventRecord(source.nodeid, source.generation, Event.MOVED_FROM | isdir, event.name, half=True)
+                yield EventRecord(
+                    source.nodeid,
+                    source.generation,
+                    Event.MOVED_FROM | isdir,
+                    event.name,
+                    half=True,
+                )
             elif target is not None and target.wants(_TO):
-                yield EventRecord(target.nodeid, target.generation, Event.MOVED_TO | isdir, event.newname, half=True)
+                yield EventRecord(
+                    target.nodeid,
+                    target.generation,
+                    Event.MOVED_TO | isdir,
+                    event.newname,
+                    half=True,
+                )
 
     def _interested_first(self, key: int, side: Event) -> list[_Watch]:
         return sorted(self._by_key.get(key, ()), key=lambda watch: not watch.wants(side))

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watched objects of one back end, and the directories between them and the root of the share.
 
-A descriptor of the daemon's may keep a removed object alive, and then the host does not say DELETE_SELF of it. A file's
-ATTRIB and its link count tell; a directory's removal shows only in its parent. So each watched directory's ancestors
-are watched too, privately, up to the root: they tell of removal, and of a move that takes a subtree out of the share.
+A descriptor of the daemon's may keep a removed object alive, and then the host does not say
+DELETE_SELF of it. A file's ATTRIB and its link count tell; a directory's removal shows only in its
+parent. So each watched directory's ancestors are watched too, privately, up to the root: they tell
+of removal, and of a move that takes a subtree out of the share.
 
-Nodes hold objects as the inodes that the guest knows do, so a watch costs no descriptor beside the inode's own.
+Nodes hold objects as the inodes that the guest knows do, so a watch costs no descriptor beside the
+inode's own.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Placer(Protocol):
     """The system's side of a watch."""
 
     def place(self, node: Node) -> None:
-        """Put or update the host watch of ``node``, as its ``wanted``, ``public`` and ``children`` ask; ``OSError``."""
+        """Put or update the host watch of ``node``, as its ``wanted``, ``public`` and ``children``
+        ask; ``OSError``."""
 
     def remove(self, node: Node) -> None:
         """Take the host watch of ``node`` away; that it is gone already is no error."""
@@ -40,12 +43,16 @@ class Placer(Protocol):
 
 
 class WatchTree:
-    """Watched objects by key and by identity; see the module. ``root_fd`` is the share's root directory.
+    """Watched objects by key and by identity; see the module. ``root_fd`` is the share's root
+    directory.
 
-    ``path_of`` gives a path that leads to the object of a descriptor. ``len`` counts the host watches.
+    ``path_of`` gives a path that leads to the object of a descriptor. ``len`` counts the host
+    watches.
     """
 
-    def __init__(self, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], placer: Placer) -> None:
+    def __init__(
+        self, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], placer: Placer
+    ) -> None:
         self._objects = objects
         status = os.fstat(root_fd)
         self._root_held: HostObject | None = objects.hold(root_fd, status)
@@ -65,7 +72,8 @@ class WatchTree:
         return node if node is not None and node.public else None
 
     def add(self, fd: int, is_dir: bool, wanted: int) -> Node:
-        """Watch the object behind ``fd``, or add to its mask; ``OSError``: see ``Backend.watch``. All or nothing."""
+        """Watch the object behind ``fd``, or add to its mask; ``OSError``: see ``Backend.watch``.
+        All or nothing."""
         status = os.fstat(fd)
         held = self._objects.hold(fd, status)
         ident = held.identity(status)
@@ -114,13 +122,17 @@ class WatchTree:
             try:
                 self.change(node, 0, public=False)
             except OSError as error:
-                _log.warning("cannot narrow a host watch (%s); removals below it are not seen", error.strerror)
+                _log.warning(
+                    "cannot narrow a host watch (%s); removals below it are not seen",
+                    error.strerror,
+                )
             else:
                 return
         self.drop(node)
 
     def drop(self, node: Node) -> None:
-        """Remove the node, and the ancestors that only it needed. Children stay, without a parent."""
+        """Remove the node, and the ancestors that only it needed. Children stay, without a
+        parent."""
         while self._by_key.pop(node.key, None) is not None:
             del self._by_ident[node.ident]
             for child in node.children or ():
@@ -152,7 +164,8 @@ class WatchTree:
             self._root_held = None
 
     def path(self, node: Node) -> str:
-        """A path that leads to a node's object, when followed, for one system call; ``OSError``, ENOENT: it is gone."""
+        """A path that leads to a node's object, when followed, for one system call; ``OSError``,
+        ENOENT: it is gone."""
         return self._path_of(self._open(node))
 
     def gone(self, node: Node) -> bool:
@@ -166,7 +179,8 @@ class WatchTree:
             return False
 
     def moved(self, node: Node) -> list[Node]:
-        """Follow the move of a directory. Return the public nodes that left the share with it, no longer watched."""
+        """Follow the move of a directory. Return the public nodes that left the share with it, no
+        longer watched."""
         if not node.is_dir or node.ident == self._root or self._vanished(node):
             return []
         former, node.parent = node.parent, None
@@ -175,9 +189,13 @@ class WatchTree:
         try:
             inside = self._attach(node)
         except OSError as error:
-            _log.warning("cannot watch the way to a moved directory (%s); its removal is not seen", error.strerror)
+            _log.warning(
+                "cannot watch the way to a moved directory (%s); its removal is not seen",
+                error.strerror,
+            )
             inside = True
-        # Only now: the former parent may be the new one, and what waits in its watch's stream is still needed then.
+        # Only now: the former parent may be the new one, and what waits in its watch's stream is
+        # still needed then.
         if former is not None and node.parent is not former:
             _part(former, node)
             if not former.children and not former.public:
@@ -190,15 +208,17 @@ class WatchTree:
         return [each for each in left if each.public]
 
     def removed_children(self, parent: Node, name: bytes) -> list[Node]:
-        """The watched child directories of ``parent``, once its entry ``name``, that no name leads to any more."""
+        """The watched child directories of ``parent``, once its entry ``name``, that no name leads
+        to any more."""
         claims = parent.children.claiming(name) if parent.children else []
         return [child for child in claims if self.gone(child)]
 
     def _attach(self, node: Node) -> bool:
-        """Watch the directories from ``node`` up to the root; False when the way does not lead there.
+        """Watch the directories from ``node`` up to the root; False when the way does not lead
+        there.
 
-        Safe against moves meanwhile: each node is watched for moves before its parent is looked up, so a move that
-        comes too late for the look-up is still to be read, and attaches again.
+        Safe against moves meanwhile: each node is watched for moves before its parent is looked up,
+        so a move that comes too late for the look-up is still to be read, and attaches again.
         """
         if not self._inside(node):
             return False
@@ -223,7 +243,8 @@ class WatchTree:
         raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
 
     def _inside(self, node: Node) -> bool:
-        """Whether the way up from ``node`` leads to the root, as far as it may be looked at; watches nothing."""
+        """Whether the way up from ``node`` leads to the root, as far as it may be looked at;
+        watches nothing."""
         if not node.is_dir or node.ident == self._root:
             return True
         fd, ident = -1, node.ident
@@ -249,7 +270,8 @@ class WatchTree:
         raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
 
     def _vanished(self, node: Node) -> bool:
-        """Whether nothing is left of an object. Then nobody held it, and the host says so itself."""
+        """Whether nothing is left of an object. Then nobody held it, and the host says so
+        itself."""
         try:
             self._open(node)
         except FileNotFoundError:
@@ -294,7 +316,8 @@ class WatchTree:
             raise
 
     def _name_of(self, node: Node) -> bytes | None:
-        """The entry's name, or None when the system does not tell: then all such siblings are looked at."""
+        """The entry's name, or None when the system does not tell: then all such siblings are
+        looked at."""
         try:
             path = os.fsencode(Path(self.path(node)).readlink())
             if self.gone(node):

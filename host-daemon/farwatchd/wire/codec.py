@@ -25,12 +25,14 @@ def _format(field: construct.Construct) -> tuple[str, int]:
 class Codec:
     """Packs and unpacks one fixed-size, little-endian structure without padding.
 
-    Built from a ``construct.Struct`` of integers and fixed ``Bytes``. ``unpack_from`` gives a named tuple whose fields
-    are the declaration's; ``pack`` takes the fields by keyword, those left out being zero.
+    Built from a ``construct.Struct`` of integers and fixed ``Bytes``. ``unpack_from`` gives a named
+    tuple whose fields are the declaration's; ``pack`` takes the fields by keyword, those left out
+    being zero.
 
-    The hot path's forms have all fields in the order of the declaration, without names: ``values(buffer, offset=0)``
-    decodes, ``pack_values(*values)`` encodes, ``pack_into(buffer, offset, *values)`` encodes into a writable buffer.
-    ``struct.error`` when the buffer is too short or a value out of range.
+    The hot path's forms have all fields in the order of the declaration, without names:
+    ``values(buffer, offset=0)`` decodes, ``pack_values(*values)`` encodes, ``pack_into(buffer,
+    offset, *values)`` encodes into a writable buffer. ``struct.error`` when the buffer is too short
+    or a value out of range.
     """
 
     values: Callable[..., tuple[Any, ...]]
@@ -54,9 +56,11 @@ class Codec:
             raise TypeError(f"{name}: codec has {self.size} bytes, declaration {layout.sizeof()}")
 
     def unpack_from(self, buffer: Any, offset: int = 0) -> Any:
-        """Decode ``size`` bytes at ``offset``; raises ``struct.error`` when the buffer is shorter."""
+        """Decode ``size`` bytes at ``offset``; raises ``struct.error`` when the buffer is
+        shorter."""
         return self._type._make(self._struct.unpack_from(buffer, offset))
 
     def pack(self, **fields: Any) -> bytes:
-        """Encode the given fields, the others zero; ``ValueError`` on an unknown field, ``struct.error`` on range."""
+        """Encode the given fields, the others zero; ``ValueError`` on an unknown field,
+        ``struct.error`` on range."""
         return self._struct.pack(*self._zero._replace(**fields))

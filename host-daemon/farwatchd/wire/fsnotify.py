@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wire formats of the fsnotify opcode and notification (docs/protocol.md; include/uapi/linux/fuse.h after patch 1)."""
+"""Wire formats of the fsnotify opcode and notification (docs/protocol.md; include/uapi/linux/fuse.h
+after patch 1)."""
 
 from __future__ import annotations
 

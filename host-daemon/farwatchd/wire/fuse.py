@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wire formats of FUSE 7.41 (Linux 6.12, include/uapi/linux/fuse.h after the series), as far as they are served.
+"""Wire formats of FUSE 7.41 (Linux 6.12, include/uapi/linux/fuse.h after the series), as far as
+they are served.
 
-The declarations have the C names; a test compiles the header and compares. Reserved arrays are ``Bytes``.
+The declarations have the C names; a test compiles the header and compares. Reserved arrays are
+``Bytes``.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class Opcode(IntEnum):
 
 
 class InitFlag(IntFlag):
-    """Capabilities in INIT: ``flags``, and above bit 31 ``flags2``. FUSE_HAS_FSNOTIFY is in wire/fsnotify.py."""
+    """Capabilities in INIT: ``flags``, and above bit 31 ``flags2``. FUSE_HAS_FSNOTIFY is in
+    wire/fsnotify.py."""
 
     ASYNC_READ = 1 << 0
     POSIX_LOCKS = 1 << 1
@@ -243,14 +246,26 @@ STRUCTS: dict[str, Struct] = {
     "fuse_forget_one": Struct("nodeid" / Int64ul, "nlookup" / Int64ul),
     "fuse_batch_forget_in": Struct("count" / Int32ul, "dummy" / Int32ul),
     "fuse_getattr_in": Struct("getattr_flags" / Int32ul, "dummy" / Int32ul, "fh" / Int64ul),
-    "fuse_attr_out": Struct("attr_valid" / Int64ul, "attr_valid_nsec" / Int32ul, "dummy" / Int32ul, "attr" / ATTR),
+    "fuse_attr_out": Struct(
+        "attr_valid" / Int64ul, "attr_valid_nsec" / Int32ul, "dummy" / Int32ul, "attr" / ATTR
+    ),
     "fuse_statx_in": Struct(
-        "getattr_flags" / Int32ul, "reserved" / Int32ul, "fh" / Int64ul, "sx_flags" / Int32ul, "sx_mask" / Int32ul
+        "getattr_flags" / Int32ul,
+        "reserved" / Int32ul,
+        "fh" / Int64ul,
+        "sx_flags" / Int32ul,
+        "sx_mask" / Int32ul,
     ),
     "fuse_statx_out": Struct(
-        "attr_valid" / Int64ul, "attr_valid_nsec" / Int32ul, "flags" / Int32ul, "spare" / Bytes(16), "stat" / STATX
+        "attr_valid" / Int64ul,
+        "attr_valid_nsec" / Int32ul,
+        "flags" / Int32ul,
+        "spare" / Bytes(16),
+        "stat" / STATX,
     ),
-    "fuse_mknod_in": Struct("mode" / Int32ul, "rdev" / Int32ul, "umask" / Int32ul, "padding" / Int32ul),
+    "fuse_mknod_in": Struct(
+        "mode" / Int32ul, "rdev" / Int32ul, "umask" / Int32ul, "padding" / Int32ul
+    ),
     "fuse_mkdir_in": Struct("mode" / Int32ul, "umask" / Int32ul),
     "fuse_rename_in": Struct("newdir" / Int64ul),
     "fuse_rename2_in": Struct("newdir" / Int64ul, "flags" / Int32ul, "padding" / Int32ul),
@@ -274,10 +289,16 @@ STRUCTS: dict[str, Struct] = {
         "unused5" / Int32ul,
     ),
     "fuse_open_in": Struct("flags" / Int32ul, "open_flags" / Int32ul),
-    "fuse_create_in": Struct("flags" / Int32ul, "mode" / Int32ul, "umask" / Int32ul, "open_flags" / Int32ul),
+    "fuse_create_in": Struct(
+        "flags" / Int32ul, "mode" / Int32ul, "umask" / Int32ul, "open_flags" / Int32ul
+    ),
     "fuse_open_out": Struct("fh" / Int64ul, "open_flags" / Int32ul, "backing_id" / Int32sl),
-    "fuse_release_in": Struct("fh" / Int64ul, "flags" / Int32ul, "release_flags" / Int32ul, "lock_owner" / Int64ul),
-    "fuse_flush_in": Struct("fh" / Int64ul, "unused" / Int32ul, "padding" / Int32ul, "lock_owner" / Int64ul),
+    "fuse_release_in": Struct(
+        "fh" / Int64ul, "flags" / Int32ul, "release_flags" / Int32ul, "lock_owner" / Int64ul
+    ),
+    "fuse_flush_in": Struct(
+        "fh" / Int64ul, "unused" / Int32ul, "padding" / Int32ul, "lock_owner" / Int64ul
+    ),
     "fuse_read_in": Struct(
         "fh" / Int64ul,
         "offset" / Int64ul,
@@ -299,7 +320,9 @@ STRUCTS: dict[str, Struct] = {
     "fuse_write_out": Struct("size" / Int32ul, "padding" / Int32ul),
     "fuse_statfs_out": Struct("st" / KSTATFS),
     "fuse_fsync_in": Struct("fh" / Int64ul, "fsync_flags" / Int32ul, "padding" / Int32ul),
-    "fuse_setxattr_in": Struct("size" / Int32ul, "flags" / Int32ul, "setxattr_flags" / Int32ul, "padding" / Int32ul),
+    "fuse_setxattr_in": Struct(
+        "size" / Int32ul, "flags" / Int32ul, "setxattr_flags" / Int32ul, "padding" / Int32ul
+    ),
     "fuse_getxattr_in": Struct("size" / Int32ul, "padding" / Int32ul),
     "fuse_getxattr_out": Struct("size" / Int32ul, "padding" / Int32ul),
     "fuse_init_in": Struct(
@@ -327,9 +350,15 @@ STRUCTS: dict[str, Struct] = {
         "fsnotify_mask" / Int32ul,
     ),
     "fuse_fallocate_in": Struct(
-        "fh" / Int64ul, "offset" / Int64ul, "length" / Int64ul, "mode" / Int32ul, "padding" / Int32ul
+        "fh" / Int64ul,
+        "offset" / Int64ul,
+        "length" / Int64ul,
+        "mode" / Int32ul,
+        "padding" / Int32ul,
     ),
-    "fuse_lseek_in": Struct("fh" / Int64ul, "offset" / Int64ul, "whence" / Int32ul, "padding" / Int32ul),
+    "fuse_lseek_in": Struct(
+        "fh" / Int64ul, "offset" / Int64ul, "whence" / Int32ul, "padding" / Int32ul
+    ),
     "fuse_lseek_out": Struct("offset" / Int64ul),
     "fuse_copy_file_range_in": Struct(
         "fh_in" / Int64ul,
@@ -342,7 +371,11 @@ STRUCTS: dict[str, Struct] = {
     ),
     "fuse_file_lock": FILE_LOCK,
     "fuse_lk_in": Struct(
-        "fh" / Int64ul, "owner" / Int64ul, "lk" / FILE_LOCK, "lk_flags" / Int32ul, "padding" / Int32ul
+        "fh" / Int64ul,
+        "owner" / Int64ul,
+        "lk" / FILE_LOCK,
+        "lk_flags" / Int32ul,
+        "padding" / Int32ul,
     ),
     "fuse_lk_out": Struct("lk" / FILE_LOCK),
     "fuse_interrupt_in": Struct("unique" / Int64ul),
@@ -355,12 +388,16 @@ STRUCTS: dict[str, Struct] = {
 
 
 def _flat(layout: Struct) -> Struct:
-    """Return the declaration with nested structures laid open: field ``b`` of ``a`` becomes ``a_b``."""
+    """Return the declaration with nested structures laid open: field ``b`` of ``a`` becomes
+    ``a_b``."""
     fields = []
     for field in layout.subcons:
         inner = field.subcon
         if isinstance(inner, Struct):
-            fields += [Renamed(part.subcon, newname=f"{field.name}_{part.name}") for part in _flat(inner).subcons]
+            fields += [
+                Renamed(part.subcon, newname=f"{field.name}_{part.name}")
+                for part in _flat(inner).subcons
+            ]
         else:
             fields.append(field)
     return Struct(*fields)

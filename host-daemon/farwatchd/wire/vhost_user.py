@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wire formats of the vhost-user protocol (QEMU's docs/interop/vhost-user.rst): messages of a front end, replies."""
+"""Wire formats of the vhost-user protocol (QEMU's docs/interop/vhost-user.rst): messages of a front
+end, replies."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class HeaderFlag(IntFlag):
 
 VERSION = 1
 VERSION_MASK = 3
-#: SET_VRING_KICK, CALL and ERR: bits of the payload that name the ring, and the bit that says that no descriptor comes.
+#: SET_VRING_KICK, CALL and ERR: bits of the payload that name the ring, and the bit that says that
+#: no descriptor comes.
 VRING_INDEX_MASK = 0xFF
 VRING_NO_FD = 1 << 8
 #: Regions that fit one SET_MEM_TABLE.
@@ -82,7 +84,9 @@ VRING_ADDR = Struct(
 #: Start of SET_MEM_TABLE's payload, followed by ``regions`` regions.
 MEMORY_TABLE = Struct("regions" / Int32ul, "padding" / Int32ul)
 #: One memory region.
-MEMORY_REGION = Struct("guest_addr" / Int64ul, "size" / Int64ul, "user_addr" / Int64ul, "mmap_offset" / Int64ul)
+MEMORY_REGION = Struct(
+    "guest_addr" / Int64ul, "size" / Int64ul, "user_addr" / Int64ul, "mmap_offset" / Int64ul
+)
 #: ADD_MEM_REG and REM_MEM_REG.
 SINGLE_REGION = Struct("padding" / Int64ul, *MEMORY_REGION.subcons)
 #: Start of GET_CONFIG's and SET_CONFIG's payload, followed by ``size`` bytes.
@@ -98,4 +102,6 @@ single_region = Codec(SINGLE_REGION, "single_region")
 config = Codec(CONFIG, "config")
 
 #: The largest payload of any message understood here.
-MAX_PAYLOAD = max(memory_table.size + MAX_TABLE_REGIONS * memory_region.size, config.size + MAX_CONFIG_SIZE)
+MAX_PAYLOAD = max(
+    memory_table.size + MAX_TABLE_REGIONS * memory_region.size, config.size + MAX_CONFIG_SIZE
+)

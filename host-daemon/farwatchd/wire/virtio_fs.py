@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtio-fs device as the driver sees it: feature bits and configuration space (Virtio 1.2, 5.11 and 6)."""
+"""The virtio-fs device as the driver sees it: feature bits and configuration space (Virtio 1.2,
+5.11 and 6)."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ TAG_SIZE = 36
 NOTIFY_BUF_SIZE = 4096
 
 #: ``struct virtio_fs_config``, 44 bytes; ``notify_buf_size`` counts only with FS_NOTIFICATION.
-FS_CONFIG = Struct("tag" / Bytes(TAG_SIZE), "num_request_queues" / Int32ul, "notify_buf_size" / Int32ul)
+FS_CONFIG = Struct(
+    "tag" / Bytes(TAG_SIZE), "num_request_queues" / Int32ul, "notify_buf_size" / Int32ul
+)
 
 fs_config = Codec(FS_CONFIG, "fs_config")

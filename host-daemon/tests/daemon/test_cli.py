@@ -43,7 +43,9 @@ NEEDED = ("--socket-path=/run/s", "--shared-dir=/srv")
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
 
 
 def _refusal(*arguments: str) -> str:
@@ -63,7 +65,11 @@ def test_help_shows_how_to_attach_qemu_both_ways(capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     for part in (
         "-object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem",
-        "-device vhost-user-test-device-pci,chardev=fs,virtio-id=26,num_vqs=3,vq_size=128,config_size=44",
+        (
+            "-device"
+            " vhost-user-test-device-pci,chardev=fs,virtio-id=26,num_vqs=3,"
+            "vq_size=128,config_size=44"
+        ),
         "-device vhost-user-fs-pci,chardev=fs,tag=TAG",
         "mount -t virtiofs TAG /mnt",
     ):
@@ -78,9 +84,19 @@ def test_capabilities_are_json_and_need_no_other_option() -> None:
 
 def test_defaults_are_those_of_virtiofsd() -> None:
     config = parse(NEEDED)
-    assert (config.socket_path, config.shared_dir, config.fd) == (Path("/run/s"), Path("/srv"), None)
+    assert (config.socket_path, config.shared_dir, config.fd) == (
+        Path("/run/s"),
+        Path("/srv"),
+        None,
+    )
     assert (config.cache, config.sandbox) == (Cache.AUTO, Sandbox.NAMESPACE)
-    assert not (config.writeback or config.readonly or config.xattr or config.allow_direct_io or config.allow_mmap)
+    assert not (
+        config.writeback
+        or config.readonly
+        or config.xattr
+        or config.allow_direct_io
+        or config.allow_mmap
+    )
     assert not (config.posix_lock or config.flock or config.killpriv_v2 or config.security_label)
     assert not config.preserve_noatime
     assert config.announce_submounts and config.readdirplus
@@ -88,14 +104,20 @@ def test_defaults_are_those_of_virtiofsd() -> None:
     assert (config.fsnotify, config.fsnotify_backend) == (FsnotifyMode.AUTO, BackendName.AUTO)
 
 
-@pytest.mark.parametrize("option", ["--posix-acl", "--posix-acl=auto", "--security-label", "--xattrmap=:map::user.x.:"])
+@pytest.mark.parametrize(
+    "option", ["--posix-acl", "--posix-acl=auto", "--security-label", "--xattrmap=:map::user.x.:"]
+)
 def test_what_needs_extended_attributes_brings_them(option: str) -> None:
     assert parse([*NEEDED, option]).xattr
     assert not parse([*NEEDED, "--posix-acl=never"]).xattr
 
 
 def test_rules_for_owners_add_up() -> None:
-    rules = "--translate-uid=map:1000:5000:1", "--translate-uid=guest:0:7:1", "--translate-gid=squash-host:0:3:10"
+    rules = (
+        "--translate-uid=map:1000:5000:1",
+        "--translate-uid=guest:0:7:1",
+        "--translate-gid=squash-host:0:3:10",
+    )
     found = parse([*NEEDED, *rules]).owners
     assert found is not None
     assert [found.users.to_host(number) for number in (0, 1, 1000)] == [7, 1, 5000]
@@ -124,12 +146,20 @@ def test_rules_for_owners_add_up() -> None:
         (("-f", "-o", "allow_root"), "xattr", False),
     ],
 )
-def test_both_forms_of_options_are_understood(arguments: tuple[str, ...], field: str, value: object) -> None:
+def test_both_forms_of_options_are_understood(
+    arguments: tuple[str, ...], field: str, value: object
+) -> None:
     assert getattr(parse([*NEEDED, *arguments]), field) == value
 
 
 def test_every_old_option_leads_to_one_that_there_is() -> None:
-    samples = {"source": "/srv", "cache": "auto", "log_level": "err", "modcaps": "+chown", "sandbox": "none"}
+    samples = {
+        "source": "/srv",
+        "cache": "auto",
+        "log_level": "err",
+        "modcaps": "+chown",
+        "sandbox": "none",
+    }
     samples["xattrmap"] = ":map::user.x.:"
     for name in virtiofsd_compat._FLAGS:
         parse([*NEEDED, "-o", name])
@@ -138,7 +168,11 @@ def test_every_old_option_leads_to_one_that_there_is() -> None:
 
 
 def test_options_without_effect_are_told_at_start(tmp_path: Path) -> None:
-    options = ("--migration-on-error=abort", "--migration-mode=find-paths", "--migration-confirm-paths")
+    options = (
+        "--migration-on-error=abort",
+        "--migration-mode=find-paths",
+        "--migration-confirm-paths",
+    )
     with running(tmp_path / "socket", tmp_path, *options, "--writeback", "--readonly") as daemon:
         for text in (
             "--migration-on-error has no effect: there is no live migration",
@@ -175,7 +209,10 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
         ((), "one of --socket-path and --fd is needed"),
         (("--socket-path=/s",), "--shared-dir is needed"),
         ((*NEEDED, "--fd=3"), "not allowed with argument"),
-        (("--fd=3", "--shared-dir=/srv", "--socket-group=root"), "--socket-group goes with --socket-path"),
+        (
+            ("--fd=3", "--shared-dir=/srv", "--socket-group=root"),
+            "--socket-group goes with --socket-path",
+        ),
         ((*NEEDED, "--cache=sometimes"), "sometimes"),
         ((*NEEDED, "--sandbox=castle"), "castle"),
         ((*NEEDED, "--fsnotify=maybe"), "maybe"),
@@ -193,14 +230,23 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
         ((*NEEDED, "-o"), "there is no such option"),
         ((*NEEDED, "--rlimit-nofile=5"), "5 is not between"),
         ((*NEEDED, "--posix-acl=maybe"), "maybe"),
-        ((*NEEDED, "--translate-uid=map:1:2"), "'map:1:2' is not map:source base:target base:count"),
-        ((*NEEDED, "--translate-gid=map:1:2:3", "--translate-gid=host:4:0:1"), "are about the same id: 4"),
+        (
+            (*NEEDED, "--translate-uid=map:1:2"),
+            "'map:1:2' is not map:source base:target base:count",
+        ),
+        (
+            (*NEEDED, "--translate-gid=map:1:2:3", "--translate-gid=host:4:0:1"),
+            "are about the same id: 4",
+        ),
         ((*NEEDED, "--translate-uid=map:1:2:3", "--posix-acl"), "do not go with --posix-acl"),
         ((*NEEDED, "--uid-map=0:1:2"), "'0:1:2' is not :namespace id:host id:count:"),
         ((*NEEDED, "--gid-map=:0:1:2:", "--sandbox=chroot"), "go with --sandbox=namespace"),
         ((*NEEDED, "--thread-pool-size=65"), "65 is not between"),
         ((*NEEDED, "--busy-poll=1001"), "1001 is not between"),
-        ((*NEEDED, "--xattrmap=:nap::user.x.:"), "'nap' is none of prefix, ok, bad, unsupported, map"),
+        (
+            (*NEEDED, "--xattrmap=:nap::user.x.:"),
+            "'nap' is none of prefix, ok, bad, unsupported, map",
+        ),
     ],
 )
 def test_wrong_usage_ends_with_status_2_and_the_reason(
@@ -221,7 +267,9 @@ def test_missing_directory_is_refused_and_no_socket_left(tmp_path: Path) -> None
 
 def test_file_is_no_shared_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "Not a directory" in _refusal(f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}/file")
+    assert "Not a directory" in _refusal(
+        f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}/file"
+    )
 
 
 def test_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
@@ -242,7 +290,9 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
 def test_living_daemons_socket_is_refused_and_a_dead_ones_replaced(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(path, tmp_path) as first:
-        assert "another daemon listens" in _refusal(f"--socket-path={path}", f"--shared-dir={tmp_path}")
+        assert "another daemon listens" in _refusal(
+            f"--socket-path={path}", f"--shared-dir={tmp_path}"
+        )
         first.connect().close()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -279,7 +329,9 @@ def test_helper_that_removes_the_socket_holds_nothing_of_the_daemon(tmp_path: Pa
 
 
 @pytest.mark.parametrize("sandbox", ["namespace", "chroot"])
-def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(sandbox: str, tmp_path: Path) -> None:
+def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(
+    sandbox: str, tmp_path: Path
+) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     with running(tmp_path / "socket", shared, f"--sandbox={sandbox}") as daemon:
@@ -291,7 +343,9 @@ def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(sandb
 
 @pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_the_daemon_and_its_socket(sandbox: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_signal_ends_the_daemon_and_its_socket(
+    sandbox: str, number: signal.Signals, tmp_path: Path
+) -> None:
     path = tmp_path / "socket"
     with running(path, tmp_path, f"--sandbox={sandbox}") as daemon:
         assert path.is_socket()
@@ -309,7 +363,8 @@ def test_socket_is_given_to_the_group(tmp_path: Path) -> None:
 
 #: A /dev with nothing but a syslog that the test has, in a mount namespace of the daemon's.
 WITH_SYSLOG = """
-touch "$0/null" && mount --bind /dev/null "$0/null" && mount -t tmpfs none /dev && touch /dev/null &&
+touch "$0/null" && mount --bind /dev/null "$0/null" && mount -t tmpfs none /dev &&
+touch /dev/null &&
 mount --bind "$0/null" /dev/null && ln -s "$0/log" /dev/log && exec "$@"
 """
 
@@ -327,7 +382,12 @@ def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> 
         syslog.settimeout(TIMEOUT)
         shared = tmp_path / "shared"
         shared.mkdir()
-        options = [f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}", "--syslog", f"--sandbox={sandbox}"]
+        options = [
+            f"--socket-path={tmp_path}/socket",
+            f"--shared-dir={shared}",
+            "--syslog",
+            f"--sandbox={sandbox}",
+        ]
         daemon = LoggingDaemon(tmp_path / "socket", [str(tmp_path), *COMMAND, *options])
         lines: list[str] = []
         while not lines or "listening on" not in lines[-1]:
@@ -339,7 +399,9 @@ def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> 
     daemon.wait_for("syslog has gone")
     daemon.connect().close()
     assert daemon.end() == 0
-    assert daemon.log.splitlines() == ["farwatchd: syslog has gone, and with it what is logged from now on"]
+    assert daemon.log.splitlines() == [
+        "farwatchd: syslog has gone, and with it what is logged from now on"
+    ]
 
 
 def test_where_there_is_no_syslog_the_daemon_says_so_and_logs_as_ever(tmp_path: Path) -> None:
@@ -355,7 +417,9 @@ def test_where_there_is_no_syslog_the_daemon_says_so_and_logs_as_ever(tmp_path: 
 def test_relative_paths_are_those_of_the_caller(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     daemon = subprocess.Popen(
-        [*COMMAND, "--socket-path=socket", "--shared-dir=shared"], cwd=tmp_path, stderr=subprocess.PIPE
+        [*COMMAND, "--socket-path=socket", "--shared-dir=shared"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
     )
     try:
         assert daemon.stderr is not None

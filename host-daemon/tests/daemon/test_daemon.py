@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole daemon as a process, driven through its socket by a front end with a guest's memory: no VM is needed."""
+"""The whole daemon as a process, driven through its socket by a front end with a guest's memory: no
+VM is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ import pytest
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.watch.event_record import EventRecord, decode_all
 from farwatchd.wire import fuse as wire
-from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event, fsnotify_in, fsnotify_out
+from farwatchd.wire.fsnotify import (
+    FUSE_FSNOTIFY_MERGED,
+    FUSE_HAS_FSNOTIFY,
+    Event,
+    fsnotify_in,
+    fsnotify_out,
+)
 from farwatchd.wire.fuse import InitFlag, Opcode
 from farwatchd.wire.virtio_fs import Feature
 from tests.support.daemon_process import DaemonProcess, running
@@ -30,7 +37,9 @@ BUFFERS = 8
 class Guest:
     """A guest that has mounted the share: FUSE operations by name."""
 
-    def __init__(self, daemon: DaemonProcess, notification: bool = True, extra_flags: int = 0) -> None:
+    def __init__(
+        self, daemon: DaemonProcess, notification: bool = True, extra_flags: int = 0
+    ) -> None:
         self._offered = int(OFFERED) | extra_flags
         self.front_end = FrontEnd(daemon.connect(), notification)
         self.front_end.negotiate()
@@ -42,7 +51,11 @@ class Guest:
         """INIT; returns the reply."""
         offered = self._offered
         payload = wire.init_in.pack(
-            major=7, minor=41, max_readahead=1 << 17, flags=offered & 0xFFFFFFFF, flags2=offered >> 32
+            major=7,
+            minor=41,
+            max_readahead=1 << 17,
+            flags=offered & 0xFFFFFFFF,
+            flags2=offered >> 32,
         )
         return wire.init_out.unpack_from(self.ask(Opcode.INIT, 0, payload, wire.init_out.size))
 
@@ -65,11 +78,17 @@ class Guest:
 
     def lookup(self, parent: int, name: bytes) -> Any:
         """The entry of a name."""
-        return wire.entry_out.unpack_from(self.ask(Opcode.LOOKUP, parent, name + b"\0", wire.entry_out.size))
+        return wire.entry_out.unpack_from(
+            self.ask(Opcode.LOOKUP, parent, name + b"\0", wire.entry_out.size)
+        )
 
     def create(self, parent: int, name: bytes) -> tuple[int, int]:
         """Make a file; returns its nodeid and handle."""
-        payload = wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=stat.S_IFREG | 0o640) + name + b"\0"
+        payload = (
+            wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=stat.S_IFREG | 0o640)
+            + name
+            + b"\0"
+        )
         reply = self.ask(Opcode.CREATE, parent, payload, wire.entry_out.size + wire.open_out.size)
         entry = wire.entry_out.unpack_from(reply)
         return entry.nodeid, wire.open_out.unpack_from(reply, wire.entry_out.size).fh
@@ -77,11 +96,17 @@ class Guest:
     def write(self, nodeid: int, fh: int, offset: int, data: bytes) -> int:
         """Write; returns bytes written."""
         payload = wire.write_in.pack(fh=fh, offset=offset, size=len(data)) + data
-        return int(wire.write_out.unpack_from(self.ask(Opcode.WRITE, nodeid, payload, wire.write_out.size)).size)
+        return int(
+            wire.write_out.unpack_from(
+                self.ask(Opcode.WRITE, nodeid, payload, wire.write_out.size)
+            ).size
+        )
 
     def read(self, nodeid: int, fh: int, offset: int, size: int) -> bytes:
         """Read."""
-        return self.ask(Opcode.READ, nodeid, wire.read_in.pack(fh=fh, offset=offset, size=size), size)
+        return self.ask(
+            Opcode.READ, nodeid, wire.read_in.pack(fh=fh, offset=offset, size=size), size
+        )
 
     def release(self, nodeid: int, fh: int) -> None:
         """Close a file."""
@@ -90,14 +115,18 @@ class Guest:
     def names(self, nodeid: int, plus: bool = False) -> dict[bytes, int]:
         """A directory's entries with their nodeids (0 without ``plus``)."""
         opened = wire.open_out.unpack_from(
-            self.ask(Opcode.OPENDIR, nodeid, wire.open_in.pack(flags=os.O_DIRECTORY), wire.open_out.size)
+            self.ask(
+                Opcode.OPENDIR, nodeid, wire.open_in.pack(flags=os.O_DIRECTORY), wire.open_out.size
+            )
         )
         opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
         skip = wire.entry_out.size if plus else 0
         found: dict[bytes, int] = {}
         offset = 0
         while True:
-            batch = self.ask(opcode, nodeid, wire.read_in.pack(fh=opened.fh, offset=offset, size=4096), 4096)
+            batch = self.ask(
+                opcode, nodeid, wire.read_in.pack(fh=opened.fh, offset=offset, size=4096), 4096
+            )
             if not batch:
                 break
             position = 0
@@ -113,7 +142,9 @@ class Guest:
 
     def watch(self, nodeid: int, mask: Event) -> Event:
         """Set the mask of an inode; returns what is watched."""
-        reply = self.ask(Opcode.FSNOTIFY, nodeid, fsnotify_in.pack(mask=int(mask)), fsnotify_out.size)
+        reply = self.ask(
+            Opcode.FSNOTIFY, nodeid, fsnotify_in.pack(mask=int(mask)), fsnotify_out.size
+        )
         return Event(fsnotify_out.unpack_from(reply).mask)
 
     def events(self, at_least: int) -> list[EventRecord]:
@@ -133,7 +164,9 @@ class Guest:
 def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon in each sandbox, sharing ``tmp_path/shared``."""
     (tmp_path / "shared").mkdir()
-    with running(tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", "--xattr") as process:
+    with running(
+        tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", "--xattr"
+    ) as process:
         yield process
 
 
@@ -166,7 +199,9 @@ def test_files_go_both_ways(guest: Guest, shared: Path) -> None:
     assert entry.attr_size == 5
     assert entry.attr_ino == (shared / "dir" / "from host").stat().st_ino
     opened = wire.open_out.unpack_from(
-        guest.ask(Opcode.OPEN, entry.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size)
+        guest.ask(
+            Opcode.OPEN, entry.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size
+        )
     )
     assert guest.read(entry.nodeid, opened.fh, 0, 100) == b"hello"
     guest.release(entry.nodeid, opened.fh)
@@ -192,7 +227,9 @@ def test_xattrs_and_symlinks_work_where_proc_has_no_name(guest: Guest, shared: P
     assert reply == value
     guest.ask(Opcode.SYMLINK, ROOT, b"link\0/etc/passwd\0", wire.entry_out.size)
     assert os.readlink(shared / "link") == "/etc/passwd"  # noqa: PTH115
-    guest.ask(Opcode.LINK, ROOT, wire.link_in.pack(oldnodeid=nodeid) + b"second\0", wire.entry_out.size)
+    guest.ask(
+        Opcode.LINK, ROOT, wire.link_in.pack(oldnodeid=nodeid) + b"second\0", wire.entry_out.size
+    )
     assert (shared / "second").samefile(shared / "file")
     guest.release(nodeid, fh)
 
@@ -203,12 +240,21 @@ def test_nothing_outside_the_share_is_reached(guest: Guest, shared: Path) -> Non
     (outside / "secret").write_text("secret")
     (shared / "link").symlink_to(outside)
     for name in (b"..", b".", b"../outside", b"link/secret", b"/etc", b""):
-        assert guest.fails(Opcode.LOOKUP, ROOT, name + b"\0", wire.entry_out.size) in (errno.EINVAL, errno.ENOENT)
+        assert guest.fails(Opcode.LOOKUP, ROOT, name + b"\0", wire.entry_out.size) in (
+            errno.EINVAL,
+            errno.ENOENT,
+        )
     link = guest.lookup(ROOT, b"link")
     assert stat.S_ISLNK(link.attr_mode)
-    assert guest.fails(Opcode.LOOKUP, link.nodeid, b"secret\0", wire.entry_out.size) == errno.ENOTDIR
-    assert guest.fails(Opcode.OPEN, link.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size)
-    assert guest.fails(Opcode.OPENDIR, link.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size)
+    assert (
+        guest.fails(Opcode.LOOKUP, link.nodeid, b"secret\0", wire.entry_out.size) == errno.ENOTDIR
+    )
+    assert guest.fails(
+        Opcode.OPEN, link.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size
+    )
+    assert guest.fails(
+        Opcode.OPENDIR, link.nodeid, wire.open_in.pack(flags=os.O_RDONLY), wire.open_out.size
+    )
     payload = wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode=0o644) + b"link\0"
     assert guest.fails(Opcode.CREATE, ROOT, payload, wire.entry_out.size + wire.open_out.size)
     assert (outside / "secret").read_text() == "secret"
@@ -243,7 +289,9 @@ def test_watch_of_a_file_ends_with_its_last_name(guest: Guest, shared: Path) -> 
 
 @pytest.mark.parametrize("offered", [0, FUSE_FSNOTIFY_MERGED])
 @pytest.mark.parametrize("mode", ["remote", "merged", "auto"])
-def test_own_operations_are_told_unless_merged_is_agreed(mode: str, offered: int, tmp_path: Path) -> None:
+def test_own_operations_are_told_unless_merged_is_agreed(
+    mode: str, offered: int, tmp_path: Path
+) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     with running(tmp_path / "socket", shared, f"--fsnotify={mode}") as daemon:
@@ -266,7 +314,9 @@ def test_thousand_files_lose_no_event_with_few_buffers(guest: Guest, shared: Pat
     assert [r.name for r in guest.events(len(names))] == names
 
 
-def test_guest_that_comes_again_finds_all_and_nothing_is_left_open(daemon: DaemonProcess, shared: Path) -> None:
+def test_guest_that_comes_again_finds_all_and_nothing_is_left_open(
+    daemon: DaemonProcess, shared: Path
+) -> None:
     for name in ("open", *(f"file {number}" for number in range(50))):
         (shared / name).touch()
     counts = []
@@ -287,13 +337,20 @@ def test_rebooted_guest_starts_with_nothing(guest: Guest, shared: Path) -> None:
     (shared / "file").touch()
     nodeid = guest.lookup(ROOT, b"file").nodeid
     guest.front_end.reboot()
-    assert guest.fails(Opcode.GETATTR, ROOT, wire.getattr_in.pack(), wire.attr_out.size) == errno.EIO
+    assert (
+        guest.fails(Opcode.GETATTR, ROOT, wire.getattr_in.pack(), wire.attr_out.size) == errno.EIO
+    )
     guest.init = guest.mount()
-    assert guest.fails(Opcode.GETATTR, nodeid, wire.getattr_in.pack(), wire.attr_out.size) == errno.ESTALE
+    assert (
+        guest.fails(Opcode.GETATTR, nodeid, wire.getattr_in.pack(), wire.attr_out.size)
+        == errno.ESTALE
+    )
     assert guest.lookup(ROOT, b"file").nodeid != nodeid
 
 
-def test_forgotten_inodes_give_their_descriptors_back(daemon: DaemonProcess, guest: Guest, shared: Path) -> None:
+def test_forgotten_inodes_give_their_descriptors_back(
+    daemon: DaemonProcess, guest: Guest, shared: Path
+) -> None:
     before = daemon.descriptors()
     for number in range(100):
         (shared / f"file {number}").touch()
@@ -360,9 +417,15 @@ def test_read_only_share_refuses_changes(tmp_path: Path) -> None:
         guest = Guest(daemon)
         nodeid = guest.lookup(ROOT, b"file").nodeid
         open_out = wire.open_out.size
-        assert guest.fails(Opcode.OPEN, nodeid, wire.open_in.pack(flags=os.O_RDWR), open_out) == errno.EROFS
+        assert (
+            guest.fails(Opcode.OPEN, nodeid, wire.open_in.pack(flags=os.O_RDWR), open_out)
+            == errno.EROFS
+        )
         assert guest.fails(Opcode.UNLINK, ROOT, b"file\0") == errno.EROFS
-        assert guest.fails(Opcode.MKDIR, ROOT, wire.mkdir_in.pack(mode=0o755) + b"dir\0", 128) == errno.EROFS
+        assert (
+            guest.fails(Opcode.MKDIR, ROOT, wire.mkdir_in.pack(mode=0o755) + b"dir\0", 128)
+            == errno.EROFS
+        )
         guest.ask(Opcode.OPEN, nodeid, wire.open_in.pack(flags=os.O_RDONLY), open_out)
         guest.leave()
     assert (tmp_path / "file").read_text() == "text"

@@ -149,7 +149,9 @@ def test_a_failing_callback_is_logged_and_the_loop_goes_on(
     assert [r.levelno for r in caplog.records] == [logging.ERROR] * 3
 
 
-def test_a_callback_that_always_fails_ends_the_loop_instead_of_spinning(loop: Loop, event: int) -> None:
+def test_a_callback_that_always_fails_ends_the_loop_instead_of_spinning(
+    loop: Loop, event: int
+) -> None:
     calls: list[int] = []
 
     def fail() -> None:

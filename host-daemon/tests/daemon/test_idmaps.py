@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon in a user namespace with ids of its own: whose the guest's files are, what it may do, what goes wrong."""
+"""A daemon in a user namespace with ids of its own: whose the guest's files are, what it may do,
+what goes wrong."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def shared(place: Path) -> Path:
 def mkdir(guest: Guest, name: bytes, uid: int, gid: int) -> int:
     """The errno that making a directory fails with, 0 if it does not."""
     payload = fuse.mkdir_in.pack(mode=0o755) + name + b"\0"
-    return guest.front_end.request(Opcode.MKDIR, ROOT, payload, fuse.entry_out.size, uid=uid, gid=gid)[0]
+    return guest.front_end.request(
+        Opcode.MKDIR, ROOT, payload, fuse.entry_out.size, uid=uid, gid=gid
+    )[0]
 
 
 @AS_ROOT
@@ -56,7 +59,9 @@ def test_what_the_guest_makes_is_of_the_range_and_the_guest_sees_its_own_ids(
 ) -> None:
     with running(place / "socket", shared, *MAPS, *options) as daemon:
         guest = Guest(daemon)
-        assert [mkdir(guest, name, uid, gid) for name, uid, gid in ((b"root", 0, 0), (b"user", 7, 9))] == [0, 0]
+        assert [
+            mkdir(guest, name, uid, gid) for name, uid, gid in ((b"root", 0, 0), (b"user", 7, 9))
+        ] == [0, 0]
         found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in shared.iterdir()}
         assert found == {"root": (FIRST, FIRST + 1), "user": (FIRST + 7, FIRST + 10)}
         seen = {name: guest.lookup(ROOT, name) for name in (b"root", b"user")}
@@ -76,14 +81,20 @@ def test_what_the_guest_makes_is_of_the_range_and_the_guest_sees_its_own_ids(
 def test_the_daemon_is_nobody_outside(place: Path, shared: Path) -> None:
     with running(place / "socket", shared, *MAPS) as daemon:
         kept = status(daemon.pid)
-        assert (set(kept["Uid"].split()), set(kept["Gid"].split())) == ({str(FIRST)}, {str(FIRST + 1)})
+        assert (set(kept["Uid"].split()), set(kept["Gid"].split())) == (
+            {str(FIRST)},
+            {str(FIRST + 1)},
+        )
         assert kept["Groups"] == ""
         (place / "secret").write_text("root's")
         (place / "secret").chmod(0o600)
         guest = Guest(daemon)
         (shared / "secret").hardlink_to(place / "secret")
         node = guest.lookup(ROOT, b"secret").nodeid
-        assert guest.front_end.request(Opcode.OPEN, node, fuse.open_in.pack(flags=os.O_RDONLY), 16)[0] != 0
+        assert (
+            guest.front_end.request(Opcode.OPEN, node, fuse.open_in.pack(flags=os.O_RDONLY), 16)[0]
+            != 0
+        )
 
 
 def refusal(place: Path, shared: Path, *options: str) -> str:
@@ -97,7 +108,9 @@ def refusal(place: Path, shared: Path, *options: str) -> str:
 
 
 @AS_ROOT
-def test_directory_that_is_not_open_to_the_namespace_s_root_is_one_line(place: Path, shared: Path) -> None:
+def test_directory_that_is_not_open_to_the_namespace_s_root_is_one_line(
+    place: Path, shared: Path
+) -> None:
     os.chown(shared, 0, 0)
     shared.chmod(0o700)
     line = refusal(place, shared, *MAPS)
@@ -111,13 +124,16 @@ def test_ranges_that_cannot_be_had_are_one_line(place: Path, shared: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [(":0:100000:65536:", IdRange(0, 100000, 65536)), ("/7/8/1/", IdRange(7, 8, 1))]
+    ("text", "found"),
+    [(":0:100000:65536:", IdRange(0, 100000, 65536)), ("/7/8/1/", IdRange(7, 8, 1))],
 )
 def test_ranges(text: str, found: IdRange) -> None:
     assert parse_range(text) == found
 
 
-@pytest.mark.parametrize("text", ["", ":", "0:1:2", ":0:1:2", ":0:1:-2:", ":a:1:2:", ":0:1:0:", ":0:4294967295:1:"])
+@pytest.mark.parametrize(
+    "text", ["", ":", "0:1:2", ":0:1:2", ":0:1:-2:", ":a:1:2:", ":0:1:0:", ":0:4294967295:1:"]
+)
 def test_what_is_no_range(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not :namespace id|there must be one at least"):
         parse_range(text)

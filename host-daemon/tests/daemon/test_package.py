@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed: the daemon alone, one command, and the description that libvirt finds it by."""
+"""What is installed: the daemon alone, one command, and the description that libvirt finds it
+by."""
 
 from __future__ import annotations
 
@@ -22,10 +23,16 @@ DESCRIPTION = "share/qemu/vhost-user/50-farwatchd.json"
 
 
 def run(words: Sequence[str], **environment: str) -> str:
-    """Run a program that must succeed, and sees no other packages than its own; returns its output."""
+    """Run a program that must succeed, and sees no other packages than its own; returns its
+    output."""
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=TIMEOUT, check=False, env={**own, **environment}
+        words,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        env={**own, **environment},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -37,11 +44,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     shutil.copy(CHECKOUT / "pyproject.toml", source)
     shutil.copytree(
-        CHECKOUT / "host-daemon", source / "host-daemon", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        CHECKOUT / "host-daemon",
+        source / "host-daemon",
+        ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
     )
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)])
+    run(
+        [
+            *pip,
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(folder),
+            str(source),
+        ]
+    )
     (built,) = folder.iterdir()
     return built
 
@@ -54,10 +74,15 @@ def test_package_has_the_daemon_alone_and_needs_little(wheel: Path) -> None:
         scripts = archive.read(f"{folder}/entry_points.txt").decode()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"farwatchd", "farwatch"}
     modules = {
-        str(path.relative_to(CHECKOUT / "host-daemon")) for path in (CHECKOUT / "host-daemon/farwatchd").rglob("*.py")
+        str(path.relative_to(CHECKOUT / "host-daemon"))
+        for path in (CHECKOUT / "host-daemon/farwatchd").rglob("*.py")
     }
     assert {name for name in names if name.startswith("farwatchd/")} == modules
-    needs = [line.split()[1].partition(">")[0] for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
+    needs = [
+        line.split()[1].partition(">")[0]
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist:")
+    ]
     assert sorted(needs) == ["construct", "pyseccomp"]
     assert scripts.split() == ["[console_scripts]", "farwatchd", "=", "farwatchd.cli:main"]
 
@@ -67,7 +92,17 @@ def test_new_environment_gets_one_command_and_the_description(wheel: Path, tmp_p
     run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     before = set((environment / "bin").iterdir())
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python")]
-    run([*pip, "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", str(wheel)])
+    run(
+        [
+            *pip,
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-index",
+            "--no-deps",
+            str(wheel),
+        ]
+    )
     (command,) = set((environment / "bin").iterdir()) - before
     assert command.name == "farwatchd"
     # What it needs comes from the environment that runs the tests.
@@ -76,4 +111,6 @@ def test_new_environment_gets_one_command_and_the_description(wheel: Path, tmp_p
     told = json.loads(run([str(command), "--print-capabilities"], PYTHONPATH=libraries))
     described = json.loads((environment / DESCRIPTION).read_text())
     assert told == CAPABILITIES == {name: described[name] for name in ("type", "features")}
-    assert Path(described["binary"]).is_absolute() and Path(described["binary"]).name == command.name
+    assert (
+        Path(described["binary"]).is_absolute() and Path(described["binary"]).name == command.name
+    )

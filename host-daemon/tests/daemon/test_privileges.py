@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a serving daemon may still do: capabilities, privileges, system calls; as root and as an ordinary user."""
+"""What a serving daemon may still do: capabilities, privileges, system calls; as root and as an
+ordinary user."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
 NO_FILE_HANDLES = ("--fsnotify=off", "--inode-file-handles=never")
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 USER = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
-#: The interpreter and the modules may lie where an ordinary user cannot read: they are loaded before.
+#: The interpreter and the modules may lie where an ordinary user cannot read: they are loaded
+#: before.
 AS_USER = f"""
 import ctypes, os, sys
 import pyseccomp
@@ -86,7 +88,9 @@ def test_watching_by_fanotify_keeps_file_handles_and_nothing_else(tmp_path: Path
 
 
 def test_inodes_by_file_handle_keep_file_handles_and_nothing_else(tmp_path: Path) -> None:
-    with running(tmp_path / "socket", tmp_path, "--fsnotify=off", "--inode-file-handles=mandatory") as daemon:
+    with running(
+        tmp_path / "socket", tmp_path, "--fsnotify=off", "--inode-file-handles=mandatory"
+    ) as daemon:
         assert sets(daemon.pid)["CapPrm"] == FILE_SERVER | FILE_HANDLES
 
 
@@ -106,7 +110,9 @@ def test_what_is_no_change_of_capabilities_is_refused(text: str) -> None:
 @pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
 @pytest.mark.parametrize("action", ["kill", "log", "trap", "none"])
 def test_filter_is_loaded_but_for_none(action: str, sandbox: str, tmp_path: Path) -> None:
-    with running(tmp_path / "socket", tmp_path, f"--seccomp={action}", f"--sandbox={sandbox}") as daemon:
+    with running(
+        tmp_path / "socket", tmp_path, f"--seccomp={action}", f"--sandbox={sandbox}"
+    ) as daemon:
         assert status(daemon.pid)["Seccomp"] == ("0" if action == "none" else "2")
 
 
@@ -176,7 +182,10 @@ def test_missing_libseccomp_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONPATH", str(modules), prepend=":")
     with running(tmp_path / "socket", tmp_path) as daemon:
         assert "WARNING" in daemon.log
-        assert "system calls are not restricted: Unable to find libseccomp; install libseccomp" in daemon.log
+        assert (
+            "system calls are not restricted: Unable to find libseccomp; install libseccomp"
+            in daemon.log
+        )
         assert status(daemon.pid)["Seccomp"] == "0"
 
 
@@ -202,8 +211,14 @@ class UserDaemon(DaemonProcess):
 
 
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
-def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(sandbox: str, theirs: Path) -> None:
-    options = [f"--socket-path={theirs}/socket", f"--shared-dir={theirs}/shared", f"--sandbox={sandbox}"]
+def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(
+    sandbox: str, theirs: Path
+) -> None:
+    options = [
+        f"--socket-path={theirs}/socket",
+        f"--shared-dir={theirs}/shared",
+        f"--sandbox={sandbox}",
+    ]
     daemon = UserDaemon(theirs / "socket", options)
     daemon.wait_for("listening on")
     assert status(daemon.pid)["Uid"].split() == [str(USER.pw_uid)] * 4
@@ -224,11 +239,17 @@ def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(sandbox: st
 
 def test_ordinary_user_s_ids_are_mapped_by_the_programs_for_it_or_not_at_all(theirs: Path) -> None:
     # Whether they are installed or not, nobody has ids of the range.
-    options = [f"--socket-path={theirs}/socket", f"--shared-dir={theirs}/shared", "--gid-map=:0:100000:10:"]
+    options = [
+        f"--socket-path={theirs}/socket",
+        f"--shared-dir={theirs}/shared",
+        "--gid-map=:0:100000:10:",
+    ]
     daemon = UserDaemon(theirs / "socket", options)
     assert daemon.process.wait(TIMEOUT) == 1
     daemon.wait_for("\n")
     (line,) = daemon.log.splitlines()
     assert re.fullmatch(
-        r"farwatchd: --uid-map, --gid-map: (cannot run newgidmap: .*; install uidmap|newgidmap: .*)", line
+        r"farwatchd: --uid-map, --gid-map: (cannot run newgidmap: .*; install"
+        r" uidmap|newgidmap: .*)",
+        line,
     )

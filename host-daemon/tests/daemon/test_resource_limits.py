@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest may use up in a running daemon: an error for each, all else goes on, and it can be had again."""
+"""What a guest may use up in a running daemon: an error for each, all else goes on, and it can be
+had again."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def test_inodes(handles: str, tmp_path: Path, shared: Path) -> None:
     options = ("--max-inodes=50", f"--inode-file-handles={handles}")
     with client_of(tmp_path, shared, *options) as client:
         nodes: list[int] = []
-        count, number = until_refused(lambda which: nodes.append(client.lookup(ROOT, b"%d" % which).nodeid))
+        count, number = until_refused(
+            lambda which: nodes.append(client.lookup(ROOT, b"%d" % which).nodeid)
+        )
         assert (count, number) == (49, errno.ENFILE)
         made: list[Callable[[], object]] = [
             lambda: client.mkdir(ROOT, b"made"),
@@ -99,7 +102,9 @@ def test_inodes(handles: str, tmp_path: Path, shared: Path) -> None:
 def test_inodes_kept_by_descriptor(tmp_path: Path, shared: Path) -> None:
     with client_of(tmp_path, shared, "--rlimit-nofile=80", "--inode-file-handles=never") as client:
         nodes: list[int] = []
-        count, number = until_refused(lambda which: nodes.append(client.lookup(ROOT, b"%d" % which).nodeid))
+        count, number = until_refused(
+            lambda which: nodes.append(client.lookup(ROOT, b"%d" % which).nodeid)
+        )
         assert (number, count > 20) == (errno.ENFILE, True)
         assert client.getattr(nodes[3]).attr_size == 1
         client.batch_forget(*((node, 1) for node in nodes))

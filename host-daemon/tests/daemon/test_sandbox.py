@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox, entered by processes of their own: what can be reached from inside, and what from the interpreter."""
+"""The sandbox, entered by processes of their own: what can be reached from inside, and what from
+the interpreter."""
 
 from __future__ import annotations
 
@@ -20,8 +21,12 @@ from farwatchd.sandbox.enter import Sandbox, SandboxError, enter
 
 
 def _inside(sandbox: str, shared: Path, code: str) -> str:
-    """Run ``code`` in a process that has entered the sandbox; returns what it prints on both outputs."""
-    script = f"{PRELUDE}\nroot = enter(Sandbox.{sandbox}, Path({str(shared)!r}))\n{textwrap.dedent(code)}"
+    """Run ``code`` in a process that has entered the sandbox; returns what it prints on both
+    outputs."""
+    script = (
+        f"{PRELUDE}\nroot = enter(Sandbox.{sandbox},"
+        f" Path({str(shared)!r}))\n{textwrap.dedent(code)}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -49,7 +54,8 @@ def test_root_is_the_shared_directory_and_nothing_is_above_it(sandbox: str, shar
         sandbox,
         shared,
         """
-        print(sorted(os.listdir("/")), sorted(os.listdir("/..")), os.stat("/").st_ino == os.fstat(root).st_ino)
+        print(sorted(os.listdir("/")), sorted(os.listdir("/..")),
+              os.stat("/").st_ino == os.fstat(root).st_ino)
         for path in ("outside", "../outside", "../../etc/passwd"):
             try:
                 os.close(os.open(path, os.O_PATH, dir_fd=root))
@@ -144,7 +150,9 @@ def test_mounts_of_the_sandbox_stay_in_it(shared: Path) -> None:
 
 @CONFINED
 def test_whole_file_system_can_be_shared(sandbox: str, shared: Path) -> None:
-    printed = _inside(sandbox, Path("/"), f"print(os.stat({str(shared)[1:]!r}, dir_fd=root).st_ino)")
+    printed = _inside(
+        sandbox, Path("/"), f"print(os.stat({str(shared)[1:]!r}, dir_fd=root).st_ino)"
+    )
     assert printed == f"{shared.stat().st_ino}\n"
 
 

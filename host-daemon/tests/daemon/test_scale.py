@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operation costs does not depend on how many inodes are known and how many watches there are.
+"""What an operation costs does not depend on how many inodes are known and how many watches there
+are.
 
-Each is timed with few and with many in one run, by processor time, the least of some rounds. A cost that grows with the
-number would be as many times higher as there are more; noise is not.
+Each is timed with few and with many in one run, by processor time, the least of some rounds. A cost
+that grows with the number would be as many times higher as there are more; noise is not.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class Served:
 
     def watch(self, nodeid: int, mask: Event) -> None:
         watched = self.fs.watched(nodeid)
-        assert self.table.set_mask(nodeid, watched.generation, watched.fd, watched.is_dir, mask) == mask
+        assert (
+            self.table.set_mask(nodeid, watched.generation, watched.fd, watched.is_dir, mask)
+            == mask
+        )
 
     def spread(self) -> list[int]:
         """Some numbers of files, from the first to the last."""
@@ -102,7 +106,9 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
     fs = PassthroughFs(tmp_path, Options(), objects)
     backend = request.param(fs.watched(ROOT).fd, objects)
     queue = OutgoingQueue(10 * BATCH)
-    served = Served(tmp_path, fs, backend, queue, WatchTable(backend, queue, 10 * MANY, lambda _s, _c: None), [])
+    served = Served(
+        tmp_path, fs, backend, queue, WatchTable(backend, queue, 10 * MANY, lambda _s, _c: None), []
+    )
     yield served
     backend.close()
     fs.close()
@@ -118,7 +124,13 @@ def least_time(call: Callable[[], None]) -> float:
 
 
 def test_no_operation_costs_more_with_many_inodes_and_watches(served: Served) -> None:
-    operations = (served.getattr, served.lookup, served.set_mask, served.dispatch, served.forget_and_lookup)
+    operations = (
+        served.getattr,
+        served.lookup,
+        served.set_mask,
+        served.dispatch,
+        served.forget_and_lookup,
+    )
     before = open_descriptors()
     served.know(FEW)
     few = {call.__name__: least_time(call) for call in operations}

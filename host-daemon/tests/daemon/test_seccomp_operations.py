@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every operation, its success and its failure, in a daemon whose system calls are restricted: none ends it."""
+"""Every operation, its success and its failure, in a daemon whose system calls are restricted: none
+ends it."""
 
 from __future__ import annotations
 
@@ -36,12 +37,22 @@ class ThroughSocket(RequestHandler):
         header = fuse.in_header.unpack_from(request)
         room = chain.writable_size - fuse.out_header.size
         if room < 0:
-            self._guest.front_end.send_no_reply(header.opcode, header.nodeid, request[fuse.in_header.size :])
+            self._guest.front_end.send_no_reply(
+                header.opcode, header.nodeid, request[fuse.in_header.size :]
+            )
             return 0
         error, payload = self._guest.front_end.request(
-            header.opcode, header.nodeid, request[fuse.in_header.size :], room, uid=header.uid, gid=header.gid
+            header.opcode,
+            header.nodeid,
+            request[fuse.in_header.size :],
+            room,
+            uid=header.uid,
+            gid=header.gid,
         )
-        reply = fuse.out_header.pack_values(fuse.out_header.size + len(payload), -error, header.unique) + payload
+        reply = (
+            fuse.out_header.pack_values(fuse.out_header.size + len(payload), -error, header.unique)
+            + payload
+        )
         position = 0
         for view in chain.writable:
             part = reply[position : position + len(view)]
@@ -55,10 +66,20 @@ class ThroughSocket(RequestHandler):
 
 @pytest.fixture(params=["namespace", "none"])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
-    """A client of a daemon that ends at the first forbidden call, with all that can be switched on."""
+    """A client of a daemon that ends at the first forbidden call, with all that can be switched
+    on."""
     (tmp_path / "shared").mkdir()
-    options = ("--xattr", "--posix-acl", "--posix-lock", "--flock", "--allow-direct-io", "--killpriv-v2")
-    with running(tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", *options) as daemon:
+    options = (
+        "--xattr",
+        "--posix-acl",
+        "--posix-lock",
+        "--flock",
+        "--allow-direct-io",
+        "--killpriv-v2",
+    )
+    with running(
+        tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", *options
+    ) as daemon:
         guest = Guest(daemon)
         client = Client(ThroughSocket(guest))
         client.agreed = guest.init
@@ -89,9 +110,16 @@ def _files(client: Client, uid: int) -> None:
     client.setattr(node, SetattrValid.UID | SetattrValid.GID, uid=uid, gid=uid)
     client.setattr(node, SetattrValid.SIZE | SetattrValid.KILL_SUIDGID, size=5)
     client.setattr(node, SetattrValid.ATIME | SetattrValid.MTIME_NOW, atime=5)
-    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_DIRECT, os.O_RDWR | os.O_TRUNC):
+    for flags in (
+        os.O_RDONLY,
+        os.O_WRONLY | os.O_APPEND,
+        os.O_RDWR | os.O_DIRECT,
+        os.O_RDWR | os.O_TRUNC,
+    ):
         again = client.open(node, flags, fuse.OPEN_KILL_SUIDGID if flags & os.O_TRUNC else 0).fh
-        client.setattr(node, SetattrValid.SIZE | SetattrValid.FH, size=0, fh=again) if flags & os.O_ACCMODE else None
+        client.setattr(
+            node, SetattrValid.SIZE | SetattrValid.FH, size=0, fh=again
+        ) if flags & os.O_ACCMODE else None
         client.release(node, again)
     nameless, handle = client.tmpfile(ROOT)
     client.link(nameless.nodeid, ROOT, name + b"-named")
@@ -136,7 +164,9 @@ def _locks(client: Client) -> None:
         for kind in (1, 2):
             args = fuse.lk_in.pack_values(fh, 7, 0, 100, kind, 1, flags, 0)
             client.call(Opcode.SETLK, node, args, 0)
-    client.call(Opcode.GETLK, node, fuse.lk_in.pack_values(fh, 7, 0, 100, 1, 1, 0, 0), fuse.lk_out.size)
+    client.call(
+        Opcode.GETLK, node, fuse.lk_in.pack_values(fh, 7, 0, 100, 1, 1, 0, 0), fuse.lk_out.size
+    )
     client.release(node, fh)
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for a disk is done by threads: others are served meanwhile, and nothing is lost when the guest leaves."""
+"""What waits for a disk is done by threads: others are served meanwhile, and nothing is lost when
+the guest leaves."""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ WAITING = [
 ]
 
 
-@pytest.mark.parametrize(("opcode", "payload", "room", "reply"), WAITING, ids=[str(row[0].name) for row in WAITING])
+@pytest.mark.parametrize(
+    ("opcode", "payload", "room", "reply"), WAITING, ids=[str(row[0].name) for row in WAITING]
+)
 def test_others_are_served_while_one_waits(
     guest: Guest, fs: FakeFs, opcode: Opcode, payload: bytes, room: int, reply: bytes
 ) -> None:
@@ -196,7 +199,9 @@ def test_all_threads_can_be_made_at_once() -> None:
     assert threading.active_count() == before
 
 
-def test_threads_that_cannot_be_made_are_told_of_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_cannot_be_made_are_told_of_and_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = threading.active_count()
     start = threading.Thread.start
 
@@ -265,8 +270,12 @@ def test_what_is_not_in_memory_is_read_by_a_job(share: Guest, tmp_path: Path, ke
     assert share.answers == {read: (0, data)}
 
 
-@pytest.mark.parametrize(("offset", "size", "found"), [(0, 7, 7), (0, 100, 7), (3, 100, 4), (7, 10, 0), (100, 10, 0)])
-def test_what_is_in_memory_is_read_at_once(share: Guest, offset: int, size: int, found: int) -> None:
+@pytest.mark.parametrize(
+    ("offset", "size", "found"), [(0, 7, 7), (0, 100, 7), (3, 100, 4), (7, 10, 0), (100, 10, 0)]
+)
+def test_what_is_in_memory_is_read_at_once(
+    share: Guest, offset: int, size: int, found: int
+) -> None:
     nodeid, fh = opened(share, os.O_RDONLY)
     payload = fuse.read_in.pack(fh=fh, offset=offset, size=size)
     assert share.ask(Opcode.READ, nodeid, payload, size) == b"content"[offset : offset + found]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request for a lock waits, is answered when it can be had, interrupted, or given up; no other waits."""
+"""A request for a lock waits, is answered when it can be had, interrupted, or given up; no other
+waits."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ ROOT = 1
 
 
 class Guest(LateGuest):
-    """A guest whose client takes its locks from the daemon. ``errors``: what ended the waits, by unique number."""
+    """A guest whose client takes its locks from the daemon. ``errors``: what ended the waits, by
+    unique number."""
 
     def __init__(self, share: Path) -> None:
         loop, tickets = Loop(), Tickets()
@@ -37,7 +39,9 @@ class Guest(LateGuest):
         session = Session(self.fs, None, SessionOptions(posix_lock=True, flock=True), self.waits)
         flags = int(InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.INIT_EXT)
         super().__init__(loop, session, tickets, flags)
-        entry = fuse.entry_out.unpack_from(self.ask(Opcode.LOOKUP, ROOT, b"file\0", fuse.entry_out.size))
+        entry = fuse.entry_out.unpack_from(
+            self.ask(Opcode.LOOKUP, ROOT, b"file\0", fuse.entry_out.size)
+        )
         self.node = int(entry.nodeid)
 
     @property
@@ -46,16 +50,26 @@ class Guest(LateGuest):
 
     def open(self) -> int:
         payload = fuse.open_in.pack(flags=os.O_RDWR)
-        return int(fuse.open_out.unpack_from(self.ask(Opcode.OPEN, self.node, payload, fuse.open_out.size)).fh)
+        return int(
+            fuse.open_out.unpack_from(
+                self.ask(Opcode.OPEN, self.node, payload, fuse.open_out.size)
+            ).fh
+        )
 
-    def lock(self, fh: int, owner: int, kind: int, start: int = 0, end: int = END, flags: int = 0) -> int:
+    def lock(
+        self, fh: int, owner: int, kind: int, start: int = 0, end: int = END, flags: int = 0
+    ) -> int:
         """SETLK; returns the errno."""
         payload = self._payload(fh, owner, kind, start, end, flags)
         return self.front_end.request(Opcode.SETLK, self.node, payload)[0]
 
-    def wait_for_lock(self, fh: int, owner: int, kind: int = WRITE, flags: int = 0, unique: int = 0) -> int:
+    def wait_for_lock(
+        self, fh: int, owner: int, kind: int = WRITE, flags: int = 0, unique: int = 0
+    ) -> int:
         """Send SETLKW; returns its unique number."""
-        return self.send(Opcode.SETLKW, self.node, self._payload(fh, owner, kind, 0, END, flags), unique=unique)
+        return self.send(
+            Opcode.SETLKW, self.node, self._payload(fh, owner, kind, 0, END, flags), unique=unique
+        )
 
     def interrupt(self, unique: int) -> None:
         self.front_end.send_no_reply(Opcode.INTERRUPT, 0, fuse.interrupt_in.pack(unique=unique))
@@ -131,7 +145,9 @@ def test_locks_are_given_in_the_order_in_which_they_were_asked_for(guest: Guest)
     assert guest.errors == dict.fromkeys(waiting, 0)
 
 
-def test_lock_of_the_host_is_tried_again_until_it_is_given_back(guest: Guest, tmp_path: Path) -> None:
+def test_lock_of_the_host_is_tried_again_until_it_is_given_back(
+    guest: Guest, tmp_path: Path
+) -> None:
     with (tmp_path / "file").open("r+b") as other:
         fcntl.lockf(other, fcntl.LOCK_EX)
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -196,7 +212,9 @@ def test_ring_that_stops_answers_what_waits(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
-def test_guest_that_begins_anew_or_leaves_has_no_locks_and_waits_for_none(guest: Guest, opcode: Opcode) -> None:
+def test_guest_that_begins_anew_or_leaves_has_no_locks_and_waits_for_none(
+    guest: Guest, opcode: Opcode
+) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     waiting = guest.wait_for_lock(fh, 2)
@@ -232,9 +250,12 @@ def test_memory_that_changes_leaves_waiting_requests_their_places(guest: Guest) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "start", "end", "flags"), [(3, 0, END, 0), (WRITE, 5, 4, 0), (WRITE, 0, END + 1, 0), (WRITE, 0, END, 2)]
+    ("kind", "start", "end", "flags"),
+    [(3, 0, END, 0), (WRITE, 5, 4, 0), (WRITE, 0, END + 1, 0), (WRITE, 0, END, 2)],
 )
-def test_malformed_locks_are_refused(guest: Guest, kind: int, start: int, end: int, flags: int) -> None:
+def test_malformed_locks_are_refused(
+    guest: Guest, kind: int, start: int, end: int, flags: int
+) -> None:
     assert guest.lock(guest.open(), 1, kind, start, end, flags) == errno.EINVAL
 
 
@@ -243,7 +264,9 @@ def test_holder_of_a_lock_can_be_asked_for(guest: Guest) -> None:
 
     def holder(owner: int) -> tuple[int, int, int, int]:
         payload = fuse.lk_in.pack_values(fh, owner, 0, END, WRITE, 2, 0, 0)
-        found = fuse.lk_out.unpack_from(guest.ask(Opcode.GETLK, guest.node, payload, fuse.lk_out.size))
+        found = fuse.lk_out.unpack_from(
+            guest.ask(Opcode.GETLK, guest.node, payload, fuse.lk_out.size)
+        )
         return found.lk_start, found.lk_end, found.lk_type, found.lk_pid
 
     guest.lock(fh, 1, READ, 3, 7)

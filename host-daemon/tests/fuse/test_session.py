@@ -35,8 +35,14 @@ def watches() -> FakeWatches:
 
 @pytest.fixture(params=["linux", "one segment", "small segments"])
 def client(request: pytest.FixtureRequest, fs: FakeFs, watches: FakeWatches) -> Client:
-    cuts = {"linux": ([40], [16]), "one segment": ([], []), "small segments": ([3, 0, 5, 50, 1, 7], [9, 0, 2, 20, 1])}
-    client = Client(Session(fs, watches, SessionOptions()), uid=1000, gid=1001, cuts=cuts[request.param])
+    cuts = {
+        "linux": ([40], [16]),
+        "one segment": ([], []),
+        "small segments": ([3, 0, 5, 50, 1, 7], [9, 0, 2, 20, 1]),
+    }
+    client = Client(
+        Session(fs, watches, SessionOptions()), uid=1000, gid=1001, cuts=cuts[request.param]
+    )
     client.init()
     fs.calls.clear()
     watches.calls.clear()
@@ -81,7 +87,13 @@ def test_statx_tells_the_birth_time(client: Client, fs: FakeFs) -> None:
 
 def test_statfs_travels_whole(client: Client) -> None:
     st = client.statfs()
-    assert (st.st_blocks, st.st_bfree, st.st_bavail, st.st_files, st.st_ffree) == (1000, 900, 800, 70, 60)
+    assert (st.st_blocks, st.st_bfree, st.st_bavail, st.st_files, st.st_ffree) == (
+        1000,
+        900,
+        800,
+        70,
+        60,
+    )
     assert (st.st_bsize, st.st_frsize, st.st_namelen) == (4096, 1024, 255)
 
 
@@ -99,7 +111,10 @@ SIMPLE: list[tuple[Callable[[Client], object], tuple[Any, ...]]] = [
     (lambda c: c.link(42, 2, b"b"), ("link", 42, 2, b"b")),
     (lambda c: c.open(42, os.O_RDONLY), ("open", 42, os.O_RDONLY, False)),
     (lambda c: c.open(42, os.O_RDWR, 1), ("open", 42, os.O_RDWR, True)),
-    (lambda c: c.create(1, b"n", 0o600, os.O_RDWR), ("create", CALLER, 1, b"n", 0o600, os.O_RDWR, 0, False)),
+    (
+        lambda c: c.create(1, b"n", 0o600, os.O_RDWR),
+        ("create", CALLER, 1, b"n", 0o600, os.O_RDWR, 0, False),
+    ),
     (lambda c: c.tmpfile(1, 0o600, os.O_RDWR), ("tmpfile", CALLER, 1, 0o600, os.O_RDWR, 0)),
     (lambda c: c.flush(42, 9), ("flush", 42, 9)),
     (lambda c: c.release(42, 9), ("release", 42, 9)),
@@ -110,13 +125,18 @@ SIMPLE: list[tuple[Callable[[Client], object], tuple[Any, ...]]] = [
     (lambda c: c.releasedir(1, 9), ("releasedir", 1, 9)),
     (lambda c: c.fsyncdir(1, 9, True), ("fsyncdir", 1, 9, True)),
     (lambda c: c.syncfs(), ("syncfs", 1)),
-    (lambda c: c.setxattr(42, b"user.a/b", b"\0v", 1, 1), ("setxattr", 42, b"user.a/b", b"\0v", 1, True)),
+    (
+        lambda c: c.setxattr(42, b"user.a/b", b"\0v", 1, 1),
+        ("setxattr", 42, b"user.a/b", b"\0v", 1, True),
+    ),
     (lambda c: c.setxattr(42, b"user.e", b""), ("setxattr", 42, b"user.e", b"", 0, False)),
     (lambda c: c.removexattr(42, b"user.a"), ("removexattr", 42, b"user.a")),
 ]
 
 
-@pytest.mark.parametrize(("call", "asked"), SIMPLE, ids=[f"{i}-{asked[0]}" for i, (_, asked) in enumerate(SIMPLE)])
+@pytest.mark.parametrize(
+    ("call", "asked"), SIMPLE, ids=[f"{i}-{asked[0]}" for i, (_, asked) in enumerate(SIMPLE)]
+)
 def test_the_file_system_is_asked_what_the_guest_asks(
     client: Client, fs: FakeFs, call: Callable[[Client], object], asked: tuple[Any, ...]
 ) -> None:
@@ -124,7 +144,9 @@ def test_the_file_system_is_asked_what_the_guest_asks(
     assert fs.calls == [asked]
 
 
-@pytest.mark.parametrize(("call", "asked"), SIMPLE, ids=[f"{i}-{asked[0]}" for i, (_, asked) in enumerate(SIMPLE)])
+@pytest.mark.parametrize(
+    ("call", "asked"), SIMPLE, ids=[f"{i}-{asked[0]}" for i, (_, asked) in enumerate(SIMPLE)]
+)
 def test_an_error_of_the_file_system_reaches_the_guest(
     client: Client, fs: FakeFs, call: Callable[[Client], object], asked: tuple[Any, ...]
 ) -> None:
@@ -142,7 +164,9 @@ def test_readlink_gives_the_target_without_nul(client: Client) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_file_system_is_told_what_comes_from_the_guest_s_cache(client: Client, fs: FakeFs, cached: bool) -> None:
+def test_the_file_system_is_told_what_comes_from_the_guest_s_cache(
+    client: Client, fs: FakeFs, cached: bool
+) -> None:
     client.write(42, 9, 0, b"data", fuse.WRITE_CACHE if cached else 0)
     assert fs.cached == [cached]
 
@@ -178,13 +202,20 @@ def test_a_write_takes_what_its_size_says(client: Client, fs: FakeFs) -> None:
     args = fuse.write_in.pack(fh=9, size=3)
     client.call(Opcode.WRITE, 42, args, data=b"abcdef")
     assert fs.written == b"abc"
-    assert refused(client.call, Opcode.WRITE, 42, fuse.write_in.pack(fh=9, size=7), data=b"abcdef") == errno.EINVAL
+    assert (
+        refused(client.call, Opcode.WRITE, 42, fuse.write_in.pack(fh=9, size=7), data=b"abcdef")
+        == errno.EINVAL
+    )
 
 
 def test_setattr_gives_what_is_valid_alone(client: Client, fs: FakeFs) -> None:
     client.setattr(42, SetattrValid(0), mode=0o777, uid=5, size=9)
-    client.setattr(42, SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID, mode=0o100640, uid=5, gid=6)
-    client.setattr(42, SetattrValid.SIZE | SetattrValid.FH | SetattrValid.KILL_SUIDGID, size=1 << 40, fh=9)
+    client.setattr(
+        42, SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID, mode=0o100640, uid=5, gid=6
+    )
+    client.setattr(
+        42, SetattrValid.SIZE | SetattrValid.FH | SetattrValid.KILL_SUIDGID, size=1 << 40, fh=9
+    )
     assert [call[2] for call in fs.calls] == [
         Changes(),
         Changes(mode=0o100640, uid=5, gid=6),
@@ -280,16 +311,24 @@ def test_names_that_are_none_never_reach_the_file_system(
 
 @pytest.mark.parametrize("name", [b"x" * 255, b"\xff\xfe", b"...", b" ", b"-", b".a"])
 @pytest.mark.parametrize("call", NAMED)
-def test_odd_names_do(client: Client, fs: FakeFs, call: Callable[[Client, bytes], object], name: bytes) -> None:
+def test_odd_names_do(
+    client: Client, fs: FakeFs, call: Callable[[Client, bytes], object], name: bytes
+) -> None:
     call(client, name)
     assert name in fs.calls[0]
 
 
 def test_a_name_without_an_end_is_refused(client: Client, fs: FakeFs) -> None:
     assert refused(client.call, Opcode.LOOKUP, 1, b"abc") == errno.EINVAL
-    assert refused(client.call, Opcode.RENAME, 1, fuse.rename_in.pack(newdir=1) + b"a\0bcdef") == errno.EINVAL
+    assert (
+        refused(client.call, Opcode.RENAME, 1, fuse.rename_in.pack(newdir=1) + b"a\0bcdef")
+        == errno.EINVAL
+    )
     assert refused(client.call, Opcode.SYMLINK, 1, b"a\0target") == errno.EINVAL
-    assert refused(client.call, Opcode.GETXATTR, 1, fuse.getxattr_in.pack(size=9) + b"user.a") == errno.EINVAL
+    assert (
+        refused(client.call, Opcode.GETXATTR, 1, fuse.getxattr_in.pack(size=9) + b"user.a")
+        == errno.EINVAL
+    )
     assert fs.calls == []
 
 
@@ -348,9 +387,20 @@ def test_nothing_new_without_an_owner(client: Client, fs: FakeFs) -> None:
 
 
 @pytest.mark.parametrize(
-    "opcode", [Opcode.LOOKUP, Opcode.CREATE, Opcode.OPEN, Opcode.OPENDIR, Opcode.MKDIR, Opcode.FSNOTIFY, Opcode.WRITE]
+    "opcode",
+    [
+        Opcode.LOOKUP,
+        Opcode.CREATE,
+        Opcode.OPEN,
+        Opcode.OPENDIR,
+        Opcode.MKDIR,
+        Opcode.FSNOTIFY,
+        Opcode.WRITE,
+    ],
 )
-def test_nothing_is_done_whose_reply_would_not_fit(client: Client, fs: FakeFs, opcode: Opcode) -> None:
+def test_nothing_is_done_whose_reply_would_not_fit(
+    client: Client, fs: FakeFs, opcode: Opcode
+) -> None:
     args = bytes(16) + b"name\0" if opcode != Opcode.LOOKUP else b"name\0"
     args = args.ljust(40, b"\0") if opcode == Opcode.WRITE else args
     assert refused(client.call, opcode, 1, args, 7) == errno.EINVAL
@@ -422,7 +472,10 @@ def test_other_extensions_are_passed_over(client: Client, fs: FakeFs) -> None:
         fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=8) + b"a" * 8,
         fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=8) + b"a\0" + bytes(6),
         fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=0) + b"\0" + bytes(7),
-        fuse.ext_header.pack(size=24, type=1) + fuse.secctx.pack(size=0xFFFFFFFF) + b"a\0" + bytes(6),
+        fuse.ext_header.pack(size=24, type=1)
+        + fuse.secctx.pack(size=0xFFFFFFFF)
+        + b"a\0"
+        + bytes(6),
         fuse.ext_header.pack(size=24, type=2) + fuse.secctx.pack(size=2) + b"a\0" + bytes(6),
         (fuse.ext_header.pack(size=8, type=0)) * 2,
     ],
@@ -454,7 +507,10 @@ def test_a_directory_is_read_in_parts(client: Client, fs: FakeFs, plus: bool, si
 def test_a_name_that_vanished_is_listed_without_its_inode(client: Client, fs: FakeFs) -> None:
     fs.entries = [DirEntry(b"a", 5, 8, 1), DirEntry(b"b", 6, 8, 2)]
     fs.vanished = {b"a"}
-    assert [(e.name, e.entry is None) for e in client.readdir(1, 9, plus=True)] == [(b"a", True), (b"b", False)]
+    assert [(e.name, e.entry is None) for e in client.readdir(1, 9, plus=True)] == [
+        (b"a", True),
+        (b"b", False),
+    ]
 
 
 def test_room_for_no_entry_at_all_is_refused(client: Client, fs: FakeFs) -> None:
@@ -477,7 +533,9 @@ def test_an_error_amid_a_directory_ends_the_part_before_it(client: Client, fs: F
     assert refused(client.readdir, 1, 9, 1) == errno.EIO
 
 
-def test_forget_ends_the_watch_of_an_inode_that_is_gone(client: Client, fs: FakeFs, watches: FakeWatches) -> None:
+def test_forget_ends_the_watch_of_an_inode_that_is_gone(
+    client: Client, fs: FakeFs, watches: FakeWatches
+) -> None:
     fs.gone = {42, 44}
     client.forget(42, 3)
     client.forget(43)
@@ -493,16 +551,29 @@ def test_a_batch_longer_than_its_request_is_left_alone(client: Client, fs: FakeF
     assert fs.calls == []
 
 
-def test_fsnotify_sets_the_mask_and_tells_what_is_watched(client: Client, fs: FakeFs, watches: FakeWatches) -> None:
-    assert client.fsnotify(42, Event.CREATE | Event.MODIFY | Event.ON_CHILD) == Event.CREATE | Event.ON_CHILD
+def test_fsnotify_sets_the_mask_and_tells_what_is_watched(
+    client: Client, fs: FakeFs, watches: FakeWatches
+) -> None:
+    assert (
+        client.fsnotify(42, Event.CREATE | Event.MODIFY | Event.ON_CHILD)
+        == Event.CREATE | Event.ON_CHILD
+    )
     assert fs.calls == [("watched", 42)]
-    assert watches.calls == [("set_mask", 42, 7, 33, True, Event.CREATE | Event.MODIFY | Event.ON_CHILD)]
+    assert watches.calls == [
+        ("set_mask", 42, 7, 33, True, Event.CREATE | Event.MODIFY | Event.ON_CHILD)
+    ]
     assert client.fsnotify(42, Event(0)) == Event(0)
 
 
 @pytest.mark.parametrize(
     ("mask", "flags", "reserved"),
-    [(Event.CREATE, 1, 0), (Event.CREATE, 0, 1), (Event.ISDIR, 0, 0), (Event.OVERFLOW, 0, 0), (1 << 14, 0, 0)],
+    [
+        (Event.CREATE, 1, 0),
+        (Event.CREATE, 0, 1),
+        (Event.ISDIR, 0, 0),
+        (Event.OVERFLOW, 0, 0),
+        (1 << 14, 0, 0),
+    ],
 )
 def test_fsnotify_with_unknown_bits_is_refused(
     client: Client, watches: FakeWatches, mask: int, flags: int, reserved: int
@@ -511,7 +582,9 @@ def test_fsnotify_with_unknown_bits_is_refused(
     assert watches.calls == []
 
 
-def test_fsnotify_s_errors_reach_the_guest(client: Client, fs: FakeFs, watches: FakeWatches) -> None:
+def test_fsnotify_s_errors_reach_the_guest(
+    client: Client, fs: FakeFs, watches: FakeWatches
+) -> None:
     watches.error = OSError(errno.ENOSPC, "no watch left")
     assert refused(client.fsnotify, 42, Event.CREATE) == errno.ENOSPC
     fs.error = OSError(errno.ENOENT, "unknown")
@@ -529,7 +602,8 @@ def test_fsnotify_that_was_not_agreed_on_is_unknown(fs: FakeFs, watches: FakeWat
 
 @pytest.mark.parametrize(
     "opcode",
-    [Opcode.ACCESS, Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW, Opcode.POLL, Opcode.BMAP, Opcode.SETUPMAPPING,
+    [Opcode.ACCESS, Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW, Opcode.POLL, Opcode.BMAP,
+     Opcode.SETUPMAPPING,
      Opcode.REMOVEMAPPING, 0, 7, 53, 511, 513, 4096, 0xFFFFFFFF],
 )  # fmt: skip
 def test_what_is_not_served_is_unknown(client: Client, opcode: int) -> None:
@@ -546,7 +620,9 @@ def test_interrupt_has_no_reply(client: Client) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 512, -1, 100000])
-def test_an_error_that_linux_would_not_take_becomes_eio(client: Client, fs: FakeFs, number: int) -> None:
+def test_an_error_that_linux_would_not_take_becomes_eio(
+    client: Client, fs: FakeFs, number: int
+) -> None:
     fs.error = OSError(number, "odd")
     assert refused(client.getattr, 1) == errno.EIO
 
@@ -568,12 +644,17 @@ def test_a_header_with_a_wrong_length_is_refused(client: Client, fs: FakeFs, len
 
 
 @pytest.mark.parametrize("cuts", [[40], []])
-def test_more_arguments_than_any_request_has_are_refused(client: Client, fs: FakeFs, cuts: list[int]) -> None:
+def test_more_arguments_than_any_request_has_are_refused(
+    client: Client, fs: FakeFs, cuts: list[int]
+) -> None:
     client.cuts = (cuts, client.cuts[1])
     largest = bytes(MAX_ARGS)
     assert client.call(Opcode.GETATTR, 42, largest, fuse.attr_out.size)
     fs.calls.clear()
-    assert refused(client.call, Opcode.GETATTR, 42, largest + b"\0", fuse.attr_out.size) == errno.EINVAL
+    assert (
+        refused(client.call, Opcode.GETATTR, 42, largest + b"\0", fuse.attr_out.size)
+        == errno.EINVAL
+    )
     assert fs.calls == []
 
 

@@ -32,11 +32,25 @@ NODEIDS = st.sampled_from([1, 1, 2, 3, 4, 5, 0, 42, (1 << 64) - 1])
 # Nothing between: an allocation of that many bytes might succeed.
 NUMBERS = st.one_of(
     st.integers(0, 5000),
-    st.sampled_from([(1 << 31) - 1, 1 << 31, (1 << 32) - 1, 0o100644, 0o40755, os.O_RDWR, os.O_CREAT | os.O_RDWR]),
+    st.sampled_from(
+        [
+            (1 << 31) - 1,
+            1 << 31,
+            (1 << 32) - 1,
+            0o100644,
+            0o40755,
+            os.O_RDWR,
+            os.O_CREAT | os.O_RDWR,
+        ]
+    ),
 )
-LONG_NUMBERS = st.one_of(st.integers(0, 5000), NODEIDS, st.sampled_from([(1 << 63) - 1, 1 << 62, 1 << 63]))
+LONG_NUMBERS = st.one_of(
+    st.integers(0, 5000), NODEIDS, st.sampled_from([(1 << 63) - 1, 1 << 62, 1 << 63])
+)
 NAMES = st.one_of(
-    st.sampled_from([b"file", b"dir", b"link", b"new", b".", b"..", b"", b"a/b", b"user.a", b"x" * 256]),
+    st.sampled_from(
+        [b"file", b"dir", b"link", b"new", b".", b"..", b"", b"a/b", b"user.a", b"x" * 256]
+    ),
     st.binary(max_size=20),
 )
 #: What follows the header: a structure, then names; the same shapes as in ``linux/fuse.h``.
@@ -94,7 +108,12 @@ def requests(draw: st.DrawFn) -> bytes:
     args = b""
     if codec is not None:
         widths = {field.name: field.sizeof() for field in codec.layout.subcons}
-        args = codec.pack(**{name: draw(NUMBERS if width == 4 else LONG_NUMBERS) for name, width in widths.items()})
+        args = codec.pack(
+            **{
+                name: draw(NUMBERS if width == 4 else LONG_NUMBERS)
+                for name, width in widths.items()
+            }
+        )
     args += b"".join(draw(NAMES) + b"\0" for _ in range(names))
     nodeid = draw(NODEIDS)
     length = fuse.in_header.size + len(args)
@@ -117,7 +136,13 @@ def requests(draw: st.DrawFn) -> bytes:
     owner = draw(st.sampled_from([0, 1000, 0xFFFFFFFF]))
     unique = draw(st.integers(0, (1 << 64) - 1))
     header = fuse.in_header.pack(
-        len=length, opcode=opcode, unique=unique, nodeid=nodeid, uid=owner, gid=owner, total_extlen=extensions
+        len=length,
+        opcode=opcode,
+        unique=unique,
+        nodeid=nodeid,
+        uid=owner,
+        gid=owner,
+        total_extlen=extensions,
     )
     return header + args
 
@@ -127,7 +152,9 @@ def rooms(draw: st.DrawFn) -> int:
     return draw(st.one_of(st.sampled_from([4096, 70000]), st.integers(0, 400)))
 
 
-def exchange(session: Session, request: bytes, room: int, cuts: tuple[list[int], list[int]]) -> None:
+def exchange(
+    session: Session, request: bytes, room: int, cuts: tuple[list[int], list[int]]
+) -> None:
     """Send a request and check what must hold of any reply."""
     writable = segments(bytearray([FILLER]) * room, cuts[1])
     written = session.handle(Chain.of(segments(request, cuts[0]), writable))
@@ -135,7 +162,10 @@ def exchange(session: Session, request: bytes, room: int, cuts: tuple[list[int],
     assert written == 0 or HEADER_SIZE <= written <= room
     assert buffer[written:] == bytes([FILLER]) * (room - written)
     padded = request.ljust(fuse.in_header.size, b"\0")
-    opcode, unique = fuse.in_header.unpack_from(padded).opcode, fuse.in_header.unpack_from(padded).unique
+    opcode, unique = (
+        fuse.in_header.unpack_from(padded).opcode,
+        fuse.in_header.unpack_from(padded).unique,
+    )
     if opcode in SILENT or room < HEADER_SIZE:
         assert written == 0
         return
@@ -148,7 +178,9 @@ def exchange(session: Session, request: bytes, room: int, cuts: tuple[list[int],
 
 @settings(max_examples=400, deadline=None)
 @given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=4))
-def test_any_request_has_a_reply_in_order(batch: list[tuple[bytes, int, list[int], list[int]]]) -> None:
+def test_any_request_has_a_reply_in_order(
+    batch: list[tuple[bytes, int, list[int], list[int]]],
+) -> None:
     fs = FakeFs()
     fs.content = bytes(1000)
     fs.entries = [DirEntry(b"x" * 30, 1, 8, i + 1) for i in range(20)]
@@ -160,7 +192,9 @@ def test_any_request_has_a_reply_in_order(batch: list[tuple[bytes, int, list[int
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=200), room=rooms(), cuts=st.tuples(SIZES, SIZES))
-def test_any_bytes_have_a_reply_in_order(data: bytes, room: int, cuts: tuple[list[int], list[int]]) -> None:
+def test_any_bytes_have_a_reply_in_order(
+    data: bytes, room: int, cuts: tuple[list[int], list[int]]
+) -> None:
     session = Session(FakeFs(), FakeWatches(), SessionOptions())
     exchange(session, data, room, cuts)
     Client(session).init()
@@ -180,7 +214,9 @@ def real(tmp_path: Path) -> Iterator[tuple[Path, PassthroughFs]]:
     fs.close()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=6))
 def test_the_real_file_system_answers_any_request_and_keeps_to_its_share(
     real: tuple[Path, PassthroughFs], batch: list[tuple[bytes, int, list[int], list[int]]]

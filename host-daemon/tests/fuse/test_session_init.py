@@ -20,7 +20,8 @@ from tests.support.fuse_client import OFFER, Client
 
 OPTIONAL = (
     InitFlag.WRITEBACK_CACHE | InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.HANDLE_KILLPRIV_V2
-    | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
+    | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO | InitFlag.POSIX_LOCKS
+    | InitFlag.FLOCK_LOCKS
     | InitFlag.SUBMOUNTS | InitFlag.SECURITY_CTX | InitFlag.DIRECT_IO_ALLOW_MMAP
 )  # fmt: skip
 ALWAYS = InitFlag(sum(InitFlag)) & ~OPTIONAL
@@ -34,7 +35,11 @@ def flags_of(init_out: object) -> int:
 def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | None = None) -> int:
     loop = Loop()
     try:
-        return flags_of(Client(Session(FakeFs(), watches, options, Waits(loop.call_later, Tickets()))).init(offer))
+        return flags_of(
+            Client(Session(FakeFs(), watches, options, Waits(loop.call_later, Tickets()))).init(
+                offer
+            )
+        )
     finally:
         loop.close()
 
@@ -77,7 +82,10 @@ def test_options_choose_what_is_answered(options: dict[str, Any], answered: Init
 def test_high_flags_count_with_init_ext_alone() -> None:
     offer = int(InitFlag.CREATE_SUPP_GROUP) | FUSE_HAS_FSNOTIFY
     assert agree(SessionOptions(), offer, FakeWatches()) == 0
-    assert agree(SessionOptions(), offer | InitFlag.INIT_EXT, FakeWatches()) == offer | InitFlag.INIT_EXT
+    assert (
+        agree(SessionOptions(), offer | InitFlag.INIT_EXT, FakeWatches())
+        == offer | InitFlag.INIT_EXT
+    )
 
 
 def test_posix_acl_without_the_guest_s_support_is_refused() -> None:
@@ -90,7 +98,9 @@ def test_posix_acl_without_the_guest_s_support_is_refused() -> None:
 def test_posix_acl_is_left_out_where_it_may_be() -> None:
     fs = FakeFs()
     client = Client(Session(fs, None, SessionOptions(posix_acl=Negotiation.AUTO)))
-    assert not flags_of(client.init(OFFER & ~InitFlag.DONT_MASK)) & (InitFlag.POSIX_ACL | InitFlag.DONT_MASK)
+    assert not flags_of(client.init(OFFER & ~InitFlag.DONT_MASK)) & (
+        InitFlag.POSIX_ACL | InitFlag.DONT_MASK
+    )
     assert not fs.posix_acls
     client.init()
     assert fs.posix_acls
@@ -105,7 +115,9 @@ def test_events_are_announced_with_what_can_be_watched() -> None:
 
 @pytest.mark.parametrize("watches", [None, FakeWatches(Event(0))])
 def test_no_events_without_something_to_watch_with(watches: FakeWatches | None) -> None:
-    reply = Client(Session(FakeFs(), watches, SessionOptions(merged=True))).init(OFFER | FUSE_FSNOTIFY_MERGED)
+    reply = Client(Session(FakeFs(), watches, SessionOptions(merged=True))).init(
+        OFFER | FUSE_FSNOTIFY_MERGED
+    )
     assert not flags_of(reply) & (FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_MERGED)
     assert reply.fsnotify_mask == 0
 
@@ -125,7 +137,9 @@ def test_the_smaller_minor_version_holds(theirs: int, ours: int) -> None:
 
 
 @pytest.mark.parametrize(("major", "minor"), [(6, 99), (7, 26), (0, 0)])
-def test_a_client_too_old_is_refused(major: int, minor: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_too_old_is_refused(
+    major: int, minor: int, caplog: pytest.LogCaptureFixture
+) -> None:
     client = Client(Session(FakeFs(), None, SessionOptions()))
     with pytest.raises(OSError) as caught:
         client.init(major=major, minor=minor)
@@ -139,7 +153,9 @@ def test_a_newer_major_version_is_told_ours_and_asks_again() -> None:
     fs = FakeFs()
     client = Client(Session(fs, None, SessionOptions()))
     args = fuse.init_in.pack(major=8, minor=3)
-    assert client.call(Opcode.INIT, 0, args, 64) == (7).to_bytes(4, "little") + (41).to_bytes(4, "little")
+    assert client.call(Opcode.INIT, 0, args, 64) == (7).to_bytes(4, "little") + (41).to_bytes(
+        4, "little"
+    )
     with pytest.raises(OSError):
         client.getattr(1)
     client.init()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire declarations against the kernel's header: sizes, offsets and constants, as the C compiler sees them.
+"""The wire declarations against the kernel's header: sizes, offsets and constants, as the C
+compiler sees them.
 
-The header is include/uapi/linux/fuse.h after the patch series; FARWATCH_FUSE_HEADER names another file.
+The header is include/uapi/linux/fuse.h after the patch series; FARWATCH_FUSE_HEADER names another
+file.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ CONSTANTS: dict[str, int] = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says: sizes by structure, (offset, size) by "structure.field", constants by name."""
+    """What the compiler says: sizes by structure, (offset, size) by "structure.field", constants by
+    name."""
 
     sizes: dict[str, int]
     fields: dict[str, tuple[int, int]]
@@ -71,7 +74,9 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Path:
     named = os.environ.get("FARWATCH_FUSE_HEADER")
     if named:
         return Path(named)
-    content = series.patched_content(source_tree.find_source().path, series.read_series(paths.PATCHES))[HEADER]
+    content = series.patched_content(
+        source_tree.find_source().path, series.read_series(paths.PATCHES)
+    )[HEADER]
     assert content is not None
     path = tmp_path_factory.mktemp("header") / "fuse.h"
     path.write_bytes(content)
@@ -102,13 +107,21 @@ def compiled(header: Path, tmp_path_factory: pytest.TempPathFactory) -> Compiled
 
 
 def _program(header: Path) -> str:
-    lines = ["#include <stddef.h>", "#include <stdio.h>", f'#include "{header}"', "int main(void)", "{"]
+    lines = [
+        "#include <stddef.h>",
+        "#include <stdio.h>",
+        f'#include "{header}"',
+        "int main(void)",
+        "{",
+    ]
     for name, layout in ALL_STRUCTS.items():
         lines.append(f'printf("size {name} %zu\\n", sizeof(struct {name}));')
         for field, _, _ in _fields(layout):
             place = f"offsetof(struct {name}, {field}), sizeof(((struct {name} *)0)->{field})"
             lines.append(f'printf("field {name}.{field} %zu %zu\\n", {place});')
-    lines += [f'printf("constant {name} %llu\\n", (unsigned long long){name});' for name in CONSTANTS]
+    lines += [
+        f'printf("constant {name} %llu\\n", (unsigned long long){name});' for name in CONSTANTS
+    ]
     return "\n".join([*lines, "return 0;", "}", ""])
 
 
@@ -138,7 +151,12 @@ def test_no_opcode_or_event_of_the_header_is_missing(header: Path) -> None:
     text = header.read_text()
     block = re.search(r"enum fuse_opcode \{(.*?)\};", text, re.DOTALL)
     assert block is not None
-    opcodes = set(re.findall(r"^\tFUSE_(\w+)\s*=", block[1], re.MULTILINE)) - {"INIT_BSWAP_RESERVED"}
+    opcodes = set(re.findall(r"^\tFUSE_(\w+)\s*=", block[1], re.MULTILINE)) - {
+        "INIT_BSWAP_RESERVED"
+    }
     assert opcodes == {opcode.name for opcode in Opcode}
-    events = set(re.findall(r"^#define FUSE_FSN_(\w+)", text, re.MULTILINE)) - {"F_HALF", "WAIT_END"}
+    events = set(re.findall(r"^#define FUSE_FSN_(\w+)", text, re.MULTILINE)) - {
+        "F_HALF",
+        "WAIT_END",
+    }
     assert events == {event.name for event in Event}

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tens of thousands of requests to the session over the real file system: well-formed, spoilt and random, in sequences.
+"""Tens of thousands of requests to the session over the real file system: well-formed, spoilt and
+random, in sequences.
 
-What replies give is used in later requests, so that nodes, handles and locks live. Each has a reply in order, nothing
-outside the share changes, and afterwards the session serves and has given everything back.
+What replies give is used in later requests, so that nodes, handles and locks live. Each has a reply
+in order, nothing outside the share changes, and afterwards the session serves and has given
+everything back.
 """
 
 from __future__ import annotations
@@ -36,12 +38,41 @@ from tests.support.watch_host import Host
 INPUTS = 20_000
 #: Requests before the guest begins anew.
 LIFE = 400
-NAMES = [b"a", b"b", b"c", b"dir", b"file", b"link", b"x" * 255, b"user.a", b"system.posix_acl_access", b"\xff"]
+NAMES = [
+    b"a",
+    b"b",
+    b"c",
+    b"dir",
+    b"file",
+    b"link",
+    b"x" * 255,
+    b"user.a",
+    b"system.posix_acl_access",
+    b"\xff",
+]
 BAD_NAMES = [b"", b".", b"..", b"a/b", b"/", b"../outside", b"x" * 256, b"x" * 5000]
 #: What fields take that has a meaning.
-FLAGS = [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC, os.O_RDWR | os.O_APPEND, os.O_RDWR | os.O_EXCL]
+FLAGS = [
+    os.O_RDONLY,
+    os.O_WRONLY,
+    os.O_RDWR,
+    os.O_RDWR | os.O_TRUNC,
+    os.O_RDWR | os.O_APPEND,
+    os.O_RDWR | os.O_EXCL,
+]
 VALUES = {
-    "mode": [0o100644, 0o40755, 0o120777, 0o20666, 0o10600, 0o140600, 0o7777, 0, 0o100666, 0o100600],
+    "mode": [
+        0o100644,
+        0o40755,
+        0o120777,
+        0o20666,
+        0o10600,
+        0o140600,
+        0o7777,
+        0,
+        0o100666,
+        0o100600,
+    ],
     "offset": [0, 0, 0, 1, 4095, 4096, 1 << 20, (1 << 63) - 1, 1 << 63],
     "off_in": [0, 0, 100, 5000, 1 << 63],
     "off_out": [0, 0, 100, 5000, 1 << 63],
@@ -64,7 +95,8 @@ VALUES = {
 SIZES = [0, 1, 10, 4096, 65536, 1 << 20, (1 << 20) + 1]
 OFFSETS = [0, 1, 4095, 1 << 20, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
 OF_FILES = (
-    Opcode.READ, Opcode.WRITE, Opcode.FLUSH, Opcode.RELEASE, Opcode.FSYNC, Opcode.FALLOCATE, Opcode.LSEEK,
+    Opcode.READ, Opcode.WRITE, Opcode.FLUSH, Opcode.RELEASE, Opcode.FSYNC,
+    Opcode.FALLOCATE, Opcode.LSEEK,
     Opcode.COPY_FILE_RANGE, Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW,
 )  # fmt: skip
 OF_DIRECTORIES = (Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.FSYNCDIR)
@@ -80,14 +112,24 @@ MORE_SHAPES = {
 }
 NEW_NODE = (Opcode.LOOKUP, Opcode.MKDIR, Opcode.MKNOD, Opcode.LINK, Opcode.SYMLINK)
 #: Chosen more often: what makes state.
-FREQUENT = [Opcode.LOOKUP, Opcode.CREATE, Opcode.MKDIR, Opcode.OPEN, Opcode.OPENDIR, Opcode.WRITE, Opcode.SETLK]
+FREQUENT = [
+    Opcode.LOOKUP,
+    Opcode.CREATE,
+    Opcode.MKDIR,
+    Opcode.OPEN,
+    Opcode.OPENDIR,
+    Opcode.WRITE,
+    Opcode.SETLK,
+]
 
 
 class Fuzzer:
     """A guest that remembers what it was given."""
 
     def __init__(self, share: Path) -> None:
-        self.fs = PassthroughFs(share, Options(xattr=True, security_label=True, allow_direct_io=True))
+        self.fs = PassthroughFs(
+            share, Options(xattr=True, security_label=True, allow_direct_io=True)
+        )
         self.host = Host(share)
         tickets = Tickets()
         tickets.set_answer(lambda _ticket, _reply, _length: None)
@@ -108,11 +150,17 @@ class Fuzzer:
         """Something that a guest might send, or nearly."""
         if random.random() < 0.03:
             return noise(random, 200)
-        opcode = random.choice(FREQUENT) if random.random() < 0.4 else random.choice(list(MORE_SHAPES))
+        opcode = (
+            random.choice(FREQUENT) if random.random() < 0.4 else random.choice(list(MORE_SHAPES))
+        )
         if opcode in (Opcode.INIT, Opcode.DESTROY) and random.random() < 0.9:
             opcode = Opcode.STATFS
         node, fh = self.target(random, opcode)
-        data = random.randbytes(random.choice((0, 10, 4096))) if opcode in (Opcode.WRITE, Opcode.SETXATTR) else b""
+        data = (
+            random.randbytes(random.choice((0, 10, 4096)))
+            if opcode in (Opcode.WRITE, Opcode.SETXATTR)
+            else b""
+        )
         codec, names = MORE_SHAPES[opcode]
         args = b""
         if codec is not None:
@@ -121,7 +169,10 @@ class Fuzzer:
                 for field in codec.layout.subcons
             }
             args = codec.pack(**fields)
-        args += b"".join(random.choice(NAMES if random.random() < 0.95 else BAD_NAMES) + b"\0" for _ in range(names))
+        args += b"".join(
+            random.choice(NAMES if random.random() < 0.95 else BAD_NAMES) + b"\0"
+            for _ in range(names)
+        )
         args += data
         extensions = self.extensions(random) if random.random() < 0.05 else b""
         owner = random.choice((0, 0, 0, 1000, 65534) if random.random() < 0.98 else (0xFFFFFFFF,))
@@ -193,7 +244,9 @@ class Fuzzer:
         label += bytes(-len(label) % 8)
         parts = [
             fuse.ext_header.pack(size=8 + len(label), type=1) + label,
-            fuse.ext_header.pack(size=16, type=fuse.EXT_GROUPS) + fuse.supp_groups.pack(nr_groups=1) + b"\0\1\0\0",
+            fuse.ext_header.pack(size=16, type=fuse.EXT_GROUPS)
+            + fuse.supp_groups.pack(nr_groups=1)
+            + b"\0\1\0\0",
             random.randbytes(8 * random.randrange(4)),
         ]
         return b"".join(random.sample(parts, random.randrange(1, 3)))
@@ -218,8 +271,15 @@ class Fuzzer:
         if not self.mounted and random.random() < 0.2:
             self.begin()
         request = self.request(random)
-        room = random.choice((16, 32, 144, 160, 4112, 70_000, 15, 0)) if random.random() < 0.3 else 4112
-        cuts = [random.randrange(80) for _ in range(random.randrange(3))], [random.randrange(40)] * random.randrange(2)
+        room = (
+            random.choice((16, 32, 144, 160, 4112, 70_000, 15, 0))
+            if random.random() < 0.3
+            else 4112
+        )
+        cuts = (
+            [random.randrange(80) for _ in range(random.randrange(3))],
+            [random.randrange(40)] * random.randrange(2),
+        )
         writable = segments(bytearray([FILLER]) * room, cuts[1])
         written = self.session.handle(Chain.of(segments(request, cuts[0]), writable))
         header = fuse.in_header.unpack_from(request.ljust(fuse.in_header.size, b"\0"))
@@ -250,7 +310,11 @@ class Fuzzer:
 def place() -> Iterator[Path]:
     """A directory in memory where there is one: requests may sync."""
     memory = Path("/dev/shm")
-    path = Path(tempfile.mkdtemp(prefix="farwatch-fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
+    path = Path(
+        tempfile.mkdtemp(
+            prefix="farwatch-fuzz-", dir=memory if os.access(memory, os.W_OK) else None
+        )
+    )
     yield path
     shutil.rmtree(path)
 

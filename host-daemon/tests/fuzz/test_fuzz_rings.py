@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tens of thousands of rings: tables and indices nearly right or anything, also while they change.
 
-Chains lie in the guest's memory or the ring is given up with one line in the log, and a ring set up anew serves.
+Chains lie in the guest's memory or the ring is given up with one line in the log, and a ring set up
+anew serves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device, DeviceConfig
-from farwatchd.virtqueue import Chain, GuestMemory, Region, RingAddress, RingMemory, SplitRing, VirtqueueError
+from farwatchd.virtqueue import (
+    Chain,
+    GuestMemory,
+    Region,
+    RingAddress,
+    RingMemory,
+    SplitRing,
+    VirtqueueError,
+)
 from farwatchd.virtqueue.chains import MAX_INDIRECT
 from tests.support.driver import INDIRECT, NEXT, WRITE, DriverQueue, GuestRam, Piece
 from tests.support.frontend import FrontEnd
@@ -60,17 +69,33 @@ def memory_of(ram: GuestRam) -> GuestMemory:
     """The guest's memory as the daemon has it."""
     shared = ram.share()
     return GuestMemory(
-        [Region(r.guest_addr, r.size, r.user_addr, shared[r.offset : r.offset + r.size]) for r in ram.regions]
+        [
+            Region(r.guest_addr, r.size, r.user_addr, shared[r.offset : r.offset + r.size])
+            for r in ram.regions
+        ]
     )
 
 
 def fill(random: Random, ram: GuestRam, queue: DriverQueue, area: int) -> int:
-    """Write anything into a ring and the memory at ``area``; returns how many chains there seem to be."""
-    spots = [area, area + 4096, ram.BASE, ram.BASE + RAM // 2 - 16, ram.BASE + RAM - 16, ram.BASE + RAM, 0]
+    """Write anything into a ring and the memory at ``area``; returns how many chains there seem to
+    be."""
+    spots = [
+        area,
+        area + 4096,
+        ram.BASE,
+        ram.BASE + RAM // 2 - 16,
+        ram.BASE + RAM - 16,
+        ram.BASE + RAM,
+        0,
+    ]
 
     def descriptor(indirect: bool) -> tuple[int, int, int, int]:
         address = random.choice(spots) if random.random() < 0.9 else number(random, 8)
-        length = random.choice((0, 16, 32, 64, 128, 2048)) if random.random() < 0.85 else number(random, 4)
+        length = (
+            random.choice((0, 16, 32, 64, 128, 2048))
+            if random.random() < 0.85
+            else number(random, 4)
+        )
         flags = random.choice((0, NEXT, NEXT, WRITE, WRITE | NEXT, INDIRECT if indirect else NEXT))
         flags = flags if random.random() < 0.95 else number(random, 2)
         following = random.randrange(SIZE + 1) if random.random() < 0.95 else number(random, 2)
@@ -78,7 +103,9 @@ def fill(random: Random, ram: GuestRam, queue: DriverQueue, area: int) -> int:
 
     for index in range(queue.size):
         queue.set_descriptor(index, *descriptor(True))
-    queue.write_table(area, [descriptor(random.random() < 0.05) for _ in range(random.randrange(1, 20))])
+    queue.write_table(
+        area, [descriptor(random.random() < 0.05) for _ in range(random.randrange(1, 20))]
+    )
     for position in range(queue.size):
         head = random.randrange(SIZE) if random.random() < 0.97 else number(random, 2)
         ram.write_short(queue.available + 4 + 2 * position, head)
@@ -96,7 +123,10 @@ def drain(ring: SplitRing, memory: GuestMemory) -> int:
     while (popped := ring.pop()) is not None:
         head, chain = popped
         total = chain.writable_size
-        assert (sum(map(len, chain.readable)), sum(map(len, chain.writable))) == (chain.readable_size, total)
+        assert (sum(map(len, chain.readable)), sum(map(len, chain.writable))) == (
+            chain.readable_size,
+            total,
+        )
         assert all(view.obj is bounds[0].obj for view in [*chain.readable, *chain.writable])
         assert len(chain.readable) + len(chain.writable) <= 2 * (SIZE + MAX_INDIRECT)
         ring.push(head, min(total, 16))
@@ -111,7 +141,9 @@ def test_any_ring_is_drained_or_given_up(event_idx: bool) -> None:
     memory = memory_of(ram)
     queue = DriverQueue(ram, SIZE, event_idx)
     area = ram.allocate(8192)
-    address = RingAddress(*(ram.user_addr(at) for at in (queue.descriptors, queue.available, queue.used)))
+    address = RingAddress(
+        *(ram.user_addr(at) for at in (queue.descriptors, queue.available, queue.used))
+    )
     given_up = drained = 0
     for _, random in inputs(RINGS):
         ram.write_short(queue.used + 2, 0)
@@ -190,7 +222,9 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
     memory = memory_of(ram)
     queue = DriverQueue(ram, SIZE, True)
     area = ram.allocate(8192)
-    address = RingAddress(*(ram.user_addr(at) for at in (queue.descriptors, queue.available, queue.used)))
+    address = RingAddress(
+        *(ram.user_addr(at) for at in (queue.descriptors, queue.available, queue.used))
+    )
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     given_up = 0
@@ -202,7 +236,9 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
             assert scribbler.changed.wait(PATIENCE)
             scribbler.changed.clear()
             ram.write_short(queue.used + 2, 0)
-            ring = SplitRing(memory, RingMemory.at_user_addresses(memory, SIZE, address, True), 0, True, True)
+            ring = SplitRing(
+                memory, RingMemory.at_user_addresses(memory, SIZE, address, True), 0, True, True
+            )
             try:
                 # It never ends by itself: the index is ahead again as soon as it is reached.
                 for _ in range(100):

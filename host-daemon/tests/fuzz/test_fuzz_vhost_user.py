@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of conversations of a front end: nearly right, spoilt, out of order, with descriptors missing or too many.
+"""Thousands of conversations of a front end: nearly right, spoilt, out of order, with descriptors
+missing or too many.
 
-The connection goes on or ends with one line in the log; nothing leaks, and the next front end is served.
+The connection goes on or ends with one line in the log; nothing leaks, and the next front end is
+served.
 """
 
 from __future__ import annotations
@@ -28,13 +30,20 @@ from tests.support.passthrough_share import open_descriptors
 CONVERSATIONS = 2_000
 #: Messages in a conversation, at most.
 LENGTH = 30
-FEATURES = [0, 1 << 30, 1 << 32, *[(1 << 32) | (1 << 30), (1 << 32) | (0b111 << 28)] * 5, (1 << 64) - 1]
+FEATURES = [
+    0,
+    1 << 30,
+    1 << 32,
+    *[(1 << 32) | (1 << 30), (1 << 32) | (0b111 << 28)] * 5,
+    (1 << 64) - 1,
+]
 #: What lets rings run, for those conversations that begin well.
 IN_ORDER = [
     Request.SET_PROTOCOL_FEATURES,
     Request.SET_FEATURES,
     Request.ADD_MEM_REG,
-    *[Request.SET_VRING_NUM, Request.SET_VRING_ADDR, Request.SET_VRING_BASE, Request.SET_VRING_KICK] * 2,
+    *[Request.SET_VRING_NUM, Request.SET_VRING_ADDR, Request.SET_VRING_BASE, Request.SET_VRING_KICK]
+    * 2,
     *[Request.SET_VRING_CALL, Request.SET_VRING_ENABLE] * 3,
 ]
 
@@ -54,37 +63,54 @@ class FrontEndGoneWild:
             case Request.SET_FEATURES:
                 return wire.number.pack(value=random.choice(FEATURES))
             case Request.SET_PROTOCOL_FEATURES:
-                return wire.number.pack(value=random.choice((0xA209,) * 9 + (0x209, 0, (1 << 64) - 1)))
-            case Request.SET_VRING_NUM | Request.SET_VRING_BASE | Request.SET_VRING_ENABLE | Request.GET_VRING_BASE:
-                return wire.vring_state.pack(index=index, num=random.choice((0, 1, 1, 1, 8, 8, 128, 65535)))
+                return wire.number.pack(
+                    value=random.choice((0xA209,) * 9 + (0x209, 0, (1 << 64) - 1))
+                )
+            case (
+                Request.SET_VRING_NUM
+                | Request.SET_VRING_BASE
+                | Request.SET_VRING_ENABLE
+                | Request.GET_VRING_BASE
+            ):
+                return wire.vring_state.pack(
+                    index=index, num=random.choice((0, 1, 1, 1, 8, 8, 128, 65535))
+                )
             case Request.SET_VRING_ADDR:
                 base = self._ram.user_addr(self._ram.BASE)
                 places = [base + random.choice((0, 0x1000, 0x2000, 0x3000, 8, 3)) for _ in range(3)]
                 places = places if random.random() < 0.9 else [number(random, 8) for _ in range(3)]
                 fields = dict(zip(("descriptor", "available", "used"), places, strict=True))
-                return wire.vring_addr.pack(index=index, flags=random.choice((0, 0, 0, 1)), **fields)
+                return wire.vring_addr.pack(
+                    index=index, flags=random.choice((0, 0, 0, 1)), **fields
+                )
             case Request.SET_VRING_KICK | Request.SET_VRING_CALL | Request.SET_VRING_ERR:
                 return wire.number.pack(value=index | random.choice((0, 0, 0, 0x100, 0x8000)))
             case Request.SET_MEM_TABLE:
                 regions = [self.region() for _ in range(random.choice((0, 1, 2, 2, 8)))]
                 count = len(regions) if random.random() < 0.9 else number(random, 4)
-                return wire.memory_table.pack(regions=count) + b"".join(wire.memory_region.pack(**r) for r in regions)
+                return wire.memory_table.pack(regions=count) + b"".join(
+                    wire.memory_region.pack(**r) for r in regions
+                )
             case Request.ADD_MEM_REG | Request.REM_MEM_REG:
                 return wire.single_region.pack(**self.region())
             case Request.GET_CONFIG | Request.SET_CONFIG:
                 size = random.choice((0, 4, 44, 256, 300))
-                return wire.config.pack(offset=random.choice((0, 40, 250)), size=size) + bytes(min(size, 256))
+                return wire.config.pack(offset=random.choice((0, 40, 250)), size=size) + bytes(
+                    min(size, 256)
+                )
         return b""
 
     def region(self) -> dict[str, int]:
-        """One of the guest's regions, or one that overlaps it, leaves the file or the address space."""
+        """One of the guest's regions, or one that overlaps it, leaves the file or the address
+        space."""
         fields = region_fields(self._random.choice(self._ram.regions))
         if self._random.random() < 0.1:
             fields[self._random.choice(list(fields))] = number(self._random, 8)
         return fields
 
     def message(self, request: Request | None = None) -> tuple[bytes, list[int]]:
-        """A message, any unless one is named, and its descriptors, which are the caller's to close."""
+        """A message, any unless one is named, and its descriptors, which are the caller's to
+        close."""
         random = self._random
         request = request or random.choice(list(Request))
         payload = self.payload(request)
@@ -149,7 +175,8 @@ def converse(random: Random, sock: socket.socket, loop: Loop, ram: GuestRam) -> 
 
 
 def turn(loop: Loop) -> None:
-    """Let the daemon do what there is to do; a kick descriptor that is always ready keeps it busy for ever."""
+    """Let the daemon do what there is to do; a kick descriptor that is always ready keeps it busy
+    for ever."""
     for _ in range(20):
         if not loop.run_once(0):
             return
@@ -162,7 +189,9 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-def test_any_conversation_ends_well_and_the_next_front_end_is_served(loop: Loop, tmp_path: Path) -> None:
+def test_any_conversation_ends_well_and_the_next_front_end_is_served(
+    loop: Loop, tmp_path: Path
+) -> None:
     path = tmp_path / "socket"
     device = Device(loop, EchoHandler(), DeviceConfig("share", notification=False))
     server = Server(loop, listen(path), device, lambda: None)
@@ -179,7 +208,11 @@ def test_any_conversation_ends_well_and_the_next_front_end_is_served(loop: Loop,
             turn(loop)
             ends = [line for line in lines if line.startswith("front end disconnected: ")]
             assert len(ends) <= 1
-            assert all(line.startswith("queue ") and " stopped: " in line for line in lines if line not in ends), lines
+            assert all(
+                line.startswith("queue ") and " stopped: " in line
+                for line in lines
+                if line not in ends
+            ), lines
             assert not any("\n" in line for line in lines)
             disconnected += len(ends)
             if open_descriptors() > before:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes and extended attributes through the passthrough file system, beside the host's own view."""
+"""Attributes and extended attributes through the passthrough file system, beside the host's own
+view."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.passthrough.options import Options
 from tests.support.passthrough_share import IS_ROOT, Share, errno_of
 
-#: Version 2, then user::rw- group::r-- other::r-- as (tag, permissions, no id); it says no more than mode 0644.
+#: Version 2, then user::rw- group::r-- other::r-- as (tag, permissions, no id); it says no more
+#: than mode 0644.
 ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff")
 
 
@@ -59,7 +61,11 @@ def test_statx_adds_the_birth_time(share: Share, file: Path) -> None:
 
 def test_statfs_is_the_hosts(share: Share) -> None:
     mine, hosts = share.fs.statfs(ROOT), os.statvfs(share.path)
-    assert (mine.f_bsize, mine.f_blocks, mine.f_namemax) == (hosts.f_bsize, hosts.f_blocks, hosts.f_namemax)
+    assert (mine.f_bsize, mine.f_blocks, mine.f_namemax) == (
+        hosts.f_bsize,
+        hosts.f_blocks,
+        hosts.f_namemax,
+    )
 
 
 def test_mode_is_set_with_its_special_bits(share: Share, file: Path) -> None:
@@ -107,7 +113,9 @@ def test_owner_and_group_are_set_apart(share: Share, file: Path) -> None:
 
 
 def test_all_at_once(share: Share, file: Path) -> None:
-    changes = Changes(mode=0o600, uid=os.geteuid(), gid=os.getegid(), size=2, atime_ns=10**18, mtime_ns=2 * 10**18)
+    changes = Changes(
+        mode=0o600, uid=os.geteuid(), gid=os.getegid(), size=2, atime_ns=10**18, mtime_ns=2 * 10**18
+    )
     status = share.fs.setattr(share.lookup("file"), changes)
     assert status == file.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_size) == (0o600, 2)
@@ -127,10 +135,16 @@ def test_extended_attributes_come_and_go(share: Share, file: Path, name: str) ->
     fs.setxattr(nodeid, b"user.empty", b"", 0, False)
     fs.setxattr(nodeid, b"user.\xffbytes", bytes(range(256)), os.XATTR_CREATE, False)
     assert set(fs.listxattr(nodeid)) == {b"user.empty", b"user.\xffbytes"}
-    assert os.getxattr(share.path / name, b"user.\xffbytes") == fs.getxattr(nodeid, b"user.\xffbytes")
+    assert os.getxattr(share.path / name, b"user.\xffbytes") == fs.getxattr(
+        nodeid, b"user.\xffbytes"
+    )
     assert fs.getxattr(nodeid, b"user.empty") == b""
-    assert errno_of(fs.setxattr, nodeid, b"user.empty", b"x", os.XATTR_CREATE, False) == errno.EEXIST
-    assert errno_of(fs.setxattr, nodeid, b"user.none", b"x", os.XATTR_REPLACE, False) == errno.ENODATA
+    assert (
+        errno_of(fs.setxattr, nodeid, b"user.empty", b"x", os.XATTR_CREATE, False) == errno.EEXIST
+    )
+    assert (
+        errno_of(fs.setxattr, nodeid, b"user.none", b"x", os.XATTR_REPLACE, False) == errno.ENODATA
+    )
     fs.removexattr(nodeid, b"user.empty")
     assert errno_of(fs.getxattr, nodeid, b"user.empty") == errno.ENODATA
     assert errno_of(fs.removexattr, nodeid, b"user.empty") == errno.ENODATA
@@ -150,7 +164,8 @@ def test_extended_attributes_can_be_off(tmp_path: Path) -> None:
 
 def test_acls_are_hidden_unless_they_are_on(share: Share, file: Path) -> None:
     named = bytes.fromhex(
-        "02000000 01000600ffffffff 02000400e8030000 04000400ffffffff 10000400ffffffff 20000400ffffffff"
+        "02000000 01000600ffffffff 02000400e8030000 04000400ffffffff 10000400ffffffff"
+        " 20000400ffffffff"
     )
     os.setxattr(file, b"system.posix_acl_access", named)
     nodeid = share.lookup("file")
@@ -160,11 +175,16 @@ def test_acls_are_hidden_unless_they_are_on(share: Share, file: Path) -> None:
     nodeid = hiding.lookup("file")
     assert list(hiding.fs.listxattr(nodeid)) == []
     assert errno_of(hiding.fs.getxattr, nodeid, b"system.posix_acl_access") == errno.EOPNOTSUPP
-    assert errno_of(hiding.fs.setxattr, nodeid, b"system.posix_acl_access", ACL, 0, False) == errno.EOPNOTSUPP
+    assert (
+        errno_of(hiding.fs.setxattr, nodeid, b"system.posix_acl_access", ACL, 0, False)
+        == errno.EOPNOTSUPP
+    )
     hiding.close()
 
 
-def test_setting_an_acl_takes_the_set_group_id_bit_when_the_guest_says_so(share: Share, file: Path) -> None:
+def test_setting_an_acl_takes_the_set_group_id_bit_when_the_guest_says_so(
+    share: Share, file: Path
+) -> None:
     nodeid = share.lookup("file")
     for kill in (False, True):
         file.chmod(0o2755)

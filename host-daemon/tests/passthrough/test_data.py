@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contents of files through the passthrough file system, beside what the same system calls do on the host."""
+"""Contents of files through the passthrough file system, beside what the same system calls do on
+the host."""
 
 from __future__ import annotations
 
@@ -66,7 +67,10 @@ def test_numbers_that_no_file_has_are_the_kernels_errors(share: Share) -> None:
     assert errno_of(fs.lseek, nodeid, fh, FAR, os.SEEK_SET) == errno.EINVAL
     assert errno_of(fs.lseek, nodeid, fh, 0, 77) == errno.EINVAL
     assert errno_of(fs.setattr, nodeid, Changes(size=FAR)) == errno.EINVAL
-    assert errno_of(fs.copy_file_range, nodeid, fh, FAR, nodeid, fh, 0, 10, False) in (errno.EINVAL, errno.EOVERFLOW)
+    assert errno_of(fs.copy_file_range, nodeid, fh, FAR, nodeid, fh, 0, 10, False) in (
+        errno.EINVAL,
+        errno.EOVERFLOW,
+    )
 
 
 def test_unknown_handles_and_those_of_another_inode_are_bad(share: Share) -> None:
@@ -100,7 +104,9 @@ def test_appending_appends_on_the_host(share: Share) -> None:
     assert (share.path / "file").read_bytes() == b"abcdef"
 
 
-def test_with_writeback_the_guest_reads_what_it_writes_and_appends_by_itself(tmp_path: Path) -> None:
+def test_with_writeback_the_guest_reads_what_it_writes_and_appends_by_itself(
+    tmp_path: Path,
+) -> None:
     share = Share(tmp_path, Options(writeback=True))
     (tmp_path / "file").write_bytes(b"abc")
     nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
@@ -124,7 +130,9 @@ def test_flags_that_are_not_for_the_host_do_not_reach_it(share: Share) -> None:
 
 
 @pytest.mark.parametrize(("allowed", "on_host"), [(False, 0), (True, os.O_DIRECT)])
-def test_direct_io_reaches_the_host_only_if_allowed(tmp_path: Path, allowed: bool, on_host: int) -> None:
+def test_direct_io_reaches_the_host_only_if_allowed(
+    tmp_path: Path, allowed: bool, on_host: int
+) -> None:
     (tmp_path / "file").write_bytes(bytes(8192))
     share = Share(tmp_path, Options(allow_direct_io=allowed))
 
@@ -212,14 +220,19 @@ def test_copy_file_range_copies_on_the_host(share: Share) -> None:
 
     def copy(*arguments: int) -> int:
         nodeid, fh, offset, nodeid_out, fh_out, offset_out, length = arguments
-        return share.fs.copy_file_range(nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, False)()
+        return share.fs.copy_file_range(
+            nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, False
+        )()
 
     assert copy(source, source_fh, 100, target.nodeid, opened.fh, 50, 1000) == 1000
     assert (share.path / "to").read_bytes() == bytes(50) + (bytes(range(256)) * 64)[100:1100]
     assert copy(source, source_fh, 16000, target.nodeid, opened.fh, 0, 2**64 - 1) == 384
     assert copy(source, source_fh, 20000, target.nodeid, opened.fh, 0, 10) == 0
     assert errno_of(copy, source, source_fh, 0, target.nodeid, 999, 0, 10) == errno.EBADF
-    assert errno_of(copy, target.nodeid, opened.fh, 0, target.nodeid, opened.fh, 10, 100) == errno.EINVAL
+    assert (
+        errno_of(copy, target.nodeid, opened.fh, 0, target.nodeid, opened.fh, 10, 100)
+        == errno.EINVAL
+    )
 
 
 def test_fallocate_with_its_modes(share: Share) -> None:
@@ -230,9 +243,14 @@ def test_fallocate_with_its_modes(share: Share) -> None:
     share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE, 65536, 65536, False)()
     assert status().st_size == 65536
     share.write(entry.nodeid, opened.fh, 0, b"x" * 65536)
-    share.fs.fallocate(entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 4096, 4096, False)()
+    share.fs.fallocate(
+        entry.nodeid, opened.fh, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 4096, 4096, False
+    )()
     assert (share.path / "file").read_bytes() == b"x" * 4096 + bytes(4096) + b"x" * 57344
-    assert errno_of(share.fs.fallocate, entry.nodeid, opened.fh, FALLOC_FL_PUNCH_HOLE, 0, 10, False) == errno.EOPNOTSUPP
+    assert (
+        errno_of(share.fs.fallocate, entry.nodeid, opened.fh, FALLOC_FL_PUNCH_HOLE, 0, 10, False)
+        == errno.EOPNOTSUPP
+    )
 
 
 def test_syncing_and_flushing_succeed(share: Share) -> None:

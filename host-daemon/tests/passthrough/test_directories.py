@@ -45,7 +45,9 @@ def test_entries_are_those_of_the_host(share: Share) -> None:
     (share.path / "link").symlink_to("nowhere")
     os.mkfifo(share.path / "fifo")
     (share.path / os.fsdecode(b"\xff" * 255)).touch()
-    entries = {entry.name: entry for entry in share.fs.readdir(ROOT, share.fs.opendir(ROOT, 0).fh, 0)}
+    entries = {
+        entry.name: entry for entry in share.fs.readdir(ROOT, share.fs.opendir(ROOT, 0).fh, 0)
+    }
     for child in share.path.iterdir():
         entry = entries.pop(os.fsencode(child.name))
         assert entry.ino == child.lstat().st_ino
@@ -55,14 +57,18 @@ def test_entries_are_those_of_the_host(share: Share) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 5000])
-def test_a_large_directory_is_read_whole_in_steps_of_any_size(share: Share, full: set[bytes], size: int) -> None:
+def test_a_large_directory_is_read_whole_in_steps_of_any_size(
+    share: Share, full: set[bytes], size: int
+) -> None:
     fh = share.fs.opendir(ROOT, 0).fh
     names = [entry.name for entries in _in_steps(share, fh, size) for entry in entries]
     assert len(names) == MANY + 2
     assert set(names) == full | {b".", b".."}
 
 
-def test_reading_goes_on_from_any_position_any_number_of_times(share: Share, full: set[bytes]) -> None:
+def test_reading_goes_on_from_any_position_any_number_of_times(
+    share: Share, full: set[bytes]
+) -> None:
     fh = share.fs.opendir(ROOT, 0).fh
     entries = list(share.fs.readdir(ROOT, fh, 0))
     for index in (0, MANY, 5, 600, MANY + 1):
@@ -70,7 +76,9 @@ def test_reading_goes_on_from_any_position_any_number_of_times(share: Share, ful
     assert list(share.fs.readdir(ROOT, fh, 0)) == entries
 
 
-def test_entries_that_stay_are_seen_once_while_others_come_and_go(share: Share, full: set[bytes]) -> None:
+def test_entries_that_stay_are_seen_once_while_others_come_and_go(
+    share: Share, full: set[bytes]
+) -> None:
     fh = share.fs.opendir(ROOT, 0).fh
     leaving = sorted(full)[::3]
     seen: list[bytes] = []
@@ -91,7 +99,9 @@ def test_an_entry_made_after_opening_is_seen_after_rewinding(share: Share) -> No
     assert b"new" in {entry.name for entry in share.fs.readdir(ROOT, fh, 0)}
 
 
-def test_two_handles_and_two_readings_have_positions_of_their_own(share: Share, full: set[bytes]) -> None:
+def test_two_handles_and_two_readings_have_positions_of_their_own(
+    share: Share, full: set[bytes]
+) -> None:
     first, second = share.fs.opendir(ROOT, 0).fh, share.fs.opendir(ROOT, 0).fh
     one = share.fs.readdir(ROOT, first, 0)
     beginning = list(itertools.islice(one, 3))

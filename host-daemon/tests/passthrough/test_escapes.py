@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that tries to get out of the share: by names, links, magic links, and while others rename."""
+"""A guest that tries to get out of the share: by names, links, magic links, and while others
+rename."""
 
 from __future__ import annotations
 
@@ -23,7 +24,18 @@ SECRET = "what the guest must not see"
 ENTRY = wire.entry_out.size
 CREATED = ENTRY + wire.open_out.size
 #: Names that lead elsewhere wherever they are not taken for one name in a directory.
-NAMES = [b"..", b".", b"", b"/", b"../secret", b"/etc/passwd", b"dir/../../secret", b"dir/", b"out/secret", b"//"]
+NAMES = [
+    b"..",
+    b".",
+    b"",
+    b"/",
+    b"../secret",
+    b"/etc/passwd",
+    b"dir/../../secret",
+    b"dir/",
+    b"out/secret",
+    b"//",
+]
 
 
 @pytest.fixture
@@ -51,12 +63,17 @@ def guest(request: pytest.FixtureRequest, tmp_path: Path, shared: Path) -> Itera
         guest.leave()
     assert (tmp_path / "secret").read_text() == SECRET
     after = (tmp_path / "secret").stat()
-    assert (after.st_mode, after.st_nlink, after.st_mtime_ns) == (before.st_mode, before.st_nlink, before.st_mtime_ns)
+    assert (after.st_mode, after.st_nlink, after.st_mtime_ns) == (
+        before.st_mode,
+        before.st_nlink,
+        before.st_mtime_ns,
+    )
     assert {path.name for path in tmp_path.iterdir()} <= {"secret", "shared", "socket"}
 
 
 def named_requests(name: bytes, file: int) -> list[tuple[int, int, bytes, int]]:
-    """Every operation that takes names, with this one in each of its places: opcode, nodeid, arguments, room."""
+    """Every operation that takes names, with this one in each of its places: opcode, nodeid,
+    arguments, room."""
     end = name + b"\0"
     good = b"good\0"
     return [
@@ -71,7 +88,12 @@ def named_requests(name: bytes, file: int) -> list[tuple[int, int, bytes, int]]:
         (Opcode.RENAME2, ROOT, wire.rename2_in.pack(newdir=ROOT) + end + good, 0),
         (Opcode.RENAME2, ROOT, wire.rename2_in.pack(newdir=ROOT, flags=2) + b"file\0" + end, 0),
         (Opcode.LINK, ROOT, wire.link_in.pack(oldnodeid=file) + end, ENTRY),
-        (Opcode.CREATE, ROOT, wire.create_in.pack(flags=os.O_RDWR, mode=stat.S_IFREG | 0o600) + end, CREATED),
+        (
+            Opcode.CREATE,
+            ROOT,
+            wire.create_in.pack(flags=os.O_RDWR, mode=stat.S_IFREG | 0o600) + end,
+            CREATED,
+        ),
     ]
 
 
@@ -80,7 +102,10 @@ def test_names_that_lead_elsewhere_are_refused(guest: Guest, shared: Path) -> No
     file = guest.lookup(ROOT, b"file").nodeid
     for name in NAMES:
         for opcode, nodeid, payload, room in named_requests(name, file):
-            assert guest.fails(opcode, nodeid, payload, room) == errno.EINVAL, (name, Opcode(opcode))
+            assert guest.fails(opcode, nodeid, payload, room) == errno.EINVAL, (
+                name,
+                Opcode(opcode),
+            )
     assert sorted(shared.rglob("*")) == before
 
 
@@ -92,7 +117,11 @@ def test_links_are_never_followed_on_the_host(name: bytes, guest: Guest, tmp_pat
     for flags in (os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC, os.O_PATH):
         assert guest.fails(Opcode.OPEN, node, wire.open_in.pack(flags=flags), 64) == errno.ELOOP
     assert guest.fails(Opcode.OPENDIR, node, wire.open_in.pack(), 64) == errno.ENOTDIR
-    create = wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode=stat.S_IFREG | 0o666) + name + b"\0"
+    create = (
+        wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode=stat.S_IFREG | 0o666)
+        + name
+        + b"\0"
+    )
     assert guest.fails(Opcode.CREATE, ROOT, create, CREATED) == errno.ELOOP
     for below in (b"secret", b"etc"):
         assert guest.fails(Opcode.LOOKUP, node, below + b"\0", ENTRY) == errno.ENOTDIR
@@ -103,16 +132,24 @@ def test_links_are_never_followed_on_the_host(name: bytes, guest: Guest, tmp_pat
     guest.ask(Opcode.LINK, ROOT, wire.link_in.pack(oldnodeid=node) + b"second\0", ENTRY)
     assert (tmp_path / "shared" / "second").is_symlink()
     mode = wire.setattr_in.pack(valid=int(SetattrValid.MODE), mode=0o777)
-    assert guest.fails(Opcode.SETATTR, node, mode, wire.attr_out.size) in (errno.EOPNOTSUPP, errno.ENOTSUP)
+    assert guest.fails(Opcode.SETATTR, node, mode, wire.attr_out.size) in (
+        errno.EOPNOTSUPP,
+        errno.ENOTSUP,
+    )
 
 
 def test_nodes_and_handles_that_were_not_given_lead_nowhere(guest: Guest) -> None:
     for nodeid in (0, 2, 3, 1 << 32, (1 << 64) - 1):
         assert guest.fails(Opcode.LOOKUP, nodeid, b"file\0", ENTRY) in (errno.ESTALE, errno.ENOENT)
-        assert guest.fails(Opcode.OPEN, nodeid, wire.open_in.pack(), 64) in (errno.ESTALE, errno.ENOENT)
+        assert guest.fails(Opcode.OPEN, nodeid, wire.open_in.pack(), 64) in (
+            errno.ESTALE,
+            errno.ENOENT,
+        )
     node = guest.lookup(ROOT, b"file").nodeid
     for fh in (0, 3, 4, 5, 1 << 31, (1 << 64) - 1):
-        assert guest.fails(Opcode.READ, node, wire.read_in.pack(fh=fh, size=100), 100) == errno.EBADF
+        assert (
+            guest.fails(Opcode.READ, node, wire.read_in.pack(fh=fh, size=100), 100) == errno.EBADF
+        )
 
 
 def test_listing_shows_no_inode_above_the_share(guest: Guest, tmp_path: Path) -> None:
@@ -121,7 +158,9 @@ def test_listing_shows_no_inode_above_the_share(guest: Guest, tmp_path: Path) ->
     assert guest.lookup(ROOT, b"dir").attr_ino != outside
 
 
-def test_directory_that_leaves_the_share_gives_no_way_up(guest: Guest, tmp_path: Path, shared: Path) -> None:
+def test_directory_that_leaves_the_share_gives_no_way_up(
+    guest: Guest, tmp_path: Path, shared: Path
+) -> None:
     (shared / "dir" / "below").mkdir()
     node = guest.lookup(ROOT, b"dir").nodeid
     below = guest.lookup(node, b"below").nodeid
@@ -136,7 +175,8 @@ def test_directory_that_leaves_the_share_gives_no_way_up(guest: Guest, tmp_path:
 
 
 class Swapper(threading.Thread):
-    """On the host, a directory of the share and a link that leads out of it take each other's name all the time."""
+    """On the host, a directory of the share and a link that leads out of it take each other's name
+    all the time."""
 
     def __init__(self, shared: Path) -> None:
         super().__init__()
@@ -186,7 +226,9 @@ def _read_through(guest: Guest, directory: bytes, name: bytes) -> bytes | int:
     if error:
         return error
     file = wire.entry_out.unpack_from(reply).nodeid
-    opened = wire.open_out.unpack_from(guest.ask(Opcode.OPEN, file, wire.open_in.pack(), wire.open_out.size))
+    opened = wire.open_out.unpack_from(
+        guest.ask(Opcode.OPEN, file, wire.open_in.pack(), wire.open_out.size)
+    )
     data = guest.read(file, opened.fh, 0, 100)
     guest.release(file, opened.fh)
     return data
@@ -204,7 +246,12 @@ def test_magic_links_are_links_like_any_other(sandbox: str, tmp_path: Path, shar
     options = [
         str(shared / "proc"),
         *(sys.executable, "-m", "farwatchd"),
-        *(f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}", f"--sandbox={sandbox}", "--xattr"),
+        *(
+            f"--socket-path={tmp_path}/socket",
+            f"--shared-dir={shared}",
+            f"--sandbox={sandbox}",
+            "--xattr",
+        ),
     ]
     daemon = ProcDaemon(tmp_path / "socket", options)
     daemon.wait_for("listening on")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random operations through the passthrough file system and, beside it, on a directory of the host: same results."""
+"""Random operations through the passthrough file system and, beside it, on a directory of the host:
+same results."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ STEPS = st.one_of(
 
 
 class Host:
-    """The operations on a plain directory. Symbolic links are not followed, as the guest would have done that."""
+    """The operations on a plain directory. Symbolic links are not followed, as the guest would have
+    done that."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -89,7 +91,8 @@ class Guest:
         return self.share.lookup(place)
 
     def _directory(self, place: str) -> int:
-        """As a guest's kernel resolves a path: what is no directory is refused before the next path is looked at."""
+        """As a guest's kernel resolves a path: what is no directory is refused before the next path
+        is looked at."""
         nodeid = self._at(place)
         if not stat.S_ISDIR(self._fs.getattr(nodeid, None).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -143,7 +146,11 @@ class Guest:
 
 def _tree(root: Path) -> dict[str, tuple[int, int, int]]:
     return {
-        str(path.relative_to(root)): (path.lstat().st_mode, path.lstat().st_nlink, _size(path.lstat()))
+        str(path.relative_to(root)): (
+            path.lstat().st_mode,
+            path.lstat().st_nlink,
+            _size(path.lstat()),
+        )
         for path in root.rglob("*")
     }
 
@@ -166,7 +173,10 @@ def test_random_operations_end_as_on_the_host(steps: list[tuple[Any, ...]]) -> N
             for operation, *arguments in steps:
                 ask: Callable[..., Any] = getattr(guest, operation)
                 expect: Callable[..., Any] = getattr(host, operation)
-                assert errno_of(ask, *arguments) == errno_of(expect, *arguments), (operation, arguments)
+                assert errno_of(ask, *arguments) == errno_of(expect, *arguments), (
+                    operation,
+                    arguments,
+                )
             assert _tree(ours) == _tree(hosts)
             assert guest.same_as(ours)
             assert guest.share.lookup("") == ROOT

@@ -72,7 +72,10 @@ def test_who_it_is_in_the_guest(rules: tuple[str, ...], host: int, guest: int) -
     assert id_map(*rules).to_guest(host) == guest
 
 
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 10)), max_size=4), st.integers(0, 70))
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 10)), max_size=4),
+    st.integers(0, 70),
+)
 def test_a_two_way_map_leads_back(ranges: list[tuple[int, int, int]], number: int) -> None:
     try:
         found = IdMap(parse_rule(f"map:{guest}:{host}:{count}") for guest, host, count in ranges)
@@ -126,7 +129,9 @@ def shared(path: Path, users: tuple[str, ...], groups: tuple[str, ...]) -> Share
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="files are given to others")
-def test_what_the_guest_makes_is_the_host_s_owner_s_and_the_guest_sees_its_own(tmp_path: Path) -> None:
+def test_what_the_guest_makes_is_the_host_s_owner_s_and_the_guest_sees_its_own(
+    tmp_path: Path,
+) -> None:
     share = shared(tmp_path, ("map:1000:5000:1",), ("map:1001:6000:1", "map:7:70:1"))
     caller = Caller(1000, 1001, 1)
     made = [
@@ -155,7 +160,16 @@ def test_the_guest_gives_files_to_its_own_users(tmp_path: Path) -> None:
     assert share.fs.statx(nodeid, None).stat == share.fs.getattr(nodeid, None) == changed
     # All else is what it is on the host.
     host = (tmp_path / "file").stat()
-    for name in ("st_mode", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns", "st_blocks", "st_blksize", "st_nlink"):
+    for name in (
+        "st_mode",
+        "st_ino",
+        "st_size",
+        "st_mtime_ns",
+        "st_ctime_ns",
+        "st_blocks",
+        "st_blksize",
+        "st_nlink",
+    ):
         assert getattr(changed, name) == getattr(host, name)
     share.fs.setattr(nodeid, Changes(uid=3))
     assert ((tmp_path / "file").stat().st_uid, (tmp_path / "file").stat().st_gid) == (3, 6000)
@@ -169,7 +183,10 @@ def test_who_may_own_nothing_makes_nothing_and_is_given_nothing(tmp_path: Path) 
     before = (tmp_path / "file").stat()
     for caller in (Caller(1000, 0, 1), Caller(0, 1009, 1), Caller(0, 0, 1, group=1005)):
         assert errno_of(share.fs.mkdir, caller, ROOT, b"new", 0o755, 0) == errno.EPERM
-        assert errno_of(share.fs.create, caller, ROOT, b"new", 0o644, os.O_RDWR, 0, False) == errno.EPERM
+        assert (
+            errno_of(share.fs.create, caller, ROOT, b"new", 0o644, os.O_RDWR, 0, False)
+            == errno.EPERM
+        )
     changes = Changes(mode=0o777, uid=1000), Changes(gid=1000)
     assert {errno_of(share.fs.setattr, nodeid, each) for each in changes} == {errno.EPERM}
     assert (tmp_path / "file").stat() == before

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects of the host kept by file handle: few descriptors, no mix-up of old and new, submounts, what runs out."""
+"""Objects of the host kept by file handle: few descriptors, no mix-up of old and new, submounts,
+what runs out."""
 
 from __future__ import annotations
 
@@ -78,12 +79,19 @@ def test_who_is_no_more_is_stale_while_another_gets_its_number(tmp_path: Path) -
         known.append(file_handles.handle_of(reader.read(fd)))
         os.close(fd)
     mount = os.open(tmp_path, os.O_RDONLY)
-    script = "import os\nwhile True:\n    for call in os.mkdir, os.rmdir:\n        for n in range(20): call(str(n))\n"
+    script = (
+        "import os\nwhile True:\n    for call in os.mkdir, os.rmdir:\n        for n in range(20):"
+        " call(str(n))\n"
+    )
     for path in gone:
         path.rmdir()
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as busy:
         try:
-            found = {errno_of(file_handles.open_handle, mount, handle) for _ in range(1000) for handle in known}
+            found = {
+                errno_of(file_handles.open_handle, mount, handle)
+                for _ in range(1000)
+                for handle in known
+            }
         finally:
             busy.kill()
     os.close(mount)
@@ -229,14 +237,19 @@ def test_holding_leaves_the_callers_descriptor_alone(tmp_path: Path) -> None:
         assert open_descriptors() == before
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(64, 16), (1024, 128), (20_000, 2500), (1_000_000, 4096)])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(64, 16), (1024, 128), (20_000, 2500), (1_000_000, 4096)]
+)
 def test_open_objects_leave_most_descriptors_to_open_files(limit: int, expected: int) -> None:
     assert most_open(limit) == expected
 
 
 @pytest.mark.parametrize(
     ("path", "capable", "reason"),
-    [(Path("/proc"), True, "no file handles that last"), (Path("/"), False, "needs CAP_DAC_READ_SEARCH")],
+    [
+        (Path("/proc"), True, "no file handles that last"),
+        (Path("/"), False, "needs CAP_DAC_READ_SEARCH"),
+    ],
 )
 def test_where_handles_do_not_work_descriptors_serve_and_it_is_said(
     path: Path, capable: bool, reason: str, caplog: pytest.LogCaptureFixture
@@ -244,7 +257,9 @@ def test_where_handles_do_not_work_descriptors_serve_and_it_is_said(
     caplog.set_level(logging.INFO)
     before = open_descriptors()
     root_fd = os.open(path, os.O_PATH)
-    assert open_objects(InodeFileHandles.PREFER, root_fd, 1000, capable).keep is InodeFileHandles.NEVER
+    assert (
+        open_objects(InodeFileHandles.PREFER, root_fd, 1000, capable).keep is InodeFileHandles.NEVER
+    )
     assert reason in caplog.text
     with pytest.raises(HandlesUnavailableError, match=reason) as caught:
         open_objects(InodeFileHandles.MANDATORY, root_fd, 1000, capable)
@@ -294,10 +309,15 @@ def test_the_daemon_says_how_it_keeps_inodes(tmp_path: Path) -> None:
 
 def test_the_daemon_refuses_mandatory_handles_where_there_are_none(tmp_path: Path) -> None:
     socket_path = tmp_path / "socket"
-    options = [f"--socket-path={socket_path}", "--shared-dir=/proc/sys", "--inode-file-handles=mandatory"]
+    options = [
+        f"--socket-path={socket_path}",
+        "--shared-dir=/proc/sys",
+        "--inode-file-handles=mandatory",
+    ]
     daemon = DaemonProcess(socket_path, [*options, "--sandbox=none", "--log-level=off"])
     assert daemon.wait() == 1
-    assert daemon.log == (
-        "farwatchd: --inode-file-handles=mandatory: the share's file system has no file handles that last; "
-        "--inode-file-handles=prefer does without\n"
+    assert (
+        daemon.log
+        == "farwatchd: --inode-file-handles=mandatory: the share's file system has no file handles"
+        " that last; --inode-file-handles=prefer does without\n"
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks of the guest's owners against one another and against processes of the host; the model is the kernel's own."""
+"""Locks of the guest's owners against one another and against processes of the host; the model is
+the kernel's own."""
 
 from __future__ import annotations
 
@@ -71,7 +72,9 @@ def test_readers_share(share: Share, file: tuple[int, int]) -> None:
     share.fs.setlk(*file, B, whole(WRITE))
 
 
-def test_host_s_processes_and_the_guest_keep_each_other_out(share: Share, file: tuple[int, int]) -> None:
+def test_host_s_processes_and_the_guest_keep_each_other_out(
+    share: Share, file: tuple[int, int]
+) -> None:
     path = share.path / "file"
     with held_on_host(path, WRITE, 5, 5):
         assert errno_of(share.fs.setlk, *file, A, whole(READ)) == errno.EAGAIN
@@ -82,7 +85,9 @@ def test_host_s_processes_and_the_guest_keep_each_other_out(share: Share, file: 
     share.fs.setlk(*file, A, whole(WRITE))
 
 
-def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(share: Share, file: tuple[int, int]) -> None:
+def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(
+    share: Share, file: tuple[int, int]
+) -> None:
     before = open_descriptors()
     share.fs.setlk(*file, A, whole(WRITE))
     share.fs.unlock_owner(file[0], B)
@@ -93,7 +98,9 @@ def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(share: Shar
     assert open_descriptors() <= before
 
 
-def test_closing_the_open_file_gives_back_what_was_locked_through_it(share: Share, file: tuple[int, int]) -> None:
+def test_closing_the_open_file_gives_back_what_was_locked_through_it(
+    share: Share, file: tuple[int, int]
+) -> None:
     nodeid, first = file
     _, second = share.open("file")
     share.fs.setlk(nodeid, first, A, Lock(WRITE, 0, 9, 1))
@@ -105,7 +112,9 @@ def test_closing_the_open_file_gives_back_what_was_locked_through_it(share: Shar
     assert len(share.passthrough._locks) == 0
 
 
-def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(share: Share, file: tuple[int, int]) -> None:
+def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(
+    share: Share, file: tuple[int, int]
+) -> None:
     with (share.path / "file").open("r+b") as other:
         share.fs.setlk(*file, A, whole(WRITE))
         assert share.fs.forget(file[0], 1)
@@ -145,7 +154,9 @@ def test_what_is_not_open_cannot_be_locked(share: Share, file: tuple[int, int]) 
     assert errno_of(share.fs.setlk, ROOT, directory, A, whole(READ)) == errno.EBADF
 
 
-def test_number_of_locks_is_bounded(share: Share, file: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_locks_is_bounded(
+    share: Share, file: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock_table, "MAX_LOCKS", 10)
     taken = 0
     while not (number := errno_of(share.fs.setlk, *file, A, Lock(WRITE, 2 * taken, 2 * taken, 1))):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in the passthrough file system: made, removed, moved; and that none leads out of the share."""
+"""Names in the passthrough file system: made, removed, moved; and that none leads out of the
+share."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Caller, Changes, FileSystem
 from farwatchd.passthrough.options import Options
-from tests.support.passthrough_share import DAEMON, IS_ROOT, USER, Share, errno_of, identity, names_in, open_descriptors
+from tests.support.passthrough_share import (
+    DAEMON,
+    IS_ROOT,
+    USER,
+    Share,
+    errno_of,
+    identity,
+    names_in,
+    open_descriptors,
+)
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 LONGEST = b"n" * 255
@@ -121,7 +131,10 @@ def test_no_symbolic_link_leads_out_of_the_share(share: Share) -> None:
     assert errno_of(fs.unlink, directory.nodeid, b"secret") == errno.ENOTDIR
     assert errno_of(fs.rename, directory.nodeid, b"secret", ROOT, b"mine", 0) == errno.ENOTDIR
     assert errno_of(fs.opendir, directory.nodeid, 0) == errno.ENOTDIR
-    assert errno_of(fs.create, DAEMON, directory.nodeid, b"new", 0o644, os.O_RDWR, 0, False) == errno.ENOTDIR
+    assert (
+        errno_of(fs.create, DAEMON, directory.nodeid, b"new", 0o644, os.O_RDWR, 0, False)
+        == errno.ENOTDIR
+    )
     assert errno_of(fs.open, file.nodeid, os.O_RDWR, False) == errno.ELOOP
     assert errno_of(share.create, b"file", 0o644, os.O_RDWR | os.O_TRUNC) == errno.ELOOP
     assert errno_of(fs.setattr, file.nodeid, Changes(size=0)) == errno.EINVAL
@@ -139,7 +152,11 @@ def test_no_symbolic_link_leads_out_of_the_share(share: Share) -> None:
     assert names_in(outside) == {b"secret"}
     after = (outside / "secret").stat()
     assert (outside / "secret").read_text() == "secret"
-    assert (after.st_mtime_ns, after.st_ctime_ns, after.st_nlink) == (before.st_mtime_ns, before.st_ctime_ns, 1)
+    assert (after.st_mtime_ns, after.st_ctime_ns, after.st_nlink) == (
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+        1,
+    )
 
 
 def test_a_directory_replaced_by_a_link_after_lookup_is_still_the_directory(share: Share) -> None:
@@ -168,7 +185,10 @@ def test_rename_flags_pass_through(share: Share) -> None:
     share.fs.rename(ROOT, b"a", ROOT, b"b", RENAME_EXCHANGE)
     assert ((share.path / "a").read_text(), (share.path / "b").read_text()) == ("b", "a")
     assert errno_of(share.fs.rename, ROOT, b"a", ROOT, b"none", RENAME_EXCHANGE) == errno.ENOENT
-    assert errno_of(share.fs.rename, ROOT, b"a", ROOT, b"b", RENAME_NOREPLACE | RENAME_EXCHANGE) == errno.EINVAL
+    assert (
+        errno_of(share.fs.rename, ROOT, b"a", ROOT, b"b", RENAME_NOREPLACE | RENAME_EXCHANGE)
+        == errno.EINVAL
+    )
     share.fs.rename(ROOT, b"a", ROOT, b"b", 0)
     assert (share.path / "b").read_text() == "b"
     assert not (share.path / "a").exists()
@@ -248,7 +268,9 @@ def test_permission_is_the_guests_matter(share: Share) -> None:
 
 def test_ids_that_mean_no_id_are_refused_by_root(share: Share) -> None:
     nobody = Caller(0xFFFFFFFF, 0, 1)
-    assert errno_of(share.create, b"file", 0o644, os.O_RDWR, 0, nobody) == (errno.EINVAL if IS_ROOT else 0)
+    assert errno_of(share.create, b"file", 0o644, os.O_RDWR, 0, nobody) == (
+        errno.EINVAL if IS_ROOT else 0
+    )
 
 
 def test_the_supplementary_group_counts_in_a_set_group_id_directory(share: Share) -> None:
@@ -311,7 +333,9 @@ def test_a_readonly_share_is_not_changed_by_anything(tmp_path: Path) -> None:
     share.close()
 
 
-LABELLED = Caller(DAEMON.uid, DAEMON.gid, 1, labels=((b"user.label", b"secret"), (b"user.other", b"")))
+LABELLED = Caller(
+    DAEMON.uid, DAEMON.gid, 1, labels=((b"user.label", b"secret"), (b"user.other", b""))
+)
 #: Not one that a user may set.
 UNFIT = Caller(DAEMON.uid, DAEMON.gid, 1, labels=((b"user.label", b"x"), (b"nonsense.label", b"x")))
 
@@ -331,7 +355,10 @@ def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
         make()
     assert len(names_in(tmp_path)) == 3
     for path in tmp_path.iterdir():
-        assert (os.getxattr(path, "user.label"), os.getxattr(path, "user.other")) == (b"secret", b"")
+        assert (os.getxattr(path, "user.label"), os.getxattr(path, "user.other")) == (
+            b"secret",
+            b"",
+        )
     entry, _ = share.fs.tmpfile(LABELLED, ROOT, 0o600, os.O_RDWR, 0)
     assert share.fs.getxattr(entry.nodeid, b"user.label") == b"secret"
     share.close()

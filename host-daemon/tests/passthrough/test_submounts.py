@@ -16,7 +16,8 @@ from tests.daemon.test_daemon import ROOT, Guest
 from tests.support.daemon_process import DaemonProcess
 
 MOUNTS = """
-mount -t tmpfs -o size=1m none "$0/tmpfs" && echo on the tmpfs > "$0/tmpfs/file" && mkdir "$0/tmpfs/below" &&
+mount -t tmpfs -o size=1m none "$0/tmpfs" && echo on the tmpfs > "$0/tmpfs/file" &&
+mkdir "$0/tmpfs/below" &&
 mount --bind "$0/directory" "$0/again" && mount --bind "$0/file" "$0/bound-file" && exec "$@"
 """
 
@@ -41,7 +42,14 @@ def shared(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def guest_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Guest]:
     socket = tmp_path / "socket"
-    words = [str(shared), sys.executable, "-m", "farwatchd", f"--socket-path={socket}", f"--shared-dir={shared}"]
+    words = [
+        str(shared),
+        sys.executable,
+        "-m",
+        "farwatchd",
+        f"--socket-path={socket}",
+        f"--shared-dir={shared}",
+    ]
     daemon = MountedDaemon(socket, [*words, *options])
     daemon.wait_for("listening on")
     guest = Guest(daemon)
@@ -53,13 +61,21 @@ def guest_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Guest]:
 
 @pytest.mark.parametrize("handles", ["never", "prefer"])
 @pytest.mark.parametrize("sandbox", ["namespace", "chroot", "none"])
-def test_mount_points_are_announced(sandbox: str, handles: str, tmp_path: Path, shared: Path) -> None:
+def test_mount_points_are_announced(
+    sandbox: str, handles: str, tmp_path: Path, shared: Path
+) -> None:
     options = (f"--sandbox={sandbox}", f"--inode-file-handles={handles}")
     with guest_of(tmp_path, shared, *options) as guest:
         flags = {
-            name: guest.lookup(ROOT, name).attr_flags for name in (b"directory", b"tmpfs", b"again", b"bound-file")
+            name: guest.lookup(ROOT, name).attr_flags
+            for name in (b"directory", b"tmpfs", b"again", b"bound-file")
         }
-        assert flags == {b"directory": 0, b"tmpfs": ATTR_SUBMOUNT, b"again": ATTR_SUBMOUNT, b"bound-file": 0}
+        assert flags == {
+            b"directory": 0,
+            b"tmpfs": ATTR_SUBMOUNT,
+            b"again": ATTR_SUBMOUNT,
+            b"bound-file": 0,
+        }
         below = guest.lookup(guest.lookup(ROOT, b"tmpfs").nodeid, b"below")
         assert below.attr_flags == 0
 
@@ -79,11 +95,15 @@ def test_what_is_seen_through_two_mounts_is_two_inodes(tmp_path: Path, shared: P
         assert files[0].attr_ino == files[1].attr_ino
 
 
-def test_each_mount_has_its_own_statistics_and_is_synced_by_itself(tmp_path: Path, shared: Path) -> None:
+def test_each_mount_has_its_own_statistics_and_is_synced_by_itself(
+    tmp_path: Path, shared: Path
+) -> None:
     with guest_of(tmp_path, shared) as guest:
         tmpfs = guest.lookup(ROOT, b"tmpfs").nodeid
         blocks = [
-            wire.statfs_out.unpack_from(guest.ask(Opcode.STATFS, node, b"", wire.statfs_out.size)).st_blocks
+            wire.statfs_out.unpack_from(
+                guest.ask(Opcode.STATFS, node, b"", wire.statfs_out.size)
+            ).st_blocks
             for node in (ROOT, tmpfs)
         ]
         assert blocks[1] == 256 != blocks[0]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the passthrough file system holds on to: lookups counted exactly, no descriptor left, numbers never reused."""
+"""What the passthrough file system holds on to: lookups counted exactly, no descriptor left,
+numbers never reused."""
 
 from __future__ import annotations
 
@@ -130,7 +131,9 @@ def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(share: Sh
     with descriptors_left(20):
         opened = [errno_of(share.open, f"{number}") for number in range(40)]
         assert set(opened) == {0, errno.ENFILE}
-        assert errno_of(share.create, b"new") == errno_of(share.fs.flush, nodeid, fh) == errno.ENFILE
+        assert (
+            errno_of(share.create, b"new") == errno_of(share.fs.flush, nodeid, fh) == errno.ENFILE
+        )
         # What is known and open is served on, and what is given back can be had again.
         assert errno_of(share.fs.getattr, nodeid, None) == 0
         assert share.read(nodeid, fh, 0, 10) == b"data"
@@ -149,13 +152,17 @@ def test_inodes_by_descriptor_run_out_with_them(tmp_path: Path) -> None:
     share.close()
 
 
-def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(tmp_path: Path) -> None:
+def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(
+    tmp_path: Path,
+) -> None:
     share = Share(tmp_path)
     for number in range(80):
         (share.path / f"{number}").touch()
     nodeids = [share.lookup(f"{number}") for number in range(40)]
     with descriptors_left(20):
-        assert errno.ENFILE in [errno_of(share.fs.open, nodeid, os.O_RDONLY, False) for nodeid in nodeids]
+        assert errno.ENFILE in [
+            errno_of(share.fs.open, nodeid, os.O_RDONLY, False) for nodeid in nodeids
+        ]
         assert {errno_of(share.lookup, f"{number}") for number in range(80)} == {0}
         assert {errno_of(share.fs.getattr, nodeid, None) for nodeid in nodeids} == {0}
     share.close()
@@ -171,7 +178,9 @@ def test_what_a_watch_needs(share: Share) -> None:
     assert errno_of(share.fs.watched, 12345) == errno.ENOENT
 
 
-def test_it_works_when_proc_is_only_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_when_proc_is_only_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir("/proc/self/fd")
     share = Share(tmp_path, Options(xattr=True))
     entry, opened = share.create(b"file")

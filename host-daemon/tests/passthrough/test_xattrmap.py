@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules for the names of extended attributes: what the guest asks for, what it sees, what the host has."""
+"""Rules for the names of extended attributes: what the guest asks for, what it sees, what the host
+has."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tests.support.passthrough_share import Share, errno_of
 #: The examples of virtiofsd's documentation.
 PREFIX_ALL = ":prefix:all::user.virtiofs.::bad:all:::"
 PREFIX_TRUSTED = (
-    "/prefix/all/trusted./user.virtiofs./\n /bad/server//trusted./\n /bad/client/user.virtiofs.//\n /ok/all///"
+    "/prefix/all/trusted./user.virtiofs./\n /bad/server//trusted./\n /bad/client/user.virtiofs.//\n"
+    " /ok/all///"
 )
 NO_SELINUX = "/unsupported/all/security.selinux/security.selinux//ok/all///"
 
@@ -66,10 +68,13 @@ NAMES = st.sampled_from([b"user.", b"trusted.", b"user.virtiofs.", b"security."]
 
 
 @pytest.mark.parametrize(
-    "short, long", [(":map::user.virtiofs.:", PREFIX_ALL), (":map:trusted.:user.virtiofs.:", PREFIX_TRUSTED)]
+    "short, long",
+    [(":map::user.virtiofs.:", PREFIX_ALL), (":map:trusted.:user.virtiofs.:", PREFIX_TRUSTED)],
 )
 @given(name=NAMES)
-def test_a_map_rule_stands_for_those_of_the_documentation(short: str, long: str, name: bytes) -> None:
+def test_a_map_rule_stands_for_those_of_the_documentation(
+    short: str, long: str, name: bytes
+) -> None:
     def seen(rules: XattrMap) -> tuple[object, ...]:
         error = errno_of(rules.to_host, name)
         return error, None if error else rules.to_host(name), rules.to_guest(name)
@@ -102,7 +107,9 @@ def test_a_rule_that_is_none_is_explained(rules: str, problem: str) -> None:
 
 
 def test_the_file_system_uses_the_hosts_names(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(xattr=True, security_label=True, xattrmap=parse(":map::user.guest.:")))
+    share = Share(
+        tmp_path, Options(xattr=True, security_label=True, xattrmap=parse(":map::user.guest.:"))
+    )
     file = tmp_path / "file"
     file.touch()
     os.setxattr(file, "user.host", b"its own")
@@ -120,7 +127,9 @@ def test_the_file_system_uses_the_hosts_names(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_cannot_be_set_and_is_not_there(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(xattr=True, xattrmap=parse(":bad:all:user.:user.::unsupported:all:::")))
+    share = Share(
+        tmp_path, Options(xattr=True, xattrmap=parse(":bad:all:user.:user.::unsupported:all:::"))
+    )
     os.setxattr(tmp_path, "user.a", b"value")
     nodeid = share.lookup("")
     assert errno_of(share.fs.setxattr, nodeid, b"user.a", b"value", 0, False) == errno.EPERM

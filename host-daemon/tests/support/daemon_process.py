@@ -19,15 +19,21 @@ COMMAND = (sys.executable, "-m", "farwatchd")
 
 
 class DaemonProcess:
-    """A running daemon that listens on ``socket_path``. Its log is read as far as it was waited for."""
+    """A running daemon that listens on ``socket_path``. Its log is read as far as it was waited
+    for."""
 
     command: Sequence[str] = COMMAND
 
-    def __init__(self, socket_path: Path, options: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self, socket_path: Path, options: Sequence[str], pass_fds: Sequence[int] = ()
+    ) -> None:
         self.socket_path = socket_path
         self._log = b""
         self.process = subprocess.Popen(
-            [*self.command, *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=pass_fds
+            [*self.command, *options],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
         )
 
     @property

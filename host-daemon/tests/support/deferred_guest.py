@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver whose requests may be answered in any order, with the daemon in the test's own thread."""
+"""A driver whose requests may be answered in any order, with the daemon in the test's own
+thread."""
 
 from __future__ import annotations
 
@@ -32,7 +33,12 @@ class LateGuest:
         self.unique = 1 << 32
         self.places: dict[int, tuple[int, Piece]] = {}
         self.answers: dict[int, tuple[int, bytes]] = {}
-        self.ask(fuse.Opcode.INIT, 0, fuse.init_in.pack(major=7, minor=41, flags=init_flags), fuse.init_out.size)
+        self.ask(
+            fuse.Opcode.INIT,
+            0,
+            fuse.init_in.pack(major=7, minor=41, flags=init_flags),
+            fuse.init_out.size,
+        )
 
     def ask(self, opcode: int, nodeid: int, payload: bytes, room: int = 0) -> bytes:
         """Send a request that is answered at once."""

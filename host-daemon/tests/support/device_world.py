@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device in a loop that is turned by hand, with a handler that echoes and notifications from a list."""
+"""A device in a loop that is turned by hand, with a handler that echoes and notifications from a
+list."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ class World:
         busy: BusyPoll | None = None,
         **options: object,
     ) -> FrontEnd:
-        """Return a front end with a device of its own; ``offer``: whether that offers the notification queue."""
+        """Return a front end with a device of its own; ``offer``: whether that offers the
+        notification queue."""
         offer = options.pop("offer", True)
         requests = options.get("num_request_queues", 1)
         assert isinstance(requests, int)
@@ -133,7 +135,9 @@ def posted_echo(front_end: FrontEnd, channel: Channel, nodeid: int = 1) -> int:
     head = front_end.ram.allocate(IN_HEADER.size)
     front_end.ram.write(head, IN_HEADER.pack(IN_HEADER.size, ECHO, 9, nodeid, 0, 0, 0, 0, 0))
     reply = front_end.ram.allocate(OUT_HEADER.size)
-    return channel.queue.add([Piece(head, IN_HEADER.size)], [Piece(reply, OUT_HEADER.size)], front_end.indirect)
+    return channel.queue.add(
+        [Piece(head, IN_HEADER.size)], [Piece(reply, OUT_HEADER.size)], front_end.indirect
+    )
 
 
 class Eager(BusyPoll):

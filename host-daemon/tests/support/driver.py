@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's half of virtqueues, by hand: its memory and the driver's side of a split ring, right or wrong as told."""
+"""The guest's half of virtqueues, by hand: its memory and the driver's side of a split ring, right
+or wrong as told."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class RamRegion:
 
 
 class GuestRam:
-    """Guest memory in a memfd, in equal adjacent regions; guest address = offset in the file + ``BASE``."""
+    """Guest memory in a memfd, in equal adjacent regions; guest address = offset in the file +
+    ``BASE``."""
 
     BASE = 0x10_0000
     USER_BASE = 0x7F00_0000_0000
@@ -124,18 +126,27 @@ class DriverQueue:
         ram.write_short(self.available + 2, base)
         ram.write_short(self.used + 2, base)
 
-    def set_descriptor(self, index: int, addr: int, length: int, flags: int = 0, following: int = 0) -> None:
+    def set_descriptor(
+        self, index: int, addr: int, length: int, flags: int = 0, following: int = 0
+    ) -> None:
         """Write one descriptor of the table."""
-        self.ram.write(self.descriptors + 16 * index, _DESCRIPTOR.pack(addr, length, flags, following))
+        self.ram.write(
+            self.descriptors + 16 * index, _DESCRIPTOR.pack(addr, length, flags, following)
+        )
 
     def write_table(self, addr: int, pieces: Sequence[tuple[int, int, int, int]]) -> None:
         """Write an indirect table: (addr, length, flags, next) each."""
         self.ram.write(addr, b"".join(_DESCRIPTOR.pack(*piece) for piece in pieces))
 
-    def add(self, readable: Sequence[Piece], writable: Sequence[Piece], indirect: bool = False) -> int:
+    def add(
+        self, readable: Sequence[Piece], writable: Sequence[Piece], indirect: bool = False
+    ) -> int:
         """Put a chain into the ring, not yet visible (``publish``); returns its head."""
         flags = [(p, 0) for p in readable] + [(p, WRITE) for p in writable]
-        entries = [(p.addr, p.length, f | (NEXT if i + 1 < len(flags) else 0), i + 1) for i, (p, f) in enumerate(flags)]
+        entries = [
+            (p.addr, p.length, f | (NEXT if i + 1 < len(flags) else 0), i + 1)
+            for i, (p, f) in enumerate(flags)
+        ]
         if indirect:
             table = self.ram.allocate(16 * len(entries))
             self.write_table(table, entries)
@@ -144,7 +155,9 @@ class DriverQueue:
         else:
             indices = [self._free.pop(0) for _ in entries]
             for i, (addr, length, flag, _) in enumerate(entries):
-                self.set_descriptor(indices[i], addr, length, flag, indices[i + 1] if flag & NEXT else 0)
+                self.set_descriptor(
+                    indices[i], addr, length, flag, indices[i + 1] if flag & NEXT else 0
+                )
         self._chains[indices[0]] = indices
         self.set_available(indices[0])
         return indices[0]
@@ -174,8 +187,8 @@ class DriverQueue:
         self._fence()
 
     def _fence(self) -> None:
-        # The device may be in another process: what is written here must be seen before what is read next, or each
-        # side waits for the other. A lock's atomic operation is such a fence.
+        # The device may be in another process: what is written here must be seen before what is
+        # read next, or each side waits for the other. A lock's atomic operation is such a fence.
         with self._lock:
             pass
 
@@ -184,7 +197,8 @@ class DriverQueue:
         return (self.ram.read_short(self.used + 2) - self.next_used) & 0xFFFF
 
     def take_used(self) -> tuple[int, int] | None:
-        """Return (head, written) of the next used chain, freeing its descriptors; ``None`` when there is none."""
+        """Return (head, written) of the next used chain, freeing its descriptors; ``None`` when
+        there is none."""
         if not self.used_count():
             return None
         where = self.used + 4 + 8 * (self.next_used % self.size)

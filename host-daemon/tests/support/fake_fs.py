@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file system and a watch table for tests of the session: they record what they are asked and answer the same."""
+"""A file system and a watch table for tests of the session: they record what they are asked and
+answer the same."""
 
 from __future__ import annotations
 
@@ -8,12 +9,40 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from farwatchd.fuse.filesystem import Caller, Changes, DirEntry, Entry, Job, Lock, Opened, Statx, Watched
+from farwatchd.fuse.filesystem import (
+    Caller,
+    Changes,
+    DirEntry,
+    Entry,
+    Job,
+    Lock,
+    Opened,
+    Statx,
+    Watched,
+)
 from farwatchd.wire.fsnotify import Event
 
-#: st_mode ino dev nlink uid gid size atime mtime ctime, the times as floats, as nanoseconds, blksize blocks rdev.
+#: st_mode ino dev nlink uid gid size atime mtime ctime, the times as floats, as nanoseconds,
+#: blksize blocks rdev.
 STAT = os.stat_result(
-    (0o100644, 77, 5, 2, 1000, 1001, 12345, 1, -2, 3, 1.5, -1.5, 3.0, 1_500_000_000, -1_500_000_000, 3_000_000_007),
+    (
+        0o100644,
+        77,
+        5,
+        2,
+        1000,
+        1001,
+        12345,
+        1,
+        -2,
+        3,
+        1.5,
+        -1.5,
+        3.0,
+        1_500_000_000,
+        -1_500_000_000,
+        3_000_000_007,
+    ),
     {"st_blksize": 4096, "st_blocks": 24, "st_rdev": 0},
 )
 ENTRY = Entry(42, 7, STAT, submount=True)
@@ -23,9 +52,11 @@ STATVFS = os.statvfs_result((4096, 1024, 1000, 900, 800, 70, 60, 50, 0, 255))
 
 
 class FakeFs:
-    """Implements ``FileSystem``. ``calls`` holds (operation, arguments); ``error`` is raised when set.
+    """Implements ``FileSystem``. ``calls`` holds (operation, arguments); ``error`` is raised when
+    set.
 
-    Jobs fail with ``job_error`` when it is set, and with ``hold`` wait for it; then READ and WRITE are jobs as well.
+    Jobs fail with ``job_error`` when it is set, and with ``hold`` wait for it; then READ and WRITE
+    are jobs as well.
     """
 
     valid = 1.25
@@ -94,7 +125,9 @@ class FakeFs:
         self._note("symlink", caller, parent, name, target)
         return ENTRY
 
-    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int) -> Entry:
+    def mknod(
+        self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int
+    ) -> Entry:
         self._note("mknod", caller, parent, name, mode, rdev, umask)
         return ENTRY
 
@@ -120,16 +153,27 @@ class FakeFs:
         return OPENED
 
     def create(
-        self, caller: Caller, parent: int, name: bytes, mode: int, flags: int, umask: int, kill_suidgid: bool
+        self,
+        caller: Caller,
+        parent: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        umask: int,
+        kill_suidgid: bool,
     ) -> tuple[Entry, Opened]:
         self._note("create", caller, parent, name, mode, flags, umask, kill_suidgid)
         return ENTRY, OPENED
 
-    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int, umask: int) -> tuple[Entry, Opened]:
+    def tmpfile(
+        self, caller: Caller, parent: int, mode: int, flags: int, umask: int
+    ) -> tuple[Entry, Opened]:
         self._note("tmpfile", caller, parent, mode, flags, umask)
         return ENTRY, OPENED
 
-    def read(self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int) -> int | Job:
+    def read(
+        self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
+    ) -> int | Job:
         self._note("read", nodeid, fh, offset, size)
         if self.hold is None:
             return self._read(offset, views)
@@ -145,7 +189,13 @@ class FakeFs:
         return done
 
     def write(
-        self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], kill_suidgid: bool, cached: bool
+        self,
+        nodeid: int,
+        fh: int,
+        offset: int,
+        views: Sequence[memoryview],
+        kill_suidgid: bool,
+        cached: bool,
     ) -> int | Job:
         self.cached.append(cached)
         self._note("write", nodeid, fh, offset, kill_suidgid)
@@ -180,7 +230,9 @@ class FakeFs:
         self._note("fsync", nodeid, fh, datasync)
         return self._job()
 
-    def fallocate(self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool) -> Job:
+    def fallocate(
+        self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
+    ) -> Job:
         self._note("fallocate", nodeid, fh, mode, offset, length, kill_suidgid)
         return self._job()
 
@@ -199,7 +251,17 @@ class FakeFs:
         length: int,
         kill_suidgid: bool,
     ) -> Job:
-        self._note("copy_file_range", nodeid, fh, offset, nodeid_out, fh_out, offset_out, length, kill_suidgid)
+        self._note(
+            "copy_file_range",
+            nodeid,
+            fh,
+            offset,
+            nodeid_out,
+            fh_out,
+            offset_out,
+            length,
+            kill_suidgid,
+        )
         return self._job(lambda: length)
 
     def opendir(self, nodeid: int, flags: int) -> Opened:
@@ -250,7 +312,9 @@ class FakeFs:
 class FakeWatches:
     """Implements ``Watches``; watches what it supports."""
 
-    def __init__(self, supported: Event = Event.CREATE | Event.DELETE | Event.RENAME | Event.ON_CHILD) -> None:
+    def __init__(
+        self, supported: Event = Event.CREATE | Event.DELETE | Event.RENAME | Event.ON_CHILD
+    ) -> None:
         self.supported = supported
         self.calls: list[tuple[Any, ...]] = []
         self.error: OSError | None = None

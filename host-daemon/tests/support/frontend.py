@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vhost-user front end for tests: owns the guest's memory, drives the rings by hand, speaks FUSE to the daemon.
+"""A vhost-user front end for tests: owns the guest's memory, drives the rings by hand, speaks FUSE
+to the daemon.
 
-    front_end = FrontEnd(sock, notification=True)    # the daemon runs in a thread or a process of its own
-    front_end = FrontEnd(sock, loop=loop)            # or its loop is turned here while the front end waits
-    front_end.negotiate()
-    error, reply = front_end.request(opcode, nodeid, payload, out_size)
+    front_end = FrontEnd(sock, notification=True)    # the daemon runs in a thread or a process of
+    its own front_end = FrontEnd(sock, loop=loop)            # or its loop is turned here while the
+    front end waits front_end.negotiate() error, reply = front_end.request(opcode, nodeid, payload,
+    out_size)
 
 Every wait has a limit; ``FrontEndTimeout`` and ``FrontEndClosed`` say what was waited for.
 """
@@ -91,7 +92,11 @@ class FrontEnd:
         count = num_request_queues + (2 if notification else 1)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self.channels = [
-            Channel(DriverQueue(self.ram, queue_size, event_idx, base), os.eventfd(0, flags), os.eventfd(0, flags))
+            Channel(
+                DriverQueue(self.ram, queue_size, event_idx, base),
+                os.eventfd(0, flags),
+                os.eventfd(0, flags),
+            )
             for _ in range(count)
         ]
         self._unique = 0
@@ -116,7 +121,9 @@ class FrontEnd:
 
     # vhost-user
 
-    def send(self, request: int, payload: bytes = b"", fds: Sequence[int] = (), need_reply: bool = False) -> None:
+    def send(
+        self, request: int, payload: bytes = b"", fds: Sequence[int] = (), need_reply: bool = False
+    ) -> None:
         """Send one message."""
         flags = wire.VERSION | (HeaderFlag.NEED_REPLY if need_reply else 0)
         data = wire.header.pack_values(request, flags, len(payload)) + payload
@@ -139,8 +146,11 @@ class FrontEnd:
         return int(wire.number.unpack_from(self.ask(request)).value)
 
     def set(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a message without a reply of its own; where possible ask for an acknowledgement, which must be good."""
-        assert self.try_set(request, payload, fds) == 0, f"the back end refused {Request(request).name}"
+        """Send a message without a reply of its own; where possible ask for an acknowledgement,
+        which must be good."""
+        assert self.try_set(request, payload, fds) == 0, (
+            f"the back end refused {Request(request).name}"
+        )
 
     def try_set(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> int:
         """Do as ``set``, but return the acknowledgement: 0 is good."""
@@ -176,7 +186,9 @@ class FrontEnd:
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space; empty when the back end refuses."""
-        reply = self.ask(Request.GET_CONFIG, wire.config.pack(offset=offset, size=size) + bytes(size))
+        reply = self.ask(
+            Request.GET_CONFIG, wire.config.pack(offset=offset, size=size) + bytes(size)
+        )
         return reply[wire.config.size :]
 
     def share_memory(self) -> None:
@@ -187,7 +199,9 @@ class FrontEnd:
             for fields in regions:
                 self.set(Request.ADD_MEM_REG, wire.single_region.pack(**fields), [self.ram.fd])
             return
-        table = wire.memory_table.pack(regions=len(regions)) + b"".join(wire.memory_region.pack(**f) for f in regions)
+        table = wire.memory_table.pack(regions=len(regions)) + b"".join(
+            wire.memory_region.pack(**f) for f in regions
+        )
         self.set(Request.SET_MEM_TABLE, table, [self.ram.fd] * len(regions))
 
     def start_ring(self, index: int, enable: bool = True) -> None:
@@ -217,19 +231,24 @@ class FrontEnd:
         self.set(Request.SET_VRING_ENABLE, wire.vring_state.pack(index=index, num=int(enabled)))
 
     def stop_ring(self, index: int) -> int:
-        """Stop one ring and return the back end's index in it, from which ``start_ring`` goes on."""
-        state = wire.vring_state.unpack_from(self.ask(Request.GET_VRING_BASE, wire.vring_state.pack(index=index)))
+        """Stop one ring and return the back end's index in it, from which ``start_ring`` goes
+        on."""
+        state = wire.vring_state.unpack_from(
+            self.ask(Request.GET_VRING_BASE, wire.vring_state.pack(index=index))
+        )
         assert state.index == index
         self.channels[index].queue.base = state.num
         return int(state.num)
 
     def begin_anew(self, index: int) -> None:
-        """Let the driver set up one stopped ring from the beginning, with nothing in it; ``start_ring`` comes next."""
+        """Let the driver set up one stopped ring from the beginning, with nothing in it;
+        ``start_ring`` comes next."""
         old = self.channels[index].queue
         self.channels[index].queue = DriverQueue(self.ram, old.size, old.event_idx)
 
     def reboot(self) -> None:
-        """Do what a VMM does when its guest reboots: the connection and the memory stay, the rings begin anew."""
+        """Do what a VMM does when its guest reboots: the connection and the memory stay, the rings
+        begin anew."""
         for index in range(len(self.channels)):
             self.stop_ring(index)
             self.begin_anew(index)
@@ -256,9 +275,14 @@ class FrontEnd:
         channel = self.requests(queue)
         mark = self.ram.mark()
         self._unique += 2
-        head = IN_HEADER.pack(IN_HEADER.size + len(payload), opcode, self._unique, nodeid, uid, gid, pid, 0, 0)
+        head = IN_HEADER.pack(
+            IN_HEADER.size + len(payload), opcode, self._unique, nodeid, uid, gid, pid, 0, 0
+        )
         readable = [self._piece(head), *self._pieces(payload)]
-        writable = [Piece(self.ram.allocate(OUT_HEADER.size), OUT_HEADER.size), *self._room(out_size)]
+        writable = [
+            Piece(self.ram.allocate(OUT_HEADER.size), OUT_HEADER.size),
+            *self._room(out_size),
+        ]
         written = self.submit(channel, readable, writable, timeout)
         assert written >= OUT_HEADER.size, f"a reply of {written} bytes to opcode {opcode}"
         reply = b"".join(self.ram.read(p.addr, p.length) for p in writable)
@@ -268,11 +292,16 @@ class FrontEnd:
         self.ram.rewind(mark)
         return -error, reply[OUT_HEADER.size : length]
 
-    def send_no_reply(self, opcode: int, nodeid: int, payload: bytes, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Send a request without room for a reply on the hiprio queue, and wait until the device has taken it."""
+    def send_no_reply(
+        self, opcode: int, nodeid: int, payload: bytes, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        """Send a request without room for a reply on the hiprio queue, and wait until the device
+        has taken it."""
         mark = self.ram.mark()
         self._unique += 2
-        head = IN_HEADER.pack(IN_HEADER.size + len(payload), opcode, self._unique, nodeid, 0, 0, 0, 0, 0)
+        head = IN_HEADER.pack(
+            IN_HEADER.size + len(payload), opcode, self._unique, nodeid, 0, 0, 0, 0, 0
+        )
         written = self.submit(self.hiprio, [self._piece(head), *self._pieces(payload)], [], timeout)
         assert written == 0
         self.ram.rewind(mark)
@@ -282,7 +311,11 @@ class FrontEnd:
         self.send_no_reply(FUSE_FORGET, nodeid, struct.pack("<Q", lookups))
 
     def submit(
-        self, channel: Channel, readable: Sequence[Piece], writable: Sequence[Piece], timeout: float = DEFAULT_TIMEOUT
+        self,
+        channel: Channel,
+        readable: Sequence[Piece],
+        writable: Sequence[Piece],
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> int:
         """Put one chain into a queue that has nothing else in it, and return the used length."""
         head = channel.queue.add(readable, writable, self.indirect)
@@ -312,10 +345,14 @@ class FrontEnd:
             self._post(Piece(self.ram.allocate(size), size))
         self.publish(self.notify)
 
-    def notifications(self, timeout: float = DEFAULT_TIMEOUT, at_least: int = 1, repost: bool = True) -> list[bytes]:
-        """Return the payloads of the notifications that have come, waiting for ``at_least`` so many.
+    def notifications(
+        self, timeout: float = DEFAULT_TIMEOUT, at_least: int = 1, repost: bool = True
+    ) -> list[bytes]:
+        """Return the payloads of the notifications that have come, waiting for ``at_least`` so
+        many.
 
-        Their headers are checked. The buffers are given to the device again, unless ``repost`` is false.
+        Their headers are checked. The buffers are given to the device again, unless ``repost`` is
+        false.
         """
         queue = self.notify.queue
         queue.want_interrupts(True)
@@ -355,7 +392,8 @@ class FrontEnd:
         timeout: float = DEFAULT_TIMEOUT,
         what: str = "it",
     ) -> None:
-        """Wait for ``condition``, which becomes true when the daemon's loop turns or interrupts on ``channel``."""
+        """Wait for ``condition``, which becomes true when the daemon's loop turns or interrupts on
+        ``channel``."""
         deadline = time.monotonic() + timeout
         while not condition():
             left = deadline - time.monotonic()
@@ -364,7 +402,9 @@ class FrontEnd:
             if self.loop is not None:
                 self.loop.run_once(left)
             else:
-                assert channel is not None, "without a loop to turn there must be something to wait for"
+                assert channel is not None, (
+                    "without a loop to turn there must be something to wait for"
+                )
                 select.select([channel.call], [], [], left)
                 channel.interrupts()
 

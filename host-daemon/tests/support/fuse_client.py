@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A FUSE client for tests: encodes requests as Linux does, calls a session, checks and decodes the replies.
+"""A FUSE client for tests: encodes requests as Linux does, calls a session, checks and decodes the
+replies.
 
 Nothing of it knows the file system behind the session.
 """
@@ -25,7 +26,8 @@ HEADER_SIZE = fuse.out_header.size
 
 @dataclass(frozen=True)
 class Listed:
-    """An entry of a directory; ``entry`` is what READDIRPLUS says of the inode, None without it or with nodeid 0."""
+    """An entry of a directory; ``entry`` is what READDIRPLUS says of the inode, None without it or
+    with nodeid 0."""
 
     name: bytes
     ino: int
@@ -48,11 +50,17 @@ def segments(data: bytes | bytearray, sizes: Sequence[int]) -> list[memoryview]:
 class Client:
     """Sends one request after the other; a reply with an error raises ``OSError``.
 
-    ``cuts`` are the sizes of the first segments of request and reply: Linux puts the headers into their own.
+    ``cuts`` are the sizes of the first segments of request and reply: Linux puts the headers into
+    their own.
     """
 
     def __init__(
-        self, handler: RequestHandler, *, uid: int = 0, gid: int = 0, cuts: tuple[list[int], list[int]] = ([40], [16])
+        self,
+        handler: RequestHandler,
+        *,
+        uid: int = 0,
+        gid: int = 0,
+        cuts: tuple[list[int], list[int]] = ([40], [16]),
     ) -> None:
         self.handler = handler
         self.uid = uid
@@ -62,14 +70,22 @@ class Client:
         self._unique = 0
 
     def send(self, request: bytes, room: int) -> bytes:
-        """Hand over raw bytes with a reply buffer of ``room`` bytes; returns what was written, all that was."""
+        """Hand over raw bytes with a reply buffer of ``room`` bytes; returns what was written, all
+        that was."""
         writable = segments(bytearray(b"\xa5" * room), self.cuts[1])
         written = self.handler.handle(Chain.of(segments(request, self.cuts[0]), writable))
         buffer = b"".join(writable)
         assert 0 <= written <= room
         return buffer[:written]
 
-    def request(self, opcode: int, nodeid: int, args: bytes = b"", extensions: bytes = b"", data: bytes = b"") -> bytes:
+    def request(
+        self,
+        opcode: int,
+        nodeid: int,
+        args: bytes = b"",
+        extensions: bytes = b"",
+        data: bytes = b"",
+    ) -> bytes:
         """Encode a request with the next unique number."""
         self._unique += 2
         body = args + data + extensions
@@ -88,7 +104,13 @@ class Client:
         )
 
     def call(
-        self, opcode: int, nodeid: int, args: bytes = b"", room: int = 4096, extensions: bytes = b"", data: bytes = b""
+        self,
+        opcode: int,
+        nodeid: int,
+        args: bytes = b"",
+        room: int = 4096,
+        extensions: bytes = b"",
+        data: bytes = b"",
     ) -> bytes:
         """Send a request with room for a payload of ``room`` bytes; returns the reply's payload."""
         reply = self.send(self.request(opcode, nodeid, args, extensions, data), HEADER_SIZE + room)
@@ -108,7 +130,11 @@ class Client:
     def init(self, offer: int = OFFER, *, major: int = 7, minor: int = 41) -> Any:
         """Agree on what holds; returns ``init_out``."""
         args = fuse.init_in.pack(
-            major=major, minor=minor, max_readahead=1 << 17, flags=offer & 0xFFFFFFFF, flags2=offer >> 32
+            major=major,
+            minor=minor,
+            max_readahead=1 << 17,
+            flags=offer & 0xFFFFFFFF,
+            flags2=offer >> 32,
         )
         if minor < 36:
             args = args[:16]
@@ -126,19 +152,31 @@ class Client:
 
     def batch_forget(self, *inodes: tuple[int, int]) -> None:
         args = fuse.batch_forget_in.pack(count=len(inodes))
-        self.silent(Opcode.BATCH_FORGET, 0, args + b"".join(fuse.forget_one.pack_values(*inode) for inode in inodes))
+        self.silent(
+            Opcode.BATCH_FORGET,
+            0,
+            args + b"".join(fuse.forget_one.pack_values(*inode) for inode in inodes),
+        )
 
     def getattr(self, nodeid: int, fh: int | None = None) -> Any:
         args = fuse.getattr_in.pack(getattr_flags=0 if fh is None else fuse.GETATTR_FH, fh=fh or 0)
-        return fuse.attr_out.unpack_from(self.call(Opcode.GETATTR, nodeid, args, fuse.attr_out.size))
+        return fuse.attr_out.unpack_from(
+            self.call(Opcode.GETATTR, nodeid, args, fuse.attr_out.size)
+        )
 
     def setattr(self, nodeid: int, valid: SetattrValid, **fields: int) -> Any:
         args = fuse.setattr_in.pack(valid=int(valid), **fields)
-        return fuse.attr_out.unpack_from(self.call(Opcode.SETATTR, nodeid, args, fuse.attr_out.size))
+        return fuse.attr_out.unpack_from(
+            self.call(Opcode.SETATTR, nodeid, args, fuse.attr_out.size)
+        )
 
     def statx(self, nodeid: int, fh: int | None = None) -> Any:
-        args = fuse.statx_in.pack(getattr_flags=0 if fh is None else fuse.GETATTR_FH, fh=fh or 0, sx_mask=0xFFF)
-        return fuse.statx_out.unpack_from(self.call(Opcode.STATX, nodeid, args, fuse.statx_out.size))
+        args = fuse.statx_in.pack(
+            getattr_flags=0 if fh is None else fuse.GETATTR_FH, fh=fh or 0, sx_mask=0xFFF
+        )
+        return fuse.statx_out.unpack_from(
+            self.call(Opcode.STATX, nodeid, args, fuse.statx_out.size)
+        )
 
     def readlink(self, nodeid: int) -> bytes:
         return self.call(Opcode.READLINK, nodeid, room=4095)
@@ -147,11 +185,15 @@ class Client:
         args = name + b"\0" + target + b"\0"
         return self._entry(self.call(Opcode.SYMLINK, parent, args, fuse.entry_out.size, extensions))
 
-    def mknod(self, parent: int, name: bytes, mode: int, rdev: int = 0, extensions: bytes = b"") -> Any:
+    def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int = 0, extensions: bytes = b""
+    ) -> Any:
         args = fuse.mknod_in.pack(mode=mode, rdev=rdev) + name + b"\0"
         return self._entry(self.call(Opcode.MKNOD, parent, args, fuse.entry_out.size, extensions))
 
-    def mkdir(self, parent: int, name: bytes, mode: int = 0o755, umask: int = 0, extensions: bytes = b"") -> Any:
+    def mkdir(
+        self, parent: int, name: bytes, mode: int = 0o755, umask: int = 0, extensions: bytes = b""
+    ) -> Any:
         args = fuse.mkdir_in.pack(mode=mode, umask=umask) + name + b"\0"
         return self._entry(self.call(Opcode.MKDIR, parent, args, fuse.entry_out.size, extensions))
 
@@ -161,13 +203,17 @@ class Client:
     def rmdir(self, parent: int, name: bytes) -> None:
         self.call(Opcode.RMDIR, parent, name + b"\0", 0)
 
-    def rename(self, parent: int, name: bytes, newdir: int, newname: bytes, flags: int | None = None) -> None:
+    def rename(
+        self, parent: int, name: bytes, newdir: int, newname: bytes, flags: int | None = None
+    ) -> None:
         """RENAME, or with flags RENAME2."""
         names = name + b"\0" + newname + b"\0"
         if flags is None:
             self.call(Opcode.RENAME, parent, fuse.rename_in.pack(newdir=newdir) + names, 0)
         else:
-            self.call(Opcode.RENAME2, parent, fuse.rename2_in.pack(newdir=newdir, flags=flags) + names, 0)
+            self.call(
+                Opcode.RENAME2, parent, fuse.rename2_in.pack(newdir=newdir, flags=flags) + names, 0
+            )
 
     def link(self, nodeid: int, newdir: int, newname: bytes) -> Any:
         args = fuse.link_in.pack(oldnodeid=nodeid) + newname + b"\0"
@@ -192,7 +238,9 @@ class Client:
         return self._created(Opcode.TMPFILE, parent, b"/", mode, flags, b"")
 
     def read(self, nodeid: int, fh: int, offset: int, size: int) -> bytes:
-        return self.call(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, offset=offset, size=size), size)
+        return self.call(
+            Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, offset=offset, size=size), size
+        )
 
     def write(self, nodeid: int, fh: int, offset: int, data: bytes, write_flags: int = 0) -> int:
         args = fuse.write_in.pack(fh=fh, offset=offset, size=len(data), write_flags=write_flags)
@@ -214,9 +262,15 @@ class Client:
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         args = fuse.lseek_in.pack(fh=fh, offset=offset, whence=whence)
-        return int(fuse.lseek_out.unpack_from(self.call(Opcode.LSEEK, nodeid, args, fuse.lseek_out.size)).offset)
+        return int(
+            fuse.lseek_out.unpack_from(
+                self.call(Opcode.LSEEK, nodeid, args, fuse.lseek_out.size)
+            ).offset
+        )
 
-    def copy_file_range(self, source: tuple[int, int, int], target: tuple[int, int, int], length: int) -> int:
+    def copy_file_range(
+        self, source: tuple[int, int, int], target: tuple[int, int, int], length: int
+    ) -> int:
         """``source`` and ``target`` are nodeid, fh and offset."""
         args = fuse.copy_file_range_in.pack_values(source[1], source[2], *target, length, 0)
         reply = self.call(Opcode.COPY_FILE_RANGE, source[0], args, fuse.write_out.size)
@@ -224,18 +278,29 @@ class Client:
 
     def opendir(self, nodeid: int) -> Any:
         args = fuse.open_in.pack(flags=os.O_RDONLY | os.O_DIRECTORY)
-        return fuse.open_out.unpack_from(self.call(Opcode.OPENDIR, nodeid, args, fuse.open_out.size))
+        return fuse.open_out.unpack_from(
+            self.call(Opcode.OPENDIR, nodeid, args, fuse.open_out.size)
+        )
 
-    def readdir(self, nodeid: int, fh: int, offset: int = 0, size: int = 4096, *, plus: bool = False) -> list[Listed]:
+    def readdir(
+        self, nodeid: int, fh: int, offset: int = 0, size: int = 4096, *, plus: bool = False
+    ) -> list[Listed]:
         """One READDIR or READDIRPLUS; empty at the end."""
         opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
-        return list(_listed(self.call(opcode, nodeid, fuse.read_in.pack(fh=fh, offset=offset, size=size), size), plus))
+        return list(
+            _listed(
+                self.call(opcode, nodeid, fuse.read_in.pack(fh=fh, offset=offset, size=size), size),
+                plus,
+            )
+        )
 
     def listdir(self, nodeid: int, size: int = 4096, *, plus: bool = False) -> list[Listed]:
         """All of a directory."""
         fh = self.opendir(nodeid).fh
         entries: list[Listed] = []
-        while part := self.readdir(nodeid, fh, entries[-1].offset if entries else 0, size, plus=plus):
+        while part := self.readdir(
+            nodeid, fh, entries[-1].offset if entries else 0, size, plus=plus
+        ):
             entries += part
         self.releasedir(nodeid, fh)
         return entries
@@ -247,12 +312,16 @@ class Client:
         self.call(Opcode.FSYNCDIR, nodeid, fuse.fsync_in.pack(fh=fh, fsync_flags=int(datasync)), 0)
 
     def statfs(self, nodeid: int = ROOT) -> Any:
-        return fuse.statfs_out.unpack_from(self.call(Opcode.STATFS, nodeid, b"", fuse.statfs_out.size))
+        return fuse.statfs_out.unpack_from(
+            self.call(Opcode.STATFS, nodeid, b"", fuse.statfs_out.size)
+        )
 
     def syncfs(self, nodeid: int = ROOT) -> None:
         self.call(Opcode.SYNCFS, nodeid, bytes(8), 0)
 
-    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int = 0, setxattr_flags: int = 0) -> None:
+    def setxattr(
+        self, nodeid: int, name: bytes, value: bytes, flags: int = 0, setxattr_flags: int = 0
+    ) -> None:
         args = fuse.setxattr_in.pack(size=len(value), flags=flags, setxattr_flags=setxattr_flags)
         if not self.agreed.flags & InitFlag.SETXATTR_EXT:
             args = args[: fuse.COMPAT_SETXATTR_IN_SIZE]
@@ -272,7 +341,11 @@ class Client:
     def fsnotify(self, nodeid: int, mask: Event, *, flags: int = 0, reserved: int = 0) -> Event:
         """Set the mask of an inode; returns what is watched."""
         args = fsnotify_in.pack(mask=int(mask), flags=flags, reserved=reserved)
-        return Event(fsnotify_out.unpack_from(self.call(Opcode.FSNOTIFY, nodeid, args, fsnotify_out.size)).mask)
+        return Event(
+            fsnotify_out.unpack_from(
+                self.call(Opcode.FSNOTIFY, nodeid, args, fsnotify_out.size)
+            ).mask
+        )
 
     def _entry(self, reply: bytes) -> Any:
         assert len(reply) == fuse.entry_out.size
@@ -287,7 +360,9 @@ class Client:
         return self._entry(reply[:size]), fuse.open_out.unpack_from(reply, size)
 
     def _sized(self, opcode: Opcode, nodeid: int, size: int, name: bytes) -> bytes | int:
-        reply = self.call(opcode, nodeid, fuse.getxattr_in.pack(size=size) + name, size or fuse.getxattr_out.size)
+        reply = self.call(
+            opcode, nodeid, fuse.getxattr_in.pack(size=size) + name, size or fuse.getxattr_out.size
+        )
         return reply if size else int(fuse.getxattr_out.unpack_from(reply).size)
 
 
@@ -307,4 +382,6 @@ def _listed(reply: bytes, plus: bool) -> Iterator[Listed]:
         padding = -(position - start) % 8
         assert reply[position : position + padding] == bytes(padding)
         position += padding
-        yield Listed(name, dirent.ino, dirent.type, dirent.off, entry if entry and entry.nodeid else None)
+        yield Listed(
+            name, dirent.ino, dirent.type, dirent.off, entry if entry and entry.nodeid else None
+        )

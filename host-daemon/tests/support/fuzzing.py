@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random inputs that can be had again: FARWATCH_EXAMPLES=N tries N inputs a test, FARWATCH_SEED=N others.
+"""Random inputs that can be had again: FARWATCH_EXAMPLES=N tries N inputs a test, FARWATCH_SEED=N
+others.
 
 An input that fails is named in the error: its number, and the seed.
 """
@@ -70,12 +71,15 @@ class _Lines(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage() + ("" if record.exc_info is None else " with a traceback"))
+        self.lines.append(
+            record.getMessage() + ("" if record.exc_info is None else " with a traceback")
+        )
 
 
 @contextlib.contextmanager
 def errors_logged() -> Iterator[list[str]]:
-    """What the daemon logs as errors. pytest's own capture keeps what is logged alive, guest memory in the end."""
+    """What the daemon logs as errors. pytest's own capture keeps what is logged alive, guest memory
+    in the end."""
     logger = logging.getLogger("farwatchd")
     handler = _Lines()
     logger.addHandler(handler)

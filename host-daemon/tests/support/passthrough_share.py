@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shared directory with its file system, and what the tests of the passthrough file system ask of both."""
+"""A shared directory with its file system, and what the tests of the passthrough file system ask of
+both."""
 
 from __future__ import annotations
 
@@ -50,17 +51,23 @@ def open_descriptors() -> int:
 def identity() -> list[str]:
     """Ids, groups and capabilities of the process."""
     kept = ("Uid:", "Gid:", "Groups:", "Cap")
-    return [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kept)]
+    return [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kept)
+    ]
 
 
 class Share:
     """A directory ``path`` and the file system ``fs`` over it.
 
-    Unless ``keep`` says else, inodes are kept by handle where that works, with few descriptors open.
+    Unless ``keep`` says else, inodes are kept by handle where that works, with few descriptors
+    open.
     """
 
     def __init__(
-        self, path: Path, options: Options | None = None, keep: InodeFileHandles = InodeFileHandles.PREFER
+        self,
+        path: Path,
+        options: Options | None = None,
+        keep: InodeFileHandles = InodeFileHandles.PREFER,
     ) -> None:
         self.path = path
         self.objects = ObjectTable(keep, most_open=4)
@@ -85,17 +92,30 @@ class Share:
         return entry
 
     def create(
-        self, name: bytes, mode: int = 0o644, flags: int = os.O_RDWR, umask: int = 0, caller: Caller = DAEMON
+        self,
+        name: bytes,
+        mode: int = 0o644,
+        flags: int = os.O_RDWR,
+        umask: int = 0,
+        caller: Caller = DAEMON,
     ) -> tuple[Entry, Opened]:
         return self.fs.create(caller, ROOT, name, mode, flags, umask, False)
 
-    def open(self, path: str, flags: int = os.O_RDWR, kill_suidgid: bool = False) -> tuple[int, int]:
+    def open(
+        self, path: str, flags: int = os.O_RDWR, kill_suidgid: bool = False
+    ) -> tuple[int, int]:
         """The nodeid and the handle of an opened file."""
         nodeid = self.lookup(path)
         return nodeid, self.fs.open(nodeid, flags, kill_suidgid).fh
 
     def write(
-        self, nodeid: int, fh: int, offset: int, *data: bytes, kill_suidgid: bool = False, cached: bool = False
+        self,
+        nodeid: int,
+        fh: int,
+        offset: int,
+        *data: bytes,
+        kill_suidgid: bool = False,
+        cached: bool = False,
     ) -> int:
         views = [memoryview(part) for part in data]
         return int(done(self.fs.write(nodeid, fh, offset, views, kill_suidgid, cached)))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A watch table on a real directory, for the tests: what the session and the loop do for it in the daemon."""
+"""A watch table on a real directory, for the tests: what the session and the loop do for it in the
+daemon."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Host:
     def watch(self, nodeid: int, path: Path, mask: Event = ALL, generation: int = 0) -> Event:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         try:
-            return self.table.set_mask(nodeid, generation, fd, stat.S_ISDIR(os.fstat(fd).st_mode), mask)
+            return self.table.set_mask(
+                nodeid, generation, fd, stat.S_ISDIR(os.fstat(fd).st_mode), mask
+            )
         finally:
             os.close(fd)
 
@@ -75,7 +78,8 @@ class Host:
 
 
 def by_handle(kind: Callable[[int, ObjectTable], Backend]) -> Callable[[int], Backend]:
-    """How to open a back end whose objects are kept by handle, and have no descriptor soon after they were used."""
+    """How to open a back end whose objects are kept by handle, and have no descriptor soon after
+    they were used."""
     return lambda root_fd: kind(root_fd, ObjectTable(InodeFileHandles.PREFER, most_open=1))
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user messages: framing, order, sizes, descriptors, acknowledgements, and whatever else a front end may send."""
+"""vhost-user messages: framing, order, sizes, descriptors, acknowledgements, and whatever else a
+front end may send."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def _encode(request: int, payload: bytes = b"", flags: int = wire.VERSION) -> by
 
 @given(st.lists(st.tuples(st.sampled_from(Request), st.binary(max_size=40)), max_size=8), st.data())
 @settings(max_examples=100, deadline=None)
-def test_messages_survive_any_fragmentation(messages: list[tuple[Request, bytes]], data: st.DataObject) -> None:
+def test_messages_survive_any_fragmentation(
+    messages: list[tuple[Request, bytes]], data: st.DataObject
+) -> None:
     stream = b"".join(_encode(request, payload) for request, payload in messages)
     decoder = MessageDecoder()
     got = []
@@ -149,7 +152,12 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
         (Request.SET_MEM_TABLE, _TABLE, 2, "1 regions with 2 descriptors"),
         (Request.SET_MEM_TABLE, _TABLE[:-1], 1, "1 regions in 39 bytes"),
         (Request.SET_MEM_TABLE, wire.memory_table.pack(regions=9) + bytes(256), 8, "9 regions"),
-        (Request.SET_MEM_TABLE, wire.memory_table.pack(regions=0xFFFF_FFFF), 0, "4294967295 regions"),
+        (
+            Request.SET_MEM_TABLE,
+            wire.memory_table.pack(regions=0xFFFF_FFFF),
+            0,
+            "4294967295 regions",
+        ),
         (Request.SET_MEM_TABLE, _TABLE, 1, "cannot be mapped"),
         (Request.ADD_MEM_REG, _REGION, 0, "ADD_MEM_REG without a descriptor"),
         (Request.ADD_MEM_REG, _REGION, 2, "at most 1 are right"),
@@ -166,7 +174,12 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
         (Request.SET_VRING_KICK, _number(0), 0, "SET_VRING_KICK with 0 descriptors"),
         (Request.SET_VRING_KICK, _number(wire.VRING_NO_FD), 1, "SET_VRING_KICK with 1 descriptors"),
         (Request.SET_VRING_KICK, _number(wire.VRING_NO_FD), 0, "polling is not done here"),
-        (Request.SET_VRING_CALL, _number(0), 2, "SET_VRING_CALL with 2 descriptors, at most 1 are right"),
+        (
+            Request.SET_VRING_CALL,
+            _number(0),
+            2,
+            "SET_VRING_CALL with 2 descriptors, at most 1 are right",
+        ),
         (Request.SET_VRING_CALL, _number(200), 1, "no queue 200"),
         (Request.SET_VRING_ERR, _number(1 << 9), 1, "unknown bits in 0x200"),
         (Request.GET_CONFIG, b"1234", 0, "GET_CONFIG with 4 bytes"),
@@ -174,7 +187,12 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
     ],
 )
 def test_a_message_that_breaks_the_rules_ends_the_connection_with_one_line(
-    link: Wire, caplog: pytest.LogCaptureFixture, request_: Request, payload: bytes, fds: int, reason: str
+    link: Wire,
+    caplog: pytest.LogCaptureFixture,
+    request_: Request,
+    payload: bytes,
+    fds: int,
+    reason: str,
 ) -> None:
     front_end = link.front_end
     features = int(ProtocolFeature.CONFIG | ProtocolFeature.CONFIGURE_MEM_SLOTS)
@@ -210,14 +228,22 @@ def test_messages_of_features_that_were_not_negotiated_are_refused(
     assert "without having negotiated" in caplog.text
 
 
-def test_more_descriptors_than_any_message_has_end_the_connection(link: Wire, caplog: pytest.LogCaptureFixture) -> None:
+def test_more_descriptors_than_any_message_has_end_the_connection(
+    link: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
     link.front_end.send(Request.SET_MEM_TABLE, bytes(8), [link.front_end.ram.fd] * (MAX_FDS + 3))
     assert link.front_end.closed()
     assert f"more than {MAX_FDS} descriptors" in caplog.text
 
 
-def test_leaving_in_the_middle_of_a_message_is_noticed(link: Wire, caplog: pytest.LogCaptureFixture) -> None:
-    socket.send_fds(link.front_end.sock, [_encode(Request.SET_MEM_TABLE, bytes(8))[:14]], [link.front_end.ram.fd])
+def test_leaving_in_the_middle_of_a_message_is_noticed(
+    link: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket.send_fds(
+        link.front_end.sock,
+        [_encode(Request.SET_MEM_TABLE, bytes(8))[:14]],
+        [link.front_end.ram.fd],
+    )
     link.front_end.sock.shutdown(socket.SHUT_WR)
     assert link.front_end.closed()
     assert "in the middle of a message" in caplog.text
@@ -293,7 +319,9 @@ def test_memory_slots_are_bounded_and_counted() -> None:
 
     def add(number: int) -> None:
         fields = {"guest_addr": number << 12, "user_addr": number << 12, "size": 4096}
-        message = Message(Request.ADD_MEM_REG, 1, wire.single_region.pack(**fields), [os.dup(ram.fd)])
+        message = Message(
+            Request.ADD_MEM_REG, 1, wire.single_region.pack(**fields), [os.dup(ram.fd)]
+        )
         backend.handle(message)
 
     for number in range(MAX_MEM_SLOTS):
@@ -313,7 +341,11 @@ def test_a_second_memory_table_replaces_the_first_while_rings_run(link: Wire) ->
     front_end.forget(2)
     # Forty bytes too many do not matter: some front ends send the whole array.
     regions = [region_fields(r) for r in front_end.ram.regions]
-    table = wire.memory_table.pack(regions=2) + b"".join(wire.memory_region.pack(**f) for f in regions) + bytes(192)
+    table = (
+        wire.memory_table.pack(regions=2)
+        + b"".join(wire.memory_region.pack(**f) for f in regions)
+        + bytes(192)
+    )
     front_end.set(Request.SET_MEM_TABLE, table, [front_end.ram.fd] * 2)
     front_end.forget(3)
 
@@ -324,7 +356,12 @@ def test_a_second_memory_table_replaces_the_first_while_rings_run(link: Wire) ->
 _PAYLOADS = st.one_of(
     st.binary(max_size=64),
     st.builds(_state, st.integers(0, 4), st.sampled_from([0, 1, 2, 8, 128, 65535, 65536])),
-    st.builds(_number, st.one_of(st.integers(0, 4), st.integers(0, (1 << 64) - 1), st.sampled_from([0x100, 0x102]))),
+    st.builds(
+        _number,
+        st.one_of(
+            st.integers(0, 4), st.integers(0, (1 << 64) - 1), st.sampled_from([0x100, 0x102])
+        ),
+    ),
     st.builds(
         lambda index, flags, where: wire.vring_addr.pack(
             index=index, flags=flags, descriptor=where, available=where + 4096, used=where + 8192
@@ -350,7 +387,8 @@ _PAYLOADS = st.one_of(
     st.just(b""),
 )
 _STEPS = st.lists(
-    st.tuples(st.sampled_from(Request), _PAYLOADS, st.integers(0, 2), st.booleans(), st.booleans()), max_size=30
+    st.tuples(st.sampled_from(Request), _PAYLOADS, st.integers(0, 2), st.booleans(), st.booleans()),
+    max_size=30,
 )
 
 

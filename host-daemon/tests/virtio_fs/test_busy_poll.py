@@ -26,10 +26,11 @@ LOOK = US // 2
 
 @dataclass
 class Asker:
-    """Its next request comes ``thinks`` after the reply; noticing takes ``wakes`` longer when it is waited for.
+    """Its next request comes ``thinks`` after the reply; noticing takes ``wakes`` longer when it is
+    waited for.
 
-    While it is looked for the guest takes ``hindered`` longer, and of each ``loses`` requests (0: of none) the
-    processor is lost for 3 ms. ``looked`` is the time that was spent looking.
+    While it is looked for the guest takes ``hindered`` longer, and of each ``loses`` requests (0:
+    of none) the processor is lost for 3 ms. ``looked`` is the time that was spent looking.
     """
 
     thinks: int
@@ -145,7 +146,9 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
-def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(world: World, event_idx: bool) -> None:
+def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(
+    world: World, event_idx: bool
+) -> None:
     busy = Eager(world.loop.has_work)
     front_end = world.connect(event_idx=event_idx, busy=busy)
     front_end.negotiate()
@@ -153,7 +156,8 @@ def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(world: Wo
     answered: list[int] = []
 
     def another() -> None:
-        # The reply to the one before has been told of: the driver waits for it before it sends the next one.
+        # The reply to the one before has been told of: the driver waits for it before it sends the
+        # next one.
         assert channel.interrupts()
         answered.append(answer(front_end))
         if len(answered) < 4:
@@ -211,7 +215,9 @@ class Later:
         self.answer(ticket, bytes(OUT_HEADER.size), OUT_HEADER.size)
 
 
-def test_nobody_looks_while_a_thread_works_on_a_reply(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_looks_while_a_thread_works_on_a_reply(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     busy, later = Eager(world.loop.has_work), Later()
     looked: list[int] = []
     busy.during = lambda: looked.append(1)
@@ -246,11 +252,14 @@ def answer(front_end: FrontEnd) -> int:
 
 
 REQUESTS = 2000
-#: Of so many requests a daemon that looks would find more without a kick, and one that does not by accident fewer.
+#: Of so many requests a daemon that looks would find more without a kick, and one that does not by
+#: accident fewer.
 UNKICKED = 50
 
 
-def unkicked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: set[int], option: str) -> int:
+def unkicked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: set[int], option: str
+) -> int:
     """How many of ``REQUESTS`` to a daemon that may use ``processors`` needed no kick."""
     wanted: list[bool] = []
     publish = DriverQueue.publish
@@ -275,15 +284,24 @@ def unkicked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: set[in
     return wanted.count(False)
 
 
-def test_the_daemon_looks_where_it_has_another_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemon_looks_where_it_has_another_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     processors = os.sched_getaffinity(0)
     found = unkicked(tmp_path, monkeypatch, processors, "--busy-poll=1000")
     assert (found > UNKICKED) == (len(processors) > 1), found
 
 
-def test_the_daemon_does_not_look_with_one_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert unkicked(tmp_path, monkeypatch, {min(os.sched_getaffinity(0))}, "--busy-poll=1000") < UNKICKED
+def test_the_daemon_does_not_look_with_one_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        unkicked(tmp_path, monkeypatch, {min(os.sched_getaffinity(0))}, "--busy-poll=1000")
+        < UNKICKED
+    )
 
 
-def test_the_daemon_does_not_look_when_it_is_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemon_does_not_look_when_it_is_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert unkicked(tmp_path, monkeypatch, os.sched_getaffinity(0), "--busy-poll=0") < UNKICKED

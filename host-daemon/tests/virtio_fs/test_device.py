@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device end to end: a fake front end with real shared memory, descriptors and rings, and a handler behind."""
+"""The device end to end: a fake front end with real shared memory, descriptors and rings, and a
+handler behind."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize(
-    ("notification", "event_idx", "indirect", "slots"), list(itertools.product([True, False], repeat=4))
+    ("notification", "event_idx", "indirect", "slots"),
+    list(itertools.product([True, False], repeat=4)),
 )
 def test_requests_are_answered_in_every_layout(
     world: World, notification: bool, event_idx: bool, indirect: bool, slots: bool
 ) -> None:
-    front_end = world.connect(notification, event_idx=event_idx, indirect=indirect, memory_slots=slots)
+    front_end = world.connect(
+        notification, event_idx=event_idx, indirect=indirect, memory_slots=slots
+    )
     front_end.negotiate()
     assert front_end.request(ECHO, 1, b"abc", 3) == (0, b"cba")
     big = os.urandom(300_000)
@@ -65,14 +69,18 @@ def test_every_request_queue_is_served(world: World) -> None:
         assert front_end.request(ECHO, 1, b"ab", 2, queue=queue) == (0, b"ba")
 
 
-def test_a_bug_in_the_handler_is_an_io_error_and_one_traceback(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_in_the_handler_is_an_io_error_and_one_traceback(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     front_end = world.connect()
     front_end.negotiate()
     for _ in range(3):
         assert front_end.request(FAIL, 1, b"", 8) == (errno.EIO, b"")
     assert front_end.request(LIE, 1, b"", 8) == (errno.EIO, b"")
     front_end.send_no_reply(FAIL, 1, b"")
-    assert [bool(r.exc_info) for r in caplog.records if r.levelno == logging.ERROR] == [True] + 4 * [False]
+    assert [bool(r.exc_info) for r in caplog.records if r.levelno == logging.ERROR] == [
+        True
+    ] + 4 * [False]
     # The traceback in the log record holds views of guest memory.
     caplog.clear()
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
@@ -91,7 +99,9 @@ def test_indices_wrap_around(world: World, event_idx: bool) -> None:
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
-def test_a_batch_larger_than_a_turn_is_served_with_few_interrupts(world: World, event_idx: bool) -> None:
+def test_a_batch_larger_than_a_turn_is_served_with_few_interrupts(
+    world: World, event_idx: bool
+) -> None:
     front_end = world.connect(event_idx=event_idx, queue_size=1024)
     front_end.negotiate()
     channel = front_end.requests()
@@ -168,7 +178,9 @@ def test_rings_run_without_enabling_when_protocol_features_are_not_acked(world: 
     assert world.handler.forgotten == [5]
 
 
-def test_queue_one_is_a_request_queue_when_notification_is_offered_but_not_acked(world: World) -> None:
+def test_queue_one_is_a_request_queue_when_notification_is_offered_but_not_acked(
+    world: World,
+) -> None:
     front_end = world.connect(notification=False)
     front_end.negotiate()
     assert front_end.offered & 1
@@ -348,7 +360,10 @@ def _expect_stopped(front_end: FrontEnd, caplog: pytest.LogCaptureFixture, reaso
     ],
 )
 def test_a_bad_descriptor_stops_the_queue(
-    world: World, caplog: pytest.LogCaptureFixture, descriptor: tuple[int, int, int, int], reason: str
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    descriptor: tuple[int, int, int, int],
+    reason: str,
 ) -> None:
     front_end = world.connect()
     front_end.negotiate()
@@ -359,7 +374,9 @@ def test_a_bad_descriptor_stops_the_queue(
     _expect_stopped(front_end, caplog, reason)
 
 
-def test_a_head_outside_the_table_stops_the_queue(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_outside_the_table_stops_the_queue(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     front_end = world.connect()
     front_end.negotiate()
     front_end.requests().queue.set_available(128)
@@ -367,7 +384,9 @@ def test_a_head_outside_the_table_stops_the_queue(world: World, caplog: pytest.L
     _expect_stopped(front_end, caplog, "descriptor 128 of a table of 128")
 
 
-def test_an_available_index_too_far_ahead_stops_the_queue(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_available_index_too_far_ahead_stops_the_queue(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     front_end = world.connect()
     front_end.negotiate()
     front_end.ram.write_short(front_end.requests().queue.available + 2, 129)
@@ -378,14 +397,24 @@ def test_an_available_index_too_far_ahead_stops_the_queue(world: World, caplog: 
     ("table", "reason"),
     [
         ([(0x10_0000, 16, INDIRECT, 0)], "inside an indirect table"),
-        ([(0x10_0000, 16, WRITE | NEXT, 1), (0x10_0000, 16, 0, 0)], "readable descriptor after a writable"),
+        (
+            [(0x10_0000, 16, WRITE | NEXT, 1), (0x10_0000, 16, 0, 0)],
+            "readable descriptor after a writable",
+        ),
         ([(0x10_0000, 16, NEXT, 1), (0x10_0000, 16, NEXT, 0)], "a loop"),
         ([(0x10_0000, 16, NEXT, 7)], "descriptor 7 of a table of 1"),
-        ([(0x10_0000, 0x80_0000, WRITE | NEXT, i + 1) for i in range(512)] + [(0x10_0000, 1, WRITE, 0)], "one chain"),
+        (
+            [(0x10_0000, 0x80_0000, WRITE | NEXT, i + 1) for i in range(512)]
+            + [(0x10_0000, 1, WRITE, 0)],
+            "one chain",
+        ),
     ],
 )
 def test_a_bad_indirect_table_stops_the_queue(
-    world: World, caplog: pytest.LogCaptureFixture, table: list[tuple[int, int, int, int]], reason: str
+    world: World,
+    caplog: pytest.LogCaptureFixture,
+    table: list[tuple[int, int, int, int]],
+    reason: str,
 ) -> None:
     front_end = world.connect()
     front_end.negotiate()
@@ -462,13 +491,17 @@ def test_a_chain_may_cross_adjacent_regions(world: World) -> None:
     channel = front_end.requests()
     border = front_end.ram.regions[1].guest_addr
     head = border - 20
-    front_end.ram.write(head, IN_HEADER.pack(IN_HEADER.size + 4, ECHO, 6, 1, 0, 0, 0, 0, 0) + b"abcd")
+    front_end.ram.write(
+        head, IN_HEADER.pack(IN_HEADER.size + 4, ECHO, 6, 1, 0, 0, 0, 0, 0) + b"abcd"
+    )
     reply = front_end.ram.allocate(20)
     written = front_end.submit(channel, [Piece(head, IN_HEADER.size + 4)], [Piece(reply, 20)])
     assert front_end.ram.read(reply, written) == OUT_HEADER.pack(20, 0, 6) + b"dcba"
 
 
-def test_taking_a_ring_s_memory_away_stops_it_and_nothing_else(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_taking_a_ring_s_memory_away_stops_it_and_nothing_else(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     front_end = world.connect()
     front_end.negotiate()
     upper, lower = front_end.ram.regions[1], front_end.ram.regions[0]
@@ -477,8 +510,14 @@ def test_taking_a_ring_s_memory_away_stops_it_and_nothing_else(world: World, cap
     front_end.set(Request.REM_MEM_REG, wire.single_region.pack(**region_fields(lower)))
     front_end.settle()
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
-    assert [e.split(":")[0] for e in errors] == ["queue 0 stopped", "queue 1 stopped", "queue 2 stopped"]
-    front_end.set(Request.ADD_MEM_REG, wire.single_region.pack(**region_fields(lower)), [front_end.ram.fd])
+    assert [e.split(":")[0] for e in errors] == [
+        "queue 0 stopped",
+        "queue 1 stopped",
+        "queue 2 stopped",
+    ]
+    front_end.set(
+        Request.ADD_MEM_REG, wire.single_region.pack(**region_fields(lower)), [front_end.ram.fd]
+    )
     front_end.stop_ring(2)
     front_end.start_ring(2)
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
@@ -509,7 +548,9 @@ def test_a_region_may_start_in_the_middle_of_a_page_of_its_file(world: World) ->
     front_end.negotiate()
     odd = {"guest_addr": 1 << 40, "user_addr": 1 << 40, "size": 100, "mmap_offset": 4096 + 24}
     front_end.set(Request.ADD_MEM_REG, wire.single_region.pack(**odd), [front_end.ram.fd])
-    front_end.ram.write(front_end.ram.BASE + 4096 + 24, IN_HEADER.pack(IN_HEADER.size, ECHO, 6, 1, 0, 0, 0, 0, 0))
+    front_end.ram.write(
+        front_end.ram.BASE + 4096 + 24, IN_HEADER.pack(IN_HEADER.size, ECHO, 6, 1, 0, 0, 0, 0, 0)
+    )
     reply = front_end.ram.allocate(16)
     pieces = [Piece(1 << 40, IN_HEADER.size)], [Piece(reply, 16)]
     assert front_end.submit(front_end.requests(), *pieces) == 16

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where there is no notification queue a request waits for events, and keeps nobody else waiting."""
+"""Where there is no notification queue a request waits for events, and keeps nobody else
+waiting."""
 
 from __future__ import annotations
 
@@ -23,7 +24,15 @@ from farwatchd.wire.fsnotify import (
     WaitFlag,
     fsnotify_wait_in,
 )
-from farwatchd.wire.fuse import InitFlag, Opcode, in_header, init_in, init_out, out_header, statfs_out
+from farwatchd.wire.fuse import (
+    InitFlag,
+    Opcode,
+    in_header,
+    init_in,
+    init_out,
+    out_header,
+    statfs_out,
+)
 from farwatchd.wire.vhost_user import Request, single_region
 from tests.support.device_world import Eager
 from tests.support.driver import Piece
@@ -49,7 +58,9 @@ class Guest:
     def park(self) -> Piece:
         """Send a request that waits, and return where its answer will be."""
         self.unique += 1
-        head = in_header.pack(len=in_header.size + len(WAIT), opcode=Opcode.FSNOTIFY_WAIT, unique=self.unique)
+        head = in_header.pack(
+            len=in_header.size + len(WAIT), opcode=Opcode.FSNOTIFY_WAIT, unique=self.unique
+        )
         ram, channel = self.front_end.ram, self.front_end.requests()
         request = Piece(ram.allocate(len(head) + len(WAIT)), len(head) + len(WAIT))
         ram.write(request.addr, head + WAIT)
@@ -80,7 +91,9 @@ def guest() -> Iterator[Guest]:
     session = Session(FakeFs(), FakeWatches(), SessionOptions())
     ours, theirs = socket.socketpair()
     busy = Eager(loop.has_work)
-    server = Server(loop, theirs, Device(loop, session, DeviceConfig("share"), queue, busy=busy), lambda: None)
+    server = Server(
+        loop, theirs, Device(loop, session, DeviceConfig("share"), queue, busy=busy), lambda: None
+    )
     front_end = FrontEnd(ours, False, loop=loop)
     front_end.negotiate()
     offered = int(InitFlag.INIT_EXT) | FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_PARKED
@@ -103,7 +116,10 @@ def test_a_request_waits_for_an_event(guest: Guest) -> None:
 def test_what_waited_for_a_request_is_its_answer_at_once(guest: Guest) -> None:
     guest.tell(CREATED)
     guest.tell(EventRecord(1, 0, Event.DELETE, b"name"))
-    assert [record.mask for record in decode_all(guest.answer(guest.park()) or b"")] == [Event.CREATE, Event.DELETE]
+    assert [record.mask for record in decode_all(guest.answer(guest.park()) or b"")] == [
+        Event.CREATE,
+        Event.DELETE,
+    ]
 
 
 def test_a_waiting_request_keeps_no_other_waiting(guest: Guest) -> None:
@@ -152,7 +168,12 @@ def test_room_for_no_record_is_refused(guest: Guest) -> None:
     small = fsnotify_wait_in.pack(size=100)
     assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, small, SIZE)[0] == 22
     assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, WAIT, 100)[0] == 22
-    assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, fsnotify_wait_in.pack(flags=2, size=SIZE), SIZE)[0] == 22
+    assert (
+        guest.front_end.request(
+            Opcode.FSNOTIFY_WAIT, 0, fsnotify_wait_in.pack(flags=2, size=SIZE), SIZE
+        )[0]
+        == 22
+    )
 
 
 def test_memory_that_changes_leaves_the_waiting_request_its_place(guest: Guest) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains as Linux writes them, which are known again, and any others: there must be no difference but in time."""
+"""Chains as Linux writes them, which are known again, and any others: there must be no difference
+but in time."""
 
 from __future__ import annotations
 
@@ -28,10 +29,15 @@ _TABLE = 0x8800
 
 Descriptor = tuple[int, int, int, int]
 
-_addresses = st.sampled_from([0x1000, 0x1010, 0x1FF0, 0x2000, 0x2FF0, 0x8000, 0x8FFF, 0x0, 0x5000, (1 << 64) - 8])
+_addresses = st.sampled_from(
+    [0x1000, 0x1010, 0x1FF0, 0x2000, 0x2FF0, 0x8000, 0x8FFF, 0x0, 0x5000, (1 << 64) - 8]
+)
 _lengths = st.sampled_from([0, 1, 16, 16, 40, 0x800, 0xFFFFFFFF])
 _any_descriptor = st.tuples(
-    _addresses, _lengths, st.sampled_from([0, NEXT, NEXT, WRITE, NEXT | WRITE, 8]), st.integers(0, 9)
+    _addresses,
+    _lengths,
+    st.sampled_from([0, NEXT, NEXT, WRITE, NEXT | WRITE, 8]),
+    st.integers(0, 9),
 )
 
 
@@ -41,11 +47,14 @@ def _linux_tables(draw: st.DrawFn) -> list[Descriptor]:
     readable, writable = draw(st.integers(0, 4)), draw(st.integers(0, 4))
     flags = [NEXT] * readable + [NEXT | WRITE] * writable or [NEXT]
     flags[-1] &= ~NEXT
-    return [(draw(_addresses), draw(_lengths), flag, number) for number, flag in enumerate(flags, 1)]
+    return [
+        (draw(_addresses), draw(_lengths), flag, number) for number, flag in enumerate(flags, 1)
+    ]
 
 
 def _read(descriptors: list[Descriptor], indirect: bool) -> tuple[bytes, bytes, int] | None:
-    """What the chain is made of, by address; None when it is refused. The table is the ring's, or an indirect one."""
+    """What the chain is made of, by address; None when it is refused. The table is the ring's, or
+    an indirect one."""
     table = b"".join(_DESCRIPTOR.pack(*descriptor) for descriptor in descriptors)
     size = len(descriptors)
     if indirect:
@@ -63,12 +72,21 @@ def _read(descriptors: list[Descriptor], indirect: bool) -> tuple[bytes, bytes, 
 def setup_module() -> None:
     """Every byte tells where it is, nearly."""
     for region in _MEMORY.regions:
-        region.view[:] = bytes((n * 7 + n // 256 + region.guest_addr // 4096) % 256 for n in range(region.size))
+        region.view[:] = bytes(
+            (n * 7 + n // 256 + region.guest_addr // 4096) % 256 for n in range(region.size)
+        )
 
 
 @given(st.one_of(_linux_tables(), st.lists(_any_descriptor, min_size=1, max_size=8)))
 @settings(max_examples=400, deadline=None)
-@example([(0x1000, 40, NEXT, 1), (0x1040, 16, NEXT, 2), (0x8000, 16, NEXT | WRITE, 3), (0x2000, 104, WRITE, 4)])
+@example(
+    [
+        (0x1000, 40, NEXT, 1),
+        (0x1040, 16, NEXT, 2),
+        (0x8000, 16, NEXT | WRITE, 3),
+        (0x2000, 104, WRITE, 4),
+    ]
+)
 @example([(0x1FF0, 32, NEXT, 1), (0x2000, 16, WRITE, 0)])
 @example([(0x1000, 16, NEXT | WRITE, 1), (0x1000, 16, 0, 0)])
 @example([(0x1000, 16, NEXT, 1), (0x1000, 16, NEXT | WRITE, 2)])
@@ -108,7 +126,9 @@ def test_tables_are_told_apart_by_what_they_say_however_many_there_are() -> None
     # More than are kept.
     for addr in (0x1000, 0x1010, 0x1020) * 2:
         for length in range(1, 1500):
-            table[:] = _DESCRIPTOR.pack(addr, 7, NEXT, 1) + _DESCRIPTOR.pack(0x2000, length, WRITE, 0)
+            table[:] = _DESCRIPTOR.pack(addr, 7, NEXT, 1) + _DESCRIPTOR.pack(
+                0x2000, length, WRITE, 0
+            )
             chain = reader.chain(0)
             assert [len(view) for view in (*chain.readable, *chain.writable)] == [7, length]
             assert chain.writable_size == length

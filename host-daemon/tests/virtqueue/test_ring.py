@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory and the split ring by themselves: translation, chains against a model, notification, any table."""
+"""Guest memory and the split ring by themselves: translation, chains against a model, notification,
+any table."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from farwatchd.virtqueue import Chain, GuestMemory, Region, RingAddress, RingMemory, SplitRing, VirtqueueError
+from farwatchd.virtqueue import (
+    Chain,
+    GuestMemory,
+    Region,
+    RingAddress,
+    RingMemory,
+    SplitRing,
+    VirtqueueError,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.driver import INDIRECT, NEXT, WRITE, DriverQueue, GuestRam, Piece
@@ -27,13 +36,16 @@ def _memory(*spans: tuple[int, int], step: int = 0x1000) -> GuestMemory:
 class Rings:
     """A driver and a device on one ring, without anything between."""
 
-    def __init__(self, size: int = 8, event_idx: bool = True, indirect: bool = True, base: int = 0) -> None:
+    def __init__(
+        self, size: int = 8, event_idx: bool = True, indirect: bool = True, base: int = 0
+    ) -> None:
         self.ram = GuestRam(RAM, regions=2)
         self.driver = DriverQueue(self.ram, size, event_idx, base)
         shared = self.ram.share()
         os.close(self.ram.fd)
         self.memory = GuestMemory(
-            Region(r.guest_addr, r.size, r.user_addr, shared[r.offset : r.offset + r.size]) for r in self.ram.regions
+            Region(r.guest_addr, r.size, r.user_addr, shared[r.offset : r.offset + r.size])
+            for r in self.ram.regions
         )
         self.event_idx, self.indirect = event_idx, indirect
         self.ring = self.device(base)
@@ -88,7 +100,9 @@ def test_regions_must_not_overlap_or_leave_the_address_space() -> None:
         with pytest.raises(ValueError, match="memory region"):
             _memory(*spans)
     with pytest.raises(ValueError, match="front end"):
-        GuestMemory([Region(0, 16, 0, memoryview(bytes(16))), Region(16, 16, 8, memoryview(bytes(16)))])
+        GuestMemory(
+            [Region(0, 16, 0, memoryview(bytes(16))), Region(16, 16, 8, memoryview(bytes(16)))]
+        )
     with pytest.raises(ValueError, match="mapped"):
         GuestMemory([Region(0, 16, 0, memoryview(bytes(8)))])
 
@@ -105,7 +119,11 @@ def test_front_end_addresses_need_one_region() -> None:
 
 
 @given(
-    st.lists(st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=12),
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=6),
+        min_size=1,
+        max_size=12,
+    ),
     st.booleans(),
     st.booleans(),
     st.integers(0, 0xFFFF),
@@ -125,7 +143,9 @@ def test_chains_arrive_as_they_were_made(
         assert popped[0] == head
         chain = popped[1]
         assert b"".join(chain.readable) == bytes([number]) * sum(p.length for p in readable)
-        assert sum(map(len, chain.writable)) == chain.writable_size == sum(p.length for p in writable)
+        assert (
+            sum(map(len, chain.writable)) == chain.writable_size == sum(p.length for p in writable)
+        )
         for segment in chain.writable:
             segment[:] = b"w" * len(segment)
         rings.ring.push(head, chain.writable_size)
@@ -305,7 +325,9 @@ _ADDRESSES = st.one_of(
 )
 _LENGTHS = st.one_of(st.integers(0, 64), st.integers(0, RAM), st.integers(0, (1 << 32) - 1))
 _FLAGS = st.one_of(st.integers(0, 7), st.integers(0, 0xFFFF))
-_DESCRIPTORS = st.tuples(_ADDRESSES, _LENGTHS, _FLAGS, st.one_of(st.integers(0, 9), st.integers(0, 0xFFFF)))
+_DESCRIPTORS = st.tuples(
+    _ADDRESSES, _LENGTHS, _FLAGS, st.one_of(st.integers(0, 9), st.integers(0, 0xFFFF))
+)
 
 
 @given(

@@ -147,7 +147,9 @@ def test_a_queue_without_room_for_an_overflow_is_refused() -> None:
 
 @given(
     limit=st.integers(2, 12),
-    script=st.lists(st.one_of(st.just("push"), st.just("lost"), st.integers(88, 400)), max_size=200),
+    script=st.lists(
+        st.one_of(st.just("push"), st.just("lost"), st.integers(88, 400)), max_size=200
+    ),
 )
 def test_whatever_happens_order_bound_and_losses_hold(limit: int, script: list[str | int]) -> None:
     queue = OutgoingQueue(limit)
@@ -170,7 +172,8 @@ def test_whatever_happens_order_bound_and_losses_hold(limit: int, script: list[s
     numbers = [record.nodeid for record in out if record != OVERFLOW]
     assert numbers == sorted(set(numbers))
     assert queue.dropped - lost_by_host == pushed - len(numbers)
-    # A gap in the numbers has exactly one overflow in it, and there is none where nothing is missing.
+    # A gap in the numbers has exactly one overflow in it, and there is none where nothing is
+    # missing.
     if not lost_by_host:
         before = 0
         for index, record in enumerate(out):

@@ -15,9 +15,17 @@ NAMES = st.binary(min_size=1, max_size=255).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
 )
 U64 = st.integers(1, 2**64 - 1)
-ENTRY_BITS = (Event.CREATE, Event.DELETE, Event.MOVED_FROM, Event.MOVED_TO, Event.OPEN | Event.ON_CHILD)
+ENTRY_BITS = (
+    Event.CREATE,
+    Event.DELETE,
+    Event.MOVED_FROM,
+    Event.MOVED_TO,
+    Event.OPEN | Event.ON_CHILD,
+)
 
-ENTRY = st.builds(EventRecord, nodeid=U64, generation=U64, mask=st.sampled_from(ENTRY_BITS), name=NAMES)
+ENTRY = st.builds(
+    EventRecord, nodeid=U64, generation=U64, mask=st.sampled_from(ENTRY_BITS), name=NAMES
+)
 RENAME = st.builds(
     EventRecord,
     nodeid=U64,
@@ -40,7 +48,8 @@ def test_a_record_is_laid_out_as_the_protocol_says() -> None:
     assert encoded == (
         (88).to_bytes(4, "little") + (1).to_bytes(4, "little")
         + (0x11).to_bytes(8, "little") + (0x22).to_bytes(8, "little")
-        + (1 << 6 | 1 << 30).to_bytes(4, "little") + (3).to_bytes(2, "little") + (0).to_bytes(2, "little")
+        + (1 << 6 | 1 << 30).to_bytes(4, "little") + (3).to_bytes(2, "little")
+        + (0).to_bytes(2, "little")
         + bytes(48) + b"abc" + bytes(5)
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only fanotify does: it knows whose event it is, merges, and reports objects by their handles."""
+"""What only fanotify does: it knows whose event it is, merges, and reports objects by their
+handles."""
 
 from __future__ import annotations
 
@@ -27,13 +28,17 @@ def share(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["by descriptor", "by handle"])
-def kept(request: pytest.FixtureRequest) -> Callable[[Callable[..., Backend]], Callable[[int], Backend]]:
+def kept(
+    request: pytest.FixtureRequest,
+) -> Callable[[Callable[..., Backend]], Callable[[int], Backend]]:
     """How watched objects are kept."""
     return by_handle if request.param == "by handle" else lambda kind: kind
 
 
 @pytest.fixture
-def host(share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]) -> Iterator[Host]:
+def host(
+    share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]
+) -> Iterator[Host]:
     """A host whose back end tells of this process, too."""
     host = Host(share, open_backend=kept(FanotifyBackend))
     yield host
@@ -41,7 +46,9 @@ def host(share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], B
 
 
 @pytest.fixture
-def merged(share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]) -> Iterator[Host]:
+def merged(
+    share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]
+) -> Iterator[Host]:
     """A host whose back end leaves this process out, as in mode merged."""
     host = Host(share, open_backend=kept(partial(FanotifyBackend, own_pid=os.getpid())))
     assert host.backend.merged
@@ -93,7 +100,9 @@ def test_what_others_remove_ends_its_watch_and_is_told(merged: Host, share: Path
     assert merged.host_watches() == 0
 
 
-def test_what_others_remove_is_told_though_this_process_was_at_it_as_well(merged: Host, share: Path) -> None:
+def test_what_others_remove_is_told_though_this_process_was_at_it_as_well(
+    merged: Host, share: Path
+) -> None:
     (share / "f").touch()
     merged.watch(2, share / "f")
     with (share / "f").open("ab") as file:
@@ -102,7 +111,10 @@ def test_what_others_remove_is_told_though_this_process_was_at_it_as_well(merged
         merged.table.process()
         elsewhere("rm f", share)
         file.write(b"x")
-    assert merged.records() == [EventRecord(2, 0, Event.ATTRIB), EventRecord(2, 0, Event.DELETE_SELF)]
+    assert merged.records() == [
+        EventRecord(2, 0, Event.ATTRIB),
+        EventRecord(2, 0, Event.DELETE_SELF),
+    ]
     assert merged.host_watches() == 0
 
 
@@ -134,7 +146,9 @@ def test_execution_is_told(merged: Host, share: Path) -> None:
     assert merged.records() == [EventRecord(2, 0, Event.OPEN_EXEC)]
 
 
-def test_merged_events_are_told_in_an_order_in_which_they_can_have_happened(host: Host, share: Path) -> None:
+def test_merged_events_are_told_in_an_order_in_which_they_can_have_happened(
+    host: Host, share: Path
+) -> None:
     host.watch(1, share)
     (share / "f").write_bytes(b"x")
     child = [Event.OPEN, Event.MODIFY, Event.CLOSE_WRITE]
@@ -144,7 +158,9 @@ def test_merged_events_are_told_in_an_order_in_which_they_can_have_happened(host
     ]
 
 
-def test_a_directory_that_is_not_watched_itself_is_named_to_its_parents_watchers(host: Host, share: Path) -> None:
+def test_a_directory_that_is_not_watched_itself_is_named_to_its_parents_watchers(
+    host: Host, share: Path
+) -> None:
     (share / "d").mkdir()
     host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
     (share / "d").chmod(0o700)
@@ -168,7 +184,9 @@ def test_without_a_descriptor_to_find_a_directorys_name_a_loss_is_told(share: Pa
     host.close()
 
 
-def test_a_directory_that_is_gone_when_its_event_is_read_does_no_harm(host: Host, share: Path) -> None:
+def test_a_directory_that_is_gone_when_its_event_is_read_does_no_harm(
+    host: Host, share: Path
+) -> None:
     (share / "d").mkdir()
     host.watch(1, share, Event.ATTRIB | Event.DELETE | Event.ON_CHILD)
     (share / "d").chmod(0o700)

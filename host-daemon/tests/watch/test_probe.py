@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probing opens a back end that works, or says in one line why none does, and leaves nothing open."""
+"""Probing opens a back end that works, or says in one line why none does, and leaves nothing
+open."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def root_fd(tmp_path: Path) -> Iterator[int]:
         (BackendName.FANOTIFY, Mode.MERGED, "fanotify"),
     ],
 )
-def test_a_working_back_end_is_opened_without_a_watch(choice: BackendName, mode: Mode, name: str, root_fd: int) -> None:
+def test_a_working_back_end_is_opened_without_a_watch(
+    choice: BackendName, mode: Mode, name: str, root_fd: int
+) -> None:
     before = open_descriptors()
     backend = open_backend(choice, root_fd, ObjectTable(), mode=mode)
     assert backend.name == name
@@ -50,7 +53,9 @@ def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
 
 
 @pytest.mark.parametrize("choice", BackendName)
-def test_a_missing_proc_is_said_in_one_line(choice: BackendName, root_fd: int, tmp_path: Path) -> None:
+def test_a_missing_proc_is_said_in_one_line(
+    choice: BackendName, root_fd: int, tmp_path: Path
+) -> None:
     before = open_descriptors()
     with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
         open_backend(choice, root_fd, ObjectTable(), lambda fd: f"{tmp_path}/no-proc/{fd}")
@@ -82,7 +87,9 @@ def test_a_refused_watch_says_what_to_do(
     assert open_descriptors() <= before
 
 
-def test_fanotify_stands_in_where_inotify_is_used_up(root_fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fanotify_stands_in_where_inotify_is_used_up(
+    root_fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_self: Inotify, _path: str, _mask: int) -> int:
         raise OSError(errno.ENOSPC, "refused")
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joining the halves of renames: what is joined, what is given up and when, and that order is kept."""
+"""Joining the halves of renames: what is joined, what is given up and when, and that order is
+kept."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def test_a_directory_stays_a_directory() -> None:
     joiner = RenameJoiner()
     joiner.feed(HostEvent(1, Event.MOVED_FROM | Event.ISDIR, b"old"), 5, now=0)
     joiner.feed(HostEvent(1, Event.MOVED_TO | Event.ISDIR, b"new"), 5, now=0)
-    assert joiner.take(0) == [HostEvent(1, Event.RENAME | Event.ISDIR, b"old", newkey=1, newname=b"new")]
+    assert joiner.take(0) == [
+        HostEvent(1, Event.RENAME | Event.ISDIR, b"old", newkey=1, newname=b"new")
+    ]
 
 
 def test_what_comes_after_a_held_half_waits_behind_it() -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch table over the real back ends: masks, limits, the ends of watches, and that nothing is left behind."""
+"""The watch table over the real back ends: masks, limits, the ends of watches, and that nothing is
+left behind."""
 
 from __future__ import annotations
 
@@ -55,14 +56,18 @@ def test_only_what_was_asked_for_is_told(host: Host, share: Path) -> None:
     assert host.records() == [EventRecord(2, 9, Event.MODIFY)]
 
 
-def test_bits_that_inotify_does_not_know_are_left_out_of_the_reply(inotify_host: Host, share: Path) -> None:
+def test_bits_that_inotify_does_not_know_are_left_out_of_the_reply(
+    inotify_host: Host, share: Path
+) -> None:
     asked = Event.OPEN | Event.OPEN_EXEC | Event.ISDIR | Event.OVERFLOW | Event(1 << 20)
     assert inotify_host.watch(1, share, asked) == Event.OPEN
     assert inotify_host.watch(1, share, Event.OPEN_EXEC | Event.ON_CHILD) == Event(0)
     assert inotify_host.host_watches() == 0
 
 
-def test_without_on_child_a_directory_tells_of_itself_and_its_entries_only(host: Host, share: Path) -> None:
+def test_without_on_child_a_directory_tells_of_itself_and_its_entries_only(
+    host: Host, share: Path
+) -> None:
     host.watch(1, share, ALL & ~Event.ON_CHILD)
     (share / "f").write_bytes(b"x")
     share.chmod(0o700)
@@ -86,7 +91,10 @@ def test_a_new_mask_replaces_the_old_one_from_now_on(host: Host, share: Path) ->
     host.watch(1, share, Event.DELETE)
     (share / "b").touch()
     (share / "b").unlink()
-    assert host.records() == [EventRecord(1, 0, Event.CREATE, b"a"), EventRecord(1, 0, Event.DELETE, b"b")]
+    assert host.records() == [
+        EventRecord(1, 0, Event.CREATE, b"a"),
+        EventRecord(1, 0, Event.DELETE, b"b"),
+    ]
 
 
 def test_a_zero_mask_takes_the_host_watch_away(host: Host, share: Path) -> None:
@@ -217,7 +225,9 @@ def test_an_object_without_a_name_cannot_be_watched(host: Host, share: Path) -> 
 
 
 @pytest.mark.parametrize("mask", [Event.MODIFY, ALL])
-def test_the_last_unlink_ends_the_watch_and_is_always_told(host: Host, share: Path, mask: Event) -> None:
+def test_the_last_unlink_ends_the_watch_and_is_always_told(
+    host: Host, share: Path, mask: Event
+) -> None:
     (share / "f").touch()
     host.watch(2, share / "f", mask)
     (share / "f").unlink()
@@ -229,7 +239,9 @@ def test_the_last_unlink_ends_the_watch_and_is_always_told(host: Host, share: Pa
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_rmdir_is_told_though_the_parent_is_not_watched(host: Host, share: Path, depth: int) -> None:
+def test_rmdir_is_told_though_the_parent_is_not_watched(
+    host: Host, share: Path, depth: int
+) -> None:
     path = share.joinpath(*"abc"[:depth])
     path.mkdir(parents=True)
     (path.parent / "noise").touch()
@@ -264,7 +276,9 @@ def key_of(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
-def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is_told(share: Path, kind: str) -> None:
+def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is_told(
+    share: Path, kind: str
+) -> None:
     host = Host(share, open_backend=BACKENDS[kind])
     (share / "a/b").mkdir(parents=True)
     (share / "c").mkdir()
@@ -274,7 +288,10 @@ def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is
     (share / "a/b").rename(share / "moved")
     (share / "moved").rmdir()
     await_end(share, key)
-    assert [record.mask & ~Event.ISDIR for record in host.records()] == [Event.MOVE_SELF, Event.DELETE_SELF]
+    assert [record.mask & ~Event.ISDIR for record in host.records()] == [
+        Event.MOVE_SELF,
+        Event.DELETE_SELF,
+    ]
     # That of the other directory, and the root's for it.
     assert host.host_watches() == 2
     host.close()
@@ -340,7 +357,9 @@ def test_many_directories_are_told_apart_by_name(share: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", ["a", "a/b"])
-def test_a_directory_moved_out_of_the_share_falls_silent(host: Host, share: Path, taken: str) -> None:
+def test_a_directory_moved_out_of_the_share_falls_silent(
+    host: Host, share: Path, taken: str
+) -> None:
     (share / "a/b").mkdir(parents=True)
     host.watch(3, share / "a/b")
     (share / taken).rename(share.parent / "outside")
@@ -392,7 +411,9 @@ def test_two_nodeids_of_one_object_each_get_what_they_want(host: Host, share: Pa
 
 
 @pytest.mark.parametrize("mask", [Event.MOVED_FROM, Event.MOVED_TO, Event.RENAME])
-def test_who_wants_one_half_of_a_rename_is_told_both_names(host: Host, share: Path, mask: Event) -> None:
+def test_who_wants_one_half_of_a_rename_is_told_both_names(
+    host: Host, share: Path, mask: Event
+) -> None:
     (share / "f").touch()
     host.watch(2, share, mask)
     (share / "f").rename(share / "g")
@@ -403,7 +424,11 @@ def test_who_wants_one_half_of_a_rename_is_told_both_names(host: Host, share: Pa
     ("source_mask", "target_mask", "told"),
     [
         (ALL, ALL, [EventRecord(2, 0, Event.RENAME, b"f", newdir=3, newname=b"g")]),
-        (Event.RENAME, Event.MOVED_TO, [EventRecord(2, 0, Event.RENAME, b"f", newdir=3, newname=b"g")]),
+        (
+            Event.RENAME,
+            Event.MOVED_TO,
+            [EventRecord(2, 0, Event.RENAME, b"f", newdir=3, newname=b"g")],
+        ),
         (Event.CREATE, Event.CREATE, []),
         (Event(0), Event.MOVED_FROM, []),
         (Event.MOVED_FROM, Event(0), [EventRecord(2, 0, Event.MOVED_FROM, b"f", half=True)]),
@@ -473,7 +498,14 @@ def test_an_overflow_of_the_hosts_queue_is_told_once(inotify_host: Host, share: 
 
 def test_a_storm_of_a_thousand_files_loses_nothing(host: Host, share: Path) -> None:
     host.watch(
-        1, share, Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO | Event.CLOSE_WRITE | Event.ON_CHILD
+        1,
+        share,
+        Event.CREATE
+        | Event.DELETE
+        | Event.MOVED_FROM
+        | Event.MOVED_TO
+        | Event.CLOSE_WRITE
+        | Event.ON_CHILD,
     )
     expected = []
     for number in range(1000):

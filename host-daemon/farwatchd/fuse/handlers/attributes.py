@@ -9,7 +9,14 @@ from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import Changes, FileSystem
 from farwatchd.fuse.operation import EMPTY, Operation, Reply
-from farwatchd.fuse.request import XATTR_SIZE_MAX, Request, check_int, check_offset, check_xattr_name, invalid
+from farwatchd.fuse.request import (
+    XATTR_SIZE_MAX,
+    Request,
+    check_int,
+    check_offset,
+    check_xattr_name,
+    invalid,
+)
 from farwatchd.fuse.thread_pool import Workers, nothing
 from farwatchd.wire.fuse import (
     COMPAT_SETXATTR_IN_SIZE,
@@ -30,7 +37,9 @@ from farwatchd.wire.fuse import (
 
 _SECOND = 1_000_000_000
 _NO_ID = 0xFFFFFFFF
-_MODE, _UID, _GID, _SIZE = (int(v) for v in (SetattrValid.MODE, SetattrValid.UID, SetattrValid.GID, SetattrValid.SIZE))
+_MODE, _UID, _GID, _SIZE = (
+    int(v) for v in (SetattrValid.MODE, SetattrValid.UID, SetattrValid.GID, SetattrValid.SIZE)
+)
 _ATIME, _MTIME = int(SetattrValid.ATIME), int(SetattrValid.MTIME)
 _ATIME_NOW, _MTIME_NOW = int(SetattrValid.ATIME_NOW), int(SetattrValid.MTIME_NOW)
 _FH, _KILL = int(SetattrValid.FH), int(SetattrValid.KILL_SUIDGID)
@@ -66,7 +75,9 @@ class InodeOperations:
 
     def _getattr(self, request: Request) -> Reply:
         flags, _, fh = getattr_in.values(request.args)
-        return self._encode.attr(self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None))
+        return self._encode.attr(
+            self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None)
+        )
 
     def _setattr(self, request: Request) -> Reply:
         args = setattr_in.unpack_from(request.args)
@@ -122,7 +133,9 @@ class InodeOperations:
         return _sized(request, self._fs.getxattr(request.nodeid, name))
 
     def _listxattr(self, request: Request) -> Reply:
-        return _sized(request, b"".join(name + b"\0" for name in self._fs.listxattr(request.nodeid)))
+        return _sized(
+            request, b"".join(name + b"\0" for name in self._fs.listxattr(request.nodeid))
+        )
 
     def _removexattr(self, request: Request) -> Reply:
         name = request.strings(0, 1)[0]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on open files and directories: data goes between file and guest memory without a copy here."""
+"""Operations on open files and directories: data goes between file and guest memory without a copy
+here."""
 
 from __future__ import annotations
 
@@ -42,8 +43,11 @@ _MAX_COPY = 0x7FFFF000
 class FileOperations:
     """Calls the file system and encodes what it returns."""
 
-    def __init__(self, fs: FileSystem, setid: SetIdBits, workers: Workers, unlocked: Callable[[], None]) -> None:
-        """``workers`` do what takes long; ``unlocked`` is called when locks may have been given back."""
+    def __init__(
+        self, fs: FileSystem, setid: SetIdBits, workers: Workers, unlocked: Callable[[], None]
+    ) -> None:
+        """``workers`` do what takes long; ``unlocked`` is called when locks may have been given
+        back."""
         self._fs = fs
         self._encode = Encoder(fs.valid)
         self._setid = setid
@@ -61,7 +65,9 @@ class FileOperations:
             Opcode.FSYNC: Operation(self._fsync, fsync_in.size),
             Opcode.FALLOCATE: Operation(self._fallocate, fallocate_in.size),
             Opcode.LSEEK: Operation(self._lseek, lseek_in.size, lseek_out.size),
-            Opcode.COPY_FILE_RANGE: Operation(self._copy_file_range, copy_file_range_in.size, write_out.size),
+            Opcode.COPY_FILE_RANGE: Operation(
+                self._copy_file_range, copy_file_range_in.size, write_out.size
+            ),
             Opcode.OPENDIR: Operation(self._opendir, open_in.size, open_out.size),
             Opcode.READDIR: Operation(self._readdir, read_in.size),
             Opcode.READDIRPLUS: Operation(self._readdirplus, read_in.size),
@@ -89,8 +95,12 @@ class FileOperations:
             raise invalid(f"a write of {size} bytes from {offset} on with {held} at hand")
         views = request.data if size == held else cut(request.data, 0, size)
         kill = bool(write_flags & WRITE_KILL_SUIDGID)
-        done = self._fs.write(request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE))
-        return _written(done) if isinstance(done, int) else self._workers.do(request, done, _written)
+        done = self._fs.write(
+            request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE)
+        )
+        return (
+            _written(done) if isinstance(done, int) else self._workers.do(request, done, _written)
+        )
 
     def _flush(self, request: Request) -> Reply:
         fh, _, _, lock_owner = flush_in.values(request.args)
@@ -121,7 +131,9 @@ class FileOperations:
     def _lseek(self, request: Request) -> Reply:
         args = lseek_in.unpack_from(request.args)
         check_int(args.whence)
-        return lseek_out.pack_values(self._fs.lseek(request.nodeid, args.fh, args.offset, args.whence))
+        return lseek_out.pack_values(
+            self._fs.lseek(request.nodeid, args.fh, args.offset, args.whence)
+        )
 
     def _copy_file_range(self, request: Request) -> Reply:
         args = copy_file_range_in.unpack_from(request.args)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on locks: POSIX record locks and flock(2) that hold against the host's processes and other guests too."""
+"""Operations on locks: POSIX record locks and flock(2) that hold against the host's processes and
+other guests too."""
 
 from __future__ import annotations
 

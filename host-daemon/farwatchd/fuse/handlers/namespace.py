@@ -69,13 +69,17 @@ class NameOperations:
         name = request.name(mknod_in.size)
         check_int(args.mode)
         caller = request.caller()
-        return self._encode.entry(self._fs.mknod(caller, request.nodeid, name, args.mode, args.rdev, args.umask))
+        return self._encode.entry(
+            self._fs.mknod(caller, request.nodeid, name, args.mode, args.rdev, args.umask)
+        )
 
     def _mkdir(self, request: Request) -> Reply:
         mode, umask = mkdir_in.values(request.args)
         name = request.name(mkdir_in.size)
         check_int(mode)
-        return self._encode.entry(self._fs.mkdir(request.caller(), request.nodeid, name, mode, umask))
+        return self._encode.entry(
+            self._fs.mkdir(request.caller(), request.nodeid, name, mode, umask)
+        )
 
     def _unlink(self, request: Request) -> Reply:
         self._fs.unlink(request.nodeid, request.name(0))
@@ -100,21 +104,27 @@ class NameOperations:
 
     def _link(self, request: Request) -> Reply:
         args = link_in.unpack_from(request.args)
-        return self._encode.entry(self._fs.link(args.oldnodeid, request.nodeid, request.name(link_in.size)))
+        return self._encode.entry(
+            self._fs.link(args.oldnodeid, request.nodeid, request.name(link_in.size))
+        )
 
     def _create(self, request: Request) -> Reply:
         flags, mode, umask, open_flags = create_in.values(request.args)
         name = request.name(create_in.size)
         check_int(mode, flags)
         kill = self._setid.go(request, flags, open_flags)
-        entry, opened = self._fs.create(request.caller(), request.nodeid, name, mode, flags, umask, kill)
+        entry, opened = self._fs.create(
+            request.caller(), request.nodeid, name, mode, flags, umask, kill
+        )
         return self._encode.entry(entry) + encode.opened(opened)
 
     def _tmpfile(self, request: Request) -> Reply:
         # A name follows that means nothing: the client's placeholder for what has no name yet.
         args = create_in.unpack_from(request.args)
         check_int(args.mode, args.flags)
-        entry, opened = self._fs.tmpfile(request.caller(), request.nodeid, args.mode, args.flags, args.umask)
+        entry, opened = self._fs.tmpfile(
+            request.caller(), request.nodeid, args.mode, args.flags, args.umask
+        )
         return self._encode.entry(entry) + encode.opened(opened)
 
     def _readlink(self, request: Request) -> Reply:
