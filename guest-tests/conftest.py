@@ -33,7 +33,7 @@ from farwatch_harness.vm.testbed import Machine, MachineSpec, Mark, Share, runni
 
 MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
 Boot = Callable[..., Machine]
-MODES = ("merged", "remote", "parked")
+MODES = ("others", "remote", "parked")
 NUMBERS = itertools.count(1)
 #: The mark of the patch that lets requests wait: mode parked, and events by QEMU's ordinary device.
 PARKED = 12
@@ -90,7 +90,7 @@ def patch_of(item: pytest.Item, patches: list[Patch]) -> int:
 
 
 def takes_the_shared_guest(item: pytest.Item) -> bool:
-    """Whether the test needs no machine but the one, in mode merged, that most tests share."""
+    """Whether the test needs no machine but the one, in mode others, that most tests share."""
     chosen = parameters(item)
     needed = getattr(item, "fixturenames", ())
     # A module may have guests of its own in the place of the shared ones.
@@ -147,7 +147,7 @@ def keepers(
             spec = equipment.machine(f"{name}-{mode}", tmp_path_factory.mktemp("share"))
             spec = dataclasses.replace(spec, cpus=1 if scope() == "row" else 2)
             if mode == "parked":
-                # Mode merged by waiting requests: the device that every QEMU has, without a
+                # Mode others by waiting requests: the device that every QEMU has, without a
                 # notification queue.
                 return dataclasses.replace(spec, device=Device.PLAIN)
             return dataclasses.replace(spec, daemon_options=(f"--fsnotify={mode}",))
@@ -169,7 +169,7 @@ def watch(request: pytest.FixtureRequest, machine: Machine) -> None:
 def machine(keepers: dict[str, Keeper], request: pytest.FixtureRequest) -> Machine:
     """The running guest with its daemon; booted when there is none, or when the last one was lost.
 
-    In mode merged, unless the test is parametrized: parametrize("machine", ["merged", "parked"],
+    In mode others, unless the test is parametrized: parametrize("machine", ["others", "parked"],
     indirect=True).
     """
     current = keepers[getattr(request, "param", MODES[0])].machine()

@@ -222,7 +222,7 @@ def keepers(
         return dataclasses.replace(spec, daemon_options=(f"--cache={policy}",))
 
     keeper = Keeper(make_spec)
-    yield {"merged": keeper}
+    yield {"others": keeper}
     keeper.close()
 
 

@@ -17,7 +17,7 @@ from farwatch_harness.vm.testbed import Share
 
 pytestmark = pytest.mark.patch(7)
 
-MODES = pytest.mark.parametrize("machine", ["merged", "remote"], indirect=True)
+MODES = pytest.mark.parametrize("machine", ["others", "remote"], indirect=True)
 
 
 class Fan(IntFlag):

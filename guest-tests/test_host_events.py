@@ -151,7 +151,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
+@pytest.mark.parametrize("machine", ["others", "remote", "parked"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_guest_is_told_what_native_inotify_tells(
     guest: Guest, share: Share, tmp_path: Path, case: Case

@@ -80,14 +80,14 @@ TMPFS = "/run/farwatch/tmpfs"
 def keepers(
     keepers: dict[str, Keeper], equipment: Equipment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Keeper]]:
-    """In mode merged a guest that may set extended attributes, as its tmpfs lets it."""
+    """In mode others a guest that may set extended attributes, as its tmpfs lets it."""
 
     def make_spec(name: str) -> MachineSpec:
         spec = equipment.machine(f"{name}-oracle", tmp_path_factory.mktemp("share"))
-        return dataclasses.replace(spec, daemon_options=("--fsnotify=merged", "--xattr"))
+        return dataclasses.replace(spec, daemon_options=("--fsnotify=others", "--xattr"))
 
     with contextlib.closing(Keeper(make_spec)) as own:
-        yield {**keepers, "merged": own}
+        yield {**keepers, "others": own}
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_what_the_host_does_is_told_as_native_inotify_tells_it(
 
 
 @pytest.mark.patch(10)
-@pytest.mark.parametrize("machine", ["merged"], indirect=True)
+@pytest.mark.parametrize("machine", ["others"], indirect=True)
 @random_scripts
 @given(lanes=scripts)
 def test_what_the_host_does_is_told_step_by_step_with_fanotify_too(

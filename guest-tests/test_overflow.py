@@ -19,7 +19,7 @@ pytestmark = pytest.mark.patch(9)
 
 #: By mode: how many events a queue of the host's kernel holds.
 HOST_QUEUE = {
-    "merged": "/proc/sys/fs/fanotify/max_queued_events",
+    "others": "/proc/sys/fs/fanotify/max_queued_events",
     "remote": "/proc/sys/fs/inotify/max_queued_events",
 }
 PROBES = 50
@@ -134,7 +134,7 @@ def assert_all_is_told(listeners: Listeners) -> None:
     assert listeners.waiting(listeners.local) == []
 
 
-@pytest.mark.parametrize("mode", ["merged", "remote"])
+@pytest.mark.parametrize("mode", ["others", "remote"])
 def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(
     boot: Callable[..., Machine], mode: str
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(
         assert_all_is_told(listeners)
 
 
-@pytest.mark.parametrize("mode", ["merged", "remote"])
+@pytest.mark.parametrize("mode", ["others", "remote"])
 def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
     boot: Callable[..., Machine], mode: str
 ) -> None:
@@ -167,9 +167,9 @@ def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
 #: The ways in which events travel: a notification queue with buffers of the guest, or a request of
 #: it that waits.
 WAYS = {
-    "merged": (Device.EVENTS, "merged"),
+    "others": (Device.EVENTS, "others"),
     "remote": (Device.EVENTS, "remote"),
-    "parked": (Device.PLAIN, "merged"),
+    "parked": (Device.PLAIN, "others"),
 }
 #: More than this queue and all of the guest's buffers hold.
 QUEUE, BURST, CHUNK = 1024, 3000, 200
@@ -198,7 +198,7 @@ def test_what_a_guest_without_buffers_misses_is_told_once_to_each_listener(
 WRITES = 5000
 
 
-@pytest.mark.parametrize("mode", ["merged", "remote"])
+@pytest.mark.parametrize("mode", ["others", "remote"])
 def test_the_smallest_queue_tells_all_that_comes_one_by_one(
     boot: Callable[..., Machine], mode: str
 ) -> None:

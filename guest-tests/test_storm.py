@@ -31,7 +31,7 @@ def storm(directory: Path) -> None:
         moved.unlink()
 
 
-@pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
+@pytest.mark.parametrize("machine", ["others", "remote", "parked"], indirect=True)
 def test_a_storm_loses_no_event_and_leaves_no_memory(
     machine: Machine, guest: Guest, share: Share
 ) -> None:

@@ -20,7 +20,7 @@ MANY = 2000
 #: Open files that the daemon may have.
 FEW_FILES = 200
 WATCH_MANY = Path(__file__).parent / "servers" / "watch_many.py"
-MODES = pytest.mark.parametrize("machine", ["merged", "remote", "parked"], indirect=True)
+MODES = pytest.mark.parametrize("machine", ["others", "remote", "parked"], indirect=True)
 
 
 def host_watches(machine: Machine) -> int:
@@ -94,7 +94,7 @@ def test_closing_the_listener_ends_all_its_watches_on_the_host(
 
 
 @pytest.mark.patch(7)
-@pytest.mark.parametrize("mode", ["merged", "remote"])
+@pytest.mark.parametrize("mode", ["others", "remote"])
 def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
     boot: Callable[..., Machine], mode: str
 ) -> None:

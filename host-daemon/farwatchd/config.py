@@ -25,7 +25,7 @@ class FsnotifyMode(Enum):
     AUTO = "auto"
     OFF = "off"
     REMOTE = "remote"
-    MERGED = "merged"
+    OTHERS = "others"
 
 
 @dataclass(frozen=True)

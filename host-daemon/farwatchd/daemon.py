@@ -119,7 +119,7 @@ def _serve(
             announce_submounts=config.announce_submounts,
             security_label=config.security_label,
             allow_mmap=config.allow_mmap,
-            merged=backend is not None and backend.merged,
+            others_only=backend is not None and backend.others_only,
             posix_lock=config.posix_lock,
             flock=config.flock,
         ),
@@ -179,8 +179,8 @@ def _confine(config: Config, backend: Backend | None, objects: ObjectTable, secc
 
 #: The modes to try, best first.
 _MODES = {
-    FsnotifyMode.AUTO: (Mode.MERGED, Mode.REMOTE),
-    FsnotifyMode.MERGED: (Mode.MERGED,),
+    FsnotifyMode.AUTO: (Mode.OTHERS, Mode.REMOTE),
+    FsnotifyMode.OTHERS: (Mode.OTHERS,),
     FsnotifyMode.REMOTE: (Mode.REMOTE,),
 }
 

@@ -219,12 +219,12 @@ def _add_owners(files: argparse._ArgumentGroup) -> None:
 def _add_events(events: argparse._ArgumentGroup) -> None:
     events.add_argument(
         "--fsnotify",
-        type=FsnotifyMode,
+        type=_fsnotify_mode,
         default=FsnotifyMode.AUTO,
         metavar=_choices(FsnotifyMode),
         help=(
-            "what the guest is told of changes on the host (default: auto, the best that works"
-            " here)"
+            "which events the guest gets: others: of changes that it did not make; remote: of all"
+            " changes on the host; off: none (default: auto, the best that works here)"
         ),
     )
     events.add_argument(
@@ -384,6 +384,11 @@ class _Version(argparse.Action):
             version = "(not installed)"
         print(f"farwatchd {version}")
         parser.exit()
+
+
+def _fsnotify_mode(text: str) -> FsnotifyMode:
+    """Accept also the name that mode ``others`` had in 0.1."""
+    return FsnotifyMode("others" if text == "merged" else text)
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:

@@ -29,7 +29,7 @@ from farwatch_harness.util.progress import say, step
 from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
 from farwatch_harness.vm.testbed import running
 
-MODES = ("merged", "remote")
+MODES = ("others", "remote")
 RESULT = CHECKOUT / "build" / "bench.json"
 BATCHES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
 

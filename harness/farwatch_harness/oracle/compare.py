@@ -91,7 +91,7 @@ class Difference:
 #: equal (UNNAMED); scripts reach no other.
 KNOWN_DIFFERENCES = (
     Difference(
-        "In mode `merged`, what one process on the host does to one object before the daemon has"
+        "In mode `others`, what one process on the host does to one object before the daemon has"
         " read of it, renames apart, is told where the first of it happened: in the order open,"
         " read, write, attributes, close, each once",
         "the host's fanotify merges it",

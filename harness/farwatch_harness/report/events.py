@@ -24,7 +24,7 @@ class Event:
 
     wire: str
     listeners: str
-    merged: tuple[str, str]
+    others: tuple[str, str]
     remote: tuple[str, str]
     off: tuple[str, str]
     note: str = ""
@@ -32,7 +32,7 @@ class Event:
 
 MODES = (
     Mode(
-        "merged",
+        "others",
         "the host lets the daemon use fanotify, which tells whose event it is (the default then)",
     ),
     Mode("remote", "--fsnotify=remote, or the host has inotify only"),

@@ -30,7 +30,7 @@ from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
 from farwatch_harness.vm.testbed import Machine, MachineSpec, Share, running
 
-MODES = ("merged", "remote", "parked")
+MODES = ("others", "remote", "parked")
 ROUNDS = 12
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 30.0
 DROPPED = "/sys/fs/virtiofs/*/notify_dropped"

@@ -119,7 +119,7 @@ def test_the_table_of_events_has_each_bit_of_the_wire_once() -> None:
         event.name or "" for event in Event if event not in (Event.ON_CHILD, Event.ISDIR)
     )
     assert {
-        origin for event in events.EVENTS for origin in (*event.merged, *event.remote, *event.off)
+        origin for event in events.EVENTS for origin in (*event.others, *event.remote, *event.off)
     } == {
         *events.ORIGINS,
         "",

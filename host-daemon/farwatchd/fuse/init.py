@@ -57,7 +57,7 @@ _POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 class SessionOptions:
     """What the session offers: options of the command line.
 
-    ``merged``: the watches leave out what this client causes, so that its own events stay its own.
+    ``others_only``: the watches leave out the events that this client causes.
     ``posix_lock`` and
     ``flock``: locks are taken on the host, and not by the guest for itself alone.
     ``security_label``: the guest says
@@ -69,7 +69,7 @@ class SessionOptions:
     posix_acl: Negotiation = Negotiation.NEVER
     killpriv_v2: bool = False
     readdirplus: bool = True
-    merged: bool = False
+    others_only: bool = False
     posix_lock: bool = False
     flock: bool = False
     announce_submounts: bool = True
@@ -91,7 +91,7 @@ class Negotiated:
         return bool((self.flags or 0) & FUSE_HAS_FSNOTIFY)
 
     @property
-    def merged(self) -> bool:
+    def others_only(self) -> bool:
         return bool((self.flags or 0) & FUSE_FSNOTIFY_MERGED)
 
     @property
@@ -104,7 +104,7 @@ class Negotiated:
         """The mode's name, as in docs/protocol.md."""
         if not self.fsnotify:
             return "off"
-        return ("merged" if self.merged else "remote") + (
+        return ("others" if self.others_only else "remote") + (
             " (by waiting requests)" if self.parked else ""
         )
 
@@ -195,6 +195,6 @@ def _wanted(options: SessionOptions, watchable: Event) -> int:
         wanted |= InitFlag.HANDLE_KILLPRIV_V2
     if watchable:
         wanted |= FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_PARKED
-        if options.merged:
+        if options.others_only:
             wanted |= FUSE_FSNOTIFY_MERGED
     return int(wanted)

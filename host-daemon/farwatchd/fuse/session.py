@@ -215,7 +215,7 @@ class Session:
         if self._locks is not None:
             self._locks.use(agreed.posix_lock, agreed.flock)
         if self._watches is not None:
-            self._watches.tell_own(not agreed.merged)
+            self._watches.tell_own(not agreed.others_only)
         _log.info(
             "the guest speaks FUSE 7.%d, events of the host: mode %s", agreed.minor, agreed.mode
         )

@@ -16,7 +16,7 @@ class Watches(Protocol):
         """The bits that can be watched, ON_CHILD included."""
 
     def tell_own(self, tell: bool) -> None:
-        """Whether to tell the guest what was done on its behalf: not in mode merged."""
+        """Whether to tell the guest what was done on its behalf: not in mode others."""
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
         """Watch ``mask`` instead of what was watched before, 0 to end; returns what is watched.

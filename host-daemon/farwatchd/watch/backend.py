@@ -44,13 +44,12 @@ class Backend(Protocol):
         saying."""
 
     @property
-    def merged(self) -> bool:
+    def others_only(self) -> bool:
         """Whether events that this process causes can be left out (FUSE_FSNOTIFY_MERGED), and are
         until told else."""
 
     def tell_own(self, tell: bool) -> None:
-        """Whether to tell what this process causes. Only a back end that is ``merged`` can be asked
-        not to."""
+        """Report what this process causes, or leave it out if the back end is ``others_only``."""
 
     @property
     def count(self) -> int:

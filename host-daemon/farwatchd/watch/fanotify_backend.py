@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fanotify back end: knows which process caused an event, so this daemon's own can be left out
-(mode merged)."""
+(mode others)."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class FanotifyBackend(Watcher):
         super().__init__(self._fanotify, root_fd, objects, path_of, clock)
 
     @property
-    def merged(self) -> bool:
+    def others_only(self) -> bool:
         """Whether what this process causes can be left out."""
         return self._own_pid != EVERYBODY
 

@@ -26,7 +26,7 @@ class InotifyBackend(Watcher):
     """Watches through one inotify instance. See ``Backend``, and ``Watcher`` for the parameters."""
 
     name = "inotify"
-    merged = False
+    others_only = False
     supported = Event(sum(KERNEL_BITS)) & ~Event.OPEN_EXEC | Event.ON_CHILD | Event.RENAME
 
     def __init__(

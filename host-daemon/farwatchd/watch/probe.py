@@ -32,7 +32,7 @@ class Mode(Enum):
     """Whether the guest hears of its own operations from here (docs/protocol.md, "negotiation")."""
 
     REMOTE = "remote"
-    MERGED = "merged"
+    OTHERS = "others"
 
 
 class BackendUnavailableError(Exception):
@@ -43,7 +43,7 @@ class BackendUnavailableError(Exception):
 #: repeats; only fanotify knows whose event it is.
 _CANDIDATES = {
     Mode.REMOTE: (BackendName.INOTIFY, BackendName.FANOTIFY),
-    Mode.MERGED: (BackendName.FANOTIFY,),
+    Mode.OTHERS: (BackendName.FANOTIFY,),
 }
 
 _ADVICE = {
@@ -73,7 +73,7 @@ def open_backend(
     ``root_fd``.
 
     ``objects`` hold the watched ones. ``path_of`` gives a path that leads to the object of a
-    descriptor. To be called by the process that serves the guest, as mode merged leaves out what
+    descriptor. To be called by the process that serves the guest, as mode others leaves out what
     the caller does. Raises ``BackendUnavailableError``.
     """
     serve = _CANDIDATES[mode]
@@ -102,7 +102,7 @@ def _try(
     backend: Backend
     if name is BackendName.INOTIFY:
         backend = InotifyBackend(root_fd, objects, path_of)
-    elif mode is Mode.MERGED:
+    elif mode is Mode.OTHERS:
         backend = FanotifyBackend(root_fd, objects, path_of, own_pid=os.getpid())
     else:
         backend = FanotifyBackend(root_fd, objects, path_of)

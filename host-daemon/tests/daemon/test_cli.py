@@ -19,6 +19,7 @@ from farwatchd import virtiofsd_compat
 from farwatchd.cli import main, parse
 from farwatchd.config import FsnotifyMode
 from farwatchd.fuse.init import Negotiation
+from farwatchd.options import make_parser
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.seccomp import Seccomp
@@ -102,6 +103,12 @@ def test_defaults_are_those_of_virtiofsd() -> None:
     assert config.announce_submounts and config.readdirplus
     assert (config.posix_acl, config.seccomp) == (Negotiation.NEVER, Seccomp.KILL)
     assert (config.fsnotify, config.fsnotify_backend) == (FsnotifyMode.AUTO, BackendName.AUTO)
+
+
+@pytest.mark.parametrize("name", ["others", "merged"])
+def test_mode_others_is_accepted_by_its_former_name(name: str) -> None:
+    assert parse([*NEEDED, f"--fsnotify={name}"]).fsnotify is FsnotifyMode.OTHERS
+    assert "merged" not in make_parser().format_help()
 
 
 @pytest.mark.parametrize(

@@ -115,20 +115,23 @@ def test_events_are_announced_with_what_can_be_watched() -> None:
 
 @pytest.mark.parametrize("watches", [None, FakeWatches(Event(0))])
 def test_no_events_without_something_to_watch_with(watches: FakeWatches | None) -> None:
-    reply = Client(Session(FakeFs(), watches, SessionOptions(merged=True))).init(
+    reply = Client(Session(FakeFs(), watches, SessionOptions(others_only=True))).init(
         OFFER | FUSE_FSNOTIFY_MERGED
     )
     assert not flags_of(reply) & (FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_MERGED)
     assert reply.fsnotify_mask == 0
 
 
-def test_merged_needs_option_and_offer() -> None:
+def test_others_only_needs_option_and_offer() -> None:
     both = FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_MERGED
     offer = OFFER | FUSE_FSNOTIFY_MERGED
-    assert agree(SessionOptions(merged=True), offer, FakeWatches()) & both == both
-    assert agree(SessionOptions(merged=True), OFFER, FakeWatches()) & both == FUSE_HAS_FSNOTIFY
+    assert agree(SessionOptions(others_only=True), offer, FakeWatches()) & both == both
+    assert agree(SessionOptions(others_only=True), OFFER, FakeWatches()) & both == FUSE_HAS_FSNOTIFY
     assert agree(SessionOptions(), offer, FakeWatches()) & both == FUSE_HAS_FSNOTIFY
-    assert agree(SessionOptions(merged=True), offer & ~FUSE_HAS_FSNOTIFY, FakeWatches()) & both == 0
+    assert (
+        agree(SessionOptions(others_only=True), offer & ~FUSE_HAS_FSNOTIFY, FakeWatches()) & both
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(27, 27), (31, 31), (36, 36), (41, 41), (45, 41)])
@@ -224,9 +227,9 @@ def test_an_init_reply_that_does_not_fit_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("offer", "tell"), [(OFFER, True), (OFFER | FUSE_FSNOTIFY_MERGED, False)])
-def test_a_guest_in_mode_merged_is_not_told_its_own_doings(offer: int, tell: bool) -> None:
+def test_a_guest_in_mode_others_is_not_told_its_own_doings(offer: int, tell: bool) -> None:
     watches = FakeWatches()
-    Client(Session(FakeFs(), watches, SessionOptions(merged=True))).init(offer)
+    Client(Session(FakeFs(), watches, SessionOptions(others_only=True))).init(offer)
     assert watches.told_own is tell
 
 

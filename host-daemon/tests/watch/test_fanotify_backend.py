@@ -49,9 +49,9 @@ def host(
 def merged(
     share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]
 ) -> Iterator[Host]:
-    """A host whose back end leaves this process out, as in mode merged."""
+    """A host whose back end leaves this process out, as in mode others."""
     host = Host(share, open_backend=kept(partial(FanotifyBackend, own_pid=os.getpid())))
-    assert host.backend.merged
+    assert host.backend.others_only
     yield host
     host.close()
 

@@ -30,8 +30,8 @@ def root_fd(tmp_path: Path) -> Iterator[int]:
         (BackendName.AUTO, Mode.REMOTE, "inotify"),
         (BackendName.INOTIFY, Mode.REMOTE, "inotify"),
         (BackendName.FANOTIFY, Mode.REMOTE, "fanotify"),
-        (BackendName.AUTO, Mode.MERGED, "fanotify"),
-        (BackendName.FANOTIFY, Mode.MERGED, "fanotify"),
+        (BackendName.AUTO, Mode.OTHERS, "fanotify"),
+        (BackendName.FANOTIFY, Mode.OTHERS, "fanotify"),
     ],
 )
 def test_a_working_back_end_is_opened_without_a_watch(
@@ -41,15 +41,15 @@ def test_a_working_back_end_is_opened_without_a_watch(
     backend = open_backend(choice, root_fd, ObjectTable(), mode=mode)
     assert backend.name == name
     assert backend.count == 0
-    assert backend.merged == (mode is Mode.MERGED)
+    assert backend.others_only == (mode is Mode.OTHERS)
     backend.close()
     backend.close()
     assert open_descriptors() <= before
 
 
-def test_inotify_cannot_serve_mode_merged(root_fd: int) -> None:
-    with pytest.raises(BackendUnavailableError, match="mode merged needs fanotify"):
-        open_backend(BackendName.INOTIFY, root_fd, ObjectTable(), mode=Mode.MERGED)
+def test_inotify_cannot_serve_mode_others(root_fd: int) -> None:
+    with pytest.raises(BackendUnavailableError, match="mode others needs fanotify"):
+        open_backend(BackendName.INOTIFY, root_fd, ObjectTable(), mode=Mode.OTHERS)
 
 
 @pytest.mark.parametrize("choice", BackendName)
@@ -96,5 +96,5 @@ def test_fanotify_stands_in_where_inotify_is_used_up(
     monkeypatch.setattr(Inotify, "add", refuse)
     backend = open_backend(BackendName.AUTO, root_fd, ObjectTable())
     assert backend.name == "fanotify"
-    assert not backend.merged
+    assert not backend.others_only
     backend.close()
