@@ -3,8 +3,10 @@
 
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests
+HOST_TESTS := host-daemon/tests harness/tests
+MARKDOWN = $(filter-out docs/protocol.md patches/%,$(shell git ls-files '*.md'))
 
-.PHONY: help venv setup kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak report apply send clean clean-cache
+.PHONY: help venv setup lint format unit coverage kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -36,11 +38,27 @@ test-matrix: setup ## break patches on purpose and see that test finds it (12 mi
 mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (30 min); ARGS="NAME ..."
 	@$(HARNESS) mutants $(ARGS)
 
-check: setup ## run the checks and tests that need no guest, about a minute
+lint: venv ## check code and documents: ruff, mypy, mdformat, codespell, the glossary's words
 	@.venv/bin/ruff check --quiet $(PYTHON_CODE)
 	@.venv/bin/ruff format --quiet --check $(PYTHON_CODE)
 	@.venv/bin/mypy $(PYTHON_CODE)
-	@.venv/bin/python -m pytest -q -n auto host-daemon/tests harness/tests
+	@.venv/bin/mdformat --check $(MARKDOWN)
+	@git ls-files | .venv/bin/codespell -
+	@$(HARNESS) words
+
+format: venv ## put code and documents into the form that lint wants
+	@.venv/bin/ruff check --quiet --fix $(PYTHON_CODE)
+	@.venv/bin/ruff format --quiet $(PYTHON_CODE)
+	@.venv/bin/mdformat $(MARKDOWN)
+
+unit: venv ## run the host tests that need neither root nor packages (about a minute)
+	@.venv/bin/python -m pytest -q -n auto -m 'not root and not packages' $(HOST_TESTS)
+
+check: setup lint ## run all checks and tests that need no guest; needs root
+	@.venv/bin/python -m pytest -q -n auto $(HOST_TESTS)
+
+coverage: setup ## run the host tests and show which lines and branches no test reaches
+	@.venv/bin/python -m pytest -q -n auto --cov --cov-report=html:build/coverage --cov-report=term $(HOST_TESTS)
 
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
 	@$(HARNESS) bench $(ARGS)

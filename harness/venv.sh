@@ -40,7 +40,7 @@ fi
 echo "- making .venv: the daemon, the harness and their tools (about a minute) ..."
 began=$(date +%s)
 "$python" -m venv --clear .venv > build/logs/venv.log 2>&1 &&
-    .venv/bin/python -m pip install --disable-pip-version-check -e . -e './harness[test]' >> build/logs/venv.log 2>&1 || {
+    .venv/bin/python -m pip install --disable-pip-version-check -e '.[dev]' -e ./harness >> build/logs/venv.log 2>&1 || {
     echo "farwatch: .venv could not be made: $(tail -n 1 build/logs/venv.log) (see build/logs/venv.log)"
     exit 1
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from farwatch_harness import report, results
 from farwatch_harness.bench import run as bench_run
-from farwatch_harness.commands import boot, demo, mail, mutants
+from farwatch_harness.commands import boot, demo, mail, mutants, words
 from farwatch_harness.kernel import build, series
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
@@ -134,6 +134,16 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_words(_options: argparse.Namespace) -> int:
+    """Check that text and identifiers use the words of docs/glossary.md."""
+    rules, skipped = words.read_rules(paths.CHECKOUT / "docs" / "words.toml")
+    files = words.tracked_files(paths.CHECKOUT, skipped)
+    findings = list(words.check(paths.CHECKOUT, files, rules))
+    for finding in findings:
+        print(finding)
+    return 1 if findings else 0
+
+
 def make_report(options: argparse.Namespace) -> int:
     """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series,
     which are merged.
@@ -247,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     soak_run.add_options(add("soak", run_soak))
     breaking = add("mutants", run_mutants)
     breaking.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    add("words", check_words)
     add("clean-cache", clean_cache)
     return top
 

@@ -10,6 +10,7 @@ from farwatch_harness.util.errors import HarnessError
 from farwatchd.wire.fsnotify import Event
 
 
+@pytest.mark.root
 def test_a_share_is_known_watched_measured_and_let_go() -> None:
     (cost,) = inodes.measure([1200])
     assert cost.count == 1200
@@ -28,6 +29,7 @@ def test_a_share_is_known_watched_measured_and_let_go() -> None:
     assert bench_report.inodes_table([cost]).row_count == 1
 
 
+@pytest.mark.root
 def test_an_event_that_is_not_told_ends_the_measurement(tmp_path: Path) -> None:
     inodes.make_files(tmp_path, 3)
     served = inodes.Served(tmp_path)

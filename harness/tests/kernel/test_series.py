@@ -9,6 +9,9 @@ import pytest
 from farwatch_harness.kernel import series
 from farwatch_harness.util.errors import HarnessError
 
+# patch(1).
+pytestmark = pytest.mark.packages
+
 MAIL = """From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
 From: A Person <person@example.org>
 Date: Thu, 1 Jan 2026 00:00:00 +0000

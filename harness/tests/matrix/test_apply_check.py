@@ -11,6 +11,9 @@ from farwatch_harness.kernel.series import Patch
 from farwatch_harness.matrix.apply_check import applier
 from farwatch_harness.matrix.rows import Row
 
+# patch(1).
+pytestmark = pytest.mark.packages
+
 LINES = [f"line {number}\n" for number in range(12)]
 
 

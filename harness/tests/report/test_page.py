@@ -17,6 +17,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from tests.support import report_records as records
 
+# Chromium and its driver.
+pytestmark = pytest.mark.packages
+
 OPTIONS = (
     "--headless=new",
     "--disable-gpu",

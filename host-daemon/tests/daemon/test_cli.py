@@ -25,6 +25,7 @@ from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.seccomp import Seccomp
 from farwatchd.watch.probe import BackendName
 from tests.support.daemon_process import COMMAND, TIMEOUT, DaemonProcess, running
+from tests.support.sandboxes import CONFINING, SANDBOXES
 
 
 def children(pid: int) -> list[int]:
@@ -335,7 +336,7 @@ def test_helper_that_removes_the_socket_holds_nothing_of_the_daemon(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sandbox", ["namespace", "chroot"])
+@pytest.mark.parametrize("sandbox", CONFINING)
 def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(
     sandbox: str, tmp_path: Path
 ) -> None:
@@ -348,7 +349,7 @@ def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(
             assert not stat.S_ISDIR(found.st_mode) or (found.st_dev, found.st_ino) == inside
 
 
-@pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
+@pytest.mark.parametrize("sandbox", SANDBOXES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_daemon_and_its_socket(
     sandbox: str, number: signal.Signals, tmp_path: Path
@@ -361,6 +362,7 @@ def test_signal_ends_the_daemon_and_its_socket(
     assert not path.exists()
 
 
+@pytest.mark.root
 def test_socket_is_given_to_the_group(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--socket-group=daemon"):
         status = (tmp_path / "socket").stat()
@@ -383,6 +385,7 @@ class LoggingDaemon(DaemonProcess):
 
 
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
+@pytest.mark.root
 def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(tmp_path / "log"))
@@ -411,6 +414,7 @@ def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.root
 def test_where_there_is_no_syslog_the_daemon_says_so_and_logs_as_ever(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatchd.sandbox.enter import Sandbox
 from farwatchd.watch.event_record import EventRecord, decode_all
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import (
@@ -27,6 +26,7 @@ from farwatchd.wire.fuse import InitFlag, Opcode
 from farwatchd.wire.virtio_fs import Feature
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.frontend import FrontEnd
+from tests.support.sandboxes import SANDBOXES
 
 ROOT = 1
 #: What Linux offers, as far as this daemon knows it.
@@ -160,7 +160,7 @@ class Guest:
         self.front_end.close()
 
 
-@pytest.fixture(params=[sandbox.value for sandbox in Sandbox])
+@pytest.fixture(params=SANDBOXES)
 def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonProcess]:
     """A daemon in each sandbox, sharing ``tmp_path/shared``."""
     (tmp_path / "shared").mkdir()

@@ -19,11 +19,9 @@ from farwatchd.wire.fuse import Opcode
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.daemon.test_privileges import status
 from tests.support.daemon_process import COMMAND, TIMEOUT, running
-from tests.support.passthrough_share import IS_ROOT
 
 FIRST = 100_000
 MAPS = f"--uid-map=:0:{FIRST}:1000:", f"--gid-map=:0:{FIRST + 1}:1000:"
-AS_ROOT = pytest.mark.skipif(not IS_ROOT, reason="maps others' ids")
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def mkdir(guest: Guest, name: bytes, uid: int, gid: int) -> int:
     )[0]
 
 
-@AS_ROOT
+@pytest.mark.root
 @pytest.mark.parametrize("options", [(), ("--inode-file-handles=never",)])
 def test_what_the_guest_makes_is_of_the_range_and_the_guest_sees_its_own_ids(
     place: Path, shared: Path, options: tuple[str, ...]
@@ -77,7 +75,7 @@ def test_what_the_guest_makes_is_of_the_range_and_the_guest_sees_its_own_ids(
         assert sorted(path.name for path in shared.iterdir()) == ["device", "root", "user"]
 
 
-@AS_ROOT
+@pytest.mark.root
 def test_the_daemon_is_nobody_outside(place: Path, shared: Path) -> None:
     with running(place / "socket", shared, *MAPS) as daemon:
         kept = status(daemon.pid)
@@ -107,7 +105,7 @@ def refusal(place: Path, shared: Path, *options: str) -> str:
     return line
 
 
-@AS_ROOT
+@pytest.mark.root
 def test_directory_that_is_not_open_to_the_namespace_s_root_is_one_line(
     place: Path, shared: Path
 ) -> None:
@@ -117,7 +115,7 @@ def test_directory_that_is_not_open_to_the_namespace_s_root_is_one_line(
     assert line == f"farwatchd: cannot enter {shared} in the namespace: Permission denied"
 
 
-@AS_ROOT
+@pytest.mark.root
 def test_ranges_that_cannot_be_had_are_one_line(place: Path, shared: Path) -> None:
     line = refusal(place, shared, *MAPS, f"--uid-map=:5:{FIRST + 5000}:10:")
     assert line == "farwatchd: --uid-map, --gid-map: cannot write uid_map: Invalid argument"

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 from farwatchd.linux.capabilities import Capability
-from farwatchd.sandbox.enter import Sandbox
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_changes
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
+from tests.support.sandboxes import SANDBOXES
 
 NO_FILE_HANDLES = ("--fsnotify=off", "--inode-file-handles=never")
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -68,7 +68,8 @@ def test_daemon_has_no_threads_unless_it_is_to(tmp_path: Path) -> None:
         assert len(list(Path(f"/proc/{daemon.pid}/task").iterdir())) == 1
 
 
-@pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
+@pytest.mark.root
+@pytest.mark.parametrize("sandbox", SANDBOXES)
 def test_only_the_capabilities_of_a_file_server_are_left(sandbox: str, tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, f"--sandbox={sandbox}", *NO_FILE_HANDLES) as daemon:
         assert sets(daemon.pid) == {
@@ -87,6 +88,7 @@ def test_watching_by_fanotify_keeps_file_handles_and_nothing_else(tmp_path: Path
         assert sets(daemon.pid)["CapPrm"] == FILE_SERVER | FILE_HANDLES
 
 
+@pytest.mark.root
 def test_inodes_by_file_handle_keep_file_handles_and_nothing_else(tmp_path: Path) -> None:
     with running(
         tmp_path / "socket", tmp_path, "--fsnotify=off", "--inode-file-handles=mandatory"
@@ -107,7 +109,7 @@ def test_what_is_no_change_of_capabilities_is_refused(text: str) -> None:
         parse_changes(text)
 
 
-@pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
+@pytest.mark.parametrize("sandbox", SANDBOXES)
 @pytest.mark.parametrize("action", ["kill", "log", "trap", "none"])
 def test_filter_is_loaded_but_for_none(action: str, sandbox: str, tmp_path: Path) -> None:
     with running(

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-CONFINED = pytest.mark.parametrize("sandbox", ["NAMESPACE", "CHROOT"])
+CONFINED = pytest.mark.parametrize(
+    "sandbox", ["NAMESPACE", pytest.param("CHROOT", marks=pytest.mark.root)]
+)
 TIMEOUT = 20
 PRELUDE = """
 import errno, os, sys, traceback
@@ -66,6 +68,7 @@ def test_root_is_the_shared_directory_and_nothing_is_above_it(sandbox: str, shar
     assert printed.splitlines() == ["['inside'] ['inside'] True", "none", "none", "none"]
 
 
+@pytest.mark.root
 def test_descriptors_are_reached_through_the_current_directory(shared: Path) -> None:
     code = """
     fd = os.open("inside", os.O_PATH, dir_fd=root)

@@ -123,6 +123,7 @@ def least_time(call: Callable[[], None]) -> float:
     return min(times)
 
 
+@pytest.mark.root
 def test_no_operation_costs_more_with_many_inodes_and_watches(served: Served) -> None:
     operations = (
         served.getattr,

@@ -199,6 +199,7 @@ def _failures(client: Client, shared: Path) -> None:
             attempt()
 
 
+@pytest.mark.root
 def test_no_operation_makes_a_forbidden_call(client: Client, tmp_path: Path) -> None:
     for uid in (0, 1000):
         _files(client, uid)

@@ -218,6 +218,7 @@ def real(tmp_path: Path) -> Iterator[tuple[Path, PassthroughFs]]:
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=6))
+@pytest.mark.root
 def test_the_real_file_system_answers_any_request_and_keeps_to_its_share(
     real: tuple[Path, PassthroughFs], batch: list[tuple[bytes, int, list[int], list[int]]]
 ) -> None:

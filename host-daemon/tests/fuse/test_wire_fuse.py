@@ -23,6 +23,9 @@ from farwatchd.wire import fsnotify, fuse
 from farwatchd.wire.fsnotify import Event, RecordFlag, WaitFlag
 from farwatchd.wire.fuse import STRUCTS, InitFlag, Opcode, OpenFlag, SetattrValid
 
+# The header is made from the kernel's source.
+pytestmark = pytest.mark.packages
+
 HEADER = "include/uapi/linux/fuse.h"
 ALL_STRUCTS = {
     **STRUCTS,

@@ -319,6 +319,7 @@ def place() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.mark.root
 def test_any_requests_are_answered_and_the_session_serves_on(place: Path) -> None:
     share = place / "share"
     (share / "dir").mkdir(parents=True)

@@ -201,6 +201,7 @@ def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.root
 def test_changes_take_set_id_bits_where_they_are_told_to(share: Share, kill: bool) -> None:
     for name in ("allocated", "copied"):
         (share.path / name).write_bytes(bytes(100))

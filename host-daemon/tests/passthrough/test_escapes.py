@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.sandbox.enter import Sandbox
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fuse import Opcode, SetattrValid
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
+from tests.support.sandboxes import SANDBOXES
 
 SECRET = "what the guest must not see"
 ENTRY = wire.entry_out.size
@@ -53,7 +53,7 @@ def shared(tmp_path: Path) -> Path:
     return shared
 
 
-@pytest.fixture(params=[sandbox.value for sandbox in Sandbox])
+@pytest.fixture(params=SANDBOXES)
 def guest(request: pytest.FixtureRequest, tmp_path: Path, shared: Path) -> Iterator[Guest]:
     """A guest of a daemon in each sandbox; afterwards nothing outside the share has changed."""
     before = (tmp_path / "secret").stat()
@@ -240,7 +240,8 @@ class ProcDaemon(DaemonProcess):
     command = ("unshare", "-m", "sh", "-c", 'mount --rbind /proc "$0" && exec "$@"')
 
 
-@pytest.mark.parametrize("sandbox", [sandbox.value for sandbox in Sandbox])
+@pytest.mark.parametrize("sandbox", SANDBOXES)
+@pytest.mark.root
 def test_magic_links_are_links_like_any_other(sandbox: str, tmp_path: Path, shared: Path) -> None:
     (shared / "proc").mkdir()
     options = [

@@ -14,7 +14,7 @@ from farwatchd.passthrough.id_map import IdMap, Owners, owners, parse_rule
 from farwatchd.passthrough.options import Options
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.passthrough_share import IS_ROOT, Share, errno_of
+from tests.support.passthrough_share import Share, errno_of
 
 LAST = (1 << 32) - 2
 #: What a container manager says: two users, each the same on both sides, and nobody else.
@@ -128,7 +128,7 @@ def shared(path: Path, users: tuple[str, ...], groups: tuple[str, ...]) -> Share
     return Share(path, Options(xattr=True, owners=found))
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="files are given to others")
+@pytest.mark.root
 def test_what_the_guest_makes_is_the_host_s_owner_s_and_the_guest_sees_its_own(
     tmp_path: Path,
 ) -> None:
@@ -149,7 +149,7 @@ def test_what_the_guest_makes_is_the_host_s_owner_s_and_the_guest_sees_its_own(
     share.close()
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="files are given to others")
+@pytest.mark.root
 def test_the_guest_gives_files_to_its_own_users(tmp_path: Path) -> None:
     share = shared(tmp_path, ("map:1000:5000:1",), ("map:1001:6000:1",))
     (tmp_path / "file").touch()

@@ -53,6 +53,7 @@ def take(objects: ObjectTable, path: Path) -> HostObject:
     return objects.take(fd, os.fstat(fd))
 
 
+@pytest.mark.root
 def test_known_inodes_cost_no_descriptor(share: Share) -> None:
     for number in range(200):
         (share.path / f"{number}").touch()
@@ -68,6 +69,7 @@ def test_known_inodes_cost_no_descriptor(share: Share) -> None:
     assert open_descriptors() <= before
 
 
+@pytest.mark.root
 def test_who_is_no_more_is_stale_while_another_gets_its_number(tmp_path: Path) -> None:
     # The two processes meet in about one of a thousand tries on ext4.
     gone = [tmp_path / f"gone-{number}" for number in range(20)]
@@ -98,6 +100,7 @@ def test_who_is_no_more_is_stale_while_another_gets_its_number(tmp_path: Path) -
     assert found == {errno.ESTALE}
 
 
+@pytest.mark.root
 def test_who_was_used_last_is_not_opened_again(share: Share, opened: list[int]) -> None:
     for name in "abcdef":
         (share.path / name).touch()
@@ -112,6 +115,7 @@ def test_who_was_used_last_is_not_opened_again(share: Share, opened: list[int]) 
     assert len(opened) == 1
 
 
+@pytest.mark.root
 def test_a_number_that_the_host_uses_again_is_another_inode(share: Share) -> None:
     path = share.path / "file"
     path.touch()
@@ -163,6 +167,7 @@ def test_a_moved_file_is_still_found(share: Share) -> None:
     assert share.lookup("a/moved") == nodeid
 
 
+@pytest.mark.root
 def test_mounts_inside_are_served_through_their_own_root() -> None:
     share = Share(DEVICES)
     before = open_descriptors()
@@ -180,6 +185,7 @@ def test_mounts_inside_are_served_through_their_own_root() -> None:
     assert open_descriptors() < before
 
 
+@pytest.mark.root
 def test_a_mount_without_handles_is_served_by_descriptor_unless_they_are_mandatory() -> None:
     share = Share(DEVICES)
     nodeid = share.lookup("pts/ptmx")
@@ -193,6 +199,7 @@ def test_a_mount_without_handles_is_served_by_descriptor_unless_they_are_mandato
     strict.close()
 
 
+@pytest.mark.root
 def test_a_mount_is_let_go_with_its_last_object() -> None:
     objects = ObjectTable(InodeFileHandles.PREFER)
     before = open_descriptors()
@@ -299,6 +306,7 @@ def test_making_files_as_the_caller_does_not_hinder_opening_by_handle(share: Sha
         assert errno_of(make) == 0
 
 
+@pytest.mark.root
 def test_the_daemon_says_how_it_keeps_inodes(tmp_path: Path) -> None:
     share = tmp_path / "share"
     share.mkdir()

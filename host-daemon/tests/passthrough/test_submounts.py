@@ -15,6 +15,9 @@ from farwatchd.wire.fuse import ATTR_SUBMOUNT, Opcode
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.support.daemon_process import DaemonProcess
 
+# The daemon gets a mount namespace, in which the tests mount.
+pytestmark = pytest.mark.root
+
 MOUNTS = """
 mount -t tmpfs -o size=1m none "$0/tmpfs" && echo on the tmpfs > "$0/tmpfs/file" &&
 mkdir "$0/tmpfs/below" &&

@@ -152,6 +152,7 @@ def test_inodes_by_descriptor_run_out_with_them(tmp_path: Path) -> None:
     share.close()
 
 
+@pytest.mark.root
 def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(
     tmp_path: Path,
 ) -> None:

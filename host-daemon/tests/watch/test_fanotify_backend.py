@@ -158,6 +158,7 @@ def test_merged_events_are_told_in_an_order_in_which_they_can_have_happened(
     ]
 
 
+@pytest.mark.root
 def test_a_directory_that_is_not_watched_itself_is_named_to_its_parents_watchers(
     host: Host, share: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_directory_that_is_not_watched_itself_is_named_to_its_parents_watchers
     assert host.records() == [EventRecord(1, 0, Event.ATTRIB | Event.ON_CHILD | Event.ISDIR, b"d")]
 
 
+@pytest.mark.root
 def test_without_a_descriptor_to_find_a_directorys_name_a_loss_is_told(share: Path) -> None:
     host = Host(share, open_backend=FanotifyBackend)
     (share / "d").mkdir()

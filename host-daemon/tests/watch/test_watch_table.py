@@ -193,6 +193,7 @@ def test_a_host_without_descriptors_gives_enospc_and_leaves_nothing(share: Path,
 
 
 @pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+@pytest.mark.root
 def test_watches_by_handle_need_no_descriptors(share: Path, kind: str) -> None:
     host = Host(share, max_watches=1000, open_backend=BACKENDS[kind])
     for number in range(200):
@@ -276,6 +277,7 @@ def key_of(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+@pytest.mark.root
 def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is_told(
     share: Path, kind: str
 ) -> None:
@@ -298,6 +300,7 @@ def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is
 
 
 @pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
+@pytest.mark.root
 def test_what_is_gone_for_good_when_its_events_are_read_is_told(
     share: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
