@@ -6,7 +6,7 @@ PYTHON_CODE := host-daemon harness guest-tests
 HOST_TESTS := host-daemon/tests harness/tests
 MARKDOWN = $(filter-out docs/protocol.md patches/%,$(shell git ls-files '*.md'))
 
-.PHONY: help venv setup lint format unit coverage kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak report apply send clean clean-cache
+.PHONY: help venv setup lint format unit coverage kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -68,6 +68,9 @@ report: venv ## write the page, JUnit XML and KTAP of the last run; MERGE="FILE 
 
 soak: venv ## run the oracle under load: make soak MINUTES=5 ARGS="--mode remote"
 	@$(HARNESS) soak $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
+
+fuzz-kernel: venv ## play random scripts against a debug kernel: make fuzz-kernel MINUTES=5 ARGS="--seed S"
+	@$(HARNESS) fuzz-kernel $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
 
 kernel: venv ## build the patched kernel; the last line is the path of its image
 	@$(HARNESS) kernel

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from farwatch_harness import report, results
+from farwatch_harness.adversary import command as adversary
 from farwatch_harness.bench import run as bench_run
 from farwatch_harness.commands import boot, demo, mail, mutants, words
 from farwatch_harness.kernel import build, series
@@ -171,6 +172,12 @@ def run_soak(options: argparse.Namespace) -> int:
     return 0
 
 
+def fuzz_kernel(options: argparse.Namespace) -> int:
+    """Plays random scripts against the guest's kernel: nothing may break, be lost or hang."""
+    adversary.fuzz(adversary.plan_of(options))
+    return 0
+
+
 def run_mutants(options: argparse.Namespace) -> int:
     """Breaks the kernel's rules one by one and sees that a guest test notices each."""
     chosen = mutants.read_mutants(mutants.FOLDER, options.names)
@@ -255,6 +262,7 @@ def parser() -> argparse.ArgumentParser:
         "--merge", type=Path, nargs="+", metavar="FILE", help="the results.json of parts"
     )
     soak_run.add_options(add("soak", run_soak))
+    adversary.add_options(add("fuzz-kernel", fuzz_kernel))
     breaking = add("mutants", run_mutants)
     breaking.add_argument("names", nargs="*", metavar="NAME", help="only these")
     add("words", check_words)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: plays random scripts for a given time, and shortens those that find something."""
+
+import argparse
+import contextlib
+import secrets
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from farwatch_harness.adversary import arena
+from farwatch_harness.adversary.arena import Arena, Finding
+from farwatch_harness.adversary.script import TRANSPORTS, Script, generate
+from farwatch_harness.adversary.shrink import shrink
+from farwatch_harness.kernel import build
+from farwatch_harness.util import paths
+from farwatch_harness.util.errors import GuestLostError, HarnessError
+from farwatch_harness.util.progress import Step, say, step
+from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
+
+SAVED = paths.CHECKOUT / "build" / "adversary"
+#: A guest plays so many scripts, and is then asked for leaks.
+SCRIPTS_PER_GUEST = 12
+#: How often a script is tried before it counts as one that does not fail.
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do: `seconds` altogether; or the scripts in `replay`, each `times`."""
+
+    seconds: float
+    seed: str
+    transports: tuple[str, ...]
+    debug: bool
+    shrink_seconds: float
+    series: Path
+    replay: tuple[Path, ...]
+    times: int
+    keep_going: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """A script and what it found."""
+
+    script: Script
+    finding: Finding
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, metavar="N", help="how long (%(default)s)"
+    )
+    parser.add_argument("--seed", metavar="S", help="plays the scripts of the run that named it")
+    parser.add_argument(
+        "--transport", choices=TRANSPORTS, action="append", help="only this one, may be repeated"
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="the ordinary kernel instead of the debug kernel"
+    )
+    parser.add_argument(
+        "--shrink",
+        type=float,
+        default=5.0,
+        metavar="N",
+        help="minutes to shorten each failing script (%(default)s)",
+    )
+    parser.add_argument(
+        "--series", type=Path, default=paths.PATCHES, metavar="DIR", help="another series"
+    )
+    parser.add_argument(
+        "--replay", type=Path, nargs="+", default=[], metavar="FILE", help="plays saved scripts"
+    )
+    parser.add_argument(
+        "--times",
+        type=int,
+        default=TRIES,
+        metavar="N",
+        help="how often each is played (%(default)s)",
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="goes on after a finding until the time is over"
+    )
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The plan that the options ask for."""
+    return Plan(
+        options.minutes * 60,
+        options.seed or secrets.token_hex(4),
+        tuple(options.transport or TRANSPORTS),
+        not options.plain,
+        options.shrink * 60,
+        options.series.resolve(),
+        tuple(options.replay),
+        options.times,
+        options.keep_going,
+    )
+
+
+def fuzz(plan: Plan) -> None:
+    """Runs the plan; HarnessError when anything was found."""
+    flavour = build.Flavour.DEBUG if plan.debug else build.Flavour.NORMAL
+    equipment = equip(patches_of_series(folder=plan.series), flavour)
+    found = replay(plan, equipment) if plan.replay else hunt(plan, equipment)
+    for each in found:
+        print(
+            f"{each.script.seed} ({each.script.transport}, {each.script.mode}): {each.finding.kind}"
+        )
+    if found:
+        raise HarnessError(
+            f"the adversary found {len(found)} faults; scripts and consoles are in {SAVED}"
+        )
+
+
+def replay(plan: Plan, equipment: Equipment) -> list[Found]:
+    """Plays saved scripts; what they find."""
+    found = []
+    for path in plan.replay:
+        script = Script.load(path)
+        with step(f"playing {path.name}"):
+            finding = try_script(equipment, script, plan.times)
+        if finding:
+            say(f"  {finding}")
+            found.append(Found(script, finding))
+    return found
+
+
+def hunt(plan: Plan, equipment: Equipment) -> list[Found]:
+    """Plays random scripts until the time is over, or until one finds something."""
+    found: list[Found] = []
+    deadline = time.monotonic() + plan.seconds
+    played = 0
+    say(f"  seed: {plan.seed}")
+    with step("playing random scripts") as progress:
+        while time.monotonic() < deadline and (plan.keep_going or not found):
+            scripts = [
+                generate(f"{plan.seed}-{number}", plan.transports)
+                for number in range(played, played + 1)
+            ]
+            first = scripts[0]
+            result, count = play_alike(plan, equipment, first, played, deadline, progress)
+            played += count
+            if result:
+                found.append(result)
+                save(result, "found")
+                progress.update(f"{played} scripts, {len(found)} found")
+    say(f"  {played} scripts were played")
+    if plan.shrink_seconds:
+        found = [shortened(plan, equipment, each) for each in found]
+    return found
+
+
+def play_alike(
+    plan: Plan, equipment: Equipment, script: Script, number: int, deadline: float, progress: Step
+) -> tuple[Found | None, int]:
+    """Plays scripts in one guest as long as they want the same device; returns the first finding
+    and their number."""
+    count = 0
+    machine = (script.transport, script.request_queues)
+    with arena.running(equipment, *machine) as guest:
+        while True:
+            finding = guest.play(script)
+            count += 1
+            progress.update(f"{number + count} scripts")
+            if finding:
+                return Found(script, finding), count
+            if (
+                count >= SCRIPTS_PER_GUEST
+                or time.monotonic() > deadline
+                or guest.device.server is None
+            ):
+                leak = guest.leaks()
+                return (Found(script, leak) if leak else None), count
+            # The seed decides what is played; the guest that is there decides by which transport.
+            following = generate(f"{plan.seed}-{number + count}", plan.transports)
+            script = replace(following, transport=machine[0], request_queues=machine[1])
+
+
+def try_script(
+    equipment: Equipment, script: Script, times: int, kind: str | None = None
+) -> Finding | None:
+    """Plays a script in a new guest up to `times`; the first finding, of that kind if one is
+    given."""
+    with arena.running(equipment, script.transport, script.request_queues) as guest:
+        for _ in range(times):
+            finding = guest.play(script)
+            if finding:
+                return finding if kind in (None, finding.kind) else None
+            if guest.device.server is None:
+                return None
+        return guest.leaks() if kind in (None, "leak") else None
+
+
+def shortened(plan: Plan, equipment: Equipment, found: Found) -> Found:
+    """The same finding with the shortest script that was seen to give it."""
+    end = time.monotonic() + plan.shrink_seconds
+    last = found.finding
+
+    def fails(candidate: Script) -> bool:
+        nonlocal last
+        try:
+            finding = try_script(equipment, candidate, TRIES, found.finding.kind)
+        except (GuestLostError, HarnessError):
+            return False
+        if finding:
+            last = finding
+            save(Found(candidate, finding), "short")
+        return finding is not None
+
+    with step(f"shortening the script {found.script.seed}") as progress:
+        if not fails(found.script):
+            say(
+                f"  {found.script.seed} does not give '{found.finding.kind}' again; "
+                "it is kept as it is"
+            )
+            return found
+
+        def going_on() -> bool:
+            progress.update(f"{end - time.monotonic():.0f} s left")
+            return time.monotonic() < end
+
+        script = shrink(found.script, fails, going_on)
+    return Found(script, last)
+
+
+def save(found: Found, label: str) -> None:
+    """Keeps a script and its finding."""
+    SAVED.mkdir(parents=True, exist_ok=True)
+    stem = f"{found.script.seed}-{label}"
+    (SAVED / f"{stem}.json").write_text(found.script.to_json())
+    (SAVED / f"{stem}.txt").write_text(f"{found.finding}\n")
+    with contextlib.suppress(OSError):
+        say(f"  {found.script.seed}: {found.finding.kind} ({SAVED / stem}.json)")
+
+
+__all__ = ["Arena", "add_options", "fuzz", "plan_of"]

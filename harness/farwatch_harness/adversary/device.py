@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scripted vhost-user device: serves the file system in memory over virtio, and lies as it is
+told to.
+
+It runs in a thread of its own. What other threads call goes through `call`, which runs it in that
+thread.
+"""
+
+import errno
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, TypeVar
+
+from farwatchd.event_loop import Loop
+from farwatchd.iovec import gather, scatter
+from farwatchd.vhost_user.server import Server, listen
+from farwatchd.vhost_user.vring import KickState, Vring
+from farwatchd.virtqueue import Chain, VirtqueueError
+from farwatchd.wire import fsnotify as wire
+from farwatchd.wire.fuse import Opcode, in_header, out_header
+from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, Feature, fs_config
+
+from farwatch_harness.adversary import records
+from farwatch_harness.adversary.filesystem import Tree
+from farwatch_harness.util.errors import HarnessError
+
+log = logging.getLogger(__name__)
+
+CALL_LIMIT = 20.0
+#: Payloads that wait for buffers; those beyond are not sent.
+MOST_WAITING = 5000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lie:
+    """How requests are answered: with `probability`, `what` is done, with a number that depends on
+    it.
+
+    delay: milliseconds late. error: with the negated errno, negative numbers being errors that are
+    no errno. hold: when
+    the server is let go. partial: with fewer events than were asked for. short: with a header
+    alone.
+    """
+
+    what: str
+    probability: float
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Lies:
+    """What is not true of the server's answers, by kind of request."""
+
+    fsnotify: tuple[Lie, ...] = ()
+    wait: tuple[Lie, ...] = ()
+    rest: tuple[Lie, ...] = ()
+
+
+class Held(NamedTuple):
+    """A request that has not been answered."""
+
+    vring: Vring
+    head: int
+    chain: Chain
+    unique: int
+
+
+@dataclass
+class Counts:
+    """What went over the rings."""
+
+    requests: int = 0
+    fsnotify: int = 0
+    waits: int = 0
+    notifications: int = 0
+    sent_records: dict[str, int] = field(default_factory=dict)
+
+
+class Device:
+    """The rings' other end. All methods but `call`, `start` and `stop` belong to its own thread."""
+
+    def __init__(
+        self, tree: Tree, tag: str, notification_queue: bool, request_queues: int = 1
+    ) -> None:
+        self.tree = tree
+        self.tag = tag
+        self.notification_queue = notification_queue
+        self.request_queues = request_queues
+        self.loop = Loop()
+        self.server: Server | None = None
+        self.random = Random(0)
+        self.lies = Lies()
+        self.running: dict[int, tuple[Vring, int]] = {}
+        self.payloads: deque[bytes] = deque()
+        self.waiting: deque[Held] = deque()
+        self.held: list[Held] = []
+        self.ended_waits = False
+        self.frozen = False
+        self.epoch = 0
+        self.errors: list[str] = []
+        self.counts = Counts()
+        self.thread = threading.Thread(target=self.loop.run, name="hostile device", daemon=True)
+
+    # The other threads' side.
+
+    def start(self, socket_path: Path) -> None:
+        """Listens and serves until `stop`."""
+        sock = listen(socket_path)
+        self.server = Server(self.loop, sock, self, self.loop.stop)
+        self.thread.start()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Runs the function in the device's thread and returns its result; HarnessError when it
+        takes too long."""
+        done = threading.Event()
+        result: list[T] = []
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                result.append(function())
+            except BaseException as error:
+                raised.append(error)
+            done.set()
+
+        self.loop.call_from_thread(run)
+        if not done.wait(CALL_LIMIT):
+            raise HarnessError(f"the device's thread did not answer in {CALL_LIMIT:.0f} s")
+        if raised:
+            raise raised[0]
+        return result[0]
+
+    def stop(self) -> None:
+        """Ends the connection and the thread."""
+        self.call(self.kill)
+        self.loop.stop()
+        self.thread.join(CALL_LIMIT)
+
+    # What vhost_user.backend asks for.
+
+    @property
+    def features(self) -> int:
+        features = Feature.VERSION_1 | Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX
+        features |= Feature.VHOST_USER_PROTOCOL_FEATURES
+        return int(features | Feature.FS_NOTIFICATION if self.notification_queue else features)
+
+    @property
+    def queue_count(self) -> int:
+        return 2 + self.request_queues
+
+    @property
+    def config_space(self) -> bytes:
+        size = NOTIFY_BUF_SIZE if self.notification_queue else 0
+        return fs_config.pack(
+            tag=self.tag.encode(), num_request_queues=self.request_queues, notify_buf_size=size
+        )
+
+    def ring_started(self, vring: Vring, features: int) -> None:
+        assert vring.kick_fd is not None
+        if vring.kick_is_eventfd:
+            self.loop.add_eventfd(vring.kick_fd, partial(self.serve, vring.index))
+        else:
+            self.loop.add(vring.kick_fd, partial(self.kicked, vring))
+        self.running[vring.index] = vring, features
+        self.loop.call_soon(partial(self.serve, vring.index))
+
+    def ring_stopped(self, vring: Vring) -> None:
+        if self.running.pop(vring.index, None) is None:
+            return
+        if vring.kick_fd is not None:
+            self.loop.remove(vring.kick_fd)
+        self.held = [held for held in self.held if held.vring is not vring]
+        self.waiting = deque(held for held in self.waiting if held.vring is not vring)
+
+    def reset(self) -> None:
+        self.tree.forget_session()
+        self.epoch += 1
+        self.payloads.clear()
+        self.ended_waits = False
+
+    # Rings.
+
+    def kicked(self, vring: Vring) -> None:
+        if vring.read_kick() is KickState.KICKED:
+            self.serve(vring.index)
+
+    def serve(self, index: int) -> None:
+        if self.frozen or index not in self.running:
+            return
+        vring, features = self.running[index]
+        if vring.ring is None:
+            return
+        try:
+            if index == 1 and features & Feature.FS_NOTIFICATION:
+                self.serve_notifications(vring)
+            else:
+                self.serve_requests(vring)
+        except VirtqueueError as error:
+            self.errors.append(f"queue {index}: {error}")
+            self.ring_stopped(vring)
+            vring.fail()
+
+    def serve_all(self) -> None:
+        for index in list(self.running):
+            self.serve(index)
+
+    def serve_requests(self, vring: Vring) -> None:
+        ring = vring.ring
+        assert ring is not None
+        while True:
+            taken = ring.pop()
+            if taken is None:
+                vring.signal_if_wanted()
+                if not ring.enable_kicks():
+                    return
+                continue
+            head, chain = taken
+            self.take_request(vring, head, chain)
+
+    def take_request(self, vring: Vring, head: int, chain: Chain) -> None:
+        header = in_header.unpack_from(gather(chain.readable, 0, in_header.size))
+        args = gather(chain.readable, in_header.size, chain.readable_size - in_header.size)
+        held = Held(vring, head, chain, header.unique)
+        self.counts.requests += 1
+        if header.opcode == Opcode.INIT:
+            self.ended_waits = False
+        if header.opcode == Opcode.FSNOTIFY_WAIT:
+            self.take_wait(held, args)
+            return
+        lie = self.choose(
+            self.lies.fsnotify if header.opcode == Opcode.FSNOTIFY else self.lies.rest
+        )
+        if header.opcode in (Opcode.INIT, Opcode.DESTROY, Opcode.FORGET, Opcode.BATCH_FORGET):
+            lie = None
+        if header.opcode == Opcode.FSNOTIFY:
+            self.counts.fsnotify += 1
+            lie = lie or Lie("true", 1.0)
+            self.answer_fsnotify(held, header.nodeid, args, lie)
+            return
+        error, payload = self.answer(header.opcode, header.nodeid, args)
+        if lie is not None and lie.what == "delay":
+            self.later(lie.number, partial(self.reply, held, error, payload))
+        elif (
+            lie is not None
+            and lie.what == "error"
+            and header.opcode in (Opcode.GETATTR, Opcode.OPEN)
+        ):
+            self.reply(held, -lie.number, b"")
+        else:
+            self.reply(held, error, payload)
+
+    def answer(self, opcode: int, nodeid: int, args: bytes) -> tuple[int, bytes | None]:
+        try:
+            return 0, self.tree.handle(opcode, nodeid, args)
+        except OSError as error:
+            return -(error.errno or errno.EIO), b""
+
+    def answer_fsnotify(self, held: Held, nodeid: int, args: bytes, lie: Lie) -> None:
+        """Answers it as the lie says; what is believed changes only with an answer that the client
+        can trust."""
+        if lie.what in ("error", "short"):
+            self.tree.handle(
+                Opcode.FSNOTIFY, nodeid, args
+            ) if nodeid not in self.tree.nodes else None
+            self.tree.doubt(nodeid)
+            self.reply(held, -lie.number if lie.what == "error" else 0, b"")
+            return
+        error, payload = self.answer(Opcode.FSNOTIFY, nodeid, args)
+        if lie.what == "partial" and payload:
+            asked = wire.fsnotify_in.unpack_from(args)
+            payload = wire.fsnotify_out.pack(mask=asked.mask & self.random.getrandbits(14))
+        if lie.what == "hold":
+            self.held.append(held)
+            return
+        if lie.what == "delay":
+            self.later(lie.number, partial(self.reply, held, error, payload))
+            return
+        self.reply(held, error, payload)
+
+    def take_wait(self, held: Held, args: bytes) -> None:
+        self.counts.waits += 1
+        if not self.tree.initialized:
+            self.tree.violate("FSNOTIFY_WAIT while there is no session")
+        asked = wire.fsnotify_wait_in.unpack_from(args)
+        lie = self.choose(self.lies.wait)
+        if asked.flags & wire.WaitFlag.END:
+            self.ended_waits = True
+            if lie is None or lie.what != "hold":
+                self.reply(held, 0, b"")
+                self.release_waits()
+            else:
+                self.held.append(held)
+            return
+        if lie is not None and lie.what == "error":
+            self.reply(held, -lie.number, b"")
+        elif self.ended_waits:
+            self.reply(held, 0, b"")
+        else:
+            self.waiting.append(held)
+            self.send_waiting()
+
+    def release_waits(self) -> None:
+        while self.waiting:
+            self.reply(self.waiting.popleft(), 0, b"")
+
+    def choose(self, lies: tuple[Lie, ...]) -> Lie | None:
+        draw = self.random.random()
+        for lie in lies:
+            draw -= lie.probability
+            if draw < 0:
+                return lie
+        return None
+
+    def later(self, milliseconds: int, callback: Callable[[], None]) -> None:
+        epoch = self.epoch
+
+        def call() -> None:
+            if epoch == self.epoch:
+                callback()
+
+        self.loop.call_later(milliseconds / 1000, call)
+
+    def reply(self, held: Held, error: int, payload: bytes | None) -> None:
+        """Answers a request, unless its ring has gone; `payload` None gives the chain back as it
+        is."""
+        ring = held.vring.ring
+        if ring is None:
+            return
+        try:
+            data = b""
+            if payload is not None:
+                data = (
+                    out_header.pack_values(out_header.size + len(payload), error, held.unique)
+                    + payload
+                )
+                data = data[: held.chain.writable_size]
+                scatter(held.chain.writable, 0, data)
+            ring.push(held.head, len(data))
+            held.vring.signal_if_wanted()
+        except VirtqueueError as broken:
+            self.errors.append(str(broken))
+
+    # Notifications.
+
+    def notify(self, payload: bytes) -> None:
+        """Sends one payload as soon as there is a buffer, or a request that waits."""
+        if payload and len(self.payloads) < MOST_WAITING:
+            self.payloads.append(payload)
+            self.flush()
+
+    def flush(self) -> None:
+        if self.frozen:
+            return
+        if self.notification_queue:
+            self.serve(1)
+        else:
+            self.send_waiting()
+
+    def send_waiting(self) -> None:
+        while self.waiting and self.payloads and not self.frozen:
+            self.counts.notifications += 1
+            self.reply(self.waiting.popleft(), 0, self.payloads.popleft())
+
+    def serve_notifications(self, vring: Vring) -> None:
+        ring = vring.ring
+        assert ring is not None
+        while self.payloads:
+            taken = ring.pop()
+            if taken is None:
+                vring.signal_if_wanted()
+                if not ring.enable_kicks():
+                    return
+                continue
+            head, chain = taken
+            payload = self.payloads.popleft()
+            data = (
+                out_header.pack_values(out_header.size + len(payload), wire.FUSE_NOTIFY_FSNOTIFY, 0)
+                + payload
+            )
+            data = data[: chain.writable_size]
+            scatter(chain.writable, 0, data)
+            ring.push(head, len(data))
+            self.counts.notifications += 1
+        vring.signal_if_wanted()
+        ring.enable_kicks()
+
+    # What a script makes it do.
+
+    def act(self, action: list[Any]) -> None:
+        """One step of the server's part of a script."""
+        name, *words = action
+        ACTIONS[name](self, *words)
+
+    def send_records(self, kind: str, count: int, times: int = 1) -> None:
+        for _ in range(times):
+            self.notify(records.payload(kind, count, self.tree, self.random))
+
+    def send_raw_header(self, error: int) -> None:
+        """A notification that is none of ours, or of another length than it says."""
+        self.notify(self.random.randbytes(8 * error))
+
+    def freeze(self, milliseconds: int) -> None:
+        """Serves nothing for a while, as a stopped daemon does."""
+        self.frozen = True
+        self.loop.call_later(milliseconds / 1000, self.thaw)
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.serve_all()
+        self.flush()
+
+    def kill(self) -> None:
+        """Closes the connection, as a daemon that is killed does."""
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+    def remove_silently(self, path: str) -> None:
+        self.tree.remove_silently(path)
+
+    def replace_silently(self, path: str) -> None:
+        self.tree.replace_silently(path)
+
+    def reuse(self, on: bool) -> None:
+        self.tree.reuse = on
+
+    def settle(self) -> None:
+        """Lets the server go: no more lies, and everything is answered."""
+        self.lies = Lies()
+        self.thaw()
+        held, self.held = self.held, []
+        for each in held:
+            header = in_header.unpack_from(gather(each.chain.readable, 0, in_header.size))
+            if header.opcode == Opcode.FSNOTIFY:
+                args = gather(each.chain.readable, in_header.size, wire.fsnotify_in.size)
+                asked = wire.fsnotify_in.unpack_from(args)
+                self.reply(each, 0, wire.fsnotify_out.pack(mask=asked.mask))
+            else:
+                self.reply(each, 0, b"")
+        if self.ended_waits:
+            self.release_waits()
+
+    def run_timeline(self, timeline: list[list[Any]]) -> None:
+        """Does each action at its milliseconds from now."""
+        for at, *action in timeline:
+            self.loop.call_later(at / 1000, partial(self.act, action))
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    "records": Device.send_records,
+    "raw": Device.send_raw_header,
+    "freeze": Device.freeze,
+    "kill": Device.kill,
+    "remove": Device.remove_silently,
+    "replace": Device.replace_silently,
+    "reuse": Device.reuse,
+}
+
+
+def pid() -> int:
+    """The process that plays the daemon."""
+    return os.getpid()

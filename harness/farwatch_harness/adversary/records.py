@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event records as the adversary sends them: true ones, senseless ones, and ones that break the
+protocol."""
+
+from random import Random
+
+from farwatchd.watch.event_record import EventRecord
+from farwatchd.wire import fsnotify as wire
+from farwatchd.wire.fsnotify import Event
+
+from farwatch_harness.adversary.filesystem import Node, Tree
+
+#: The most that one notification carries here, as farwatchd's.
+ROOM = 4000
+KINDS = ("event", "rename", "delete-self", "overflow", "garbage", "mutant")
+NAMES = (b"f", b"e", b"d", b"new", b"f0", b"d0", b"q0", b"x" * 255)
+SELF_EVENTS = (
+    Event.ATTRIB,
+    Event.MODIFY,
+    Event.ACCESS,
+    Event.OPEN,
+    Event.CLOSE_WRITE,
+    Event.MOVE_SELF,
+)
+ENTRY_EVENTS = (Event.CREATE, Event.DELETE, Event.MOVED_FROM, Event.MOVED_TO)
+CHILD_EVENTS = (Event.ATTRIB, Event.MODIFY, Event.OPEN, Event.CLOSE_WRITE)
+
+
+def payload(kind: str, count: int, tree: Tree, random: Random) -> bytes:
+    """Up to `count` records of that kind, as many as one notification holds."""
+    found = b""
+    for _ in range(count):
+        one = record(kind, tree, random)
+        if len(found) + len(one) > ROOM:
+            break
+        found += one
+    return found
+
+
+def record(kind: str, tree: Tree, random: Random) -> bytes:
+    """One record about something that is watched, if anything is."""
+    node = some_node(tree, random)
+    if kind == "overflow":
+        return EventRecord(0, 0, Event.OVERFLOW).encode()
+    if kind == "garbage":
+        return random.randbytes(8 * random.randint(1, 40))
+    if kind == "mutant":
+        data = bytearray(event(node, random).encode())
+        for _ in range(random.randint(1, 3)):
+            data[random.randrange(len(data))] = random.choice((0, 1, 0xFF, random.randrange(256)))
+        return bytes(data)
+    if kind == "delete-self":
+        return EventRecord(node.nodeid, node.generation, Event.DELETE_SELF).encode()
+    if kind == "rename":
+        other = some_node(tree, random)
+        names = random.choice(NAMES), random.choice(NAMES)
+        return EventRecord(
+            node.nodeid,
+            node.generation,
+            Event.RENAME,
+            names[0],
+            newdir=other.nodeid or 1,
+            newname=names[1],
+        ).encode()
+    return event(node, random).encode()
+
+
+def event(node: Node, random: Random) -> EventRecord:
+    """A record that keeps the rules."""
+    if not node.is_directory or random.random() < 0.3:
+        return EventRecord(node.nodeid, node.generation, random.choice(SELF_EVENTS))
+    name = random.choice(NAMES)
+    if random.random() < 0.5:
+        return EventRecord(node.nodeid, node.generation, random.choice(ENTRY_EVENTS), name)
+    child = random.choice((0, *(each.nodeid for each in node.entries.values())))
+    return EventRecord(
+        node.nodeid,
+        node.generation,
+        random.choice(CHILD_EVENTS) | Event.ON_CHILD,
+        name,
+        child=child,
+    )
+
+
+def probe(node: Node) -> bytes:
+    """The record that each watcher of the node's attributes must hear."""
+    return EventRecord(node.nodeid, node.generation, Event.ATTRIB).encode()
+
+
+def some_node(tree: Tree, random: Random) -> Node:
+    watched = [tree.nodes[nodeid] for nodeid in tree.beliefs if nodeid in tree.nodes]
+    if watched and random.random() < 0.8:
+        return random.choice(watched)
+    return random.choice(list(tree.nodes.values()))
+
+
+def fits(data: bytes, room: int) -> bool:
+    """Whether a payload is one that the protocol lets a server send into `room` bytes."""
+    return wire.record.size <= len(data) <= room

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scripts of the adversary: what each side does, round by round, and how a seed makes one. No I/O
+here.
+
+In a round all actors of the guest and the server do their parts at the same time; after it
+everything is checked.
+A script is plain data, so that it can be saved, shortened and run again.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from farwatch_harness.adversary.device import Lie, Lies
+
+MOUNT = "/run/fw"
+#: Replaced by what the device is called in the guest.
+VIRTIO, PCI = "@VIRTIO@", "@PCI@"
+#: The user of each process; two actors are the threads of one process.
+USERS = (0, 0, 1000, 1001)
+ACTORS = range(2 * len(USERS))
+ROOT_ACTORS = (0, 1, 2, 3)
+TRANSPORTS = ("queue", "wait")
+MODES = ("others", "remote")
+#: What a script may be about; each has some of these.
+THEMES = (
+    "contention",
+    "many",
+    "submount",
+    "late",
+    "refused",
+    "held",
+    "odd answers",
+    "broken wait",
+    "early",
+    "flood",
+    "overflow",
+    "malformed",
+    "kill",
+    "changes",
+    "silent",
+    "reclaim",
+    "bad mounts",
+    "remount",
+    "unbind",
+    "faults",
+    "freeze",
+    "fanotify",
+    "dnotify",
+    "dead server",
+)
+#: Themes that need a new guest afterwards come seldom.
+RARE = {"dead server": 0.06, "unbind": 0.2, "faults": 0.2}
+USUAL = 0.33
+IN_BITS = [1 << bit for bit in range(12)]
+IN_ATTRIB = 0x4
+IN_MASK_CREATE, IN_MASK_ADD, IN_ONLYDIR = 0x10000000, 0x20000000, 0x01000000
+FAN_BITS = (
+    0x1,
+    0x2,
+    0x4,
+    0x8,
+    0x10,
+    0x20,
+    0x40,
+    0x80,
+    0x100,
+    0x200,
+    0x400,
+    0x800,
+    0x1000,
+    0x10000000,
+)
+FAN_ATTRIB, FAN_ONDIR, FAN_EVENT_ON_CHILD = 0x4, 0x40000000, 0x08000000
+WATCHED = (
+    "",
+    "d0",
+    "d1",
+    "d0/e",
+    "f0",
+    "f1",
+    "f2",
+    "d0/f",
+    "d1/f",
+    "quiet/q0",
+    "quiet/q1",
+    "quiet/q2",
+    "quiet",
+)
+SUBMOUNTED = ("sub", "sub/", "sub/.", "sub/d", "sub/f", "sub/d/f")
+CHANGED = ("f0", "f1", "f2", "d0/f", "d1/f", "d0/e/f", "d0/new", "d1/new", "new")
+CHANGES = ("write", "read", "unlink", "mkdir", "rename", "chmod", "truncate", "ls", "stat", "open")
+REFUSALS = (1, 2, 5, 12, 13, 22, 28, 95, 107)
+DRIVER = "/sys/bus/virtio/drivers/virtiofs"
+UNBIND, BIND = f"put {DRIVER}/unbind {VIRTIO}", f"put {DRIVER}/bind {VIRTIO}"
+REMOVE, RESCAN = f"put /sys/bus/pci/devices/{PCI}/remove 1", "put /sys/bus/pci/rescan 1"
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is done at the same time: `actors` by their numbers, the server's actions by
+    milliseconds, its lies."""
+
+    actors: dict[int, list[str]] = field(default_factory=dict)
+    server: list[list[Any]] = field(default_factory=list)
+    lies: Lies = field(default_factory=Lies)
+
+    @property
+    def size(self) -> int:
+        """How many steps it has."""
+        return sum(map(len, self.actors.values())) + len(self.server)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A whole run, which begins and ends without a mount."""
+
+    seed: str
+    transport: str
+    mode: str
+    entry_valid: int
+    max_background: int
+    request_queues: int
+    rounds: list[Round]
+    themes: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many steps it has."""
+        return sum(each.size for each in self.rounds)
+
+    def to_json(self) -> str:
+        """As text, which `from_json` reads."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Script":
+        """What `to_json` wrote; ValueError or KeyError when it is something else."""
+        data = json.loads(text)
+        rounds = [
+            Round(
+                {int(actor): list(ops) for actor, ops in each["actors"].items()},
+                each["server"],
+                Lies(
+                    **{
+                        kind: tuple(Lie(**lie) for lie in lies)
+                        for kind, lies in each["lies"].items()
+                    }
+                ),
+            )
+            for each in data.pop("rounds")
+        ]
+        return cls(**data, rounds=rounds)
+
+    @classmethod
+    def load(cls, path: Path) -> "Script":
+        """A saved script."""
+        return cls.from_json(path.read_text())
+
+
+def generate(seed: str, transports: Sequence[str] = TRANSPORTS) -> Script:
+    """The script that belongs to a seed; the same one for the same seed and transports."""
+    random = Random(seed)
+    themes = [theme for theme in THEMES if random.random() < RARE.get(theme, USUAL)]
+    transport = random.choice(list(transports))
+    maker = Maker(random, set(themes))
+    rounds = [maker.first()] + [maker.storm() for _ in range(random.randint(1, 4))] + [maker.last()]
+    return Script(
+        seed=seed,
+        transport=transport,
+        mode=random.choice(MODES) if random.random() < 0.5 else MODES[0],
+        entry_valid=random.choice((0, 0, 1, 1000)),
+        max_background=random.choice((0, 0, 2, 12)),
+        request_queues=random.choice((1, 1, 2)),
+        rounds=rounds,
+        themes=themes,
+    )
+
+
+class Maker:
+    """Makes the rounds of one script."""
+
+    def __init__(self, random: Random, themes: set[str]) -> None:
+        self.random = random
+        self.themes = themes
+
+    # Single steps.
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def mask(self) -> int:
+        """An inotify mask, which mostly has the event that is asked for at the end."""
+        found = sum(self.random.sample(IN_BITS, self.random.randint(1, 4)))
+        return found | IN_ATTRIB if self.chance(0.8) else found
+
+    def watched(self) -> str:
+        if "submount" in self.themes and self.chance(0.4):
+            return f"{MOUNT}/{self.random.choice(SUBMOUNTED)}"
+        if "contention" in self.themes and self.chance(0.8):
+            return f"{MOUNT}/quiet/q0"
+        return f"{MOUNT}/{self.random.choice(WATCHED)}"
+
+    def changed(self) -> str:
+        return f"{MOUNT}/{self.random.choice(CHANGED)}"
+
+    def slot(self, actor: int) -> int:
+        """Slots 0 and 1, or 2 and 3, are a thread's own, 4 and 5 its process's."""
+        return self.random.choice((0, 1, 4) if actor % 2 == 0 else (2, 3, 4))
+
+    def inotify(self, actor: int) -> str:
+        slot = self.slot(actor)
+        kind = self.random.random()
+        if kind < 0.65:
+            flags = self.random.choice((0, 0, 0, IN_MASK_ADD, IN_MASK_CREATE, IN_ONLYDIR))
+            return f"iadd {slot} {self.watched()} {self.mask() | flags:#x}"
+        if kind < 0.9:
+            return f"irm {slot} {self.random.randrange(8)}"
+        return f"close {slot}"
+
+    def many(self, actor: int) -> str:
+        count = self.random.choice((40, 80, 120))
+        return f"imany {self.slot(actor)} {MOUNT}/many {count} {self.mask():#x}"
+
+    def fanotify(self, actor: int) -> str:
+        mask = sum(self.random.sample(FAN_BITS, self.random.randint(1, 4))) | FAN_ATTRIB | FAN_ONDIR
+        if self.chance(0.3):
+            mask |= FAN_EVENT_ON_CHILD
+        if self.chance(0.1):
+            return "close 6"
+        # Its own slot: an instance is of one kind.
+        return f"fmark 6 {self.watched()} {self.random.choice(('add', 'add', 'remove'))} {mask:#x}"
+
+    def dnotify(self, actor: int) -> str:
+        directory = self.random.choice(("", "d0", "d1", "sub/d", "quiet"))
+        if self.chance(0.3):
+            return "close 7"
+        return f"dnotify 7 {MOUNT}/{directory} {self.random.randrange(1, 64):#x}"
+
+    def change(self, actor: int) -> str:
+        kind = self.random.choice(CHANGES)
+        path = self.changed()
+        if kind == "rename":
+            return f"rename {path} {self.changed()}"
+        if kind == "chmod":
+            return f"chmod {path} 0{self.random.choice(('666', '600', '777'))}"
+        if kind == "truncate":
+            return f"truncate {path} {self.random.randrange(5000)}"
+        if kind == "mkdir":
+            return f"mkdir {MOUNT}/{self.random.choice(('d0/new', 'd1/new', 'new'))}"
+        if kind == "open":
+            return f"open 5 {path} {self.random.choice((0, 1, 2)):#x}"
+        if kind == "ls":
+            return f"ls {MOUNT}/{self.random.choice(('', 'd0', 'd1', 'sub', 'sub/d', 'many'))}"
+        return f"{kind} {path}"
+
+    def reclaim(self, actor: int) -> str:
+        if self.chance(0.2):
+            return f"eat {self.random.choice((16, 64))}"
+        return f"put /proc/sys/vm/drop_caches {self.random.choice((1, 2, 3))}"
+
+    def mount(self) -> str:
+        return f"mount farwatch {MOUNT} virtiofs"
+
+    def bad_mount(self) -> str:
+        return self.random.choice(
+            (
+                f"mount farwatch {MOUNT} virtiofs dax=always",
+                f"mount nothing {MOUNT} virtiofs",
+                f"mount farwatch {MOUNT} virtiofs nonsense",
+            )
+        )
+
+    def umount(self) -> str:
+        where = "/sub" if "submount" in self.themes and self.chance(0.5) else ""
+        return f"umount {MOUNT}{where} {self.random.choice((0, 0, 2))}"
+
+    def sleep(self) -> str:
+        return f"sleep {self.random.choice((0, 100, 1000, 5000, 20000, 50000))}"
+
+    # Parts of rounds.
+
+    def kinds(self, actor: int) -> list[Callable[[int], str]]:
+        """What an actor does in this script; what stands there twice is done more often."""
+        found: list[Callable[[int], str]] = [self.inotify, self.inotify]
+        if "many" in self.themes:
+            found.append(self.many)
+        if "changes" in self.themes:
+            found.append(self.change)
+        if actor in ROOT_ACTORS:
+            if "fanotify" in self.themes:
+                found.append(self.fanotify)
+            if "reclaim" in self.themes:
+                found.append(self.reclaim)
+        if "dnotify" in self.themes:
+            found.append(self.dnotify)
+        return found
+
+    def part(self, actor: int, most: int) -> list[str]:
+        """What one actor does in a storm."""
+        kinds = self.kinds(actor)
+        steps = []
+        for _ in range(self.random.randint(1, most)):
+            if self.chance(0.15):
+                steps.append(self.sleep())
+            steps.append(self.random.choice(kinds)(actor))
+        if "kill" in self.themes and actor in ROOT_ACTORS and self.chance(0.3):
+            steps.insert(
+                self.random.randrange(len(steps) + 1), f"kill {self.random.randrange(len(USERS))}"
+            )
+        if "faults" in self.themes and self.chance(0.4):
+            steps = ["fail 1", *steps, "fail 0"]
+        return steps
+
+    def mounting(self, actor: int) -> list[str]:
+        """Mounts and their ends in the middle of it all, for an actor of root."""
+        steps = []
+        if "remount" in self.themes:
+            for _ in range(self.random.randint(1, 3)):
+                steps += [self.sleep(), self.umount(), self.sleep(), self.mount()]
+        if "bad mounts" in self.themes and self.chance(0.5):
+            steps += [self.umount(), self.bad_mount(), self.mount()]
+        if "unbind" in self.themes and self.chance(0.5):
+            steps += self.random.choice(
+                (
+                    [UNBIND, self.sleep(), BIND],
+                    [REMOVE, self.sleep(), RESCAN],
+                    [UNBIND, self.umount(), BIND, self.mount()],
+                )
+            )
+        if "submount" in self.themes:
+            steps += [
+                f"stat {MOUNT}/sub/",
+                self.sleep(),
+                f"umount {MOUNT}/sub {self.random.choice((0, 2))}",
+            ]
+        return steps
+
+    def lies(self) -> Lies:
+        fsnotify: list[Lie] = []
+        wait: list[Lie] = []
+        rest: list[Lie] = []
+        if "late" in self.themes:
+            fsnotify.append(
+                Lie(
+                    "delay",
+                    self.random.choice((0.2, 0.6, 1.0)),
+                    self.random.choice((1, 5, 15, 100)),
+                )
+            )
+            if self.chance(0.3):
+                rest.append(Lie("delay", 0.2, self.random.choice((1, 10))))
+        if "refused" in self.themes:
+            fsnotify.insert(
+                0, Lie("error", self.random.choice((0.1, 0.3, 0.6)), self.random.choice(REFUSALS))
+            )
+        if "held" in self.themes and self.chance(0.5):
+            fsnotify.insert(0, Lie("hold", self.random.choice((0.05, 0.3))))
+        if "odd answers" in self.themes:
+            odd = self.random.choice(
+                (Lie("partial", 0.3), Lie("short", 0.2), Lie("error", 0.2, -5))
+            )
+            fsnotify.insert(0, odd)
+        if "broken wait" in self.themes:
+            wait.append(Lie("error", self.random.choice((0.3, 1.0)), self.random.choice(REFUSALS)))
+        return Lies(tuple(fsnotify), tuple(wait), tuple(rest))
+
+    def server(self, length: int) -> list[list[Any]]:
+        """What the server does by itself within so many milliseconds."""
+        steps: list[list[Any]] = []
+
+        def at() -> int:
+            return self.random.randrange(length)
+
+        for _ in range(self.random.randint(0, 6)):
+            steps.append([at(), "records", "event", self.random.randint(1, 10), 1])
+        if "flood" in self.themes:
+            kind = self.random.choice(("event", "rename", "event"))
+            steps.append([at(), "records", kind, 40, self.random.choice((10, 100, 400))])
+        if "overflow" in self.themes:
+            steps.append(
+                [
+                    at(),
+                    "records",
+                    "overflow",
+                    self.random.choice((1, 10, 50)),
+                    self.random.choice((1, 1, 50)),
+                ]
+            )
+        if "malformed" in self.themes:
+            for _ in range(self.random.randint(1, 5)):
+                steps.append(
+                    [
+                        at(),
+                        "records",
+                        self.random.choice(("garbage", "mutant")),
+                        self.random.randint(1, 5),
+                        1,
+                    ]
+                )
+            if self.chance(0.2):
+                steps.append([at(), "raw", self.random.randint(0, 100)])
+        if "silent" in self.themes:
+            for _ in range(self.random.randint(1, 4)):
+                action = self.random.choice(("remove", "replace"))
+                steps.append([at(), action, self.random.choice(CHANGED)])
+            steps.append([at(), "records", "delete-self", 1, 1])
+            steps.append([at(), "reuse", self.random.choice((True, False))])
+        if "freeze" in self.themes and self.chance(0.5):
+            steps.append([at(), "freeze", self.random.choice((50, 500, 2000))])
+        return sorted(steps, key=lambda step: int(step[0]))
+
+    # Rounds.
+
+    def first(self) -> Round:
+        """Mounts, perhaps with trouble before."""
+        server = []
+        steps = []
+        if "early" in self.themes:
+            kind = self.random.choice(("event", "overflow", "mutant"))
+            server = [[0, "records", kind, 1, self.random.choice((1, 20))]]
+            steps.append(f"sleep {self.random.choice((0, 50000, 200000))}")
+        if "bad mounts" in self.themes:
+            steps += [self.bad_mount() for _ in range(self.random.randint(1, 4))]
+        return Round({0: [*steps, self.mount()]}, server)
+
+    def storm(self) -> Round:
+        """Everybody does something."""
+        actors = {actor: self.part(actor, 30) for actor in ACTORS if self.chance(0.6)}
+        mounting = self.mounting(2)
+        if mounting:
+            actors[2] = mounting + self.part(2, 5)
+        return Round(actors, self.server(300), self.lies())
+
+    def last(self) -> Round:
+        """Ends it all at the same time: watchers close or are killed while it is unmounted."""
+        actors: dict[int, list[str]] = {}
+        for actor in ACTORS:
+            if self.chance(0.4):
+                actors[actor] = self.part(actor, 10)
+        end = [f"umount {MOUNT} {self.random.choice((0, 2))}"]
+        if "many" in self.themes:
+            slot = self.slot(0)
+            end = [f"imany {slot} {MOUNT}/many 120 {self.mask():#x}", f"close {slot}", *end]
+        if "dead server" in self.themes:
+            lies = Lies()
+            ended = self.random.choice(
+                ([UNBIND], [REMOVE], [f"umount {MOUNT} 2", UNBIND], [f"umount {MOUNT} 0"])
+            )
+            return Round(
+                {2: [f"sleep {self.random.choice((0, 50000, 300000))}", *ended]},
+                [[0, "kill"]],
+                lies,
+            )
+        actors[0] = end
+        return Round(actors, self.server(100), self.lies())
+
+
+def with_rounds(script: Script, rounds: list[Round]) -> Script:
+    """The same script with other rounds."""
+    return replace(script, rounds=rounds)
