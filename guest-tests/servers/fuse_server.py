@@ -19,7 +19,7 @@ from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.virtio_fs.headers import notification
 from farwatchd.virtqueue import Chain
-from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.watch_table import WatchTable
 
@@ -42,7 +42,7 @@ def main() -> None:
     directory, target = sys.argv[1:]
     os.umask(0)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    loop, queue = Loop(), OutgoingQueue(1000)
+    loop, queue = Loop(), EventQueue(1000)
     backend = InotifyBackend(os.open(directory, os.O_PATH))
     watches = WatchTable(backend, queue, 1000, loop.call_later)
     session = Session(PassthroughFs(Path(directory), Options()), watches, SessionOptions())

@@ -45,7 +45,7 @@ class AgreesToAll:
     def __init__(self) -> None:
         self.masks: dict[int, int] = {}
 
-    def tell_own(self, tell: bool) -> None:
+    def report_own(self, report: bool) -> None:
         """All that is told is what the test sends."""
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:

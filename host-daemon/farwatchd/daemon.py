@@ -35,9 +35,9 @@ from farwatchd.socket_cleanup import removed_at_end
 from farwatchd.vhost_user.server import ListenError, Server, inherit, listen
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device, DeviceConfig
-from farwatchd.watch.backend import Backend
-from farwatchd.watch.event_queue import OutgoingQueue
-from farwatchd.watch.probe import BackendName, BackendUnavailableError, Mode, open_backend
+from farwatchd.watch.backend import WatchBackend
+from farwatchd.watch.event_queue import EventQueue
+from farwatchd.watch.probe import BackendName, BackendUnavailableError, WatchMode, open_backend
 from farwatchd.watch.watch_table import WatchTable
 
 _log = logging.getLogger(__name__)
@@ -79,11 +79,11 @@ def _serve(
     seccomp: Any,
 ) -> None:
     loop = Loop()
-    queue: OutgoingQueue | None = None
+    queue: EventQueue | None = None
     watches: WatchTable | None = None
-    backend: Backend | None = None
+    backend: WatchBackend | None = None
     if config.fsnotify is not FsnotifyMode.OFF:
-        queue = OutgoingQueue(config.event_queue)
+        queue = EventQueue(config.event_queue)
         backend = _backend(config, root_fd, objects)
         if backend is not None:
             watches = WatchTable(backend, queue, config.max_watches, loop.call_later)
@@ -159,7 +159,9 @@ def _objects(config: Config, root_fd: int, limit: int) -> ObjectTable:
         raise UserError(f"--inode-file-handles=mandatory: {error}") from error
 
 
-def _confine(config: Config, backend: Backend | None, objects: ObjectTable, seccomp: Any) -> None:
+def _confine(
+    config: Config, backend: WatchBackend | None, objects: ObjectTable, seccomp: Any
+) -> None:
     """Give up what only the set-up needed. From here on the guest may be served."""
     add, remove = config.modcaps
     kept = FILE_SERVER | add
@@ -179,13 +181,13 @@ def _confine(config: Config, backend: Backend | None, objects: ObjectTable, secc
 
 #: The modes to try, best first.
 _MODES = {
-    FsnotifyMode.AUTO: (Mode.OTHERS, Mode.REMOTE),
-    FsnotifyMode.OTHERS: (Mode.OTHERS,),
-    FsnotifyMode.REMOTE: (Mode.REMOTE,),
+    FsnotifyMode.AUTO: (WatchMode.OTHERS, WatchMode.REMOTE),
+    FsnotifyMode.OTHERS: (WatchMode.OTHERS,),
+    FsnotifyMode.REMOTE: (WatchMode.REMOTE,),
 }
 
 
-def _backend(config: Config, root_fd: int, objects: ObjectTable) -> Backend | None:
+def _backend(config: Config, root_fd: int, objects: ObjectTable) -> WatchBackend | None:
     """The back end for the best mode that works here; None if none does and the user did not ask
     for one."""
     problems = []

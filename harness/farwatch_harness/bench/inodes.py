@@ -22,7 +22,7 @@ from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.watch_table import WatchTable
 from farwatchd.wire.fsnotify import Event
@@ -100,7 +100,7 @@ class Served:
         objects = ObjectTable(InodeFileHandles.MANDATORY)
         self.fs = PassthroughFs(shared, Options(), objects)
         self.backend = FanotifyBackend(self.fs.watched(ROOT).fd, objects)
-        self.queue = OutgoingQueue(10 * SAMPLE)
+        self.queue = EventQueue(10 * SAMPLE)
         self.table = WatchTable(self.backend, self.queue, LIMIT, lambda _seconds, _callback: None)
         self.directories: list[int] = []
         self.nodeids: list[int] = []

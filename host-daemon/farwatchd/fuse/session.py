@@ -21,7 +21,7 @@ from farwatchd.fuse.operation import EMPTY, PARK, SILENT, Failed, Operation, Rep
 from farwatchd.fuse.request import Request, decode, invalid
 from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.thread_pool import Workers
-from farwatchd.fuse.watches import Watches
+from farwatchd.fuse.watches import GuestWatches
 from farwatchd.iovec import gather, scatter
 from farwatchd.virtio_fs.interfaces import PARKED, late
 from farwatchd.virtqueue import Chain
@@ -60,7 +60,7 @@ class Session:
     def __init__(
         self,
         fs: FileSystem,
-        watches: Watches | None,
+        watches: GuestWatches | None,
         options: SessionOptions,
         waits: Waits | None = None,
         workers: Workers | None = None,
@@ -215,7 +215,7 @@ class Session:
         if self._locks is not None:
             self._locks.use(agreed.posix_lock, agreed.flock)
         if self._watches is not None:
-            self._watches.tell_own(not agreed.others_only)
+            self._watches.report_own(not agreed.others_only)
         _log.info(
             "the guest speaks FUSE 7.%d, events of the host: mode %s", agreed.minor, agreed.mode
         )

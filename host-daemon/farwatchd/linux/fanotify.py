@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fanotify(7) with file handles through the C library: a group, its marks, its stream. Knows no
-protocol."""
+"""fanotify(7) with file handles through the C library: a group, its marks and its events."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from enum import IntFlag
 from typing import NamedTuple
 
 from farwatchd.linux.file_handles import HandleReader, file_handle, open_handle, type_and_handle
-from farwatchd.linux.group import Group, check
+from farwatchd.linux.group import NotificationGroup, check
 
 _METADATA = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBH8sIi")
@@ -22,10 +21,10 @@ _HANDLE_TYPE = struct.Struct("=i")
 _MARK_ADD, _MARK_REMOVE, _MARK_FLUSH = 0x1, 0x2, 0x80
 _AT_FDCWD = -100
 
-#: ``FAN_CLASS_NOTIF`` with close-on-exec, without blocking, events with the handles of object,
-#: directory and target.
+#: FAN_CLASS_NOTIF with FAN_CLOEXEC, FAN_NONBLOCK, FAN_REPORT_FID, FAN_REPORT_DIR_FID,
+#: FAN_REPORT_NAME and FAN_REPORT_TARGET_FID.
 _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
-#: No limit of marks but the daemon's own; needs CAP_SYS_ADMIN.
+#: FAN_UNLIMITED_MARKS; needs CAP_SYS_ADMIN. The daemon has a limit of its own.
 _UNLIMITED_MARKS = 0x20
 
 _MARK_ARGUMENTS = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
@@ -37,7 +36,7 @@ INFO_NEW_DFID_NAME = 12
 
 
 class Fan(IntFlag):
-    """The bits that fanotify has beyond inotify's (``linux/fanotify.h``)."""
+    """Bits of ``linux/fanotify.h`` that inotify does not have."""
 
     EVENT_ON_CHILD = 0x08000000
     RENAME = 0x10000000
@@ -45,24 +44,24 @@ class Fan(IntFlag):
 
 
 class Info(NamedTuple):
-    """The object (file system id, handle type, handle) and, where there is one, the name of an
-    entry in it."""
+    """One information record: the inode's file system id, handle type and handle, in one string,
+    and the name of an entry in it where the record has one."""
 
     identity: bytes
     name: bytes
 
 
 class FanEvent(NamedTuple):
-    """One event, which may be several merged ones: all bits set happened to the same objects by the
-    same process."""
+    """One event. Coalesced events are one: each bit happened to the same inode and name, caused by
+    the same process ``pid``, at least once and in an unknown order."""
 
     mask: int
     pid: int
     infos: dict[int, Info]
 
 
-class Fanotify(Group):
-    """A fanotify group with inode marks. Methods raise ``OSError`` with the kernel's errno."""
+class Fanotify(NotificationGroup):
+    """A fanotify group with inode marks. Its methods raise ``OSError`` with the kernel's errno."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -74,11 +73,11 @@ class Fanotify(Group):
         self._reader = HandleReader()
 
     def add(self, path: str, mask: int) -> None:
-        """Mark what ``path`` leads to, or add to its mark's mask."""
+        """Mark the inode at ``path``, or add ``mask`` to the mask of its mark."""
         self._mark(_MARK_ADD, path, mask)
 
     def remove(self, path: str, mask: int) -> None:
-        """Take bits out of a mark's mask; a mark without bits is gone."""
+        """Remove bits from the mask of a mark. The kernel removes a mark without bits."""
         self._mark(_MARK_REMOVE, path, mask)
 
     def remove_all(self) -> None:
@@ -86,17 +85,19 @@ class Fanotify(Group):
         check(self._libc.fanotify_mark(self._fd, _MARK_FLUSH, 0, _AT_FDCWD, None), "fanotify_mark")
 
     def identity(self, fd: int) -> bytes:
-        """What ``Info.identity`` is for the object behind ``fd``."""
+        """Return what ``Info.identity`` is in events of the inode behind ``fd``."""
         fsid = os.fstatvfs(fd).f_fsid & 0xFFFFFFFFFFFFFFFF
         return fsid.to_bytes(_FSID, sys.byteorder) + type_and_handle(self._reader.read(fd))
 
     def open_object(self, mount_fd: int, identity: bytes) -> int:
-        """Open an object with O_PATH; needs CAP_DAC_READ_SEARCH, and ``mount_fd`` on the object's
-        file system."""
+        """Open an inode with O_PATH and return the descriptor, which the caller owns.
+
+        ``mount_fd`` is a descriptor on the inode's file system. Needs CAP_DAC_READ_SEARCH.
+        """
         return open_handle(mount_fd, file_handle(identity[_FSID:]))
 
     def read(self, size: int) -> list[FanEvent]:
-        """Read up to ``size`` bytes of events; an empty list when there are none."""
+        """Return up to ``size`` bytes of events; an empty list when no event is queued."""
         data = self.read_bytes(size)
         events = []
         offset = 0

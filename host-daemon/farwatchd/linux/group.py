@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What inotify instances and fanotify groups have in common: a descriptor that events are read
-from."""
+"""What inotify and fanotify have in common: a group is a descriptor from which events are read."""
 
 from __future__ import annotations
 
@@ -8,33 +7,35 @@ import ctypes
 import os
 
 
-class Group:
-    """Owns the descriptor ``fd``, which does not block. Closing it makes the kernel drop all that
-    it watches."""
+class NotificationGroup:
+    """An inotify or fanotify instance. Owns the non-blocking descriptor ``fd``.
+
+    Closing the descriptor makes the kernel remove all marks of the group.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """Return the descriptor, which the group closes."""
         return self._fd
 
     def read_bytes(self, size: int) -> bytes:
-        """Read whole events, up to ``size`` bytes; nothing when there are none."""
+        """Return up to ``size`` bytes of whole events; no bytes when no event is queued."""
         try:
             return os.read(self._fd, size)
         except BlockingIOError:
             return b""
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptor. A second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def check(result: int, call: str) -> int:
-    """Return the result of a C library call, or raise the ``OSError`` that it left behind."""
+    """Return the result of a C library call; raise ``OSError`` with its errno when it failed."""
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{call}: {os.strerror(error)}")

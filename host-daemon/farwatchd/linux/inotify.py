@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inotify(7) through the C library: one instance, its watches, its stream. Knows nothing of the
-protocol."""
+"""inotify(7) through the C library: one instance, its watches and its events."""
 
 from __future__ import annotations
 
@@ -13,15 +12,17 @@ import termios
 from enum import IntFlag
 from typing import NamedTuple
 
-from farwatchd.linux.group import Group, check
+from farwatchd.linux.group import NotificationGroup, check
 
 _EVENT = struct.Struct("=iIII")
 _MAX_U32 = 0xFFFFFFFF
 
 
 class In(IntFlag):
-    """inotify's bits (``linux/inotify.h``); fanotify's of the same name are the same, OPEN_EXEC is
-    only its."""
+    """Bits of ``linux/inotify.h``.
+
+    fanotify has the same bits for the same events. OPEN_EXEC exists in fanotify only.
+    """
 
     ACCESS = 0x1
     MODIFY = 0x2
@@ -43,22 +44,17 @@ class In(IntFlag):
     ISDIR = 0x40000000
 
 
-class RawEvent(NamedTuple):
-    """``struct inotify_event``; the mask is a plain number because masks are looked at for every
-    event.
-
-    ``silent`` marks an event that the guest is not to be told, because it caused it.
-    """
+class InotifyEvent(NamedTuple):
+    """``struct inotify_event``. ``mask`` is a plain int, because it is tested for every event."""
 
     wd: int
     mask: int
     cookie: int
     name: bytes
-    silent: bool = False
 
 
-class Inotify(Group):
-    """An inotify instance. Methods raise ``OSError`` with the kernel's errno."""
+class Inotify(NotificationGroup):
+    """An inotify instance. Its methods raise ``OSError`` with the kernel's errno."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -67,7 +63,7 @@ class Inotify(Group):
         )
 
     def add(self, path: str, mask: int) -> int:
-        """Watch what ``path`` leads to, or replace its mask; return the watch descriptor."""
+        """Watch the inode at ``path``, or replace its mask; return the watch descriptor."""
         encoded = ctypes.c_char_p(os.fsencode(path))
         return check(
             self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)),
@@ -75,17 +71,17 @@ class Inotify(Group):
         )
 
     def remove(self, wd: int) -> None:
-        """End a watch."""
+        """End a watch; EINVAL when the kernel has ended it already."""
         check(self._libc.inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
 
     def pending(self) -> int:
-        """Bytes that wait to be read."""
+        """Return the number of bytes that can be read."""
         waiting = array.array("i", [0])
         fcntl.ioctl(self._fd, termios.FIONREAD, waiting)
         return waiting[0]
 
-    def read(self, size: int) -> list[RawEvent]:
-        """Read up to ``size`` bytes of events; an empty list when there are none."""
+    def read(self, size: int) -> list[InotifyEvent]:
+        """Return up to ``size`` bytes of events; an empty list when no event is queued."""
         data = self.read_bytes(size)
         events = []
         offset = 0
@@ -93,6 +89,6 @@ class Inotify(Group):
             wd, mask, cookie, length = _EVENT.unpack_from(data, offset)
             offset += _EVENT.size
             name = data[offset : offset + length].rstrip(b"\0") if length else b""
-            events.append(RawEvent(wd, mask & _MAX_U32, cookie, name))
+            events.append(InotifyEvent(wd, mask & _MAX_U32, cookie, name))
             offset += length
         return events

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a watch back end is: it watches open objects and reports what happens to them, by key, in
-order."""
+"""The interface of a watch back end: it watches inodes of the host and returns their events."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import Protocol
 
 from farwatchd.wire.fsnotify import Event
 
-#: Events of a directory entry: the directory is the object, the name is part of the event.
+#: Events of a directory entry. They belong to the directory, and carry the entry's name.
 DIRENT = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO
 
 
@@ -17,73 +16,90 @@ DIRENT = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO
 class HostEvent:
     """One event of a watch, in the protocol's bits.
 
-    ``newkey`` and ``newname`` belong to RENAME: the watch of the directory moved into, and the name
-    there. ``half`` marks a move of which the other side is not watched. ``ended`` says that the
-    watch is over with this event; the back end has dropped it already. With OVERFLOW ``key`` is 0.
+    OVERFLOW belongs to no watch, and its ``watch_id`` is 0.
+
+    ``name`` is the directory entry of an entry event or of an ON_CHILD event. ``new_watch_id`` and
+    ``new_name`` belong to RENAME: the watch of the directory into which the entry was moved, and
+    its name there. ``unpaired`` marks a MOVED_FROM or MOVED_TO whose other side is not watched.
+    ``ended`` means that the back end has removed the watch after this event; the mask may be 0.
     """
 
-    key: int
+    watch_id: int
     mask: Event
     name: bytes = b""
-    half: bool = False
-    newkey: int = 0
-    newname: bytes = b""
+    unpaired: bool = False
+    new_watch_id: int = 0
+    new_name: bytes = b""
     ended: bool = False
 
 
-class Backend(Protocol):
-    """Watches objects of the host. One thread; no call blocks."""
+class WatchBackend(Protocol):
+    """Watches inodes of the host, for one thread. No method blocks."""
 
     @property
     def name(self) -> str:
-        """The name the user knows it by."""
+        """The name in log lines and in ``--fsnotify-backend``."""
 
     @property
     def supported(self) -> Event:
-        """The event bits that it can watch, with ON_CHILD and RENAME; ISDIR and OVERFLOW go without
-        saying."""
+        """The event bits that can be watched, ON_CHILD and RENAME included.
+
+        ISDIR and OVERFLOW are reported unasked and are not part of it.
+        """
 
     @property
     def others_only(self) -> bool:
-        """Whether events that this process causes can be left out (FUSE_FSNOTIFY_MERGED), and are
-        until told else."""
+        """Whether events that this process causes can be left out, as mode ``others`` needs.
 
-    def tell_own(self, tell: bool) -> None:
-        """Report what this process causes, or leave it out if the back end is ``others_only``."""
+        A back end that can does so until ``report_own(True)``.
+        """
+
+    def report_own(self, report: bool) -> None:
+        """Choose whether events that this process causes are reported.
+
+        ``False`` needs ``others_only``.
+        """
 
     @property
     def count(self) -> int:
-        """Host watches in use, those included that it keeps for its own purposes."""
+        """The number of host watches in use, explicit and implicit ones."""
 
     def fileno(self) -> int:
-        """The descriptor that is readable when ``read`` has something to do."""
+        """Return the descriptor that is readable when ``read`` has events. The back end owns it."""
 
     def watch(self, fd: int, mask: Event, is_dir: bool) -> int:
-        """Watch the object behind ``fd`` (O_PATH will do) and return its key, never 0; live on
-        return.
+        """Watch the inode behind ``fd`` and return the id of the watch, which is never 0.
 
-        An object that is watched already keeps its key, and its mask grows by ``mask``. Raises
-        ``OSError`` with the errno meant for the guest: ENOSPC no host watch left, ENOENT the object
-        has no name any more, EACCES not in the share.
+        ``fd`` may be O_PATH and stays the caller's. The watch is live on return. An inode that is
+        watched already keeps its id, and ``mask`` is added to its mask.
+
+        Raises ``OSError`` with the errno for the guest: ENOSPC no host watch left, ENOENT the inode
+        is unlinked, EACCES it is outside of the share, EOPNOTSUPP its file system cannot be
+        watched by this back end. EMFILE and ENFILE mean that no descriptor is left.
         """
 
-    def modify(self, key: int, mask: Event) -> None:
-        """Replace the mask of a watch; ``OSError`` as in ``watch``, ENOENT when the watch has
-        ended."""
+    def modify(self, watch_id: int, mask: Event) -> None:
+        """Replace the mask of a watch; on an error the mask is unchanged.
 
-    def unwatch(self, key: int) -> None:
-        """End a watch; events of it that come late are left out. An unknown key is no error."""
+        Raises ``OSError`` as ``watch`` does, and ENOENT when the watch has ended.
+        """
+
+    def unwatch(self, watch_id: int) -> None:
+        """End a watch. Its unread events are dropped. An unknown id is no error."""
 
     def reset(self) -> None:
-        """End all watches and forget what was held back."""
+        """End all watches and drop all unread events."""
 
     def read(self) -> list[HostEvent]:
-        """Return what happened, a bounded amount, without waiting; the descriptor stays readable
-        when there is more."""
+        """Return the next events in order, a bounded number of them.
+
+        An empty list may mean that ``delay`` must pass first. While events are unread, the
+        descriptor of ``fileno`` stays readable.
+        """
 
     def delay(self) -> float | None:
-        """Seconds after which ``read`` is to be called even if the descriptor stays silent; None:
-        no need."""
+        """Return the seconds after which ``read`` must be called although the descriptor is not
+        readable; None when that is not necessary."""
 
     def close(self) -> None:
-        """Give back all descriptors."""
+        """End all watches and close all descriptors. A second call does nothing."""

@@ -1,102 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of both back ends: a tree of watched objects, fed by the events of one group."""
+"""The base of both watch back ends: a watch tree, fed by the events of one notification group."""
 
 from __future__ import annotations
 
 import abc
-import time
 from collections.abc import Callable
 
 from farwatchd.inode_store.store import ObjectTable
-from farwatchd.linux.group import Group
-from farwatchd.linux.inotify import RawEvent
+from farwatchd.linux.group import NotificationGroup
 from farwatchd.watch.backend import HostEvent
-from farwatchd.watch.event_stream import EventStream
-from farwatchd.watch.nodes import Node
-from farwatchd.watch.watch_tree import WatchTree
+from farwatchd.watch.event_stream import EventStream, MarkEvent
+from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
 
 
 def proc_path(fd: int) -> str:
-    """A path that leads to the object of a descriptor, whatever it is, a symlink included."""
+    """Return a path to the inode of a descriptor, also if it is a symlink."""
     return f"/proc/self/fd/{fd}"
 
 
-class Watcher(abc.ABC):
-    """Implements ``Backend`` but for its facts. ``root_fd`` is the share's root directory, which
-    stays the caller's.
+class TreeBackend(abc.ABC):
+    """Implements ``WatchBackend`` on a ``WatchTree``, whose ``HostMarks`` it is.
 
-    ``objects`` are the table that watched objects are held in, ``path_of`` gives a path to a
-    descriptor's object, ``clock`` is the monotonic time in seconds.
+    ``group`` is owned from now on. ``root_fd`` is the share's root directory and stays the
+    caller's. ``inodes`` keeps the watched inodes, ``path_of`` returns a path to a descriptor's
+    inode.
     """
 
     def __init__(
         self,
-        group: Group,
+        group: NotificationGroup,
         root_fd: int,
-        objects: ObjectTable | None = None,
+        inodes: ObjectTable | None = None,
         path_of: Callable[[int], str] = proc_path,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group = group
-        self._objects = objects if objects is not None else ObjectTable()
+        self._inodes = inodes if inodes is not None else ObjectTable()
         self._path_of = path_of
-        self._by_place: dict[int, Node] = {}
-        self._tree = WatchTree(root_fd, self._objects, path_of, self)
-        self._stream = EventStream(self._tree, self._by_place, clock)
+        self._by_mark: dict[int, Node] = {}
+        self._tree = WatchTree(root_fd, self._inodes, path_of, self)
+        self._stream = EventStream(self._tree, self._by_mark)
 
     @property
     def count(self) -> int:
-        """Host watches in use, the private ones included."""
+        """The number of host watches in use, implicit ones included."""
         return len(self._tree)
 
     def fileno(self) -> int:
-        """The group's descriptor."""
+        """Return the group's descriptor."""
         return self._group.fileno()
 
     def watch(self, fd: int, mask: Event, is_dir: bool) -> int:
-        """Watch the object behind ``fd``; see ``Backend``."""
-        return self._tree.add(fd, is_dir, int(mask)).key
+        """Watch the inode behind ``fd``; see ``WatchBackend``."""
+        return self._tree.add(fd, is_dir, int(mask)).watch_id
 
-    def modify(self, key: int, mask: Event) -> None:
-        """Replace the mask of a watch; see ``Backend``."""
-        self._tree.modify(key, int(mask))
+    def modify(self, watch_id: int, mask: Event) -> None:
+        """Replace the mask of a watch; see ``WatchBackend``."""
+        self._tree.modify(watch_id, int(mask))
 
-    def unwatch(self, key: int) -> None:
-        """End a watch."""
-        self._tree.release(key)
+    def unwatch(self, watch_id: int) -> None:
+        """End a watch; see ``WatchBackend``."""
+        self._tree.release(watch_id)
 
     def reset(self) -> None:
-        """End all watches."""
+        """End all watches; see ``WatchBackend``."""
         self._tree.clear()
-        self._stream.clear()
 
     def close(self) -> None:
         """End all watches and close the group."""
         self._tree.close()
-        self._stream.clear()
         self._group.close()
 
     def delay(self) -> float | None:
-        """Seconds until a held half of a rename is given up."""
-        return self._stream.delay()
+        """Return None: events are not held back."""
+        return None
 
     def read(self) -> list[HostEvent]:
-        """Return what happened, in order."""
+        """Return the next events; see ``WatchBackend``."""
         return self._stream.interpret(self._gather())
 
     @abc.abstractmethod
-    def _gather(self) -> list[RawEvent]:
-        """Read a part of the stream."""
+    def _gather(self) -> list[MarkEvent]:
+        """Read the next events of the group, a bounded number of them."""
 
     @abc.abstractmethod
-    def place(self, node: Node) -> None:
-        """See ``Placer``."""
+    def put_mark(self, node: Node) -> None:
+        """Add or update the host mark of a node; see ``HostMarks``."""
 
     @abc.abstractmethod
-    def remove(self, node: Node) -> None:
-        """See ``Placer``."""
+    def remove_mark(self, node: Node) -> None:
+        """Remove the host mark of a node; see ``HostMarks``."""
 
     @abc.abstractmethod
-    def remove_all(self, nodes: list[Node]) -> None:
-        """See ``Placer``."""
+    def remove_all_marks(self, nodes: list[Node]) -> None:
+        """Remove the host marks of all nodes; see ``HostMarks``."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bounded queue of event records on their way to the guest. Pure: no I/O, no clock."""
+"""The bounded queue of event records for the guest. It does no I/O and reads no clock."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _log = logging.getLogger(__name__)
 _OVERFLOW = OVERFLOW.encode()
 
 
-class OutgoingQueue:
-    """Keeps at most ``limit`` records, oldest first, each at most RECORD_MAX bytes.
+class EventQueue:
+    """Keeps at most ``limit`` records in order, each of at most RECORD_MAX bytes.
 
-    A record equal to the last one queued is merged into it, as inotify does. What does not fit is
-    dropped and counted, and one overflow record stands where the loss happened; the last place is
-    kept for it.
+    A record equal to the last one in the queue is left out, as inotify(7) does. When the queue is
+    full, records are dropped and counted in ``dropped``, and one OVERFLOW record takes their place;
+    the last position is reserved for it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -37,11 +37,11 @@ class OutgoingQueue:
         return len(self._records)
 
     def push(self, event: EventRecord) -> None:
-        """Queue one event; whoever pushes calls ``announce`` once after a batch, so that batches
-        travel together."""
+        """Add one record. Call ``announce`` once after a batch, so that its records are sent
+        together."""
         encoded = event.encode()
         records = self._records
-        # Two renames are two moves with two cookies, however equal they look.
+        # Two equal renames are two moves with two cookies.
         if records and records[-1] == encoded and Event.RENAME not in event.mask:
             return
         if len(records) < self._limit - 1:
@@ -49,34 +49,35 @@ class OutgoingQueue:
             return
         if not self.dropped:
             _log.warning(
-                "event queue is full (%d records): events are lost, watchers are told", self._limit
-            )
+                "the event queue is full (%d records): events are lost, the guest gets an"
+                " overflow; --event-queue raises the limit", self._limit
+            )  # fmt: skip
         self.push_overflow()
 
     def push_overflow(self, lost: int = 1) -> None:
-        """Note that ``lost`` events are missing at this place: one overflow record for the whole
-        run."""
+        """Record that ``lost`` events are missing at this position.
+
+        Successive calls share one OVERFLOW record.
+        """
         self.dropped += lost
         if not self._records or self._records[-1] != _OVERFLOW:
             self._records.append(_OVERFLOW)
 
     def announce(self) -> None:
-        """Tell the transport when there is something to take."""
+        """Call the wakeup callback when records are queued."""
         if self._records and self._wakeup is not None:
             self._wakeup()
 
     def set_wakeup(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called whenever a batch was queued; at once when something waits
-        already."""
+        """Set the callback of ``announce``, and call it immediately when records are queued."""
         self._wakeup = callback
         self.announce()
 
     def take(self, max_bytes: int) -> bytes | None:
-        """Return the oldest records, as many whole ones as fit ``max_bytes``; None when there is
-        nothing to send.
+        """Remove and return the oldest records: as many whole ones as fit ``max_bytes``.
 
-        A record that is longer than the buffer itself can never travel: an overflow takes its
-        place.
+        Returns None when nothing can be sent. A record that is longer than ``max_bytes`` is
+        replaced by an OVERFLOW record, because no buffer would ever hold it.
         """
         records = self._records
         if not records or max_bytes < len(_OVERFLOW):
@@ -84,9 +85,9 @@ class OutgoingQueue:
         if len(records[0]) > max_bytes:
             if not self.dropped:
                 _log.warning(
-                    "a notification payload of %d bytes is too small for an event of %d:"
-                    " events are lost, watchers are "
-                    "told; the longest event has %d bytes", max_bytes, len(records[0]), RECORD_MAX
+                    "a notification payload of %d bytes is too small for an event of %d bytes:"
+                    " events are lost, the guest gets an overflow; the longest event has %d bytes",
+                    max_bytes, len(records[0]), RECORD_MAX
                 )  # fmt: skip
             records.popleft()
             self.dropped += 1
@@ -100,6 +101,6 @@ class OutgoingQueue:
         return b"".join(taken)
 
     def clear(self) -> None:
-        """Drop everything: the guest that these events were for is gone."""
+        """Drop all records: the session for which they were meant has ended."""
         self._records.clear()
         self.dropped = 0

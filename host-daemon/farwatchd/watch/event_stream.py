@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the kernel's stream of watch events into what the guest is told: filters, joins renames,
-finds ended watches.
+"""Turns events of host marks into events of watches: filters them and detects the end of watches.
 
-Common to all back ends. A back end hands over batches of raw events, in inotify's bits, and keeps
-``by_place`` up to date, which leads from a raw event's watch to its node.
+Common to both watch back ends. A back end passes batches of events, in inotify's bits, and keeps
+the map from mark ids to nodes up to date.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import NamedTuple
 
-from farwatchd.linux.inotify import In, RawEvent
+from farwatchd.linux.inotify import In
 from farwatchd.watch.backend import DIRENT, HostEvent
-from farwatchd.watch.nodes import Node
-from farwatchd.watch.rename_joiner import RenameJoiner
-from farwatchd.watch.watch_tree import WatchTree
+from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -36,7 +33,7 @@ KERNEL_BITS = {
     Event.MOVE_SELF: In.MOVE_SELF,
     Event.OPEN_EXEC: In.OPEN_EXEC,
 }
-# Plain numbers: these are looked at for each event and each mask.
+# Plain ints: they are tested for each event and each mask.
 _BITS = tuple((int(event), int(bit)) for event, bit in KERNEL_BITS.items())
 _SELF = int(Event.DELETE_SELF | Event.MOVE_SELF)
 _DIRENT = int(DIRENT)
@@ -46,133 +43,151 @@ _MOVED = int(Event.MOVED_FROM | Event.MOVED_TO)
 _ATTRIB, _MOVE_SELF, _ISDIR = int(In.ATTRIB), int(In.MOVE_SELF), int(In.ISDIR)
 _DELETE, _MOVED_TO = int(In.DELETE), int(In.MOVED_TO)
 _OVERFLOW, _DELETE_SELF = int(In.Q_OVERFLOW), int(In.DELETE_SELF)
-_BOTH_HALVES = int(In.MOVED_FROM | In.MOVED_TO)
-_HOST_ENDED = int(In.IGNORED | In.UNMOUNT)
+_BOTH_SIDES = int(In.MOVED_FROM | In.MOVED_TO)
+_ENDED_BY_HOST = int(In.IGNORED | In.UNMOUNT)
+
+
+class MarkEvent(NamedTuple):
+    """One event of a host mark, in inotify's bits.
+
+    ``mask`` has one event bit, and ISDIR where the event is of a directory. MOVED_FROM and MOVED_TO
+    together are a rename of which both sides are marked: ``mark_id`` and ``name`` are where the
+    entry was, ``new_mark_id`` and ``new_name`` where it is. ``own``: this process caused the event,
+    and it is not to be reported.
+    """
+
+    mark_id: int
+    mask: int
+    name: bytes = b""
+    own: bool = False
+    new_mark_id: int = 0
+    new_name: bytes = b""
+
+    @property
+    def is_rename(self) -> bool:
+        """Whether both sides of a move are in this event."""
+        return self.mask & _BOTH_SIDES == _BOTH_SIDES
 
 
 def kernel_mask(wanted: int) -> int:
-    """The kernel's bits for a wanted mask; who wants a half of a rename gets both, to know both
-    names."""
+    """Return the kernel's bits for a wanted mask.
+
+    One side of a rename is watched with the other, because the report needs both names.
+    """
     mask = 0
     for event, bit in _BITS:
         if wanted & event:
             mask |= bit
     if wanted & (_RENAME | _MOVED):
-        mask |= _BOTH_HALVES
+        mask |= _BOTH_SIDES
     return mask
 
 
 class EventStream:
-    """Interprets raw events of the nodes of ``tree``, in order; ``clock`` is the monotonic time in
-    seconds."""
+    """Interprets the events of host marks in order; ``by_mark`` maps mark ids to nodes."""
 
-    def __init__(
-        self, tree: WatchTree, by_place: dict[int, Node], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, tree: WatchTree, by_mark: dict[int, Node]) -> None:
         self._tree = tree
-        self._by_place = by_place
-        self._clock = clock
-        self._joiner = RenameJoiner()
+        self._by_mark = by_mark
+        self._events: list[HostEvent] = []
         self._wire = {}
         for event, bit in KERNEL_BITS.items():
             self._wire[int(bit)] = event
             self._wire[int(bit | In.ISDIR)] = event | Event.ISDIR
 
-    def delay(self) -> float | None:
-        """Seconds until a held half of a rename is given up; None when nothing is held."""
-        deadline = self._joiner.deadline
-        return None if deadline is None else max(0.0, deadline - self._clock())
+    def shows_removal(self, batch: list[MarkEvent]) -> bool:
+        """Return whether the batch shows the removal of a watched inode.
 
-    def clear(self) -> None:
-        """Forget what is held back."""
-        self._joiner.clear()
-
-    def shows_removal(self, batch: list[RawEvent]) -> bool:
-        """Whether the batch tells of a removal, so that earlier events of the object may still be
-        unread."""
+        Then earlier events of the inode may be unread, and the batch should be extended.
+        """
         for raw in batch:
-            node = self._by_place.get(raw.wd)
+            node = self._by_mark.get(raw.mark_id)
             if node is not None and (
                 self._shows_own_removal(node, raw) or self._removed_children(node, raw)
             ):
                 return True
         return False
 
-    def interpret(self, batch: list[RawEvent]) -> list[HostEvent]:
-        """Take the next raw events; return what is to be told now.
+    def interpret(self, batch: list[MarkEvent]) -> list[HostEvent]:
+        """Interpret the next events and return the events of watches, in order.
 
-        An object's link count is only seen when its events are read, which is late: DELETE_SELF is
-        put where the kernel would have raised it had nobody held the object. That is behind all
-        other events read of a file, and right before the DELETE of a directory.
+        The link count of an inode is read when its events are, which is late. DELETE_SELF is put
+        where the kernel would have raised it if the daemon had not kept the inode alive: behind all
+        other events of a file, and right before the DELETE of a directory.
         """
-        now = self._clock()
-        last = {raw.wd: index for index, raw in enumerate(batch)}
-        last_move = {raw.wd: index for index, raw in enumerate(batch) if raw.mask & _MOVE_SELF}
-        dying: list[Node] = []
+        last = {}
+        last_move = {}
         for index, raw in enumerate(batch):
-            node = self._by_place.get(raw.wd)
-            if node is not None:
-                for child in self._removed_children(node, raw):
-                    # One that is still to move is removed later, under a name that it does not have
-                    # yet.
-                    if last_move.get(child.place, -1) > index:
-                        continue
-                    child.dying, child.silent = True, raw.silent
-                    if raw.mask & _DELETE:
-                        self._die(child, now)
-                    elif last.get(child.place, -1) <= index:
-                        dying.append(child)
-                self._take(node, raw, now)
-                if node.dying and last[raw.wd] == index:
-                    dying.append(node)
-            elif raw.mask & _OVERFLOW:
-                self._joiner.feed(HostEvent(0, Event.OVERFLOW), 0, now)
-            # A rename over an object tells of the object that was renamed before the other is let
-            # go.
-            if dying and not (index + 1 < len(batch) and batch[index + 1].mask & _MOVE_SELF):
-                for node in dying:
-                    self._die(node, now)
-                dying.clear()
-        return self._joiner.take(now)
+            last[raw.mark_id] = last[raw.new_mark_id] = index
+            if raw.mask & _MOVE_SELF:
+                last_move[raw.mark_id] = index
+        removed: list[Node] = []
+        for index, raw in enumerate(batch):
+            source = self._by_mark.get(raw.mark_id)
+            target = self._by_mark.get(raw.new_mark_id) if raw.is_rename else source
+            if raw.mask & _OVERFLOW:
+                self._events.append(HostEvent(0, Event.OVERFLOW))
+            for child in self._removed_children(target, raw):
+                # A child that will still move is removed later, under a name that it gets then.
+                if last_move.get(child.mark_id, -1) > index:
+                    continue
+                child.pending_removal, child.removed_by_own = True, raw.own
+                if raw.mask & _DELETE:
+                    self._end(child)
+                elif last.get(child.mark_id, -1) <= index:
+                    removed.append(child)
+            if raw.is_rename:
+                self._report_rename(source, target, raw)
+            elif source is not None:
+                self._take(source, raw)
+            for node in (source,) if target is source else (source, target):
+                if node is not None and node.pending_removal and last[node.mark_id] == index:
+                    removed.append(node)
+            # After a rename over an inode, MOVE_SELF of the renamed one comes before DELETE_SELF.
+            if removed and not (index + 1 < len(batch) and batch[index + 1].mask & _MOVE_SELF):
+                for node in removed:
+                    self._end(node)
+                removed.clear()
+        events, self._events = self._events, []
+        return events
 
-    def _removed_children(self, node: Node, raw: RawEvent) -> list[Node]:
-        """The watched directories that an rmdir, or a rename over them, has removed."""
-        if not raw.mask & _ISDIR or not raw.mask & (_DELETE | _MOVED_TO) or not node.children:
+    def _removed_children(self, node: Node | None, raw: MarkEvent) -> list[Node]:
+        """Return the watched directories that an rmdir, or a rename over them, has removed."""
+        if node is None or not node.children:
             return []
-        return self._tree.removed_children(node, raw.name)
+        if not raw.mask & _ISDIR or not raw.mask & (_DELETE | _MOVED_TO):
+            return []
+        return self._tree.removed_children(node, raw.new_name if raw.is_rename else raw.name)
 
-    def _take(self, node: Node, raw: RawEvent, now: float) -> None:
+    def _take(self, node: Node, raw: MarkEvent) -> None:
         mask = raw.mask
         if mask & _DELETE_SELF:
-            if not node.dying:
-                node.dying, node.silent = True, raw.silent
+            if not node.pending_removal:
+                node.pending_removal, node.removed_by_own = True, raw.own
             return
-        if mask & _HOST_ENDED:
-            if not node.dying:
-                # Not of our doing: the file system is gone from the host. The guest raises UNMOUNT
-                # itself.
-                _log.warning("the host has ended a watch (its file system was unmounted)")
-                node.dying = node.silent = True
+        if mask & _ENDED_BY_HOST:
+            if not node.pending_removal:
+                # The daemon did not remove the mark. The guest raises IN_UNMOUNT itself.
+                _log.warning("the host has ended a watch: its file system was unmounted")
+                node.pending_removal = node.removed_by_own = True
             return
-        if node.public:
-            if not raw.silent:
-                self._report(node, raw, now)
+        if node.explicit:
+            if not raw.own:
+                self._report(node, raw)
             if self._shows_own_removal(node, raw):
-                # Whoever did the last of these changes removed it.
-                node.dying, node.silent = True, raw.silent
+                # The last of these changes was the removal.
+                node.pending_removal, node.removed_by_own = True, raw.own
         if mask & _MOVE_SELF:
             for left in self._tree.moved(node):
-                _log.info("a watched directory has left the share; its events end")
-                self._joiner.feed(HostEvent(left.key, Event(0), ended=True), 0, now)
+                _log.info("a watched directory has left the share; its watch ends")
+                self._events.append(HostEvent(left.watch_id, Event(0), ended=True))
 
-    def _report(self, node: Node, raw: RawEvent, now: float) -> None:
+    def _report(self, node: Node, raw: MarkEvent) -> None:
         wire = self._wire.get(raw.mask)
         if wire is None:
             return
         bits = int(wire)
         wanted = node.wanted
-        # The half of a rename that nobody wants says where the other half, which somebody may want,
-        # is from.
         if not bits & wanted & ~_ISDIR and not bits & _MOVED:
             return
         if raw.name and not bits & _DIRENT:
@@ -181,20 +196,46 @@ class EventStream:
             wire |= Event.ON_CHILD
         elif bits & _SELF and node.is_dir:
             wire |= Event.ISDIR
-        self._joiner.feed(HostEvent(node.key, wire, raw.name), raw.cookie, now)
+        self._events.append(HostEvent(node.watch_id, wire, raw.name, unpaired=bool(bits & _MOVED)))
 
-    def _die(self, node: Node, now: float) -> None:
-        """End the watch of an object; say that no name leads to it any more, unless the guest
-        knows."""
-        if self._tree.get(node.key) is node:
+    def _report_rename(self, source: Node | None, target: Node | None, raw: MarkEvent) -> None:
+        """Report a rename; only one side of it when the other is not watched for the guest."""
+        if raw.own:
+            return
+        isdir = Event.ISDIR if raw.mask & _ISDIR else Event(0)
+        left = source if source is not None and source.explicit else None
+        joined = target if target is not None and target.explicit else None
+        if left is not None and joined is not None:
+            event = HostEvent(
+                left.watch_id,
+                Event.RENAME | isdir,
+                raw.name,
+                new_watch_id=joined.watch_id,
+                new_name=raw.new_name,
+            )
+        elif left is not None:
+            event = HostEvent(left.watch_id, Event.MOVED_FROM | isdir, raw.name, unpaired=True)
+        elif joined is not None:
+            event = HostEvent(joined.watch_id, Event.MOVED_TO | isdir, raw.new_name, unpaired=True)
+        else:
+            return
+        self._events.append(event)
+
+    def _end(self, node: Node) -> None:
+        """End the watch of an unlinked inode. DELETE_SELF is left out when this process removed
+        it."""
+        if self._tree.get(node.watch_id) is node:
             isdir = Event.ISDIR if node.is_dir else Event(0)
-            mask = Event(0) if node.silent else Event.DELETE_SELF | isdir
-            self._joiner.feed(HostEvent(node.key, mask, ended=True), 0, now)
+            mask = Event(0) if node.removed_by_own else Event.DELETE_SELF | isdir
+            self._events.append(HostEvent(node.watch_id, mask, ended=True))
         self._tree.drop(node)
 
-    def _shows_own_removal(self, node: Node, raw: RawEvent) -> bool:
-        """Whether an ATTRIB tells of the last unlink. A directory's removal is told by its parent,
-        if that is known."""
+    def _shows_own_removal(self, node: Node, raw: MarkEvent) -> bool:
+        """Return whether an ATTRIB shows the last unlink of a file. A directory's removal shows in
+        an event of its parent, if the parent is known."""
         return bool(
-            raw.mask & _ATTRIB and not raw.name and node.parent is None and self._tree.gone(node)
+            raw.mask & _ATTRIB
+            and not raw.name
+            and node.parent is None
+            and self._tree.unlinked(node)
         )

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inotify back end: works without privileges, does not know who caused an event (mode
-remote)."""
+"""The inotify watch back end: needs no privilege, does not know who caused an event."""
 
 from __future__ import annotations
 
@@ -9,21 +8,25 @@ import time
 from collections.abc import Callable
 
 from farwatchd.inode_store.store import ObjectTable
-from farwatchd.linux.inotify import In, Inotify, RawEvent
-from farwatchd.watch.backend_base import Watcher, proc_path
-from farwatchd.watch.event_stream import KERNEL_BITS, kernel_mask
-from farwatchd.watch.nodes import Node
+from farwatchd.linux.inotify import In, Inotify, InotifyEvent
+from farwatchd.watch.backend_base import TreeBackend, proc_path
+from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
+from farwatchd.watch.rename_joiner import RenameJoiner
+from farwatchd.watch.watch_tree import Node
 from farwatchd.wire.fsnotify import Event
 
 _CHUNK = 65536
 _MAX_CHUNKS = 16
-_OWN_END = int(In.ATTRIB | In.DELETE_SELF)
-_CHILDRENS_END = int(In.DELETE | In.MOVED_TO)
+_OWN_REMOVAL = int(In.ATTRIB | In.DELETE_SELF)
+_CHILD_REMOVAL = int(In.DELETE | In.MOVED_TO)
 _DIRECTORY = int(In.MOVE_SELF | In.ONLYDIR)
 
 
-class InotifyBackend(Watcher):
-    """Watches through one inotify instance. See ``Backend``, and ``Watcher`` for the parameters."""
+class InotifyBackend(TreeBackend):
+    """Watches through one inotify instance. See ``WatchBackend`` and ``TreeBackend``.
+
+    ``clock`` returns the monotonic time in seconds.
+    """
 
     name = "inotify"
     others_only = False
@@ -32,54 +35,70 @@ class InotifyBackend(Watcher):
     def __init__(
         self,
         root_fd: int,
-        objects: ObjectTable | None = None,
+        inodes: ObjectTable | None = None,
         path_of: Callable[[int], str] = proc_path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inotify = Inotify()
-        super().__init__(self._inotify, root_fd, objects, path_of, clock)
+        self._clock = clock
+        self._joiner = RenameJoiner()
+        super().__init__(self._inotify, root_fd, inodes, path_of)
 
-    def tell_own(self, tell: bool) -> None:
-        """See ``Backend``: inotify tells everything."""
+    def report_own(self, report: bool) -> None:
+        """Do nothing: inotify reports the events of all processes."""
 
-    def place(self, node: Node) -> None:
-        """Put the host watch of a node (called by the tree)."""
+    def delay(self) -> float | None:
+        """Return the seconds until a held MOVED_FROM stays unpaired; None when none is held."""
+        deadline = self._joiner.deadline
+        return None if deadline is None else max(0.0, deadline - self._clock())
+
+    def reset(self) -> None:
+        """End all watches and drop what is held."""
+        super().reset()
+        self._joiner.clear()
+
+    def put_mark(self, node: Node) -> None:
+        """Add or update the host watch of a node; see ``HostMarks``."""
         mask = 0
-        if node.public:
-            mask |= _OWN_END | kernel_mask(node.wanted)
+        if node.explicit:
+            mask |= _OWN_REMOVAL | kernel_mask(node.wanted)
         if node.is_dir:
             mask |= _DIRECTORY
         if node.children:
-            mask |= _CHILDRENS_END
+            mask |= _CHILD_REMOVAL
         wd = self._inotify.add(self._tree.path(node), mask)
-        if wd != node.place:
-            self._by_place.pop(node.place, None)
-            self._by_place[wd] = node
-            node.place = wd
+        if wd != node.mark_id:
+            self._by_mark.pop(node.mark_id, None)
+            self._by_mark[wd] = node
+            node.mark_id = wd
 
-    def remove(self, node: Node) -> None:
-        """Take the host watch of a node away (called by the tree)."""
-        if self._by_place.pop(node.place, None) is None:
+    def remove_mark(self, node: Node) -> None:
+        """Remove the host watch of a node; see ``HostMarks``."""
+        if self._by_mark.pop(node.mark_id, None) is None:
             return
         try:
-            self._inotify.remove(node.place)
+            self._inotify.remove(node.mark_id)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
 
-    def remove_all(self, nodes: list[Node]) -> None:
-        """Take all host watches away (called by the tree)."""
+    def remove_all_marks(self, nodes: list[Node]) -> None:
+        """Remove the host watches of all nodes; see ``HostMarks``."""
         for node in nodes:
-            self.remove(node)
+            self.remove_mark(node)
 
-    def _gather(self) -> list[RawEvent]:
-        """Read a chunk of the stream; more when it may end between an object's removal and earlier
-        events of it."""
-        chunk = self._inotify.read(_CHUNK)
-        events = chunk
-        for _ in range(_MAX_CHUNKS - 1):
-            if not chunk or not self._inotify.pending() or not self._stream.shows_removal(chunk):
-                break
+    def _gather(self) -> list[MarkEvent]:
+        """Read a chunk of events, and more when earlier events of a removed inode may be unread."""
+        now = self._clock()
+        for _ in range(_MAX_CHUNKS):
             chunk = self._inotify.read(_CHUNK)
-            events = events + chunk
-        return events
+            events = [_mark_event(raw) for raw in chunk]
+            for raw, event in zip(chunk, events, strict=True):
+                self._joiner.feed(event, raw.cookie, now)
+            if not chunk or not self._inotify.pending() or not self._stream.shows_removal(events):
+                break
+        return self._joiner.take(now)
+
+
+def _mark_event(raw: InotifyEvent) -> MarkEvent:
+    return MarkEvent(raw.wd, raw.mask, raw.name)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out which watch back end works here, by opening it and placing one watch on the share's
-root."""
+"""Opens a watch back end that works here: it is tried with one watch of the share's root."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from farwatchd.inode_store.store import ObjectTable
-from farwatchd.watch.backend import Backend
+from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.backend_base import proc_path
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
@@ -21,29 +20,29 @@ _log = logging.getLogger(__name__)
 
 
 class BackendName(Enum):
-    """What the user may choose (``--fsnotify-backend``)."""
+    """The choices of ``--fsnotify-backend``."""
 
     AUTO = "auto"
     INOTIFY = "inotify"
     FANOTIFY = "fanotify"
 
 
-class Mode(Enum):
-    """Whether the guest hears of its own operations from here (docs/protocol.md, "negotiation")."""
+class WatchMode(Enum):
+    """Whether the guest's own operations are reported (docs/protocol.md, "Negotiation")."""
 
     REMOTE = "remote"
     OTHERS = "others"
 
 
 class BackendUnavailableError(Exception):
-    """No back end works; the message is one line for the user: what is wrong and what to do."""
+    """No watch back end works. The message is one line for the user: the cause and the remedy."""
 
 
-#: Which back ends serve a mode, best first. inotify tells every event, where fanotify merges what
-#: repeats; only fanotify knows whose event it is.
+#: The back ends that can serve a mode, best first. inotify coalesces adjacent equal events only;
+#: fanotify alone knows who caused an event.
 _CANDIDATES = {
-    Mode.REMOTE: (BackendName.INOTIFY, BackendName.FANOTIFY),
-    Mode.OTHERS: (BackendName.FANOTIFY,),
+    WatchMode.REMOTE: (BackendName.INOTIFY, BackendName.FANOTIFY),
+    WatchMode.OTHERS: (BackendName.FANOTIFY,),
 }
 
 _ADVICE = {
@@ -65,31 +64,30 @@ _LIMITS = {
 def open_backend(
     choice: BackendName,
     root_fd: int,
-    objects: ObjectTable,
+    inodes: ObjectTable,
     path_of: Callable[[int], str] = proc_path,
-    mode: Mode = Mode.REMOTE,
-) -> Backend:
-    """Open the chosen back end, or the best that works, for the share whose root directory is
-    ``root_fd``.
+    mode: WatchMode = WatchMode.REMOTE,
+) -> WatchBackend:
+    """Open the chosen watch back end, or the best one that works, and return it.
 
-    ``objects`` hold the watched ones. ``path_of`` gives a path that leads to the object of a
-    descriptor. To be called by the process that serves the guest, as mode others leaves out what
-    the caller does. Raises ``BackendUnavailableError``.
+    ``root_fd`` is the share's root directory and stays the caller's. ``inodes`` keeps the watched
+    inodes. ``path_of`` returns a path to a descriptor's inode. Mode ``others`` leaves out the
+    events of the process that calls this. Raises ``BackendUnavailableError``.
     """
-    serve = _CANDIDATES[mode]
-    candidates = serve if choice is BackendName.AUTO else (choice,)
+    usable = _CANDIDATES[mode]
+    candidates = usable if choice is BackendName.AUTO else (choice,)
     problems = []
     for name in candidates:
-        if name not in serve:
+        if name not in usable:
             problems.append(
-                f"{name.value}: it does not know whose event it is, mode {mode.value} needs"
-                f" {serve[0].value}"
+                f"{name.value}: it does not know who caused an event, mode {mode.value} needs"
+                f" {usable[0].value}"
             )
             continue
         try:
-            backend = _try(name, root_fd, objects, path_of, mode)
+            backend = _try(name, root_fd, inodes, path_of, mode)
         except OSError as error:
-            problems.append(f"{name.value}: {_say(name, error)}")
+            problems.append(f"{name.value}: {_explain(name, error)}")
         else:
             _log.info("host changes are watched with %s, mode %s", backend.name, mode.value)
             return backend
@@ -97,15 +95,19 @@ def open_backend(
 
 
 def _try(
-    name: BackendName, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], mode: Mode
-) -> Backend:
-    backend: Backend
+    name: BackendName,
+    root_fd: int,
+    inodes: ObjectTable,
+    path_of: Callable[[int], str],
+    mode: WatchMode,
+) -> WatchBackend:
+    backend: WatchBackend
     if name is BackendName.INOTIFY:
-        backend = InotifyBackend(root_fd, objects, path_of)
-    elif mode is Mode.OTHERS:
-        backend = FanotifyBackend(root_fd, objects, path_of, own_pid=os.getpid())
+        backend = InotifyBackend(root_fd, inodes, path_of)
+    elif mode is WatchMode.OTHERS:
+        backend = FanotifyBackend(root_fd, inodes, path_of, own_pid=os.getpid())
     else:
-        backend = FanotifyBackend(root_fd, objects, path_of)
+        backend = FanotifyBackend(root_fd, inodes, path_of)
     try:
         every = backend.supported & (Event.CREATE | Event.RENAME | Event.OPEN_EXEC | Event.ON_CHILD)
         backend.unwatch(backend.watch(root_fd, every, is_dir=True))
@@ -115,6 +117,6 @@ def _try(
     return backend
 
 
-def _say(name: BackendName, error: OSError) -> str:
+def _explain(name: BackendName, error: OSError) -> str:
     number = error.errno or 0
     return _LIMITS.get((name, number)) or _ADVICE.get(number) or os.strerror(number)

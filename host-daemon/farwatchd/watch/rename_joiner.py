@@ -1,94 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins the halves of a rename in inotify's stream by their cookie, without changing the order of
-other events."""
+"""Joins MOVED_FROM and MOVED_TO of one rename by inotify's cookie. Keeps the order of events."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from farwatchd.watch.backend import DIRENT, HostEvent
-from farwatchd.wire.fsnotify import Event
+from farwatchd.linux.inotify import In
+from farwatchd.watch.event_stream import MarkEvent
 
-_DIRENT = int(DIRENT)
-_MOVED_FROM = int(Event.MOVED_FROM)
-_MOVED_TO = int(Event.MOVED_TO)
-_RENAME = {isdir | Event.MOVED_FROM: isdir | Event.RENAME for isdir in (Event(0), Event.ISDIR)}
+_MOVED_FROM, _MOVED_TO = int(In.MOVED_FROM), int(In.MOVED_TO)
+_DIRENT = int(In.CREATE | In.DELETE) | _MOVED_FROM | _MOVED_TO
 
 
 @dataclass(slots=True)
-class _Waiting:
-    event: HostEvent
+class _Queued:
+    """An event in the order of the stream. ``deadline`` is in seconds of the clock of ``feed``."""
+
+    event: MarkEvent
     cookie: int
     deadline: float
-    settled: bool = True
+    matched: bool = True
 
 
 class RenameJoiner:
-    """Holds a MOVED_FROM, and all that comes after it, until its MOVED_TO comes or cannot come any
-    more.
+    """Holds a MOVED_FROM, and all later events, until its MOVED_TO has come or cannot come.
 
-    It cannot when another entry event of the same directory shows that the rename is over (the
-    kernel holds the directory's lock across both halves), when ``hold`` seconds have passed or when
-    ``limit`` events wait.
+    A MOVED_TO cannot come any more after another entry event of the same directory, because the
+    kernel holds the directory's lock across both events. A MOVED_FROM is also left unpaired after
+    ``hold`` seconds, or when more than ``limit`` events are queued.
     """
 
     def __init__(self, hold: float = 0.010, limit: int = 1024) -> None:
         self._hold = hold
         self._limit = limit
-        self._ready: list[HostEvent] = []
-        self._waiting: deque[_Waiting] = deque()
-        self._held: dict[int, _Waiting] = {}
+        self._ready: list[MarkEvent] = []
+        self._queued: deque[_Queued] = deque()
+        self._unmatched: dict[int, _Queued] = {}
 
     @property
     def deadline(self) -> float | None:
-        """When the oldest held half is to be given up, on the clock of ``feed``; None when nothing
-        is held."""
-        return min((item.deadline for item in self._held.values()), default=None)
+        """When the oldest held MOVED_FROM stays unpaired, in seconds of the clock of ``feed``; None
+        when no event is held."""
+        return min((item.deadline for item in self._unmatched.values()), default=None)
 
-    def feed(self, event: HostEvent, cookie: int, now: float) -> None:
-        """Take the next event of the stream, with its cookie (0: none)."""
-        mask = int(event.mask)
-        if mask & _MOVED_TO and cookie in self._held:
-            item = self._held.pop(cookie)
-            source = item.event
-            item.event = replace(
-                source, mask=_RENAME[source.mask], half=False, newkey=event.key, newname=event.name
+    def feed(self, event: MarkEvent, cookie: int, now: float) -> None:
+        """Add the next event of the stream. ``cookie`` is 0 for what is no move, ``now`` is in
+        seconds."""
+        mask = event.mask
+        if mask & _MOVED_TO and cookie in self._unmatched:
+            item = self._unmatched.pop(cookie)
+            item.event = item.event._replace(
+                mask=item.event.mask | _MOVED_TO,
+                new_mark_id=event.mark_id,
+                new_name=event.name,
             )
-            item.settled = True
+            item.matched = True
             self._flush()
             return
-        if mask & _DIRENT and self._held:
-            for other in [c for c, item in self._held.items() if item.event.key == event.key]:
-                self._give_up(other)
-        if mask & (_MOVED_FROM | _MOVED_TO):
-            event = replace(event, half=True)
-        item = _Waiting(event, cookie, now + self._hold)
+        if mask & _DIRENT and self._unmatched:
+            for other in [
+                cookie
+                for cookie, item in self._unmatched.items()
+                if item.event.mark_id == event.mark_id
+            ]:
+                self._leave_unpaired(other)
+        item = _Queued(event, cookie, now + self._hold)
         if mask & _MOVED_FROM and cookie:
-            item.settled = False
-            self._held[cookie] = item
-        self._waiting.append(item)
+            item.matched = False
+            self._unmatched[cookie] = item
+        self._queued.append(item)
         self._flush()
-        if len(self._waiting) > self._limit:
-            self._give_up(self._waiting[0].cookie)
+        if len(self._queued) > self._limit:
+            self._leave_unpaired(self._queued[0].cookie)
 
-    def take(self, now: float) -> list[HostEvent]:
-        """Return, in order, the events that nothing held stands before any more."""
-        for cookie in [c for c, item in self._held.items() if item.deadline <= now]:
-            self._give_up(cookie)
+    def take(self, now: float) -> list[MarkEvent]:
+        """Remove and return the events before which none is held. ``now`` is in seconds."""
+        for cookie in [c for c, item in self._unmatched.items() if item.deadline <= now]:
+            self._leave_unpaired(cookie)
         ready, self._ready = self._ready, []
         return ready
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all events."""
         self._ready.clear()
-        self._waiting.clear()
-        self._held.clear()
+        self._queued.clear()
+        self._unmatched.clear()
 
-    def _give_up(self, cookie: int) -> None:
-        self._held.pop(cookie).settled = True
+    def _leave_unpaired(self, cookie: int) -> None:
+        self._unmatched.pop(cookie).matched = True
         self._flush()
 
     def _flush(self) -> None:
-        while self._waiting and self._waiting[0].settled:
-            self._ready.append(self._waiting.popleft().event)
+        while self._queued and self._queued[0].matched:
+            self._ready.append(self._queued.popleft().event)

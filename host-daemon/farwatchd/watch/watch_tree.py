@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watched objects of one back end, and the directories between them and the root of the share.
+"""The watched inodes of one watch back end, and the directories between them and the share's root.
 
-A descriptor of the daemon's may keep a removed object alive, and then the host does not say
-DELETE_SELF of it. A file's ATTRIB and its link count tell; a directory's removal shows only in its
-parent. So each watched directory's ancestors are watched too, privately, up to the root: they tell
-of removal, and of a move that takes a subtree out of the share.
+A descriptor of the daemon may keep an unlinked inode alive, and then the host raises no DELETE_SELF
+for it. The removal of a file shows in ATTRIB and the link count; the removal of a directory shows
+only in an event of its parent. So the ancestors of each watched directory are watched, too, up to
+the root: with implicit watches, which show removals, and moves that take a subtree out of the
+share.
 
-Nodes hold objects as the inodes that the guest knows do, so a watch costs no descriptor beside the
-inode's own.
+A node references its inode in the inode store, as the inodes that the guest knows do. A watch costs
+no descriptor of its own.
 """
 
 from __future__ import annotations
@@ -16,79 +17,170 @@ import errno
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from farwatchd.inode_store.store import GONE, HostObject, Identity, ObjectTable
-from farwatchd.watch.nodes import Children, Node
 
 _log = logging.getLogger(__name__)
 _DELETED = b" (deleted)"
 _MAX_DEPTH = 1024
 
 
-class Placer(Protocol):
-    """The system's side of a watch."""
+class Children:
+    """The watched directories directly below a node, with an index by name.
 
-    def place(self, node: Node) -> None:
-        """Put or update the host watch of ``node``, as its ``wanted``, ``public`` and ``children``
-        ask; ``OSError``."""
+    A name is the one at its last look-up, which may be later than the event that led to the
+    look-up: two children may have one name for a while. The name None is unknown.
+    """
 
-    def remove(self, node: Node) -> None:
-        """Take the host watch of ``node`` away; that it is gone already is no error."""
+    __slots__ = ("_named", "_nodes", "_unnamed")
 
-    def remove_all(self, nodes: list[Node]) -> None:
-        """Take the host watches of ``nodes`` away, which are all that there are."""
+    def __init__(self) -> None:
+        self._nodes: set[Node] = set()
+        self._named: dict[bytes, tuple[Node, ...]] = {}
+        self._unnamed: set[Node] = set()
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes)
+
+    def add(self, child: Node) -> None:
+        """Add a child under its present name."""
+        self._nodes.add(child)
+        if child.name is None:
+            self._unnamed.add(child)
+        else:
+            self._named[child.name] = (*self._named.get(child.name, ()), child)
+
+    def discard(self, child: Node) -> None:
+        """Remove a child, if it is one."""
+        self._nodes.discard(child)
+        self.forget_name(child)
+
+    def forget_name(self, child: Node) -> None:
+        """Remove the child from the name index."""
+        self._unnamed.discard(child)
+        if child.name is None:
+            return
+        others = tuple(node for node in self._named.get(child.name, ()) if node is not child)
+        if others:
+            self._named[child.name] = others
+        else:
+            self._named.pop(child.name, None)
+
+    def named(self, name: bytes) -> list[Node]:
+        """Return the children that may have this name."""
+        return [*self._named.get(name, ()), *self._unnamed]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One host watch of an inode.
+
+    ``watch_id`` is the number of the watch, ``mark_id`` the back end's number of its host mark, 0
+    while there is none. ``identity`` tells inodes apart, through whatever mount they are reached.
+    ``mark_identity`` is what the host's events call the inode and ``mark_mask`` the mask of its
+    mark, in back ends that need them.
+
+    An explicit watch is the guest's, with the mask ``wanted``. An implicit one serves the watches
+    below it. ``pending_removal``: the inode is unlinked, and that is not reported yet;
+    ``removed_by_own`` says then that this process unlinked it. ``children`` is None until the node
+    has a child.
+    """
+
+    watch_id: int
+    inode: HostObject
+    identity: Identity
+    is_dir: bool
+    wanted: int = 0
+    explicit: bool = False
+    pending_removal: bool = False
+    removed_by_own: bool = False
+    mark_id: int = 0
+    mark_identity: bytes = b""
+    mark_mask: int = 0
+    parent: Node | None = None
+    name: bytes | None = None
+    children: Children | None = None
+
+    def subtree(self) -> list[Node]:
+        """Return the node and all below it, parents before children."""
+        nodes = [self]
+        for each in nodes:
+            nodes.extend(each.children or ())
+        return nodes
+
+
+class HostMarks(Protocol):
+    """The host's side of watches: what a watch tree needs of its back end."""
+
+    def put_mark(self, node: Node) -> None:
+        """Add or update the host mark of ``node`` by its ``wanted``, ``explicit`` and ``children``.
+
+        Raises ``OSError`` with the errno for the guest; the mark is unchanged then.
+        """
+
+    def remove_mark(self, node: Node) -> None:
+        """Remove the host mark of ``node``. That it has none is no error."""
+
+    def remove_all_marks(self, nodes: list[Node]) -> None:
+        """Remove the host marks of ``nodes``, which are all nodes of the tree."""
 
 
 class WatchTree:
-    """Watched objects by key and by identity; see the module. ``root_fd`` is the share's root
-    directory.
+    """Nodes by watch id and by identity; see the module. ``len`` is the number of host watches.
 
-    ``path_of`` gives a path that leads to the object of a descriptor. ``len`` counts the host
-    watches.
+    ``root_fd`` is the share's root directory and stays the caller's. ``path_of`` returns a path to
+    a descriptor's inode.
     """
 
     def __init__(
-        self, root_fd: int, objects: ObjectTable, path_of: Callable[[int], str], placer: Placer
+        self, root_fd: int, inodes: ObjectTable, path_of: Callable[[int], str], marks: HostMarks
     ) -> None:
-        self._objects = objects
+        self._inodes = inodes
         status = os.fstat(root_fd)
-        self._root_held: HostObject | None = objects.hold(root_fd, status)
-        self._root = self._root_held.identity(status)
+        self._root_inode: HostObject | None = inodes.hold(root_fd, status)
+        self._root = self._root_inode.identity(status)
         self._path_of = path_of
-        self._placer = placer
-        self._keys = itertools.count(1)
-        self._by_key: dict[int, Node] = {}
-        self._by_ident: dict[Identity, Node] = {}
+        self._marks = marks
+        self._watch_ids = itertools.count(1)
+        self._by_watch_id: dict[int, Node] = {}
+        self._by_identity: dict[Identity, Node] = {}
 
     def __len__(self) -> int:
-        return len(self._by_key)
+        return len(self._by_watch_id)
 
-    def get(self, key: int) -> Node | None:
-        """The public node of that key."""
-        node = self._by_key.get(key)
-        return node if node is not None and node.public else None
+    def get(self, watch_id: int) -> Node | None:
+        """Return the node of an explicit watch, or None."""
+        node = self._by_watch_id.get(watch_id)
+        return node if node is not None and node.explicit else None
 
     def add(self, fd: int, is_dir: bool, wanted: int) -> Node:
-        """Watch the object behind ``fd``, or add to its mask; ``OSError``: see ``Backend.watch``.
-        All or nothing."""
+        """Watch the inode behind ``fd`` explicitly, or add ``wanted`` to its mask.
+
+        ``fd`` stays the caller's. Raises ``OSError`` as ``WatchBackend.watch`` does, and then
+        leaves everything unchanged.
+        """
         status = os.fstat(fd)
-        held = self._objects.hold(fd, status)
-        ident = held.identity(status)
-        node = self._by_ident.get(ident)
+        inode = self._inodes.hold(fd, status)
+        identity = inode.identity(status)
+        node = self._by_identity.get(identity)
         if node is not None:
-            self._objects.drop(held)
-            self.change(node, node.wanted | wanted, public=True)
+            self._inodes.drop(inode)
+            self.change(node, node.wanted | wanted, explicit=True)
             return node
-        node = self._new(held, ident, is_dir)
-        node.wanted, node.public = wanted, True
+        node = self._new(inode, identity, is_dir)
+        node.wanted, node.explicit = wanted, True
         try:
-            self._placer.place(node)
+            self._marks.put_mark(node)
             inside = self._attach(node)
-            if self.gone(node):
-                raise _removed()
+            if self.unlinked(node):
+                raise _stale()
             if not inside:
                 raise OSError(errno.EACCES, "the directory is not in the share any more")
         except OSError:
@@ -96,34 +188,35 @@ class WatchTree:
             raise
         return node
 
-    def change(self, node: Node, wanted: int, public: bool) -> None:
-        """Replace the mask of a node; on ``OSError`` it is as before."""
-        before = node.wanted, node.public
-        node.wanted, node.public = wanted, public
+    def change(self, node: Node, wanted: int, explicit: bool) -> None:
+        """Replace the mask of a node; on ``OSError`` it is unchanged."""
+        before = node.wanted, node.explicit
+        node.wanted, node.explicit = wanted, explicit
         try:
-            self._placer.place(node)
+            self._marks.put_mark(node)
         except OSError:
-            node.wanted, node.public = before
+            node.wanted, node.explicit = before
             raise
 
-    def modify(self, key: int, wanted: int) -> None:
-        """Replace the mask of a public node; ``OSError``, ENOENT when there is none."""
-        node = self.get(key)
+    def modify(self, watch_id: int, wanted: int) -> None:
+        """Replace the mask of an explicit watch; ``OSError`` ENOENT when it has ended."""
+        node = self.get(watch_id)
         if node is None:
             raise OSError(errno.ENOENT, "the watch has ended")
-        self.change(node, wanted, public=True)
+        self.change(node, wanted, explicit=True)
 
-    def release(self, key: int) -> None:
-        """End the public watch; the node stays while directories below need it."""
-        node = self.get(key)
+    def release(self, watch_id: int) -> None:
+        """End an explicit watch. Its node becomes implicit while directories below need it."""
+        node = self.get(watch_id)
         if node is None:
             return
         if node.children:
             try:
-                self.change(node, 0, public=False)
+                self.change(node, 0, explicit=False)
             except OSError as error:
                 _log.warning(
-                    "cannot narrow a host watch (%s); removals below it are not seen",
+                    "cannot reduce the mask of a host watch (%s); removals below it will not be"
+                    " reported",
                     error.strerror,
                 )
             else:
@@ -131,57 +224,62 @@ class WatchTree:
         self.drop(node)
 
     def drop(self, node: Node) -> None:
-        """Remove the node, and the ancestors that only it needed. Children stay, without a
+        """Remove the node, and the ancestors that only it needed. Its children stay, without a
         parent."""
-        while self._by_key.pop(node.key, None) is not None:
-            del self._by_ident[node.ident]
+        while self._by_watch_id.pop(node.watch_id, None) is not None:
+            del self._by_identity[node.identity]
             for child in node.children or ():
                 child.parent = None
-            self._placer.remove(node)
-            self._objects.drop(node.held)
+            self._marks.remove_mark(node)
+            self._inodes.drop(node.inode)
             parent, node.parent = node.parent, None
             if parent is None:
                 return
-            _part(parent, node)
-            if parent.children or parent.public:
+            _detach(parent, node)
+            if parent.children or parent.explicit:
                 return
             node = parent
 
     def clear(self) -> None:
         """Remove all nodes."""
-        nodes = list(self._by_key.values())
-        self._by_key.clear()
-        self._by_ident.clear()
-        self._placer.remove_all(nodes)
+        nodes = list(self._by_watch_id.values())
+        self._by_watch_id.clear()
+        self._by_identity.clear()
+        self._marks.remove_all_marks(nodes)
         for node in nodes:
-            self._objects.drop(node.held)
+            self._inodes.drop(node.inode)
 
     def close(self) -> None:
-        """Remove all nodes for good, and let the root go."""
+        """Remove all nodes, and drop the reference to the root."""
         self.clear()
-        if self._root_held is not None:
-            self._objects.drop(self._root_held)
-            self._root_held = None
+        if self._root_inode is not None:
+            self._inodes.drop(self._root_inode)
+            self._root_inode = None
 
     def path(self, node: Node) -> str:
-        """A path that leads to a node's object, when followed, for one system call; ``OSError``,
-        ENOENT: it is gone."""
+        """Return a path to a node's inode, good for the next system call.
+
+        Raises ``OSError`` ENOENT when the inode is stale.
+        """
         return self._path_of(self._open(node))
 
-    def gone(self, node: Node) -> bool:
-        """Whether no name leads to a node's object any more."""
+    def unlinked(self, node: Node) -> bool:
+        """Return whether a node's inode has no name left."""
         try:
-            return os.fstat(self._objects.open(node.held)).st_nlink == 0
+            return os.fstat(self._inodes.open(node.inode)).st_nlink == 0
         except OSError as error:
             if error.errno in GONE:
                 return True
-            _log.warning("cannot tell whether a watched object is gone: %s", error.strerror)
+            _log.warning("cannot read the link count of a watched inode: %s", error.strerror)
             return False
 
     def moved(self, node: Node) -> list[Node]:
-        """Follow the move of a directory. Return the public nodes that left the share with it, no
-        longer watched."""
-        if not node.is_dir or node.ident == self._root or self._vanished(node):
+        """Update the tree after the move of a directory.
+
+        Returns the nodes of explicit watches that have ended, because the move took them out of the
+        share.
+        """
+        if not node.is_dir or node.identity == self._root or self._is_stale(node):
             return []
         former, node.parent = node.parent, None
         if former is not None and former.children is not None:
@@ -190,72 +288,77 @@ class WatchTree:
             inside = self._attach(node)
         except OSError as error:
             _log.warning(
-                "cannot watch the way to a moved directory (%s); its removal is not seen",
+                "cannot watch the ancestors of a moved directory (%s); its removal will not be"
+                " reported",
                 error.strerror,
             )
             inside = True
-        # Only now: the former parent may be the new one, and what waits in its watch's stream is
-        # still needed then.
+        # Not earlier: the former parent may be the new one, and its unread events are still needed
+        # then.
         if former is not None and node.parent is not former:
-            _part(former, node)
-            if not former.children and not former.public:
+            _detach(former, node)
+            if not former.children and not former.explicit:
                 self.drop(former)
         if inside:
             return []
         left = node.subtree()
         for each in left:
             self.drop(each)
-        return [each for each in left if each.public]
+        return [each for each in left if each.explicit]
 
     def removed_children(self, parent: Node, name: bytes) -> list[Node]:
-        """The watched child directories of ``parent``, once its entry ``name``, that no name leads
-        to any more."""
-        claims = parent.children.claiming(name) if parent.children else []
-        return [child for child in claims if self.gone(child)]
+        """Return the watched directories that were the entry ``name`` of ``parent`` and are
+        unlinked."""
+        candidates = parent.children.named(name) if parent.children else []
+        return [child for child in candidates if self.unlinked(child)]
 
     def _attach(self, node: Node) -> bool:
-        """Watch the directories from ``node`` up to the root; False when the way does not lead
-        there.
+        """Watch the directories from ``node`` up to the root; return False when it is outside of
+        the share.
 
-        Safe against moves meanwhile: each node is watched for moves before its parent is looked up,
-        so a move that comes too late for the look-up is still to be read, and attaches again.
+        Concurrent moves are safe: each node is watched for moves before its parent is looked up. A
+        move after the look-up has an event that is still unread, and its handling attaches again.
         """
         if not self._inside(node):
             return False
         for _ in range(_MAX_DEPTH):
-            if not node.is_dir or node.ident == self._root or node.parent is not None:
+            if not node.is_dir or node.identity == self._root or node.parent is not None:
                 return True
             try:
                 fd = self._open_parent(self._open(node))
             except PermissionError:
-                _log.debug("a watched directory may not be searched; its removal is not seen")
+                _log.debug(
+                    "a watched directory may not be searched; its removal will not be reported"
+                )
                 return True
             status = os.fstat(fd)
-            held = self._objects.take(fd, status)
-            ident = held.identity(status)
-            parent = self._by_ident.get(ident)
+            inode = self._inodes.take(fd, status)
+            identity = inode.identity(status)
+            parent = self._by_identity.get(identity)
             if parent is not None:
-                self._objects.drop(held)
+                self._inodes.drop(inode)
             else:
-                parent = self._new(held, ident, is_dir=True)
-            self._join(parent, node)
+                parent = self._new(inode, identity, is_dir=True)
+            self._adopt(parent, node)
             node = parent
         raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
 
     def _inside(self, node: Node) -> bool:
-        """Whether the way up from ``node`` leads to the root, as far as it may be looked at;
-        watches nothing."""
-        if not node.is_dir or node.ident == self._root:
+        """Return whether the root is an ancestor of ``node``, without adding marks.
+
+        True where the ancestors may not be searched.
+        """
+        if not node.is_dir or node.identity == self._root:
             return True
-        fd, ident = -1, node.ident
+        fd, identity = -1, node.identity
         try:
             fd = self._open_parent(self._open(node))
             for _ in range(_MAX_DEPTH):
-                former, ident = ident, self._objects.identity(fd)
-                known = self._by_ident.get(ident)
-                if ident == self._root or (known is not None and known.parent is not None):
+                former, identity = identity, self._inodes.identity(fd)
+                known = self._by_identity.get(identity)
+                if identity == self._root or (known is not None and known.parent is not None):
                     return True
-                if ident == former:
+                if identity == former:
                     return False
                 above = self._open_parent(fd)
                 os.close(fd)
@@ -269,9 +372,8 @@ class WatchTree:
                 os.close(fd)
         raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
 
-    def _vanished(self, node: Node) -> bool:
-        """Whether nothing is left of an object. Then nobody held it, and the host says so
-        itself."""
+    def _is_stale(self, node: Node) -> bool:
+        """Return whether a node's inode is deleted for good. Then the host raises DELETE_SELF."""
         try:
             self._open(node)
         except FileNotFoundError:
@@ -282,22 +384,22 @@ class WatchTree:
 
     def _open(self, node: Node) -> int:
         try:
-            return self._objects.open(node.held)
+            return self._inodes.open(node.inode)
         except OSError as error:
             if error.errno in GONE:
-                raise _removed() from None
+                raise _stale() from None
             raise
 
     def _open_parent(self, fd: int) -> int:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        return self._objects.with_room(lambda: os.open("..", flags, dir_fd=fd))
+        return self._inodes.with_room(lambda: os.open("..", flags, dir_fd=fd))
 
-    def _new(self, held: HostObject, ident: Identity, is_dir: bool) -> Node:
-        node = Node(next(self._keys), held, ident, is_dir)
-        self._by_key[node.key] = self._by_ident[ident] = node
+    def _new(self, inode: HostObject, identity: Identity, is_dir: bool) -> Node:
+        node = Node(next(self._watch_ids), inode, identity, is_dir)
+        self._by_watch_id[node.watch_id] = self._by_identity[identity] = node
         return node
 
-    def _join(self, parent: Node, child: Node) -> None:
+    def _adopt(self, parent: Node, child: Node) -> None:
         first = not parent.children
         child.parent = parent
         child.name = self._name_of(child)
@@ -307,30 +409,40 @@ class WatchTree:
         if not first:
             return
         try:
-            self._placer.place(parent)
+            self._marks.put_mark(parent)
         except OSError:
             child.parent = None
-            _part(parent, child)
-            if not parent.public:
+            _detach(parent, child)
+            if not parent.explicit:
                 self.drop(parent)
             raise
 
     def _name_of(self, node: Node) -> bytes | None:
-        """The entry's name, or None when the system does not tell: then all such siblings are
-        looked at."""
+        """Return the name of a directory in its parent, or None when it cannot be read.
+
+        Siblings without a name are all checked when one of them may have been removed.
+        """
         try:
-            path = os.fsencode(Path(self.path(node)).readlink())
-            if self.gone(node):
-                path = path.removesuffix(_DELETED)
+            return entry_name(self.path(node), self.unlinked(node))
         except OSError:
             return None
-        return path.rpartition(b"/")[2] or None
 
 
-def _removed() -> OSError:
-    return OSError(errno.ENOENT, "the object has been removed")
+def entry_name(link: str, unlinked: bool) -> bytes | None:
+    """Return the last name of the path in ``link``, a link of /proc/self/fd; None without one.
+
+    The kernel appends a suffix to the path of an ``unlinked`` inode, which is removed here.
+    """
+    path = os.fsencode(Path(link).readlink())
+    if unlinked:
+        path = path.removesuffix(_DELETED)
+    return path.rpartition(b"/")[2] or None
 
 
-def _part(parent: Node, child: Node) -> None:
+def _stale() -> OSError:
+    return OSError(errno.ENOENT, "the inode has been removed")
+
+
+def _detach(parent: Node, child: Node) -> None:
     if parent.children is not None:
         parent.children.discard(child)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatchd.watch.event_record import EventRecord, decode_all
+from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import (
     FUSE_FSNOTIFY_MERGED,
@@ -25,6 +25,7 @@ from farwatchd.wire.fsnotify import (
 from farwatchd.wire.fuse import InitFlag, Opcode
 from farwatchd.wire.virtio_fs import Feature
 from tests.support.daemon_process import DaemonProcess, running
+from tests.support.event_records import decode_all
 from tests.support.frontend import FrontEnd
 from tests.support.sandboxes import SANDBOXES
 

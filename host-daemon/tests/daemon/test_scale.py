@@ -19,8 +19,8 @@ from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from farwatchd.watch.backend import Backend
-from farwatchd.watch.event_queue import OutgoingQueue
+from farwatchd.watch.backend import WatchBackend
+from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.watch_table import WatchTable
@@ -42,8 +42,8 @@ class Served:
 
     path: Path
     fs: PassthroughFs
-    backend: Backend
-    queue: OutgoingQueue
+    backend: WatchBackend
+    queue: EventQueue
     table: WatchTable
     nodeids: list[int]
 
@@ -105,7 +105,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
     objects = ObjectTable(InodeFileHandles.PREFER, MOST_OPEN)
     fs = PassthroughFs(tmp_path, Options(), objects)
     backend = request.param(fs.watched(ROOT).fd, objects)
-    queue = OutgoingQueue(10 * BATCH)
+    queue = EventQueue(10 * BATCH)
     served = Served(
         tmp_path, fs, backend, queue, WatchTable(backend, queue, 10 * MANY, lambda _s, _c: None), []
     )

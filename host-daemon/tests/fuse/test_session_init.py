@@ -230,7 +230,7 @@ def test_an_init_reply_that_does_not_fit_changes_nothing() -> None:
 def test_a_guest_in_mode_others_is_not_told_its_own_doings(offer: int, tell: bool) -> None:
     watches = FakeWatches()
     Client(Session(FakeFs(), watches, SessionOptions(others_only=True))).init(offer)
-    assert watches.told_own is tell
+    assert watches.reported_own is tell
 
 
 def test_a_guest_that_tries_in_vain_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

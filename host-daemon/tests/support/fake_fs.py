@@ -310,7 +310,7 @@ class FakeFs:
 
 
 class FakeWatches:
-    """Implements ``Watches``; watches what it supports."""
+    """Implements ``GuestWatches``; watches what it supports."""
 
     def __init__(
         self, supported: Event = Event.CREATE | Event.DELETE | Event.RENAME | Event.ON_CHILD
@@ -319,8 +319,8 @@ class FakeWatches:
         self.calls: list[tuple[Any, ...]] = []
         self.error: OSError | None = None
 
-    def tell_own(self, tell: bool) -> None:
-        self.told_own = tell
+    def report_own(self, report: bool) -> None:
+        self.reported_own = report
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
         self.calls.append(("set_mask", nodeid, generation, fd, is_dir, mask))

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.watch.backend import Backend
-from farwatchd.watch.event_queue import OutgoingQueue
-from farwatchd.watch.event_record import EventRecord, decode_all
+from farwatchd.watch.backend import WatchBackend
+from farwatchd.watch.event_queue import EventQueue
+from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.watch_table import WatchTable
 from farwatchd.wire.fsnotify import Event
+from tests.support.event_records import decode_all
 
 #: All that inotify knows.
 ALL = Event(0xFFF) | Event.ON_CHILD
@@ -31,13 +32,13 @@ class Host:
         self,
         share: Path,
         max_watches: int = MAX_WATCHES,
-        open_backend: Callable[[int], Backend] = InotifyBackend,
+        open_backend: Callable[[int], WatchBackend] = InotifyBackend,
     ) -> None:
         self.share = share
         root_fd = os.open(share, os.O_PATH)
         self.backend = open_backend(root_fd)
         os.close(root_fd)
-        self.queue = OutgoingQueue(100_000)
+        self.queue = EventQueue(100_000)
         self.timers: list[Callable[[], None]] = []
         self.table = WatchTable(self.backend, self.queue, max_watches, self._call_later)
 
@@ -77,13 +78,13 @@ class Host:
         self.backend.close()
 
 
-def by_handle(kind: Callable[[int, ObjectTable], Backend]) -> Callable[[int], Backend]:
+def by_handle(kind: Callable[[int, ObjectTable], WatchBackend]) -> Callable[[int], WatchBackend]:
     """How to open a back end whose objects are kept by handle, and have no descriptor soon after
     they were used."""
     return lambda root_fd: kind(root_fd, ObjectTable(InodeFileHandles.PREFER, most_open=1))
 
 
-BACKENDS: dict[str, Callable[[int], Backend]] = {
+BACKENDS: dict[str, Callable[[int], WatchBackend]] = {
     "inotify": InotifyBackend,
     "fanotify": FanotifyBackend,
     "inotify, handles": by_handle(InotifyBackend),

@@ -15,8 +15,8 @@ from farwatchd.fuse.session import Session, SessionOptions
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device, DeviceConfig
 from farwatchd.virtio_fs.parking import MAX_PARKED
-from farwatchd.watch.event_queue import OutgoingQueue
-from farwatchd.watch.event_record import EventRecord, decode_all
+from farwatchd.watch.event_queue import EventQueue
+from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire.fsnotify import (
     FUSE_FSNOTIFY_PARKED,
     FUSE_HAS_FSNOTIFY,
@@ -36,6 +36,7 @@ from farwatchd.wire.fuse import (
 from farwatchd.wire.vhost_user import Request, single_region
 from tests.support.device_world import Eager
 from tests.support.driver import Piece
+from tests.support.event_records import decode_all
 from tests.support.fake_fs import FakeFs, FakeWatches
 from tests.support.frontend import FrontEnd
 
@@ -50,7 +51,7 @@ class Guest:
     """A driver without a notification queue, whose client parks requests."""
 
     front_end: FrontEnd
-    queue: OutgoingQueue
+    queue: EventQueue
     session: Session
     busy: Eager
     unique: int = 1000
@@ -87,7 +88,7 @@ class Guest:
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    loop, queue = Loop(), OutgoingQueue(100)
+    loop, queue = Loop(), EventQueue(100)
     session = Session(FakeFs(), FakeWatches(), SessionOptions())
     ours, theirs = socket.socketpair()
     busy = Eager(loop.has_work)

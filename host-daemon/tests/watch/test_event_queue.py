@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outgoing queue: bounded, in order, merging as inotify does, and never silent about a loss."""
+"""The event queue is bounded, keeps order, coalesces as inotify does, and reports each loss."""
 
 from __future__ import annotations
 
 import pytest
-from farwatchd.watch.event_queue import OutgoingQueue
-from farwatchd.watch.event_record import OVERFLOW, EventRecord, decode_all
+from farwatchd.watch.event_queue import EventQueue
+from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.wire.fsnotify import Event
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.event_records import decode_all
 
 BIG = 1 << 16
 
@@ -17,7 +18,7 @@ def event(nodeid: int, name: bytes = b"n", mask: Event = Event.CREATE) -> EventR
     return EventRecord(nodeid, 0, mask, name)
 
 
-def drain(queue: OutgoingQueue, max_bytes: int = BIG) -> list[EventRecord]:
+def drain(queue: EventQueue, max_bytes: int = BIG) -> list[EventRecord]:
     records = []
     while (payload := queue.take(max_bytes)) is not None:
         records += decode_all(payload)
@@ -25,7 +26,7 @@ def drain(queue: OutgoingQueue, max_bytes: int = BIG) -> list[EventRecord]:
 
 
 def test_records_leave_in_order() -> None:
-    queue = OutgoingQueue(100)
+    queue = EventQueue(100)
     records = [event(nodeid) for nodeid in range(1, 50)]
     for record in records:
         queue.push(record)
@@ -33,15 +34,15 @@ def test_records_leave_in_order() -> None:
     assert queue.take(BIG) is None
 
 
-def test_a_record_equal_to_the_last_one_is_merged() -> None:
-    queue = OutgoingQueue(100)
+def test_record_equal_to_the_last_one_is_left_out() -> None:
+    queue = EventQueue(100)
     for nodeid in (1, 1, 2, 1):
         queue.push(event(nodeid))
     assert drain(queue) == [event(1), event(2), event(1)]
 
 
-def test_a_record_that_was_taken_already_merges_with_nothing() -> None:
-    queue = OutgoingQueue(100)
+def test_record_equal_to_a_taken_one_is_queued() -> None:
+    queue = EventQueue(100)
     queue.push(event(1))
     assert drain(queue) == [event(1)]
     queue.push(event(1))
@@ -49,23 +50,23 @@ def test_a_record_that_was_taken_already_merges_with_nothing() -> None:
 
 
 @pytest.mark.parametrize("other", [event(2), event(1, b"m"), event(1, mask=Event.DELETE)])
-def test_records_that_differ_are_kept(other: EventRecord) -> None:
-    queue = OutgoingQueue(100)
+def test_different_records_are_queued(other: EventRecord) -> None:
+    queue = EventQueue(100)
     queue.push(event(1))
     queue.push(other)
     assert len(queue) == 2
 
 
 def test_two_equal_renames_are_two_moves() -> None:
-    queue = OutgoingQueue(100)
+    queue = EventQueue(100)
     rename = EventRecord(1, 0, Event.RENAME, b"a", newdir=1, newname=b"b")
     queue.push(rename)
     queue.push(rename)
     assert drain(queue) == [rename, rename]
 
 
-def test_a_full_queue_says_so_once_and_then_flows_again() -> None:
-    queue = OutgoingQueue(4)
+def test_full_queue_reports_one_overflow_and_accepts_records_again() -> None:
+    queue = EventQueue(4)
     for nodeid in range(1, 10):
         queue.push(event(nodeid))
     assert queue.dropped == 6
@@ -74,8 +75,8 @@ def test_a_full_queue_says_so_once_and_then_flows_again() -> None:
     assert drain(queue) == [event(10)]
 
 
-def test_the_overflow_stands_where_the_loss_was() -> None:
-    queue = OutgoingQueue(4)
+def test_overflow_is_at_the_position_of_the_loss() -> None:
+    queue = EventQueue(4)
     for nodeid in range(1, 6):
         queue.push(event(nodeid))
     assert decode_all(queue.take(2 * 88) or b"") == [event(1), event(2)]
@@ -83,8 +84,8 @@ def test_the_overflow_stands_where_the_loss_was() -> None:
     assert drain(queue) == [event(3), OVERFLOW, event(6)]
 
 
-def test_an_overflow_of_the_host_is_told_once() -> None:
-    queue = OutgoingQueue(4)
+def test_overflow_of_the_host_is_queued_once() -> None:
+    queue = EventQueue(4)
     queue.push(event(1))
     queue.push_overflow()
     queue.push_overflow()
@@ -93,46 +94,46 @@ def test_an_overflow_of_the_host_is_told_once() -> None:
 
 
 def test_only_whole_records_are_taken() -> None:
-    queue = OutgoingQueue(10)
+    queue = EventQueue(10)
     for nodeid in (1, 2, 3):
         queue.push(event(nodeid))
     assert len(queue.take(2 * 88 + 87) or b"") == 2 * 88
     assert len(queue) == 1
 
 
-def test_a_record_longer_than_the_buffer_becomes_an_overflow() -> None:
-    queue = OutgoingQueue(10)
+def test_record_longer_than_the_buffer_becomes_an_overflow() -> None:
+    queue = EventQueue(10)
     queue.push(event(1, b"n" * 255))
     queue.push(event(2))
     assert drain(queue, 128) == [OVERFLOW, event(2)]
     assert queue.dropped == 1
 
 
-def test_a_buffer_too_small_for_any_record_takes_nothing() -> None:
-    queue = OutgoingQueue(10)
+def test_buffer_too_small_for_any_record_takes_nothing() -> None:
+    queue = EventQueue(10)
     queue.push(event(1))
     assert queue.take(79) is None
     assert drain(queue) == [event(1)]
 
 
-def test_the_transport_is_woken_for_a_batch_and_when_it_comes_late() -> None:
-    queue = OutgoingQueue(10)
-    woken: list[int] = []
+def test_wakeup_is_called_for_a_batch_and_when_it_is_set_late() -> None:
+    queue = EventQueue(10)
+    wakeups: list[int] = []
     queue.announce()
     queue.push(event(1))
-    queue.set_wakeup(lambda: woken.append(len(queue)))
-    assert woken == [1]
+    queue.set_wakeup(lambda: wakeups.append(len(queue)))
+    assert wakeups == [1]
     drain(queue)
     queue.announce()
-    assert woken == [1]
+    assert wakeups == [1]
     queue.push(event(2))
     queue.push(event(3))
     queue.announce()
-    assert woken == [1, 2]
+    assert wakeups == [1, 2]
 
 
-def test_clear_forgets_everything() -> None:
-    queue = OutgoingQueue(3)
+def test_clear_drops_all_records() -> None:
+    queue = EventQueue(3)
     for nodeid in range(1, 9):
         queue.push(event(nodeid))
     queue.clear()
@@ -140,9 +141,9 @@ def test_clear_forgets_everything() -> None:
     assert queue.dropped == 0
 
 
-def test_a_queue_without_room_for_an_overflow_is_refused() -> None:
+def test_queue_without_room_for_an_overflow_is_refused() -> None:
     with pytest.raises(ValueError, match="too short"):
-        OutgoingQueue(1)
+        EventQueue(1)
 
 
 @given(
@@ -151,8 +152,8 @@ def test_a_queue_without_room_for_an_overflow_is_refused() -> None:
         st.one_of(st.just("push"), st.just("lost"), st.integers(88, 400)), max_size=200
     ),
 )
-def test_whatever_happens_order_bound_and_losses_hold(limit: int, script: list[str | int]) -> None:
-    queue = OutgoingQueue(limit)
+def test_order_bound_and_losses_hold_in_any_sequence(limit: int, script: list[str | int]) -> None:
+    queue = EventQueue(limit)
     pushed = 0
     lost_by_host = 0
     out: list[EventRecord] = []

@@ -6,10 +6,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from farwatchd.watch.event_record import OVERFLOW, RECORD_MAX, EventRecord, decode_all
+from farwatchd.watch.event_record import OVERFLOW, RECORD_MAX, EventRecord
 from farwatchd.wire.fsnotify import Event
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.event_records import decode_all
 
 NAMES = st.binary(min_size=1, max_size=255).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
@@ -39,12 +40,14 @@ RENAME = st.builds(
 
 
 @given(st.lists(st.one_of(ENTRY, RENAME, st.just(OVERFLOW))))
-def test_records_come_back_as_they_went(records: list[EventRecord]) -> None:
+def test_records_survive_encode_and_decode(records: list[EventRecord]) -> None:
     assert decode_all(b"".join(record.encode() for record in records)) == records
 
 
-def test_a_record_is_laid_out_as_the_protocol_says() -> None:
-    encoded = EventRecord(0x11, 0x22, Event.MOVED_FROM | Event.ISDIR, b"abc", half=True).encode()
+def test_record_has_the_layout_of_the_protocol() -> None:
+    encoded = EventRecord(
+        0x11, 0x22, Event.MOVED_FROM | Event.ISDIR, b"abc", unpaired=True
+    ).encode()
     assert encoded == (
         (88).to_bytes(4, "little") + (1).to_bytes(4, "little")
         + (0x11).to_bytes(8, "little") + (0x22).to_bytes(8, "little")
@@ -59,12 +62,12 @@ def test_names_are_padded_to_eight_bytes(length: int, size: int) -> None:
     assert len(EventRecord(1, 0, Event.CREATE, b"n" * length).encode()) == size
 
 
-def test_the_longest_record_is_as_long_as_announced() -> None:
+def test_longest_record_has_record_max_bytes() -> None:
     longest = EventRecord(1, 0, Event.RENAME, b"a" * 255, newdir=2, newname=b"b" * 255)
     assert len(longest.encode()) == RECORD_MAX
 
 
-def test_a_name_over_255_bytes_is_refused() -> None:
+def test_name_over_255_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="256 bytes"):
         EventRecord(1, 0, Event.CREATE, b"n" * 256).encode()
 
@@ -90,10 +93,10 @@ GOOD = EventRecord(1, 0, Event.CREATE, b"name").encode()
         (EventRecord(1, 0, Event.ATTRIB, b"x").encode(), "a name"),
         (EventRecord(1, 0, Event.RENAME, b"x", newname=b"y").encode(), "new directory"),
         (EventRecord(1, 0, Event.CREATE, b"x", newdir=3).encode(), "new directory"),
-        (EventRecord(1, 0, Event.CREATE, b"x", half=True).encode(), "half"),
+        (EventRecord(1, 0, Event.CREATE, b"x", unpaired=True).encode(), "HALF"),
         (dataclasses.replace(OVERFLOW, nodeid=1).encode(), "overflow"),
     ],
 )
-def test_a_record_that_breaks_a_rule_is_refused(payload: bytes, rule: str) -> None:
+def test_record_that_breaks_a_rule_is_refused(payload: bytes, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         decode_all(payload)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only fanotify does: it knows whose event it is, merges, and reports objects by their
+"""What fanotify alone does: it knows who caused an event, coalesces, and reports inodes by their
 handles."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from farwatchd.watch.backend import Backend
+from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.wire.fsnotify import Event
@@ -28,29 +28,29 @@ def share(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["by descriptor", "by handle"])
-def kept(
+def store(
     request: pytest.FixtureRequest,
-) -> Callable[[Callable[..., Backend]], Callable[[int], Backend]]:
-    """How watched objects are kept."""
+) -> Callable[[Callable[..., WatchBackend]], Callable[[int], WatchBackend]]:
+    """How the inode store keeps watched inodes."""
     return by_handle if request.param == "by handle" else lambda kind: kind
 
 
 @pytest.fixture
 def host(
-    share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]
+    share: Path, store: Callable[[Callable[..., WatchBackend]], Callable[[int], WatchBackend]]
 ) -> Iterator[Host]:
-    """A host whose back end tells of this process, too."""
-    host = Host(share, open_backend=kept(FanotifyBackend))
+    """A host whose back end reports the events of this process, too."""
+    host = Host(share, open_backend=store(FanotifyBackend))
     yield host
     host.close()
 
 
 @pytest.fixture
-def merged(
-    share: Path, kept: Callable[[Callable[..., Backend]], Callable[[int], Backend]]
+def others_only(
+    share: Path, store: Callable[[Callable[..., WatchBackend]], Callable[[int], WatchBackend]]
 ) -> Iterator[Host]:
-    """A host whose back end leaves this process out, as in mode others."""
-    host = Host(share, open_backend=kept(partial(FanotifyBackend, own_pid=os.getpid())))
+    """A host whose back end leaves this process out, as in mode ``others``."""
+    host = Host(share, open_backend=store(partial(FanotifyBackend, own_pid=os.getpid())))
     assert host.backend.others_only
     yield host
     host.close()
@@ -61,94 +61,96 @@ def elsewhere(script: str, directory: Path) -> None:
     subprocess.run(["/bin/sh", "-ec", script], cwd=directory, check=True, timeout=30)
 
 
-def test_only_what_others_do_is_told(merged: Host, share: Path) -> None:
-    merged.watch(1, share, Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO)
+def test_only_events_of_other_processes_are_reported(others_only: Host, share: Path) -> None:
+    others_only.watch(1, share, Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO)
     (share / "mine").touch()
     elsewhere(": > theirs; mv mine renamed", share)
     (share / "renamed").rename(share / "again")
     (share / "theirs").unlink()
     elsewhere("rm again", share)
-    assert merged.records() == [
+    assert others_only.records() == [
         EventRecord(1, 0, Event.CREATE, b"theirs"),
         EventRecord(1, 0, Event.RENAME, b"mine", newdir=1, newname=b"renamed"),
         EventRecord(1, 0, Event.DELETE, b"again"),
     ]
 
 
-def test_what_this_process_removes_ends_its_watch_in_silence(merged: Host, share: Path) -> None:
+def test_own_removal_ends_the_watch_without_a_report(others_only: Host, share: Path) -> None:
     (share / "f").touch()
     (share / "d").mkdir()
-    merged.watch(2, share / "f")
-    merged.watch(3, share / "d")
+    others_only.watch(2, share / "f")
+    others_only.watch(3, share / "d")
     (share / "f").unlink()
     (share / "d").rmdir()
-    assert merged.records() == []
-    assert merged.host_watches() == 0
-    assert len(merged.table) == 0
+    assert others_only.records() == []
+    assert others_only.host_watches() == 0
+    assert len(others_only.table) == 0
 
 
-def test_what_others_remove_ends_its_watch_and_is_told(merged: Host, share: Path) -> None:
+def test_removal_by_another_process_ends_the_watch_with_delete_self(
+    others_only: Host, share: Path
+) -> None:
     (share / "f").touch()
     (share / "d").mkdir()
-    merged.watch(2, share / "f", Event.OPEN)
-    merged.watch(3, share / "d", Event.OPEN)
+    others_only.watch(2, share / "f", Event.OPEN)
+    others_only.watch(3, share / "d", Event.OPEN)
     elsewhere("rm f; rmdir d", share)
-    assert merged.records() == [
+    assert others_only.records() == [
         EventRecord(2, 0, Event.DELETE_SELF),
         EventRecord(3, 0, Event.DELETE_SELF | Event.ISDIR),
     ]
-    assert merged.host_watches() == 0
+    assert others_only.host_watches() == 0
 
 
-def test_what_others_remove_is_told_though_this_process_was_at_it_as_well(
-    merged: Host, share: Path
+def test_delete_by_another_process_is_reported_after_own_access(
+    others_only: Host, share: Path
 ) -> None:
     (share / "f").touch()
-    merged.watch(2, share / "f")
+    others_only.watch(2, share / "f")
     with (share / "f").open("ab") as file:
         (share / "f").chmod(0o600)
-        # Or what comes would be merged into it.
-        merged.table.process()
+        # Else later events would be coalesced with these.
+        others_only.table.process()
         elsewhere("rm f", share)
         file.write(b"x")
-    assert merged.records() == [
+    assert others_only.records() == [
         EventRecord(2, 0, Event.ATTRIB),
         EventRecord(2, 0, Event.DELETE_SELF),
     ]
-    assert merged.host_watches() == 0
+    assert others_only.host_watches() == 0
 
 
-def test_a_directory_that_this_process_moved_is_still_followed(merged: Host, share: Path) -> None:
+def test_directory_moved_by_this_process_stays_watched(others_only: Host, share: Path) -> None:
     (share / "a/b").mkdir(parents=True)
-    merged.watch(2, share / "a/b", Event.CREATE)
+    others_only.watch(2, share / "a/b", Event.CREATE)
     (share / "a/b").rename(share / "c")
     elsewhere(": > c/f", share)
-    assert merged.records() == [EventRecord(2, 0, Event.CREATE, b"f")]
+    assert others_only.records() == [EventRecord(2, 0, Event.CREATE, b"f")]
     elsewhere("rm c/f; rmdir c", share)
-    assert merged.records() == [EventRecord(2, 0, Event.DELETE_SELF | Event.ISDIR)]
+    assert others_only.records() == [EventRecord(2, 0, Event.DELETE_SELF | Event.ISDIR)]
 
 
-def test_a_directory_that_this_process_moved_out_falls_silent(merged: Host, share: Path) -> None:
+def test_directory_moved_out_of_the_share_by_this_process_is_not_watched(
+    others_only: Host, share: Path
+) -> None:
     (share / "a/b").mkdir(parents=True)
-    merged.watch(2, share / "a/b", Event.CREATE)
+    others_only.watch(2, share / "a/b", Event.CREATE)
     (share / "a").rename(share.parent / "outside")
-    assert merged.records() == []
+    assert others_only.records() == []
     elsewhere(": > b/secret", share.parent / "outside")
-    assert merged.records() == []
-    assert merged.host_watches() == 0
+    assert others_only.records() == []
+    assert others_only.host_watches() == 0
 
 
-def test_execution_is_told(merged: Host, share: Path) -> None:
+def test_open_exec_is_reported(others_only: Host, share: Path) -> None:
     (share / "script").write_text("#!/bin/sh\n")
     (share / "script").chmod(0o700)
-    assert merged.watch(2, share / "script", Event.OPEN_EXEC) == Event.OPEN_EXEC
+    assert others_only.watch(2, share / "script", Event.OPEN_EXEC) == Event.OPEN_EXEC
     elsewhere("./script", share)
-    assert merged.records() == [EventRecord(2, 0, Event.OPEN_EXEC)]
+    assert others_only.records() == [EventRecord(2, 0, Event.OPEN_EXEC)]
 
 
-def test_merged_events_are_told_in_an_order_in_which_they_can_have_happened(
-    host: Host, share: Path
-) -> None:
+def test_coalesced_events_are_reported_in_a_possible_order(host: Host, share: Path) -> None:
     host.watch(1, share)
     (share / "f").write_bytes(b"x")
     child = [Event.OPEN, Event.MODIFY, Event.CLOSE_WRITE]
@@ -159,7 +161,7 @@ def test_merged_events_are_told_in_an_order_in_which_they_can_have_happened(
 
 
 @pytest.mark.root
-def test_a_directory_that_is_not_watched_itself_is_named_to_its_parents_watchers(
+def test_event_of_an_unwatched_directory_has_its_name_for_the_parent(
     host: Host, share: Path
 ) -> None:
     (share / "d").mkdir()
@@ -169,7 +171,7 @@ def test_a_directory_that_is_not_watched_itself_is_named_to_its_parents_watchers
 
 
 @pytest.mark.root
-def test_without_a_descriptor_to_find_a_directorys_name_a_loss_is_told(share: Path) -> None:
+def test_no_descriptor_for_a_directorys_name_is_an_overflow(share: Path) -> None:
     host = Host(share, open_backend=FanotifyBackend)
     (share / "d").mkdir()
     host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
@@ -186,9 +188,7 @@ def test_without_a_descriptor_to_find_a_directorys_name_a_loss_is_told(share: Pa
     host.close()
 
 
-def test_a_directory_that_is_gone_when_its_event_is_read_does_no_harm(
-    host: Host, share: Path
-) -> None:
+def test_event_of_a_directory_deleted_before_the_read_is_harmless(host: Host, share: Path) -> None:
     (share / "d").mkdir()
     host.watch(1, share, Event.ATTRIB | Event.DELETE | Event.ON_CHILD)
     (share / "d").chmod(0o700)
@@ -196,7 +196,7 @@ def test_a_directory_that_is_gone_when_its_event_is_read_does_no_harm(
     assert host.records()[-1] == EventRecord(1, 0, Event.DELETE | Event.ISDIR, b"d")
 
 
-def test_an_object_of_a_file_system_without_handles_is_left_to_the_guest(host: Host) -> None:
+def test_file_system_without_handles_is_eopnotsupp(host: Host) -> None:
     fd = os.open("/proc/self/status", os.O_PATH)
     with pytest.raises(OSError, match=r".") as caught:
         host.table.set_mask(2, 0, fd, False, ALL)
@@ -205,7 +205,7 @@ def test_an_object_of_a_file_system_without_handles_is_left_to_the_guest(host: H
     assert host.host_watches() == 0
 
 
-def test_an_overflow_of_the_hosts_queue_is_told_once(host: Host, share: Path) -> None:
+def test_overflow_of_the_host_queue_is_reported_once(host: Host, share: Path) -> None:
     limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
     host.watch(1, share, Event.CREATE)
     for number in range(limit + 10):

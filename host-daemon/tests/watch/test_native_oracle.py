@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same script runs under a native inotify listener and under a watch table: both must tell the
-same story."""
+"""The same script runs under native inotify and under a watch table: both must report the same."""
 
 from __future__ import annotations
 
@@ -16,15 +15,16 @@ from pathlib import Path
 
 import pytest
 from farwatchd.linux.inotify import In, Inotify
-from farwatchd.watch.backend import Backend
-from farwatchd.watch.event_queue import OutgoingQueue
-from farwatchd.watch.event_record import EventRecord, decode_all
+from farwatchd.watch.backend import WatchBackend
+from farwatchd.watch.event_queue import EventQueue
+from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.watch_table import WatchTable
 from farwatchd.wire.fsnotify import Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.event_records import decode_all
 from tests.support.watch_host import by_handle
 
 ALL = 0xFFF
@@ -33,7 +33,7 @@ LONG = b"x" * 255
 ODD = b"\xff\xfe \xe2\x82 \n."
 #: One event of a listener: what was watched (its path when the watch began), what happened, cookie,
 #: name.
-Told = tuple[bytes, str, int, bytes]
+Reported = tuple[bytes, str, int, bytes]
 
 
 def everything_below(root: Path) -> list[bytes]:
@@ -57,7 +57,7 @@ class Native:
             full = os.fsdecode(os.fsencode(root) + b"/" + path)
             self._paths[self._inotify.add(full, ALL | IN_DONT_FOLLOW)] = path
 
-    def told(self) -> list[Told]:
+    def reported(self) -> list[Reported]:
         events = []
         while raw_events := self._inotify.read(65536):
             for raw in raw_events:
@@ -77,7 +77,7 @@ class Daemon:
     """A watch table on everything below ``root``, drained by hand."""
 
     root: Path
-    open_backend: Callable[[int], Backend] = InotifyBackend
+    open_backend: Callable[[int], WatchBackend] = InotifyBackend
     mask: Event = Event(ALL) | Event.ON_CHILD
     cookie: int = 0
     timers: list[Callable[[], None]] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Daemon:
     def __post_init__(self) -> None:
         self._root_fd = os.open(self.root, os.O_PATH)
         self.backend = self.open_backend(self._root_fd)
-        self.queue = OutgoingQueue(100_000)
+        self.queue = EventQueue(100_000)
         self.table = WatchTable(
             self.backend,
             self.queue,
@@ -124,7 +124,7 @@ class Daemon:
             payload.append(part)
         return decode_all(b"".join(payload))
 
-    def told(self) -> list[Told]:
+    def reported(self) -> list[Reported]:
         events = []
         for record in self.records():
             self.cookie += 1
@@ -138,7 +138,7 @@ class Daemon:
                 events.append((target, repr(In.MOVED_TO) + isdir, self.cookie, record.newname))
             else:
                 events.append(
-                    (path, repr(mask) + isdir, self.cookie if record.half else 0, record.name)
+                    (path, repr(mask) + isdir, self.cookie if record.unpaired else 0, record.name)
                 )
         return events
 
@@ -150,11 +150,11 @@ class Daemon:
 SELF = Event.DELETE_SELF | Event.MOVE_SELF
 
 
-def plain(events: list[Told]) -> list[Told]:
+def plain(events: list[Reported]) -> list[Reported]:
     """Number the cookies by first sight and merge adjacent equal events, as inotify may at any
     time."""
     cookies: dict[int, int] = {0: 0}
-    result: list[Told] = []
+    result: list[Reported] = []
     for path, mask, cookie, name in events:
         event = (path, mask, cookies.setdefault(cookie, len(cookies)), name)
         if not result or result[-1] != event:
@@ -163,7 +163,7 @@ def plain(events: list[Told]) -> list[Told]:
 
 
 Step = Callable[[Path], object]
-Kept = Callable[[Callable[..., Backend]], Callable[[int], Backend]]
+Opener = Callable[[Callable[..., WatchBackend]], Callable[[int], WatchBackend]]
 
 
 @dataclass(frozen=True)
@@ -355,23 +355,23 @@ def stepwise(request: pytest.FixtureRequest) -> bool:
 
 def run(
     script: Script, listener: Native | Daemon, root: Path, stepwise: bool, repeats: bool
-) -> list[Told]:
-    told = []
+) -> list[Reported]:
+    reported = []
     for step in script.steps:
         step(root)
         if stepwise:
-            events = listener.told()
-            told += events if repeats else list(dict.fromkeys(events))
-    return told + listener.told()
+            events = listener.reported()
+            reported += events if repeats else list(dict.fromkeys(events))
+    return reported + listener.reported()
 
 
 def both(
     script: Script,
     twins: tuple[Path, Path],
     stepwise: bool,
-    backend: Callable[[int], Backend] = InotifyBackend,
+    backend: Callable[[int], WatchBackend] = InotifyBackend,
     repeats: bool = True,
-) -> Iterator[list[Told]]:
+) -> Iterator[list[Reported]]:
     listeners: tuple[Callable[[Path], Native | Daemon], ...] = (
         Native,
         partial(Daemon, open_backend=backend),
@@ -387,36 +387,38 @@ def both(
 
 
 @pytest.fixture(params=["by descriptor", "by handle"])
-def kept(request: pytest.FixtureRequest) -> Kept:
-    """How watched objects are kept: with a descriptor, or with none soon after they were used."""
+def store(request: pytest.FixtureRequest) -> Opener:
+    """How the inode store keeps inodes: by descriptor, or by handle with few descriptors."""
     return by_handle if request.param == "by handle" else lambda kind: kind
 
 
 @pytest.mark.parametrize("name", SCRIPT_NAMES)
-def test_the_daemon_tells_what_native_inotify_tells(
-    name: str, twins: tuple[Path, Path], stepwise: bool, kept: Kept
+def test_inotify_backend_reports_what_native_inotify_reports(
+    name: str, twins: tuple[Path, Path], stepwise: bool, store: Opener
 ) -> None:
-    native, daemon = both(SCRIPTS[name], twins, stepwise, kept(InotifyBackend))
+    native, daemon = both(SCRIPTS[name], twins, stepwise, store(InotifyBackend))
     assert native
     assert daemon == native
 
 
 @pytest.mark.parametrize("name", SCRIPT_NAMES)
-def test_fanotify_tells_step_by_step_what_native_inotify_tells(
-    name: str, twins: tuple[Path, Path], kept: Kept
+def test_fanotify_backend_reports_each_step_as_native_inotify_does(
+    name: str, twins: tuple[Path, Path], store: Opener
 ) -> None:
-    # fanotify merges what repeats, not only where it is adjacent: each step is told without
+    # fanotify merges what repeats, not only where it is adjacent: each step is reported without
     # repetitions.
     native, daemon = both(
-        SCRIPTS[name], twins, stepwise=True, backend=kept(FanotifyBackend), repeats=False
+        SCRIPTS[name], twins, stepwise=True, backend=store(FanotifyBackend), repeats=False
     )
     assert native
     assert daemon == native
 
 
-def test_writes_after_unlink_are_told_before_the_end(twins: tuple[Path, Path], kept: Kept) -> None:
+def test_writes_after_unlink_are_reported_before_delete_self(
+    twins: tuple[Path, Path], store: Opener
+) -> None:
     native, daemon = both(
-        Script(TREE, (write_after_unlink("d/f"),)), twins, False, kept(InotifyBackend)
+        Script(TREE, (write_after_unlink("d/f"),)), twins, False, store(InotifyBackend)
     )
     assert daemon == native
 
@@ -446,8 +448,8 @@ def if_possible(step: Step) -> Step:
 )
 @settings(max_examples=80, deadline=None)
 @given(st.lists(STEPS, max_size=25))
-def test_any_script_is_told_as_native_inotify_tells_it(
-    backend: Callable[[int], Backend], steps: list[Step]
+def test_any_script_is_reported_as_native_inotify_does(
+    backend: Callable[[int], WatchBackend], steps: list[Step]
 ) -> None:
     with tempfile.TemporaryDirectory() as base:
         twins = Path(base, "native"), Path(base, "daemon")

@@ -13,7 +13,7 @@ import pytest
 from farwatchd.inode_store.store import ObjectTable
 from farwatchd.linux.fanotify import Fanotify
 from farwatchd.linux.inotify import Inotify
-from farwatchd.watch.probe import BackendName, BackendUnavailableError, Mode, open_backend
+from farwatchd.watch.probe import BackendName, BackendUnavailableError, WatchMode, open_backend
 from tests.support.passthrough_share import open_descriptors
 
 
@@ -27,21 +27,21 @@ def root_fd(tmp_path: Path) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("choice", "mode", "name"),
     [
-        (BackendName.AUTO, Mode.REMOTE, "inotify"),
-        (BackendName.INOTIFY, Mode.REMOTE, "inotify"),
-        (BackendName.FANOTIFY, Mode.REMOTE, "fanotify"),
-        (BackendName.AUTO, Mode.OTHERS, "fanotify"),
-        (BackendName.FANOTIFY, Mode.OTHERS, "fanotify"),
+        (BackendName.AUTO, WatchMode.REMOTE, "inotify"),
+        (BackendName.INOTIFY, WatchMode.REMOTE, "inotify"),
+        (BackendName.FANOTIFY, WatchMode.REMOTE, "fanotify"),
+        (BackendName.AUTO, WatchMode.OTHERS, "fanotify"),
+        (BackendName.FANOTIFY, WatchMode.OTHERS, "fanotify"),
     ],
 )
-def test_a_working_back_end_is_opened_without_a_watch(
-    choice: BackendName, mode: Mode, name: str, root_fd: int
+def test_working_back_end_is_opened_without_a_watch(
+    choice: BackendName, mode: WatchMode, name: str, root_fd: int
 ) -> None:
     before = open_descriptors()
     backend = open_backend(choice, root_fd, ObjectTable(), mode=mode)
     assert backend.name == name
     assert backend.count == 0
-    assert backend.others_only == (mode is Mode.OTHERS)
+    assert backend.others_only == (mode is WatchMode.OTHERS)
     backend.close()
     backend.close()
     assert open_descriptors() <= before
@@ -49,11 +49,11 @@ def test_a_working_back_end_is_opened_without_a_watch(
 
 def test_inotify_cannot_serve_mode_others(root_fd: int) -> None:
     with pytest.raises(BackendUnavailableError, match="mode others needs fanotify"):
-        open_backend(BackendName.INOTIFY, root_fd, ObjectTable(), mode=Mode.OTHERS)
+        open_backend(BackendName.INOTIFY, root_fd, ObjectTable(), mode=WatchMode.OTHERS)
 
 
 @pytest.mark.parametrize("choice", BackendName)
-def test_a_missing_proc_is_said_in_one_line(
+def test_missing_proc_is_an_error_of_one_line(
     choice: BackendName, root_fd: int, tmp_path: Path
 ) -> None:
     before = open_descriptors()
@@ -73,7 +73,7 @@ def test_a_missing_proc_is_said_in_one_line(
         (BackendName.AUTO, errno.EPERM, "inotify: .*; nor with fanotify: "),
     ],
 )
-def test_a_refused_watch_says_what_to_do(
+def test_refused_watch_names_the_remedy(
     root_fd: int, monkeypatch: pytest.MonkeyPatch, choice: BackendName, number: int, advice: str
 ) -> None:
     def refuse(_self: object, _path: str, _mask: int) -> int:
@@ -87,7 +87,7 @@ def test_a_refused_watch_says_what_to_do(
     assert open_descriptors() <= before
 
 
-def test_fanotify_stands_in_where_inotify_is_used_up(
+def test_fanotify_is_used_when_inotify_has_no_watch_left(
     root_fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_self: Inotify, _path: str, _mask: int) -> int:

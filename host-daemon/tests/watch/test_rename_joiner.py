@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joining the halves of renames: what is joined, what is given up and when, and that order is
-kept."""
+"""RenameJoiner joins both sides of a rename, leaves some unpaired in time, and keeps order."""
 
 from __future__ import annotations
 
-from farwatchd.watch.backend import HostEvent
+from farwatchd.linux.inotify import In
+from farwatchd.watch.event_stream import MarkEvent
 from farwatchd.watch.rename_joiner import RenameJoiner
-from farwatchd.wire.fsnotify import Event
 
-FROM = HostEvent(1, Event.MOVED_FROM, b"old")
-TO = HostEvent(2, Event.MOVED_TO, b"new")
-RENAMED = HostEvent(1, Event.RENAME, b"old", newkey=2, newname=b"new")
-HALF_FROM = HostEvent(1, Event.MOVED_FROM, b"old", half=True)
-HALF_TO = HostEvent(2, Event.MOVED_TO, b"new", half=True)
-OTHER = HostEvent(3, Event.MODIFY)
+FROM = MarkEvent(1, int(In.MOVED_FROM), b"old")
+TO = MarkEvent(2, int(In.MOVED_TO), b"new")
+BOTH = int(In.MOVED_FROM | In.MOVED_TO)
+ISDIR = int(In.ISDIR)
+RENAMED = MarkEvent(1, BOTH, b"old", new_mark_id=2, new_name=b"new")
+OTHER = MarkEvent(3, int(In.MODIFY))
 
 
-def test_two_halves_become_one_rename() -> None:
+def test_moved_from_and_moved_to_become_one_rename() -> None:
     joiner = RenameJoiner()
     joiner.feed(FROM, 5, now=0)
     assert joiner.take(0) == []
@@ -25,16 +24,14 @@ def test_two_halves_become_one_rename() -> None:
     assert joiner.deadline is None
 
 
-def test_a_directory_stays_a_directory() -> None:
+def test_rename_of_a_directory_keeps_isdir() -> None:
     joiner = RenameJoiner()
-    joiner.feed(HostEvent(1, Event.MOVED_FROM | Event.ISDIR, b"old"), 5, now=0)
-    joiner.feed(HostEvent(1, Event.MOVED_TO | Event.ISDIR, b"new"), 5, now=0)
-    assert joiner.take(0) == [
-        HostEvent(1, Event.RENAME | Event.ISDIR, b"old", newkey=1, newname=b"new")
-    ]
+    joiner.feed(MarkEvent(1, int(In.MOVED_FROM) | ISDIR, b"old"), 5, now=0)
+    joiner.feed(MarkEvent(1, int(In.MOVED_TO) | ISDIR, b"new"), 5, now=0)
+    assert joiner.take(0) == [MarkEvent(1, BOTH | ISDIR, b"old", new_mark_id=1, new_name=b"new")]
 
 
-def test_what_comes_after_a_held_half_waits_behind_it() -> None:
+def test_events_after_a_held_moved_from_wait_for_it() -> None:
     joiner = RenameJoiner()
     joiner.feed(OTHER, 0, now=0)
     joiner.feed(FROM, 5, now=0)
@@ -44,28 +41,28 @@ def test_what_comes_after_a_held_half_waits_behind_it() -> None:
     assert joiner.take(0) == [RENAMED, OTHER]
 
 
-def test_a_half_is_given_up_when_its_time_is_over() -> None:
+def test_moved_from_stays_unpaired_after_the_deadline() -> None:
     joiner = RenameJoiner(hold=0.01)
     joiner.feed(FROM, 5, now=1)
     joiner.feed(OTHER, 0, now=1)
     assert joiner.deadline == 1.01
     assert joiner.take(1.009) == []
-    assert joiner.take(1.01) == [HALF_FROM, OTHER]
+    assert joiner.take(1.01) == [FROM, OTHER]
     joiner.feed(TO, 5, now=1.02)
-    assert joiner.take(1.02) == [HALF_TO]
+    assert joiner.take(1.02) == [TO]
 
 
-def test_a_half_is_given_up_when_its_directory_has_another_entry_event() -> None:
+def test_moved_from_stays_unpaired_after_another_entry_event_of_its_directory() -> None:
     joiner = RenameJoiner()
-    created = HostEvent(1, Event.CREATE, b"x")
+    created = MarkEvent(1, int(In.CREATE), b"x")
     joiner.feed(FROM, 5, now=0)
     joiner.feed(created, 0, now=0)
-    assert joiner.take(0) == [HALF_FROM, created]
+    assert joiner.take(0) == [FROM, created]
 
 
-def test_an_entry_event_of_another_directory_proves_nothing() -> None:
+def test_entry_event_of_another_directory_does_not_end_the_wait() -> None:
     joiner = RenameJoiner()
-    created = HostEvent(3, Event.CREATE, b"x")
+    created = MarkEvent(3, int(In.CREATE), b"x")
     joiner.feed(FROM, 5, now=0)
     joiner.feed(created, 0, now=0)
     assert joiner.take(0) == []
@@ -73,31 +70,31 @@ def test_an_entry_event_of_another_directory_proves_nothing() -> None:
     assert joiner.take(0) == [RENAMED, created]
 
 
-def test_two_renames_may_be_under_way_at_once() -> None:
+def test_two_concurrent_renames_are_both_joined() -> None:
     joiner = RenameJoiner()
-    other_from = HostEvent(3, Event.MOVED_FROM, b"a")
+    other_from = MarkEvent(3, int(In.MOVED_FROM), b"a")
     joiner.feed(FROM, 5, now=0)
     joiner.feed(other_from, 6, now=0)
-    joiner.feed(HostEvent(4, Event.MOVED_TO, b"b"), 6, now=0)
+    joiner.feed(MarkEvent(4, int(In.MOVED_TO), b"b"), 6, now=0)
     joiner.feed(TO, 5, now=0)
-    assert joiner.take(0) == [RENAMED, HostEvent(3, Event.RENAME, b"a", newkey=4, newname=b"b")]
+    assert joiner.take(0) == [RENAMED, MarkEvent(3, BOTH, b"a", new_mark_id=4, new_name=b"b")]
 
 
-def test_a_lone_second_half_is_marked() -> None:
+def test_lone_moved_to_stays_unpaired() -> None:
     joiner = RenameJoiner()
     joiner.feed(TO, 5, now=0)
-    assert joiner.take(0) == [HALF_TO]
+    assert joiner.take(0) == [TO]
 
 
-def test_what_waits_is_bounded() -> None:
+def test_number_of_held_events_is_bounded() -> None:
     joiner = RenameJoiner(limit=10)
     joiner.feed(FROM, 5, now=0)
     for _ in range(10):
         joiner.feed(OTHER, 0, now=0)
-    assert joiner.take(0) == [HALF_FROM] + [OTHER] * 10
+    assert joiner.take(0) == [FROM] + [OTHER] * 10
 
 
-def test_events_that_need_not_wait_do_not_count_as_waiting() -> None:
+def test_events_that_are_not_held_do_not_count() -> None:
     joiner = RenameJoiner(limit=10)
     for _ in range(20):
         joiner.feed(OTHER, 0, now=0)
@@ -106,7 +103,7 @@ def test_events_that_need_not_wait_do_not_count_as_waiting() -> None:
     assert joiner.take(0) == [OTHER] * 20 + [RENAMED]
 
 
-def test_clear_forgets_what_was_held() -> None:
+def test_clear_drops_held_events() -> None:
     joiner = RenameJoiner()
     joiner.feed(FROM, 5, now=0)
     joiner.clear()

@@ -17,7 +17,7 @@ import pytest
 from farwatchd.linux.fanotify import Fanotify
 from farwatchd.linux.file_handles import HandleReader, handle_of, open_handle
 from farwatchd.linux.inotify import Inotify
-from farwatchd.watch.backend import Backend
+from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
@@ -47,7 +47,7 @@ def inotify_host(share: Path) -> Iterator[Host]:
     host.close()
 
 
-def test_only_what_was_asked_for_is_told(host: Host, share: Path) -> None:
+def test_only_wanted_events_are_reported(host: Host, share: Path) -> None:
     file = share / "f"
     file.touch()
     assert host.watch(2, file, Event.MODIFY, generation=9) == Event.MODIFY
@@ -56,16 +56,14 @@ def test_only_what_was_asked_for_is_told(host: Host, share: Path) -> None:
     assert host.records() == [EventRecord(2, 9, Event.MODIFY)]
 
 
-def test_bits_that_inotify_does_not_know_are_left_out_of_the_reply(
-    inotify_host: Host, share: Path
-) -> None:
+def test_bits_unknown_to_inotify_are_not_in_the_reply(inotify_host: Host, share: Path) -> None:
     asked = Event.OPEN | Event.OPEN_EXEC | Event.ISDIR | Event.OVERFLOW | Event(1 << 20)
     assert inotify_host.watch(1, share, asked) == Event.OPEN
     assert inotify_host.watch(1, share, Event.OPEN_EXEC | Event.ON_CHILD) == Event(0)
     assert inotify_host.host_watches() == 0
 
 
-def test_without_on_child_a_directory_tells_of_itself_and_its_entries_only(
+def test_without_on_child_only_entry_events_and_own_events_are_reported(
     host: Host, share: Path
 ) -> None:
     host.watch(1, share, ALL & ~Event.ON_CHILD)
@@ -77,14 +75,14 @@ def test_without_on_child_a_directory_tells_of_itself_and_its_entries_only(
     ]
 
 
-def test_events_of_children_are_marked(host: Host, share: Path) -> None:
+def test_child_events_have_on_child(host: Host, share: Path) -> None:
     (share / "f").write_bytes(b"x")
     host.watch(1, share, Event.MODIFY | Event.ON_CHILD)
     (share / "f").write_bytes(b"xy")
     assert host.records() == [EventRecord(1, 0, Event.MODIFY | Event.ON_CHILD, b"f")]
 
 
-def test_a_new_mask_replaces_the_old_one_from_now_on(host: Host, share: Path) -> None:
+def test_new_mask_applies_to_later_events_only(host: Host, share: Path) -> None:
     host.watch(1, share, Event.CREATE)
     (share / "a").touch()
     (share / "a").unlink()
@@ -97,7 +95,7 @@ def test_a_new_mask_replaces_the_old_one_from_now_on(host: Host, share: Path) ->
     ]
 
 
-def test_a_zero_mask_takes_the_host_watch_away(host: Host, share: Path) -> None:
+def test_zero_mask_removes_the_host_watch(host: Host, share: Path) -> None:
     (share / "f").touch()
     host.watch(2, share / "f")
     assert host.host_watches() == 1
@@ -107,7 +105,7 @@ def test_a_zero_mask_takes_the_host_watch_away(host: Host, share: Path) -> None:
     assert host.records() == []
 
 
-def test_forget_takes_the_host_watch_away_and_keeps_what_is_queued(host: Host, share: Path) -> None:
+def test_forget_removes_the_host_watch_and_keeps_queued_records(host: Host, share: Path) -> None:
     host.watch(1, share, Event.CREATE)
     (share / "a").touch()
     host.table.process()
@@ -118,7 +116,7 @@ def test_forget_takes_the_host_watch_away_and_keeps_what_is_queued(host: Host, s
     assert host.records() == [EventRecord(1, 0, Event.CREATE, b"a")]
 
 
-def test_the_limit_of_watches_reaches_the_guest_as_enospc(host: Host, share: Path) -> None:
+def test_max_watches_is_enospc(host: Host, share: Path) -> None:
     files = [share / str(number) for number in range(MAX_WATCHES + 1)]
     for file in files:
         file.touch()
@@ -132,7 +130,7 @@ def test_the_limit_of_watches_reaches_the_guest_as_enospc(host: Host, share: Pat
     host.watch(99, files[-1])
 
 
-def test_watches_for_the_daemons_own_purposes_count(host: Host, share: Path) -> None:
+def test_implicit_watches_count(host: Host, share: Path) -> None:
     deep = share.joinpath(*"abcdefghij")
     deep.mkdir(parents=True)
     with pytest.raises(OSError, match="watches are in use") as caught:
@@ -147,8 +145,8 @@ def test_watches_for_the_daemons_own_purposes_count(host: Host, share: Path) -> 
 
 
 @pytest.mark.parametrize("system", [(Inotify, InotifyBackend), (Fanotify, FanotifyBackend)])
-def test_a_host_without_watches_gives_enospc_and_leaves_nothing(
-    share: Path, monkeypatch: pytest.MonkeyPatch, system: tuple[type, Callable[[int], Backend]]
+def test_host_without_watches_is_enospc_and_leaves_nothing(
+    share: Path, monkeypatch: pytest.MonkeyPatch, system: tuple[type, Callable[[int], WatchBackend]]
 ) -> None:
     (share / "a/b").mkdir(parents=True)
     kernel, open_backend = system
@@ -173,7 +171,7 @@ def test_a_host_without_watches_gives_enospc_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("kind", ["inotify", "fanotify"])
-def test_a_host_without_descriptors_gives_enospc_and_leaves_nothing(share: Path, kind: str) -> None:
+def test_host_without_descriptors_is_enospc_and_leaves_nothing(share: Path, kind: str) -> None:
     host = Host(share, open_backend=BACKENDS[kind])
     (share / "a/b").mkdir(parents=True)
     fd = os.open(share / "a/b", os.O_PATH)
@@ -212,7 +210,7 @@ def test_watches_by_handle_need_no_descriptors(share: Path, kind: str) -> None:
     host.close()
 
 
-def test_an_object_without_a_name_cannot_be_watched(host: Host, share: Path) -> None:
+def test_unlinked_inode_cannot_be_watched(host: Host, share: Path) -> None:
     (share / "f").touch()
     (share / "d").mkdir()
     for name in ("f", "d"):
@@ -226,7 +224,7 @@ def test_an_object_without_a_name_cannot_be_watched(host: Host, share: Path) -> 
 
 
 @pytest.mark.parametrize("mask", [Event.MODIFY, ALL])
-def test_the_last_unlink_ends_the_watch_and_is_always_told(
+def test_last_unlink_ends_the_watch_and_is_always_reported(
     host: Host, share: Path, mask: Event
 ) -> None:
     (share / "f").touch()
@@ -240,7 +238,7 @@ def test_the_last_unlink_ends_the_watch_and_is_always_told(
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_rmdir_is_told_though_the_parent_is_not_watched(
+def test_rmdir_is_reported_although_the_parent_is_not_watched(
     host: Host, share: Path, depth: int
 ) -> None:
     path = share.joinpath(*"abc"[:depth])
@@ -254,7 +252,7 @@ def test_rmdir_is_told_though_the_parent_is_not_watched(
 
 
 def await_end(share: Path, key: bytes) -> None:
-    """Wait until nothing on the host keeps the object of that key (``HandleReader``) any more."""
+    """Wait until the host has freed the inode with that key (``HandleReader``)."""
     mount_fd = os.open(share, os.O_RDONLY)
     deadline = time.monotonic() + 10
     try:
@@ -278,9 +276,7 @@ def key_of(path: Path) -> bytes:
 
 @pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
 @pytest.mark.root
-def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is_told(
-    share: Path, kind: str
-) -> None:
+def test_directory_moved_and_deleted_before_the_read_is_reported(share: Path, kind: str) -> None:
     host = Host(share, open_backend=BACKENDS[kind])
     (share / "a/b").mkdir(parents=True)
     (share / "c").mkdir()
@@ -301,7 +297,7 @@ def test_a_directory_that_moved_and_is_gone_for_good_when_its_events_are_read_is
 
 @pytest.mark.parametrize("kind", ["inotify, handles", "fanotify, handles"])
 @pytest.mark.root
-def test_what_is_gone_for_good_when_its_events_are_read_is_told(
+def test_inode_deleted_before_the_read_is_reported(
     share: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = Host(share, open_backend=BACKENDS[kind])
@@ -323,7 +319,7 @@ def test_what_is_gone_for_good_when_its_events_are_read_is_told(
     host.close()
 
 
-def test_rmdir_after_the_parent_moved_is_told(host: Host, share: Path) -> None:
+def test_rmdir_after_a_move_of_the_parent_is_reported(host: Host, share: Path) -> None:
     (share / "a/b/c").mkdir(parents=True)
     (share / "z").mkdir()
     host.watch(2, share / "a/b/c", Event.CREATE)
@@ -334,7 +330,7 @@ def test_rmdir_after_the_parent_moved_is_told(host: Host, share: Path) -> None:
     assert host.host_watches() == 0
 
 
-def test_a_directory_outlives_the_end_of_the_parents_watch(host: Host, share: Path) -> None:
+def test_directory_stays_watched_after_the_parents_watch_ends(host: Host, share: Path) -> None:
     (share / "a/b").mkdir(parents=True)
     host.watch(2, share / "a")
     host.watch(3, share / "a/b", Event.CREATE)
@@ -345,7 +341,7 @@ def test_a_directory_outlives_the_end_of_the_parents_watch(host: Host, share: Pa
     assert host.host_watches() == 0
 
 
-def test_many_directories_are_told_apart_by_name(share: Path) -> None:
+def test_removed_directory_is_found_by_name_among_many(share: Path) -> None:
     host = Host(share, max_watches=1000)
     for number in range(200):
         (share / f"d{number}").mkdir()
@@ -360,7 +356,7 @@ def test_many_directories_are_told_apart_by_name(share: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", ["a", "a/b"])
-def test_a_directory_moved_out_of_the_share_falls_silent(
+def test_directory_moved_out_of_the_share_is_not_watched(
     host: Host, share: Path, taken: str
 ) -> None:
     (share / "a/b").mkdir(parents=True)
@@ -368,15 +364,16 @@ def test_a_directory_moved_out_of_the_share_falls_silent(
     (share / taken).rename(share.parent / "outside")
     outside = share.parent / ("outside/b" if taken == "a" else "outside")
     (outside / "secret").touch()
-    told = host.records()
-    assert told == ([EventRecord(3, 0, Event.MOVE_SELF | Event.ISDIR)] if taken == "a/b" else told)
+    records = host.records()
+    if taken == "a/b":
+        assert records == [EventRecord(3, 0, Event.MOVE_SELF | Event.ISDIR)]
     (outside / "secret2").touch()
     assert host.records() == []
     assert host.host_watches() == 0
     assert len(host.table) == 0
 
 
-def test_a_directory_outside_of_the_share_cannot_be_watched(host: Host, share: Path) -> None:
+def test_directory_outside_of_the_share_cannot_be_watched(host: Host, share: Path) -> None:
     (share.parent / "outside").mkdir()
     with pytest.raises(OSError, match="not in the share") as caught:
         host.watch(2, share.parent / "outside")
@@ -384,7 +381,7 @@ def test_a_directory_outside_of_the_share_cannot_be_watched(host: Host, share: P
     assert host.host_watches() == 0
 
 
-def test_a_watch_that_the_host_ended_is_given_up(inotify_host: Host, share: Path) -> None:
+def test_watch_ended_by_the_host_is_removed(inotify_host: Host, share: Path) -> None:
     (share / "f").touch()
     inotify_host.watch(2, share / "f")
     fd = inotify_host.backend.fileno()
@@ -396,7 +393,7 @@ def test_a_watch_that_the_host_ended_is_given_up(inotify_host: Host, share: Path
     assert inotify_host.backend.count == 0
 
 
-def test_two_nodeids_of_one_object_each_get_what_they_want(host: Host, share: Path) -> None:
+def test_two_nodeids_of_one_inode_have_their_own_masks(host: Host, share: Path) -> None:
     (share / "f").touch()
     host.watch(2, share / "f", Event.MODIFY | Event.ATTRIB)
     host.watch(3, share / "f", Event.ATTRIB)
@@ -414,7 +411,7 @@ def test_two_nodeids_of_one_object_each_get_what_they_want(host: Host, share: Pa
 
 
 @pytest.mark.parametrize("mask", [Event.MOVED_FROM, Event.MOVED_TO, Event.RENAME])
-def test_who_wants_one_half_of_a_rename_is_told_both_names(
+def test_one_side_of_a_rename_is_reported_with_both_names(
     host: Host, share: Path, mask: Event
 ) -> None:
     (share / "f").touch()
@@ -424,7 +421,7 @@ def test_who_wants_one_half_of_a_rename_is_told_both_names(
 
 
 @pytest.mark.parametrize(
-    ("source_mask", "target_mask", "told"),
+    ("source_mask", "target_mask", "reported"),
     [
         (ALL, ALL, [EventRecord(2, 0, Event.RENAME, b"f", newdir=3, newname=b"g")]),
         (
@@ -434,12 +431,12 @@ def test_who_wants_one_half_of_a_rename_is_told_both_names(
         ),
         (Event.CREATE, Event.CREATE, []),
         (Event(0), Event.MOVED_FROM, []),
-        (Event.MOVED_FROM, Event(0), [EventRecord(2, 0, Event.MOVED_FROM, b"f", half=True)]),
-        (Event(0), Event.MOVED_TO, [EventRecord(3, 0, Event.MOVED_TO, b"g", half=True)]),
+        (Event.MOVED_FROM, Event(0), [EventRecord(2, 0, Event.MOVED_FROM, b"f", unpaired=True)]),
+        (Event(0), Event.MOVED_TO, [EventRecord(3, 0, Event.MOVED_TO, b"g", unpaired=True)]),
     ],
 )
-def test_a_rename_is_told_as_far_as_it_is_wanted(
-    host: Host, share: Path, source_mask: Event, target_mask: Event, told: list[EventRecord]
+def test_rename_is_reported_as_far_as_it_is_wanted(
+    host: Host, share: Path, source_mask: Event, target_mask: Event, reported: list[EventRecord]
 ) -> None:
     (share / "a").mkdir()
     (share / "b").mkdir()
@@ -447,10 +444,10 @@ def test_a_rename_is_told_as_far_as_it_is_wanted(
     host.watch(2, share / "a", source_mask)
     host.watch(3, share / "b", target_mask)
     (share / "a/f").rename(share / "b/g")
-    assert host.records() == told
+    assert host.records() == reported
 
 
-def test_a_held_half_is_told_by_the_timer(inotify_host: Host, share: Path) -> None:
+def test_held_moved_from_is_reported_by_the_timer(inotify_host: Host, share: Path) -> None:
     inotify_host.watch(1, share, Event.MOVED_FROM)
     (share / "f").touch()
     (share / "f").rename(share.parent / "f")
@@ -459,7 +456,7 @@ def test_a_held_half_is_told_by_the_timer(inotify_host: Host, share: Path) -> No
     (timer,) = inotify_host.timers
     select.select([], [], [], inotify_host.backend.delay())
     timer()
-    assert inotify_host.queued() == [EventRecord(1, 0, Event.MOVED_FROM, b"f", half=True)]
+    assert inotify_host.queued() == [EventRecord(1, 0, Event.MOVED_FROM, b"f", unpaired=True)]
 
 
 def test_reset_frees_everything(host: Host, share: Path) -> None:
@@ -477,14 +474,14 @@ def test_reset_frees_everything(host: Host, share: Path) -> None:
     assert host.backend.count == 0
     assert len(host.table) == 0
     assert host.records() == []
-    # What was open by handle before has been let go for what was used since, and that is gone.
+    # The inode store has closed descriptors of inodes by handle that were open before.
     assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
     host.watch(2, share / "a")
     (share / "a/g").touch()
     assert EventRecord(2, 0, Event.CREATE, b"g") in host.records()
 
 
-def test_an_overflow_of_the_hosts_queue_is_told_once(inotify_host: Host, share: Path) -> None:
+def test_overflow_of_the_host_queue_is_reported_once(inotify_host: Host, share: Path) -> None:
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     inotify_host.watch(1, share, Event.ATTRIB | Event.ON_CHILD)
     for name in ("a", "b"):
@@ -499,7 +496,7 @@ def test_an_overflow_of_the_hosts_queue_is_told_once(inotify_host: Host, share: 
     assert inotify_host.records() == [EventRecord(1, 0, Event.ATTRIB | Event.ON_CHILD, b"a")]
 
 
-def test_a_storm_of_a_thousand_files_loses_nothing(host: Host, share: Path) -> None:
+def test_thousand_files_lose_no_event(host: Host, share: Path) -> None:
     host.watch(
         1,
         share,
@@ -525,10 +522,10 @@ def test_a_storm_of_a_thousand_files_loses_nothing(host: Host, share: Path) -> N
     assert host.records() == expected
 
 
-def test_the_transport_is_woken_when_events_are_there(host: Host, share: Path) -> None:
-    woken: list[int] = []
-    host.queue.set_wakeup(lambda: woken.append(len(host.queue)))
+def test_wakeup_is_called_when_records_are_queued(host: Host, share: Path) -> None:
+    wakeups: list[int] = []
+    host.queue.set_wakeup(lambda: wakeups.append(len(host.queue)))
     host.watch(1, share, Event.CREATE)
     (share / "f").touch()
     host.table.process()
-    assert woken == [1]
+    assert wakeups == [1]
