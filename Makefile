@@ -23,7 +23,7 @@ demo: venv ## see files changed on the host arrive at inotifywait in a guest
 boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the first N patches
 	@$(HARNESS) boot $(if $(PATCH),--patches '$(PATCH)')
 
-test: setup check ## check each patch of the series; PATCH=N or N-M chooses patches, K=expr guest tests of the last
+test: setup check ## check each patch of the series; PATCH=N, N-M or a name chooses patches, K=expr guest tests of the last
 	@$(HARNESS) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
 
 test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (4 min)

@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 from farwatch_harness.kernel import build
-from farwatch_harness.kernel.series import Patch, number_of_mark
+from farwatch_harness.kernel.series import Patch, number_of
 from farwatch_harness.util import paths
+from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
 from farwatch_harness.vm.guest_client import Guest
@@ -35,8 +36,8 @@ MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
 Boot = Callable[..., Machine]
 MODES = ("others", "remote", "parked")
 NUMBERS = itertools.count(1)
-#: The mark of the patch that lets requests wait: mode parked, and events by QEMU's ordinary device.
-PARKED = 12
+#: The patch that lets a request wait for events: mode parked, and events by QEMU's ordinary device.
+WAIT_PATCH = "wait-request"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,8 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line(
         "markers",
-        "patch(n): the patch that the test belongs to: 'pre' the queue, 1..7 the seven, 8.. the"
-        " additions, 0 the base",
+        "patch(name): the patch that the test belongs to, by its name in the series file; 'base' is"
+        " the kernel without a patch",
     )
     config.addinivalue_line(
         "markers", "daemon: about the daemon as a file system, whichever patches the kernel has"
@@ -78,15 +79,18 @@ def parameters(item: pytest.Item) -> dict[str, object]:
 
 def patch_of(item: pytest.Item, patches: list[Patch]) -> int:
     """The number of the patch that a test belongs to: of all that it is marked with, the last."""
-    marks: list[int | str] = [mark.args[0] for mark in item.iter_markers("patch")]
-    if not marks:
+    names = [str(mark.args[0]) for mark in item.iter_markers("patch")]
+    if not names:
         raise pytest.UsageError(
-            f"{item.nodeid} does not say which patch it belongs to: mark it with patch(n)"
+            f"{item.nodeid} does not say which patch it belongs to: mark it with patch(name)"
         )
     chosen = parameters(item).values()
     if "parked" in chosen or Device.PLAIN in chosen:
-        marks.append(PARKED)
-    return max(number_of_mark(mark, patches) for mark in marks)
+        names.append(WAIT_PATCH)
+    try:
+        return max(number_of(name, patches) for name in names)
+    except HarnessError as error:
+        raise pytest.UsageError(f"{item.nodeid}: {error}") from None
 
 
 def takes_the_shared_guest(item: pytest.Item) -> bool:

@@ -9,7 +9,7 @@ from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
-pytestmark = pytest.mark.patch(0)
+pytestmark = pytest.mark.patch("base")
 
 #: fanotify_init(2) and fanotify_mark(2).
 REPORT_DFID_NAME = 0xC00

@@ -19,14 +19,14 @@ IN_OPEN = 0x20
 IN_CREATE = 0x100
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_the_guest_boots(machine: Machine) -> None:
     """The matrix has this as the check of its own that comes before all tests."""
     assert machine.guest.os("getpid") > 0
     assert machine.problems() == []
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_the_share_reads_the_same_on_both_sides(guest: Guest, share: Share) -> None:
     (share.host / "from the host").write_bytes(b"\0one\xff")
     assert guest.read_file(f"{share.guest}/from the host") == b"\0one\xff"
@@ -35,14 +35,14 @@ def test_the_share_reads_the_same_on_both_sides(guest: Guest, share: Share) -> N
     assert sorted(guest.os("listdir", str(share.guest))) == sorted(os.listdir(share.host))  # noqa: PTH208
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_an_error_in_the_guest_arrives_with_its_errno(guest: Guest, share: Share) -> None:
     with pytest.raises(OSError) as caught:
         guest.os("rmdir", f"{share.guest}/nothing")
     assert caught.value.errno == errno.ENOENT
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
     folder = guest.shell("mktemp -d").strip()
     with guest.inotify() as listener:
@@ -54,7 +54,7 @@ def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
     ]
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_a_guest_that_crashes_is_told_at_once_with_its_trace(boot: Callable[..., Machine]) -> None:
     machine = boot(expect_trouble=True)
     with pytest.raises(
@@ -64,7 +64,7 @@ def test_a_guest_that_crashes_is_told_at_once_with_its_trace(boot: Callable[...,
     assert not machine.alive
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_a_plain_kernel_uses_the_share_through_the_plain_device(
     boot: Callable[..., Machine], plain_kernel: build.Kernel
 ) -> None:

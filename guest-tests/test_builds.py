@@ -19,7 +19,7 @@ from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.qemu import Accelerator
 from farwatch_harness.vm.testbed import Machine, Share
 
-pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
+pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
 LIMIT = 300.0
 GIT = "git -c user.name=tester -c user.email=tester@example.invalid -c init.defaultBranch=main"

@@ -25,7 +25,7 @@ from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.shared_vm import Keeper
 from farwatch_harness.vm.testbed import MachineSpec, Share
 
-pytestmark = pytest.mark.patch(8)
+pytestmark = pytest.mark.patch("cache-coherence")
 
 LIMIT = 10.0
 POLICIES = ("never", "auto", "always")

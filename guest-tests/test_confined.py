@@ -65,7 +65,7 @@ def user_command(sandbox: str) -> tuple[str, ...]:
     return ("sh", "-c", script.replace("{", "{{").replace("}", "}}"), program, "{socket}", *options)
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
 def test_ordinary_user_s_daemon_serves_and_tells(sandbox: str, boot: Any, theirs: Path) -> None:
     machine: Machine = boot(shared=theirs, daemon_command=user_command(sandbox))
@@ -100,7 +100,7 @@ mount --bind "$1/directory" "$1/again" && shift && exec "$@"
 """
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 def test_mounts_in_the_share_are_mounts_in_the_guest(boot: Any, tmp_path: Path) -> None:
     for name in ("mounted", "directory", "again"):
         (tmp_path / name).mkdir()
@@ -132,7 +132,7 @@ def test_mounts_in_the_share_are_mounts_in_the_guest(boot: Any, tmp_path: Path) 
     assert told == [(In.CREATE, "new"), (In.DELETE, "new")]
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_links_lead_into_the_guest_s_own_tree(guest: Guest, share: Share) -> None:
     # The guest's own: it shares the host's root, but for /tmp and the like.
     guest.shell("echo the guest > /tmp/whose")
@@ -164,7 +164,7 @@ def main(path, times, wanted, limit):
 """
 
 
-@pytest.mark.patch(0)
+@pytest.mark.patch("base")
 def test_renames_on_the_host_during_a_walk_lead_nowhere_else(guest: Guest, share: Share) -> None:
     secret = share.host.parent / "secret-of-the-host"
     secret.write_text("secret")

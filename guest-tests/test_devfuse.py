@@ -10,7 +10,7 @@ import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.guest_client import Guest
 
-pytestmark = pytest.mark.patch(11)
+pytestmark = pytest.mark.patch("devfuse")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from farwatch_harness.oracle.compare import In, Step
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
-pytestmark = pytest.mark.patch(7)
+pytestmark = pytest.mark.patch("notifications")
 
 MODES = pytest.mark.parametrize("machine", ["others", "remote"], indirect=True)
 
@@ -250,7 +250,7 @@ def test_what_a_group_ignores_on_the_host_too_is_not_read(guest: Guest, share: S
         assert listener.quiet()
 
 
-@pytest.mark.patch(13)
+@pytest.mark.patch("child-ignore-mask")
 @MODES
 def test_what_a_file_ignores_its_directorys_listener_does_not_read(
     guest: Guest, share: Share
@@ -317,7 +317,7 @@ def renames_seen(
         return seen
 
 
-@pytest.mark.patch(14)
+@pytest.mark.patch("rename-one-event")
 @MODES
 @pytest.mark.parametrize("marked", [("one", "two"), ("one",), ("two",)], ids="+".join)
 def test_a_rename_is_read_as_one_event_as_on_a_local_file_system(
@@ -488,7 +488,7 @@ while signal.sigtimedwait([signal.SIGRTMIN], 20):
         pytest.param(
             "DN_RENAME",
             lambda base: (base / "file").rename(base / "new"),
-            marks=pytest.mark.patch(14),
+            marks=pytest.mark.patch("rename-one-event"),
         ),
     ],
 )

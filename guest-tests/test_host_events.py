@@ -11,7 +11,7 @@ from farwatch_harness.oracle.compare import In, Step, compare
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
-pytestmark = pytest.mark.patch(7)
+pytestmark = pytest.mark.patch("notifications")
 
 ALL = {".": int(In.ALL)}
 FILE = {".": int(In.ALL), "file": int(In.ALL)}

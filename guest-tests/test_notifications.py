@@ -20,7 +20,7 @@ from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fsnotify import Event
 
-pytestmark = pytest.mark.patch(7)
+pytestmark = pytest.mark.patch("notifications")
 
 MANY = 2000
 WATCH_MANY = Path(__file__).parent / "servers" / "watch_many.py"
@@ -198,7 +198,7 @@ def test_an_event_goes_only_to_the_object_that_the_record_names(
         assert other.read(quiet=0.5, limit=2.0) == []
 
 
-@pytest.mark.patch(13)
+@pytest.mark.patch("child-ignore-mask")
 def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(
     hostile: Hostile, watched: Watched
 ) -> None:
@@ -235,7 +235,7 @@ def test_a_full_payload_of_the_longest_names_is_believed(
     assert len(watched.listener.read(12)) == 12
 
 
-@pytest.mark.patch(9)
+@pytest.mark.patch("overflow")
 def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Watched) -> None:
     with hostile.guest.inotify() as other, hostile.guest.inotify() as elsewhere:
         other.add(str(hostile.machine.mount_point), In.ALL)
@@ -251,7 +251,7 @@ def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Wat
         ] == []
 
 
-@pytest.mark.patch(9)
+@pytest.mark.patch("overflow")
 def test_a_loss_is_told_once_to_a_listener_with_many_watches(hostile: Hostile) -> None:
     directory = hostile.machine.shared / "many"
     directory.mkdir()

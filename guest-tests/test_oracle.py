@@ -110,7 +110,7 @@ def part_of(share: Share) -> Share:
     return Share(share.host / name, share.guest / name)
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 @pytest.mark.parametrize("machine", ["remote"], indirect=True)
 @random_scripts
 @given(lanes=scripts)
@@ -122,7 +122,7 @@ def test_what_the_host_does_is_told_as_native_inotify_tells_it(
     assert_same(compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.INOTIFY))
 
 
-@pytest.mark.patch(10)
+@pytest.mark.patch("others-only")
 @pytest.mark.parametrize("machine", ["others"], indirect=True)
 @random_scripts
 @given(lanes=scripts)
@@ -141,7 +141,7 @@ def tmpfs(guest: Guest) -> PurePosixPath:
     return PurePosixPath(TMPFS)
 
 
-@pytest.mark.patch(10)
+@pytest.mark.patch("others-only")
 @random_scripts
 @given(lanes=scripts)
 def test_what_the_guest_does_is_told_as_on_its_own_tmpfs(

@@ -15,7 +15,7 @@ from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.guest_client import Guest, Inotify
 from farwatch_harness.vm.testbed import Machine
 
-pytestmark = pytest.mark.patch(9)
+pytestmark = pytest.mark.patch("overflow")
 
 #: By mode: how many events a queue of the host's kernel holds.
 HOST_QUEUE = {

@@ -17,7 +17,7 @@ import pytest
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Machine
 
-pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
+pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
 CASES = Path(__file__).parent / "posix_cases"
 IDENTITIES = ("root", "user")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from farwatch_harness.vm.testbed import Machine
 
-pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
+pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
 PROGRAM = Path(__file__).parent / "posix_cases" / "random_io.py"
 SEED = int(os.environ.get("FARWATCH_SEED", "1"))

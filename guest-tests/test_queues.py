@@ -10,7 +10,7 @@ import pytest
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.testbed import Machine
 
-pytestmark = [pytest.mark.patch(0), pytest.mark.daemon]
+pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
 LIMIT = 300.0
 PROCESSORS = 2

@@ -9,7 +9,7 @@ import pytest
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Machine, Share
 
-pytestmark = pytest.mark.patch(7)
+pytestmark = pytest.mark.patch("notifications")
 
 FILES = 1000
 #: Tables and the allocator's pools grow to the size that they keep, which is that of the longest

@@ -66,7 +66,7 @@ def files(share: Share) -> list[str]:
     return [f"{share.guest}/{name}" for name in ("one", "two", "three")]
 
 
-@pytest.mark.patch(4)
+@pytest.mark.patch("send-request")
 def test_a_watch_that_is_removed_goes_on_the_host_too(
     machine: Machine, guest: Guest, files: list[str]
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_watch_that_is_removed_goes_on_the_host_too(
         await_host_watches(machine, before)
 
 
-@pytest.mark.patch(4)
+@pytest.mark.patch("send-request")
 def test_closing_the_listener_ends_all_its_watches_on_the_host(
     machine: Machine, guest: Guest, files: list[str]
 ) -> None:
@@ -93,7 +93,7 @@ def test_closing_the_listener_ends_all_its_watches_on_the_host(
     await_host_watches(machine, before)
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 @pytest.mark.parametrize("mode", ["others", "remote"])
 def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
     boot: Callable[..., Machine], mode: str
@@ -112,7 +112,7 @@ def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
     await_host_watches(machine, 0)
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 def test_two_listeners_share_one_host_watch_and_each_is_told_once(
     machine: Machine, guest: Guest, share: Share, files: list[str]
 ) -> None:
@@ -129,7 +129,7 @@ def test_two_listeners_share_one_host_watch_and_each_is_told_once(
         assert {event.mask for event in one.read(quiet=1.0)} == {int(In.MODIFY)}
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 def test_a_listener_that_leaves_does_not_end_the_other_ones_watch(
     machine: Machine, guest: Guest, share: Share, files: list[str]
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_listener_that_leaves_does_not_end_the_other_ones_watch(
     await_host_watches(machine, before)
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 def test_the_mask_of_a_watch_can_be_replaced_and_added_to(
     guest: Guest, share: Share, files: list[str]
 ) -> None:
@@ -161,7 +161,7 @@ def test_the_mask_of_a_watch_can_be_replaced_and_added_to(
         assert [event.mask for event in listener.read(1)] == [In.CLOSE_NOWRITE]
 
 
-@pytest.mark.patch(3)
+@pytest.mark.patch("update-mark")
 def test_flags_of_inotify_add_watch_behave_as_ever(
     guest: Guest, share: Share, files: list[str]
 ) -> None:
@@ -179,7 +179,7 @@ def test_flags_of_inotify_add_watch_behave_as_ever(
         assert caught.value.errno == errno.EEXIST
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 def test_a_watch_for_one_event_ends_with_it(
     machine: Machine, guest: Guest, share: Share, files: list[str]
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_watch_for_one_event_ends_with_it(
         assert listener.read(quiet=0.5, limit=2.0) == []
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Machine]) -> None:
     machine = boot(daemon_options=("--max-watches=2",))
     for name in ("one", "two", "three"):
@@ -213,7 +213,7 @@ def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Machine]) -> Non
         listener.add(f"{machine.mount_point}/three", In.MODIFY)
 
 
-@pytest.mark.patch(4)
+@pytest.mark.patch("send-request")
 def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Machine]) -> None:
     machine = boot(daemon_options=("--cache=always",))
     guest = machine.guest
@@ -240,7 +240,7 @@ def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Machine]) -> 
     await_host_watches(machine, 0)
 
 
-@pytest.mark.patch(2)
+@pytest.mark.patch("capability")
 def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
     boot: Callable[..., Machine],
 ) -> None:
@@ -257,7 +257,7 @@ def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
     assert host_watches(machine) == 0
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", Device)
 def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
     boot: Callable[..., Machine], device: Device
@@ -279,7 +279,7 @@ def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
         assert [event.name for event in listener.read(1)] == ["again"]
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", Device)
 def test_the_guest_shuts_down_with_live_watches(
     boot: Callable[..., Machine], device: Device
@@ -294,7 +294,7 @@ def test_the_guest_shuts_down_with_live_watches(
     await_host_watches(machine, 0)
 
 
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 @MODES
 def test_what_the_guest_does_is_told_once(guest: Guest, share: Share) -> None:
     with guest.inotify() as listener:
@@ -312,7 +312,7 @@ def test_what_the_guest_does_is_told_once(guest: Guest, share: Share) -> None:
 
 
 @MODES
-@pytest.mark.patch(7)
+@pytest.mark.patch("notifications")
 def test_what_the_guest_deletes_ends_its_watch_once(guest: Guest, share: Share) -> None:
     """Also when the host says at the same moment that the file is gone."""
     with guest.inotify() as listener:

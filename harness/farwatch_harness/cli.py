@@ -230,7 +230,9 @@ def parser() -> argparse.ArgumentParser:
     add_prefix(add("boot", shell))
     checking = add("matrix", matrix)
     checking.add_argument(
-        "--patch", metavar="N[-M]", help="only these patches, beside the base, as 3 or 3-5 or 1,7-9"
+        "--patch",
+        metavar="PATCHES",
+        help="only these patches, beside the base, as 3, 3-5, 1,7-9 or by name as overflow",
     )
     checking.add_argument(
         "--check",

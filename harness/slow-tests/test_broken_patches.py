@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.kernel import source_tree
-from farwatch_harness.kernel.series import Patch, number_of_mark, read_series
+from farwatch_harness.kernel.series import Patch, number_of, read_series
 from farwatch_harness.matrix.apply_check import git, make_repository
 from farwatch_harness.results import PatchResult, State, load
 from farwatch_harness.util import paths
@@ -33,7 +33,7 @@ class Break:
     later.
     """
 
-    patch: int
+    patch: str
     file: str
     anchor: str
     text: str
@@ -45,8 +45,8 @@ class Break:
 INIT = "\tret = init_srcu_struct(&fsnotify_mark_srcu);\n"
 LOOP = "if (events & ~FUSE_FSN_DELETE_SELF & fuse_fsnotify_bits[i].fuse)"
 BREAKS = {
-    "a compile error in 3": Break(
-        3,
+    "a compile error in update-mark": Break(
+        "update-mark",
         "fs/fuse/fsnotify.c",
         '#include "fuse_i.h"\n',
         '#include "fuse_i.h"\n#error broken on purpose\n',
@@ -54,8 +54,8 @@ BREAKS = {
         "build",
         r"fs/fuse/fsnotify\.c:\d+:\d+: error: #error broken on purpose",
     ),
-    "a checkpatch error in 5": Break(
-        5,
+    "a checkpatch error in fsnotify-wrapper": Break(
+        "fsnotify-wrapper",
         "fs/notify/fsnotify.c",
         INIT,
         f"        /* indented by spaces on purpose */\n{INIT}",
@@ -63,8 +63,8 @@ BREAKS = {
         "checkpatch",
         r"ERROR:CODE_INDENT: code indent should use tabs where possible",
     ),
-    "an oops at boot in 6": Break(
-        6,
+    "an oops at boot in fsnotify-event": Break(
+        "fsnotify-event",
         "fs/notify/fsnotify.c",
         INIT,
         # A cache that is made only later; checkpatch would complain of BUG().
@@ -73,8 +73,8 @@ BREAKS = {
         "boot",
         r"kernel NULL pointer dereference",
     ),
-    "a lost event in 7": Break(
-        7,
+    "a lost event in notifications": Break(
+        "notifications",
         "fs/fuse/fsnotify.c",
         LOOP,
         LOOP.replace("~FUSE_FSN_DELETE_SELF", "~(FUSE_FSN_DELETE_SELF | FUSE_FSN_CREATE)"),
@@ -85,8 +85,8 @@ BREAKS = {
 }
 
 
-def export(place: Path, base: str, headings: Sequence[str], folder: Path) -> None:
-    """The commits since the base as a series, each under its heading."""
+def export(place: Path, base: str, patches: Sequence[Patch], folder: Path) -> None:
+    """Export the commits since the base as a series, with sections and names of `patches`."""
     folder.mkdir()
     words = [
         "format-patch",
@@ -97,14 +97,17 @@ def export(place: Path, base: str, headings: Sequence[str], folder: Path) -> Non
         f"--output-directory={folder}",
     ]
     git(place, *words, base)
-    names = sorted(path.name for path in folder.glob("*.patch"))
-    lines = [f"# {heading}\n{name}\n" for heading, name in zip(headings, names, strict=True)]
+    files = sorted(path.name for path in folder.glob("*.patch"))
+    lines = [
+        f"# {patch.section}\n# name: {patch.name}\n{file}\n"
+        for patch, file in zip(patches, files, strict=True)
+    ]
     (folder / "series").write_text("".join(lines))
 
 
 def broken_series(patches: Sequence[Patch], broken: Break, place: Path) -> Path:
     """A copy of the series with one patch broken; the others do what they did."""
-    number = number_of_mark(broken.patch, patches)
+    number = number_of(broken.patch, patches)
     repository = place / "tree"
     make_repository(repository, source_tree.find_source().path, patches)
     base = git(repository, "rev-parse", "HEAD").strip()
@@ -121,7 +124,7 @@ def broken_series(patches: Sequence[Patch], broken: Break, place: Path) -> Path:
     git(repository, "commit", "--quiet", "--all", "--amend", "--no-edit")
     if commits[number:]:
         git(repository, "cherry-pick", *commits[number:])
-    export(repository, base, [patch.section for patch in patches], place / "series")
+    export(repository, base, patches, place / "series")
     return place / "series"
 
 
@@ -133,7 +136,7 @@ def cells(row: PatchResult) -> str:
 def test_what_is_broken_is_found_where_it_is(broken: Break, tmp_path: Path) -> None:
     patches = read_series(paths.PATCHES)
     series = broken_series(patches, broken, tmp_path)
-    number = number_of_mark(broken.patch, patches)
+    number = number_of(broken.patch, patches)
     chosen = f"{number}-{number + len(broken.cells) - 1}"
     results = tmp_path / "report" / "results.json"
     words = ["matrix", f"--series={series}", f"--patch={chosen}", f"--output={results}"]

@@ -62,7 +62,7 @@ def prepare(
                 git(place, "am", stdin=patch.content)
             except HarnessError as error:
                 raise HarnessError(
-                    f"{patch.name} does not apply to {kernel or source.identity}: {error}"
+                    f"{patch.file} does not apply to {kernel or source.identity}: {error}"
                 ) from None
         words = [
             "format-patch",

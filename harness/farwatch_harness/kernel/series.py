@@ -19,22 +19,26 @@ from farwatch_harness.util.errors import HarnessError
 
 HEADER = re.compile(rb"^(?:---|\+\+\+) (?:[ab]/)?([^\t\n]+)", re.MULTILINE)
 NOWHERE = b"/dev/null"
-#: How the heading of the section begins that the marks of tests do not count.
-PREREQUISITES = "Prerequisites"
+#: A comment of the series file that gives the next patch its name.
+NAME = re.compile(r"#\s*name:\s*([a-z0-9-]+)\s*")
+#: What stands for the kernel without a patch where a patch's name is expected.
+BASE = "base"
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of the series, as it was when it was read; `number` counts from 1 in the order of
-    the series file.
+    """One patch of the series, as it was when it was read.
 
-    `section` is the heading above it there.
+    `number` counts from 1 in the order of the series file and is for people: it changes when a
+    patch is inserted. `name` does not: tests name a patch by it. `section` is the heading above
+    the patch in the series file.
     """
 
     number: int
-    name: str
+    file: str
     content: bytes
     section: str = ""
+    name: str = ""
 
     def touched(self) -> list[str]:
         """The files that the patch changes, makes or removes, relative to the kernel tree."""
@@ -43,14 +47,22 @@ class Patch:
 
 
 def read_series(folder: Path) -> list[Patch]:
-    """The patches that `folder`/series names, in order; HarnessError when one is missing or has an
-    option."""
+    """Read the patches that `folder`/series lists, in order.
+
+    A comment "# name: NAME" names the patch below it; other comments are headings of sections. A
+    patch without such a comment has the name of its file, without number and ending.
+
+    HarnessError: a patch is missing, has an option, or has the name of another one.
+    """
     listing = folder / "series"
     if not listing.is_file():
         raise HarnessError(f"{listing} is missing: it names the patches in their order")
     patches: list[Patch] = []
-    section = ""
+    section = name = ""
     for line in listing.read_text().splitlines():
+        if named := NAME.fullmatch(line):
+            name = named[1]
+            continue
         if line.startswith("#"):
             section = line.lstrip("# ").rstrip()
         words = line.split("#", 1)[0].split()
@@ -64,20 +76,23 @@ def read_series(folder: Path) -> list[Patch]:
         path = folder / words[0]
         if not path.is_file():
             raise HarnessError(f"{listing} names {words[0]}, which is not there")
-        patches.append(Patch(len(patches) + 1, path.name, path.read_bytes(), section))
+        name = name or path.stem.lstrip("0123456789").lstrip("-")
+        if name == BASE or any(patch.name == name for patch in patches):
+            raise HarnessError(f"{listing}: two patches have the name {name}; choose another one")
+        patches.append(Patch(len(patches) + 1, path.name, path.read_bytes(), section, name))
+        name = ""
     return patches
 
 
-def number_of_mark(mark: int | str, patches: Sequence[Patch]) -> int:
-    """The number of the patch that a test is marked with: 0 is the base, "pre" the last of the
-    prerequisites.
+def number_of(name: str, patches: Sequence[Patch]) -> int:
+    """Return the number of the patch with this name; "base" is 0.
 
-    Other marks count from the first patch after the prerequisites.
+    HarnessError: no patch has this name.
     """
-    prerequisites = sum(patch.section.startswith(PREREQUISITES) for patch in patches)
-    if mark == 0:
-        return 0
-    return prerequisites if mark == "pre" else prerequisites + int(mark)
+    numbers = {BASE: 0, **{patch.name: patch.number for patch in patches}}
+    if name not in numbers:
+        raise HarnessError(f"there is no patch '{name}'; the series has {', '.join(numbers)}")
+    return numbers[name]
 
 
 def touched_files(patches: Iterable[Patch]) -> list[str]:
@@ -123,7 +138,7 @@ def apply_one(tree: Path, patch: Patch) -> str:
             line for line in said.splitlines() if not any(words in line for words in good)
         ]
         raise HarnessError(
-            f"{patch.name} does not apply:"
+            f"{patch.file} does not apply:"
             f" {subprocesses.last_words(chr(10).join(complaints), lines=2)}"
         )
     return said
@@ -177,7 +192,7 @@ def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
                     (done.stderr or done.stdout).decode(errors="replace").splitlines()[:2]
                 )
                 raise HarnessError(
-                    f"{patch.name} does not apply: {reason}; {tree} is left as it was"
+                    f"{patch.file} does not apply: {reason}; {tree} is left as it was"
                 )
         subprocesses.run(["git", "fetch", "--quiet", clone, "HEAD"], cwd=tree)
         subprocesses.run(["git", "merge", "--quiet", "--ff-only", "FETCH_HEAD"], cwd=tree)

@@ -66,13 +66,13 @@ class Applier:
                 output = apply_one(self.plain, patch)
             except HarnessError as error:
                 return failure(
-                    str(error).removeprefix(f"{patch.name} ") if patch is row.patch else str(error)
+                    str(error).removeprefix(f"{patch.file} ") if patch is row.patch else str(error)
                 )
             try:
                 said = git(self.repository, "am", stdin=patch.content)
             except HarnessError as error:
                 return failure(
-                    f"git am refuses {'it' if patch is row.patch else patch.name}: {error}", output
+                    f"git am refuses {'it' if patch is row.patch else patch.file}: {error}", output
                 )
             output += said
             if "warning: " in said:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from email import message_from_bytes
 from email.policy import default
 
-from farwatch_harness.kernel.series import Patch
+from farwatch_harness.kernel.series import BASE, Patch, number_of
 from farwatch_harness.results import PatchResult
 from farwatch_harness.util.errors import HarnessError
 
 RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+NAME_OF_PATCH = re.compile(r"[a-z][a-z0-9-]*[a-z0-9]")
 TAG = re.compile(r"^\[PATCH[^\]]*\]\s*")
 SIGNATURE = re.compile(r"\n-- \n.*\Z", re.DOTALL)
 
@@ -42,30 +43,38 @@ class Row:
     @property
     def title(self) -> str:
         """What the row is called on the terminal."""
-        return self.patches[-1].name.removesuffix(".patch") if self.patches else "the base"
+        return self.patches[-1].file.removesuffix(".patch") if self.patches else "the base"
 
 
 def rows_of(series: Sequence[Patch], choice: str | None) -> list[Row]:
-    """The base and the chosen patches: all of them, or such as "3", "3-5" or "3,7-9"; HarnessError
-    for others."""
-    numbers = range(1, len(series) + 1) if choice is None else chosen(choice, len(series))
+    """Return the base and the chosen patches, in order.
+
+    `choice`: numbers, ranges and names, as "3", "3-5", "3,7-9" or "overflow"; None means all.
+    HarnessError: the series has no such patch.
+    """
+    numbers = range(1, len(series) + 1) if choice is None else chosen(choice, series)
     return [Row(tuple(series[:number]), tuple(series)) for number in (0, *numbers)]
 
 
-def chosen(choice: str, count: int) -> list[int]:
-    """The numbers, in order, that the user's words name; 0, the base, is always part and so is not
-    among them."""
+def chosen(choice: str, series: Sequence[Patch]) -> list[int]:
+    """Return the numbers, in order, of the patches that the user chose.
+
+    The base is always part of a run, so that 0 is not among the numbers.
+    """
     numbers: set[int] = set()
-    for word in choice.split(","):
-        match = RANGE.fullmatch(word.strip())
-        if not match:
+    for word in (word.strip() for word in choice.split(",")):
+        match = RANGE.fullmatch(word)
+        if match:
+            first, last = int(match[1]), int(match[2] or match[1])
+            if first > last or last > len(series):
+                raise HarnessError(f"there is no patch {word}: the series has 1 to {len(series)}")
+            numbers.update(range(first, last + 1))
+        elif word == BASE or NAME_OF_PATCH.fullmatch(word):
+            numbers.add(number_of(word, series))
+        else:
             raise HarnessError(
-                f"'{choice}' names no patches: give a number as 3, or a range as 3-5"
+                f"'{choice}' names no patches: give a number as 3, a range as 3-5, or a name"
             )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first > last or last > count:
-            raise HarnessError(f"there is no patch {word.strip()}: the series has 1 to {count}")
-        numbers.update(range(first, last + 1))
     return sorted(numbers - {0})
 
 
@@ -76,7 +85,7 @@ def described(row: Row, base: str) -> PatchResult:
         return PatchResult(0, "", f"The base: {base}")
     subject, message, diffstat, diff = parts_of(row.patch.content)
     return PatchResult(
-        row.number, row.patch.name, subject, row.patch.section, message, diffstat, diff
+        row.number, row.patch.file, subject, row.patch.section, message, diffstat, diff
     )
 
 

@@ -89,11 +89,25 @@ def files_of(tree: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_series_file_gives_the_order_and_may_have_comments(folder: Path) -> None:
-    assert [(patch.number, patch.name) for patch in series.read_series(folder)] == [
+def test_series_file_gives_order_and_may_have_comments(folder: Path) -> None:
+    assert [(patch.number, patch.file) for patch in series.read_series(folder)] == [
         (1, "0001-first.patch"),
         (2, "0002-second.patch"),
     ]
+
+
+def test_name_stands_in_a_comment_above_the_patch(folder: Path) -> None:
+    listing = folder / "series"
+    listing.write_text("# Section\n# name: one\n0001-first.patch\n0002-second.patch\n")
+    found = [(patch.name, patch.section) for patch in series.read_series(folder)]
+    assert found == [("one", "Section"), ("second", "Section")]
+
+
+@pytest.mark.parametrize("name", ["second", "base"])
+def test_name_of_two_patches_is_an_error(folder: Path, name: str) -> None:
+    (folder / "series").write_text(f"# name: {name}\n0001-first.patch\n0002-second.patch\n")
+    with pytest.raises(HarnessError, match=f"two patches have the name {name}"):
+        series.read_series(folder)
 
 
 def test_a_patch_that_is_not_there_is_named(folder: Path) -> None:

@@ -2,7 +2,7 @@
 """The rows that are asked for, what a patch says of itself, which patch a test's mark names."""
 
 import pytest
-from farwatch_harness.kernel.series import Patch, number_of_mark
+from farwatch_harness.kernel.series import Patch, number_of
 from farwatch_harness.matrix.rows import Row, chosen, described, rows_of
 from farwatch_harness.util.errors import HarnessError
 
@@ -33,10 +33,10 @@ index 1..2 100644
 
 """
 SERIES = (
-    Patch(1, "0001-a.patch", b"", "Prerequisites: the queue"),
-    Patch(2, "0002-b.patch", b"", "Prerequisites: the queue"),
-    Patch(3, "0003-c.patch", MAIL, "The series"),
-    Patch(4, "0004-d.patch", b"", "Additions"),
+    Patch(1, "0001-a.patch", b"", "Prerequisites: the queue", "first-queue"),
+    Patch(2, "0002-b.patch", b"", "Prerequisites: the queue", "second-queue"),
+    Patch(3, "0003-c.patch", MAIL, "The series", "uapi"),
+    Patch(4, "0004-d.patch", b"", "Additions", "overflow"),
 )
 
 
@@ -45,13 +45,15 @@ def test_the_base_comes_with_whatever_is_chosen() -> None:
     assert [row.number for row in rows_of(SERIES, "3")] == [0, 3]
     assert [row.number for row in rows_of(SERIES, "1,3-4")] == [0, 1, 3, 4]
     assert [row.number for row in rows_of(SERIES, "0-2")] == [0, 1, 2]
+    assert [row.number for row in rows_of(SERIES, "base")] == [0]
+    assert [row.number for row in rows_of(SERIES, "overflow, first-queue")] == [0, 1, 4]
     assert [row.last for row in rows_of(SERIES, "3-4")] == [False, False, True]
 
 
-@pytest.mark.parametrize("choice", ["", "x", "5", "3-9", "4-3", "1-", "-1", "1;2"])
+@pytest.mark.parametrize("choice", ["", "x", "5", "3-9", "4-3", "1-", "-1", "1;2", "oveflow"])
 def test_what_names_no_patch_is_refused(choice: str) -> None:
     with pytest.raises(HarnessError):
-        chosen(choice, 4)
+        chosen(choice, SERIES)
 
 
 def test_a_patch_says_what_it_is() -> None:
@@ -69,5 +71,7 @@ def test_a_patch_says_what_it_is() -> None:
     assert described(Row((), SERIES), "linux").subject == "The base: linux"
 
 
-def test_the_mark_of_a_test_names_the_patch_of_the_seven_or_those_before() -> None:
-    assert [number_of_mark(mark, SERIES) for mark in (0, "pre", 1, 2)] == [0, 2, 3, 4]
+def test_patch_is_found_by_its_name() -> None:
+    assert [number_of(name, SERIES) for name in ("base", "first-queue", "overflow")] == [0, 1, 4]
+    with pytest.raises(HarnessError, match=r"no patch 'oveflow'; the series has base, first-queue"):
+        number_of("oveflow", SERIES)
