@@ -24,7 +24,7 @@ pytestmark = pytest.mark.daemon
 #: Interpreter and modules may lie where an ordinary user cannot read: they are loaded before.
 AS_USER = """
 import ctypes, os, sys
-import pyseccomp
+import farwatchd.daemon, pyseccomp
 from farwatchd.cli import main
 os.setgroups([])
 os.setresgid(*[int(sys.argv[2])] * 3)

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.virtio_fs.headers import notification

@@ -15,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from farwatchd.vhost_user.server import Server, listen
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.vhost_user.listen import listen
+from farwatchd.vhost_user.server import Server
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire.fsnotify import Event
 
 

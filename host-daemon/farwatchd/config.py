@@ -1,77 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's configuration: one frozen record."""
+"""How an option is declared: once, as a field of the record of the part that it is for.
+
+``options.py`` makes the command line's parser of these declarations, and fills the records. This
+module imports nothing of the daemon.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
-from pathlib import Path
+from typing import Any
 
-from farwatchd.fuse.init import Negotiation
-from farwatchd.inode_store.store import InodeFileHandles
-from farwatchd.linux.capabilities import Capability
-from farwatchd.passthrough.id_map import Owners
-from farwatchd.passthrough.options import Cache
-from farwatchd.passthrough.xattrmap import XattrMap
-from farwatchd.sandbox.enter import Sandbox
-from farwatchd.sandbox.idmaps import IdMaps
-from farwatchd.sandbox.seccomp import Seccomp
-from farwatchd.watch.probe import BackendName
+_METADATA = "farwatchd.options"
 
 
-class FsnotifyMode(Enum):
-    """What the guest is told of changes on the host (``--fsnotify``)."""
-
-    AUTO = "auto"
-    OFF = "off"
-    REMOTE = "remote"
-    OTHERS = "others"
+class UserError(Exception):
+    """The daemon cannot serve as it was asked to. The text is one line: what is wrong and what to
+    do."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """What the command line says. Exactly one of ``socket_path`` and ``fd`` is set.
+class Option:
+    """One option of the command line.
 
-    ``rlimit_nofile``: None for as many as can be had, 0 for those there are. ``modcaps``:
-    capabilities to keep beyond what serving takes, and to give up of that. ``without_effect``: what
-    to say of options that change nothing.
+    ``parse`` turns the text of a value into the value; its ``ValueError`` is for the user.
+    ``arguments`` are those of ``argparse``'s ``add_argument``.
     """
 
-    shared_dir: Path
-    socket_path: Path | None
-    fd: int | None
-    socket_group: str | None
-    tag: str
-    num_request_queues: int
-    thread_pool_size: int
-    busy_poll: int
-    cache: Cache
-    writeback: bool
-    readonly: bool
-    xattr: bool
-    posix_acl: Negotiation
-    security_label: bool
-    xattrmap: XattrMap | None
-    owners: Owners | None
-    allow_direct_io: bool
-    allow_mmap: bool
-    preserve_noatime: bool
-    announce_submounts: bool
-    readdirplus: bool
-    killpriv_v2: bool
-    inode_file_handles: InodeFileHandles
-    max_inodes: int
-    posix_lock: bool
-    flock: bool
-    sandbox: Sandbox
-    id_maps: IdMaps | None
-    seccomp: Seccomp
-    modcaps: tuple[Capability, Capability]
-    rlimit_nofile: int | None
-    log_level: str
-    syslog: bool
-    fsnotify: FsnotifyMode
-    fsnotify_backend: BackendName
-    max_watches: int
-    event_queue: int
-    without_effect: tuple[str, ...]
+    name: str
+    help: str
+    parse: Callable[[str], object] | None
+    arguments: Mapping[str, Any]
+
+
+def option(
+    name: str,
+    help: str,
+    default: Any = MISSING,
+    parse: Callable[[str], object] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Declare a field of a record together with the option ``--name`` that sets it.
+
+    Without ``parse`` the default's type says what the value is: a bool makes a flag (with
+    ``negatable=True`` also ``--no-name``), an Enum a choice of its members' values, and all else
+    text. A field without a default must be given.
+    """
+    if arguments.pop("negatable", False):
+        arguments["negatable"] = True
+    elif default is False and parse is None:
+        arguments.setdefault("action", "store_true")
+    elif isinstance(default, Enum) and parse is None:
+        parse = choice(type(default))
+        arguments.setdefault("metavar", choices(type(default)))
+    return options(Option(name, help, parse, arguments), default=default)
+
+
+def options(*declared: Option, default: Any) -> Any:
+    """Declare a field that several options set, each known to ``options.py`` by its own name."""
+    return field(default=default, metadata={_METADATA: declared})
+
+
+def declared(record: type) -> list[tuple[Field[Any], Option]]:
+    """Return the options of a record's fields, in their order."""
+    return [(each, one) for each in fields(record) for one in each.metadata.get(_METADATA, ())]
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """Return a parser of numbers from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not between {low} and {high}")
+        return value
+
+    return parse
+
+
+def choice(kind: type[Enum], **former: Enum) -> Callable[[str], Enum]:
+    """Return a parser of an Enum's values; ``former`` are names that are accepted, not listed."""
+
+    def parse(text: str) -> Enum:
+        if text in former:
+            return former[text]
+        try:
+            return kind(text)
+        except ValueError:
+            listed = ", ".join(str(member.value) for member in kind)
+            raise ValueError(f"{text!r} is none of {listed}") from None
+
+    return parse
+
+
+def choices(kind: type[Enum]) -> str:
+    """Return the values of an Enum as the usage text shows them."""
+    return "{" + ",".join(str(member.value) for member in kind) + "}"

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from farwatchd.event_loop import Loop
 from farwatchd.iovec import gather, scatter
-from farwatchd.vhost_user.server import Server, listen
+from farwatchd.vhost_user.listen import listen
+from farwatchd.vhost_user.server import Server
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtqueue import Chain, VirtqueueError
 from farwatchd.wire import fsnotify as wire

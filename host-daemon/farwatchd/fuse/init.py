@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from enum import Enum
 
+from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.wire.fsnotify import (
     FUSE_FSNOTIFY_MERGED,
     FUSE_FSNOTIFY_PARKED,
@@ -41,40 +41,7 @@ _ALWAYS = (
 )
 
 
-class Negotiation(Enum):
-    """Whether something is offered to the guest that both must know: ALWAYS refuses guests that do
-    not."""
-
-    ALWAYS = "always"
-    AUTO = "auto"
-    NEVER = "never"
-
-
 _POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """What the session offers: options of the command line.
-
-    ``others_only``: the watches leave out the events that this client causes.
-    ``posix_lock`` and
-    ``flock``: locks are taken on the host, and not by the guest for itself alone.
-    ``security_label``: the guest says
-    which one a new inode gets. ``allow_mmap``: files that are not cached can be mapped all the
-    same.
-    """
-
-    writeback: bool = False
-    posix_acl: Negotiation = Negotiation.NEVER
-    killpriv_v2: bool = False
-    readdirplus: bool = True
-    others_only: bool = False
-    posix_lock: bool = False
-    flock: bool = False
-    announce_submounts: bool = True
-    security_label: bool = False
-    allow_mmap: bool = False
 
 
 @dataclass(frozen=True, slots=True)

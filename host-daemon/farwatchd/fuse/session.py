@@ -16,8 +16,9 @@ from farwatchd.fuse.handlers.attributes import InodeOperations
 from farwatchd.fuse.handlers.io import FileOperations
 from farwatchd.fuse.handlers.locks import LockOperations
 from farwatchd.fuse.handlers.namespace import NameOperations
-from farwatchd.fuse.init import Negotiated, SessionOptions, negotiate
+from farwatchd.fuse.init import Negotiated, negotiate
 from farwatchd.fuse.operation import EMPTY, PARK, SILENT, Failed, Operation, Reply
+from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.request import Request, decode, invalid
 from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.thread_pool import Workers

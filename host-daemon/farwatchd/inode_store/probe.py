@@ -41,7 +41,7 @@ def open_objects(
         _log.info("inodes are kept by file handle")
         return ObjectTable(keep, most_open(open_files))
     if keep is InodeFileHandles.MANDATORY:
-        raise HandlesUnavailableError(f"{reason}; --inode-file-handles=prefer does without")
+        raise HandlesUnavailableError(f"{reason}; use --inode-file-handles=prefer")
     _log.info("inodes are kept by descriptor, each costs one of %d: %s", open_files, reason)
     return ObjectTable()
 

@@ -147,6 +147,6 @@ class Owners:
         return os.stat_result((*numbered[:4], uid, gid, *numbered[6:]), named)
 
 
-def owners(users: Sequence[Rule], groups: Sequence[Rule]) -> Owners | None:
-    """What the rules say, None without any; ``ValueError`` as ``IdMap``."""
+def make_owners(users: Sequence[Rule], groups: Sequence[Rule]) -> Owners | None:
+    """Return the translation by the rules, None without any; ``ValueError`` as ``IdMap``."""
     return Owners(IdMap(users), IdMap(groups)) if users or groups else None

@@ -15,11 +15,10 @@ from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import OUT_OF_DESCRIPTORS, HostObject, ObjectTable
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import open_path
+from farwatchd.passthrough.options import DEFAULT_MAX_INODES
 from farwatchd.passthrough.procfd import as_systems_limit
 
 GENERATION = 0
-#: Inodes that the guest may know, unless another number is given.
-MAX_INODES = 10_000_000
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class InodeTable:
     """The table, over the objects of ``objects``, for at most ``most`` inodes. ``root_fd`` is taken
     over."""
 
-    def __init__(self, root_fd: int, objects: ObjectTable, most: int = MAX_INODES) -> None:
+    def __init__(self, root_fd: int, objects: ObjectTable, most: int = DEFAULT_MAX_INODES) -> None:
         self._objects = objects
         self._touch = objects.touch
         self._most = most

@@ -7,9 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 
-from farwatchd.passthrough.id_map import Owners
-from farwatchd.passthrough.inode_table import MAX_INODES
-from farwatchd.passthrough.xattrmap import XattrMap
+from farwatchd.config import Option, number, option, options
+from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.passthrough.id_map import Owners, parse_rule
+from farwatchd.passthrough.xattrmap import XattrMap, parse
+
+#: Inodes that the guest may know, unless another number is given.
+DEFAULT_MAX_INODES = 10_000_000
 
 
 class Open(IntFlag):
@@ -56,31 +60,66 @@ class Cache(Enum):
                 return Open.CACHE_DIR | Open.KEEP_CACHE
 
 
+def _rules(name: str, ids: str) -> Option:
+    text = (
+        f"{ids} of the host that differ from the guest's, by virtiofsd's rules (map:1000:5000:1"
+        " makes the guest's 1000 the host's 5000); may be repeated; not with --posix-acl"
+    )
+    return Option(name, text, parse_rule, {"action": "append", "default": [], "metavar": "RULE"})
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The choices.
+    """The options of the share.
 
     ``writeback``: the guest caches writes, so it reads what it opened to write, and appends by
-    itself.
-    ``readonly``: each modification is EROFS. ``xattr``: off is ENOSYS, which makes the guest stop
-    asking.
-    ``allow_direct_io``, ``preserve_noatime``: off strips O_DIRECT and O_NOATIME.
-    ``announce_submounts``: mark
-    directories that are mount points or on another file system than the one they are in.
-    ``security_label``: the guest
-    may give new inodes a label; off refuses the request. ``xattrmap``: other names on the host for
-    attributes.
-    ``owners``: other owners on the host.
+    itself. ``readonly``: each modification is EROFS. ``xattr``: without it the reply is ENOSYS,
+    which makes the guest stop asking. ``allow_direct_io``, ``preserve_noatime``: without them
+    O_DIRECT and O_NOATIME are removed from the guest's flags.
     """
 
-    cache: Cache = Cache.AUTO
-    writeback: bool = False
-    readonly: bool = False
-    xattr: bool = False
-    allow_direct_io: bool = False
-    preserve_noatime: bool = False
-    announce_submounts: bool = True
-    security_label: bool = False
-    xattrmap: XattrMap | None = None
-    owners: Owners | None = None
-    max_inodes: int = MAX_INODES
+    cache: Cache = option("cache", "what the guest may cache (default: auto)", Cache.AUTO)
+    writeback: bool = option(
+        "writeback", "let the guest cache writes and write them back later", False
+    )
+    readonly: bool = option("readonly", "refuse all changes by the guest", False)
+    xattr: bool = option("xattr", "support extended attributes", False)
+    allow_direct_io: bool = option("allow-direct-io", "pass O_DIRECT on to the host", False)
+    preserve_noatime: bool = option("preserve-noatime", "pass O_NOATIME on to the host", False)
+    announce_submounts: bool = option(
+        "announce-submounts",
+        "show mount points in the share as submounts (default: yes)",
+        True,
+        negatable=True,
+    )
+    security_label: bool = option(
+        "security-label",
+        "store the security xattr that the guest gives to a new file; includes --xattr",
+        False,
+    )
+    xattrmap: XattrMap | None = option(
+        "xattrmap",
+        "other names on the host for extended attributes, by virtiofsd's rules"
+        " (:map::user.virtiofs.: adds this prefix to all names of the guest); includes --xattr",
+        None,
+        parse,
+        metavar="RULES",
+    )
+    owners: Owners | None = options(
+        _rules("translate-uid", "uids"),
+        _rules("translate-gid", "gids"),
+        default=None,
+    )
+    inode_file_handles: InodeFileHandles = option(
+        "inode-file-handles",
+        "reference inodes by file handle instead of an O_PATH descriptor (default: prefer, where"
+        " that works)",
+        InodeFileHandles.PREFER,
+    )
+    max_inodes: int = option(
+        "max-inodes",
+        "inodes that the guest may know; one more is ENFILE (default: %(default)s)",
+        DEFAULT_MAX_INODES,
+        number(2, 1_000_000_000),
+        metavar="N",
+    )

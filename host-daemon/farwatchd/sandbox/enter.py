@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from enum import Enum
 from pathlib import Path
 
 from farwatchd.sandbox.idmaps import IdMaps, MapError, unshare_mapped
+from farwatchd.sandbox.options import Sandbox
 from farwatchd.sandbox.seal_imports import hold_time_zone, seal
 
 _CLONE_NEWNS = 0x00020000
@@ -28,14 +28,6 @@ _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 _PROC_FD = "/proc/self/fd"
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Sandbox(Enum):
-    """How the daemon is confined (``--sandbox``)."""
-
-    NAMESPACE = "namespace"
-    CHROOT = "chroot"
-    NONE = "none"
 
 
 class SandboxError(Exception):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import dataclass
 
 from farwatchd.linux.capabilities import Capability, keep_only
 
@@ -30,9 +31,16 @@ FILE_SERVER = (
 FILE_HANDLES = Capability.DAC_READ_SEARCH
 
 
-def parse_changes(text: str) -> tuple[Capability, Capability]:
-    """``--modcaps``: "+name:-name:..." as what to add and what to take away; ``ValueError`` names
-    what is wrong."""
+@dataclass(frozen=True, slots=True)
+class CapabilityChanges:
+    """Capabilities to add to those that serving takes, and to drop from them."""
+
+    add: Capability = Capability.NONE
+    drop: Capability = Capability.NONE
+
+
+def parse_changes(text: str) -> CapabilityChanges:
+    """Parse the value of ``--modcaps``, "+name:-name:..."; ``ValueError`` names what is wrong."""
     add = remove = Capability.NONE
     for item in text.split(":"):
         sign, name = item[:1], item[1:].upper().removeprefix("CAP_")
@@ -42,7 +50,7 @@ def parse_changes(text: str) -> tuple[Capability, Capability]:
             add |= Capability[name]
         else:
             remove |= Capability[name]
-    return add, remove
+    return CapabilityChanges(add, remove)
 
 
 def drop(kept: Capability) -> Capability:

@@ -11,19 +11,11 @@ from __future__ import annotations
 
 import errno
 import logging
-from enum import Enum
 from typing import Any
 
+from farwatchd.sandbox.options import Seccomp
+
 _log = logging.getLogger(__name__)
-
-
-class Seccomp(Enum):
-    """What happens at a call that is not on the list (``--seccomp``)."""
-
-    KILL = "kill"
-    LOG = "log"
-    TRAP = "trap"
-    NONE = "none"
 
 
 _FILES = """
@@ -114,7 +106,8 @@ def restrict(library: Any, action: Seccomp) -> None:
     except OSError as error:
         reason = error.strerror
         raise SeccompError(
-            f"cannot restrict the system calls: {reason}; --seccomp=none does without"
+            f"cannot restrict the system calls: {reason};"
+            " use --seccomp=none to start without the filter"
         ) from error
 
 

@@ -1,67 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where front ends come from: a listening UNIX socket, made here or inherited, or one connected
-descriptor."""
+"""Accept front-ends on a listening UNIX socket, or serve the one of a connected socket."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import socket
-import stat
 from collections.abc import Callable
-from pathlib import Path
 
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import DeviceModel
 from farwatchd.vhost_user.connection import Connection
 
 log = logging.getLogger(__name__)
-
-#: Bytes of a UNIX socket's path (``sun_path`` without its NUL).
-MAX_PATH_BYTES = 107
-
-
-class ListenError(Exception):
-    """No front end can be expected there. The text is one line for the user."""
-
-
-def listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """Make a listening socket at ``path`` with permission bits ``mode``; ``ListenError`` when that
-    is impossible.
-
-    The socket of a daemon that has died is replaced, that of a living one is not.
-    """
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ListenError(
-            f"socket path {path} is longer than {MAX_PATH_BYTES} bytes: choose a shorter one"
-        )
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    old_mask = os.umask(0o777 & ~mode)
-    try:
-        listener.bind(os.fspath(path))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise ListenError(f"cannot listen on {path}: {error.strerror}") from error
-    finally:
-        os.umask(old_mask)
-    return listener
-
-
-def inherit(fd: int) -> socket.socket:
-    """Take over an inherited UNIX stream socket, listening or connected; ``ListenError`` when
-    ``fd`` is none."""
-    try:
-        sock = socket.socket(fileno=fd)
-    except OSError as error:
-        raise ListenError(f"descriptor {fd} is not an open socket: {error.strerror}") from error
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        sock.detach()
-        raise ListenError(f"descriptor {fd} is not a UNIX stream socket")
-    os.set_inheritable(fd, False)
-    return sock
 
 
 class Server:
@@ -143,29 +93,3 @@ class Server:
             self._loop.remove(self._listener.fileno())
         self._listener.close()
         self._listener = None
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ListenError(f"cannot use socket path {path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(status.st_mode):
-        raise ListenError(f"{path} exists and is not a socket: choose another socket path")
-    # A socket of another type cannot connect: a living daemon does not notice, yet the error tells
-    # that it lives.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        result = probe.connect_ex(os.fspath(path))
-    if result in (errno.EPROTOTYPE, 0):
-        raise ListenError(
-            f"another daemon listens on {path}: stop it or choose another socket path"
-        )
-    if result != errno.ECONNREFUSED:
-        raise ListenError(f"cannot use socket path {path}: {os.strerror(result)}")
-    log.info("replacing the socket %s of a daemon that has gone", path)
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise ListenError(f"cannot replace the socket {path}: {error.strerror}") from error

@@ -8,7 +8,6 @@ import errno
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import NamedTuple
@@ -26,10 +25,11 @@ from farwatchd.virtio_fs.interfaces import (
     RequestHandler,
     late,
 )
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtio_fs.parking import Parking
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
-from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, TAG_SIZE, Feature, fs_config
+from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, Feature, fs_config
 
 log = logging.getLogger(__name__)
 
@@ -47,29 +47,6 @@ class QueueRole(Enum):
     HIPRIO = "hiprio"
     NOTIFICATION = "notification"
     REQUEST = "request"
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceConfig:
-    """What the driver learns of the device. ``notification``: offer the notification queue."""
-
-    tag: str
-    num_request_queues: int = 1
-    notification: bool = True
-
-    def __post_init__(self) -> None:
-        """``ValueError`` with a text for the user when the tag or the number of queues is
-        impossible."""
-        size = len(self.tag.encode())
-        if not 0 < size <= TAG_SIZE or "\0" in self.tag:
-            raise ValueError(
-                f"the tag {self.tag!r} has {size} bytes; it must have 1 to {TAG_SIZE}, none of"
-                " them NUL"
-            )
-        if not 0 < self.num_request_queues <= 64:
-            raise ValueError(
-                f"{self.num_request_queues} request queues are not possible; 1 to 64 are"
-            )
 
 
 class _Running(NamedTuple):

@@ -14,17 +14,10 @@ from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.backend_base import proc_path
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.watch.options import BackendName
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
-
-
-class BackendName(Enum):
-    """The choices of ``--fsnotify-backend``."""
-
-    AUTO = "auto"
-    INOTIFY = "inotify"
-    FANOTIFY = "fanotify"
 
 
 class WatchMode(Enum):

@@ -12,19 +12,24 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from farwatchd import virtiofsd_compat
-from farwatchd.cli import main, parse
-from farwatchd.config import FsnotifyMode
-from farwatchd.fuse.init import Negotiation
-from farwatchd.options import make_parser
+from farwatchd.cli import main
+from farwatchd.fuse.options import Negotiation
+from farwatchd.options import make_parser, parse
 from farwatchd.passthrough.options import Cache
-from farwatchd.sandbox.enter import Sandbox
-from farwatchd.sandbox.seccomp import Seccomp
-from farwatchd.watch.probe import BackendName
-from tests.support.daemon_process import COMMAND, TIMEOUT, DaemonProcess, running
+from farwatchd.sandbox.options import Sandbox, Seccomp
+from farwatchd.watch.options import BackendName, FsnotifyMode
+from tests.support.daemon_process import (
+    COMMAND,
+    TIMEOUT,
+    DaemonProcess,
+    error_line,
+    running,
+)
 from tests.support.sandboxes import CONFINING, SANDBOXES
 
 
@@ -51,13 +56,11 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _refusal(*arguments: str) -> str:
-    """The only line with which the command ends that cannot serve."""
+    """The error with which the command ends that cannot serve."""
     done = _run(*arguments)
     assert done.returncode == 1, done
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("farwatchd: ")
-    return line
+    return error_line(done.stderr)
 
 
 def test_help_shows_how_to_attach_qemu_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,29 +89,39 @@ def test_capabilities_are_json_and_need_no_other_option() -> None:
 
 def test_defaults_are_those_of_virtiofsd() -> None:
     config = parse(NEEDED)
-    assert (config.socket_path, config.shared_dir, config.fd) == (
+    assert (config.socket.socket_path, config.shared_dir, config.socket.fd) == (
         Path("/run/s"),
         Path("/srv"),
         None,
     )
-    assert (config.cache, config.sandbox) == (Cache.AUTO, Sandbox.NAMESPACE)
+    share, session = config.share, config.session
+    assert (share.cache, config.sandbox.sandbox) == (Cache.AUTO, Sandbox.NAMESPACE)
     assert not (
-        config.writeback
-        or config.readonly
-        or config.xattr
-        or config.allow_direct_io
-        or config.allow_mmap
+        share.writeback
+        or share.readonly
+        or share.xattr
+        or share.allow_direct_io
+        or share.security_label
+        or share.preserve_noatime
     )
-    assert not (config.posix_lock or config.flock or config.killpriv_v2 or config.security_label)
-    assert not config.preserve_noatime
-    assert config.announce_submounts and config.readdirplus
-    assert (config.posix_acl, config.seccomp) == (Negotiation.NEVER, Seccomp.KILL)
-    assert (config.fsnotify, config.fsnotify_backend) == (FsnotifyMode.AUTO, BackendName.AUTO)
+    assert not (session.posix_lock or session.flock or session.killpriv_v2 or session.allow_mmap)
+    assert share.announce_submounts and session.readdirplus
+    assert (session.posix_acl, config.sandbox.seccomp) == (Negotiation.NEVER, Seccomp.KILL)
+    assert config.watch.fsnotify is FsnotifyMode.AUTO
+    assert config.watch.fsnotify_backend is BackendName.AUTO
+
+
+def test_options_of_the_share_reach_the_session() -> None:
+    config = parse([*NEEDED, "--writeback", "--security-label", "--no-announce-submounts"])
+    for record in (config.share, config.session):
+        assert record.writeback and record.security_label and not record.announce_submounts
+    assert not parse([*NEEDED, "--cache=never"]).session.readdirplus
+    assert not parse([*NEEDED, "--fsnotify=off"]).device.notification
 
 
 @pytest.mark.parametrize("name", ["others", "merged"])
 def test_mode_others_is_accepted_by_its_former_name(name: str) -> None:
-    assert parse([*NEEDED, f"--fsnotify={name}"]).fsnotify is FsnotifyMode.OTHERS
+    assert parse([*NEEDED, f"--fsnotify={name}"]).watch.fsnotify is FsnotifyMode.OTHERS
     assert "merged" not in make_parser().format_help()
 
 
@@ -116,8 +129,8 @@ def test_mode_others_is_accepted_by_its_former_name(name: str) -> None:
     "option", ["--posix-acl", "--posix-acl=auto", "--security-label", "--xattrmap=:map::user.x.:"]
 )
 def test_what_needs_extended_attributes_brings_them(option: str) -> None:
-    assert parse([*NEEDED, option]).xattr
-    assert not parse([*NEEDED, "--posix-acl=never"]).xattr
+    assert parse([*NEEDED, option]).share.xattr
+    assert not parse([*NEEDED, "--posix-acl=never"]).share.xattr
 
 
 def test_rules_for_owners_add_up() -> None:
@@ -126,38 +139,38 @@ def test_rules_for_owners_add_up() -> None:
         "--translate-uid=guest:0:7:1",
         "--translate-gid=squash-host:0:3:10",
     )
-    found = parse([*NEEDED, *rules]).owners
+    found = parse([*NEEDED, *rules]).share.owners
     assert found is not None
     assert [found.users.to_host(number) for number in (0, 1, 1000)] == [7, 1, 5000]
     assert [found.groups.to_guest(number) for number in (0, 9, 10)] == [3, 3, 10]
-    assert parse(NEEDED).owners is None
+    assert parse(NEEDED).share.owners is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "field", "value"),
     [
-        (("--posix-acl",), "posix_acl", Negotiation.ALWAYS),
-        (("--posix-acl=auto",), "posix_acl", Negotiation.AUTO),
-        (("--no-announce-submounts",), "announce_submounts", False),
-        (("--killpriv-v2",), "killpriv_v2", True),
-        (("--killpriv-v2", "--no-killpriv-v2"), "killpriv_v2", False),
-        (("--no-readdirplus",), "readdirplus", False),
-        (("--rlimit-nofile=0",), "rlimit_nofile", 0),
-        (("-d",), "log_level", "debug"),
+        (("--posix-acl",), "session.posix_acl", Negotiation.ALWAYS),
+        (("--posix-acl=auto",), "session.posix_acl", Negotiation.AUTO),
+        (("--no-announce-submounts",), "share.announce_submounts", False),
+        (("--killpriv-v2",), "session.killpriv_v2", True),
+        (("--killpriv-v2", "--no-killpriv-v2"), "session.killpriv_v2", False),
+        (("--no-readdirplus",), "session.readdirplus", False),
+        (("--rlimit-nofile=0",), "sandbox.rlimit_nofile", 0),
+        (("-d",), "process.log_level", "debug"),
         (("-o", "source=/other"), "shared_dir", Path("/other")),
-        (("-osandbox=chroot",), "sandbox", Sandbox.CHROOT),
-        (("-o", "no_flock,cache=none"), "cache", Cache.NEVER),
-        (("-o", "flock"), "flock", True),
-        (("-o", "xattr,posix_lock,writeback"), "posix_lock", True),
-        (("-o", "no_posix_acl"), "posix_acl", Negotiation.NEVER),
-        (("-o", "no_announce_submounts"), "announce_submounts", False),
-        (("-f", "-o", "allow_root"), "xattr", False),
+        (("-osandbox=chroot",), "sandbox.sandbox", Sandbox.CHROOT),
+        (("-o", "no_flock,cache=none"), "share.cache", Cache.NEVER),
+        (("-o", "flock"), "session.flock", True),
+        (("-o", "xattr,posix_lock,writeback"), "session.posix_lock", True),
+        (("-o", "no_posix_acl"), "session.posix_acl", Negotiation.NEVER),
+        (("-o", "no_announce_submounts"), "share.announce_submounts", False),
+        (("-f", "-o", "allow_root"), "share.xattr", False),
     ],
 )
 def test_both_forms_of_options_are_understood(
     arguments: tuple[str, ...], field: str, value: object
 ) -> None:
-    assert getattr(parse([*NEEDED, *arguments]), field) == value
+    assert attrgetter(field)(parse([*NEEDED, *arguments])) == value
 
 
 def test_every_old_option_leads_to_one_that_there_is() -> None:
@@ -216,12 +229,13 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
     [
         ((), "one of --socket-path and --fd is needed"),
         (("--socket-path=/s",), "--shared-dir is needed"),
-        ((*NEEDED, "--fd=3"), "not allowed with argument"),
+        ((*NEEDED, "--fd=3"), "--socket-path and --fd exclude each other"),
         (
             ("--fd=3", "--shared-dir=/srv", "--socket-group=root"),
-            "--socket-group goes with --socket-path",
+            "--socket-group needs --socket-path",
         ),
-        ((*NEEDED, "--cache=sometimes"), "sometimes"),
+        ((*NEEDED, "--tag=" + "t" * 37), "has 37 bytes; it must have 1 to 36"),
+        ((*NEEDED, "--cache=sometimes"), "'sometimes' is none of never, auto, metadata, always"),
         ((*NEEDED, "--sandbox=castle"), "castle"),
         ((*NEEDED, "--fsnotify=maybe"), "maybe"),
         ((*NEEDED, "--seccomp=maybe"), "maybe"),
@@ -246,10 +260,10 @@ def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
             (*NEEDED, "--translate-gid=map:1:2:3", "--translate-gid=host:4:0:1"),
             "are about the same id: 4",
         ),
-        ((*NEEDED, "--translate-uid=map:1:2:3", "--posix-acl"), "do not go with --posix-acl"),
+        ((*NEEDED, "--translate-uid=map:1:2:3", "--posix-acl"), "exclude --posix-acl"),
         ((*NEEDED, "--uid-map=0:1:2"), "'0:1:2' is not :namespace id:host id:count:"),
-        ((*NEEDED, "--gid-map=:0:1:2:", "--sandbox=chroot"), "go with --sandbox=namespace"),
-        ((*NEEDED, "--thread-pool-size=65"), "65 is not between"),
+        ((*NEEDED, "--gid-map=:0:1:2:", "--sandbox=chroot"), "need --sandbox=namespace"),
+        ((*NEEDED, "--thread-pool-size=65537"), "65537 is not between"),
         ((*NEEDED, "--busy-poll=1001"), "1001 is not between"),
         (
             (*NEEDED, "--xattrmap=:nap::user.x.:"),
@@ -289,7 +303,6 @@ def test_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
 
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     where = (f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}")
-    assert "tag" in _refusal(*where, "--tag=" + "t" * 37)
     assert "there is no such group" in _refusal(*where, "--socket-group=no-such-group")
     assert "not an open socket" in _refusal("--fd=99", f"--shared-dir={tmp_path}")
     assert not (tmp_path / "socket").exists()
@@ -409,9 +422,7 @@ def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> 
     daemon.wait_for("syslog has gone")
     daemon.connect().close()
     assert daemon.end() == 0
-    assert daemon.log.splitlines() == [
-        "farwatchd: syslog has gone, and with it what is logged from now on"
-    ]
+    assert daemon.log.splitlines() == ["farwatchd: syslog has gone: later messages are lost"]
 
 
 @pytest.mark.root

@@ -18,7 +18,7 @@ from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.daemon.test_privileges import status
-from tests.support.daemon_process import COMMAND, TIMEOUT, running
+from tests.support.daemon_process import COMMAND, TIMEOUT, error_line, running
 
 FIRST = 100_000
 MAPS = f"--uid-map=:0:{FIRST}:1000:", f"--gid-map=:0:{FIRST + 1}:1000:"
@@ -101,8 +101,7 @@ def refusal(place: Path, shared: Path, *options: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert done.returncode == 1
     assert sorted(path.name for path in place.iterdir()) == ["shared"]
-    (line,) = done.stderr.splitlines()
-    return line
+    return error_line(done.stderr)
 
 
 @pytest.mark.root

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from farwatchd.cli import CAPABILITIES
+from farwatchd.options import CAPABILITIES
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 TIMEOUT = 120

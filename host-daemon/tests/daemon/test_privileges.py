@@ -20,7 +20,7 @@ import pytest
 from farwatchd.linux.capabilities import Capability
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_changes
 from tests.daemon.test_daemon import ROOT, Guest
-from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
+from tests.support.daemon_process import TIMEOUT, DaemonProcess, error_line, running
 from tests.support.sandboxes import SANDBOXES
 
 NO_FILE_HANDLES = ("--fsnotify=off", "--inode-file-handles=never")
@@ -30,7 +30,7 @@ USER = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
 #: before.
 AS_USER = f"""
 import ctypes, os, sys
-import pyseccomp
+import farwatchd.daemon, pyseccomp
 from farwatchd.cli import main
 if os.geteuid() == 0:
     os.setgroups([])
@@ -123,7 +123,8 @@ def _filtered(action: str, code: str) -> subprocess.CompletedProcess[str]:
     script = f"""
 import os, socket
 from farwatchd.sandbox.privileges import drop, FILE_SERVER
-from farwatchd.sandbox.seccomp import Seccomp, import_library, restrict
+from farwatchd.sandbox.options import Seccomp
+from farwatchd.sandbox.seccomp import import_library, restrict
 library = import_library()
 drop(FILE_SERVER)
 restrict(library, Seccomp.{action})
@@ -249,7 +250,7 @@ def test_ordinary_user_s_ids_are_mapped_by_the_programs_for_it_or_not_at_all(the
     daemon = UserDaemon(theirs / "socket", options)
     assert daemon.process.wait(TIMEOUT) == 1
     daemon.wait_for("\n")
-    (line,) = daemon.log.splitlines()
+    line = error_line(daemon.log)
     assert re.fullmatch(
         r"farwatchd: --uid-map, --gid-map: (cannot run newgidmap: .*; install"
         r" uidmap|newgidmap: .*)",

@@ -18,7 +18,8 @@ TIMEOUT = 20
 PRELUDE = """
 import errno, os, sys, traceback
 from pathlib import Path
-from farwatchd.sandbox.enter import Sandbox, SandboxError, enter
+from farwatchd.sandbox.enter import SandboxError, enter
+from farwatchd.sandbox.options import Sandbox
 """
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.fuse.thread_pool import Workers
 from farwatchd.fuse.tickets import Tickets
 from farwatchd.passthrough.filesystem import PassthroughFs

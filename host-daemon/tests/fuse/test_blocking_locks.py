@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import INTERVAL, MAX_WAITING, Waits
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.fuse.tickets import Tickets
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options

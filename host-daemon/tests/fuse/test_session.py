@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from farwatchd.fuse.filesystem import Caller, Changes, DirEntry
+from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.request import MAX_ARGS
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import InitFlag, Opcode, SetattrValid

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import DirEntry
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.virtqueue import Chain

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import Waits
-from farwatchd.fuse.init import Negotiation
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import Negotiation, SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.fuse.tickets import Tickets
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.wire.fsnotify import Event

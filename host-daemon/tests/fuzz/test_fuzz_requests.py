@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 from farwatchd.fuse.blocking_locks import Waits
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.fuse.tickets import Tickets
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options

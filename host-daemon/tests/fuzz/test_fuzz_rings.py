@@ -18,7 +18,8 @@ import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import (
     Chain,
     GuestMemory,

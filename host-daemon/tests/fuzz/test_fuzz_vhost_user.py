@@ -17,8 +17,10 @@ from random import Random
 
 import pytest
 from farwatchd.event_loop import Loop
-from farwatchd.vhost_user.server import Server, listen
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.vhost_user.listen import listen
+from farwatchd.vhost_user.server import Server
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import HeaderFlag, Request
 from tests.fuzz.test_fuzz_rings import ECHO, EchoHandler

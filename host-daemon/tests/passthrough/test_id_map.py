@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Caller, Changes
-from farwatchd.passthrough.id_map import IdMap, Owners, owners, parse_rule
+from farwatchd.passthrough.id_map import IdMap, Owners, make_owners, parse_rule
 from farwatchd.passthrough.options import Options
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,7 +123,7 @@ def test_rules_that_contradict_each_other_are_refused(rules: tuple[str, ...], nu
 
 
 def shared(path: Path, users: tuple[str, ...], groups: tuple[str, ...]) -> Share:
-    found = owners([parse_rule(text) for text in users], [parse_rule(text) for text in groups])
+    found = make_owners([parse_rule(text) for text in users], [parse_rule(text) for text in groups])
     assert isinstance(found, Owners)
     return Share(path, Options(xattr=True, owners=found))
 

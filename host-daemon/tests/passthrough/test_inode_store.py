@@ -327,5 +327,5 @@ def test_the_daemon_refuses_mandatory_handles_where_there_are_none(tmp_path: Pat
     assert (
         daemon.log
         == "farwatchd: --inode-file-handles=mandatory: the share's file system has no file handles"
-        " that last; --inode-file-handles=prefer does without\n"
+        " that last; use --inode-file-handles=prefer\n"
     )

@@ -18,6 +18,14 @@ TIMEOUT = 20.0
 COMMAND = (sys.executable, "-m", "farwatchd")
 
 
+def error_line(output: str) -> str:
+    """Return the only error of a daemon that ended, which is its last line."""
+    lines = output.splitlines()
+    assert [line.startswith("farwatchd: ") for line in lines].count(True) == 1, output
+    assert lines[-1].startswith("farwatchd: ") and "Traceback" not in output, output
+    return lines[-1]
+
+
 class DaemonProcess:
     """A running daemon that listens on ``socket_path``. Its log is read as far as it was waited
     for."""

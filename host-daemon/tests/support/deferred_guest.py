@@ -12,7 +12,8 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.session import Session
 from farwatchd.fuse.tickets import Tickets
 from farwatchd.vhost_user.server import Server
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import fuse
 from tests.support.driver import Piece
 from tests.support.frontend import FrontEnd

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.interfaces import LateReplies
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import Chain
 from tests.support.driver import Piece
 from tests.support.frontend import IN_HEADER, OUT_HEADER, Channel, FrontEnd

@@ -2,7 +2,7 @@
 """The sandboxes as parameters of tests."""
 
 import pytest
-from farwatchd.sandbox.enter import Sandbox
+from farwatchd.sandbox.options import Sandbox
 
 
 def _parameters(sandboxes: list[Sandbox]) -> list[object]:

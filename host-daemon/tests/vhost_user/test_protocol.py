@@ -15,7 +15,8 @@ from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import MAX_MEM_SLOTS, Backend
 from farwatchd.vhost_user.connection import Connection
 from farwatchd.vhost_user.messages import MAX_FDS, Message, MessageDecoder, ProtocolError
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature, Request
 from hypothesis import given, settings

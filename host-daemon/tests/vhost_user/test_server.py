@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from farwatchd.event_loop import Loop
-from farwatchd.vhost_user.server import ListenError, Server, inherit, listen
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.vhost_user.listen import ListenError, inherit, listen
+from farwatchd.vhost_user.server import Server
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire.vhost_user import Request
 from tests.support.frontend import FrontEnd, FrontEndTimeout
 

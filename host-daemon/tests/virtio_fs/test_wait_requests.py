@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.session import Session, SessionOptions
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
 from farwatchd.vhost_user.server import Server
-from farwatchd.virtio_fs.device import Device, DeviceConfig
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtio_fs.parking import MAX_PARKED
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord

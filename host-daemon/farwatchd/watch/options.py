@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of watching: which events the guest gets, and the limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from farwatchd.config import choice, choices, number, option
+
+
+class FsnotifyMode(Enum):
+    """Which events of the host the guest gets (``--fsnotify``)."""
+
+    AUTO = "auto"
+    OFF = "off"
+    REMOTE = "remote"
+    OTHERS = "others"
+
+
+class BackendName(Enum):
+    """What the host is watched with (``--fsnotify-backend``)."""
+
+    AUTO = "auto"
+    INOTIFY = "inotify"
+    FANOTIFY = "fanotify"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOptions:
+    """The options of watching."""
+
+    fsnotify: FsnotifyMode = option(
+        "fsnotify",
+        "which events the guest gets: others: of changes that it did not make; remote: of all"
+        " changes on the host; off: none (default: auto, the best that works here)",
+        FsnotifyMode.AUTO,
+        choice(FsnotifyMode, merged=FsnotifyMode.OTHERS),
+        metavar=choices(FsnotifyMode),
+    )
+    fsnotify_backend: BackendName = option(
+        "fsnotify-backend", "how the host is watched (default: auto)", BackendName.AUTO
+    )
+    max_watches: int = option(
+        "max-watches",
+        "watches that the guest may have; one more is ENOSPC (default: %(default)s)",
+        1_000_000,
+        number(1, 100_000_000),
+        metavar="N",
+    )
+    event_queue: int = option(
+        "event-queue",
+        "events that wait for the guest; more are dropped, and the guest gets an overflow event"
+        " (default: %(default)s)",
+        16384,
+        number(2, 10_000_000),
+        metavar="N",
+    )
