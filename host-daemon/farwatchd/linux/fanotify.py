@@ -11,15 +11,23 @@ import sys
 from enum import IntFlag
 from typing import NamedTuple
 
-from farwatchd.linux.file_handles import HandleReader, file_handle, open_handle, type_and_handle
+from farwatchd.linux.file_handles import file_handle, open_handle
 from farwatchd.linux.group import NotificationGroup, check
 
 _METADATA = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBH8sIi")
-_FSID = 8
+#: Bytes of the file system id at the start of an identity.
+FSID_SIZE = 8
 _HANDLE_TYPE = struct.Struct("=i")
 _MARK_ADD, _MARK_REMOVE, _MARK_FLUSH = 0x1, 0x2, 0x80
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+#: A handle that identifies, and need not be good for open_by_handle_at(2): what fanotify reports.
+#: Since Linux 6.5. overlayfs has no other one.
+_AT_HANDLE_FID = 0x200
+#: struct file_handle: bytes of the handle, its type; then the handle.
+_HANDLE_HEAD = struct.Struct("=Ii")
+_MAX_HANDLE = 128
 
 #: FAN_CLASS_NOTIF with FAN_CLOEXEC, FAN_NONBLOCK, FAN_REPORT_FID, FAN_REPORT_DIR_FID,
 #: FAN_REPORT_NAME and FAN_REPORT_TARGET_FID.
@@ -28,6 +36,9 @@ _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
 _UNLIMITED_MARKS = 0x20
 
 _MARK_ARGUMENTS = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+_HANDLE_ARGUMENTS = (
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int,
+)  # fmt: skip
 
 INFO_FID = 1
 INFO_DFID_NAME = 2
@@ -70,7 +81,10 @@ class Fanotify(NotificationGroup):
         if fd < 0 and ctypes.get_errno() == errno.EPERM:
             fd = self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY)
         super().__init__(check(fd, "fanotify_init"))
-        self._reader = HandleReader()
+        self._libc.name_to_handle_at.argtypes = _HANDLE_ARGUMENTS
+        self._handle = ctypes.create_string_buffer(_HANDLE_HEAD.size + _MAX_HANDLE)
+        self._mount_id = ctypes.c_int()
+        self._handle_flags = _AT_HANDLE_FID
 
     def add(self, path: str, mask: int) -> None:
         """Mark the inode at ``path``, or add ``mask`` to the mask of its mark."""
@@ -85,16 +99,30 @@ class Fanotify(NotificationGroup):
         check(self._libc.fanotify_mark(self._fd, _MARK_FLUSH, 0, _AT_FDCWD, None), "fanotify_mark")
 
     def identity(self, fd: int) -> bytes:
-        """Return what ``Info.identity`` is in events of the inode behind ``fd``."""
+        """Return what ``Info.identity`` is in events of the inode behind ``fd``.
+
+        EOPNOTSUPP: fanotify cannot identify inodes of the file system.
+        """
         fsid = os.fstatvfs(fd).f_fsid & 0xFFFFFFFFFFFFFFFF
-        return fsid.to_bytes(_FSID, sys.byteorder) + type_and_handle(self._reader.read(fd))
+        return fsid.to_bytes(FSID_SIZE, sys.byteorder) + self._fid(fd, b"", _AT_EMPTY_PATH)
+
+    def identity_at(self, dir_fd: int, name: bytes, fsid: bytes) -> bytes | None:
+        """Return what ``identity`` is for an entry of a directory; None when there is no entry.
+
+        ``fsid`` is the first part of the directory's identity, and the entry's as well unless
+        another file system is mounted there.
+        """
+        try:
+            return fsid + self._fid(dir_fd, name, 0)
+        except FileNotFoundError:
+            return None
 
     def open_object(self, mount_fd: int, identity: bytes) -> int:
         """Open an inode with O_PATH and return the descriptor, which the caller owns.
 
         ``mount_fd`` is a descriptor on the inode's file system. Needs CAP_DAC_READ_SEARCH.
         """
-        return open_handle(mount_fd, file_handle(identity[_FSID:]))
+        return open_handle(mount_fd, file_handle(identity[FSID_SIZE:]))
 
     def read(self, size: int) -> list[FanEvent]:
         """Return up to ``size`` bytes of events; an empty list when no event is queued."""
@@ -106,6 +134,21 @@ class Fanotify(NotificationGroup):
             events.append(FanEvent(mask, pid, _infos(data, offset + head, offset + length)))
             offset += length
         return events
+
+    def _fid(self, dir_fd: int, name: bytes, flags: int) -> bytes:
+        """Return type and handle of an inode; ``flags`` are those of name_to_handle_at(2)."""
+        _HANDLE_HEAD.pack_into(self._handle, 0, _MAX_HANDLE, 0)
+        address = ctypes.byref(self._handle)
+        mount_id = ctypes.byref(self._mount_id)
+        flags |= self._handle_flags
+        if self._libc.name_to_handle_at(dir_fd, name, address, mount_id, flags) < 0:
+            error = ctypes.get_errno()
+            if error == errno.EINVAL and self._handle_flags:
+                self._handle_flags = 0
+                return self._fid(dir_fd, name, flags & ~_AT_HANDLE_FID)
+            raise OSError(error, f"name_to_handle_at: {os.strerror(error)}")
+        size, _ = _HANDLE_HEAD.unpack_from(self._handle)
+        return self._handle.raw[4 : _HANDLE_HEAD.size + size]
 
     def _mark(self, flags: int, path: str, mask: int) -> None:
         check(

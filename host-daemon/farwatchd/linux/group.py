@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
+import fcntl
 import os
+import termios
 
 
 class NotificationGroup:
@@ -26,6 +29,12 @@ class NotificationGroup:
             return os.read(self._fd, size)
         except BlockingIOError:
             return b""
+
+    def pending(self) -> int:
+        """Return how many bytes can be read; 0 when no event is queued."""
+        waiting = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, waiting)
+        return waiting[0]
 
     def close(self) -> None:
         """Close the descriptor. A second call does nothing."""

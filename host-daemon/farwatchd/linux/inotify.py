@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
-import fcntl
 import os
 import struct
-import termios
 from enum import IntFlag
 from typing import NamedTuple
 
@@ -73,12 +70,6 @@ class Inotify(NotificationGroup):
     def remove(self, wd: int) -> None:
         """End a watch; EINVAL when the kernel has ended it already."""
         check(self._libc.inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
-
-    def pending(self) -> int:
-        """Return the number of bytes that can be read."""
-        waiting = array.array("i", [0])
-        fcntl.ioctl(self._fd, termios.FIONREAD, waiting)
-        return waiting[0]
 
     def read(self, size: int) -> list[InotifyEvent]:
         """Return up to ``size`` bytes of events; an empty list when no event is queued."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from farwatchd.inode_store.store import OUT_OF_DESCRIPTORS, ObjectTable
 from farwatchd.linux.fanotify import (
+    FSID_SIZE,
     INFO_DFID_NAME,
     INFO_FID,
     INFO_NEW_DFID_NAME,
@@ -22,6 +23,7 @@ from farwatchd.linux.fanotify import (
 )
 from farwatchd.linux.inotify import In
 from farwatchd.watch.backend_base import TreeBackend, proc_path
+from farwatchd.watch.entry_history import EntryHistory
 from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
 from farwatchd.watch.watch_tree import Node, entry_name
 from farwatchd.wire.fsnotify import Event
@@ -48,6 +50,8 @@ _ORDER = tuple(
         In.DELETE_SELF,
     )
 )
+_BOTH_ENDS = int(In.CREATE | In.DELETE)
+_ORDER_RELINKED = (int(In.DELETE), *(bit for bit in _ORDER if bit != int(In.DELETE)))
 _MOVES = int(In.MOVED_FROM | In.MOVED_TO)
 _DIRENT = int(In.CREATE | In.DELETE) | _MOVES
 _SELF_ONLY = int(In.MOVE_SELF | In.DELETE_SELF)
@@ -95,6 +99,7 @@ class FanotifyBackend(TreeBackend):
             os.close(self._mount_fd)
             raise
         self._by_identity: dict[bytes, Node] = {}
+        self._history = EntryHistory(self._look_up)
         super().__init__(self._fanotify, root_fd, inodes, path_of)
 
     @property
@@ -164,15 +169,53 @@ class FanotifyBackend(TreeBackend):
             batch += chunk
             if not chunk or not self._stream.shows_removal(chunk):
                 break
-        return batch
+        return batch + self._hidden_entries()
+
+    def _hidden_entries(self) -> list[MarkEvent]:
+        """Return the entry events that coalescing has hidden, once all events are read.
+
+        Events that come during the check belong to what the check saw. Then the result is dropped,
+        and the check is made again after them.
+        """
+        history = self._history
+        if not len(history) or (self._fanotify.pending() and not history.is_full):
+            return []
+        hidden: list[MarkEvent] = []
+        if history.has_suspects:
+            hidden = history.missing()
+            if self._fanotify.pending() and not history.is_full:
+                return []
+        history.clear()
+        return hidden
+
+    def _look_up(self, mark_id: int, name: bytes) -> bytes | None:
+        """Return the identity of an entry of a marked directory; see ``EntryHistory``."""
+        node = self._by_mark.get(mark_id)
+        if node is None:
+            raise OSError(errno.ENOENT, "the directory is not watched any more")
+        fsid = node.mark_identity[:FSID_SIZE]
+        return self._fanotify.identity_at(self._tree.open(node), name, fsid)
+
+    def reset(self) -> None:
+        """End all watches and drop what is recorded of events."""
+        super().reset()
+        self._history.clear()
 
     def _expand(self, events: list[FanEvent]) -> list[MarkEvent]:
         """Turn coalesced events of inodes into single events of marks."""
         batch: list[MarkEvent] = []
         for before, event in itertools.pairwise([None, *events]):
             if event is not None:
-                batch += self._single(event, before)
+                for single in self._single(event, before):
+                    batch.append(single)
+                    self._record(single, event)
         return batch
+
+    def _record(self, single: MarkEvent, event: FanEvent) -> None:
+        """Record an entry event of an explicit watch in the history."""
+        node = self._by_mark.get(single.mark_id)
+        if single.mask & _DIRENT and node is not None and node.explicit:
+            self._history.record(single, event.infos[INFO_FID].identity)
 
     def _single(self, event: FanEvent, before: FanEvent | None) -> Iterator[MarkEvent]:
         mask = event.mask
@@ -201,13 +244,27 @@ class FanotifyBackend(TreeBackend):
                 # The link count of the replaced directory changed. No watcher of its parent gets an
                 # event for that.
                 directory = _UNMARKED
-        for bit in _ORDER:
+        for bit in self._order(event, directory, name):
             if not mask & bit:
                 continue
             if directory and not bit & _SELF_ONLY:
                 yield MarkEvent(directory, bit | isdir, name, own)
             if target and not bit & _DIRENT:
                 yield MarkEvent(target, bit if bit & _SELF_ONLY else bit | isdir, b"", own)
+
+    def _order(self, event: FanEvent, directory: int, name: bytes) -> tuple[int, ...]:
+        """Return the bits in the order in which those of an event can have happened.
+
+        One inode may have been linked and unlinked under one name any number of times. The last
+        event is the one that agrees with the directory.
+        """
+        if event.mask & _BOTH_ENDS == _BOTH_ENDS and directory:
+            try:
+                if self._look_up(directory, name) == event.infos[INFO_FID].identity:
+                    return _ORDER_RELINKED
+            except OSError:
+                pass
+        return _ORDER
 
     def _is_renamed_over(self, event: FanEvent, directory: int, name: bytes) -> bool:
         return bool(event.mask & Fan.RENAME) and self._where(event, INFO_NEW_DFID_NAME) == (

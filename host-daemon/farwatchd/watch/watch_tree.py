@@ -256,12 +256,24 @@ class WatchTree:
             self._inodes.drop(self._root_inode)
             self._root_inode = None
 
+    def open(self, node: Node) -> int:
+        """Return a descriptor of a node's inode, good for the next system calls.
+
+        The inode store owns it. Raises ``OSError`` ENOENT when the inode is stale.
+        """
+        try:
+            return self._inodes.open(node.inode)
+        except OSError as error:
+            if error.errno in GONE:
+                raise _stale() from None
+            raise
+
     def path(self, node: Node) -> str:
         """Return a path to a node's inode, good for the next system call.
 
         Raises ``OSError`` ENOENT when the inode is stale.
         """
-        return self._path_of(self._open(node))
+        return self._path_of(self.open(node))
 
     def unlinked(self, node: Node) -> bool:
         """Return whether a node's inode has no name left."""
@@ -325,7 +337,7 @@ class WatchTree:
             if not node.is_dir or node.identity == self._root or node.parent is not None:
                 return True
             try:
-                fd = self._open_parent(self._open(node))
+                fd = self._open_parent(self.open(node))
             except PermissionError:
                 _log.debug(
                     "a watched directory may not be searched; its removal will not be reported"
@@ -352,7 +364,7 @@ class WatchTree:
             return True
         fd, identity = -1, node.identity
         try:
-            fd = self._open_parent(self._open(node))
+            fd = self._open_parent(self.open(node))
             for _ in range(_MAX_DEPTH):
                 former, identity = identity, self._inodes.identity(fd)
                 known = self._by_identity.get(identity)
@@ -375,20 +387,12 @@ class WatchTree:
     def _is_stale(self, node: Node) -> bool:
         """Return whether a node's inode is deleted for good. Then the host raises DELETE_SELF."""
         try:
-            self._open(node)
+            self.open(node)
         except FileNotFoundError:
             return True
         except OSError as error:
             _log.debug("a watched directory cannot be opened: %s", error.strerror)
         return False
-
-    def _open(self, node: Node) -> int:
-        try:
-            return self._inodes.open(node.inode)
-        except OSError as error:
-            if error.errno in GONE:
-                raise _stale() from None
-            raise
 
     def _open_parent(self, fd: int) -> int:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
