@@ -8,7 +8,9 @@ import errno
 import itertools
 import logging
 import os
+import select
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from farwatchd.inode_store.store import OUT_OF_DESCRIPTORS, ObjectTable
 from farwatchd.linux.fanotify import (
@@ -22,6 +24,7 @@ from farwatchd.linux.fanotify import (
     Fanotify,
 )
 from farwatchd.linux.inotify import In
+from farwatchd.linux.syscalls import file_system_type
 from farwatchd.watch.backend_base import TreeBackend, proc_path
 from farwatchd.watch.entry_history import EntryHistory
 from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
@@ -64,13 +67,33 @@ _ON_CHILD = int(Event.ON_CHILD)
 _UNMARKED = 0
 _OVERFLOW = MarkEvent(-1, int(In.Q_OVERFLOW))
 
+#: BTRFS_SUPER_MAGIC. A group has marks of one btrfs subvolume only. On btrfs this many subvolumes
+#: can be watched besides the root's: only at its start may the daemon open groups.
+_BTRFS = 0x9123683E
+_SPARE_GROUPS = 8
+
+#: Why fanotify refuses a mark, by errno.
+_REFUSALS = {
+    errno.ENODEV: "its file system has no id, which fanotify needs",
+    errno.EXDEV: "it is in a btrfs subvolume, of which fanotify watches none before Linux 6.8, and"
+    f" {_SPARE_GROUPS} besides the share's own since then",
+    errno.EOPNOTSUPP: "its file system has no file handles",
+    errno.EEXIST: "it is on a clone of another file system in the share, and both have one id",
+}
+
 #: The ``own_pid`` of no process: all events are reported.
 NO_PID = -1
 
 
+class UnwatchableError(OSError):
+    """EOPNOTSUPP: fanotify cannot watch a part of the share. ``strerror`` says why."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno.EOPNOTSUPP, _REFUSALS[number])
+
+
 class FanotifyBackend(TreeBackend):
-    """Watches through one fanotify group with inode marks. See ``WatchBackend`` and
-    ``TreeBackend``.
+    """Watches through fanotify groups with inode marks. See ``WatchBackend`` and ``TreeBackend``.
 
     Events of the process ``own_pid`` update the watch tree and are not reported; with NO_PID all
     are reported.
@@ -93,14 +116,26 @@ class FanotifyBackend(TreeBackend):
         self._own_pid = own_pid
         self._report_own = False
         self._mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+        # The first group has all marks that it can have. The spare ones are for other subvolumes.
+        self._groups: list[Fanotify] = []
+        self._epoll = select.epoll()
         try:
-            self._fanotify = Fanotify()
+            self._groups.append(Fanotify())
+            if file_system_type(os.fsencode(path_of(self._mount_fd))) == _BTRFS:
+                self._groups += [Fanotify() for _ in range(_SPARE_GROUPS)]
+            for group in self._groups:
+                self._epoll.register(group.fileno(), select.EPOLLIN)
         except OSError:
-            os.close(self._mount_fd)
+            self._close_groups()
             raise
+        # The group of a file system's or subvolume's marks, by file system id; and of each mark
+        # that is not in the first group, by mark id.
+        self._group_of_fsid: dict[bytes, Fanotify] = {}
+        self._group_of_mark: dict[int, Fanotify] = {}
+        self._refused: set[bytes] = set()
         self._by_identity: dict[bytes, Node] = {}
         self._history = EntryHistory(self._look_up)
-        super().__init__(self._fanotify, root_fd, inodes, path_of)
+        super().__init__(self._groups[0], root_fd, inodes, path_of)
 
     @property
     def others_only(self) -> bool:
@@ -111,9 +146,24 @@ class FanotifyBackend(TreeBackend):
         """Choose whether events of ``own_pid`` are reported; see ``WatchBackend``."""
         self._report_own = report
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when a group has events."""
+        return self._groups[0].fileno() if len(self._groups) == 1 else self._epoll.fileno()
+
+    def reset(self) -> None:
+        """End all watches and drop what is recorded of events."""
+        super().reset()
+        self._history.clear()
+
     def close(self) -> None:
-        """End all watches and close the group."""
+        """End all watches and close the groups."""
         super().close()
+        self._close_groups()
+
+    def _close_groups(self) -> None:
+        for group in self._groups:
+            group.close()
+        self._epoll.close()
         if self._mount_fd >= 0:
             os.close(self._mount_fd)
             self._mount_fd = -1
@@ -121,33 +171,72 @@ class FanotifyBackend(TreeBackend):
     def put_mark(self, node: Node) -> None:
         """Add or update the host mark of a node; see ``HostMarks``.
 
-        EOPNOTSUPP: fanotify cannot identify inodes of the file system.
+        ``UnwatchableError``: fanotify cannot watch this part of the share. A warning says so once.
         """
         mask = _mark_mask(node)
         path = self._tree.path(node)
-        identity = node.mark_identity or self._fanotify.identity(node.inode.fd)
+        if node.mark_id:
+            group = self._group_of(node)
+            group.add(path, mask)
+            if node.mark_mask & ~mask:
+                group.remove(path, node.mark_mask & ~mask)
+            node.mark_mask = mask
+            return
         try:
-            self._fanotify.add(path, mask)
+            identity = self._identity(node.inode.fd)
+            if identity in self._by_identity:
+                # Events would be reported of the wrong inode.
+                raise OSError(errno.EEXIST, "two inodes have one handle")
+            group = self._add(path, mask, identity[:FSID_SIZE])
         except OSError as error:
-            # The guest's users see local events there.
-            if error.errno in (errno.ENODEV, errno.EXDEV):
-                raise OSError(errno.EOPNOTSUPP, error.strerror) from error
-            raise
-        if node.mark_mask & ~mask:
-            self._fanotify.remove(path, node.mark_mask & ~mask)
-        node.mark_mask = mask
-        if not node.mark_id:
-            node.mark_id, node.mark_identity = node.watch_id, identity
-            self._by_mark[node.mark_id] = node
-            self._by_identity[identity] = node
+            if error.errno not in _REFUSALS:
+                raise
+            refusal = UnwatchableError(error.errno)
+            self._warn(node, str(refusal.strerror))
+            raise refusal from error
+        node.mark_id, node.mark_identity, node.mark_mask = node.watch_id, identity, mask
+        self._by_mark[node.mark_id] = node
+        self._by_identity[identity] = node
+        if group is not self._groups[0]:
+            self._group_of_mark[node.mark_id] = group
+
+    def _add(self, path: str, mask: int, fsid: bytes) -> Fanotify:
+        """Add the first mark of an inode to a group that takes it, and return the group."""
+        known = self._group_of_fsid.get(fsid)
+        candidates = self._groups if known is None else [known, *self._groups]
+        for group in candidates:
+            try:
+                group.add(path, mask)
+            except OSError as error:
+                if error.errno != errno.EXDEV or group is candidates[-1]:
+                    raise
+            else:
+                self._group_of_fsid[fsid] = group
+                return group
+        raise AssertionError("there is always one group")
+
+    def _warn(self, node: Node, reason: str) -> None:
+        """Log once for each file system that a part of the share is not watched."""
+        device = bytes(str(os.fstat(node.inode.fd).st_dev), "ascii")
+        if device in self._refused:
+            return
+        self._refused.add(device)
+        _log.warning(
+            "the guest gets no events of the host for %s and the rest of its file system: %s;"
+            " use --fsnotify=remote to watch it with inotify",
+            os.fsdecode(Path(self._tree.path(node)).readlink()),
+            reason,
+        )
 
     def remove_mark(self, node: Node) -> None:
         """Remove the host mark of a node; see ``HostMarks``."""
         if self._by_mark.pop(node.mark_id, None) is None:
             return
         del self._by_identity[node.mark_identity]
+        group = self._group_of(node)
+        self._group_of_mark.pop(node.mark_id, None)
         try:
-            self._fanotify.remove(self._tree.path(node), node.mark_mask)
+            group.remove(self._tree.path(node), node.mark_mask)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 _log.warning(
@@ -158,14 +247,24 @@ class FanotifyBackend(TreeBackend):
         """Remove the host marks of all nodes; see ``HostMarks``."""
         self._by_mark.clear()
         self._by_identity.clear()
+        self._group_of_mark.clear()
+        self._group_of_fsid.clear()
         if nodes:
-            self._fanotify.remove_all()
+            for group in self._groups:
+                group.remove_all()
+
+    def _group_of(self, node: Node) -> Fanotify:
+        return self._group_of_mark.get(node.mark_id, self._groups[0])
+
+    def _identity(self, fd: int) -> bytes:
+        return self._groups[0].identity(fd)
 
     def _gather(self) -> list[MarkEvent]:
         """Read a chunk of events, and more when earlier events of a removed inode may be unread."""
         batch: list[MarkEvent] = []
         for _ in range(_MAX_CHUNKS):
-            chunk = self._expand(self._fanotify.read(_CHUNK))
+            # Marks of different groups are of different subvolumes. No event concerns two of them.
+            chunk = [each for group in self._groups for each in self._expand(group.read(_CHUNK))]
             batch += chunk
             if not chunk or not self._stream.shows_removal(chunk):
                 break
@@ -178,15 +277,18 @@ class FanotifyBackend(TreeBackend):
         and the check is made again after them.
         """
         history = self._history
-        if not len(history) or (self._fanotify.pending() and not history.is_full):
+        if not len(history) or (self._is_pending() and not history.is_full):
             return []
         hidden: list[MarkEvent] = []
         if history.has_suspects:
             hidden = history.missing()
-            if self._fanotify.pending() and not history.is_full:
+            if self._is_pending() and not history.is_full:
                 return []
         history.clear()
         return hidden
+
+    def _is_pending(self) -> bool:
+        return any(group.pending() for group in self._groups)
 
     def _look_up(self, mark_id: int, name: bytes) -> bytes | None:
         """Return the identity of an entry of a marked directory; see ``EntryHistory``."""
@@ -194,12 +296,7 @@ class FanotifyBackend(TreeBackend):
         if node is None:
             raise OSError(errno.ENOENT, "the directory is not watched any more")
         fsid = node.mark_identity[:FSID_SIZE]
-        return self._fanotify.identity_at(self._tree.open(node), name, fsid)
-
-    def reset(self) -> None:
-        """End all watches and drop what is recorded of events."""
-        super().reset()
-        self._history.clear()
+        return self._groups[0].identity_at(self._tree.open(node), name, fsid)
 
     def _expand(self, events: list[FanEvent]) -> list[MarkEvent]:
         """Turn coalesced events of inodes into single events of marks."""
@@ -294,7 +391,7 @@ class FanotifyBackend(TreeBackend):
             return node.parent.mark_id, node.name
         try:
             fd = self._inodes.with_room(
-                lambda: self._fanotify.open_object(self._mount_fd, identity)
+                lambda: self._groups[0].open_object(self._mount_fd, identity)
             )
         except OSError as error:
             return _not_found(error)
@@ -302,10 +399,11 @@ class FanotifyBackend(TreeBackend):
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             parent = self._inodes.with_room(lambda: os.open("..", flags, dir_fd=fd))
             try:
-                mark_id = self._mark_of(self._fanotify.identity(parent))
+                mark_id = self._mark_of(self._groups[0].identity(parent))
             finally:
                 os.close(parent)
-            return mark_id, entry_name(self._path_of(fd), unlinked=False) or b""
+            name = entry_name(fd, self._path_of(fd))
+            return (mark_id, name) if name else (_UNMARKED, b"")
         except OSError as error:
             return _not_found(error)
         finally:

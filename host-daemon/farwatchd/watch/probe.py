@@ -12,7 +12,7 @@ from enum import Enum
 from farwatchd.inode_store.store import ObjectTable
 from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.backend_base import proc_path
-from farwatchd.watch.fanotify_backend import FanotifyBackend
+from farwatchd.watch.fanotify_backend import FanotifyBackend, UnwatchableError
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.options import BackendName
 from farwatchd.wire.fsnotify import Event
@@ -44,7 +44,6 @@ _ADVICE = {
     errno.EPERM: "it is not permitted here; it needs CAP_SYS_ADMIN or a newer kernel",
     errno.ENOSYS: "the kernel does not have it",
     errno.EINVAL: "the kernel is too old for it",
-    errno.EOPNOTSUPP: "the share's file system has no file handles",
 }
 _LIMITS = {
     (BackendName.INOTIFY, errno.EMFILE): "raise fs.inotify.max_user_instances",
@@ -111,5 +110,7 @@ def _try(
 
 
 def _explain(name: BackendName, error: OSError) -> str:
+    if isinstance(error, UnwatchableError):
+        return str(error.strerror)
     number = error.errno or 0
     return _LIMITS.get((name, number)) or _ADVICE.get(number) or os.strerror(number)

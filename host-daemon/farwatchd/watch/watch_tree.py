@@ -26,7 +26,9 @@ from farwatchd.inode_store.store import GONE, HostObject, Identity, ObjectTable
 
 _log = logging.getLogger(__name__)
 _DELETED = b" (deleted)"
-_MAX_DEPTH = 1024
+#: Directories between a watched one and the root. A path has fewer than 2048 names, but a directory
+#: can be made relative to another one.
+_MAX_DEPTH = 1 << 16
 
 
 class Children:
@@ -353,7 +355,7 @@ class WatchTree:
                 parent = self._new(inode, identity, is_dir=True)
             self._adopt(parent, node)
             node = parent
-        raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
+        raise OSError(errno.ENAMETOOLONG, "the directory is too deep in the share")
 
     def _inside(self, node: Node) -> bool:
         """Return whether the root is an ancestor of ``node``, without adding marks.
@@ -382,7 +384,7 @@ class WatchTree:
         finally:
             if fd >= 0:
                 os.close(fd)
-        raise OSError(errno.ENAMETOOLONG, "the directory lies too deep")
+        raise OSError(errno.ENAMETOOLONG, "the directory is too deep in the share")
 
     def _is_stale(self, node: Node) -> bool:
         """Return whether a node's inode is deleted for good. Then the host raises DELETE_SELF."""
@@ -427,20 +429,37 @@ class WatchTree:
         Siblings without a name are all checked when one of them may have been removed.
         """
         try:
-            return entry_name(self.path(node), self.unlinked(node))
+            fd = self.open(node)
+            return entry_name(fd, self._path_of(fd))
         except OSError:
             return None
 
 
-def entry_name(link: str, unlinked: bool) -> bytes | None:
-    """Return the last name of the path in ``link``, a link of /proc/self/fd; None without one.
+def entry_name(fd: int, link: str) -> bytes | None:
+    """Return the name of the directory behind ``fd`` in its parent, the last one if it is unlinked.
 
-    The kernel appends a suffix to the path of an ``unlinked`` inode, which is removed here.
+    ``link`` is the descriptor's link in /proc/self/fd. None: the directory has no parent here.
     """
-    path = os.fsencode(Path(link).readlink())
-    if unlinked:
+    status = os.fstat(fd)
+    try:
+        path = os.fsencode(Path(link).readlink())
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _name_in_parent(fd, status.st_ino)
+    # The kernel marks the path of an unlinked inode so. Another name may end so as well.
+    if status.st_nlink == 0:
         path = path.removesuffix(_DELETED)
     return path.rpartition(b"/")[2] or None
+
+
+def _name_in_parent(fd: int, inode: int) -> bytes | None:
+    parent = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        with os.scandir(parent) as entries:
+            return next((os.fsencode(each.name) for each in entries if each.inode() == inode), None)
+    finally:
+        os.close(parent)
 
 
 def _stale() -> OSError:

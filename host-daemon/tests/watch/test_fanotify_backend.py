@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from farwatchd.linux import fanotify
 from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
@@ -196,13 +197,87 @@ def test_event_of_a_directory_deleted_before_the_read_is_harmless(host: Host, sh
     assert host.records()[-1] == EventRecord(1, 0, Event.DELETE | Event.ISDIR, b"d")
 
 
-def test_file_system_without_handles_is_eopnotsupp(host: Host) -> None:
-    fd = os.open("/proc/self/status", os.O_PATH)
-    with pytest.raises(OSError, match=r".") as caught:
-        host.table.set_mask(2, 0, fd, False, ALL)
-    os.close(fd)
-    assert caught.value.errno == errno.EOPNOTSUPP
+def test_file_system_without_handles_is_eopnotsupp(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Since Linux 6.5 each file system has handles that identify an inode.
+    monkeypatch.setattr(fanotify, "_AT_HANDLE_FID", 0)
+    for group in host.backend._groups:  # type: ignore[attr-defined]
+        group._handle_flags = 0
+    for name in ("status", "stat"):
+        fd = os.open(f"/proc/self/{name}", os.O_PATH)
+        with pytest.raises(OSError, match="no file handles") as caught:
+            host.table.set_mask(2, 0, fd, False, ALL)
+        os.close(fd)
+        assert caught.value.errno == errno.EOPNOTSUPP
     assert host.host_watches() == 0
+    (warning,) = caplog.messages
+    assert "no events of the host for /proc/" in warning
+    assert "use --fsnotify=remote" in warning
+
+
+def test_event_of_a_deleted_directory_has_its_last_name(host: Host, share: Path) -> None:
+    host.watch(1, share, ALL & ~Event.OPEN & ~Event.CLOSE_NOWRITE)
+    for name in ("dir", "dir (deleted)"):
+        (share / name).mkdir()
+        host.records()
+        holder = os.open(share / name, os.O_RDONLY)
+        (share / name).chmod(0o700)
+        (share / name).rmdir()
+        assert host.records() == [
+            EventRecord(1, 0, Event.ATTRIB | Event.ON_CHILD | Event.ISDIR, os.fsencode(name)),
+            EventRecord(1, 0, Event.DELETE | Event.ISDIR, os.fsencode(name)),
+        ]
+        os.close(holder)
+
+
+def remove(directory: Path) -> None:
+    """Remove a tree that is too deep for pytest."""
+    subprocess.run(["rm", "-rf", directory], check=True, timeout=30)
+
+
+def test_event_of_a_directory_below_a_long_path_has_its_name(share: Path) -> None:
+    """Longer than PATH_MAX, so that no link of /proc/self/fd can be read."""
+    host = Host(share, max_watches=100, open_backend=FanotifyBackend)
+    fd = os.open(share, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("n" * 250, dir_fd=fd)
+        below = os.open("n" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.mkdir("unwatched", dir_fd=fd)
+    os.mkdir("watched", dir_fd=fd)
+    watched = os.open("watched", os.O_RDONLY, dir_fd=fd)
+    mask = Event.ATTRIB | Event.ON_CHILD
+    host.table.set_mask(2, 0, fd, True, mask)
+    host.table.set_mask(3, 0, watched, True, Event.CREATE)
+    os.chmod("unwatched", 0o700, dir_fd=fd)
+    os.fchmod(watched, 0o700)
+    attrib = Event.ATTRIB | Event.ON_CHILD | Event.ISDIR
+    assert host.records() == [
+        EventRecord(2, 0, attrib, b"unwatched"),
+        EventRecord(2, 0, attrib, b"watched"),
+    ]
+    os.close(watched)
+    os.close(fd)
+    host.close()
+    remove(share)
+
+
+def test_directory_below_two_thousand_others_is_watched(share: Path) -> None:
+    host = Host(share, max_watches=3000, open_backend=FanotifyBackend)
+    fd = os.open(share, os.O_RDONLY)
+    for _ in range(2000):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    host.table.set_mask(2, 0, fd, True, Event.CREATE)
+    os.mkdir("new", dir_fd=fd)
+    assert host.records() == [EventRecord(2, 0, Event.CREATE | Event.ISDIR, b"new")]
+    os.close(fd)
+    host.close()
+    remove(share)
 
 
 def test_overflow_of_the_host_queue_is_reported_once(host: Host, share: Path) -> None:

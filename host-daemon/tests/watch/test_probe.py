@@ -70,7 +70,9 @@ def test_missing_proc_is_an_error_of_one_line(
         (BackendName.INOTIFY, errno.ENOSPC, "max_user_watches"),
         (BackendName.INOTIFY, errno.EIO, "Input/output error"),
         (BackendName.FANOTIFY, errno.ENOSPC, "max_user_marks"),
-        (BackendName.FANOTIFY, errno.ENODEV, "no file handles"),
+        (BackendName.FANOTIFY, errno.ENODEV, "its file system has no id"),
+        (BackendName.FANOTIFY, errno.EXDEV, "btrfs subvolume"),
+        (BackendName.FANOTIFY, errno.EOPNOTSUPP, "no file handles"),
         (BackendName.AUTO, errno.EPERM, "inotify: .*; nor with fanotify: "),
     ],
 )
