@@ -2,11 +2,11 @@
 # Every target does its own set-up; see docs/harness.md. Results go to stdout, progress to stderr.
 
 HARNESS := .venv/bin/farwatch-harness
-PYTHON_CODE := host-daemon harness guest-tests
+PYTHON_CODE := host-daemon harness guest-tests docs
 HOST_TESTS := host-daemon/tests harness/tests
 MARKDOWN = $(filter-out docs/protocol.md patches/%,$(shell git ls-files '*.md'))
 
-.PHONY: help venv setup lint format unit coverage kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -59,6 +59,29 @@ check: setup lint ## run all checks and tests that need no guest; needs root
 
 coverage: setup ## run the host tests and show which lines and branches no test reaches
 	@.venv/bin/python -m pytest -q -n auto --cov --cov-report=html:build/coverage --cov-report=term $(HOST_TESTS)
+
+docs: build/docs/venv/.complete ## make the site, farwatchd(1) and shell completion, in build/docs
+	@build/docs/venv/bin/sphinx-build -q -W --keep-going -b html -c docs . build/docs/html
+	@build/docs/venv/bin/argparse-manpage --module farwatchd.options --function make_parser --prog farwatchd \
+	    --project-name Farwatch --manual-title 'Farwatch' --description 'a virtio-fs daemon whose guest sees the events of the host' \
+	    --output build/docs/farwatchd.1
+	@build/docs/venv/bin/shtab --shell=bash farwatchd.options.make_parser > build/docs/farwatchd.bash
+	@build/docs/venv/bin/shtab --shell=zsh farwatchd.options.make_parser > build/docs/_farwatchd
+	@echo build/docs/html/docs/index.html
+
+docs-links: build/docs/venv/.complete ## check the links of the documents to other servers
+	@build/docs/venv/bin/sphinx-build -q -b linkcheck -c docs . build/docs/links
+
+build/docs/venv/.complete: pyproject.toml
+	@mkdir -p build/logs
+	@echo '- making build/docs/venv ...' >&2
+	@$(or $(PYTHON),python3) -m venv --clear build/docs/venv && \
+	    build/docs/venv/bin/python -m pip install --disable-pip-version-check -e '.[docs]' > build/logs/docs-venv.log 2>&1 || \
+	    { tail -n 3 build/logs/docs-venv.log >&2; exit 1; }
+	@touch $@
+
+pictures: ## draw the pictures of the documents again (needs graphviz)
+	@python3 docs/pictures/draw.py
 
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
 	@$(HARNESS) bench $(ARGS)

@@ -86,46 +86,46 @@ class Difference:
     why: str
 
 
-#: All of them, as the README lists them. The comparison allows the first (merged()), leaves the
+#: All of them, as docs/modes.md lists them. The comparison allows the first (merged()), leaves the
 #: second out (of what the guest does in mode remote nothing is compared) and takes the third as
 #: equal (UNNAMED); scripts reach no other.
 KNOWN_DIFFERENCES = (
     Difference(
-        "In mode `others`, what one process on the host does to one object before the daemon has"
-        " read of it, renames apart, is told where the first of it happened: in the order open,"
-        " read, write, attributes, close, each once",
-        "the host's fanotify merges it",
+        "In mode `others`, pending events of one process of the host on one object are coalesced"
+        " and reported at the position of the first, once per type, in the order open, access,"
+        " modify, attrib, close; renames are not coalesced",
+        "fanotify does this before the daemon reads its queue",
     ),
     Difference(
-        "In mode `remote` the guest's own operations are told as they reach the host: a write to a"
-        " shared mapping as a read and a write, and the last events of a file that the guest"
-        " deletes perhaps not at all",
+        "In mode `remote`, the guest's own operations are reported as they reach the host: a write"
+        " to a shared mapping as a read and a write, and the last events of a file that the guest"
+        " deletes possibly not at all",
         "they come from the host's inotify, and the guest's kernel may have forgotten the file by"
         " then",
     ),
     Difference(
-        'A file that has no name (`O_TMPFILE`) is "/" in events of the guest\'s own operations,'
-        " where others have its inode number",
-        "Linux's FUSE calls it so, with or without the patches",
+        'A file without a name (`O_TMPFILE`) is "/" in events of the guest\'s own operations, where'
+        " other file systems have its inode number",
+        "Linux's FUSE names it so, with or without the patches",
     ),
     Difference(
-        "A new watch may be told of what the host did just before it was added",
-        "the events were on their way to the guest when another watch wanted them",
+        "A new watch may get events of what the host did just before it was added",
+        "the events were on their way to the guest for another watch",
     ),
     Difference(
-        "`IN_DELETE_SELF` comes, and ends the watch, when the last name goes, not when the last"
-        " process of the host closes the file; an object without a name cannot be watched"
+        "`IN_DELETE_SELF` comes, and ends the watch, when the last name is deleted, not when the"
+        " last process of the host closes the file; an unlinked object cannot be watched"
         " (`ENOENT`)",
-        "the daemon may be the last to hold the file, and then the host says nothing",
+        "the daemon may be the last one that has the file open, and then the host reports nothing",
     ),
     Difference(
-        "fanotify groups without `FAN_REPORT_FID` hear nothing of the host",
+        "fanotify groups without `FAN_REPORT_FID` get no events of the host",
         "their events are open files, which a path on the host is not",
     ),
     Difference(
-        "Who reads an event of a file may find its other names, in unwatched directories, as they"
-        " were cached",
-        "the event does not tell of them",
+        "A program that reads an event of a file may find the file's other names, in unwatched"
+        " directories, as they were cached",
+        "the event does not contain them",
     ),
 )
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which events reach a watcher in the guest in which mode: what README.md and docs/protocol.md say,
-as a table."""
+"""Which events reach a watcher in the guest in which mode, as a table.
+
+The sources are docs/modes.md and docs/protocol.md.
+"""
 
 from dataclasses import dataclass
 

@@ -187,19 +187,15 @@ def test_a_lost_a_second_and_another_event_are_differences(guest: list[Told]) ->
     assert "part at event" in Comparison(native, guest).difference()
 
 
-def test_the_readme_lists_what_the_oracle_knows_to_differ() -> None:
-    limits = (
-        (paths.CHECKOUT / "README.md")
+def test_documented_differences_are_those_that_the_oracle_knows() -> None:
+    listed = (
+        (paths.CHECKOUT / "docs" / "modes.md")
         .read_text()
-        .partition("\n## Limits\n")[2]
+        .partition("\n## Differences from a local file system\n")[2]
         .partition("\n## ")[0]
+        .partition("\n\n- ")[2]
     )
-    listed = limits.partition("Where events are not those of a local file system")[2].partition(
-        "\n\n"
-    )[2]
-    bullets = {
-        " ".join(bullet.split()) for bullet in listed.strip().removeprefix("- ").split("\n- ")
-    }
+    bullets = {" ".join(bullet.split()) for bullet in listed.strip().split("\n- ")}
     assert bullets == {f"{known.what}: {known.why}." for known in KNOWN_DIFFERENCES}
 
 
