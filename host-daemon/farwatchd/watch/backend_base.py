@@ -72,12 +72,15 @@ class TreeBackend(abc.ABC):
         self._group.close()
 
     def delay(self) -> float | None:
-        """Return None: events are not held back."""
-        return None
+        """Return 0 while watches are to be verified after lost events, else None."""
+        return 0.0 if self._tree.has_suspects else None
 
     def read(self) -> list[HostEvent]:
         """Return the next events; see ``WatchBackend``."""
-        return self._stream.interpret(self._gather())
+        batch = self._gather()
+        if not batch and self._tree.has_suspects:
+            return self._stream.verify_some()
+        return self._stream.interpret(batch)
 
     @abc.abstractmethod
     def _gather(self) -> list[MarkEvent]:

@@ -45,6 +45,8 @@ _DELETE, _MOVED_TO = int(In.DELETE), int(In.MOVED_TO)
 _OVERFLOW, _DELETE_SELF = int(In.Q_OVERFLOW), int(In.DELETE_SELF)
 _BOTH_SIDES = int(In.MOVED_FROM | In.MOVED_TO)
 _ENDED_BY_HOST = int(In.IGNORED | In.UNMOUNT)
+#: Nodes that are verified in one turn of the event loop, each by some system calls.
+_SLICE = 64
 
 
 class MarkEvent(NamedTuple):
@@ -123,10 +125,11 @@ class EventStream:
                 last_move[raw.mark_id] = index
         removed: list[Node] = []
         for index, raw in enumerate(batch):
-            source = self._by_mark.get(raw.mark_id)
-            target = self._by_mark.get(raw.new_mark_id) if raw.is_rename else source
+            source = self._node(raw.mark_id)
+            target = self._node(raw.new_mark_id) if raw.is_rename else source
             if raw.mask & _OVERFLOW:
                 self._events.append(HostEvent(0, Event.OVERFLOW))
+                self._tree.suspect_all()
             for child in self._removed_children(target, raw):
                 # A child that will still move is removed later, under a name that it gets then.
                 if last_move.get(child.mark_id, -1) > index:
@@ -150,6 +153,37 @@ class EventStream:
                 removed.clear()
         events, self._events = self._events, []
         return events
+
+    def verify_some(self) -> list[HostEvent]:
+        """Verify some of the nodes that may have changed unseen, and return what has ended.
+
+        To be called when all events are read.
+        """
+        for _ in range(_SLICE):
+            node = self._tree.next_suspect()
+            if node is None:
+                break
+            if self._tree.unlinked(node):
+                # Who unlinked it is lost. A report too many is better than a lost one.
+                self._end(node)
+            else:
+                self._update_place(node)
+        events, self._events = self._events, []
+        return events
+
+    def _node(self, mark_id: int) -> Node | None:
+        """Return the node of a mark, verified if events were lost; None when there is none."""
+        node = self._by_mark.get(mark_id)
+        if node is None or not self._tree.is_suspect(node):
+            return node
+        # What happens outside of the share must not be reported.
+        self._update_place(node)
+        return self._by_mark.get(mark_id)
+
+    def _update_place(self, node: Node) -> None:
+        for left in self._tree.moved(node):
+            _log.info("a watched directory has left the share; its watch ends")
+            self._events.append(HostEvent(left.watch_id, Event(0), ended=True))
 
     def _removed_children(self, node: Node | None, raw: MarkEvent) -> list[Node]:
         """Return the watched directories that an rmdir, or a rename over them, has removed."""
@@ -178,9 +212,7 @@ class EventStream:
                 # The last of these changes was the removal.
                 node.pending_removal, node.removed_by_own = True, raw.own
         if mask & _MOVE_SELF:
-            for left in self._tree.moved(node):
-                _log.info("a watched directory has left the share; its watch ends")
-                self._events.append(HostEvent(left.watch_id, Event(0), ended=True))
+            self._update_place(node)
 
     def _report(self, node: Node, raw: MarkEvent) -> None:
         wire = self._wire.get(raw.mask)

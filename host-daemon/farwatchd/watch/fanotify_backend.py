@@ -317,6 +317,7 @@ class FanotifyBackend(TreeBackend):
     def _single(self, event: FanEvent, before: FanEvent | None) -> Iterator[MarkEvent]:
         mask = event.mask
         if mask & In.Q_OVERFLOW:
+            self._history.clear()
             yield _OVERFLOW
             return
         own = event.pid == self._own_pid and not self._report_own

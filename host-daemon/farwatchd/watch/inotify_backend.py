@@ -48,9 +48,11 @@ class InotifyBackend(TreeBackend):
         """Do nothing: inotify reports the events of all processes."""
 
     def delay(self) -> float | None:
-        """Return the seconds until a held MOVED_FROM stays unpaired; None when none is held."""
+        """Return the seconds until a held MOVED_FROM stays unpaired; see ``TreeBackend``."""
         deadline = self._joiner.deadline
-        return None if deadline is None else max(0.0, deadline - self._clock())
+        if deadline is None:
+            return super().delay()
+        return max(0.0, deadline - self._clock())
 
     def reset(self) -> None:
         """End all watches and drop what is held."""

@@ -110,11 +110,14 @@ class Node:
     name: bytes | None = None
     children: Children | None = None
 
-    def subtree(self) -> list[Node]:
-        """Return the node and all below it, parents before children."""
+    def subtree(self, include: Callable[[Node], bool]) -> list[Node]:
+        """Return the node and all below it, parents before children.
+
+        A child that ``include`` refuses is left out with all below it.
+        """
         nodes = [self]
         for each in nodes:
-            nodes.extend(each.children or ())
+            nodes.extend(child for child in each.children or () if include(child))
         return nodes
 
 
@@ -153,6 +156,9 @@ class WatchTree:
         self._watch_ids = itertools.count(1)
         self._by_watch_id: dict[int, Node] = {}
         self._by_identity: dict[Identity, Node] = {}
+        # After lost events: the nodes of which it is unknown whether they are still where they
+        # were.
+        self._suspects: dict[int, Node] = {}
 
     def __len__(self) -> int:
         return len(self._by_watch_id)
@@ -161,6 +167,23 @@ class WatchTree:
         """Return the node of an explicit watch, or None."""
         node = self._by_watch_id.get(watch_id)
         return node if node is not None and node.explicit else None
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether nodes are to be verified after events were lost."""
+        return bool(self._suspects)
+
+    def suspect_all(self) -> None:
+        """Record that events were lost: each inode may be unlinked, moved, or out of the share."""
+        self._suspects = dict(self._by_watch_id)
+
+    def is_suspect(self, node: Node) -> bool:
+        """Return whether a node is to be verified."""
+        return node.watch_id in self._suspects
+
+    def next_suspect(self) -> Node | None:
+        """Return a node that is to be verified, or None."""
+        return next(iter(self._suspects.values()), None)
 
     def add(self, fd: int, is_dir: bool, wanted: int) -> Node:
         """Watch the inode behind ``fd`` explicitly, or add ``wanted`` to its mask.
@@ -230,6 +253,7 @@ class WatchTree:
         parent."""
         while self._by_watch_id.pop(node.watch_id, None) is not None:
             del self._by_identity[node.identity]
+            self._suspects.pop(node.watch_id, None)
             for child in node.children or ():
                 child.parent = None
             self._marks.remove_mark(node)
@@ -247,6 +271,7 @@ class WatchTree:
         nodes = list(self._by_watch_id.values())
         self._by_watch_id.clear()
         self._by_identity.clear()
+        self._suspects.clear()
         self._marks.remove_all_marks(nodes)
         for node in nodes:
             self._inodes.drop(node.inode)
@@ -288,11 +313,12 @@ class WatchTree:
             return False
 
     def moved(self, node: Node) -> list[Node]:
-        """Update the tree after the move of a directory.
+        """Update the tree after the move of a directory, which may be a lost event.
 
         Returns the nodes of explicit watches that have ended, because the move took them out of the
         share.
         """
+        self._suspects.pop(node.watch_id, None)
         if not node.is_dir or node.identity == self._root or self._is_stale(node):
             return []
         former, node.parent = node.parent, None
@@ -315,7 +341,8 @@ class WatchTree:
                 self.drop(former)
         if inside:
             return []
-        left = node.subtree()
+        # A suspect child may have been moved elsewhere. It stays, and is verified itself.
+        left = node.subtree(lambda child: child.watch_id not in self._suspects)
         for each in left:
             self.drop(each)
         return [each for each in left if each.explicit]
@@ -369,8 +396,7 @@ class WatchTree:
             fd = self._open_parent(self.open(node))
             for _ in range(_MAX_DEPTH):
                 former, identity = identity, self._inodes.identity(fd)
-                known = self._by_identity.get(identity)
-                if identity == self._root or (known is not None and known.parent is not None):
+                if identity == self._root or self._is_known_inside(identity):
                     return True
                 if identity == former:
                     return False
@@ -385,6 +411,12 @@ class WatchTree:
             if fd >= 0:
                 os.close(fd)
         raise OSError(errno.ENAMETOOLONG, "the directory is too deep in the share")
+
+    def _is_known_inside(self, identity: Identity) -> bool:
+        known = self._by_identity.get(identity)
+        return (
+            known is not None and known.parent is not None and known.watch_id not in self._suspects
+        )
 
     def _is_stale(self, node: Node) -> bool:
         """Return whether a node's inode is deleted for good. Then the host raises DELETE_SELF."""

@@ -529,3 +529,70 @@ def test_wakeup_is_called_when_records_are_queued(host: Host, share: Path) -> No
     (share / "f").touch()
     host.table.process()
     assert wakeups == [1]
+
+
+@pytest.fixture
+def small_queue() -> Iterator[int]:
+    """Make the queues of new groups short, and return how many events overflow them."""
+    limits = [Path(f"/proc/sys/fs/{name}/max_queued_events") for name in ("inotify", "fanotify")]
+    before = [limit.read_text() for limit in limits]
+    for limit in limits:
+        limit.write_text("100")
+    yield 110
+    for limit, value in zip(limits, before, strict=True):
+        limit.write_text(value)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_overflow_verifies_all_watches(share: Path, small_queue: int, kind: str) -> None:
+    outside = share.parent / "outside"
+    outside.mkdir()
+    for name in ("left/below/deep", "removed", "moved/below", "stays", "taken", "busy"):
+        (share / name).mkdir(parents=True)
+    (share / "file").touch()
+    host = Host(share, max_watches=50, open_backend=BACKENDS[kind])
+    watched = (
+        "left", "left/below", "left/below/deep", "removed", "moved", "moved/below", "stays",
+        "taken", "busy", "file",
+    )  # fmt: skip
+    mask = Event.CREATE | Event.ATTRIB
+    for nodeid, name in enumerate(watched, start=10):
+        host.watch(nodeid, share / name, mask)
+    for number in range(small_queue):
+        (share / "busy" / f"{number}").touch()
+    # These events are lost.
+    (share / "taken").rename(outside / "taken")
+    (share / "left/below/deep").rename(share / "stays/deep")
+    (share / "left").rename(outside / "left")
+    (share / "moved").rename(share / "stays/moved")
+    (share / "removed").rmdir()
+    (share / "file").unlink()
+    (outside / "left/secret-1").touch()
+    # The first event after the overflow, before anything is verified, is outside of the share.
+    host.table.process()
+    (outside / "taken/secret-2").touch()
+    (outside / "left/below/secret-3").touch()
+    records = host.records()
+    assert OVERFLOW in records
+    assert [record.name for record in records if record.name.startswith(b"secret")] == []
+    ended = [record.nodeid for record in records if record.mask & Event.DELETE_SELF]
+    assert sorted(ended) == [13, 19]
+    (outside / "taken/secret-4").touch()
+    (outside / "left/below/secret-5").touch()
+    for name in ("stays/deep/a", "stays/moved/b", "stays/moved/below/c", "busy/d"):
+        (share / name).touch()
+    assert host.records() == [
+        EventRecord(12, 0, Event.CREATE, b"a"),
+        EventRecord(14, 0, Event.CREATE, b"b"),
+        EventRecord(15, 0, Event.CREATE, b"c"),
+        EventRecord(18, 0, Event.CREATE, b"d"),
+    ]
+    # Removals are seen at the new places.
+    (share / "stays/moved/below/c").unlink()
+    (share / "stays/moved/below").rmdir()
+    assert host.records() == [EventRecord(15, 0, Event.DELETE_SELF | Event.ISDIR)]
+    # The share's root, stays, moved, deep and busy.
+    assert host.host_watches() == 5
+    assert host.backend.count == 5
+    host.close()
