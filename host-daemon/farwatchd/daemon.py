@@ -51,13 +51,13 @@ def run(config: Config, sock: socket.socket) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     _log.debug("%d files may be open", limit)
-    # While modules can still be found.
-    seccomp = None if config.sandbox.seccomp is Seccomp.NONE else import_library()
     try:
+        # While modules can still be found.
+        seccomp = None if config.sandbox.seccomp is Seccomp.NONE else import_library()
         root_fd = enter(
             config.sandbox.sandbox, config.shared_dir.absolute(), config.sandbox.id_maps
         )
-    except SandboxError as error:
+    except (SandboxError, SeccompError) as error:
         raise UserError(str(error)) from error
     _serve(config, sock, root_fd, _objects(config, root_fd, limit), seccomp)
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets the process make only the system calls that serving takes (seccomp(2)), where libseccomp is
-installed.
+"""Let the process make only the system calls that serving takes (seccomp(2)).
 
-The list holds what the daemon, the interpreter and the C library call once the sandbox has been
-entered. It must be loaded last: afterwards no program can be run, no memory made executable,
-nothing mounted and no address connected to.
+The allow list holds what the daemon, the interpreter and the C library call once the sandbox has
+been entered. What they may call in another version is no reason to end: it gets an errno. What only
+an attacker calls ends the process. The filter must be loaded last: afterwards no program can be
+run, no memory made executable, nothing mounted and no address connected to.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
+import socket
+from collections.abc import Sequence
 from typing import Any
 
 from farwatchd.sandbox.options import Seccomp
@@ -18,20 +21,22 @@ from farwatchd.sandbox.options import Seccomp
 _log = logging.getLogger(__name__)
 
 
+#: What serving takes, and what the C libraries make of it: musl and old glibc call the older ones.
 _FILES = """
-    chmod chown close copy_file_range dup fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat
-    fcntl fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync ftruncate
-    getdents64 getxattr ioctl lchown lgetxattr linkat listxattr llistxattr lremovexattr lseek
-    lsetxattr mkdirat mknodat name_to_handle_at newfstatat open_by_handle_at openat openat2 pread64
-    preadv preadv2 pwrite64 pwritev pwritev2 read readlink readlinkat readv removexattr renameat
-    renameat2 setxattr stat statfs statx symlinkat sync_file_range syncfs truncate umask unlinkat
-    utimensat write writev
+    access chmod chown close copy_file_range creat dup dup2 dup3 faccessat faccessat2 fallocate
+    fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock
+    fremovexattr fsetxattr fstat fstatfs fsync ftruncate getdents getdents64 getxattr lchown
+    lgetxattr link linkat listxattr llistxattr lremovexattr lseek lsetxattr lstat mkdir mkdirat
+    mknod mknodat name_to_handle_at newfstatat open open_by_handle_at openat openat2 pread64 preadv
+    preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv removexattr rename
+    renameat renameat2 rmdir setxattr stat statfs statx symlink symlinkat sync_file_range syncfs
+    truncate umask unlink unlinkat utimensat write writev
 """
 _EVENTS = """
-    epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd2 fanotify_mark inotify_add_watch
-    inotify_rm_watch poll ppoll
+    epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd2 fanotify_mark
+    inotify_add_watch inotify_rm_watch pipe2 poll ppoll pselect6 select
 """
-#: The front ends' socket, and the one to syslog.
+#: The front-ends' socket, and the one to syslog.
 _SOCKETS = (
     "accept accept4 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto setsockopt"
     " shutdown"
@@ -42,16 +47,36 @@ _IDENTITY = """
 """
 _PROCESS = """
     brk clock_getres clock_gettime clock_nanosleep exit exit_group futex getcpu getcwd getrandom
-    getrusage gettimeofday madvise membarrier mremap munlock munmap nanosleep prlimit64
-    restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield
-    set_robust_list sigaltstack sysinfo tgkill time uname wait4
+    getrusage gettimeofday madvise membarrier mremap munlock munmap nanosleep restart_syscall rseq
+    rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list
+    set_tid_address sigaltstack sysinfo time uname wait4
 """
 _ALLOWED = " ".join((_FILES, _EVENTS, _SOCKETS, _IDENTITY, _PROCESS)).split()
-#: Refused and no reason to end: the logger makes them when syslog's daemon has gone, the C library
-#: does without.
-_REFUSED = {"socket": errno.EPERM, "connect": errno.EPERM, "clone3": errno.ENOSYS}
+
+#: What neither serving nor an interpreter or C library does: a program, another process, a mount
+#: or namespace, the kernel, the clock, and interfaces with a history of faults.
+_ATTACKS = """
+    execve execveat fork vfork ptrace process_vm_readv process_vm_writev process_madvise kcmp
+    kill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_getfd pidfd_send_signal
+    mount umount2 pivot_root chroot unshare setns open_tree move_mount fsopen fsconfig fsmount
+    fspick mount_setattr swapon swapoff quotactl quotactl_fd acct
+    bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register
+    init_module finit_module delete_module kexec_load kexec_file_load reboot syslog
+    keyctl add_key request_key iopl ioperm modify_ldt uselib vhangup
+    settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname
+"""
+
+#: Refused with an error that the C library or the logger expects; all other calls are ENOSYS,
+#: which makes a C library take another way.
+_REFUSED = {"connect": errno.EPERM, "clone3": errno.ENOSYS}
+
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000
+#: prctl(2) of threads and memory that get a name: PR_SET_NAME, PR_GET_NAME, PR_SET_VMA.
+_NAMING = (15, 16, 0x53564D41)
+#: ioctl(2): TCGETS, by which Python asks for a terminal, FIONREAD of a watch queue, and the ones
+#: that are like fcntl(2): FIONBIO, FIONCLEX, FIOCLEX.
+_IOCTLS = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)
 #: ``__NR_SCMP_ERROR``.
 _UNKNOWN = -1
 
@@ -61,59 +86,114 @@ class SeccompError(Exception):
 
 
 def import_library() -> Any:
-    """The module pyseccomp, or None after a warning. To be called first while modules can still be
-    imported."""
+    """Return the module pyseccomp; ``SeccompError``. Call it while modules can be imported."""
     try:
         import pyseccomp
     except (ImportError, RuntimeError) as error:
-        _log.warning("system calls are not restricted: %s; install libseccomp", error)
-        return None
+        raise SeccompError(
+            f"cannot restrict the system calls: {error}; install libseccomp, or use --seccomp=none"
+            " to start without the filter"
+        ) from error
     return pyseccomp
 
 
 def restrict(library: Any, action: Seccomp) -> None:
-    """Load the filter for all threads of the process, with ``import_library``'s ``library``;
-    ``SeccompError``."""
-    default = {
+    """Load the filter for all threads of the process; ``SeccompError``.
+
+    ``action`` is for attacks. Other calls that are not allowed get an errno, except with LOG, which
+    logs both and lets them pass. ``library`` is that of ``import_library``.
+    """
+    attack = {
         Seccomp.KILL: library.KILL_PROCESS,
         Seccomp.LOG: library.LOG,
         Seccomp.TRAP: library.TRAP,
     }[action]
+    rules = _Rules(library, attack, permissive=action is Seccomp.LOG)
     try:
-        rules = library.SyscallFilter(default)
-        rules.set_attr(library.Attr.CTL_TSYNC, 1)
-        for name in _ALLOWED:
-            _add(library, rules, library.ALLOW, name)
-        for name, number in _REFUSED.items():
-            _add(library, rules, library.ERRNO(number), name)
-        for name in ("mmap", "mprotect", "pkey_mprotect"):
-            # A front end may have memory mapped at any time, but none of it is code.
-            _add(
-                library,
-                rules,
-                library.ALLOW,
-                name,
-                library.Arg(2, library.MASKED_EQ, _PROT_EXEC, 0),
-            )
-        _add(
-            library,
-            rules,
-            library.ALLOW,
-            "clone",
-            library.Arg(0, library.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD),
-        )
         rules.load()
     except OSError as error:
-        reason = error.strerror
         raise SeccompError(
-            f"cannot restrict the system calls: {reason};"
+            f"cannot restrict the system calls: {error.strerror};"
             " use --seccomp=none to start without the filter"
         ) from error
 
 
-def _add(library: Any, rules: Any, action: int, name: str, *conditions: Any) -> None:
-    number = library.resolve_syscall(library.Arch.NATIVE, name)
-    if number == _UNKNOWN:
-        _log.debug("this libseccomp does not know the system call %s", name)
-        return
-    rules.add_rule(action, number, *conditions)
+class _Rules:
+    """The filter's rules. ``permissive``: what would get an errno gets ``attack``, too."""
+
+    def __init__(self, library: Any, attack: int, permissive: bool) -> None:
+        self._library = library
+        self._attack = attack
+        self._permissive = permissive
+        self._default = self._refuse(errno.ENOSYS)
+        self._filter = library.SyscallFilter(self._default)
+        self._filter.set_attr(library.Attr.CTL_TSYNC, 1)
+
+    def load(self) -> None:
+        """Make the filter and load it; ``OSError``."""
+        allow = self._library.ALLOW
+        for name in _ALLOWED:
+            self._add(allow, name)
+        for name in _ATTACKS.split():
+            self._add(self._attack, name)
+        for name, number in _REFUSED.items():
+            self._add(self._refuse(number), name)
+        self._add_memory()
+        self._add_threads()
+        self._allow_with("prctl", 0, _NAMING)
+        self._allow_with("ioctl", 1, _IOCTLS)
+        # The logger connects again when syslog has gone; nothing connects to a network.
+        self._add(self._refuse(errno.EPERM), "socket", self._is(0, socket.AF_UNIX))
+        self._add(self._attack, "socket", self._is_not(0, socket.AF_UNIX))
+        self._filter.load()
+
+    def _add_memory(self) -> None:
+        """Let memory be mapped at any time, as a front-end may ask for it, but not as code."""
+        for name in ("mmap", "mprotect", "pkey_mprotect"):
+            self._add(self._library.ALLOW, name, self._has_not(2, _PROT_EXEC))
+            self._add(self._refuse(errno.EPERM), name, self._has(2, _PROT_EXEC))
+
+    def _add_threads(self) -> None:
+        """Let threads be made and signalled, but no process, and the process's limits be read."""
+        self._add(self._library.ALLOW, "clone", self._has(0, _CLONE_THREAD))
+        self._add(self._attack, "clone", self._has_not(0, _CLONE_THREAD))
+        self._add(self._library.ALLOW, "tgkill", self._is(0, os.getpid()))
+        self._add(self._refuse(errno.EPERM), "tgkill", self._is_not(0, os.getpid()))
+        # The third argument is where a new limit would be.
+        self._add(self._library.ALLOW, "prlimit64", self._is(0, 0), self._is(2, 0))
+        self._add(self._refuse(errno.EPERM), "prlimit64", self._is_not(0, 0))
+        self._add(self._refuse(errno.EPERM), "prlimit64", self._is(0, 0), self._is_not(2, 0))
+        self._add(self._library.ALLOW, "getrlimit")
+
+    def _allow_with(self, name: str, argument: int, values: Sequence[int]) -> None:
+        """Allow a call with some values of an argument."""
+        for value in values:
+            self._add(self._library.ALLOW, name, self._is(argument, value))
+
+    def _refuse(self, number: int) -> Any:
+        return self._attack if self._permissive else self._library.ERRNO(number)
+
+    def _compare(self, argument: int, how: str, value: int) -> Any:
+        return self._library.Arg(argument, getattr(self._library, how), value)
+
+    def _is(self, argument: int, value: int) -> Any:
+        return self._compare(argument, "EQ", value)
+
+    def _is_not(self, argument: int, value: int) -> Any:
+        return self._compare(argument, "NE", value)
+
+    def _has(self, argument: int, bit: int) -> Any:
+        return self._library.Arg(argument, self._library.MASKED_EQ, bit, bit)
+
+    def _has_not(self, argument: int, bit: int) -> Any:
+        return self._library.Arg(argument, self._library.MASKED_EQ, bit, 0)
+
+    def _add(self, action: Any, name: str, *conditions: Any) -> None:
+        if action == self._default:
+            # No rule is needed, and libseccomp refuses it.
+            return
+        number = self._library.resolve_syscall(self._library.Arch.NATIVE, name)
+        if number == _UNKNOWN:
+            _log.debug("this libseccomp does not know the system call %s", name)
+            return
+        self._filter.add_rule(action, number, *conditions)

@@ -8,17 +8,15 @@ import os
 import pwd
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from farwatchd.linux.capabilities import Capability
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_changes
+from farwatchd.wire.fuse import Opcode, create_in, entry_out, open_out
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, error_line, running
 from tests.support.sandboxes import SANDBOXES
@@ -103,6 +101,19 @@ def test_capabilities_can_be_kept_and_given_up(tmp_path: Path) -> None:
         assert sets(daemon.pid)["CapEff"] == wanted
 
 
+@pytest.mark.root
+def test_files_are_the_daemon_s_when_it_may_not_change_ids(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path, "--modcaps=-setuid") as daemon:
+        guest = Guest(daemon)
+        payload = create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=0o100644) + b"file\0"
+        error, _ = guest.front_end.request(
+            Opcode.CREATE, ROOT, payload, entry_out.size + open_out.size, uid=1000, gid=1000
+        )
+        assert error == 0
+        assert (tmp_path / "file").stat().st_uid == os.geteuid()
+        guest.leave()
+
+
 @pytest.mark.parametrize("text", ["", "chown", "+", "+chow", "+chown:", "-none,chown", "+0"])
 def test_what_is_no_change_of_capabilities_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a capability"):
@@ -116,80 +127,6 @@ def test_filter_is_loaded_but_for_none(action: str, sandbox: str, tmp_path: Path
         tmp_path / "socket", tmp_path, f"--seccomp={action}", f"--sandbox={sandbox}"
     ) as daemon:
         assert status(daemon.pid)["Seccomp"] == ("0" if action == "none" else "2")
-
-
-def _filtered(action: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in a process that has loaded the filter."""
-    script = f"""
-import os, socket
-from farwatchd.sandbox.privileges import drop, FILE_SERVER
-from farwatchd.sandbox.options import Seccomp
-from farwatchd.sandbox.seccomp import import_library, restrict
-library = import_library()
-drop(FILE_SERVER)
-restrict(library, Seccomp.{action})
-{textwrap.dedent(code)}
-print("alive", flush=True)
-os._exit(0)
-"""
-    command = [sys.executable, "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-
-
-#: A program, code, a tracer, a mount, a namespace, a module, another's memory.
-FORBIDDEN = {
-    "fork": "os.fork()",
-    "exec": "os.execv('/nowhere/true', ['true'])",
-    "code": "import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
-    "ptrace": "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)",
-    "mount": "import ctypes; ctypes.CDLL(None).umount2(b'/nowhere', 0)",
-    "unshare": "import ctypes; ctypes.CDLL(None).unshare(0)",
-    "chroot": "os.chroot('/')",
-    "kill": "os.kill(os.getppid(), 0)",
-    "shared memory": "import ctypes; ctypes.CDLL(None).process_vm_readv(1, 0, 0, 0, 0, 0)",
-}
-
-
-@pytest.mark.parametrize("code", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_other_system_calls_end_the_process(code: str) -> None:
-    done = _filtered("KILL", code)
-    assert (done.returncode, done.stdout) == (-signal.SIGSYS, ""), done
-    # A child that is forked says so, too.
-    assert "alive" in _filtered("LOG", f"try: {code}\nexcept OSError: pass").stdout
-
-
-def test_reconnecting_to_syslog_is_refused_and_does_not_end_the_process() -> None:
-    code = """
-    try:
-        socket.socket(socket.AF_UNIX)
-    except PermissionError:
-        print("refused")
-    """
-    assert _filtered("KILL", code).stdout == "refused\nalive\n"
-
-
-def test_threads_can_be_started() -> None:
-    code = """
-    import threading
-    thread = threading.Thread(target=print, args=("started",), kwargs={"flush": True})
-    thread.start()
-    thread.join()
-    """
-    assert _filtered("KILL", code).stdout == "started\nalive\n"
-
-
-def test_missing_libseccomp_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = tmp_path / "modules"
-    modules.mkdir()
-    (modules / "pyseccomp.py").write_text("raise RuntimeError('Unable to find libseccomp')")
-    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=":")
-    with running(tmp_path / "socket", tmp_path) as daemon:
-        assert "WARNING" in daemon.log
-        assert (
-            "system calls are not restricted: Unable to find libseccomp; install libseccomp"
-            in daemon.log
-        )
-        assert status(daemon.pid)["Seccomp"] == "0"
 
 
 # An ordinary user
