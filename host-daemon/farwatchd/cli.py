@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ _log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; return the exit status: 0 ended, 1 cannot serve (one line says
     why), 2 usage."""
+    _open_standard_descriptors()
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         start_logging(LOG_LEVELS[config.process.log_level], config.process.syslog)
@@ -28,6 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"farwatchd: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _open_standard_descriptors() -> None:
+    """Open the null device for each standard descriptor that is closed.
+
+    Otherwise the next file to be opened gets its number, and what is written to it: a socket, or a
+    file of the guest.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115
 
 
 def _serve(config: Config) -> None:

@@ -8,6 +8,7 @@ where they are.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,8 @@ def _wait(reader: int) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
+    # The pipe may have the number of a standard descriptor.
+    reader = fcntl.fcntl(reader, fcntl.F_DUPFD, 3)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nothing, standard)

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -46,6 +47,8 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
+#: VHOST_USER_GET_FEATURES.
+GET_FEATURES = struct.pack("<III", 1, 1, 0)
 NEEDED = ("--socket-path=/run/s", "--shared-dir=/srv")
 
 
@@ -347,6 +350,32 @@ def test_helper_that_removes_the_socket_holds_nothing_of_the_daemon(tmp_path: Pa
         os.kill(helper, signal.SIGTERM)
         assert daemon.end() == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1), (1, 2), (0, 1, 2)])
+def test_closed_standard_descriptors_are_opened(closed: tuple[int, ...], tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    arguments = [f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}"]
+    command = " ".join(["exec", *(f"{number}>&-" for number in closed)]) + ' && exec "$@"'
+    process = subprocess.Popen(
+        ["sh", "-c", command, "sh", *COMMAND, *arguments], stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until((tmp_path / "socket.pid").exists, "the pid file")
+        with socket.socket(socket.AF_UNIX) as front_end:
+            front_end.settimeout(TIMEOUT)
+            front_end.connect(str(tmp_path / "socket"))
+            front_end.sendall(GET_FEATURES)
+            assert len(front_end.recv(20)) == 20
+            assert (tmp_path / "socket").exists() and (tmp_path / "socket.pid").exists()
+            for pid in (process.pid, *children(process.pid)):
+                for number in closed:
+                    assert Path(f"/proc/{pid}/fd/{number}").readlink() == Path(os.devnull)
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shared"]
 
 
 @pytest.mark.parametrize("sandbox", CONFINING)
