@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends the interpreter's own use of files: once the share is the root, its search paths lead to the
-guest's files."""
+"""Disable imports and the quoting of source: once the share is the root, the interpreter's paths
+lead to the guest's files."""
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
+import threading
 import time
 import traceback
 from importlib.machinery import BuiltinImporter, FrozenImporter
@@ -35,13 +37,32 @@ def seal() -> None:
     sys.path.clear()
     linecache.clearcache()
     linecache.updatecache = _no_lines
-    # The interpreter's own hook quotes source without linecache.
+    # The interpreter's own hooks read the source without linecache.
     sys.excepthook = _report
+    sys.unraisablehook = _report_unraisable
+    threading.excepthook = _report_in_thread
 
 
 def _no_lines(filename: str, module_globals: dict[str, Any] | None = None) -> list[str]:
     return []
 
 
-def _report(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    traceback.print_exception(kind, error, where)
+def _report(
+    kind: type[BaseException], error: BaseException | None, where: TracebackType | None
+) -> None:
+    # A hook that fails brings the interpreter's own one back.
+    with contextlib.suppress(Exception):
+        traceback.print_exception(kind, error, where)
+
+
+def _report_unraisable(args: sys.UnraisableHookArgs) -> None:
+    with contextlib.suppress(Exception):
+        print(f"{args.err_msg or 'Exception ignored in'}: {args.object!r}", file=sys.stderr)
+    _report(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _report_in_thread(args: threading.ExceptHookArgs) -> None:
+    name = args.thread.name if args.thread is not None else "unknown"
+    with contextlib.suppress(Exception):
+        print(f"Exception in thread {name}:", file=sys.stderr)
+    _report(args.exc_type, args.exc_value, args.exc_traceback)

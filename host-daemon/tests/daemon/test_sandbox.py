@@ -10,13 +10,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from farwatchd import event_loop
 
 CONFINED = pytest.mark.parametrize(
     "sandbox", ["NAMESPACE", pytest.param("CHROOT", marks=pytest.mark.root)]
 )
 TIMEOUT = 20
 PRELUDE = """
-import errno, os, sys, traceback
+import errno, os, sys, threading, traceback
+from farwatchd.event_loop import Loop
 from pathlib import Path
 from farwatchd.sandbox.enter import SandboxError, enter
 from farwatchd.sandbox.options import Sandbox
@@ -136,6 +138,31 @@ def test_traceback_quotes_nothing_from_the_share(sandbox: str, shared: Path) -> 
     )
     assert printed.count("FileNotFoundError: [Errno 2] No such file or directory: 'none'") == 2
     assert "pathlib.py" in printed
+    assert "the guest's words" not in printed
+
+
+@CONFINED
+def test_no_hook_of_the_interpreter_quotes_the_share(sandbox: str, shared: Path) -> None:
+    source = shared / Path(event_loop.__file__).relative_to("/")
+    source.parent.mkdir(parents=True)
+    source.write_text("the guest's words\n" * 5000)
+    printed = _inside(
+        sandbox,
+        shared,
+        """
+        class Broken:
+            def __del__(self):
+                Loop.remove(None, 1)
+
+        Broken()
+        thread = threading.Thread(target=Loop.remove, args=(None, 1))
+        thread.start()
+        thread.join()
+        os.close(2)
+        Loop.remove(None, 1)
+        """,
+    )
+    assert printed.count("AttributeError: 'NoneType' object has no attribute '_callbacks'") == 2
     assert "the guest's words" not in printed
 
 
