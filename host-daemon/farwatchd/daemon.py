@@ -20,6 +20,7 @@ from farwatchd.fuse.thread_pool import Workers
 from farwatchd.fuse.tickets import Tickets
 from farwatchd.inode_store.probe import HandlesUnavailableError, open_objects
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
+from farwatchd.linux.capabilities import Capability
 from farwatchd.options import Config
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.procfd import ProcFd
@@ -78,6 +79,8 @@ def _serve(
     tickets = Tickets()
     waits = Waits(loop.call_later, tickets)
     workers = Workers(config.process.thread_pool_size, tickets, loop.call_from_thread)
+    # Before the file system, which asks what it may do.
+    capabilities = _drop(config, backend, objects)
     others_only = backend is not None and backend.others_only
     session = Session(
         PassthroughFs(root_fd, config.share, objects),
@@ -94,7 +97,7 @@ def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
     loop.wake_on_signals()
-    _confine(config, backend, objects, seccomp)
+    _restrict(config, capabilities, seccomp)
     try:
         workers.start()
     except RuntimeError as error:
@@ -119,28 +122,29 @@ def _objects(config: Config, root_fd: int, limit: int) -> ObjectTable:
         raise UserError(f"--inode-file-handles=mandatory: {error}") from error
 
 
-def _confine(
-    config: Config, backend: WatchBackend | None, objects: ObjectTable, seccomp: Any
-) -> None:
-    """Give up what only the set-up needed. From here on the guest may be served."""
+def _drop(config: Config, backend: WatchBackend | None, objects: ObjectTable) -> Capability:
+    """Give up the capabilities that only the set-up needed; return those that are left."""
     changes = config.sandbox.modcaps
     kept = FILE_SERVER | changes.add
     by_handle = objects.keep is not InodeFileHandles.NEVER
     if by_handle or (backend is not None and backend.name == BackendName.FANOTIFY.value):
         kept |= FILE_HANDLES
+    return drop(kept & ~changes.drop)
+
+
+def _restrict(config: Config, capabilities: Capability, seccomp: Any) -> None:
+    """Load the system call filter. From here on the guest may be served."""
     try:
-        left = drop(kept & ~changes.drop)
         if seccomp is not None:
             restrict(seccomp, config.sandbox.seccomp)
     except SeccompError as error:
         raise UserError(str(error)) from error
-    names = " ".join(str(capability.name).lower() for capability in left) or "none"
-    calls = "restricted" if seccomp is not None else "not restricted"
+    names = " ".join(str(capability.name).lower() for capability in capabilities) or "none"
     _log.info(
         "sandbox %s; capabilities: %s; system calls: %s",
         config.sandbox.sandbox.value,
         names,
-        calls,
+        "restricted" if seccomp is not None else "not restricted",
     )
 
 
