@@ -24,6 +24,11 @@ Identity = tuple[int, bytes | int]
 _MOST_OPEN = 4096
 _SHARE_OF_LIMIT = 8
 _LEAST_OPEN = 16
+#: The object that was used last stays open when another one is closed to make room: the operation
+#: in progress works with its descriptor. No operation opens an object while it needs two others.
+_IN_USE = 1
+#: What the operation in progress has opened at the least.
+_LEAST_OPEN_AT_ALL = 2
 #: What making a descriptor says when there is none left.
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 #: What opening a handle says when the object is no more, and what it means.
@@ -69,15 +74,15 @@ class HostObject:
 class ObjectTable:
     """The table. It owns the descriptors of its objects. For one thread.
 
-    Of the objects kept by handle the ``most_open`` that were used last have a descriptor. So a
-    descriptor from ``open`` is good for the length of an operation, which uses fewer.
+    Of the objects kept by handle the ``most_open`` that were used last have a descriptor. A
+    descriptor from ``open`` stays open until two other objects have been opened.
     """
 
     def __init__(
         self, keep: InodeFileHandles = InodeFileHandles.NEVER, most_open: int = _MOST_OPEN
     ) -> None:
         self.keep = keep
-        self._most_open = most_open
+        self._most_open = max(most_open, _LEAST_OPEN_AT_ALL)
         self._reader = HandleReader()
         self._mounts = MountTable(keep is InodeFileHandles.MANDATORY)
         self._by_key: dict[Key, HostObject] = {}
@@ -148,11 +153,14 @@ class ObjectTable:
         return _identity(self._key(fd, status), status)
 
     def with_room(self, call: Callable[[], int]) -> int:
-        """Make a descriptor with ``call``; when there is none left, give one back first."""
+        """Return the descriptor that ``call`` makes; when there is none left, close one first.
+
+        ``OSError``: EMFILE or ENFILE if only objects in use have a descriptor.
+        """
         try:
             return call()
         except OSError as error:
-            if error.errno not in OUT_OF_DESCRIPTORS or not self._open:
+            if error.errno not in OUT_OF_DESCRIPTORS or len(self._open) <= _IN_USE:
                 raise
         self._close_oldest()
         return call()

@@ -110,6 +110,12 @@ class InodeTable:
             inode.lookups += 1
         return inode, status
 
+    def count_again(self, inode: Inode) -> os.stat_result:
+        """Count one more lookup of an open inode; returns its attributes."""
+        status = os.fstat(inode.fd)
+        inode.lookups += 1
+        return status
+
     def forget(self, nodeid: int, count: int) -> bool:
         """Take back ``count`` lookups; True if that was the last one. The root stays, unknown
         inodes are ignored."""

@@ -72,9 +72,11 @@ class NameOperations(Operations):
         """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its
         first."""
         self._refuse_if_readonly()
-        source = self._proc.path(self._inodes.get(nodeid).fd)
+        inode = self._inodes.get(nodeid)
+        source = self._proc.path(inode.fd)
         os.link(source, newname, dst_dir_fd=self._inodes.get(newparent).fd, follow_symlinks=True)
-        return self._there(newparent, newname)
+        # Not by the new name: another process may have replaced it, and looking it up may fail.
+        return self._entry((inode, self._inodes.count_again(inode)))
 
     def _there(self, parent: int, name: bytes) -> Entry:
         """Look up a name that was just made; ENOENT if somebody has removed it."""
