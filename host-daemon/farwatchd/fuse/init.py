@@ -84,6 +84,10 @@ class Negotiated:
         return bool((self.flags or 0) & InitFlag.POSIX_ACL)
 
     @property
+    def writeback(self) -> bool:
+        return bool((self.flags or 0) & InitFlag.WRITEBACK_CACHE)
+
+    @property
     def killpriv_v2(self) -> bool:
         return bool((self.flags or 0) & InitFlag.HANDLE_KILLPRIV_V2)
 

@@ -211,7 +211,7 @@ class Session:
         self._served = self._operations
         self._parks = agreed.parked
         self._inodes.use_setxattr_ext(agreed.setxattr_ext)
-        self._fs.use_posix_acls(agreed.posix_acl)
+        self._fs.agree(posix_acls=agreed.posix_acl, writeback=agreed.writeback)
         self._setid.agree(agreed.killpriv_v2)
         if self._locks is not None:
             self._locks.use(agreed.posix_lock, agreed.flock)

@@ -44,6 +44,18 @@ class Operations:
         )
         self._handles = HandleTable()
         self._locks = LockTable()
+        self._posix_acls = False
+        self._writeback = False
+
+    def agree(self, *, posix_acls: bool, writeback: bool) -> None:
+        """Take note of what INIT agreed on.
+
+        ``posix_acls``: the guest knows ACLs; without, the attributes that hold them are hidden.
+        ``writeback``: the guest caches writes, so it reads what it opened to write, and finds the
+        end of a file itself when it appends.
+        """
+        self._posix_acls = posix_acls
+        self._writeback = writeback
 
     def _refuse_if_readonly(self) -> None:
         if self._options.readonly:

@@ -9,9 +9,11 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 from farwatchd.fuse.filesystem import Job
 from farwatchd.linux.capabilities import Capability, without
+from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
 from farwatchd.passthrough.base import Operations
 from farwatchd.passthrough.handle_table import Reading
@@ -70,19 +72,23 @@ class DataOperations(Operations):
         """Write ``views``; gives bytes written. ``kill_suidgid``: takes the file's set-id bits
         away.
 
-        ``cached``: from the guest's page cache, so of any size, though the handle may be one with
-        O_DIRECT. By a job where the file waits for its disk.
+        ``cached``: pages of the guest's cache, of any size and with a place of their own, through
+        whichever handle the guest chose: O_DIRECT and O_APPEND do not hold for them. By a job
+        where the file waits for its disk. EPERM: a page of a file that can only be appended to.
         """
         handle = self._handles.get(nodeid, fh)
         fd, start = handle.fd, signed(offset)
-        if cached and self._options.allow_direct_io:
-            with _through_cache(fd):
-                return _transfer(os.pwritev, fd, views, start)
+        if cached:
+            if handle.append_only:
+                raise failure(errno.EPERM)
+            with _through_cache(fd) if handle.flags & os.O_DIRECT else nullcontext():
+                return _write(fd, views, start, kill_suidgid)
+        transfer = _append if handle.flags & os.O_APPEND else os.pwritev
         if handle.flags & _WAITING_WRITES:
-            return on_files(lambda held: _write(held, views, start, kill_suidgid), fd)
+            return on_files(lambda held: _write(held, views, start, kill_suidgid, transfer), fd)
         if not kill_suidgid and len(views) <= _IOV_MAX:
-            return os.pwritev(fd, views, start)
-        return _write(fd, views, start, kill_suidgid)
+            return transfer(fd, views, start)
+        return _write(fd, views, start, kill_suidgid, transfer)
 
     def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
         """Bring a file to its disk; ``datasync``: without metadata that is not needed to read
@@ -96,7 +102,7 @@ class DataOperations(Operations):
         self._refuse_if_readonly()
 
         def call(held: int) -> int:
-            with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+            with without(Capability.FSETID) if kill_suidgid else nullcontext():
                 fallocate(held, mode, offset, length)
             return 0
 
@@ -120,23 +126,24 @@ class DataOperations(Operations):
         """Copy on the host; gives bytes copied. ``kill_suidgid``: takes the target's set-id bits
         away."""
         self._refuse_if_readonly()
+        target_handle = self._handles.get(nodeid_out, fh_out)
+        if target_handle.flags & os.O_APPEND:
+            # As copy_file_range(2) has it; the descriptor itself does not append.
+            raise failure(errno.EBADF)
 
         def call(source: int, target: int) -> int:
-            with without(Capability.FSETID) if kill_suidgid else contextlib.nullcontext():
+            with without(Capability.FSETID) if kill_suidgid else nullcontext():
                 return os.copy_file_range(
                     source, target, min(length, _RW_MAX), signed(offset), signed(offset_out)
                 )
 
-        return on_files(call, self._handles.fd(nodeid, fh), self._handles.fd(nodeid_out, fh_out))
+        return on_files(call, self._handles.fd(nodeid, fh), target_handle.fd)
 
 
 @contextlib.contextmanager
 def _through_cache(fd: int) -> Iterator[None]:
-    """Without O_DIRECT for a while, if the file was opened with it."""
+    """Switch off O_DIRECT, with which the file was opened, for a while."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if not flags & os.O_DIRECT:
-        yield
-        return
     fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
     try:
         yield
@@ -149,11 +156,20 @@ def _is_memory(fd: int) -> bool:
     return file_system_type(fd) in _MEMORY
 
 
-def _write(fd: int, views: Sequence[memoryview], offset: int, kill_suidgid: bool) -> int:
-    if not kill_suidgid:
-        return _transfer(os.pwritev, fd, views, offset)
-    with without(Capability.FSETID):
-        return _transfer(os.pwritev, fd, views, offset)
+def _append(fd: int, views: Sequence[memoryview], _offset: int) -> int:
+    """Write to the end of the file, wherever that is when the write is done."""
+    return os.pwritev(fd, views, 0, os.RWF_APPEND)
+
+
+def _write(
+    fd: int,
+    views: Sequence[memoryview],
+    offset: int,
+    kill_suidgid: bool,
+    transfer: _Transfer = os.pwritev,
+) -> int:
+    with without(Capability.FSETID) if kill_suidgid else nullcontext():
+        return _transfer(transfer, fd, views, offset)
 
 
 def _transfer(transfer: _Transfer, fd: int, views: Sequence[memoryview], offset: int) -> int:

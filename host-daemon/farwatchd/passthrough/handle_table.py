@@ -25,12 +25,18 @@ class Reading(Enum):
 
 @dataclass(slots=True)
 class Handle:
-    """An open file or directory of one inode. ``flags`` are those of open(2)."""
+    """An open file or directory of one inode.
+
+    ``flags`` are those of open(2) that the guest meant. With O_APPEND among them each write is to
+    go to the end of the file, but for pages of the guest's cache; ``fd`` itself appends only if
+    ``append_only``, where the host allows nothing else.
+    """
 
     nodeid: int
     fd: int
     flags: int
     reading: Reading
+    append_only: bool = False
 
 
 class HandleTable:
@@ -43,12 +49,12 @@ class HandleTable:
     def __len__(self) -> int:
         return len(self._handles)
 
-    def add(self, nodeid: int, fd: int, flags: int) -> int:
-        """Take over ``fd``; returns the handle's number."""
+    def add(self, nodeid: int, fd: int, flags: int, append_only: bool = False) -> int:
+        """Take ownership of ``fd``; returns the handle's number."""
         number = self._next
         self._next += 1
         reading = Reading.BY_JOB if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
-        self._handles[number] = Handle(nodeid, fd, flags, reading)
+        self._handles[number] = Handle(nodeid, fd, flags, reading, append_only)
         return number
 
     def get(self, nodeid: int, fh: int) -> Handle:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import nullcontext
 
 from farwatchd.fuse.filesystem import Caller, Entry, Opened
 from farwatchd.linux.capabilities import Capability, without
@@ -40,12 +41,17 @@ class OpenOperations(Operations):
         if not stat.S_ISREG(inode.kind):
             raise _cannot_open(inode)
         flags = self._flags(flags)
-        if kill_suidgid:
-            with without(Capability.FSETID):
+        append_only = False
+        with without(Capability.FSETID) if kill_suidgid else nullcontext():
+            try:
+                fd = self._proc.reopen(inode.fd, flags & ~os.O_APPEND)
+            except PermissionError as error:
+                # An append-only file (chattr +a) is opened to append or not at all.
+                append_only = bool(flags & os.O_APPEND) and error.errno == errno.EPERM
+                if not append_only:
+                    raise
                 fd = self._proc.reopen(inode.fd, flags)
-        else:
-            fd = self._proc.reopen(inode.fd, flags)
-        return self._opened(nodeid, fd, flags)
+        return self._opened(nodeid, fd, flags, append_only)
 
     def create(
         self,
@@ -62,7 +68,7 @@ class OpenOperations(Operations):
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
         own = self._flags(flags)
-        exclusive = own | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        exclusive = own & ~os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
             with self._credentials.of(caller, umask):
                 fd = open_at(name, exclusive, stat.S_IMODE(mode), dir_fd=directory.fd)
@@ -93,7 +99,7 @@ class OpenOperations(Operations):
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
         own = self._flags(flags)
-        nameless = own | os.O_TMPFILE | flags & os.O_EXCL
+        nameless = own & ~os.O_APPEND | os.O_TMPFILE | flags & os.O_EXCL
         with self._credentials.of(caller, umask):
             fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
         return self._created(caller, fd, own)
@@ -114,7 +120,7 @@ class OpenOperations(Operations):
             flags &= ~os.O_DIRECT
         if not self._options.preserve_noatime:
             flags &= ~os.O_NOATIME
-        if self._options.writeback:
+        if self._writeback:
             if flags & os.O_ACCMODE == os.O_WRONLY:
                 flags = flags & ~os.O_ACCMODE | os.O_RDWR
             flags &= ~os.O_APPEND
@@ -130,8 +136,9 @@ class OpenOperations(Operations):
             raise
         return entry, self._opened(entry.nodeid, fd, flags)
 
-    def _opened(self, nodeid: int, fd: int, flags: int) -> Opened:
-        return Opened(self._handles.add(nodeid, fd, flags), self._options.cache.file_flags)
+    def _opened(self, nodeid: int, fd: int, flags: int, append_only: bool = False) -> Opened:
+        fh = self._handles.add(nodeid, fd, flags, append_only)
+        return Opened(fh, self._options.cache.file_flags)
 
 
 def _cannot_open(inode: Inode) -> OSError:

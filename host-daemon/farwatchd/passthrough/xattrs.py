@@ -20,12 +20,6 @@ class XattrOperations(Operations):
     """Operations on extended attributes. ENOSYS if they are off, EOPNOTSUPP for ACLs if those
     are."""
 
-    _posix_acls = False
-
-    def use_posix_acls(self, use: bool) -> None:
-        """Whether the guest knows ACLs: without, the attributes that hold them are hidden."""
-        self._posix_acls = use
-
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
         """Set one; ``flags`` are XATTR_CREATE and XATTR_REPLACE.
 

@@ -95,6 +95,15 @@ def test_posix_acl_without_the_guest_s_support_is_refused() -> None:
     assert caught.value.errno == errno.EPROTO
 
 
+def test_writeback_holds_only_where_the_guest_offers_it() -> None:
+    fs = FakeFs()
+    client = Client(Session(fs, None, SessionOptions(writeback=True)))
+    client.init(OFFER & ~InitFlag.WRITEBACK_CACHE)
+    assert not fs.writeback
+    client.init(OFFER | InitFlag.WRITEBACK_CACHE)
+    assert fs.writeback
+
+
 def test_posix_acl_is_left_out_where_it_may_be() -> None:
     fs = FakeFs()
     client = Client(Session(fs, None, SessionOptions(posix_acl=Negotiation.AUTO)))

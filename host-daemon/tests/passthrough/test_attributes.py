@@ -24,7 +24,7 @@ ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff
 @pytest.fixture
 def share(tmp_path: Path) -> Iterator[Share]:
     share = Share(tmp_path, Options(xattr=True))
-    share.fs.use_posix_acls(True)
+    share.fs.agree(posix_acls=True, writeback=False)
     yield share
     share.close()
 

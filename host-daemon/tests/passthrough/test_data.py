@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,15 +105,76 @@ def test_appending_appends_on_the_host(share: Share) -> None:
     assert (share.path / "file").read_bytes() == b"abcdef"
 
 
-def test_with_writeback_the_guest_reads_what_it_writes_and_appends_by_itself(
-    tmp_path: Path,
+@pytest.mark.parametrize("by_create", [False, True], ids=["open", "create"])
+@pytest.mark.parametrize("direct", [False, True], ids=["buffered", "O_DIRECT"])
+def test_page_of_the_guests_cache_is_written_where_it_was(
+    tmp_path: Path, by_create: bool, direct: bool
 ) -> None:
-    share = Share(tmp_path, Options(writeback=True))
+    share = Share(tmp_path, Options(allow_direct_io=True))
+    flags = os.O_RDWR | os.O_APPEND | (os.O_DIRECT if direct else 0)
+    if by_create:
+        entry, opened = share.create(b"file", flags=flags)
+        nodeid, fh = entry.nodeid, opened.fh
+    else:
+        (tmp_path / "file").touch()
+        nodeid, fh = share.open("file", flags)
+    (tmp_path / "file").write_bytes(b"abcdef")
+    assert share.write(nodeid, fh, 2, b"XY", cached=True) == 2
+    assert share.write(nodeid, fh, 0, *[b"."] * 2000, cached=True) == 2000
+    assert (tmp_path / "file").read_bytes() == b"." * 2000
+    share.close()
+
+
+def test_appending_goes_to_the_end_that_the_host_knows(share: Share) -> None:
+    nodeid, fh = share.open_made("file", os.O_WRONLY | os.O_APPEND)
+    pieces = [b"ab"] * 2000
+    assert share.write(nodeid, fh, 0, b"one") == 3
+    with (share.path / "file").open("ab") as host:
+        host.write(b"host")
+    assert share.write(nodeid, fh, 3, *pieces) == 4000
+    assert share.write(nodeid, fh, 0, b"!", kill_suidgid=True) == 1
+    assert (share.path / "file").read_bytes() == b"onehost" + b"ab" * 2000 + b"!"
+
+
+def test_copying_into_a_file_opened_to_append_is_refused(share: Share) -> None:
+    nodeid, fh = share.open_made("file", os.O_RDWR | os.O_APPEND)
+    arguments = (nodeid, fh, 0, nodeid, fh, 10, 5, False)
+    assert errno_of(share.fs.copy_file_range, *arguments) == errno.EBADF
+
+
+@pytest.mark.root
+def test_append_only_file_can_be_appended_to_and_nothing_else(tmp_path: Path) -> None:
+    share = Share(tmp_path)
     (tmp_path / "file").write_bytes(b"abc")
+    if subprocess.run(["chattr", "+a", tmp_path / "file"], check=False).returncode:
+        pytest.skip("the file system has no append-only files")
+    try:
+        nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
+        assert share.write(nodeid, fh, 0, b"d") == 1
+        assert errno_of(share.write, nodeid, fh, 0, b"X") == 0
+        with pytest.raises(PermissionError):
+            share.write(nodeid, fh, 0, b"X", cached=True)
+        assert (tmp_path / "file").read_bytes() == b"abcdX"
+        with pytest.raises(PermissionError):
+            share.open("file", os.O_WRONLY)
+    finally:
+        subprocess.run(["chattr", "-a", tmp_path / "file"], check=True)
+        share.close()
+
+
+def test_with_writeback_agreed_the_guest_reads_what_it_writes_and_appends_itself(
+    share: Share,
+) -> None:
+    (share.path / "file").write_bytes(b"abc")
+    share.fs.agree(posix_acls=False, writeback=True)
     nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
     share.write(nodeid, fh, 0, b"d")
     assert share.read(nodeid, fh, 0, 10) == b"dbc"
-    share.close()
+    share.fs.agree(posix_acls=False, writeback=False)
+    nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
+    share.write(nodeid, fh, 0, b"e")
+    assert errno_of(share.read, nodeid, fh, 0, 10) == errno.EBADF
+    assert (share.path / "file").read_bytes() == b"dbce"
 
 
 def test_open_truncates(share: Share) -> None:

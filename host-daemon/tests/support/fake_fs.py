@@ -287,8 +287,9 @@ class FakeFs:
         self._note("syncfs", nodeid)
         return self._job()
 
-    def use_posix_acls(self, use: bool) -> None:
-        self.posix_acls = use
+    def agree(self, *, posix_acls: bool, writeback: bool) -> None:
+        self.posix_acls = posix_acls
+        self.writeback = writeback
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
         self._note("setxattr", nodeid, name, value, flags, kill_sgid)

@@ -108,6 +108,11 @@ class Share:
         nodeid = self.lookup(path)
         return nodeid, self.fs.open(nodeid, flags, kill_suidgid).fh
 
+    def open_made(self, path: str, flags: int = os.O_RDWR) -> tuple[int, int]:
+        """The nodeid and the handle of an opened file, which the host has just made."""
+        (self.path / path).touch()
+        return self.open(path, flags)
+
     def write(
         self,
         nodeid: int,
