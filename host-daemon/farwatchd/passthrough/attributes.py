@@ -49,7 +49,7 @@ class AttributeOperations(Operations):
     def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
         """Make all ``changes`` or stop at the first that fails; a symbolic link's are its own."""
         self._refuse_if_readonly()
-        inode = self._inodes.get(nodeid)
+        inode = self._existing(nodeid)
         path = self._proc.path(inode.fd)
         uid, gid = self._new_owner(changes)
         if changes.mode is not None:

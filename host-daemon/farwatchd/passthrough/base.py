@@ -57,6 +57,24 @@ class Operations:
         self._posix_acls = posix_acls
         self._writeback = writeback
 
+    def _existing(self, nodeid: int) -> Inode:
+        """Return the inode, open; ESTALE if it was removed and the guest does not have it open.
+
+        Upon ESTALE Linux looks the name up again, which may have another inode by now. Without it
+        the guest would work on an inode that nobody can find, as long as it caches the name.
+        """
+        inode = self._inodes.get(nodeid)
+        if self._removed(inode) and not self._handles.any_of(nodeid):
+            raise failure(errno.ESTALE)
+        return inode
+
+    def _missing(self, *directories: Inode) -> OSError:
+        """Return the error of a name that is missing: ESTALE if a directory itself was removed."""
+        return failure(errno.ESTALE if any(map(self._removed, directories)) else errno.ENOENT)
+
+    def _removed(self, inode: Inode) -> bool:
+        return inode.named and not os.fstat(self._inodes.get(inode.nodeid).fd).st_nlink
+
     def _refuse_if_readonly(self) -> None:
         if self._options.readonly:
             raise failure(errno.EROFS)

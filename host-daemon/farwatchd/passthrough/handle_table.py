@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
@@ -44,6 +45,7 @@ class HandleTable:
 
     def __init__(self) -> None:
         self._handles: dict[int, Handle] = {}
+        self._by_nodeid: Counter[int] = Counter()
         self._next = 1
 
     def __len__(self) -> int:
@@ -54,6 +56,7 @@ class HandleTable:
         number = self._next
         self._next += 1
         reading = Reading.BY_JOB if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
+        self._by_nodeid[nodeid] += 1
         self._handles[number] = Handle(nodeid, fd, flags, reading, append_only)
         return number
 
@@ -64,6 +67,10 @@ class HandleTable:
             raise failure(errno.EBADF)
         return handle
 
+    def any_of(self, nodeid: int) -> bool:
+        """Return whether the guest has the inode open."""
+        return nodeid in self._by_nodeid
+
     def fd(self, nodeid: int, fh: int) -> int:
         """The descriptor; EBADF as in ``get``."""
         return self.get(nodeid, fh).fd
@@ -72,11 +79,15 @@ class HandleTable:
         """Close a handle; EBADF as in ``get``."""
         fd = self.fd(nodeid, fh)
         del self._handles[fh]
+        self._by_nodeid[nodeid] -= 1
+        if not self._by_nodeid[nodeid]:
+            del self._by_nodeid[nodeid]
         os.close(fd)
 
     def clear(self) -> None:
         """Close all."""
         handles = list(self._handles.values())
         self._handles.clear()
+        self._by_nodeid.clear()
         for handle in handles:
             os.close(handle.fd)

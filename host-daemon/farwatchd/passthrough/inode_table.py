@@ -23,12 +23,17 @@ GENERATION = 0
 
 @dataclass(slots=True)
 class Inode:
-    """One inode. ``kind`` is its file type (``S_IFMT`` bits of the mode), which never changes."""
+    """One inode.
+
+    ``kind`` is its file type (``S_IFMT`` bits of the mode), which never changes. ``named``: it had
+    a name when it was found; one that has none any more has been removed.
+    """
 
     nodeid: int
     held: HostObject
     kind: int
     lookups: int
+    named: bool
 
     @property
     def fd(self) -> int:
@@ -102,12 +107,13 @@ class InodeTable:
             if len(self._by_nodeid) >= self._most:
                 self._objects.drop(held)
                 raise failure(errno.ENFILE)
-            inode = Inode(self._next, held, stat.S_IFMT(status.st_mode), 1)
+            inode = Inode(self._next, held, stat.S_IFMT(status.st_mode), 1, status.st_nlink > 0)
             self._next += 1
             self._by_nodeid[inode.nodeid] = self._by_object[held] = inode
         else:
             self._objects.drop(held)
             inode.lookups += 1
+            inode.named = inode.named or status.st_nlink > 0
         return inode, status
 
     def count_again(self, inode: Inode) -> os.stat_result:

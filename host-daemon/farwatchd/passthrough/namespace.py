@@ -31,8 +31,11 @@ class NameOperations(Operations):
         """Make a symbolic link."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
-        with self._credentials.of(caller, 0):
-            os.symlink(target, name, dir_fd=directory.fd)
+        try:
+            with self._credentials.of(caller, 0):
+                os.symlink(target, name, dir_fd=directory.fd)
+        except FileNotFoundError:
+            raise self._missing(directory) from None
         return self._made(caller, parent, name, os.unlink)
 
     def mknod(
@@ -41,40 +44,62 @@ class NameOperations(Operations):
         """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
-        with self._credentials.of(caller, umask):
-            os.mknod(name, mode, rdev, dir_fd=directory.fd)
+        try:
+            with self._credentials.of(caller, umask):
+                os.mknod(name, mode, rdev, dir_fd=directory.fd)
+        except FileNotFoundError:
+            raise self._missing(directory) from None
         return self._made(caller, parent, name, os.unlink)
 
     def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
         """Make a directory."""
         self._refuse_if_readonly()
         directory = self._inodes.get(parent)
-        with self._credentials.of(caller, umask):
-            os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
+        try:
+            with self._credentials.of(caller, umask):
+                os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
+        except FileNotFoundError:
+            raise self._missing(directory) from None
         return self._made(caller, parent, name, os.rmdir)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of what is not a directory."""
         self._refuse_if_readonly()
-        os.unlink(name, dir_fd=self._inodes.get(parent).fd)
+        directory = self._inodes.get(parent)
+        try:
+            os.unlink(name, dir_fd=directory.fd)
+        except FileNotFoundError:
+            raise self._missing(directory) from None
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
         self._refuse_if_readonly()
-        os.rmdir(name, dir_fd=self._inodes.get(parent).fd)
+        directory = self._inodes.get(parent)
+        try:
+            os.rmdir(name, dir_fd=directory.fd)
+        except FileNotFoundError:
+            raise self._missing(directory) from None
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
         """Rename; ``flags`` are RENAME_* of renameat2(2)."""
         self._refuse_if_readonly()
-        renameat2(self._inodes.get(parent).fd, name, self._inodes.get(newparent).fd, newname, flags)
+        source, target = self._inodes.get(parent), self._inodes.get(newparent)
+        try:
+            renameat2(source.fd, name, target.fd, newname, flags)
+        except FileNotFoundError:
+            raise self._missing(source, target) from None
 
     def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
         """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its
         first."""
         self._refuse_if_readonly()
-        inode = self._inodes.get(nodeid)
+        inode = self._existing(nodeid)
+        directory = self._inodes.get(newparent)
         source = self._proc.path(inode.fd)
-        os.link(source, newname, dst_dir_fd=self._inodes.get(newparent).fd, follow_symlinks=True)
+        try:
+            os.link(source, newname, dst_dir_fd=directory.fd, follow_symlinks=True)
+        except FileNotFoundError:
+            raise self._missing(directory) from None
         # Not by the new name: another process may have replaced it, and looking it up may fail.
         return self._entry((inode, self._inodes.count_again(inode)))
 

@@ -37,7 +37,7 @@ class OpenOperations(Operations):
         """Open a regular file; ``kill_suidgid``: truncating it takes its set-id bits away."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._refuse_if_readonly()
-        inode = self._inodes.get(nodeid)
+        inode = self._existing(nodeid)
         if not stat.S_ISREG(inode.kind):
             raise _cannot_open(inode)
         flags = self._flags(flags)
@@ -72,6 +72,8 @@ class OpenOperations(Operations):
         try:
             with self._credentials.of(caller, umask):
                 fd = open_at(name, exclusive, stat.S_IMODE(mode), dir_fd=directory.fd)
+        except FileNotFoundError:
+            raise self._missing(directory) from None
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
@@ -100,8 +102,14 @@ class OpenOperations(Operations):
         directory = self._inodes.get(parent)
         own = self._flags(flags)
         nameless = own & ~os.O_APPEND | os.O_TMPFILE | flags & os.O_EXCL
-        with self._credentials.of(caller, umask):
-            fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
+        try:
+            with self._credentials.of(caller, umask):
+                fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
+        except OSError:
+            # ext4 says EPERM of a directory that was removed, others ENOENT.
+            if self._removed(directory):
+                raise failure(errno.ESTALE) from None
+            raise
         return self._created(caller, fd, own)
 
     def flush(self, nodeid: int, fh: int) -> None:

@@ -61,7 +61,7 @@ class XattrOperations(Operations):
             raise failure(errno.ENOSYS)
         if self._hidden(name):
             raise failure(errno.EOPNOTSUPP)
-        return self._proc.path(self._inodes.get(nodeid).fd)
+        return self._proc.path(self._existing(nodeid).fd)
 
     def _hidden(self, name: bytes) -> bool:
         return name in _ACLS and not self._posix_acls
