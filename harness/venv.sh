@@ -1,16 +1,22 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Makes .venv, the Python environment of this checkout, unless it is complete and newer than what it is made of.
-# Safe to interrupt and to run twice at once. All output goes to stderr.
+# Makes .venv, the Python environment of this checkout, unless it is complete and made of the same.
+# Safe to interrupt and to run twice concurrently. All output goes to stderr.
 set -eu
 exec >&2
 cd "$(dirname "$0")/.."
 stamp=.venv/.complete
 mkdir -p build/logs
 
+# Where it is, and what pip reads; settings of ruff and of what follows it change nothing in it.
+made_of() {
+    echo "$PWD"
+    cat harness/pyproject.toml
+    sed '/^\[tool\.ruff\]/,$d' pyproject.toml
+}
+
 fresh() {
-    [ -e "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && [ "$stamp" -nt harness/pyproject.toml ] &&
-        [ "$(cat "$stamp")" = "$PWD" ]
+    [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(made_of)" ]
 }
 
 if fresh; then exit 0; fi
@@ -44,5 +50,5 @@ began=$(date +%s)
     echo "farwatch: .venv could not be made: $(tail -n 1 build/logs/venv.log) (see build/logs/venv.log)"
     exit 1
 }
-echo "$PWD" > "$stamp"
+made_of > "$stamp"
 echo "- making .venv: done, $(($(date +%s) - began)) s"
