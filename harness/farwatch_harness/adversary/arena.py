@@ -4,21 +4,34 @@ that nothing broke."""
 
 import contextlib
 import itertools
+import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from farwatchd.wire import fsnotify as wire
-from farwatchd.wire.fuse import InitFlag
 
 from farwatch_harness.adversary import records
-from farwatch_harness.adversary.device import Device, Lies
-from farwatch_harness.adversary.filesystem import Belief, Tree
-from farwatch_harness.adversary.script import MOUNT, PCI, USERS, VIRTIO, Round, Script
+from farwatch_harness.adversary.device import Device, VirtioServer
+from farwatch_harness.adversary.filesystem import Belief, Known, Tree
+from farwatch_harness.adversary.fuse_server import WATCHABLE, FuseServer
+from farwatch_harness.adversary.script import (
+    DEV_FUSE,
+    MOUNT,
+    PCI,
+    USERS,
+    VIRTIO,
+    WAIT,
+    Lies,
+    Round,
+    Script,
+    init_flags,
+)
 from farwatch_harness.adversary.storm import Heard, Storm, Watch
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
@@ -28,9 +41,8 @@ from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.kmemleak import fail_on_leaks
 from farwatch_harness.vm.testbed import TAG, vm_spec
 
-#: How long actors may take once the server answers everything: emulation is slow, and a round has
-#: hundreds of steps.
-ACTORS_LIMIT = 45.0
+#: For how long nothing may be done by actors that are not done, once the server answers everything.
+STUCK_LIMIT = 30.0
 #: How long an unmount may take once the server answers everything.
 UMOUNT_LIMIT = 15.0
 #: How long the client may take until the server's belief agrees with what is watched.
@@ -39,6 +51,19 @@ AGREE_LIMIT = 8.0
 QUIET = 0.3
 HEAR_ROUNDS = 4
 INTERVAL = 0.1
+#: What differs between two lines about the same fault.
+VARYING = (
+    r"\+0x[0-9a-f]+/0x[0-9a-f]+",
+    r"CPU: \d+",
+    r"PID: \d+",
+    "0x[0-9a-f]+",
+    r"\bat addr [0-9a-f]+",
+    r"\bby task .*",
+)
+#: Kinds of findings after which the guest can go on.
+HARMLESS = ("belief", "deaf", "call")
+#: A debug kernel takes a minute to boot on a quiet machine.
+BOOT_LIMIT = 400.0
 #: Events that inotify and the wire number alike.
 PLAIN_BITS = 0xFFF
 ATTRIB, Q_OVERFLOW = 0x4, 0x4000
@@ -71,6 +96,11 @@ class Finding:
     text: str
     round: int
 
+    @property
+    def harmless(self) -> bool:
+        """Whether the guest can be used further: its kernel was wrong, but is not broken."""
+        return self.kind.startswith(HARMLESS)
+
     def __str__(self) -> str:
         return f"{self.kind}: {self.text} (round {self.round})"
 
@@ -81,22 +111,61 @@ class Mount:
 
     path: str
     device: int
+    number: int
+    parent: int
+
+
+class Opponent(Protocol):
+    """The server, whatever transport it has."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was killed and does not come back."""
+
+    def prepare(self, script: Script) -> None:
+        """Begins a script."""
+
+    def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
+        """Begins a round: lies, and acts by the timeline."""
+
+    def settle(self) -> None:
+        """Ends all lies and answers what was held."""
+
+    def known(self) -> Known:
+        """What the server knows now."""
+
+    def violations(self) -> list[str]:
+        """Which rules the client has broken."""
+
+    def requests(self) -> int:
+        """How many requests have come."""
+
+    def send(self, payloads: list[bytes]) -> None:
+        """Sends notifications."""
+
+    def state(self) -> str:
+        """What it waits for, in words."""
 
 
 class Arena:
     """A booted guest. After a finding it is not to be trusted any more."""
 
-    def __init__(self, vm: Vm, device: Device) -> None:
+    def __init__(self, vm: Vm, device: Device, transport: str, looks_for_leaks: bool) -> None:
         self.vm = vm
+        self.looks_for_leaks = looks_for_leaks
         self.guest: Guest = vm.guest_or_fail()
-        self.device = device
+        self.transport = transport
         self.storm = Storm(self.guest)
         self.virtio, self.pci = self.names()
         self.round = 0
-        self.seen_lines = 0
+        self.seen_devices: set[int] = set()
+        self.unbinds = False
+        self.guest.shell(f"mkdir -p {MOUNT}; echo 20 > /proc/sys/kernel/hung_task_timeout_secs")
+        self.server: Opponent = (
+            FuseServer(self.guest) if transport == DEV_FUSE else VirtioServer(device)
+        )
         for process, user in enumerate(USERS):
             self.storm.spawn(process, user)
-        self.guest.shell(f"mkdir -p {MOUNT}; echo 20 > /proc/sys/kernel/hung_task_timeout_secs")
 
     def names(self) -> tuple[str, str]:
         """What the guest calls the device on its virtio and PCI buses."""
@@ -107,10 +176,21 @@ class Arena:
 
     # A script.
 
+    def clean_up(self) -> bool:
+        """After a harmless finding: brings the guest back to where a script begins; says whether
+        that is possible."""
+        try:
+            self.server.settle()
+            return self.end() is None
+        except (GuestLostError, HarnessError):
+            return False
+
     def play(self, script: Script) -> Finding | None:
         """Plays it to its end and cleans up; returns the first thing that was wrong."""
-        self.device.call(lambda: self.prepare(script))
         try:
+            self.server.prepare(script)
+            self.seen_devices = set()
+            self.unbinds = "unbind" in script.themes
             for self.round, each in enumerate(script.rounds):
                 found = self.play_round(each) or self.check()
                 if found:
@@ -119,45 +199,43 @@ class Arena:
         except GuestLostError:
             return self.crashed()
 
-    def prepare(self, script: Script) -> None:
-        """Runs in the device's thread."""
-        device, tree = self.device, self.device.tree
-        device.random.seed(script.seed)
-        device.lies = Lies()
-        device.payloads.clear()
-        tree.init_flags = init_flags(script.mode)
-        tree.entry_valid = script.entry_valid
-        tree.max_background = script.max_background
-        tree.reuse = False
-        tree.violations.clear()
-        tree.build()
-
     def play_round(self, each: Round) -> Finding | None:
         """Lets all do their parts, lets the server go, and waits for the guest's actors."""
         parts = {actor: [self.named(op) for op in ops] for actor, ops in each.actors.items() if ops}
         for process in sorted(self.storm.dead):
             self.storm.spawn(process, USERS[process])
-
-        def begin() -> None:
-            self.device.lies = each.lies
-            self.device.run_timeline(each.server)
-
-        self.device.call(begin)
+        self.server.begin(each.lies, each.server)
         self.storm.start(parts)
         longest = max((at for at, *_ in each.server), default=0) / 1000
         # The storm itself: until all are done, or as long as those wait that the server does not
         # answer.
         self.storm.wait(max(longest, 2.0))
-        if not any(action[1] == "kill" for action in each.server):
-            self.device.call(self.device.settle)
-        running = self.storm.wait(ACTORS_LIMIT)
+        self.server.settle()
+        running = self.wait(STUCK_LIMIT)
         if running:
             return Finding(
                 "hang", f"actors {sorted(running)} do not end; {self.blocked()}", self.round
             )
         return None
 
+    def wait(self, limit: float) -> set[int]:
+        """Waits until all actors are done, or nothing has been done for `limit` s; returns those
+        that are not done. Emulation is slow: what goes on has all the time that it takes."""
+        before = self.progress()
+        while running := self.storm.wait(limit):
+            now = self.progress()
+            if now == before:
+                return running
+            before = now
+        return set()
+
+    def progress(self) -> tuple[int, int]:
+        """What changes as long as anything goes on."""
+        return self.storm.steps(), self.server.requests()
+
     def named(self, op: str) -> str:
+        if self.transport == DEV_FUSE and op.startswith("mount farwatch "):
+            return "ask mount allow_other,default_permissions"
         return op.replace(VIRTIO, self.virtio).replace(PCI, self.pci)
 
     def blocked(self) -> str:
@@ -180,7 +258,7 @@ class Arena:
             found = test()
             if found:
                 return found
-        if self.device.server is None:
+        if self.server.gone:
             return None
         return self.beliefs() or self.events() or self.console()
 
@@ -192,11 +270,8 @@ class Arena:
             (each for each in findings if not each.line.endswith("cut here ]")), findings[0]
         )
         start = max(line.number - 2, 0)
-        return Finding(
-            signature(line.line),
-            "\n".join([line.line, *self.vm.console.lines[start : start + 70]]),
-            self.round,
-        )
+        context = self.vm.console.lines[start : start + 70]
+        return Finding(signature(line.line, context), "\n".join(context), self.round)
 
     def bad_lines(self) -> Finding | None:
         if not self.storm.bad:
@@ -206,7 +281,7 @@ class Arena:
 
     def violations(self) -> Finding | None:
         """Requests that a client must not send."""
-        found = self.device.call(lambda: list(self.device.tree.violations))
+        found = self.server.violations()
         return (
             Finding(f"request: {words_of(found[0])}", "; ".join(found), self.round)
             if found
@@ -229,17 +304,35 @@ class Arena:
             words = line.split()
             if words[words.index("-") + 1] in OURS:
                 major, minor = map(int, words[2].split(":"))
-                found.append(Mount(words[4], (major << 20) | minor))
+                device = (major << 20) | minor
+                found.append(Mount(words[4], device, int(words[0]), int(words[1])))
         return found
+
+    def live_devices(self, known: Known) -> set[int]:
+        """The devices of the mounts that the present session of the server is for."""
+        mounts = self.mounts()
+        if known.device is None:
+            tops = [mount for mount in mounts if mount.path == MOUNT][-1:]
+        else:
+            tops = [mount for mount in mounts if mount.device == known.device]
+        numbers = {mount.number for mount in tops}
+        devices = {mount.device for mount in (*tops, *mounts) if mount.number in numbers}
+        devices |= {mount.device for mount in mounts if mount.parent in numbers}
+        if known.device is not None:
+            return devices | {known.device}
+        # What is detached lives on as long as it is used, and its session with it.
+        self.seen_devices = devices | (set() if self.unbinds else self.seen_devices)
+        return self.seen_devices
 
     def beliefs(self) -> Finding | None:
         """Whether the server believes to be watched what is watched; they have some time to
         agree."""
         deadline = time.monotonic() + AGREE_LIMIT
         while True:
-            devices = {mount.device for mount in self.mounts()}
+            known = self.server.known()
+            devices = self.live_devices(known)
             watches = [watch for watch in self.storm.watches() if watch.device in devices]
-            different = self.compare(watches)
+            different = disagreements(known, watches)
             if not different:
                 return None
             if time.monotonic() > deadline:
@@ -247,18 +340,16 @@ class Arena:
                 return Finding(f"belief: {kind}", "; ".join(different), self.round)
             time.sleep(INTERVAL)
 
-    def compare(self, watches: list[Watch]) -> list[str]:
-        return self.device.call(lambda: disagreements(self.device.tree, watches))
-
     def events(self) -> Finding | None:
         """Whether each watch hears what the server reports, or has been told that events were
         lost."""
-        devices = {mount.device for mount in self.mounts()}
-        if not devices:
+        known = self.server.known()
+        devices = self.live_devices(known)
+        if not devices or not known.initialized:
             return None
         lost = {(each.process, each.fd) for each in self.storm.heard(0.0) if each.mask & Q_OVERFLOW}
         watches = [watch for watch in self.storm.watches() if watch.device in devices]
-        expected = self.device.call(lambda: self.probe(watches))
+        expected = self.probe(watches)
         missing: set[tuple[int, int, str, int]] = set()
         heard: set[Heard] = set()
         for _ in range(HEAR_ROUNDS):
@@ -274,15 +365,14 @@ class Arena:
         missing &= still
         if not missing:
             return None
-        waits = self.device.call(lambda: (len(self.device.waiting), len(self.device.payloads)))
         text = f"{len(missing)} of {len(expected)} watches hear nothing: {sorted(missing)[:5]}"
-        return Finding("deaf", f"{text}; {waits[0]} requests wait, {waits[1]} payloads", self.round)
+        return Finding("deaf", f"{text}; {self.server.state()}", self.round)
 
     def probe(self, watches: list[Watch]) -> set[tuple[int, int, str, int]]:
-        """Reports a change of attributes of all that is watched; returns who must hear. In the
-        device's thread."""
-        tree = self.device.tree
+        """Reports a change of attributes of all that is watched; returns who must hear."""
+        tree = self.server.known()
         expected = set()
+        payloads = []
         for nodeid, belief in list(tree.beliefs.items()):
             node = tree.nodes.get(nodeid)
             if node is None or not belief.certain or belief.generations != {node.generation}:
@@ -298,28 +388,29 @@ class Arena:
             if len({each.device for each in interested}) != 1:
                 continue
             expected |= {(each.process, each.fd, each.kind, key_of(each)) for each in interested}
-            self.device.notify(records.probe(node))
+            payloads.append(records.probe(node))
+        self.server.send(payloads)
         return expected
 
     # The end.
 
     def end(self) -> Finding | None:
         """Unmounts what is left, which must not take long, and brings the device back."""
-        dead = self.device.server is None
+        dead = self.server.gone
         if not dead:
-            self.device.call(self.device.settle)
+            self.server.settle()
         for process in sorted(self.storm.dead):
             self.storm.spawn(process, USERS[process])
         steps = [f"umount {mount.path} 2" for mount in reversed(self.mounts())]
         if dead:
             steps = []
         everybody = {
-            2 * process: ["chdir /", *(f"close {slot}" for slot in range(8))]
+            2 * process: ["chdir /", *(f"close {slot}" for slot in range(9))]
             for process in range(len(USERS))
         }
         everybody[0] += ["put /proc/sys/vm/drop_caches 2", *steps]
         self.storm.start(everybody)
-        running = self.storm.wait(UMOUNT_LIMIT + (ACTORS_LIMIT if dead else 0))
+        running = self.wait(UMOUNT_LIMIT)
         if running:
             return Finding("hang", f"unmounting does not end; {self.blocked()}", self.round)
         if dead:
@@ -330,10 +421,10 @@ class Arena:
         found = self.restore_device() or self.check()
         if found:
             return found
-        held = self.device.call(
-            lambda: dict(self.device.tree.beliefs) if self.device.tree.initialized else {}
-        )
-        return Finding("belief: watches after the unmount", str(held), self.round) if held else None
+        known = self.server.known()
+        if known.initialized and known.beliefs:
+            return Finding("belief: watches after the unmount", str(known.beliefs), self.round)
+        return None
 
     def restore_device(self) -> Finding | None:
         """Binds the driver again where a script has unbound it."""
@@ -348,6 +439,8 @@ class Arena:
 
     def leaks(self) -> Finding | None:
         """What kmemleak finds of all scripts so far."""
+        if not self.looks_for_leaks:
+            return None
         try:
             fail_on_leaks(self.guest)
         except GuestLostError:
@@ -362,8 +455,8 @@ def key_of(watch: Watch) -> int:
     return watch.wd if watch.kind == "inotify" else watch.ino
 
 
-def disagreements(tree: Tree, watches: list[Watch]) -> list[str]:
-    """Where what the server believes is not what /proc says; in the device's thread."""
+def disagreements(tree: Known, watches: list[Watch]) -> list[str]:
+    """Where what the server believes is not what /proc says."""
     wanted: dict[int, int] = {}
     for watch in watches:
         wanted[watch.ino] = wanted.get(watch.ino, 0) | (watch.mask & PLAIN_BITS)
@@ -401,23 +494,16 @@ def words_of(text: str) -> str:
     return re.sub(r"0x[0-9a-f]+|\d+", "N", short)[:100]
 
 
-def signature(line: str) -> str:
-    """The line of a console without what differs from run to run."""
+def signature(line: str, context: Sequence[str] = ()) -> str:
+    """The line of a console without what differs from run to run, and the function that the trace
+    behind it names first."""
     text = re.sub(r"^\[ *[\d.]+\] ", "", line)
-    text = re.sub(
-        r"\+0x[0-9a-f]+/0x[0-9a-f]+|CPU: \d+|PID: \d+|0x[0-9a-f]+|\bat addr [0-9a-f]+", "", text
-    )
-    return "kernel: " + re.sub(r"\b[0-9a-f]{8,}\b|\d+", "N", text)[:120]
-
-
-def init_flags(mode: str) -> int:
-    """What the server offers in INIT."""
-    flags = (
-        InitFlag.ASYNC_READ | InitFlag.BIG_WRITES | InitFlag.MAX_PAGES | InitFlag.PARALLEL_DIROPS
-    )
-    flags |= InitFlag.SUBMOUNTS | InitFlag.ATOMIC_O_TRUNC
-    offered = int(flags) | wire.FUSE_HAS_FSNOTIFY | wire.FUSE_FSNOTIFY_PARKED
-    return offered | wire.FUSE_FSNOTIFY_MERGED if mode == "others" else offered
+    for pattern in VARYING:
+        text = re.sub(pattern, "", text)
+    places = (re.search(r"RIP: \S+:(\w+)\+", each) for each in context)
+    place = next((found[1] for found in places if found), "")
+    text = re.sub(r"\b[0-9a-f]{8,}\b|\d+", "N", text)[:120]
+    return f"kernel: {text} in {place}" if place and place not in text else f"kernel: {text}"
 
 
 NUMBERS = itertools.count(1)
@@ -425,20 +511,29 @@ NUMBERS = itertools.count(1)
 
 @contextmanager
 def running(
-    equipment: Equipment, transport: str, request_queues: int = 1, cpus: int = 2
+    equipment: Equipment,
+    transport: str,
+    request_queues: int = 1,
+    cpus: int = 2,
+    leaks: bool = True,
 ) -> Iterator[Arena]:
-    """Boots a guest with a hostile device; both end with the block."""
+    """Boots a guest with a hostile device; both end with the block. Without `leaks` kmemleak is off
+    and the debug kernel much faster."""
     with contextlib.ExitStack() as stack:
         sockets = socket_folder()
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
-        name = f"adversary-{next(NUMBERS)}"
-        tree = Tree(
-            init_flags("others"), int(wire.Event(0x1FFF) | wire.Event.ON_CHILD | wire.Event.RENAME)
-        )
-        device = Device(tree, TAG, transport == "queue", request_queues)
+        name = f"adversary-{os.getpid()}-{next(NUMBERS)}"
+        tree = Tree(init_flags("others"), WATCHABLE)
+        device = Device(tree, TAG, transport != WAIT, request_queues)
         device.start(sockets / "fs")
         stack.callback(device.stop)
-        spec = replace(equipment.machine(name, sockets), cpus=cpus, request_queues=request_queues)
-        vm = Vm.boot(vm_spec(spec, sockets), paths.LOGS / f"{name}-console.log")
+        spec = replace(
+            equipment.machine(name, sockets),
+            cpus=cpus,
+            request_queues=request_queues,
+            kernel_options=() if leaks else ("kmemleak=off",),
+        )
+        log = paths.LOGS / f"{name}-console.log"
+        vm = Vm.boot(vm_spec(spec, sockets), log, BOOT_LIMIT)
         stack.callback(vm.kill)
-        yield Arena(vm, device)
+        yield Arena(vm, device, transport, leaks)

@@ -5,22 +5,25 @@ import argparse
 import contextlib
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from farwatch_harness.adversary import arena
 from farwatch_harness.adversary.arena import Arena, Finding
-from farwatch_harness.adversary.script import TRANSPORTS, Script, generate
+from farwatch_harness.adversary.script import THEMES, TRANSPORTS, Script, generate
 from farwatch_harness.adversary.shrink import shrink
 from farwatch_harness.kernel import build
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
-from farwatch_harness.util.progress import Step, say, step
+from farwatch_harness.util.progress import say, step
 from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
 
 SAVED = paths.CHECKOUT / "build" / "adversary"
 #: A guest plays so many scripts, and is then asked for leaks.
 SCRIPTS_PER_GUEST = 12
+#: kmemleak slows a guest down: one of so many has it.
+GUESTS_PER_LEAK_SEARCH = 3
 #: How often a script is tried before it counts as one that does not fail.
 TRIES = 3
 
@@ -32,6 +35,7 @@ class Plan:
     seconds: float
     seed: str
     transports: tuple[str, ...]
+    pool: tuple[str, ...]
     debug: bool
     shrink_seconds: float
     series: Path
@@ -56,6 +60,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="S", help="plays the scripts of the run that named it")
     parser.add_argument(
         "--transport", choices=TRANSPORTS, action="append", help="only this one, may be repeated"
+    )
+    parser.add_argument(
+        "--only",
+        choices=THEMES,
+        action="append",
+        metavar="THEME",
+        help="only these, may be repeated",
+    )
+    parser.add_argument(
+        "--without",
+        choices=THEMES,
+        action="append",
+        default=[],
+        metavar="THEME",
+        help=f"leaves this out, may be repeated: {', '.join(THEMES)}",
     )
     parser.add_argument(
         "--plain", action="store_true", help="the ordinary kernel instead of the debug kernel"
@@ -91,6 +110,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         options.minutes * 60,
         options.seed or secrets.token_hex(4),
         tuple(options.transport or TRANSPORTS),
+        tuple(each for each in options.only or THEMES if each not in options.without),
         not options.plain,
         options.shrink * 60,
         options.series.resolve(),
@@ -132,50 +152,44 @@ def hunt(plan: Plan, equipment: Equipment) -> list[Found]:
     """Plays random scripts until the time is over, or until one finds something."""
     found: list[Found] = []
     deadline = time.monotonic() + plan.seconds
-    played = 0
+    played = guests = 0
     say(f"  seed: {plan.seed}")
     with step("playing random scripts") as progress:
         while time.monotonic() < deadline and (plan.keep_going or not found):
-            scripts = [
-                generate(f"{plan.seed}-{number}", plan.transports)
-                for number in range(played, played + 1)
-            ]
-            first = scripts[0]
-            result, count = play_alike(plan, equipment, first, played, deadline, progress)
-            played += count
-            if result:
-                found.append(result)
-                save(result, "found")
-                progress.update(f"{played} scripts, {len(found)} found")
+            guests += 1
+            leaks = guests % GUESTS_PER_LEAK_SEARCH == 0
+            for result in play_in_one_guest(plan, equipment, played, leaks, deadline):
+                played += 1
+                progress.update(f"{played} scripts, {guests} guests, {len(found)} found")
+                if result is not None:
+                    found.append(result)
+                    save(result, "found")
     say(f"  {played} scripts were played")
     if plan.shrink_seconds:
         found = [shortened(plan, equipment, each) for each in found]
     return found
 
 
-def play_alike(
-    plan: Plan, equipment: Equipment, script: Script, number: int, deadline: float, progress: Step
-) -> tuple[Found | None, int]:
-    """Plays scripts in one guest as long as they want the same device; returns the first finding
-    and their number."""
-    count = 0
+def play_in_one_guest(
+    plan: Plan, equipment: Equipment, number: int, leaks: bool, deadline: float
+) -> Iterator[Found | None]:
+    """Plays the scripts from `number` on in one guest, as long as it is fit for it; yields for each
+    what it found."""
+    script = generate(f"{plan.seed}-{number}", plan.transports, plan.pool)
     machine = (script.transport, script.request_queues)
-    with arena.running(equipment, *machine) as guest:
-        while True:
+    with arena.running(equipment, *machine, leaks=leaks) as guest:
+        for count in range(1, SCRIPTS_PER_GUEST + 1):
             finding = guest.play(script)
-            count += 1
-            progress.update(f"{number + count} scripts")
-            if finding:
-                return Found(script, finding), count
-            if (
-                count >= SCRIPTS_PER_GUEST
-                or time.monotonic() > deadline
-                or guest.device.server is None
-            ):
-                leak = guest.leaks()
-                return (Found(script, leak) if leak else None), count
-            # The seed decides what is played; the guest that is there decides by which transport.
-            following = generate(f"{plan.seed}-{number + count}", plan.transports)
+            last = count == SCRIPTS_PER_GUEST or guest.server.gone or time.monotonic() > deadline
+            if not finding and last:
+                finding = guest.leaks()
+            yield Found(script, finding) if finding else None
+            if last or (finding and not (finding.harmless and guest.clean_up())):
+                return
+            if finding and not plan.keep_going:
+                return
+            # The seed decides what is played, the guest that is there by which transport.
+            following = generate(f"{plan.seed}-{number + count}", plan.transports, plan.pool)
             script = replace(following, transport=machine[0], request_queues=machine[1])
 
 
@@ -184,14 +198,15 @@ def try_script(
 ) -> Finding | None:
     """Plays a script in a new guest up to `times`; the first finding, of that kind if one is
     given."""
-    with arena.running(equipment, script.transport, script.request_queues) as guest:
+    machine = (script.transport, script.request_queues)
+    with arena.running(equipment, *machine, leaks=kind in (None, "leak")) as guest:
         for _ in range(times):
             finding = guest.play(script)
             if finding:
                 return finding if kind in (None, finding.kind) else None
-            if guest.device.server is None:
+            if guest.server.gone:
                 return None
-        return guest.leaks() if kind in (None, "leak") else None
+        return guest.leaks()
 
 
 def shortened(plan: Plan, equipment: Equipment, found: Found) -> Found:

@@ -8,7 +8,6 @@ thread.
 
 import errno
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from farwatchd.wire.fuse import Opcode, in_header, out_header
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, Feature, fs_config
 
 from farwatch_harness.adversary import records
-from farwatch_harness.adversary.filesystem import Tree
+from farwatch_harness.adversary.filesystem import Known, Tree
+from farwatch_harness.adversary.script import Lie, Lies, Script, init_flags
 from farwatch_harness.util.errors import HarnessError
 
 log = logging.getLogger(__name__)
@@ -38,31 +38,6 @@ CALL_LIMIT = 20.0
 #: Payloads that wait for buffers; those beyond are not sent.
 MOST_WAITING = 5000
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Lie:
-    """How requests are answered: with `probability`, `what` is done, with a number that depends on
-    it.
-
-    delay: milliseconds late. error: with the negated errno, negative numbers being errors that are
-    no errno. hold: when
-    the server is let go. partial: with fewer events than were asked for. short: with a header
-    alone.
-    """
-
-    what: str
-    probability: float
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Lies:
-    """What is not true of the server's answers, by kind of request."""
-
-    fsnotify: tuple[Lie, ...] = ()
-    wait: tuple[Lie, ...] = ()
-    rest: tuple[Lie, ...] = ()
 
 
 class Held(NamedTuple):
@@ -147,6 +122,25 @@ class Device:
 
     # What vhost_user.backend asks for.
 
+    def prepare(self, script: Script) -> None:
+        """Begins a script: the tree is as at first."""
+        self.random.seed(script.seed)
+        self.lies = Lies()
+        self.payloads.clear()
+        tree = self.tree
+        tree.init_flags = init_flags(script.mode)
+        tree.entry_valid = script.entry_valid
+        tree.max_background = script.max_background
+        tree.reuse = False
+        tree.violations.clear()
+        tree.build()
+
+    def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
+        """Begins a round: lies from now on, and does each action at its milliseconds from now."""
+        self.lies = lies
+        for at, *action in timeline:
+            self.loop.call_later(at / 1000, partial(self.act, action))
+
     @property
     def features(self) -> int:
         features = Feature.VERSION_1 | Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX
@@ -180,6 +174,9 @@ class Device:
             self.loop.remove(vring.kick_fd)
         self.held = [held for held in self.held if held.vring is not vring]
         self.waiting = deque(held for held in self.waiting if held.vring is not vring)
+        if not self.running:
+            # The device was reset: its driver has gone, with or without DESTROY.
+            self.reset()
 
     def reset(self) -> None:
         self.tree.forget_session()
@@ -449,11 +446,6 @@ class Device:
         if self.ended_waits:
             self.release_waits()
 
-    def run_timeline(self, timeline: list[list[Any]]) -> None:
-        """Does each action at its milliseconds from now."""
-        for at, *action in timeline:
-            self.loop.call_later(at / 1000, partial(self.act, action))
-
 
 ACTIONS: dict[str, Callable[..., None]] = {
     "records": Device.send_records,
@@ -466,6 +458,54 @@ ACTIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def pid() -> int:
-    """The process that plays the daemon."""
-    return os.getpid()
+class VirtioServer:
+    """The device as the arena sees it: all in the device's thread."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was killed: a device does not come back."""
+        return self.device.server is None
+
+    def prepare(self, script: Script) -> None:
+        """Begins a script."""
+        self.device.call(lambda: self.device.prepare(script))
+
+    def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
+        """Begins a round."""
+        self.device.call(lambda: self.device.begin(lies, timeline))
+
+    def settle(self) -> None:
+        """Lets the server go."""
+        if not self.gone:
+            self.device.call(self.device.settle)
+
+    def known(self) -> Known:
+        """What the server knows now."""
+        return self.device.call(self.device.tree.known)
+
+    def violations(self) -> list[str]:
+        """Which rules the client has broken."""
+        return self.device.call(lambda: list(self.device.tree.violations))
+
+    def requests(self) -> int:
+        """How many requests have come."""
+        return self.device.counts.requests
+
+    def send(self, payloads: list[bytes]) -> None:
+        """Sends notifications."""
+
+        def send() -> None:
+            for payload in payloads:
+                self.device.notify(payload)
+
+        self.device.call(send)
+
+    def state(self) -> str:
+        """What it waits for, in words."""
+        waiting, payloads = self.device.call(
+            lambda: (len(self.device.waiting), len(self.device.payloads))
+        )
+        return f"{waiting} requests wait, {payloads} notifications are not sent yet"

@@ -9,7 +9,7 @@ one after DESTROY. Which watches it was asked for is kept by nodeid.
 import errno
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from farwatchd.wire import fsnotify as wire
@@ -76,24 +76,35 @@ class Belief:
     generations: set[int] = field(default_factory=set)
 
 
-class Tree:
+@dataclass
+class Known:
+    """What a server knows at one moment of its nodes and of what is watched.
+
+    `device` is the number of its mount, for a server that has made the mount itself.
+    """
+
+    nodes: dict[int, Node] = field(default_factory=dict)
+    beliefs: dict[int, Belief] = field(default_factory=dict)
+    initialized: bool = False
+    negotiated: int = 0
+    device: int | None = None
+
+
+class Tree(Known):
     """The file system and all that its client is known to hold of it."""
 
     def __init__(self, init_flags: int, watchable: int, entry_valid: int = 0) -> None:
         """`init_flags` are offered in INIT; `entry_valid` is how many seconds names and attributes
         may be cached."""
+        super().__init__()
         self.init_flags = init_flags
         self.watchable = watchable
         self.entry_valid = entry_valid
         self.max_background = 0
-        self.nodes: dict[int, Node] = {}
         self.last_nodeid = ROOT
         self.free: list[tuple[int, int]] = []
         self.reuse = False
         self.violations: list[str] = []
-        self.beliefs: dict[int, Belief] = {}
-        self.initialized = False
-        self.negotiated = 0
         self.root = Node(ROOT, 0, stat.S_IFDIR | 0o777, links=2)
         self.build()
 
@@ -140,6 +151,11 @@ class Tree:
             return nodeid, generation + 1
         self.last_nodeid += 1
         return self.last_nodeid, 0
+
+    def known(self) -> Known:
+        """What it knows now, as a copy that does not change."""
+        beliefs = {nodeid: replace(belief) for nodeid, belief in self.beliefs.items()}
+        return Known(dict(self.nodes), beliefs, self.initialized, self.negotiated)
 
     # What happens behind the client's back.
 

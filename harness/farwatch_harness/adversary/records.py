@@ -5,10 +5,9 @@ protocol."""
 from random import Random
 
 from farwatchd.watch.event_record import EventRecord
-from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fsnotify import Event
 
-from farwatch_harness.adversary.filesystem import Node, Tree
+from farwatch_harness.adversary.filesystem import Known, Node
 
 #: The most that one notification carries here, as farwatchd's.
 ROOM = 4000
@@ -26,20 +25,20 @@ ENTRY_EVENTS = (Event.CREATE, Event.DELETE, Event.MOVED_FROM, Event.MOVED_TO)
 CHILD_EVENTS = (Event.ATTRIB, Event.MODIFY, Event.OPEN, Event.CLOSE_WRITE)
 
 
-def payload(kind: str, count: int, tree: Tree, random: Random) -> bytes:
+def payload(kind: str, count: int, known: Known, random: Random) -> bytes:
     """Up to `count` records of that kind, as many as one notification holds."""
     found = b""
     for _ in range(count):
-        one = record(kind, tree, random)
+        one = record(kind, known, random)
         if len(found) + len(one) > ROOM:
             break
         found += one
     return found
 
 
-def record(kind: str, tree: Tree, random: Random) -> bytes:
+def record(kind: str, known: Known, random: Random) -> bytes:
     """One record about something that is watched, if anything is."""
-    node = some_node(tree, random)
+    node = some_node(known, random)
     if kind == "overflow":
         return EventRecord(0, 0, Event.OVERFLOW).encode()
     if kind == "garbage":
@@ -52,7 +51,7 @@ def record(kind: str, tree: Tree, random: Random) -> bytes:
     if kind == "delete-self":
         return EventRecord(node.nodeid, node.generation, Event.DELETE_SELF).encode()
     if kind == "rename":
-        other = some_node(tree, random)
+        other = some_node(known, random)
         names = random.choice(NAMES), random.choice(NAMES)
         return EventRecord(
             node.nodeid,
@@ -87,13 +86,8 @@ def probe(node: Node) -> bytes:
     return EventRecord(node.nodeid, node.generation, Event.ATTRIB).encode()
 
 
-def some_node(tree: Tree, random: Random) -> Node:
-    watched = [tree.nodes[nodeid] for nodeid in tree.beliefs if nodeid in tree.nodes]
+def some_node(known: Known, random: Random) -> Node:
+    watched = [known.nodes[nodeid] for nodeid in known.beliefs if nodeid in known.nodes]
     if watched and random.random() < 0.8:
         return random.choice(watched)
-    return random.choice(list(tree.nodes.values()))
-
-
-def fits(data: bytes, room: int) -> bool:
-    """Whether a payload is one that the protocol lets a server send into `room` bytes."""
-    return wire.record.size <= len(data) <= room
+    return random.choice(list(known.nodes.values()))

@@ -14,7 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from farwatch_harness.adversary.device import Lie, Lies
+from farwatchd.wire import fsnotify as wire
+from farwatchd.wire.fuse import InitFlag
 
 MOUNT = "/run/fw"
 #: Replaced by what the device is called in the guest.
@@ -23,7 +24,9 @@ VIRTIO, PCI = "@VIRTIO@", "@PCI@"
 USERS = (0, 0, 1000, 1001)
 ACTORS = range(2 * len(USERS))
 ROOT_ACTORS = (0, 1, 2, 3)
-TRANSPORTS = ("queue", "wait")
+#: By the notification queue, by requests that wait, or by /dev/fuse in the guest.
+QUEUE, WAIT, DEV_FUSE = "queue", "wait", "dev-fuse"
+TRANSPORTS = (QUEUE, WAIT, DEV_FUSE)
 MODES = ("others", "remote")
 #: What a script may be about; each has some of these.
 THEMES = (
@@ -100,6 +103,30 @@ REMOVE, RESCAN = f"put /sys/bus/pci/devices/{PCI}/remove 1", "put /sys/bus/pci/r
 
 
 @dataclass(frozen=True)
+class Lie:
+    """How requests are answered: with `probability`, `what` is done, with a number that depends on
+    it.
+
+    delay: milliseconds late. error: with the negated errno, negative numbers being errors that are
+    no errno. hold: when the server is let go. partial: with fewer events than were asked for.
+    short: with a header alone. twice: where the transport allows it.
+    """
+
+    what: str
+    probability: float
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Lies:
+    """What is not true of the server's answers, by kind of request."""
+
+    fsnotify: tuple[Lie, ...] = ()
+    wait: tuple[Lie, ...] = ()
+    rest: tuple[Lie, ...] = ()
+
+
+@dataclass(frozen=True)
 class Round:
     """What is done at the same time: `actors` by their numbers, the server's actions by
     milliseconds, its lies."""
@@ -161,10 +188,24 @@ class Script:
         return cls.from_json(path.read_text())
 
 
-def generate(seed: str, transports: Sequence[str] = TRANSPORTS) -> Script:
-    """The script that belongs to a seed; the same one for the same seed and transports."""
+def init_flags(mode: str) -> int:
+    """What the server offers in INIT."""
+    flags = InitFlag.ASYNC_READ | InitFlag.BIG_WRITES | InitFlag.MAX_PAGES
+    flags |= InitFlag.PARALLEL_DIROPS | InitFlag.SUBMOUNTS | InitFlag.ATOMIC_O_TRUNC
+    offered = int(flags) | wire.FUSE_HAS_FSNOTIFY | wire.FUSE_FSNOTIFY_PARKED
+    return offered | wire.FUSE_FSNOTIFY_MERGED if mode == "others" else offered
+
+
+def generate(
+    seed: str, transports: Sequence[str] = TRANSPORTS, pool: Sequence[str] = THEMES
+) -> Script:
+    """The script that belongs to a seed and the other arguments; the same one each time.
+
+    `pool` has the themes that it may have: what is known to fail hides what comes after it.
+    """
     random = Random(seed)
     themes = [theme for theme in THEMES if random.random() < RARE.get(theme, USUAL)]
+    themes = [theme for theme in themes if theme in pool]
     transport = random.choice(list(transports))
     maker = Maker(random, set(themes))
     rounds = [maker.first()] + [maker.storm() for _ in range(random.randint(1, 4))] + [maker.last()]
@@ -236,9 +277,11 @@ class Maker:
 
     def dnotify(self, actor: int) -> str:
         directory = self.random.choice(("", "d0", "d1", "sub/d", "quiet"))
+        # A thread's own slot: only one knows then what is watched by it.
+        slot = 7 + actor % 2
         if self.chance(0.3):
-            return "close 7"
-        return f"dnotify 7 {MOUNT}/{directory} {self.random.randrange(1, 64):#x}"
+            return f"close {slot}"
+        return f"dnotify {slot} {MOUNT}/{directory} {self.random.randrange(1, 64):#x}"
 
     def change(self, actor: int) -> str:
         kind = self.random.choice(CHANGES)
@@ -276,7 +319,12 @@ class Maker:
 
     def umount(self) -> str:
         where = "/sub" if "submount" in self.themes and self.chance(0.5) else ""
-        return f"umount {MOUNT}{where} {self.random.choice((0, 0, 2))}"
+        return f"umount {MOUNT}{where} {self.flags()}"
+
+    def flags(self) -> int:
+        """Of an unmount: MNT_DETACH, or none. What is detached from a device that was removed
+        cannot be told from what is detached from the present one."""
+        return 0 if "unbind" in self.themes else self.random.choice((0, 0, 2))
 
     def sleep(self) -> str:
         return f"sleep {self.random.choice((0, 100, 1000, 5000, 20000, 50000))}"
@@ -379,7 +427,7 @@ class Maker:
             steps.append([at(), "records", "event", self.random.randint(1, 10), 1])
         if "flood" in self.themes:
             kind = self.random.choice(("event", "rename", "event"))
-            steps.append([at(), "records", kind, 40, self.random.choice((10, 100, 400))])
+            steps.append([at(), "records", kind, 40, self.random.choice((10, 40, 150))])
         if "overflow" in self.themes:
             steps.append(
                 [
@@ -441,7 +489,7 @@ class Maker:
         for actor in ACTORS:
             if self.chance(0.4):
                 actors[actor] = self.part(actor, 10)
-        end = [f"umount {MOUNT} {self.random.choice((0, 2))}"]
+        end = [f"umount {MOUNT} {self.flags()}"]
         if "many" in self.themes:
             slot = self.slot(0)
             end = [f"imany {slot} {MOUNT}/many 120 {self.mask():#x}", f"close {slot}", *end]

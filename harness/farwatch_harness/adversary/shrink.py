@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from farwatch_harness.adversary.device import Lies
-from farwatch_harness.adversary.script import Round, Script
+from farwatch_harness.adversary.script import Lies, Round, Script
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@
  *   do ACTOR OP;OP;...       have an actor run these; two actors are the two
  *                            threads of process ACTOR/2 and share its slots
  *   report                   say what is watched by all processes
+ *   steps                    say how many steps were done
  *   drain                    read and forget all events
  *   heard MILLISECONDS       read events until none comes for so long
  *   quit
@@ -36,15 +37,17 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define PROCESSES 8
 #define ACTORS (2 * PROCESSES)
-#define SLOTS 8
+#define SLOTS 9
 #define LINE (1 << 17)
 
 #ifndef FAN_RENAME
@@ -60,6 +63,8 @@ struct dnotify {
 struct shared {
 	pid_t pid[PROCESSES];
 	struct dnotify dnotify[PROCESSES][SLOTS];
+	/* How many steps all actors have done. */
+	_Atomic unsigned long steps;
 };
 
 static struct shared *shared;
@@ -445,6 +450,24 @@ static void op_eat(char **words)
 	munmap(memory, size);
 }
 
+/*
+ * Asks the server on /dev/fuse for something that it has to do itself, and
+ * gives it a moment for it: a mount is there when this returns, or was refused.
+ */
+static void op_ask(char **words)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "\0farwatch-adversary" };
+	socklen_t size = sizeof(sa_family_t) + 1 + strlen("farwatch-adversary");
+	int control = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	char text[256];
+
+	snprintf(text, sizeof(text), "%s %s", words[0], words[1] ? words[1] : "");
+	if (sendto(control, text, strlen(text), 0, (void *)&address, size) < 0)
+		errno = 0;
+	close(control);
+	usleep(50000);
+}
+
 /* From here on allocations of this thread fail, if they are made to. */
 static void op_fail(char **words)
 {
@@ -477,6 +500,7 @@ static const struct {
 	{ "umount", op_umount, 2 },	{ "put", op_put, 2 },
 	{ "kill", op_kill, 1 },		{ "sleep", op_sleep, 1 },
 	{ "eat", op_eat, 1 },		{ "fail", op_fail, 1 },
+	{ "ask", op_ask, 1 },
 };
 
 static void run_op(char *text)
@@ -507,8 +531,10 @@ static void *actor_main(void *argument)
 		char *save = NULL;
 
 		line[strcspn(line, "\n")] = 0;
-		for (char *op = strtok_r(line, ";", &save); op; op = strtok_r(NULL, ";", &save))
+		for (char *op = strtok_r(line, ";", &save); op; op = strtok_r(NULL, ";", &save)) {
 			run_op(op);
+			shared->steps++;
+		}
 		say("done %d", actor);
 	}
 	_exit(0);
@@ -732,6 +758,8 @@ static void command(char *line)
 	} else if (!strcmp(name, "report")) {
 		visit_all(report_fd);
 		report_dnotify();
+	} else if (!strcmp(name, "steps")) {
+		say("steps %lu", shared->steps);
 	} else if (!strcmp(name, "drain")) {
 		visit_all(drain_fd);
 	} else if (!strcmp(name, "heard")) {

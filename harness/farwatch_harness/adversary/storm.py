@@ -136,6 +136,10 @@ class Storm:
             self.take(PATIENCE, until="done")
         return set(self.running)
 
+    def steps(self) -> int:
+        """How many steps all actors have done since the program was started."""
+        return int(self.command("steps")[0].split()[1])
+
     def watches(self) -> list[Watch]:
         """What is watched by all processes."""
         found = []

@@ -175,13 +175,15 @@ class Vm:
         self.reader.start()
 
     @classmethod
-    def boot(cls, spec: VmSpec, log: Path) -> "Vm":
-        """Boots a guest and waits for its agent; GuestLostError with its last words when it does
-        not come up."""
+    def boot(cls, spec: VmSpec, log: Path, limit: float = BOOT_LIMIT) -> "Vm":
+        """Boots a guest and waits for its agent, for `limit` seconds each.
+
+        GuestLostError with its last words when it does not come up.
+        """
         vm = cls(spec, log)
         try:
-            vm.guest = Guest(vm.connect(time.monotonic() + BOOT_LIMIT), vm.explain_loss)
-            vm.guest.wait_until_ready(BOOT_LIMIT)
+            vm.guest = Guest(vm.connect(time.monotonic() + limit), vm.explain_loss)
+            vm.guest.wait_until_ready(limit)
         except BaseException:
             vm.kill()
             raise

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from farwatch_harness.adversary.arena import disagreements, init_flags, signature
+from farwatch_harness.adversary.arena import disagreements, signature
 from farwatch_harness.adversary.filesystem import ROOT, Tree
-from farwatch_harness.adversary.script import Script, generate
+from farwatch_harness.adversary.script import Script, generate, init_flags
 from farwatch_harness.adversary.shrink import shrink
 from farwatch_harness.adversary.storm import Watch, program
 from farwatchd.wire import fsnotify as wire
