@@ -7,7 +7,6 @@ A mount is kept while an object of it is, so its id, which the host uses again, 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -15,20 +14,13 @@ import stat
 from dataclasses import dataclass
 
 from farwatchd.linux.file_handles import handle_of, mount_of, open_handle
+from farwatchd.linux.syscalls import file_system_type
 
 _log = logging.getLogger(__name__)
 
 #: A FUSE file system forgets the handles of what it has no use for at the moment
 #: (``FUSE_SUPER_MAGIC``).
 _FORGETFUL = 0x65735546
-_STATFS_SIZE = 256
-_AT_EMPTY_PATH = 0x1000
-_STATX_MNT_ID = 0x1000
-_STATX_SIZE = 256
-_STATX_MNT_ID_AT = 0x90
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,29 +88,10 @@ def open_mount(key: bytes, fd: int) -> int:
     ``OSError`` if it fails."""
     mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
     try:
-        if _is_forgetful(mount_fd):
+        if file_system_type(mount_fd) == _FORGETFUL:
             raise OSError(errno.EOPNOTSUPP, "FUSE keeps no file handles")
         os.close(open_handle(mount_fd, handle_of(key)))
     except OSError:
         os.close(mount_fd)
         raise
     return mount_fd
-
-
-def mount_id(fd: int) -> int:
-    """The id of the mount that ``fd``, which may be O_PATH, is on."""
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    _check(_libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, buffer))
-    return ctypes.c_uint64.from_buffer(buffer, _STATX_MNT_ID_AT).value
-
-
-def _is_forgetful(fd: int) -> bool:
-    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
-    _check(_libc.fstatfs(fd, buffer))
-    return ctypes.c_long.from_buffer(buffer).value == _FORGETFUL
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 
-from farwatchd.inode_store.mounts import Mount, MountTable, mount_id
+from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
+from farwatchd.linux.syscalls import mount_id
 
 #: mount, type and handle; where there is no handle: device and inode number, which are an object's
 #: own while it is held by a descriptor, and the mount's id.

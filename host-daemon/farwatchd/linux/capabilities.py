@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import struct
 from collections.abc import Iterator
 from enum import IntFlag
 from typing import NamedTuple
+
+from farwatchd.linux.libc import check, function
 
 _VERSION_3 = 0x20080522
 _HEADER = struct.Struct("=Ii")
@@ -22,8 +23,9 @@ _PR_CAPBSET_DROP = 24
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+_capget = function("capget", ctypes.c_char_p, ctypes.c_char_p)
+_capset = function("capset", ctypes.c_char_p, ctypes.c_char_p)
 
 
 class Capability(IntFlag):
@@ -111,11 +113,11 @@ def keep_only(kept: Capability) -> Capability:
     sets = _get()
     if sets.effective & Capability.SETPCAP:
         number = 0
-        while (there := _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)) >= 0:
+        while (there := _prctl(_PR_CAPBSET_READ, number, 0, 0, 0)) >= 0:
             if there and not kept & (1 << number):
-                _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
+                check(_prctl(_PR_CAPBSET_DROP, number, 0, 0, 0))
             number += 1
-    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
     left = sets.permitted & int(kept)
     _set(_Sets(left, left, 0))
     return Capability(left)
@@ -123,7 +125,7 @@ def keep_only(kept: Capability) -> Capability:
 
 def _get() -> _Sets:
     buffer = ctypes.create_string_buffer(_SETS.size)
-    _check(_libc.capget(_HEADER.pack(_VERSION_3, 0), buffer))
+    check(_capget(_HEADER.pack(_VERSION_3, 0), buffer))
     low = _SETS.unpack(buffer.raw)
     return _Sets(*(low[which] | low[which + 3] << 32 for which in range(3)))
 
@@ -131,10 +133,4 @@ def _get() -> _Sets:
 def _set(sets: _Sets) -> None:
     low = [which & _LOW for which in sets]
     high = [which >> 32 for which in sets]
-    _check(_libc.capset(_HEADER.pack(_VERSION_3, 0), _SETS.pack(*low, *high)))
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    check(_capset(_HEADER.pack(_VERSION_3, 0), _SETS.pack(*low, *high)))

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from farwatchd.linux.libc import failure
+from farwatchd.linux.libc import check, function
 
 
 class _Numbers(NamedTuple):
@@ -35,29 +35,23 @@ _NUMBERS = {
 #: Whether the numbers are known for this machine; without them nothing here may be called.
 KNOWN = _NUMBERS is not None
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+_syscall = function("syscall", result=ctypes.c_long)
 _KEEP = -1
 
 
 def set_effective_uid(uid: int) -> None:
     """setresuid(2) of the effective id, 0 to 2^32 - 2."""
     assert _NUMBERS is not None
-    _check(_libc.syscall(_NUMBERS.setresuid, _KEEP, ctypes.c_uint32(uid), _KEEP))
+    check(_syscall(_NUMBERS.setresuid, _KEEP, ctypes.c_uint32(uid), _KEEP))
 
 
 def set_effective_gid(gid: int) -> None:
     """setresgid(2) of the effective id, 0 to 2^32 - 2."""
     assert _NUMBERS is not None
-    _check(_libc.syscall(_NUMBERS.setresgid, _KEEP, ctypes.c_uint32(gid), _KEEP))
+    check(_syscall(_NUMBERS.setresgid, _KEEP, ctypes.c_uint32(gid), _KEEP))
 
 
 def set_groups(groups: Sequence[int]) -> None:
     """setgroups(2)."""
     assert _NUMBERS is not None
-    _check(_libc.syscall(_NUMBERS.setgroups, len(groups), (ctypes.c_uint32 * len(groups))(*groups)))
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        raise failure(ctypes.get_errno())
+    check(_syscall(_NUMBERS.setgroups, len(groups), (ctypes.c_uint32 * len(groups))(*groups)))

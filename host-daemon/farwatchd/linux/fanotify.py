@@ -12,7 +12,15 @@ from enum import IntFlag
 from typing import NamedTuple
 
 from farwatchd.linux.file_handles import file_handle, open_handle
-from farwatchd.linux.group import NotificationGroup, check
+from farwatchd.linux.group import NotificationGroup
+from farwatchd.linux.libc import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    check,
+    failure,
+    function,
+    last_errno,
+)
 
 _METADATA = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBH8sIi")
@@ -20,8 +28,6 @@ _INFO = struct.Struct("=BBH8sIi")
 FSID_SIZE = 8
 _HANDLE_TYPE = struct.Struct("=i")
 _MARK_ADD, _MARK_REMOVE, _MARK_FLUSH = 0x1, 0x2, 0x80
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
 #: A handle that identifies, and need not be good for open_by_handle_at(2): what fanotify reports.
 #: Since Linux 6.5. overlayfs has no other one.
 _AT_HANDLE_FID = 0x200
@@ -35,10 +41,10 @@ _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
 #: FAN_UNLIMITED_MARKS; needs CAP_SYS_ADMIN. The daemon has a limit of its own.
 _UNLIMITED_MARKS = 0x20
 
-_MARK_ARGUMENTS = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
-_HANDLE_ARGUMENTS = (
-    ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int,
-)  # fmt: skip
+_int, _path, _pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
+_fanotify_init = function("fanotify_init", ctypes.c_uint, ctypes.c_uint)
+_fanotify_mark = function("fanotify_mark", _int, ctypes.c_uint, ctypes.c_uint64, _int, _path)
+_name_to_handle_at = function("name_to_handle_at", _int, _path, _pointer, _pointer, _int)
 
 INFO_FID = 1
 INFO_DFID_NAME = 2
@@ -75,13 +81,10 @@ class Fanotify(NotificationGroup):
     """A fanotify group with inode marks. Its methods raise ``OSError`` with the kernel's errno."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.fanotify_mark.argtypes = _MARK_ARGUMENTS
-        fd = self._libc.fanotify_init(_INIT_FLAGS | _UNLIMITED_MARKS, os.O_RDONLY)
-        if fd < 0 and ctypes.get_errno() == errno.EPERM:
-            fd = self._libc.fanotify_init(_INIT_FLAGS, os.O_RDONLY)
+        fd = _fanotify_init(_INIT_FLAGS | _UNLIMITED_MARKS, os.O_RDONLY)
+        if fd < 0 and last_errno() == errno.EPERM:
+            fd = _fanotify_init(_INIT_FLAGS, os.O_RDONLY)
         super().__init__(check(fd, "fanotify_init"))
-        self._libc.name_to_handle_at.argtypes = _HANDLE_ARGUMENTS
         self._handle = ctypes.create_string_buffer(_HANDLE_HEAD.size + _MAX_HANDLE)
         self._mount_id = ctypes.c_int()
         self._handle_flags = _AT_HANDLE_FID
@@ -96,7 +99,7 @@ class Fanotify(NotificationGroup):
 
     def remove_all(self) -> None:
         """Remove all marks."""
-        check(self._libc.fanotify_mark(self._fd, _MARK_FLUSH, 0, _AT_FDCWD, None), "fanotify_mark")
+        check(_fanotify_mark(self._fd, _MARK_FLUSH, 0, AT_FDCWD, None), "fanotify_mark")
 
     def identity(self, fd: int) -> bytes:
         """Return what ``Info.identity`` is in events of the inode behind ``fd``.
@@ -104,7 +107,7 @@ class Fanotify(NotificationGroup):
         EOPNOTSUPP: fanotify cannot identify inodes of the file system.
         """
         fsid = os.fstatvfs(fd).f_fsid & 0xFFFFFFFFFFFFFFFF
-        return fsid.to_bytes(FSID_SIZE, sys.byteorder) + self._fid(fd, b"", _AT_EMPTY_PATH)
+        return fsid.to_bytes(FSID_SIZE, sys.byteorder) + self._fid(fd, b"", AT_EMPTY_PATH)
 
     def identity_at(self, dir_fd: int, name: bytes, fsid: bytes) -> bytes | None:
         """Return what ``identity`` is for an entry of a directory; None when there is no entry.
@@ -141,18 +144,18 @@ class Fanotify(NotificationGroup):
         address = ctypes.byref(self._handle)
         mount_id = ctypes.byref(self._mount_id)
         flags |= self._handle_flags
-        if self._libc.name_to_handle_at(dir_fd, name, address, mount_id, flags) < 0:
-            error = ctypes.get_errno()
+        if _name_to_handle_at(dir_fd, name, address, mount_id, flags) < 0:
+            error = last_errno()
             if error == errno.EINVAL and self._handle_flags:
                 self._handle_flags = 0
                 return self._fid(dir_fd, name, flags & ~_AT_HANDLE_FID)
-            raise OSError(error, f"name_to_handle_at: {os.strerror(error)}")
+            raise failure(error, "name_to_handle_at")
         size, _ = _HANDLE_HEAD.unpack_from(self._handle)
         return self._handle.raw[4 : _HANDLE_HEAD.size + size]
 
     def _mark(self, flags: int, path: str, mask: int) -> None:
         check(
-            self._libc.fanotify_mark(self._fd, flags, mask, _AT_FDCWD, os.fsencode(path)),
+            _fanotify_mark(self._fd, flags, mask, AT_FDCWD, os.fsencode(path)),
             "fanotify_mark",
         )
 

@@ -9,7 +9,8 @@ import errno
 import os
 import struct
 
-_AT_EMPTY_PATH = 0x1000
+from farwatchd.linux.libc import AT_EMPTY_PATH, check, failure, function, last_errno
+
 _MAX_HANDLE = 128
 _MOUNT = struct.Struct("=i")
 # struct file_handle: bytes of the handle, its type; then the handle.
@@ -21,8 +22,9 @@ _START = _MOUNT.size + _HEADER.size
 #: the new object has had its turn.
 _TRIES = 1000
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+# Without types: this is called for every lookup.
+_name_to_handle_at = function("name_to_handle_at")
+_open_by_handle_at = function("open_by_handle_at", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 
 
 class HandleReader:
@@ -32,13 +34,12 @@ class HandleReader:
         self._buffer = ctypes.create_string_buffer(_START + _MAX_HANDLE)
         self._view = memoryview(self._buffer).cast("B")
         address = ctypes.addressof(self._buffer)
-        # Made once, and the function is not told of its arguments' types: so ctypes has nothing to
-        # convert.
+        # Made once, so that ctypes has nothing to convert.
         self._arguments = (
             ctypes.c_char_p(b""),
             ctypes.c_void_p(address + _MOUNT.size),
             ctypes.c_void_p(address),
-            ctypes.c_int(_AT_EMPTY_PATH),
+            ctypes.c_int(AT_EMPTY_PATH),
         )
 
     def read(self, fd: int) -> bytes:
@@ -48,8 +49,7 @@ class HandleReader:
         has no handles.
         """
         _HEADER.pack_into(self._buffer, _MOUNT.size, _MAX_HANDLE, 0)
-        if _libc.name_to_handle_at(fd, *self._arguments) < 0:
-            raise _failure()
+        check(_name_to_handle_at(fd, *self._arguments))
         (size,) = _MOUNT.unpack_from(self._buffer, _MOUNT.size)
         return self._view[: _START + size].tobytes()
 
@@ -81,15 +81,10 @@ def open_handle(mount_fd: int, handle: bytes) -> int:
     ``OSError``: ESTALE the object is no more, EPERM without CAP_DAC_READ_SEARCH.
     """
     for _ in range(_TRIES):
-        fd = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
+        fd = _open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)
         if fd >= 0:
             return int(fd)
-        if ctypes.get_errno() != errno.ENOMEM:
+        if last_errno() != errno.ENOMEM:
             break
         os.sched_yield()
-    raise _failure()
-
-
-def _failure() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
+    raise failure(last_errno())

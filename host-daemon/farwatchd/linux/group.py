@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import array
-import ctypes
 import fcntl
 import os
 import termios
@@ -41,11 +40,3 @@ class NotificationGroup:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def check(result: int, call: str) -> int:
-    """Return the result of a C library call; raise ``OSError`` with its errno when it failed."""
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{call}: {os.strerror(error)}")
-    return result

@@ -9,7 +9,8 @@ import struct
 from enum import IntFlag
 from typing import NamedTuple
 
-from farwatchd.linux.group import NotificationGroup, check
+from farwatchd.linux.group import NotificationGroup
+from farwatchd.linux.libc import check, function
 
 _EVENT = struct.Struct("=iIII")
 _MAX_U32 = 0xFFFFFFFF
@@ -50,26 +51,28 @@ class InotifyEvent(NamedTuple):
     name: bytes
 
 
+_inotify_init1 = function("inotify_init1")
+_inotify_add_watch = function("inotify_add_watch")
+_inotify_rm_watch = function("inotify_rm_watch")
+
+
 class Inotify(NotificationGroup):
     """An inotify instance. Its methods raise ``OSError`` with the kernel's errno."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        super().__init__(
-            check(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
-        )
+        super().__init__(check(_inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1"))
 
     def add(self, path: str, mask: int) -> int:
         """Watch the inode at ``path``, or replace its mask; return the watch descriptor."""
         encoded = ctypes.c_char_p(os.fsencode(path))
         return check(
-            self._libc.inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)),
+            _inotify_add_watch(self._fd, encoded, ctypes.c_uint32(mask)),
             "inotify_add_watch",
         )
 
     def remove(self, wd: int) -> None:
         """End a watch; EINVAL when the kernel has ended it already."""
-        check(self._libc.inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
+        check(_inotify_rm_watch(self._fd, wd), "inotify_rm_watch")
 
     def read(self, size: int) -> list[InotifyEvent]:
         """Return up to ``size`` bytes of events; an empty list when no event is queued."""

@@ -9,44 +9,41 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from farwatchd.linux.libc import failure
+from farwatchd.linux.libc import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    NANOSECONDS,
+    OFFSET_MAX,
+    check,
+    function,
+    last_errno,
+)
 
-_AT_EMPTY_PATH = 0x1000
-_AT_FDCWD = -100
 UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
 
 _STATX_BTIME = 0x800
+_STATX_MNT_ID = 0x1000
+_STATX_MNT_ID_AT = 0x90
 _STATX_SIZE = 256
 #: More than ``struct statfs`` has.
 _STATFS_SIZE = 256
 # mask, attributes, attributes_mask, btime (s, ns) of struct statx; see statx(2) and linux/stat.h.
 _STATX_FIELDS = struct.Struct("=I4xQ40xQ16xqI")
 _TIMESPEC_PAIR = struct.Struct("@llll")
-_NANOSECOND = 1_000_000_000
-_MAX_I64 = (1 << 63) - 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_off = ctypes.c_int64
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, _off, _off)
-_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
-_libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
-_libc.getdents64.restype = ctypes.c_ssize_t
-_libc.renameat2.argtypes = (
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_uint,
-)
-_libc.statfs.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
-_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
-_libc.syncfs.argtypes = (ctypes.c_int,)
-_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+_int, _pointer_to = ctypes.c_int, ctypes.c_char_p
+_fallocate = function("fallocate", _int, _int, ctypes.c_int64, ctypes.c_int64)
+_fstatfs = function("fstatfs", _int, _pointer_to)
+_getdents64 = function("getdents64", _int, _pointer_to, ctypes.c_size_t, result=ctypes.c_ssize_t)
+# Without types: this is called for every lookup.
+_openat = function("openat")
+_renameat2 = function("renameat2", _int, _pointer_to, _int, _pointer_to, ctypes.c_uint)
+_statfs = function("statfs", _pointer_to, _pointer_to)
+_statx = function("statx", _int, _pointer_to, _int, ctypes.c_uint, _pointer_to)
+_syncfs = function("syncfs", _int)
+_utimensat = function("utimensat", _int, _pointer_to, _pointer_to, _int)
 
-
-# Not told its arguments' types: so ctypes has nothing to convert.
-_openat = _libc.openat
 _OPEN_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -69,33 +66,31 @@ class Time(NamedTuple):
     @classmethod
     def of(cls, nanoseconds: int) -> Time:
         """From nanoseconds since the epoch, negative ones before it."""
-        return cls(*divmod(nanoseconds, _NANOSECOND))
+        return cls(*divmod(nanoseconds, NANOSECONDS))
 
 
 def signed(value: int) -> int:
     """A 64-bit number as ``off_t``, so that the kernel and not Python refuses what is out of
     range."""
-    return value if value <= _MAX_I64 else value - (1 << 64)
+    return value if value <= OFFSET_MAX else value - (1 << 64)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2), with its mode."""
-    _check(_libc.fallocate(fd, mode, signed(offset), signed(length)))
+    check(_fallocate(fd, mode, signed(offset), signed(length)))
 
 
 def getdents64(fd: int, buffer: bytearray) -> int:
     """Fill ``buffer`` with ``struct linux_dirent64``; returns bytes, 0 at the end of the
     directory."""
-    return _check(_libc.getdents64(fd, _pointer(buffer), len(buffer)))
+    return check(_getdents64(fd, _pointer(buffer), len(buffer)))
 
 
 def file_system_type(place: int | bytes) -> int:
     """The type of the file system of a descriptor or a path: ``f_type`` of statfs(2), ``*_MAGIC``
     of linux/magic.h."""
     buffer = ctypes.create_string_buffer(_STATFS_SIZE)
-    _check(
-        _libc.statfs(place, buffer) if isinstance(place, bytes) else _libc.fstatfs(place, buffer)
-    )
+    check(_statfs(place, buffer) if isinstance(place, bytes) else _fstatfs(place, buffer))
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
 
 
@@ -106,39 +101,42 @@ def open_path(directory: int, name: bytes) -> int:
     call.
     """
     fd: int = _openat(directory, name, _OPEN_PATH)
-    return fd if fd >= 0 else -ctypes.get_errno()
+    return fd if fd >= 0 else -last_errno()
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
     """renameat2(2)."""
-    _check(_libc.renameat2(old_fd, old, new_fd, new, flags))
+    check(_renameat2(old_fd, old, new_fd, new, flags))
 
 
 def statx(fd: int) -> ExtendedStat:
     """statx(2) of what ``fd`` refers to, also if it is only O_PATH."""
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    _check(_libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer))
+    check(_statx(fd, b"", AT_EMPTY_PATH, _STATX_BTIME, buffer))
     mask, attributes, attributes_mask, seconds, nanoseconds = _STATX_FIELDS.unpack_from(buffer)
-    btime = seconds * _NANOSECOND + nanoseconds if mask & _STATX_BTIME else None
+    btime = seconds * NANOSECONDS + nanoseconds if mask & _STATX_BTIME else None
     return ExtendedStat(btime, attributes, attributes_mask)
+
+
+def mount_id(fd: int) -> int:
+    """Return the id, as in /proc/self/mountinfo, of the mount of what ``fd`` refers to.
+
+    Before Linux 5.8 it is 0 for all.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    check(_statx(fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID, buffer))
+    return ctypes.c_uint64.from_buffer(buffer, _STATX_MNT_ID_AT).value
 
 
 def syncfs(fd: int) -> None:
     """syncfs(2)."""
-    _check(_libc.syncfs(fd))
+    check(_syncfs(fd))
 
 
 def utimens(path: str, atime: Time, mtime: Time) -> None:
     """utimensat(2) of a path, following it."""
-    _check(_libc.utimensat(_AT_FDCWD, os.fsencode(path), _TIMESPEC_PAIR.pack(*atime, *mtime), 0))
+    check(_utimensat(AT_FDCWD, os.fsencode(path), _TIMESPEC_PAIR.pack(*atime, *mtime), 0))
 
 
 def _pointer(buffer: bytearray) -> ctypes.Array[ctypes.c_char]:
     return (ctypes.c_char * len(buffer)).from_buffer(buffer)
-
-
-def _check(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise failure(number)
-    return result

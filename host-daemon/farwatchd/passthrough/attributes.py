@@ -11,12 +11,11 @@ from pathlib import Path
 
 from farwatchd.fuse.filesystem import Changes, Job, Statx, Watched
 from farwatchd.linux.capabilities import Capability, without
-from farwatchd.linux.libc import failure
+from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
 from farwatchd.passthrough.base import Operations
 from farwatchd.passthrough.inode_table import GENERATION, Inode
 
-_NO_ID = 0xFFFFFFFF
 #: What chown(2) takes for an id that stays.
 _KEEP = -1
 
@@ -111,7 +110,7 @@ class AttributeOperations(Operations):
 
 
 def _id(number: int | None) -> int:
-    if number == _NO_ID:
+    if number == NO_ID:
         raise failure(errno.EINVAL)
     return _KEEP if number is None else number
 

@@ -16,10 +16,8 @@ from collections.abc import Iterator
 from farwatchd.fuse.filesystem import Caller
 from farwatchd.linux.capabilities import Capability, effective, raise_permitted
 from farwatchd.linux.credentials import KNOWN, set_effective_gid, set_effective_uid, set_groups
-from farwatchd.linux.libc import failure
+from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.passthrough.id_map import Owners
-
-_NO_ID = 0xFFFFFFFF
 
 
 class _Umask:
@@ -61,7 +59,7 @@ class Credentials:
 
     @contextlib.contextmanager
     def _as(self, caller: Caller, umask: int) -> Iterator[None]:
-        if _NO_ID in (caller.uid, caller.gid):
+        if NO_ID in (caller.uid, caller.gid):
             raise failure(errno.EINVAL)
         with _Umask(umask), contextlib.ExitStack() as undo:
             set_groups([caller.group] if caller.group >= 0 else [])

@@ -22,12 +22,11 @@ import stat
 import struct
 
 from farwatchd.fuse.filesystem import Lock
-from farwatchd.linux.libc import failure
+from farwatchd.linux.libc import OFFSET_MAX, failure
 from farwatchd.passthrough.base import Operations
 
 #: struct flock: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("@hhqqi4x")
-_OFFSET_MAX = (1 << 63) - 1
 _FLOCK_OPERATIONS = {
     fcntl.F_RDLCK: fcntl.LOCK_SH,
     fcntl.F_WRLCK: fcntl.LOCK_EX,
@@ -51,7 +50,7 @@ class LockOperations(Operations):
         kind, _whence, start, length, _pid = _FLOCK.unpack(reply)
         if kind == fcntl.F_UNLCK:
             return None
-        return Lock(kind, start, start + length - 1 if length else _OFFSET_MAX, 0)
+        return Lock(kind, start, start + length - 1 if length else OFFSET_MAX, 0)
 
     def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
         """Take or give back a POSIX lock. ENOLCK when there are too many of them."""
@@ -94,5 +93,5 @@ class LockOperations(Operations):
 
 
 def _packed(lock: Lock) -> bytes:
-    length = 0 if lock.end == _OFFSET_MAX else lock.end - lock.start + 1
+    length = 0 if lock.end == OFFSET_MAX else lock.end - lock.start + 1
     return _FLOCK.pack(lock.kind, os.SEEK_SET, lock.start, length, 0)

@@ -5,15 +5,14 @@ more."""
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 
 from farwatchd.linux.capabilities import Capability, keep_only
+from farwatchd.linux.libc import check, function
 
 _PR_SET_NO_NEW_PRIVS = 38
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 #: What serving files for all of the guest's users takes; the same as virtiofsd's. fanotify needs
 #: none of its own: what a group may do is settled when it is made, and that was before.
@@ -56,7 +55,5 @@ def parse_changes(text: str) -> CapabilityChanges:
 def drop(kept: Capability) -> Capability:
     """Give up all capabilities but ``kept`` and every way to new privileges, for good; returns
     those that are left."""
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     return keep_only(kept)

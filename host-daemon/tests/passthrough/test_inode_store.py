@@ -221,7 +221,7 @@ def test_a_file_system_that_forgets_its_handles_is_served_by_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(mounts, "_is_forgetful", lambda _fd: True)
+    monkeypatch.setattr(mounts, "file_system_type", lambda _fd: mounts._FORGETFUL)
     objects = ObjectTable(InodeFileHandles.PREFER, most_open=1)
     held = [take(objects, tmp_path), take(objects, tmp_path / "file")]
     assert [each.by_handle for each in held] == [False, False]
