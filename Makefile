@@ -6,7 +6,7 @@ PYTHON_CODE := host-daemon harness guest-tests docs
 HOST_TESTS := host-daemon/tests harness/tests
 MARKDOWN = $(filter-out docs/protocol.md patches/%,$(shell git ls-files '*.md'))
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -47,7 +47,7 @@ lint: venv ## check code and documents: ruff, mypy, mdformat, codespell, the glo
 	@$(HARNESS) words
 
 format: venv ## put code and documents into the form that lint wants
-	@.venv/bin/ruff check --quiet --fix $(PYTHON_CODE)
+	@.venv/bin/ruff check --quiet --fix-only $(PYTHON_CODE)
 	@.venv/bin/ruff format --quiet $(PYTHON_CODE)
 	@.venv/bin/mdformat $(MARKDOWN)
 
@@ -82,6 +82,9 @@ build/docs/venv/.complete: pyproject.toml
 
 pictures: ## draw the pictures of the documents again (needs graphviz)
 	@python3 docs/pictures/draw.py
+
+sample-report: venv ## take the pictures of docs/sample-report again, of the last run's page; PAGE=FILE is another
+	@.venv/bin/python docs/sample-report/take.py $(or $(PAGE),build/report/index.html)
 
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
 	@$(HARNESS) bench $(ARGS)
