@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the FUSE session asks of a file system: one method an operation, no wire formats.
-
-Every method may raise ``OSError``; its ``errno`` is what the guest gets. Names are bytes, checked
-by the session: 1..255 bytes, no '/', no NUL, not '.' or '..'.
+"""The file system behind the FUSE session: one method for each operation, no wire formats.
 
 What is made for every request is a named tuple: that takes half the time of a frozen dataclass.
 """
@@ -17,17 +14,17 @@ from typing import NamedTuple, Protocol
 #: The root's nodeid (``FUSE_ROOT_ID``).
 ROOT = 1
 
-#: What is left to do of an operation and may take long; to be called once, in any thread, while
-#: other operations are done. It may raise ``OSError``. What else an operation refuses, it refuses
-#: before.
+#: The part of an operation that may block. The session calls it once, in any thread, while other
+#: operations are performed; it returns what the operation returns and may raise ``OSError``. What
+#: can be refused without blocking was refused before.
 Job = Callable[[], int]
 
 
 class Caller(NamedTuple):
-    """Who asks, in the guest's ids.
+    """The requester, in the guest's ids.
 
     ``group``: a supplementary group to create with (FUSE_CREATE_SUPP_GROUP), or -1. ``labels``:
-    extended attributes that a new inode must have (FUSE_SECURITY_CTX), names and values.
+    security xattrs that a new inode must have (FUSE_SECURITY_CTX), names and values.
     """
 
     uid: int
@@ -38,8 +35,10 @@ class Caller(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A looked-up name: each one returned counts as one lookup until FORGET. ``submount``: a mount
-    point."""
+    """The inode that a name has. Each ``Entry`` that is returned adds 1 to its lookup count.
+
+    ``stat``: its attributes. ``submount``: it is a mount point (FUSE_ATTR_SUBMOUNT).
+    """
 
     nodeid: int
     generation: int
@@ -92,8 +91,11 @@ class DirEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Statx:
-    """What statx(2) gives beyond stat: birth time in ns (None if unknown), attributes and their
-    mask, mount id."""
+    """The attributes of statx(2): those of stat(2), and what is more.
+
+    ``btime_ns``: the birth time in nanoseconds since the epoch, None if it is unknown.
+    ``file_attributes`` and their mask: STATX_ATTR_*.
+    """
 
     stat: os.stat_result
     btime_ns: int | None
@@ -103,7 +105,7 @@ class Statx:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the watch table needs of an inode: ``fd`` is O_PATH and stays the file system's."""
+    """An inode that is to be watched. ``fd`` is O_PATH and borrowed until the next operation."""
 
     generation: int
     fd: int
@@ -111,40 +113,154 @@ class Watched:
 
 
 class FileSystem(Protocol):
-    """The operations, named as in FUSE."""
+    """The operations, named as in ``linux/fuse.h``.
+
+    Every method may raise ``OSError``; its ``errno`` is what the guest gets. An unknown nodeid is
+    ESTALE, and so is an inode that the host has removed; an unknown ``fh``, or one of another
+    inode, is EBADF; a change of a read-only share is EROFS; ENFILE means that the daemon has no
+    descriptor or inode left. The docstrings name further errors where the errno is chosen here and
+    not by the host's kernel.
+
+    A name is ``bytes`` that the session has checked: not empty, no '/', no NUL, not '.' or '..'.
+    Offsets and sizes are in bytes, 0 to 2^64 - 1 as they came; what the host's kernel has no use
+    for, it refuses. All methods are called in the thread of the event loop, and none may block: an
+    operation that may have to wait returns a ``Job``.
+    """
 
     @property
     def valid(self) -> float:
-        """How long the guest may keep names and attributes, in seconds; always the same."""
+        """The entry timeout and attr timeout in seconds, which never change."""
         ...
 
+    def agree(self, *, posix_acls: bool, writeback: bool) -> None:
+        """Take note of what INIT agreed on: FUSE_POSIX_ACL, FUSE_WRITEBACK_CACHE.
+
+        Without ``posix_acls`` the xattrs that hold ACLs are hidden. With ``writeback`` the guest
+        caches writes: it also reads a file that it opened to write, and finds the end of a file
+        itself when it appends.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget all inodes but the root, close all files, release all locks: the guest is gone."""
+        ...
+
+    # Names
+
     def lookup(self, parent: int, name: bytes) -> Entry | None:
-        """None where there is no such name, as mostly: that is cheaper than
-        ``FileNotFoundError``."""
+        """Look up a name in the directory ``parent``; return None where there is none.
+
+        A symbolic link is not followed. Most names that are looked up do not exist, and None is
+        cheaper than ``FileNotFoundError``.
+        """
         ...
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
-        """Take back lookups; True if the inode is gone now. Never raises: unknown nodeids are
-        ignored."""
+        """Reduce the lookup count of an inode by ``nlookup``; return whether it is 0 now.
+
+        At 0 the guest does not know the inode any more: its nodeid is never used again, and its
+        locks are released. Never raises; the root and unknown nodeids are ignored.
+        """
         ...
 
-    def watched(self, nodeid: int) -> Watched: ...
-    def getattr(self, nodeid: int, fh: int | None) -> os.stat_result: ...
-    def statx(self, nodeid: int, fh: int | None) -> Statx: ...
-    def setattr(self, nodeid: int, changes: Changes) -> os.stat_result: ...
-    def readlink(self, nodeid: int) -> bytes: ...
-    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry: ...
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
+        """Make a symbolic link to ``target``, which may be any bytes but NUL."""
+        ...
+
     def mknod(
         self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int
-    ) -> Entry: ...
-    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry: ...
-    def unlink(self, parent: int, name: bytes) -> None: ...
-    def rmdir(self, parent: int, name: bytes) -> None: ...
-    def rename(
-        self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int
-    ) -> None: ...
-    def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry: ...
-    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened: ...
+    ) -> Entry:
+        """Make a regular file, FIFO, socket or device.
+
+        ``mode``: type and permissions, of which ``umask`` takes some unless the directory has a
+        default ACL. ``rdev``: the device number as in stat(2), for a device only.
+        """
+        ...
+
+    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
+        """Make a directory; ``mode`` and ``umask`` as in ``mknod``."""
+        ...
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name of what is not a directory (EISDIR)."""
+        ...
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory (ENOTEMPTY, ENOTDIR)."""
+        ...
+
+    def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
+        """Rename; ``flags`` are RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT or 0."""
+        ...
+
+    def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
+        """Give an inode one more name; a file of ``tmpfile`` gets its first one."""
+        ...
+
+    # Attributes
+
+    def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
+        """Return the attributes of an inode, through ``fh`` if the guest has it open."""
+        ...
+
+    def statx(self, nodeid: int, fh: int | None) -> Statx:
+        """Return the attributes of statx(2); arguments as in ``getattr``."""
+        ...
+
+    def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
+        """Make all ``changes``, or stop at the first that fails; return the new attributes.
+
+        The attributes of a symbolic link are changed, not those of its target. EPERM: the guest
+        may own nothing by the new ids.
+        """
+        ...
+
+    def readlink(self, nodeid: int) -> bytes:
+        """Return the target of a symbolic link; EINVAL for what is none."""
+        ...
+
+    def statfs(self, nodeid: int) -> os.statvfs_result:
+        """Return sizes and limits of the file system that the inode is on."""
+        ...
+
+    def watched(self, nodeid: int) -> Watched:
+        """Return what the watch table needs of an inode; ENOENT for an unknown nodeid."""
+        ...
+
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
+        """Set an extended attribute (setxattr(2)).
+
+        ``flags``: XATTR_CREATE (EEXIST), XATTR_REPLACE (ENODATA) or 0. ``kill_sgid``: also clear
+        S_ISGID (FUSE_SETXATTR_ACL_KILL_SGID). ENOSYS: the share has no extended attributes;
+        EOPNOTSUPP: none with this name.
+        """
+        ...
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """Return the value of an extended attribute; ENODATA where there is none, else as
+        ``setxattr``."""
+        ...
+
+    def listxattr(self, nodeid: int) -> Iterable[bytes]:
+        """Return the names of all extended attributes that the guest may see; ENOSYS as
+        ``setxattr``."""
+        ...
+
+    def removexattr(self, nodeid: int, name: bytes) -> None:
+        """Remove an extended attribute; ENODATA where there is none, else as ``setxattr``."""
+        ...
+
+    # Open files
+
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
+        """Open a regular file; the file system owns the descriptor until ``release``.
+
+        ``flags``: of open(2); O_CREAT and O_EXCL mean nothing here. ``kill_suidgid``: if O_TRUNC
+        changes the file, clear its set-id bits (FUSE_OPEN_KILL_SUIDGID). EISDIR, ELOOP, ENXIO: not
+        a regular file.
+        """
+        ...
+
     def create(
         self,
         caller: Caller,
@@ -154,15 +270,31 @@ class FileSystem(Protocol):
         flags: int,
         umask: int,
         kill_suidgid: bool,
-    ) -> tuple[Entry, Opened]: ...
+    ) -> tuple[Entry, Opened]:
+        """Make a regular file and open it, or open the one that is there.
+
+        ``flags`` as in ``open``; with O_EXCL a file that is there is EEXIST. ``mode`` and
+        ``umask`` as in ``mknod``.
+        """
+        ...
+
     def tmpfile(
         self, caller: Caller, parent: int, mode: int, flags: int, umask: int
-    ) -> tuple[Entry, Opened]: ...
+    ) -> tuple[Entry, Opened]:
+        """Make and open a file without a name on the file system of ``parent`` (O_TMPFILE).
+
+        ``flags`` as in ``open``; with O_EXCL ``link`` cannot give it a name.
+        """
+        ...
+
     def read(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
     ) -> int | Job:
-        """Fill ``views``, of ``size`` bytes, with one preadv(2), straight into guest memory; gives
-        bytes read."""
+        """Fill ``views``, which are ``size`` bytes of guest memory; return how many were read.
+
+        Fewer than ``size`` only at the end of the file. The caller owns ``views`` and keeps them
+        until a returned ``Job`` has ended.
+        """
         ...
 
     def write(
@@ -174,30 +306,41 @@ class FileSystem(Protocol):
         kill_suidgid: bool,
         cached: bool,
     ) -> int | Job:
-        """Write ``views``, straight from guest memory; gives bytes written.
+        """Write ``views`` of guest memory; return how many bytes were written.
 
-        ``cached``: from the guest's page cache, so that ``fh`` is any handle of the file that can
-        be written.
+        A file that was opened with O_APPEND is written at its end. ``cached``: pages of the
+        guest's cache, which go to ``offset`` whatever the flags of ``fh`` are, since the guest
+        takes any handle of the file (FUSE_WRITE_CACHE). ``kill_suidgid``: clear the set-id bits.
+        ``views`` as in ``read``.
         """
         ...
 
-    def flush(self, nodeid: int, fh: int) -> None: ...
-    def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None: ...
-    def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
-        """Take or give back at once; ``BlockingIOError`` where it would have to wait."""
+    def flush(self, nodeid: int, fh: int) -> None:
+        """Report what close(2) would: a process of the guest closes one of its descriptors."""
         ...
 
-    def flock(self, nodeid: int, fh: int, kind: int) -> None:
-        """Take or give back at once; ``BlockingIOError`` where it would have to wait."""
+    def release(self, nodeid: int, fh: int) -> None:
+        """Close a file, and release the locks that were taken through it."""
         ...
 
-    def unlock_owner(self, nodeid: int, owner: int) -> None: ...
-    def release(self, nodeid: int, fh: int) -> None: ...
-    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job: ...
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
+        """Write a file's data and metadata to its disk.
+
+        ``datasync``: without the metadata that reading the data does not need.
+        """
+        ...
+
     def fallocate(
         self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
-    ) -> Job: ...
-    def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int: ...
+    ) -> Job:
+        """Allocate, punch, zero, collapse or insert; ``mode`` is FALLOC_FL_* (fallocate(2))."""
+        ...
+
+    def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
+        """Return where data or a hole begins (SEEK_DATA, SEEK_HOLE) or the file ends; ENXIO beyond
+        the end."""
+        ...
+
     def copy_file_range(
         self,
         nodeid: int,
@@ -209,29 +352,56 @@ class FileSystem(Protocol):
         length: int,
         kill_suidgid: bool,
     ) -> Job:
-        """Gives bytes copied."""
+        """Copy between two open files; return how many bytes were copied, which may be fewer.
+
+        EBADF: the target was opened with O_APPEND.
+        """
         ...
 
-    def opendir(self, nodeid: int, flags: int) -> Opened: ...
+    def syncfs(self, nodeid: int) -> Job:
+        """Write the file system that the directory is on to its disk."""
+        ...
+
+    # Open directories
+
+    def opendir(self, nodeid: int, flags: int) -> Opened:
+        """Open a directory; the file system owns the descriptor until ``releasedir``."""
+        ...
+
     def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:
-        """The entries from ``offset`` on, '.' and '..' included; the session takes as many as
-        fit."""
+        """Return the entries from ``offset`` on, '.' and '..' included.
+
+        ``offset``: 0, or that of the last entry that was taken. The session takes as many as fit
+        the reply buffer. Errors of the first batch are raised here; later ones end the iteration
+        and are raised by the next call.
+        """
         ...
 
-    def releasedir(self, nodeid: int, fh: int) -> None: ...
-    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Job: ...
-    def statfs(self, nodeid: int) -> os.statvfs_result: ...
-    def syncfs(self, nodeid: int) -> Job: ...
-    def agree(self, *, posix_acls: bool, writeback: bool) -> None:
-        """Take note of what INIT agreed on: FUSE_POSIX_ACL, FUSE_WRITEBACK_CACHE."""
+    def releasedir(self, nodeid: int, fh: int) -> None:
+        """Close a directory."""
         ...
 
-    def setxattr(
-        self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool
-    ) -> None: ...
-    def getxattr(self, nodeid: int, name: bytes) -> bytes: ...
-    def listxattr(self, nodeid: int) -> Iterable[bytes]: ...
-    def removexattr(self, nodeid: int, name: bytes) -> None: ...
-    def reset(self) -> None:
-        """Forget all inodes but the root and close all handles: the guest is gone."""
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Job:
+        """Write a directory to its disk; ``datasync`` as in ``fsync``."""
+        ...
+
+    # Locks, which never wait: ``BlockingIOError`` where another owner has what is asked for
+
+    def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
+        """Return a lock that keeps ``owner`` from having ``lock``, or None.
+
+        Its pid is 0 if a process of the host has it.
+        """
+        ...
+
+    def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
+        """Take or release a POSIX lock for ``owner``; ENOLCK where there are too many."""
+        ...
+
+    def flock(self, nodeid: int, fh: int, kind: int) -> None:
+        """Take or release the flock(2) lock of an open file; ``kind`` as in ``Lock``."""
+        ...
+
+    def unlock_owner(self, nodeid: int, owner: int) -> None:
+        """Release all POSIX locks of ``owner`` on an inode, as close(2) of any descriptor does."""
         ...
