@@ -13,7 +13,7 @@ from farwatchd.fuse.filesystem import Changes, Job, Statx, Watched
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
-from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.inode_table import GENERATION, Inode
 
 #: What chown(2) takes for an id that stays.

@@ -15,7 +15,7 @@ from farwatchd.fuse.filesystem import Job
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
-from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.handle_table import Reading
 from farwatchd.passthrough.jobs import on_files, sync
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from farwatchd.fuse.filesystem import DirEntry, Job, Opened
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import getdents64, signed
-from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.jobs import sync
 
 #: As much as the guest's smallest request takes. What does not fit there is read again next time.

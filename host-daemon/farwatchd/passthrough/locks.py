@@ -23,7 +23,7 @@ import struct
 
 from farwatchd.fuse.filesystem import Lock
 from farwatchd.linux.libc import OFFSET_MAX, failure
-from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.share import Operations
 
 #: struct flock: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("@hhqqi4x")

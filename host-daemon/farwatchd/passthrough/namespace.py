@@ -11,7 +11,7 @@ from collections.abc import Callable
 from farwatchd.fuse.filesystem import Caller, Entry
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import renameat2
-from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.share import Operations
 
 
 class NameOperations(Operations):

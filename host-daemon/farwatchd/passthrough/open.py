@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from farwatchd.fuse.filesystem import Caller, Entry, Opened
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
-from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from farwatchd.linux.libc import failure
-from farwatchd.passthrough.base import Operations
+from farwatchd.passthrough.share import Operations
 
 _ACCESS_ACL = b"system.posix_acl_access"
 _ACLS = frozenset({_ACCESS_ACL, b"system.posix_acl_default"})
