@@ -13,8 +13,8 @@ from farwatchd.fuse.filesystem import Changes, Job, Statx, Watched
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
-from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.inode_table import GENERATION, Inode
+from farwatchd.passthrough.share import Operations
 
 #: What chown(2) takes for an id that stays.
 _KEEP = -1
@@ -33,7 +33,7 @@ class AttributeOperations(Operations):
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         """stat(2)."""
-        return self._seen(
+        return self._share.seen(
             os.fstat(
                 self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)
             )
@@ -47,8 +47,8 @@ class AttributeOperations(Operations):
 
     def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
         """Make all ``changes`` or stop at the first that fails; a symbolic link's are its own."""
-        self._refuse_if_readonly()
-        inode = self._existing(nodeid)
+        self._share.refuse_if_readonly()
+        inode = self._share.existing(nodeid)
         path = self._proc.path(inode.fd)
         uid, gid = self._new_owner(changes)
         if changes.mode is not None:
@@ -60,7 +60,7 @@ class AttributeOperations(Operations):
                 self._truncate(inode, changes.fh, signed(changes.size))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             utimens(path, _time(changes.atime_ns), _time(changes.mtime_ns))
-        return self._seen(os.fstat(inode.fd))
+        return self._share.seen(os.fstat(inode.fd))
 
     def readlink(self, nodeid: int) -> bytes:
         """Where a symbolic link leads; EINVAL for anything else."""
@@ -93,9 +93,9 @@ class AttributeOperations(Operations):
         """The host's ids of the owner and group that a file gets; EPERM where the guest may own
         nothing by them."""
         uid, gid = _id(changes.uid), _id(changes.gid)
-        if self._owners is None:
+        if self._options.owners is None:
             return uid, gid
-        users, groups = self._owners.users, self._owners.groups
+        users, groups = self._options.owners.users, self._options.owners.groups
         return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(
             gid
         ) if gid != _KEEP else gid

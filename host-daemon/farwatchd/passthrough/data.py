@@ -15,9 +15,9 @@ from farwatchd.fuse.filesystem import Job
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
-from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.handle_table import Reading
 from farwatchd.passthrough.jobs import on_files, sync
+from farwatchd.passthrough.share import Operations
 
 #: Segments that one system call takes (UIO_MAXIOV).
 _IOV_MAX = 1024
@@ -99,7 +99,7 @@ class DataOperations(Operations):
         self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
     ) -> Job:
         """fallocate(2) with its modes. ``kill_suidgid``: takes the file's set-id bits away."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
 
         def call(held: int) -> int:
             with without(Capability.FSETID) if kill_suidgid else nullcontext():
@@ -125,7 +125,7 @@ class DataOperations(Operations):
     ) -> Job:
         """Copy on the host; gives bytes copied. ``kill_suidgid``: takes the target's set-id bits
         away."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         target_handle = self._handles.get(nodeid_out, fh_out)
         if target_handle.flags & os.O_APPEND:
             # As copy_file_range(2) has it; the descriptor itself does not append.

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from farwatchd.fuse.filesystem import DirEntry, Job, Opened
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import getdents64, signed
-from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.jobs import sync
+from farwatchd.passthrough.share import Operations
 
 #: As much as the guest's smallest request takes. What does not fit there is read again next time.
 _BATCH = 4096
@@ -28,7 +28,7 @@ class DirectoryOperations(Operations):
 
     def opendir(self, nodeid: int, flags: int) -> Opened:
         """Open a directory; of ``flags`` nothing concerns the host."""
-        inode = self._existing(nodeid)
+        inode = self._share.existing(nodeid)
         if not stat.S_ISDIR(inode.kind):
             raise failure(errno.ENOTDIR)
         own = os.O_RDONLY | os.O_DIRECTORY

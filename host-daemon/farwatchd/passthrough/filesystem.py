@@ -4,48 +4,96 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from farwatchd.inode_store.store import ObjectTable
 from farwatchd.passthrough.attributes import AttributeOperations
 from farwatchd.passthrough.data import DataOperations
 from farwatchd.passthrough.directories import DirectoryOperations
 from farwatchd.passthrough.locks import LockOperations
-from farwatchd.passthrough.namespace import NameOperations
+from farwatchd.passthrough.namespace import NamespaceOperations
 from farwatchd.passthrough.open import OpenOperations
+from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.share import Share
 from farwatchd.passthrough.xattrs import XattrOperations
 
 
-class PassthroughFs(
-    NameOperations,
-    OpenOperations,
-    DataOperations,
-    AttributeOperations,
-    DirectoryOperations,
-    XattrOperations,
-    LockOperations,
-):
-    """A directory of the host. Every error is ``OSError`` with the errno for the guest: the host
-    kernel's mostly; ESTALE for an unknown nodeid, EBADF for an unknown handle."""
+class PassthroughFs:
+    """A directory of the host.
+
+    The errno of an error is the host kernel's mostly. What the groups of operations have in common
+    is their ``share``; an operation is the method of its group, without a call in between.
+    """
+
+    def __init__(
+        self, root: Path | int, options: Options, objects: ObjectTable | None = None
+    ) -> None:
+        """Open the share; arguments as of ``Share``."""
+        self.share = share = Share(root, options, objects)
+        self.valid = options.cache.seconds
+        self.agree = share.agree
+        self.reset = share.reset
+        self.close = share.close
+
+        namespace = NamespaceOperations(share)
+        self.lookup = namespace.lookup
+        self.symlink = namespace.symlink
+        self.mknod = namespace.mknod
+        self.mkdir = namespace.mkdir
+        self.unlink = namespace.unlink
+        self.rmdir = namespace.rmdir
+        self.rename = namespace.rename
+        self.link = namespace.link
+
+        attributes = AttributeOperations(share)
+        self.getattr = attributes.getattr
+        self.statx = attributes.statx
+        self.setattr = attributes.setattr
+        self.readlink = attributes.readlink
+        self.statfs = attributes.statfs
+        self.syncfs = attributes.syncfs
+        self.watched = attributes.watched
+
+        xattrs = XattrOperations(share)
+        self.setxattr = xattrs.setxattr
+        self.getxattr = xattrs.getxattr
+        self.listxattr = xattrs.listxattr
+        self.removexattr = xattrs.removexattr
+
+        files = OpenOperations(share)
+        self.open = files.open
+        self.create = files.create
+        self.tmpfile = files.tmpfile
+        self.flush = files.flush
+
+        data = DataOperations(share)
+        self.read = data.read
+        self.write = data.write
+        self.fsync = data.fsync
+        self.fallocate = data.fallocate
+        self.lseek = data.lseek
+        self.copy_file_range = data.copy_file_range
+
+        directories = DirectoryOperations(share)
+        self.opendir = directories.opendir
+        self.readdir = directories.readdir
+        self.releasedir = directories.releasedir
+        self.fsyncdir = directories.fsyncdir
+
+        locks = LockOperations(share)
+        self.getlk = locks.getlk
+        self.setlk = locks.setlk
+        self.flock = locks.flock
+        self.unlock_owner = locks.unlock_owner
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
-        """Take back lookups; True if the inode is gone now, and the locks on it with it."""
-        gone = super().forget(nodeid, nlookup)
+        """Reduce a lookup count; at 0 release the locks on the inode, and return True."""
+        gone = self.share.inodes.forget(nodeid, nlookup)
         if gone:
-            self._locks.drop(nodeid)
+            self.share.locks.drop(nodeid)
         return gone
 
     def release(self, nodeid: int, fh: int) -> None:
-        """Close a file, and give back the locks that were taken through it."""
-        super().release(nodeid, fh)
-        self._locks.release(nodeid, fh)
-
-    def reset(self) -> None:
-        """Forget all inodes but the root, close all handles, give back all locks: the guest is
-        gone."""
-        self._locks.clear()
-        self._handles.clear()
-        self._inodes.clear()
-
-    def close(self) -> None:
-        """Give everything back, the root too; the file system cannot be used any more."""
-        self._locks.clear()
-        self._handles.clear()
-        self._inodes.close()
+        """Close a file, and release the locks that were taken through it."""
+        self.share.handles.release(nodeid, fh)
+        self.share.locks.release(nodeid, fh)

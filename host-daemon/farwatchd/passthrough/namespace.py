@@ -14,94 +14,90 @@ from farwatchd.linux.syscalls import renameat2
 from farwatchd.passthrough.share import Operations
 
 
-class NameOperations(Operations):
+class NamespaceOperations(Operations):
     """Operations on directories' names."""
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
         """Look up a name, None if it is not there; counts as one lookup."""
         directory = self._inodes.get(parent)
         found = self._inodes.lookup(directory, name)
-        return None if found is None else self._entry(found, directory)
-
-    def forget(self, nodeid: int, nlookup: int) -> bool:
-        """Take back lookups; True if the inode is gone now."""
-        return self._inodes.forget(nodeid, nlookup)
+        return None if found is None else self._share.entry(found, directory)
 
     def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
         """Make a symbolic link."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
             with self._credentials.of(caller, 0):
                 os.symlink(target, name, dir_fd=directory.fd)
         except FileNotFoundError:
-            raise self._missing(directory) from None
+            raise self._share.missing(directory) from None
         return self._made(caller, parent, name, os.unlink)
 
     def mknod(
         self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int
     ) -> Entry:
         """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
             with self._credentials.of(caller, umask):
                 os.mknod(name, mode, rdev, dir_fd=directory.fd)
         except FileNotFoundError:
-            raise self._missing(directory) from None
+            raise self._share.missing(directory) from None
         return self._made(caller, parent, name, os.unlink)
 
     def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
         """Make a directory."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
             with self._credentials.of(caller, umask):
                 os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
         except FileNotFoundError:
-            raise self._missing(directory) from None
+            raise self._share.missing(directory) from None
         return self._made(caller, parent, name, os.rmdir)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of what is not a directory."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
             os.unlink(name, dir_fd=directory.fd)
         except FileNotFoundError:
-            raise self._missing(directory) from None
+            raise self._share.missing(directory) from None
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
             os.rmdir(name, dir_fd=directory.fd)
         except FileNotFoundError:
-            raise self._missing(directory) from None
+            raise self._share.missing(directory) from None
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
         """Rename; ``flags`` are RENAME_* of renameat2(2)."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         source, target = self._inodes.get(parent), self._inodes.get(newparent)
         try:
             renameat2(source.fd, name, target.fd, newname, flags)
         except FileNotFoundError:
-            raise self._missing(source, target) from None
+            raise self._share.missing(source, target) from None
 
     def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
         """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its
         first."""
-        self._refuse_if_readonly()
-        inode = self._existing(nodeid)
+        self._share.refuse_if_readonly()
+        inode = self._share.existing(nodeid)
         directory = self._inodes.get(newparent)
         source = self._proc.path(inode.fd)
         try:
             os.link(source, newname, dst_dir_fd=directory.fd, follow_symlinks=True)
         except FileNotFoundError:
-            raise self._missing(directory) from None
+            raise self._share.missing(directory) from None
         # Not by the new name: another process may have replaced it, and looking it up may fail.
-        return self._entry((inode, self._inodes.count_again(inode)))
+        return self._share.entry((inode, self._inodes.count_again(inode)))
 
     def _there(self, parent: int, name: bytes) -> Entry:
         """Look up a name that was just made; ENOENT if somebody has removed it."""
@@ -117,10 +113,10 @@ class NameOperations(Operations):
         try:
             entry = self._there(parent, name)
             if caller.labels:
-                self._label(caller, self._inodes.get(entry.nodeid).fd)
+                self._share.set_security_xattrs(caller, self._inodes.get(entry.nodeid).fd)
         except BaseException:
             if entry is not None:
-                self.forget(entry.nodeid, 1)
+                self._inodes.forget(entry.nodeid, 1)
             undo(name, dir_fd=self._inodes.get(parent).fd)
             raise
         return entry

@@ -12,9 +12,9 @@ from contextlib import nullcontext
 from farwatchd.fuse.filesystem import Caller, Entry, Opened
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
-from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
+from farwatchd.passthrough.share import Operations
 
 #: The open(2) flags that mean something for the host's file; all others are the guest's matter.
 _PASSED = (
@@ -36,8 +36,8 @@ class OpenOperations(Operations):
     def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
         """Open a regular file; ``kill_suidgid``: truncating it takes its set-id bits away."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-            self._refuse_if_readonly()
-        inode = self._existing(nodeid)
+            self._share.refuse_if_readonly()
+        inode = self._share.existing(nodeid)
         if not stat.S_ISREG(inode.kind):
             raise _cannot_open(inode)
         flags = self._flags(flags)
@@ -65,7 +65,7 @@ class OpenOperations(Operations):
     ) -> tuple[Entry, Opened]:
         """Make and open a file, or open the one that is there unless ``flags`` say O_EXCL (then
         EEXIST)."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         own = self._flags(flags)
         exclusive = own & ~os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -73,7 +73,7 @@ class OpenOperations(Operations):
             with self._credentials.of(caller, umask):
                 fd = open_at(name, exclusive, stat.S_IMODE(mode), dir_fd=directory.fd)
         except FileNotFoundError:
-            raise self._missing(directory) from None
+            raise self._share.missing(directory) from None
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
@@ -86,7 +86,7 @@ class OpenOperations(Operations):
         found = self._inodes.lookup(directory, name)
         if found is None:
             raise failure(errno.ENOENT)
-        entry = self._entry(found)
+        entry = self._share.entry(found)
         try:
             return entry, self.open(entry.nodeid, flags, kill_suidgid)
         except BaseException:
@@ -98,7 +98,7 @@ class OpenOperations(Operations):
     ) -> tuple[Entry, Opened]:
         """Make and open a file without a name; ``link`` may give it one unless ``flags`` say
         O_EXCL."""
-        self._refuse_if_readonly()
+        self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         own = self._flags(flags)
         nameless = own & ~os.O_APPEND | os.O_TMPFILE | flags & os.O_EXCL
@@ -107,7 +107,7 @@ class OpenOperations(Operations):
                 fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
         except OSError:
             # ext4 says EPERM of a directory that was removed, others ENOENT.
-            if self._removed(directory):
+            if self._share.removed(directory):
                 raise failure(errno.ESTALE) from None
             raise
         return self._created(caller, fd, own)
@@ -118,17 +118,13 @@ class OpenOperations(Operations):
         with own_limit_as_systems():
             os.close(os.dup(fd))
 
-    def release(self, nodeid: int, fh: int) -> None:
-        """Close a file."""
-        self._handles.release(nodeid, fh)
-
     def _flags(self, flags: int) -> int:
         flags &= _PASSED
         if not self._options.allow_direct_io:
             flags &= ~os.O_DIRECT
         if not self._options.preserve_noatime:
             flags &= ~os.O_NOATIME
-        if self._writeback:
+        if self._share.writeback:
             if flags & os.O_ACCMODE == os.O_WRONLY:
                 flags = flags & ~os.O_ACCMODE | os.O_RDWR
             flags &= ~os.O_APPEND
@@ -137,8 +133,8 @@ class OpenOperations(Operations):
     def _created(self, caller: Caller, fd: int, flags: int) -> tuple[Entry, Opened]:
         # By the descriptor and not by name, which may mean something else already.
         try:
-            self._label(caller, fd)
-            entry = self._entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
+            self._share.set_security_xattrs(caller, fd)
+            entry = self._share.entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
         except BaseException:
             os.close(fd)
             raise

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all operations of the passthrough file system share: its tables, options and credentials."""
+"""What all operations of the passthrough file system work with: its tables, options and
+credentials."""
 
 from __future__ import annotations
 
@@ -19,94 +20,120 @@ from farwatchd.passthrough.options import Options
 from farwatchd.passthrough.procfd import ProcFd, open_at
 
 
-class Operations:
-    """The base of each group of operations.
+class Share:
+    """The shared directory, what the guest knows and has open of it, and what INIT agreed on.
 
-    ``root`` is a path, or an O_PATH descriptor of a directory that is taken over. ``objects`` are
-    those that inodes are kept in, by descriptor unless given.
+    It owns the descriptors in its tables.
     """
 
     def __init__(
         self, root: Path | int, options: Options, objects: ObjectTable | None = None
     ) -> None:
+        """Open the share.
+
+        ``root``: a path, or an O_PATH descriptor of a directory, whose ownership is taken.
+        ``objects``: holds the host's inodes; by descriptor unless given.
+        """
         root_fd = (
             root
             if isinstance(root, int)
             else open_at(os.fsencode(root), os.O_PATH | os.O_DIRECTORY)
         )
-        self._options = options
-        self.valid = options.cache.seconds
-        self._proc = ProcFd()
-        self._owners = options.owners
-        self._credentials = Credentials(options.owners)
-        self._inodes = InodeTable(
+        self.options = options
+        self.proc = ProcFd()
+        self.credentials = Credentials(options.owners)
+        self.inodes = InodeTable(
             root_fd, objects if objects is not None else ObjectTable(), options.max_inodes
         )
-        self._handles = HandleTable()
-        self._locks = LockTable()
-        self._posix_acls = False
-        self._writeback = False
+        self.handles = HandleTable()
+        self.locks = LockTable()
+        self.posix_acls = False
+        self.writeback = False
 
     def agree(self, *, posix_acls: bool, writeback: bool) -> None:
-        """Take note of what INIT agreed on.
+        """Take note of what INIT agreed on."""
+        self.posix_acls = posix_acls
+        self.writeback = writeback
 
-        ``posix_acls``: the guest knows ACLs; without, the attributes that hold them are hidden.
-        ``writeback``: the guest caches writes, so it reads what it opened to write, and finds the
-        end of a file itself when it appends.
-        """
-        self._posix_acls = posix_acls
-        self._writeback = writeback
+    def reset(self) -> None:
+        """Forget all inodes but the root, close all files, release all locks."""
+        self.locks.clear()
+        self.handles.clear()
+        self.inodes.clear()
 
-    def _existing(self, nodeid: int) -> Inode:
+    def close(self) -> None:
+        """Release everything, the root too; the share cannot be used any more."""
+        self.locks.clear()
+        self.handles.clear()
+        self.inodes.close()
+
+    def existing(self, nodeid: int) -> Inode:
         """Return the inode, open; ESTALE if it was removed and the guest does not have it open.
 
         Upon ESTALE Linux looks the name up again, which may have another inode by now. Without it
         the guest would work on an inode that nobody can find, as long as it caches the name.
         """
-        inode = self._inodes.get(nodeid)
-        if self._removed(inode) and not self._handles.any_of(nodeid):
+        inode = self.inodes.get(nodeid)
+        if self.removed(inode) and not self.handles.any_of(nodeid):
             raise failure(errno.ESTALE)
         return inode
 
-    def _missing(self, *directories: Inode) -> OSError:
+    def missing(self, *directories: Inode) -> OSError:
         """Return the error of a name that is missing: ESTALE if a directory itself was removed."""
-        return failure(errno.ESTALE if any(map(self._removed, directories)) else errno.ENOENT)
+        return failure(errno.ESTALE if any(map(self.removed, directories)) else errno.ENOENT)
 
-    def _removed(self, inode: Inode) -> bool:
-        return inode.named and not os.fstat(self._inodes.get(inode.nodeid).fd).st_nlink
+    def removed(self, inode: Inode) -> bool:
+        """Return whether the inode had a name once and has none now."""
+        return inode.named and not os.fstat(self.inodes.get(inode.nodeid).fd).st_nlink
 
-    def _refuse_if_readonly(self) -> None:
-        if self._options.readonly:
+    def refuse_if_readonly(self) -> None:
+        """Raise EROFS if the share is read-only."""
+        if self.options.readonly:
             raise failure(errno.EROFS)
 
-    def _label(self, caller: Caller, fd: int) -> None:
-        """Give a new inode the labels that it must have."""
-        if caller.labels and not self._options.security_label:
+    def set_security_xattrs(self, caller: Caller, fd: int) -> None:
+        """Give a new inode the security xattrs that came with the request; EINVAL if they are
+        off."""
+        if caller.labels and not self.options.security_label:
             raise failure(errno.EINVAL)
         for name, value in caller.labels:
-            os.setxattr(self._proc.path(fd), self._host_xattr(name), value)
+            os.setxattr(self.proc.path(fd), self.host_xattr(name), value)
 
-    def _host_xattr(self, name: bytes) -> bytes:
-        """What the guest's extended attribute ``name`` is called on the host."""
-        return self._options.xattrmap.to_host(name) if self._options.xattrmap else name
+    def host_xattr(self, name: bytes) -> bytes:
+        """Return the host's name of the guest's extended attribute ``name``."""
+        return self.options.xattrmap.to_host(name) if self.options.xattrmap else name
 
-    def _seen(self, status: os.stat_result) -> os.stat_result:
-        """What the guest sees of it."""
-        return status if self._owners is None else self._owners.seen(status)
+    def seen(self, status: os.stat_result) -> os.stat_result:
+        """Return attributes with the guest's ids in the place of the host's."""
+        owners = self.options.owners
+        return status if owners is None else owners.seen(status)
 
-    def _entry(self, found: tuple[Inode, os.stat_result], parent: Inode | None = None) -> Entry:
-        """The entry of what was found in ``parent``, or of what can be no mount point."""
+    def entry(self, found: tuple[Inode, os.stat_result], parent: Inode | None = None) -> Entry:
+        """Return the entry of what was found in ``parent``, or of what can be no mount point."""
         inode, status = found
         submount = (
             inode.kind == stat.S_IFDIR
             and parent is not None
-            and self._options.announce_submounts
-            and _apart(found, parent)
+            and self.options.announce_submounts
+            and _is_mount_point(found, parent)
         )
-        return Entry(inode.nodeid, GENERATION, self._seen(status), submount)
+        return Entry(inode.nodeid, GENERATION, self.seen(status), submount)
 
 
-def _apart(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:
+class Operations:
+    """The base of each group of operations: it has the share and nothing of the other groups."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._options = share.options
+        self._proc = share.proc
+        self._credentials = share.credentials
+        self._inodes = share.inodes
+        self._handles = share.handles
+        self._locks = share.locks
+
+
+def _is_mount_point(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:
     inode, status = found
     return (
         inode.held.mount_id != parent.held.mount_id or status.st_dev != os.fstat(parent.fd).st_dev

@@ -27,8 +27,8 @@ class XattrOperations(Operations):
         set-group-id bit goes.
         """
         path = self._xattr_path(nodeid, name)
-        self._refuse_if_readonly()
-        os.setxattr(path, self._host_xattr(name), value, flags)
+        self._share.refuse_if_readonly()
+        os.setxattr(path, self._share.host_xattr(name), value, flags)
         if kill_sgid and name == _ACCESS_ACL:
             mode = os.fstat(self._inodes.get(nodeid).fd).st_mode
             if mode & stat.S_ISGID:
@@ -38,7 +38,7 @@ class XattrOperations(Operations):
         """The value; ENODATA if it is not set."""
         path = self._xattr_path(nodeid, name)
         try:
-            host_name = self._host_xattr(name)
+            host_name = self._share.host_xattr(name)
         except PermissionError:
             # Nothing is set by a name that cannot be: what backs up or copies a file goes on.
             raise failure(errno.ENODATA) from None
@@ -53,15 +53,15 @@ class XattrOperations(Operations):
     def removexattr(self, nodeid: int, name: bytes) -> None:
         """Remove one; ENODATA if it is not set."""
         path = self._xattr_path(nodeid, name)
-        self._refuse_if_readonly()
-        os.removexattr(path, self._host_xattr(name))
+        self._share.refuse_if_readonly()
+        os.removexattr(path, self._share.host_xattr(name))
 
     def _xattr_path(self, nodeid: int, name: bytes) -> str:
         if not self._options.xattr:
             raise failure(errno.ENOSYS)
         if self._hidden(name):
             raise failure(errno.EOPNOTSUPP)
-        return self._proc.path(self._existing(nodeid).fd)
+        return self._proc.path(self._share.existing(nodeid).fd)
 
     def _hidden(self, name: bytes) -> bool:
-        return name in _ACLS and not self._posix_acls
+        return name in _ACLS and not self._share.posix_acls

@@ -169,7 +169,7 @@ def test_interrupt_ends_the_wait(guest: Guest) -> None:
     guest.settle()
     assert guest.errors == {ended: errno.EINTR, kept: 0}
     # The interrupted one has no lock.
-    assert len(guest.fs._locks) == 1
+    assert len(guest.fs.share.locks) == 1
 
 
 def test_interrupt_that_overtakes_its_request_ends_it(guest: Guest) -> None:
@@ -221,7 +221,7 @@ def test_guest_that_begins_anew_or_leaves_has_no_locks_and_waits_for_none(
     waiting = guest.wait_for_lock(fh, 2)
     sent = guest.send(opcode, guest.node, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
     assert guest.errors == {waiting: errno.EINTR, sent: 0}
-    assert len(guest.waits) == len(guest.fs._locks) == 0
+    assert len(guest.waits) == len(guest.fs.share.locks) == 0
 
 
 def test_file_that_is_closed_meanwhile_ends_the_wait(guest: Guest) -> None:

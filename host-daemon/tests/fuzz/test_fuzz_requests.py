@@ -341,7 +341,7 @@ def test_any_requests_are_answered_and_the_session_serves_on(place: Path) -> Non
     (share / "last").mkdir(exist_ok=True)
     assert client.lookup(ROOT, b"last").nodeid != 0
     fuzzer.session.reset()
-    assert len(fuzzer.fs._locks) == len(fuzzer.waits) == 0
+    assert len(fuzzer.fs.share.locks) == len(fuzzer.waits) == 0
     fuzzer.close()
     assert open_descriptors() <= before
     assert {path.name for path in place.iterdir()} == {"outside", "share"}

@@ -257,7 +257,7 @@ def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Pa
     assert share.write(nodeid, fh, 5000, b"unaligned", cached=True) == 9
     assert (tmp_path / "file").read_bytes()[5000:5009] == b"unaligned"
     # Everything else is the guest's own, and stays direct.
-    flags = fcntl.fcntl(share.passthrough._handles.fd(nodeid, fh), fcntl.F_GETFL)
+    flags = fcntl.fcntl(share.passthrough.share.handles.fd(nodeid, fh), fcntl.F_GETFL)
     assert flags & os.O_DIRECT
     share.close()
 

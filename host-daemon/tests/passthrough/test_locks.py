@@ -109,7 +109,7 @@ def test_closing_the_open_file_gives_back_what_was_locked_through_it(
     assert share.fs.getlk(nodeid, second, A, whole(WRITE)) == Lock(WRITE, 10, 19, 1)
     share.fs.setlk(nodeid, second, B, whole(WRITE))
     share.fs.release(nodeid, second)
-    assert len(share.passthrough._locks) == 0
+    assert len(share.passthrough.share.locks) == 0
 
 
 def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(
@@ -123,7 +123,7 @@ def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(
     nodeid, fh = share.open("file")
     share.fs.setlk(nodeid, fh, A, whole(WRITE))
     share.fs.reset()
-    assert len(share.passthrough._locks) == 0
+    assert len(share.passthrough.share.locks) == 0
     with (share.path / "file").open("r+b") as other:
         fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -192,7 +192,7 @@ def test_table_holds_what_the_kernel_holds(
             for at in range(25):
                 asked = FLOCK.pack(WRITE, os.SEEK_SET, at, 1, 0)
                 kind = FLOCK.unpack(fcntl.fcntl(stranger, fcntl.F_OFD_GETLK, asked))[0]
-                found = share.passthrough._locks.conflict(file[0], 0, Lock(WRITE, at, at, 0))
+                found = share.passthrough.share.locks.conflict(file[0], 0, Lock(WRITE, at, at, 0))
                 assert (NONE if found is None else found.kind) == kind, at
     finally:
         share.close()
