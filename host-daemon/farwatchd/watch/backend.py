@@ -11,6 +11,9 @@ from farwatchd.wire.fsnotify import Event
 #: Events of a directory entry. They belong to the directory, and carry the entry's name.
 DIRENT = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO
 
+#: FUSE_FSN_WATCH_ENDED (docs/protocol.md, "events"): no event, the inode is not watched any more.
+WATCH_ENDED = Event(1 << 29)
+
 
 @dataclass(frozen=True, slots=True)
 class HostEvent:
@@ -21,7 +24,9 @@ class HostEvent:
     ``name`` is the directory entry of an entry event or of an ON_CHILD event. ``new_watch_id`` and
     ``new_name`` belong to RENAME: the watch of the directory into which the entry was moved, and
     its name there. ``unpaired`` marks a MOVED_FROM or MOVED_TO whose other side is not watched.
-    ``ended`` means that the back end has removed the watch after this event; the mask may be 0.
+    ``ended`` means that the back end has removed the watch after this event. The mask is
+    DELETE_SELF then; 0 if this process unlinked the inode; or WATCH_ENDED, which is no event, if
+    the inode is not watched any more for another reason.
     """
 
     watch_id: int

@@ -11,7 +11,7 @@ import logging
 from typing import NamedTuple
 
 from farwatchd.linux.inotify import In
-from farwatchd.watch.backend import DIRENT, HostEvent
+from farwatchd.watch.backend import DIRENT, WATCH_ENDED, HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
 
@@ -183,7 +183,11 @@ class EventStream:
     def _update_place(self, node: Node) -> None:
         for left in self._tree.moved(node):
             _log.info("a watched directory has left the share; its watch ends")
-            self._events.append(HostEvent(left.watch_id, Event(0), ended=True))
+            self._report_end(left)
+
+    def _report_end(self, node: Node) -> None:
+        """Report that an inode that still exists is not watched any more."""
+        self._events.append(HostEvent(node.watch_id, WATCH_ENDED, ended=True))
 
     def _removed_children(self, node: Node | None, raw: MarkEvent) -> list[Node]:
         """Return the watched directories that an rmdir, or a rename over them, has removed."""
@@ -201,9 +205,11 @@ class EventStream:
             return
         if mask & _ENDED_BY_HOST:
             if not node.pending_removal:
-                # The daemon did not remove the mark. The guest raises IN_UNMOUNT itself.
+                # The daemon did not remove the mark.
                 _log.warning("the host has ended a watch: its file system was unmounted")
-                node.pending_removal = node.removed_by_own = True
+                if node.explicit:
+                    self._report_end(node)
+                self._tree.drop(node)
             return
         if node.explicit:
             if not raw.own:
