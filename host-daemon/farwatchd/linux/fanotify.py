@@ -38,7 +38,8 @@ _MAX_HANDLE = 128
 #: FAN_CLASS_NOTIF with FAN_CLOEXEC, FAN_NONBLOCK, FAN_REPORT_FID, FAN_REPORT_DIR_FID,
 #: FAN_REPORT_NAME and FAN_REPORT_TARGET_FID.
 _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
-#: FAN_UNLIMITED_MARKS; needs CAP_SYS_ADMIN. The daemon has a limit of its own.
+#: FAN_UNLIMITED_MARKS; needs CAP_SYS_ADMIN. The daemon limits the watches itself. The queue stays
+#: limited: while the daemon is stopped, an unlimited one takes the host's memory.
 _UNLIMITED_MARKS = 0x20
 
 _int, _path, _pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
@@ -87,6 +88,7 @@ class Fanotify(NotificationGroup):
         super().__init__(check(fd, "fanotify_init"))
         self._handle = ctypes.create_string_buffer(_HANDLE_HEAD.size + _MAX_HANDLE)
         self._mount_id = ctypes.c_int()
+        self._handle_pointers = ctypes.byref(self._handle), ctypes.byref(self._mount_id)
         self._handle_flags = _AT_HANDLE_FID
 
     def add(self, path: str, mask: int) -> None:
@@ -107,7 +109,9 @@ class Fanotify(NotificationGroup):
         EOPNOTSUPP: fanotify cannot identify inodes of the file system.
         """
         fsid = os.fstatvfs(fd).f_fsid & 0xFFFFFFFFFFFFFFFF
-        return fsid.to_bytes(FSID_SIZE, sys.byteorder) + self._fid(fd, b"", AT_EMPTY_PATH)
+        handle = self._fid(fd, b"", AT_EMPTY_PATH)
+        assert handle is not None
+        return fsid.to_bytes(FSID_SIZE, sys.byteorder) + handle
 
     def identity_at(self, dir_fd: int, name: bytes, fsid: bytes) -> bytes | None:
         """Return what ``identity`` is for an entry of a directory; None when there is no entry.
@@ -115,10 +119,8 @@ class Fanotify(NotificationGroup):
         ``fsid`` is the first part of the directory's identity, and the entry's as well unless
         another file system is mounted there.
         """
-        try:
-            return fsid + self._fid(dir_fd, name, 0)
-        except FileNotFoundError:
-            return None
+        handle = self._fid(dir_fd, name, 0)
+        return None if handle is None else fsid + handle
 
     def open_object(self, mount_fd: int, identity: bytes) -> int:
         """Open an inode with O_PATH and return the descriptor, which the caller owns.
@@ -138,14 +140,17 @@ class Fanotify(NotificationGroup):
             offset += length
         return events
 
-    def _fid(self, dir_fd: int, name: bytes, flags: int) -> bytes:
-        """Return type and handle of an inode; ``flags`` are those of name_to_handle_at(2)."""
+    def _fid(self, dir_fd: int, name: bytes, flags: int) -> bytes | None:
+        """Return type and handle of an inode, None when there is no such name.
+
+        ``flags`` are those of name_to_handle_at(2).
+        """
         _HANDLE_HEAD.pack_into(self._handle, 0, _MAX_HANDLE, 0)
-        address = ctypes.byref(self._handle)
-        mount_id = ctypes.byref(self._mount_id)
         flags |= self._handle_flags
-        if _name_to_handle_at(dir_fd, name, address, mount_id, flags) < 0:
+        if _name_to_handle_at(dir_fd, name, *self._handle_pointers, flags) < 0:
             error = last_errno()
+            if error == errno.ENOENT:
+                return None
             if error == errno.EINVAL and self._handle_flags:
                 self._handle_flags = 0
                 return self._fid(dir_fd, name, flags & ~_AT_HANDLE_FID)

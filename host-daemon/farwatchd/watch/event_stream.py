@@ -120,32 +120,43 @@ class EventStream:
         last = {}
         last_move = {}
         for index, raw in enumerate(batch):
-            last[raw.mark_id] = last[raw.new_mark_id] = index
-            if raw.mask & _MOVE_SELF:
+            last[raw.mark_id] = index
+            if raw.new_mark_id:
+                last[raw.new_mark_id] = index
+            elif raw.mask & _MOVE_SELF:
                 last_move[raw.mark_id] = index
         removed: list[Node] = []
         for index, raw in enumerate(batch):
+            mask = raw.mask
+            is_rename = mask & _BOTH_SIDES == _BOTH_SIDES
             source = self._node(raw.mark_id)
-            target = self._node(raw.new_mark_id) if raw.is_rename else source
-            if raw.mask & _OVERFLOW:
+            target = self._node(raw.new_mark_id) if is_rename else source
+            if mask & _OVERFLOW:
                 self._events.append(HostEvent(0, Event.OVERFLOW))
                 self._tree.suspect_all()
-            for child in self._removed_children(target, raw):
-                # A child that will still move is removed later, under a name that it gets then.
-                if last_move.get(child.mark_id, -1) > index:
-                    continue
-                child.pending_removal, child.removed_by_own = True, raw.own
-                if raw.mask & _DELETE:
-                    self._end(child)
-                elif last.get(child.mark_id, -1) <= index:
-                    removed.append(child)
-            if raw.is_rename:
+            if target is not None and target.children and mask & _ISDIR:
+                for child in self._removed_children(target, raw):
+                    # A child that will still move is removed later, under a name that it gets then.
+                    if last_move.get(child.mark_id, -1) > index:
+                        continue
+                    child.pending_removal, child.removed_by_own = True, raw.own
+                    if mask & _DELETE:
+                        self._end(child)
+                    elif last.get(child.mark_id, -1) <= index:
+                        removed.append(child)
+            if is_rename:
                 self._report_rename(source, target, raw)
             elif source is not None:
                 self._take(source, raw)
-            for node in (source,) if target is source else (source, target):
-                if node is not None and node.pending_removal and last[node.mark_id] == index:
-                    removed.append(node)
+            if source is not None and source.pending_removal and last[source.mark_id] == index:
+                removed.append(source)
+            if (
+                target is not source
+                and target is not None
+                and target.pending_removal
+                and last[target.mark_id] == index
+            ):
+                removed.append(target)
             # After a rename over an inode, MOVE_SELF of the renamed one comes before DELETE_SELF.
             if removed and not (index + 1 < len(batch) and batch[index + 1].mask & _MOVE_SELF):
                 for node in removed:

@@ -57,6 +57,7 @@ _BOTH_ENDS = int(In.CREATE | In.DELETE)
 _ORDER_RELINKED = (int(In.DELETE), *(bit for bit in _ORDER if bit != int(In.DELETE)))
 _MOVES = int(In.MOVED_FROM | In.MOVED_TO)
 _DIRENT = int(In.CREATE | In.DELETE) | _MOVES
+_ENTRY = _DIRENT | int(Fan.RENAME)
 _SELF_ONLY = int(In.MOVE_SELF | In.DELETE_SELF)
 _ISDIR = int(In.ISDIR)
 _OWN_REMOVAL = int(In.ATTRIB | In.DELETE_SELF)
@@ -260,13 +261,20 @@ class FanotifyBackend(TreeBackend):
         return self._groups[0].identity(fd)
 
     def _gather(self) -> list[MarkEvent]:
-        """Read a chunk of events, and more when earlier events of a removed inode may be unread."""
+        """Read a chunk of events, and more when earlier events of a removed inode may be unread.
+
+        Own events are read until another one comes. The host's queue has them as well, and they
+        must not fill it.
+        """
         batch: list[MarkEvent] = []
         for _ in range(_MAX_CHUNKS):
             # Marks of different groups are of different subvolumes. No event concerns two of them.
-            chunk = [each for group in self._groups for each in self._expand(group.read(_CHUNK))]
+            events = [event for group in self._groups for event in group.read(_CHUNK)]
+            chunk = self._expand(events)
             batch += chunk
-            if not chunk or not self._stream.shows_removal(chunk):
+            if not events:
+                break
+            if not all(each.own for each in chunk) and not self._stream.shows_removal(chunk):
                 break
         return batch + self._hidden_entries()
 
@@ -303,16 +311,21 @@ class FanotifyBackend(TreeBackend):
         batch: list[MarkEvent] = []
         for before, event in itertools.pairwise([None, *events]):
             if event is not None:
-                for single in self._single(event, before):
-                    batch.append(single)
-                    self._record(single, event)
+                singles = self._single(event, before)
+                if event.mask & _ENTRY:
+                    singles = self._recorded(singles, event)
+                batch += singles
         return batch
 
-    def _record(self, single: MarkEvent, event: FanEvent) -> None:
-        """Record an entry event of an explicit watch in the history."""
-        node = self._by_mark.get(single.mark_id)
-        if single.mask & _DIRENT and node is not None and node.explicit:
-            self._history.record(single, event.infos[INFO_FID].identity)
+    def _recorded(self, singles: Iterator[MarkEvent], event: FanEvent) -> Iterator[MarkEvent]:
+        """Yield events, and record in the history the entry events of explicit watches."""
+        inode = event.infos[INFO_FID].identity
+        for single in singles:
+            if single.mask & _DIRENT:
+                node = self._by_mark.get(single.mark_id)
+                if node is not None and node.explicit:
+                    self._history.record(single, inode)
+            yield single
 
     def _single(self, event: FanEvent, before: FanEvent | None) -> Iterator[MarkEvent]:
         mask = event.mask
@@ -342,7 +355,10 @@ class FanotifyBackend(TreeBackend):
                 # The link count of the replaced directory changed. No watcher of its parent gets an
                 # event for that.
                 directory = _UNMARKED
-        for bit in self._order(event, directory, name):
+        order = _ORDER
+        if mask & _BOTH_ENDS == _BOTH_ENDS and directory and self._is_there(event, directory, name):
+            order = _ORDER_RELINKED
+        for bit in order:
             if not mask & bit:
                 continue
             if directory and not bit & _SELF_ONLY:
@@ -350,19 +366,16 @@ class FanotifyBackend(TreeBackend):
             if target and not bit & _DIRENT:
                 yield MarkEvent(target, bit if bit & _SELF_ONLY else bit | isdir, b"", own)
 
-    def _order(self, event: FanEvent, directory: int, name: bytes) -> tuple[int, ...]:
-        """Return the bits in the order in which those of an event can have happened.
+    def _is_there(self, event: FanEvent, directory: int, name: bytes) -> bool:
+        """Return whether the inode of an entry event has the name now.
 
         One inode may have been linked and unlinked under one name any number of times. The last
         event is the one that agrees with the directory.
         """
-        if event.mask & _BOTH_ENDS == _BOTH_ENDS and directory:
-            try:
-                if self._look_up(directory, name) == event.infos[INFO_FID].identity:
-                    return _ORDER_RELINKED
-            except OSError:
-                pass
-        return _ORDER
+        try:
+            return self._look_up(directory, name) == event.infos[INFO_FID].identity
+        except OSError:
+            return False
 
     def _is_renamed_over(self, event: FanEvent, directory: int, name: bytes) -> bool:
         return bool(event.mask & Fan.RENAME) and self._where(event, INFO_NEW_DFID_NAME) == (

@@ -48,6 +48,9 @@ class RenameJoiner:
         """Add the next event of the stream. ``cookie`` is 0 for what is no move, ``now`` is in
         seconds."""
         mask = event.mask
+        if not self._unmatched and not mask & _MOVED_FROM:
+            self._ready.append(event)
+            return
         if mask & _MOVED_TO and cookie in self._unmatched:
             item = self._unmatched.pop(cookie)
             item.event = item.event._replace(

@@ -64,6 +64,7 @@ class WatchTable:
         # One host inode has several nodeids when it is reached through several mounts of the share.
         self._by_watch_id: dict[int, tuple[_GuestWatch, ...]] = {}
         self._timer_runs = False
+        self._overflows = 0
 
     def __len__(self) -> int:
         return len(self._by_nodeid)
@@ -177,9 +178,13 @@ class WatchTable:
         events = self._backend.read()
         for event in events:
             if event.mask & Event.OVERFLOW:
-                _log.warning(
-                    "the host's event queue overflowed: events are lost, the guest gets an overflow"
+                # Whoever writes much on the host must not fill the log.
+                _log.log(
+                    logging.DEBUG if self._overflows else logging.WARNING,
+                    "the host's event queue overflowed: events are lost, the guest gets an"
+                    " overflow; this is logged once",
                 )
+                self._overflows += 1
                 self._queue.push_overflow()
                 continue
             for record in self._records(event):

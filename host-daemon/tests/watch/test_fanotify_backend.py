@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -162,6 +163,15 @@ def test_coalesced_events_are_reported_in_a_possible_order(host: Host, share: Pa
 
 
 @pytest.mark.root
+def test_own_events_are_read_in_one_turn(others_only: Host, share: Path) -> None:
+    others_only.watch(1, share, Event.CREATE)
+    for number in range(3000):
+        (share / f"{number}").touch()
+    others_only.table.process()
+    assert select.select([others_only.backend.fileno()], [], [], 0)[0] == []
+    assert others_only.queued() == []
+
+
 def test_event_of_an_unwatched_directory_has_its_name_for_the_parent(
     host: Host, share: Path
 ) -> None:
