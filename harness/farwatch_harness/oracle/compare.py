@@ -93,7 +93,7 @@ KNOWN_DIFFERENCES = (
     Difference(
         "In mode `others`, pending events of one process of the host on one object are coalesced"
         " and reported at the position of the first, once per type, in the order open, access,"
-        " modify, attrib, close; renames are not coalesced",
+        " modify, attrib, close; the reported names of a directory always end as on the host",
         "fanotify does this before the daemon reads its queue",
     ),
     Difference(
