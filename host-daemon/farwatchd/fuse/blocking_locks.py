@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from farwatchd.fuse.operation import Late
+from farwatchd.fuse.reply import Late
 from farwatchd.fuse.tickets import Tickets
 
 #: More than wait at once get ENOLCK: each keeps a place in its queue, which must not run out of

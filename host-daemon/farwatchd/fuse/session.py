@@ -17,10 +17,10 @@ from farwatchd.fuse.handlers.io import FileOperations
 from farwatchd.fuse.handlers.locks import LockOperations
 from farwatchd.fuse.handlers.namespace import NameOperations
 from farwatchd.fuse.init import Negotiated, negotiate
-from farwatchd.fuse.operation import EMPTY, PARK, SILENT, Failed, Operation, Reply
+from farwatchd.fuse.killpriv import SetIdBits
 from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.reply import EMPTY, PARK, SILENT, Failed, Operation, Reply
 from farwatchd.fuse.request import Request, decode, invalid
-from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.thread_pool import Workers
 from farwatchd.fuse.watches import GuestWatches
 from farwatchd.iovec import gather, scatter

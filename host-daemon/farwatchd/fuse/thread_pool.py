@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from farwatchd.fuse.filesystem import Job
-from farwatchd.fuse.operation import EMPTY, Done, Reply
+from farwatchd.fuse.reply import EMPTY, Done, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.fuse.tickets import Tickets
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from farwatchd.fuse.operation import Done, Late
+from farwatchd.fuse.reply import Done, Late
 from farwatchd.wire.fuse import out_header
 
 _log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from farwatchd.event_loop import Loop
+from farwatchd.fuse.wait_requests import Parking
 from farwatchd.iovec import scatter
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtio_fs.busy_poll import BusyPoll
@@ -26,7 +27,6 @@ from farwatchd.virtio_fs.interfaces import (
     late,
 )
 from farwatchd.virtio_fs.options import DeviceConfig
-from farwatchd.virtio_fs.parking import Parking
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, Feature, fs_config

@@ -16,7 +16,7 @@ from farwatchd.virtio_fs.interfaces import late
 from farwatchd.wire.fuse import Opcode, attr_out, getattr_in
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.support.daemon_process import running
-from tests.support.device_world import Eager, World, device_world, posted_echo
+from tests.support.device_fixture import Eager, World, device_world, posted_echo
 from tests.support.driver import DriverQueue
 from tests.support.frontend import OUT_HEADER, FrontEnd
 

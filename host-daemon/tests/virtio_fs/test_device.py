@@ -15,7 +15,7 @@ from farwatchd.virtio_fs.device import CHAINS_PER_TURN
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import Request
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
-from tests.support.device_world import ECHO, FAIL, LIE, World, device_world, posted_echo
+from tests.support.device_fixture import ECHO, FAIL, LIE, World, device_world, posted_echo
 from tests.support.driver import INDIRECT, NEXT, WRITE, Piece
 from tests.support.frontend import IN_HEADER, OUT_HEADER, FrontEnd, region_fields
 

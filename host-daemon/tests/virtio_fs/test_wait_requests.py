@@ -13,10 +13,10 @@ import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
+from farwatchd.fuse.wait_requests import MAX_PARKED
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
-from farwatchd.virtio_fs.parking import MAX_PARKED
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire.fsnotify import (
@@ -36,7 +36,7 @@ from farwatchd.wire.fuse import (
     statfs_out,
 )
 from farwatchd.wire.vhost_user import Request, single_region
-from tests.support.device_world import Eager
+from tests.support.device_fixture import Eager
 from tests.support.driver import Piece
 from tests.support.event_records import decode_all
 from tests.support.fake_fs import FakeFs, FakeWatches

@@ -8,7 +8,7 @@ import errno
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import Changes, FileSystem
-from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.reply import EMPTY, Operation, Reply
 from farwatchd.fuse.request import (
     XATTR_SIZE_MAX,
     Request,

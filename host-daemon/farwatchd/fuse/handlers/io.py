@@ -12,9 +12,9 @@ from farwatchd.fuse.directory import fill
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import FileSystem
 from farwatchd.fuse.init import MAX_WRITE
-from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.killpriv import SetIdBits
+from farwatchd.fuse.reply import EMPTY, Operation, Reply
 from farwatchd.fuse.request import OFFSET_MAX, Request, check_int, check_offset, invalid
-from farwatchd.fuse.setid import SetIdBits
 from farwatchd.fuse.thread_pool import Workers, nothing
 from farwatchd.iovec import cut
 from farwatchd.wire.fuse import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from farwatchd.fuse.blocking_locks import Waits
 from farwatchd.fuse.filesystem import FileSystem, Lock
-from farwatchd.fuse.operation import EMPTY, Operation, Reply
+from farwatchd.fuse.reply import EMPTY, Operation, Reply
 from farwatchd.fuse.request import Request, invalid
 from farwatchd.wire.fuse import LK_FLOCK, Opcode, lk_in, lk_out
 

@@ -8,9 +8,9 @@ import errno
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import FileSystem
-from farwatchd.fuse.operation import EMPTY, NOT_FOUND, Operation, Reply
+from farwatchd.fuse.killpriv import SetIdBits
+from farwatchd.fuse.reply import EMPTY, NOT_FOUND, Operation, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
-from farwatchd.fuse.setid import SetIdBits
 from farwatchd.wire.fuse import (
     Opcode,
     create_in,
