@@ -53,6 +53,7 @@ def main() -> None:
         try:
             size = os.readv(fuse, [request])
             written = session.handle(Chain.of([request[:size]], [reply]))
+            assert isinstance(written, int), "nothing defers a reply here"
             if written:
                 os.write(fuse, reply[:written])
         except OSError as error:

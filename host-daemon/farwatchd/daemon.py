@@ -14,10 +14,9 @@ from typing import Any
 
 from farwatchd.config import UserError
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.blocking_locks import Waits
+from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.session import Session
-from farwatchd.fuse.thread_pool import Workers
-from farwatchd.fuse.tickets import Tickets
+from farwatchd.fuse.thread_pool import ThreadPool
 from farwatchd.inode_store.probe import HandlesUnavailableError, open_objects
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.linux.capabilities import Capability
@@ -76,9 +75,8 @@ def _serve(
         if backend is not None:
             watches = WatchTable(backend, queue, config.watch.max_watches, loop.call_later)
             loop.add(backend.fileno(), watches.process)
-    tickets = Tickets()
-    waits = Waits(loop.call_later, tickets)
-    workers = Workers(config.process.thread_pool_size, tickets, loop.call_from_thread)
+    locks = BlockingLocks(loop.call_later)
+    pool = ThreadPool(config.process.thread_pool_size, loop.call_from_thread)
     # Before the file system, which asks what it may do.
     capabilities = _drop(config, backend, objects)
     others_only = backend is not None and backend.others_only
@@ -86,20 +84,21 @@ def _serve(
         PassthroughFs(root_fd, config.share, objects),
         watches,
         dataclasses.replace(config.session, others_only=others_only),
-        waits,
-        workers,
+        locks,
+        pool,
+        queue,
     )
-    # With one CPU the guest could not send what is polled for.
+    # With one CPU the guest could not run while the daemon polls.
     busy_poll = config.device.busy_poll if len(os.sched_getaffinity(0)) > 1 else 0
     busy = BusyPoll(busy_poll * 1000, loop.has_work)
-    device = Device(loop, session, config.device, queue, tickets, busy)
+    device = Device(loop, session, config.device, queue, busy)
     server = Server(loop, sock, device, loop.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
     loop.wake_on_signals()
     _restrict(config, capabilities, seccomp)
     try:
-        workers.start()
+        pool.start()
     except RuntimeError as error:
         raise UserError(
             f"--thread-pool-size={config.process.thread_pool_size}: {error}; use"
@@ -109,7 +108,11 @@ def _serve(
     loop.run()
     server.close()
     session.reset()
-    workers.close()
+    if not pool.close(0):
+        _log.warning("ended; the host still works on requests of the guest")
+        logging.shutdown()
+        # A thread in a system call that does not return would keep the interpreter.
+        os._exit(0)
     _log.info("ended")
 
 

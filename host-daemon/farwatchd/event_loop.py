@@ -15,28 +15,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Callback = Callable[[], None]
 
-#: A descriptor whose callback fails this often in a row would spin for ever: the failure then ends
+#: A descriptor whose callback fails this often in a row would spin forever: the failure then ends
 #: ``run``.
 MAX_FAILURES_IN_A_ROW = 10
-#: Descriptors looked at in one turn; room for all that there could be takes time to make.
+#: Descriptors served in one turn; a larger array takes longer to allocate.
 MAX_READY = 16
-
-
-class Timer:
-    """A pending ``call_later``; ``cancel`` makes it not happen."""
-
-    __slots__ = ("callback",)
-
-    def __init__(self, callback: Callback) -> None:
-        self.callback: Callback | None = callback
-
-    def cancel(self) -> None:
-        """Drop the call; harmless when it has happened already."""
-        self.callback = None
 
 
 class Loop:
@@ -53,15 +40,15 @@ class Loop:
         self._readiness.register(self._epoll.fileno(), select.POLLIN)
         self._callbacks: dict[int, Callback] = {}
         self._failures: dict[int, int] = {}
-        self._timers: list[tuple[float, int, Timer]] = []
+        self._timers: list[tuple[float, int, Callback]] = []
         self._serial = itertools.count()
         self._soon: deque[Callback] = deque()
         self._from_threads: deque[Callback] = deque()
         self._stopping = False
-        # A pipe, for signals write single bytes.
-        self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # A pipe: signals write single bytes.
+        self._wakeup_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wakes_on_signals = False
-        self.add(self._woken, self._drain_wake)
+        self.add(self._wakeup_fd, self._drain_wake)
 
     def add(self, fd: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up; ``OSError`` when ``fd`` cannot
@@ -70,10 +57,10 @@ class Loop:
         self._callbacks[fd] = callback
 
     def add_eventfd(self, fd: int, callback: Callback) -> None:
-        """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been; nobody
-        needs to read it.
+        """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been; the
+        eventfd need not be read.
 
-        What comes while the callback runs calls it again. ``OSError`` when ``fd`` cannot be waited
+        A write while the callback runs calls it again. ``OSError`` when ``fd`` cannot be waited
         for.
         """
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
@@ -85,11 +72,9 @@ class Loop:
         self._failures.pop(fd, None)
         self._epoll.unregister(fd)
 
-    def call_later(self, seconds: float, callback: Callback) -> Timer:
+    def call_later(self, seconds: float, callback: Callback) -> None:
         """Call ``callback`` once, ``seconds`` from now at the earliest."""
-        timer = Timer(callback)
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), timer))
-        return timer
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), callback))
 
     def call_soon(self, callback: Callback) -> None:
         """Call ``callback`` once, at the next turn of the loop, after the descriptors that are
@@ -97,13 +82,12 @@ class Loop:
         self._soon.append(callback)
 
     def wake_on_signals(self) -> None:
-        """Have every signal with a handler end the wait for descriptors, so that the handler is run
-        at once.
+        """End the wait for descriptors at every signal with a handler, so that the handler runs
+        immediately.
 
-        Otherwise one that comes just before the wait would be handled after it. For the main
-        thread.
+        Otherwise a signal just before the wait would be handled after it. For the main thread.
         """
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
         self._wakes_on_signals = True
 
     def stop(self) -> None:
@@ -118,8 +102,8 @@ class Loop:
         self._wake_up()
 
     def has_work(self) -> bool:
-        """Whether a turn would find something to do now; leaves it as it is."""
-        return bool(self._readiness.poll(0)) or self._patience(None) == 0
+        """Return whether a turn would find something to do now, without doing it."""
+        return bool(self._readiness.poll(0)) or self._timeout(None) == 0
 
     def run(self) -> None:
         """Serve until ``stop``, which may have been called before."""
@@ -128,10 +112,10 @@ class Loop:
         self._stopping = False
 
     def run_once(self, timeout: float | None) -> bool:
-        """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); says whether
+        """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); return whether
         anything was called."""
         if self._soon or self._timers:
-            timeout = self._patience(timeout)
+            timeout = self._timeout(timeout)
         ready = self._epoll.poll(timeout, MAX_READY)
         for fd, _ in ready:
             callback = self._callbacks.get(fd)
@@ -154,24 +138,22 @@ class Loop:
         self._epoll.close()
         if self._wakes_on_signals:
             signal.set_wakeup_fd(-1)
-        os.close(self._wake)
-        os.close(self._woken)
+        os.close(self._wake_fd)
+        os.close(self._wakeup_fd)
 
-    def _patience(self, timeout: float | None) -> float | None:
+    def _timeout(self, timeout: float | None) -> float | None:
         if self._soon:
             return 0
-        while self._timers and self._timers[0][2].callback is None:
-            heapq.heappop(self._timers)
         if not self._timers:
             return timeout
         due = max(0.0, self._timers[0][0] - time.monotonic())
         return due if timeout is None else min(due, timeout)
 
     def _call_deferred(self) -> bool:
-        """Do what was put off and is due; says whether there was anything."""
+        """Call what was deferred and is due; return whether there was anything."""
         worked = False
-        # Only those that were there before: a callback that defers itself again must not shut out
-        # the descriptors.
+        # Only the present ones: a callback that defers itself again must not starve the
+        # descriptors.
         for _ in range(len(self._soon)):
             worked = True
             self._call(self._soon.popleft())
@@ -179,36 +161,33 @@ class Loop:
             return worked
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            due = heapq.heappop(self._timers)[2].callback
-            if due is not None:
-                worked = True
-                self._call(due)
+            worked = True
+            self._call(heapq.heappop(self._timers)[2])
         return worked
 
     def _count_failure(self, fd: int) -> None:
-        """Log the exception that is being handled, or raise it again where it comes again and
-        again."""
+        """Log the exception that is being handled, or raise it again if it repeats."""
         failures = self._failures.get(fd, 0) + 1
         if failures >= MAX_FAILURES_IN_A_ROW:
             raise
         self._failures[fd] = failures
-        log.exception("bug: the callback of descriptor %d failed", fd)
+        _log.exception("bug: the callback of descriptor %d failed", fd)
 
     def _call(self, callback: Callback) -> None:
         try:
             callback()
         except Exception:
-            log.exception("bug: a deferred callback failed")
+            _log.exception("bug: a deferred callback failed")
 
     def _wake_up(self) -> None:
-        # A pipe that is full wakes as well.
+        # A full pipe ends the wait as well.
         with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b"\0")
+            os.write(self._wake_fd, b"\0")
 
     def _drain_wake(self) -> None:
         try:
-            os.read(self._woken, 4096)
+            os.read(self._wakeup_fd, 4096)
         except BlockingIOError:
-            log.debug("woken up for nothing")
+            _log.debug("a wakeup without a byte to read")
         for _ in range(len(self._from_threads)):
             self._call(self._from_threads.popleft())

@@ -25,7 +25,9 @@ from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtqueue import Chain, VirtqueueError
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fuse import Opcode, in_header, out_header
-from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, Feature, fs_config
+from farwatchd.wire.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
+from farwatchd.wire.virtio import VirtioFeature
+from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, VirtioFsFeature, fs_config
 
 from farwatch_harness.adversary import records
 from farwatch_harness.adversary.filesystem import Known, Tree
@@ -143,9 +145,11 @@ class Device:
 
     @property
     def features(self) -> int:
-        features = Feature.VERSION_1 | Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX
-        features |= Feature.VHOST_USER_PROTOCOL_FEATURES
-        return int(features | Feature.FS_NOTIFICATION if self.notification_queue else features)
+        features = int(
+            VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX
+        )
+        features |= VHOST_USER_F_PROTOCOL_FEATURES
+        return features | VirtioFsFeature.NOTIFICATION if self.notification_queue else features
 
     @property
     def queue_count(self) -> int:
@@ -166,6 +170,9 @@ class Device:
             self.loop.add(vring.kick_fd, partial(self.kicked, vring))
         self.running[vring.index] = vring, features
         self.loop.call_soon(partial(self.serve, vring.index))
+
+    def drain(self) -> bool:
+        return True
 
     def ring_stopped(self, vring: Vring) -> None:
         if self.running.pop(vring.index, None) is None:
@@ -197,7 +204,7 @@ class Device:
         if vring.ring is None:
             return
         try:
-            if index == 1 and features & Feature.FS_NOTIFICATION:
+            if index == 1 and features & VirtioFsFeature.NOTIFICATION:
                 self.serve_notifications(vring)
             else:
                 self.serve_requests(vring)
@@ -216,8 +223,8 @@ class Device:
         while True:
             taken = ring.pop()
             if taken is None:
-                vring.signal_if_wanted()
-                if not ring.enable_kicks():
+                vring.interrupt_if_needed()
+                if not ring.enable_notification():
                     return
                 continue
             head, chain = taken
@@ -341,8 +348,8 @@ class Device:
                 )
                 data = data[: held.chain.writable_size]
                 scatter(held.chain.writable, 0, data)
-            ring.push(held.head, len(data))
-            held.vring.signal_if_wanted()
+            ring.add_used(held.head, len(data))
+            held.vring.interrupt_if_needed()
         except VirtqueueError as broken:
             self.errors.append(str(broken))
 
@@ -373,8 +380,8 @@ class Device:
         while self.payloads:
             taken = ring.pop()
             if taken is None:
-                vring.signal_if_wanted()
-                if not ring.enable_kicks():
+                vring.interrupt_if_needed()
+                if not ring.enable_notification():
                     return
                 continue
             head, chain = taken
@@ -385,10 +392,10 @@ class Device:
             )
             data = data[: chain.writable_size]
             scatter(chain.writable, 0, data)
-            ring.push(head, len(data))
+            ring.add_used(head, len(data))
             self.counts.notifications += 1
-        vring.signal_if_wanted()
-        ring.enable_kicks()
+        vring.interrupt_if_needed()
+        ring.enable_notification()
 
     # What a script makes it do.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import Opcode, in_header, out_header
 from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature
-from farwatchd.wire.virtio_fs import Feature
+from farwatchd.wire.virtio import VirtioFeature
 
 from farwatch_harness.util import apt, paths, subprocesses
 from farwatch_harness.util.errors import HarnessError
@@ -37,7 +37,7 @@ BASE, USER_BASE = 1 << 30, 0x7F00_0000_0000
 RING = 1024
 HIPRIO, REQUESTS = range(2)
 DESC_NEXT, DESC_WRITE = 1, 2
-FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | Feature.RING_INDIRECT_DESC
+FEATURES = int(VirtioFeature.VERSION_1 | VirtioFeature.EVENT_IDX | VirtioFeature.INDIRECT_DESC)
 MAX_DEPTH = 64
 FAILURES = (
     "",
@@ -222,37 +222,43 @@ class FrontEnd:
 
     def negotiate(self) -> None:
         """All that QEMU does until a guest can use the queues."""
-        offered = self.ask_number(wire.Request.GET_FEATURES)
-        wanted = FEATURES | Feature.VHOST_USER_PROTOCOL_FEATURES
+        offered = self.ask_number(wire.FrontEndRequest.GET_FEATURES)
+        wanted = FEATURES | wire.VHOST_USER_F_PROTOCOL_FEATURES
         if wanted & ~offered:
             raise HarnessError(f"the daemon lacks features: {wanted & ~offered!r}")
         known = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
-        known &= ProtocolFeature(self.ask_number(wire.Request.GET_PROTOCOL_FEATURES) & int(known))
-        self.send(wire.Request.SET_PROTOCOL_FEATURES, wire.number.pack(value=int(known)))
+        known &= ProtocolFeature(
+            self.ask_number(wire.FrontEndRequest.GET_PROTOCOL_FEATURES) & int(known)
+        )
+        self.send(wire.FrontEndRequest.SET_PROTOCOL_FEATURES, wire.number.pack(value=int(known)))
         self.protocol_features = known
-        self.tell(wire.Request.SET_OWNER)
-        self.tell(wire.Request.SET_FEATURES, wire.number.pack(value=int(wanted)))
+        self.tell(wire.FrontEndRequest.SET_OWNER)
+        self.tell(wire.FrontEndRequest.SET_FEATURES, wire.number.pack(value=int(wanted)))
         table = wire.memory_table.pack(regions=1)
         table += wire.memory_region.pack(guest_addr=BASE, size=MEMORY, user_addr=USER_BASE)
-        self.tell(wire.Request.SET_MEM_TABLE, table, [self.memory.fd])
+        self.tell(wire.FrontEndRequest.SET_MEM_TABLE, table, [self.memory.fd])
         for index, ring in enumerate(self.rings):
             self.start_ring(index, ring)
 
     def start_ring(self, index: int, ring: _Ring) -> None:
-        self.tell(wire.Request.SET_VRING_NUM, wire.vring_state.pack(index=index, num=ring.size))
-        self.tell(wire.Request.SET_VRING_BASE, wire.vring_state.pack(index=index))
+        self.tell(
+            wire.FrontEndRequest.SET_VRING_NUM, wire.vring_state.pack(index=index, num=ring.size)
+        )
+        self.tell(wire.FrontEndRequest.SET_VRING_BASE, wire.vring_state.pack(index=index))
         addresses = wire.vring_addr.pack(
             index=index,
             descriptor=USER_BASE + ring.descriptors,
             available=USER_BASE + ring.available,
             used=USER_BASE + ring.used,
         )
-        self.tell(wire.Request.SET_VRING_ADDR, addresses)
-        self.tell(wire.Request.SET_VRING_CALL, wire.number.pack(value=index), [self.call])
-        self.tell(wire.Request.SET_VRING_KICK, wire.number.pack(value=index), [ring.kick])
-        self.tell(wire.Request.SET_VRING_ENABLE, wire.vring_state.pack(index=index, num=1))
+        self.tell(wire.FrontEndRequest.SET_VRING_ADDR, addresses)
+        self.tell(wire.FrontEndRequest.SET_VRING_CALL, wire.number.pack(value=index), [self.call])
+        self.tell(wire.FrontEndRequest.SET_VRING_KICK, wire.number.pack(value=index), [ring.kick])
+        self.tell(wire.FrontEndRequest.SET_VRING_ENABLE, wire.vring_state.pack(index=index, num=1))
 
-    def tell(self, request: wire.Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+    def tell(
+        self, request: wire.FrontEndRequest, payload: bytes = b"", fds: Sequence[int] = ()
+    ) -> None:
         """Sends a message that has no reply of its own; HarnessError when the daemon says that it
         cannot do it."""
         acknowledged = ProtocolFeature.REPLY_ACK in self.protocol_features
@@ -260,13 +266,13 @@ class FrontEnd:
         if acknowledged and self.number(request):
             raise HarnessError(f"the daemon refuses {request.name}")
 
-    def ask_number(self, request: wire.Request) -> int:
+    def ask_number(self, request: wire.FrontEndRequest) -> int:
         self.send(request)
         return self.number(request)
 
     def send(
         self,
-        request: wire.Request,
+        request: wire.FrontEndRequest,
         payload: bytes = b"",
         fds: Sequence[int] = (),
         flags: HeaderFlag = HeaderFlag(0),  # noqa: B008
@@ -274,7 +280,7 @@ class FrontEnd:
         message = wire.header.pack_values(request, wire.VERSION | flags, len(payload)) + payload
         socket.send_fds(self.sock, [message], list(fds))
 
-    def number(self, request: wire.Request) -> int:
+    def number(self, request: wire.FrontEndRequest) -> int:
         """The number that is the reply to `request`."""
         size = wire.header.size + wire.number.size
         reply = b""

@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encodes what the file system returns: attributes, entries, statx, statfs."""
+"""Encodes what the file system returns: attributes, entries, directories, statx, statfs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from farwatchd.fuse.filesystem import Entry, Opened, Statx
-from farwatchd.wire.fuse import ATTR_SUBMOUNT, attr_out, entry_out, open_out, statfs_out, statx_out
+from farwatchd.fuse.filesystem import DirEntry, Entry, Opened, Statx
+from farwatchd.fuse.request import invalid
+from farwatchd.wire.fuse import (
+    ATTR_SUBMOUNT,
+    attr_out,
+    dirent,
+    entry_out,
+    open_out,
+    statfs_out,
+    statx_out,
+)
 
 _SECOND = 1_000_000_000
 _U64 = (1 << 64) - 1
@@ -19,19 +29,22 @@ _STATX_BTIME = 0x800
 
 _pack_entry, _pack_attr = entry_out.pack_values, attr_out.pack_values
 
-#: An entry that says: no inode here.
+#: An entry without an inode: nodeid 0.
 NO_ENTRY = bytes(entry_out.size)
+
+_DIRENT_SIZE = dirent.size
+_PADDING = [bytes(length) for length in range(8)]
 
 
 class Encoder:
-    """Encodes what the guest may keep for ``valid`` seconds."""
+    """Encodes attributes and entries, whose timeouts are ``timeout`` seconds."""
 
-    def __init__(self, valid: float) -> None:
-        self._seconds = int(valid)
-        self._nanoseconds = int((valid - self._seconds) * _SECOND)
+    def __init__(self, timeout: float) -> None:
+        self._seconds = int(timeout)
+        self._nanoseconds = int((timeout - self._seconds) * _SECOND)
 
     def entry(self, value: Entry) -> bytes:
-        """``fuse_entry_out``."""
+        """Return ``fuse_entry_out``."""
         nodeid, generation, stat, submount = value
         seconds, nanoseconds = self._seconds, self._nanoseconds
         flags = ATTR_SUBMOUNT if submount else 0
@@ -40,11 +53,11 @@ class Encoder:
         )
 
     def attr(self, stat: os.stat_result) -> bytes:
-        """``fuse_attr_out``."""
+        """Return ``fuse_attr_out``."""
         return _pack_attr(self._seconds, self._nanoseconds, 0, *_attr(stat), 0)
 
     def statx(self, value: Statx) -> bytes:
-        """``fuse_statx_out``."""
+        """Return ``fuse_statx_out``."""
         stat = value.stat
         atime, atime_nsec = divmod(stat.st_atime_ns, _SECOND)
         btime, btime_nsec = divmod(value.btime_ns or 0, _SECOND)
@@ -80,8 +93,10 @@ class Encoder:
 
 
 def _attr(stat: os.stat_result) -> tuple[int, ...]:
-    """The fields of ``fuse_attr`` in order, without the flags. Times before 1970 travel as two's
-    complement."""
+    """Return the fields of ``fuse_attr`` in order, without the flags.
+
+    Times before 1970 are two's complement.
+    """
     # By their numbers the times are whole seconds, which mypy does not know.
     numbered: tuple[Any, ...] = stat[:10]
     mode, ino, _, nlink, uid, gid, size, atime, mtime, ctime = numbered
@@ -105,12 +120,12 @@ def _attr(stat: os.stat_result) -> tuple[int, ...]:
 
 
 def opened(value: Opened) -> bytes:
-    """``fuse_open_out``."""
+    """Return ``fuse_open_out``."""
     return open_out.pack_values(value.fh, value.flags, 0)
 
 
 def statfs(value: os.statvfs_result) -> bytes:
-    """``fuse_statfs_out``."""
+    """Return ``fuse_statfs_out``."""
     return statfs_out.pack(
         st_blocks=value.f_blocks,
         st_bfree=value.f_bfree,
@@ -121,3 +136,45 @@ def statfs(value: os.statvfs_result) -> bytes:
         st_namelen=value.f_namemax,
         st_frsize=value.f_frsize,
     )
+
+
+def directory(
+    entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], bytes] | None
+) -> bytes:
+    """Encode the reply to READDIR, or with ``lookup``, which returns ``fuse_entry_out``, to
+    READDIRPLUS: as many ``entries`` as fit ``room`` bytes.
+
+    Each entry that ``lookup`` returns is in the reply, as the client owes a FORGET for it: a later
+    error ends the reply early and comes back on the next read. EINVAL when not even the first entry
+    fits.
+    """
+    parts: list[bytes] = []
+    left = room
+    fixed = _DIRENT_SIZE if lookup is None else entry_out.size + _DIRENT_SIZE
+    try:
+        for name, ino, kind, offset in entries:
+            length = fixed + len(name)
+            padding = -length % 8
+            left -= length + padding
+            if left < 0:
+                if not parts:
+                    raise invalid(f"no room for an entry in {room} bytes")
+                break
+            if lookup is not None:
+                parts.append(_looked_up(name, lookup))
+            parts += (dirent.pack_values(ino, offset, len(name), kind), name, _PADDING[padding])
+    except OSError:
+        if not parts:
+            raise
+    return b"".join(parts)
+
+
+def _looked_up(name: bytes, lookup: Callable[[bytes], bytes]) -> bytes:
+    """Return an entry's ``fuse_entry_out``; NO_ENTRY for '.' and '..', which are not looked up, and
+    for a name that cannot be looked up."""
+    if name == b"." or name == b"..":
+        return NO_ENTRY
+    try:
+        return lookup(name)
+    except OSError:
+        return NO_ENTRY

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INIT: what client and server agree on."""
+"""INIT: negotiation between client and server."""
 
 from __future__ import annotations
 
 import errno
+import mmap
 from dataclasses import dataclass
 
 from farwatchd.fuse.options import Negotiation, SessionOptions
@@ -21,8 +22,12 @@ MIN_MINOR = 27
 _SHORT_INIT_IN_SIZE = 16
 #: ``fuse_init_out`` as far as a client reads it that speaks another major version.
 _VERSION_SIZE = 8
-PAGE_SIZE = 4096
+#: Bytes of one WRITE.
 MAX_WRITE = 1 << 20
+#: ``max_pages`` counts the guest's pages, of a size that INIT does not say: the host's, mostly.
+_MAX_PAGES = max(1, MAX_WRITE // mmap.PAGESIZE)
+#: Bytes of one READ or READDIR: ``max_pages`` of the largest pages that Linux has.
+MAX_READ = _MAX_PAGES * (64 << 10)
 _MAX_BACKGROUND = 0xFFFF
 _CONGESTION_THRESHOLD = 0xFFFF // 4 * 3
 
@@ -46,8 +51,8 @@ _POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """The outcome: the reply's payload, and the flags that hold; ``flags`` is None when the client
-    must ask again."""
+    """The outcome: the reply's payload, and the negotiated flags; ``flags`` is None when the client
+    must send INIT again, with another version."""
 
     reply: bytes
     flags: int | None
@@ -62,8 +67,8 @@ class Negotiated:
         return bool((self.flags or 0) & FUSE_FSNOTIFY_MERGED)
 
     @property
-    def parked(self) -> bool:
-        """The guest's transport has no notifications: requests wait for events."""
+    def wait_requests(self) -> bool:
+        """Whether WAIT requests deliver events: the guest's transport has no notifications."""
         return bool((self.flags or 0) & FUSE_FSNOTIFY_PARKED)
 
     @property
@@ -72,7 +77,7 @@ class Negotiated:
         if not self.fsnotify:
             return "off"
         return ("others" if self.others_only else "remote") + (
-            " (by waiting requests)" if self.parked else ""
+            " (by WAIT requests)" if self.wait_requests else ""
         )
 
     @property
@@ -101,7 +106,7 @@ class Negotiated:
 
 
 def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotiated:
-    """Answer INIT's arguments; ``watchable`` is 0 when there are no watches.
+    """Negotiate by INIT's arguments; ``watchable`` is 0 when there are no watches.
 
     ``OSError``: EPROTO for a client too old, EINVAL for a short request.
     """
@@ -138,7 +143,7 @@ def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotia
         congestion_threshold=_CONGESTION_THRESHOLD,
         max_write=MAX_WRITE,
         time_gran=1,
-        max_pages=MAX_WRITE // PAGE_SIZE if flags & InitFlag.MAX_PAGES else 0,
+        max_pages=_MAX_PAGES if flags & InitFlag.MAX_PAGES else 0,
         fsnotify_mask=int(watchable) if flags & FUSE_HAS_FSNOTIFY else 0,
     )
     return Negotiated(reply, flags, minor)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When opening or changing a file takes its set-id bits away (FUSE_HANDLE_KILLPRIV_V2)."""
+"""When a request clears a file's set-id bits (FUSE_HANDLE_KILLPRIV_V2)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from farwatchd.fuse.request import Request
 from farwatchd.wire.fuse import OPEN_KILL_SUIDGID
 
 
-class SetIdBits:
-    """The rule that was agreed in INIT: whether the guest says so itself."""
+class KillPriv:
+    """The rule that INIT negotiated: whether the guest says when to clear them."""
 
     def __init__(self) -> None:
-        self._agreed = False
+        self._negotiated = False
 
-    def agree(self, agreed: bool) -> None:
-        """The guest says when they have to go."""
-        self._agreed = agreed
+    def set_negotiated(self, negotiated: bool) -> None:
+        """Take whether FUSE_HANDLE_KILLPRIV_V2 was negotiated."""
+        self._negotiated = negotiated
 
-    def go_by_change(self, request: Request) -> bool:
-        """Whether a change takes them away of which the guest cannot say so, though it agreed: for
-        all but root."""
-        return self._agreed and request.uid != 0
+    def must_clear_on_modify(self, request: Request) -> bool:
+        """Return whether FALLOCATE or COPY_FILE_RANGE clears them.
 
-    def go(self, request: Request, flags: int, open_flags: int) -> bool:
-        """Whether opening with these flags takes them away; without agreement: truncating, for all
-        but root."""
+        These requests carry no kill flag; with HANDLE_KILLPRIV_V2 negotiated, set-id bits are
+        cleared unless the requester is root.
+        """
+        return self._negotiated and request.uid != 0
+
+    def must_clear_on_open(self, request: Request, flags: int, open_flags: int) -> bool:
+        """Return whether opening with these flags clears them; if not negotiated, truncating does,
+        unless the requester is root."""
         if open_flags & OPEN_KILL_SUIDGID:
             return True
-        return not self._agreed and bool(flags & os.O_TRUNC) and request.uid != 0
+        return not self._negotiated and bool(flags & os.O_TRUNC) and request.uid != 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operation is described to the session: one entry an opcode."""
+"""What the handler of a request returns, and how it is registered with the session."""
 
 from __future__ import annotations
 
@@ -8,41 +8,34 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from farwatchd.fuse.request import Request
-from farwatchd.wire.fuse import out_header
+from farwatchd.virtio_fs.interfaces import DeferredReply
 
 
-class Late(NamedTuple):
-    """The reply comes later, by this ticket (``farwatchd.virtio_fs.interfaces.LateReplies``)."""
-
-    ticket: int
-
-
-class Failed(NamedTuple):
+class ErrorReply(NamedTuple):
     """A reply with this errno, where it is too frequent for an exception."""
 
     errno: int
 
 
-#: The reply after its header; as a number, how much of it already is in the writable segments, or
-#: PARK.
-Done = bytes | int
-Reply = Done | Late | Failed
-NOT_FOUND = Failed(errno.ENOENT)
+#: A reply's payload: bytes, or the length of what the writable memory already holds.
+Payload = bytes | int
+#: None is for requests that have no reply.
+Reply = Payload | DeferredReply | ErrorReply | None
+NOT_FOUND = ErrorReply(errno.ENOENT)
 EMPTY = b""
-#: Less than any room.
-SILENT = -out_header.size
-#: The reply comes later, from the notification source.
-PARK = -1
 
 
-class Operation(NamedTuple):
-    """``args``: bytes of arguments that there must be; ``reply``: bytes that a reply without error
-    needs at least.
+class Handler(NamedTuple):
+    """How the requests of one opcode are handled.
 
-    Both are checked before ``handler`` is called, so nothing is done whose result could not be
-    told. ``reply`` is SILENT for what is never answered, and needs no room for that.
+    The sizes are checked before ``handle`` is called, so nothing is done whose result could not be
+    replied.
     """
 
-    handler: Callable[[Request], Reply]
-    args: int = 0
-    reply: int = 0
+    handle: Callable[[Request], Reply]
+    #: Bytes of arguments needed.
+    args_size: int = 0
+    #: Bytes that the payload of a reply without error needs at least.
+    reply_size: int = 0
+    #: False for requests that have no reply, not even an error.
+    has_reply: bool = True

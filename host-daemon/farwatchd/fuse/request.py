@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One FUSE request: its header, arguments, names and extensions, taken out of guest memory and
+"""One FUSE request: its header, arguments, names and extensions, copied from guest memory and
 checked.
 
-What is checked is copied first, since the guest may change its memory meanwhile. ``OSError`` is
-what the guest gets.
+The copy comes first, since the guest may change its memory meanwhile. The guest gets an ``OSError``
+as the reply's errno.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import Any
 
 from farwatchd.fuse.extensions import parse as parse_extensions
 from farwatchd.fuse.filesystem import Caller
-from farwatchd.iovec import cut, gather
+from farwatchd.iovec import gather, slices
 from farwatchd.virtqueue import Chain
-from farwatchd.wire.fuse import Opcode, in_header, out_header, write_in
+from farwatchd.wire.fuse import InHeader, Opcode, in_header, out_header, write_in
 
 NAME_MAX = 255
 #: ``XATTR_NAME_MAX`` and ``XATTR_SIZE_MAX``.
@@ -39,59 +38,53 @@ _WRITE = int(Opcode.WRITE)
 class Request:
     """A request after its header: ``args`` are copied, ``writable`` is guest memory.
 
-    ``header`` has the values of ``in_header``. ``room`` is what ``writable`` holds after the
-    reply's header. Of WRITE alone there is ``data``, which is guest memory and holds ``data_size``
-    bytes.
+    ``room`` is what ``writable`` holds after the reply's header. Only WRITE has ``data``, which is
+    guest memory and holds ``data_size`` bytes.
     """
 
-    __slots__ = ("args", "data", "data_size", "extensions", "header", "nodeid", "room", "writable")
+    __slots__ = (
+        "args",
+        "data",
+        "data_size",
+        "extensions",
+        "gid",
+        "nodeid",
+        "pid",
+        "room",
+        "uid",
+        "unique",
+        "writable",
+    )
 
-    # Not a dataclass: what few requests have costs nothing for the others.
+    # Not a dataclass: attributes of few requests cost nothing for the others.
     def __init__(
-        self,
-        header: tuple[Any, ...],
-        nodeid: int,
-        args: bytes,
-        writable: Sequence[memoryview],
-        room: int,
+        self, header: InHeader, args: bytes, writable: Sequence[memoryview], room: int
     ) -> None:
-        self.header = header
-        self.nodeid = nodeid
+        _, _, self.unique, self.nodeid, self.uid, self.gid, self.pid, _, _ = header
         self.args = args
         self.writable = writable
         self.room = room
         self.data: Sequence[memoryview]
         self.data_size: int
-        #: What follows the arguments (7.38), where the header says that there is something.
-        self.extensions: bytes
-
-    @property
-    def unique(self) -> int:
-        """The number that the reply has as well."""
-        return int(self.header[2])
-
-    @property
-    def uid(self) -> int:
-        """Who asks."""
-        return int(self.header[4])
+        #: What follows the arguments (7.38); empty for most requests.
+        self.extensions = b""
 
     def target(self, size: int) -> Sequence[memoryview]:
-        """Where a reply of ``size`` bytes, at most ``room``, goes after its header."""
+        """Return where a payload of ``size`` bytes, at most ``room``, goes after its header."""
         if size == self.room and len(self.writable[0]) == _REPLY_HEADER_SIZE:
             return self.writable[1:]
-        return cut(self.writable, _REPLY_HEADER_SIZE, size)
+        return slices(self.writable, _REPLY_HEADER_SIZE, size)
 
     def caller(self) -> Caller:
-        """Who makes something new; EINVAL without valid ids."""
-        _, _, _, _, uid, gid, pid, extension_units, _ = self.header
-        if _NO_ID in (uid, gid):
+        """Return the requester, who makes something new; EINVAL without valid ids."""
+        if self.uid == _NO_ID or self.gid == _NO_ID:
             raise invalid("no owner for a new inode")
-        if not extension_units:
-            return Caller(uid, gid, pid)
-        return Caller(uid, gid, pid, *parse_extensions(self.extensions))
+        if not self.extensions:
+            return Caller(self.uid, self.gid, self.pid)
+        return Caller(self.uid, self.gid, self.pid, *parse_extensions(self.extensions))
 
     def name(self, start: int) -> bytes:
-        """The file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is none."""
+        """Return the file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is invalid."""
         name, end, _ = self.args[start:].partition(b"\0")
         if not end:
             raise _endless()
@@ -99,24 +92,26 @@ class Request:
         return name
 
     def names(self, start: int, count: int) -> list[bytes]:
-        """``count`` file names, each ended by NUL, from ``args[start:]`` on."""
+        """Return ``count`` file names, each ended by NUL, from ``args[start:]`` on."""
         names = self.strings(start, count)
         for name in names:
             check_name(name)
         return names
 
     def strings(self, start: int, count: int) -> list[bytes]:
-        """``count`` strings, each ended by NUL, from ``args[start:]`` on; EINVAL when one has no
-        end."""
+        """Return ``count`` strings, each ended by NUL, from ``args[start:]`` on; EINVAL when one
+        has no end."""
         parts = self.args[start:].split(b"\0", count)
         if len(parts) <= count:
             raise _endless()
         return parts[:count]
 
 
-def decode(header: tuple[Any, ...], chain: Chain, room: int) -> Request:
-    """Take the request apart whose ``in_header`` has the values ``header``; EINVAL when its lengths
-    are impossible."""
+def decode(header: InHeader, chain: Chain, room: int) -> Request:
+    """Decode the request with this header; EINVAL when its lengths are impossible.
+
+    ``room``: bytes that ``chain`` holds for the reply's payload.
+    """
     readable = chain.readable
     size = header[0]
     length = size - _HEADER_SIZE
@@ -135,11 +130,11 @@ def decode(header: tuple[Any, ...], chain: Chain, room: int) -> Request:
             raise invalid(f"{length} bytes of arguments")
         _check_length(size, chain)
         args = gather(readable, _HEADER_SIZE, length)
-    request = Request(header, header[3], args, chain.writable, room)
-    return _with_extensions(request) if header[7] else request
+    request = Request(header, args, chain.writable, room)
+    return _split_extensions(request, header[7]) if header[7] else request
 
 
-def _decode_write(header: tuple[Any, ...], chain: Chain, room: int) -> Request:
+def _decode_write(header: InHeader, chain: Chain, room: int) -> Request:
     readable = chain.readable
     size = header[0]
     data_size = size - _HEADER_SIZE - _WRITE_IN_SIZE
@@ -155,14 +150,15 @@ def _decode_write(header: tuple[Any, ...], chain: Chain, room: int) -> Request:
         _check_length(size, chain)
         data_size = max(data_size, 0)
         args = gather(readable, _HEADER_SIZE, size - _HEADER_SIZE - data_size)
-        data = cut(readable, _HEADER_SIZE + _WRITE_IN_SIZE, data_size)
-    request = Request(header, header[3], args, chain.writable, room)
+        data = slices(readable, _HEADER_SIZE + _WRITE_IN_SIZE, data_size)
+    request = Request(header, args, chain.writable, room)
     request.data, request.data_size = data, data_size
-    return _with_extensions(request) if header[7] else request
+    return _split_extensions(request, header[7]) if header[7] else request
 
 
-def _with_extensions(request: Request) -> Request:
-    size = 8 * int(request.header[7])
+def _split_extensions(request: Request, units: int) -> Request:
+    """Split off the extensions, of ``units`` times 8 bytes, from the arguments."""
+    size = 8 * units
     if size > len(request.args):
         raise invalid(f"{size} bytes of extensions")
     request.args, request.extensions = request.args[:-size], request.args[-size:]
@@ -179,13 +175,12 @@ def _endless() -> OSError:
 
 
 def invalid(what: str) -> OSError:
-    """The error for a request that no client in order sends."""
+    """Return the error for a request that no correct client sends."""
     return OSError(errno.EINVAL, what)
 
 
 def check_name(name: bytes) -> None:
-    """Refuse what is not one name in a directory, so that nothing outside the share can be reached
-    by it."""
+    """Refuse what is not one name in a directory, so that no name reaches outside the share."""
     if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, "a name is too long")
     if not name or b"/" in name or name == b"." or name == b"..":
@@ -193,20 +188,20 @@ def check_name(name: bytes) -> None:
 
 
 def check_xattr_name(name: bytes) -> None:
-    """Refuse what xattr(7) does: ERANGE."""
+    """Refuse what xattr(7) refuses: ERANGE."""
     if not 0 < len(name) <= XATTR_NAME_MAX:
         raise OSError(errno.ERANGE, "not an attribute's name")
 
 
 def check_offset(*offsets: int) -> None:
-    """EINVAL for what is negative as an ``loff_t``."""
+    """Refuse what is negative as an ``loff_t``: EINVAL."""
     for offset in offsets:
         if offset > OFFSET_MAX:
             raise invalid("a negative offset")
 
 
 def check_int(*values: int) -> None:
-    """EINVAL for what is negative as an ``int``: flags and modes with the highest bit."""
+    """Refuse what is negative as an ``int``, flags and modes with the highest bit: EINVAL."""
     for value in values:
         if value > _INT_MAX:
             raise invalid("unknown flags")

@@ -8,27 +8,28 @@ import dataclasses
 import errno
 import logging
 from collections.abc import Sequence
-from typing import Any
 
-from farwatchd.fuse.blocking_locks import Waits
+from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.filesystem import FileSystem
-from farwatchd.fuse.handlers.attributes import InodeOperations
-from farwatchd.fuse.handlers.io import FileOperations
-from farwatchd.fuse.handlers.locks import LockOperations
-from farwatchd.fuse.handlers.namespace import NameOperations
+from farwatchd.fuse.handlers.attributes import AttributeHandlers
+from farwatchd.fuse.handlers.io import IoHandlers
+from farwatchd.fuse.handlers.locks import LockHandlers
+from farwatchd.fuse.handlers.namespace import NamespaceHandlers
 from farwatchd.fuse.init import Negotiated, negotiate
-from farwatchd.fuse.killpriv import SetIdBits
+from farwatchd.fuse.killpriv import KillPriv
 from farwatchd.fuse.options import SessionOptions
-from farwatchd.fuse.reply import EMPTY, PARK, SILENT, Failed, Operation, Reply
+from farwatchd.fuse.reply import EMPTY, ErrorReply, Handler, Reply
 from farwatchd.fuse.request import Request, decode, invalid
-from farwatchd.fuse.thread_pool import Workers
+from farwatchd.fuse.thread_pool import ThreadPool
+from farwatchd.fuse.wait_requests import WaitRequests
 from farwatchd.fuse.watches import GuestWatches
 from farwatchd.iovec import gather, scatter
-from farwatchd.virtio_fs.interfaces import PARKED, late
+from farwatchd.virtio_fs.interfaces import DeferredReply, NotificationSource
 from farwatchd.virtqueue import Chain
 from farwatchd.watch.event_record import RECORD_MAX
 from farwatchd.wire.fsnotify import Event, WaitFlag, fsnotify_in, fsnotify_out, fsnotify_wait_in
 from farwatchd.wire.fuse import (
+    InHeader,
     Opcode,
     batch_forget_in,
     forget_in,
@@ -49,13 +50,15 @@ _pack_header = out_header.pack_into
 _REQUESTABLE = sum(event for event in Event if event not in (Event.ISDIR, Event.OVERFLOW))
 #: The client takes errors from -511 to -1.
 _ERRNO_MAX = 511
+#: Seconds that the end of a session waits for tasks that wait for a disk or a network.
+CANCEL_LIMIT = 1.0
 
 
 class Session:
-    """Serves one guest after the other; implements the transport's ``RequestHandler``.
+    """Serves one guest after the other; implements the device's ``RequestHandler``.
 
-    What is wrong with a request is the guest's to know: an error reply and a line in the debug log.
-    An exception of the file system other than ``OSError`` is a bug and goes to the transport.
+    An error of a request goes to the guest: an errno in the reply, and a line in the debug log. An
+    exception of the file system other than ``OSError`` is a bug and goes to the device.
     """
 
     def __init__(
@@ -63,82 +66,77 @@ class Session:
         fs: FileSystem,
         watches: GuestWatches | None,
         options: SessionOptions,
-        waits: Waits | None = None,
-        workers: Workers | None = None,
+        locks: BlockingLocks | None = None,
+        pool: ThreadPool | None = None,
+        source: NotificationSource | None = None,
     ) -> None:
-        """``waits``: where requests wait for locks; without it the guest's locks are its own
-        matter.
+        """Serve ``fs``.
 
-        ``workers``: who does what takes long; without them it is done at once.
+        ``watches``: None disables events. ``locks``: where requests wait for locks; without it the
+        guest's locks do not reach the host. ``pool``: runs tasks that may take long; without it
+        they run immediately. ``source``: the events for WAIT requests.
         """
         self._fs = fs
         self._watches = watches
         self._options = (
             options
-            if waits is not None
+            if locks is not None
             else dataclasses.replace(options, posix_lock=False, flock=False)
         )
-        self._waits = waits
-        self._workers = workers if workers is not None else Workers()
-        self._agreed: Negotiated | None = None
-        self._parks = False
+        self._locks = locks
+        self._pool = pool if pool is not None else ThreadPool()
+        self._waits = WaitRequests(source)
+        self._negotiated: Negotiated | None = None
         self._refusal_level = logging.WARNING
-        self._inodes = InodeOperations(fs, self._workers)
-        self._setid = SetIdBits()
-        files = FileOperations(
-            fs, self._setid, self._workers, waits.poke if waits is not None else _nobody_waits
+        self._attribute_handlers = AttributeHandlers(fs, self._pool)
+        self._killpriv = KillPriv()
+        io_handlers = IoHandlers(
+            fs, self._killpriv, self._pool, locks.released if locks is not None else _no_locks
         )
-        self._locks = LockOperations(fs, waits) if waits is not None else None
-        self._operations: dict[int, Operation] = {
-            **NameOperations(fs, self._setid).table(),
-            **files.table(),
-            **self._inodes.table(),
-            **(self._locks.table() if self._locks is not None else {}),
-            Opcode.INIT: Operation(self._init),
-            Opcode.DESTROY: Operation(self._destroy),
-            Opcode.FORGET: Operation(self._forget, forget_in.size, SILENT),
-            Opcode.BATCH_FORGET: Operation(self._batch_forget, batch_forget_in.size, SILENT),
-            Opcode.INTERRUPT: Operation(self._interrupt, interrupt_in.size, SILENT),
-            Opcode.NOTIFY_REPLY: Operation(_nothing, 0, SILENT),
-            Opcode.IOCTL: Operation(_no_ioctl),
-            Opcode.FSNOTIFY: Operation(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
-            Opcode.FSNOTIFY_WAIT: Operation(self._wait, fsnotify_wait_in.size),
+        self._lock_handlers = LockHandlers(fs, locks) if locks is not None else None
+        self._handlers: dict[int, Handler] = {
+            **NamespaceHandlers(fs, self._killpriv).table(),
+            **io_handlers.table(),
+            **self._attribute_handlers.table(),
+            **(self._lock_handlers.table() if self._lock_handlers is not None else {}),
+            Opcode.INIT: Handler(self._init),
+            Opcode.DESTROY: Handler(self._destroy),
+            Opcode.FORGET: Handler(self._forget, forget_in.size, has_reply=False),
+            Opcode.BATCH_FORGET: Handler(self._batch_forget, batch_forget_in.size, has_reply=False),
+            Opcode.INTERRUPT: Handler(self._interrupt, interrupt_in.size, has_reply=False),
+            Opcode.NOTIFY_REPLY: Handler(_notify_reply, has_reply=False),
+            Opcode.IOCTL: Handler(_no_ioctl),
+            Opcode.FSNOTIFY: Handler(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
+            Opcode.FSNOTIFY_WAIT: Handler(self._wait, fsnotify_wait_in.size),
         }
-        #: Those that may come before the two sides have agreed on anything.
-        self._first_operations: dict[int, Operation] = {
-            opcode: self._operations[opcode] for opcode in (Opcode.INIT, Opcode.DESTROY)
+        #: Those that may come before INIT has succeeded.
+        self._first_handlers: dict[int, Handler] = {
+            opcode: self._handlers[opcode] for opcode in (Opcode.INIT, Opcode.DESTROY)
         }
-        self._served = self._first_operations
+        self._served = self._first_handlers
 
-    @property
-    def parks(self) -> bool:
-        """Whether requests may wait for events; see ``RequestHandler``."""
-        return self._parks
-
-    def handle(self, chain: Chain) -> int:
-        """Serve one request and return the bytes of its reply, 0 for none; see
-        ``RequestHandler``."""
+    def handle(self, chain: Chain) -> int | DeferredReply:
+        """Serve one request; see ``RequestHandler``."""
         readable, writable = chain.readable, chain.writable
+        header: InHeader
         if readable and len(readable[0]) >= _HEADER_SIZE:
             header = in_header.values(readable[0])
         else:
             header = _scattered_header(readable)
         room = chain.writable_size - _REPLY_HEADER_SIZE
-        operation = self._served.get(header[1])
-        if operation is None:
+        handler = self._served.get(header[1])
+        if handler is None:
             return self._refuse(header, writable, room, self._unserved(header[1]))
-        handler, args, needed = operation
+        handle, args_size, reply_size, has_reply = handler
         try:
-            if room < needed:
-                raise invalid(f"room for a reply of {room} bytes, {needed} are needed")
+            if room < reply_size and has_reply:
+                raise invalid(f"room for a reply of {room} bytes, {reply_size} are needed")
             request = decode(header, chain, room)
-            if len(request.args) < args:
-                raise invalid(f"{len(request.args)} bytes of arguments, {args} are needed")
-            reply = handler(request)
+            if len(request.args) < args_size:
+                raise invalid(f"{len(request.args)} bytes of arguments, {args_size} are needed")
+            reply = handle(request)
         except OSError as error:
             return self._refuse(header, writable, room, error)
-        if needed == SILENT:
-            return 0
         if isinstance(reply, bytes):
             length = _REPLY_HEADER_SIZE + len(reply)
             if len(writable) == 2 and len(writable[0]) == _REPLY_HEADER_SIZE:
@@ -147,42 +145,51 @@ class Session:
             elif reply:
                 scatter(writable, _REPLY_HEADER_SIZE, reply)
         elif isinstance(reply, int):
-            if reply == PARK:
-                return PARKED
             length = _REPLY_HEADER_SIZE + reply
-        elif isinstance(reply, Failed):
+        elif reply is None:
+            return 0
+        elif isinstance(reply, ErrorReply):
             return _write_header(writable, _REPLY_HEADER_SIZE, -reply.errno, header[2])
         else:
-            return late(reply.ticket)
+            return reply
         return _write_header(writable, length, 0, header[2])
 
+    def events_available(self) -> None:
+        """Complete pending WAIT requests; see ``RequestHandler``."""
+        self._waits.events_available()
+
+    def drain(self, timeout: float) -> bool:
+        """Complete the tasks of the thread pool, within a limit; see ``RequestHandler``."""
+        return self._pool.drain(timeout)
+
     def reset(self) -> None:
-        """Forget the guest: its inodes, handles and watches. The next one begins with INIT."""
-        self._agreed = None
-        self._served = self._first_operations
-        self._parks = False
-        if self._waits is not None:
-            self._waits.clear()
-        self._workers.finish()
+        """Forget the guest: its inodes, handles, locks and watches. The next one begins with
+        INIT."""
+        self._negotiated = None
+        self._served = self._first_handlers
+        self._waits.end()
+        if self._locks is not None:
+            self._locks.clear()
+        self._pool.cancel(CANCEL_LIMIT)
         self._fs.reset()
         if self._watches is not None:
             self._watches.reset()
 
     def _unserved(self, opcode: int) -> OSError:
-        """The error for what is not in the table of operations now."""
-        if opcode in self._operations:
+        """Return the error for a request that has no handler now."""
+        if opcode in self._handlers:
             return OSError(errno.EIO, "comes before INIT")
-        return OSError(errno.EIO if self._agreed is None else errno.ENOSYS, "not served")
+        return OSError(errno.EIO if self._negotiated is None else errno.ENOSYS, "not served")
 
     def _refuse(
-        self, header: tuple[Any, ...], writable: Sequence[memoryview], room: int, error: OSError
+        self, header: InHeader, writable: Sequence[memoryview], room: int, error: OSError
     ) -> int:
         """Reply with an error, where the request has a reply and room for it."""
         _, opcode, unique, nodeid, *_ = header
         if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s of node %d: %s", _Name(opcode), nodeid, error.strerror or error)
-        operation = self._operations.get(opcode)
-        if room < 0 or (operation is not None and operation.reply == SILENT):
+            _log.debug("%s of node %d: %s", _OpcodeName(opcode), nodeid, error.strerror or error)
+        handler = self._handlers.get(opcode)
+        if room < 0 or (handler is not None and not handler.has_reply):
             return 0
         number = (
             error.errno if error.errno is not None and 0 < error.errno <= _ERRNO_MAX else errno.EIO
@@ -192,40 +199,43 @@ class Session:
     def _init(self, request: Request) -> Reply:
         watchable = Event(0) if self._watches is None else self._watches.supported
         try:
-            agreed = negotiate(request.args, self._options, watchable)
+            negotiated = negotiate(request.args, self._options, watchable)
         except OSError as error:
-            # Once: a guest that tries again and again shall not fill the log.
+            # Once: a guest that retries must not fill the log.
             _log.log(self._refusal_level, "the guest cannot mount the share: %s", error.strerror)
             self._refusal_level = logging.DEBUG
             raise
-        if len(agreed.reply) > request.room:
+        if len(negotiated.reply) > request.room:
             raise invalid(
                 f"room for {request.room} bytes of INIT's reply, {init_out.size} are needed"
             )
-        if agreed.flags is None:
-            return agreed.reply
-        if self._agreed is not None:
-            _log.info("the guest begins anew")
+        if negotiated.flags is None:
+            return negotiated.reply
+        if self._negotiated is not None:
+            _log.info("the guest initializes the session again")
         self.reset()
-        self._agreed = agreed
-        self._served = self._operations
-        self._parks = agreed.parked
-        self._inodes.use_setxattr_ext(agreed.setxattr_ext)
-        self._fs.agree(posix_acls=agreed.posix_acl, writeback=agreed.writeback)
-        self._setid.agree(agreed.killpriv_v2)
-        if self._locks is not None:
-            self._locks.use(agreed.posix_lock, agreed.flock)
+        self._negotiated = negotiated
+        self._served = self._handlers
+        if negotiated.wait_requests:
+            self._waits.start()
+        self._attribute_handlers.use_setxattr_ext(negotiated.setxattr_ext)
+        self._fs.agree(posix_acls=negotiated.posix_acl, writeback=negotiated.writeback)
+        self._killpriv.set_negotiated(negotiated.killpriv_v2)
+        if self._lock_handlers is not None:
+            self._lock_handlers.use(negotiated.posix_lock, negotiated.flock)
         if self._watches is not None:
-            self._watches.report_own(not agreed.others_only)
+            self._watches.report_own(not negotiated.others_only)
         _log.info(
-            "the guest speaks FUSE 7.%d, events of the host: mode %s", agreed.minor, agreed.mode
+            "the guest speaks FUSE 7.%d, events of the host: mode %s",
+            negotiated.minor,
+            negotiated.mode,
         )
-        return agreed.reply
+        return negotiated.reply
 
     def _interrupt(self, request: Request) -> Reply:
-        if self._waits is not None:
-            self._waits.interrupt(interrupt_in.unpack_from(request.args).unique)
-        return EMPTY
+        if self._locks is not None:
+            self._locks.interrupt(interrupt_in.unpack_from(request.args).unique)
+        return None
 
     def _destroy(self, request: Request) -> Reply:
         self.reset()
@@ -234,7 +244,7 @@ class Session:
     def _forget(self, request: Request) -> Reply:
         (nlookup,) = forget_in.values(request.args)
         self._forget_one(request.nodeid, nlookup)
-        return EMPTY
+        return None
 
     def _batch_forget(self, request: Request) -> Reply:
         count = batch_forget_in.unpack_from(request.args).count
@@ -244,15 +254,15 @@ class Session:
         for _ in range(count):
             self._forget_one(*forget_one.values(request.args, position))
             position += forget_one.size
-        return EMPTY
+        return None
 
     def _forget_one(self, nodeid: int, nlookup: int) -> None:
         if self._fs.forget(nodeid, nlookup) and self._watches is not None:
             self._watches.forget(nodeid)
 
     def _fsnotify(self, request: Request) -> Reply:
-        if self._watches is None or self._agreed is None or not self._agreed.fsnotify:
-            raise OSError(errno.ENOSYS, "was not agreed on")
+        if self._watches is None or self._negotiated is None or not self._negotiated.fsnotify:
+            raise OSError(errno.ENOSYS, "was not negotiated")
         args = fsnotify_in.unpack_from(request.args)
         if args.flags or args.reserved or args.mask & ~_REQUESTABLE:
             raise invalid("reserved fields or unknown events")
@@ -263,32 +273,30 @@ class Session:
         return fsnotify_out.pack_values(int(mask), 0, 0)
 
     def _wait(self, request: Request) -> Reply:
-        if self._agreed is None or not self._agreed.parked:
-            raise OSError(errno.ENOSYS, "was not agreed on")
+        if self._negotiated is None or not self._negotiated.wait_requests:
+            raise OSError(errno.ENOSYS, "was not negotiated")
         args = fsnotify_wait_in.unpack_from(request.args)
         if args.flags & ~int(WaitFlag.END) or args.reserved:
             raise invalid("reserved fields or unknown flags")
         if args.flags & WaitFlag.END:
-            self._parks = False
-        elif self._parks and min(args.size, request.room) < RECORD_MAX:
-            raise invalid(
-                f"room for {min(args.size, request.room)} bytes of events, a record may have"
-                f" {RECORD_MAX}"
-            )
-        return PARK if self._parks else EMPTY
+            self._waits.end()
+            return EMPTY
+        size = min(args.size, request.room)
+        if self._waits.accepting and size < RECORD_MAX:
+            raise invalid(f"room for {size} bytes of events, a record may have {RECORD_MAX}")
+        return self._waits.add(request.unique, size)
 
 
-def _scattered_header(readable: Sequence[memoryview]) -> tuple[Any, ...]:
-    """The values of a request's header that is not in one segment; a length of 0, which is refused,
-    without one."""
+def _scattered_header(readable: Sequence[memoryview]) -> InHeader:
+    """Return the fields of a request's header that is not in one view; the length is 0, which is
+    refused, if there is no header."""
     start = gather(readable, 0, _HEADER_SIZE)
-    if len(start) < _HEADER_SIZE:
-        return (0, *in_header.values(start.ljust(_HEADER_SIZE, b"\0"))[1:])
-    return in_header.values(start)
+    header: InHeader = in_header.values(start.ljust(_HEADER_SIZE, b"\0"))
+    return header if len(start) == _HEADER_SIZE else (0, *header[1:])
 
 
 def _write_header(writable: Sequence[memoryview], length: int, error: int, unique: int) -> int:
-    """Write the reply's header; returns ``length``."""
+    """Write the reply's header; return ``length``."""
     if len(writable[0]) >= _REPLY_HEADER_SIZE:
         _pack_header(writable[0], 0, length, error, unique)
     else:
@@ -296,7 +304,7 @@ def _write_header(writable: Sequence[memoryview], length: int, error: int, uniqu
     return length
 
 
-class _Name:
+class _OpcodeName:
     """An opcode's name, made only where it is logged."""
 
     def __init__(self, opcode: int) -> None:
@@ -309,12 +317,13 @@ class _Name:
             return f"opcode {self._opcode}"
 
 
-def _nobody_waits() -> None:
-    pass
+def _no_locks() -> None:
+    """Ignore released locks: the guest has none on the host."""
 
 
-def _nothing(request: Request) -> Reply:
-    return EMPTY
+def _notify_reply(request: Request) -> Reply:
+    """Ignore the reply to a notification: none of those sent asks for one."""
+    return None
 
 
 def _no_ioctl(request: Request) -> Reply:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads for what may have to wait for a disk or a network, so that other requests are served
-meanwhile.
+"""Threads for tasks that may have to wait for a disk or a network, so that other requests are
+served meanwhile.
 
-All else is faster without: a thread that takes over and gives back costs more than most requests.
+Everything else is faster without: to hand a task to a thread and back costs more than most
+requests.
 """
 
 from __future__ import annotations
@@ -10,62 +11,61 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import NamedTuple
 
 from farwatchd.fuse.filesystem import Job
-from farwatchd.fuse.reply import EMPTY, Done, Reply
+from farwatchd.fuse.reply import EMPTY, Payload, Reply
 from farwatchd.fuse.request import Request
-from farwatchd.fuse.tickets import Tickets
+from farwatchd.virtio_fs.interfaces import DeferredReply
 
 _log = logging.getLogger(__name__)
 
-#: What the reply of a job's request is, from the number that the job gave.
-Encode = Callable[[int], Done]
+#: Makes the payload of a task's reply from the task's result.
+Encode = Callable[[int], Payload]
 
 
 def _call(callback: Callable[[], None]) -> None:
     callback()
 
 
-class _Running(NamedTuple):
+class _Task(NamedTuple):
     future: Future[int]
     nodeid: int
     encode: Encode
 
 
-class Workers:
-    """At most ``threads`` jobs at a time, others wait for their turn; without threads each is done
-    at once.
+class ThreadPool:
+    """Runs at most ``threads`` tasks concurrently, others wait for their turn; without threads each
+    runs immediately.
 
-    All methods are for the loop's thread, which ``call_from_thread`` leads back to. The requests
-    that wait are bounded by the queues that they came by.
+    All methods are for the event loop's thread, to which ``call_from_thread`` hands callbacks. The
+    pending tasks are bounded by the queues that the requests came by.
     """
 
     def __init__(
         self,
         threads: int = 0,
-        tickets: Tickets | None = None,
         call_from_thread: Callable[[Callable[[], None]], None] = _call,
     ) -> None:
-        """No thread is made before ``start``, or the first job: it may do what its maker may do
-        then."""
+        """Create a pool. No thread is created before ``start``, or the first task: a thread has the
+        privileges that its creator has at that moment."""
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
-        self._tickets = tickets if tickets is not None else Tickets()
         self._call_from_thread = call_from_thread
-        self._running: dict[int, _Running] = {}
+        self._tasks: dict[DeferredReply, _Task] = {}
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._tasks)
 
     def start(self) -> None:
-        """Make all threads now; ``RuntimeError`` when the system does not let them be made."""
+        """Create all threads now; ``RuntimeError`` when the system refuses one."""
         if self._pool is None:
             return
-        # None of them is free for another's job before all are there.
+        # No thread is free for another's task before all have started.
         barrier = threading.Barrier(self._threads)
         try:
             started = [self._pool.submit(barrier.wait) for _ in range(self._threads)]
@@ -74,47 +74,73 @@ class Workers:
             raise
         wait(started)
 
-    def do(self, request: Request, job: Job, encode: Encode) -> Reply:
-        """The reply that ``encode`` makes of what ``job`` gives, or Late. A job's ``OSError`` is
-        its errno's reply."""
+    def submit(self, request: Request, task: Job, encode: Encode) -> Reply:
+        """Run ``task``; return the reply that ``encode`` makes of its result, now or deferred. A
+        task's ``OSError`` becomes a reply with its errno."""
         if self._pool is None:
-            return encode(job())
-        future = self._pool.submit(job)
-        late = self._tickets.issue(request.unique, lambda: self._finish(late.ticket))
-        self._running[late.ticket] = _Running(future, request.nodeid, encode)
-        future.add_done_callback(
-            lambda _: self._call_from_thread(partial(self._finish, late.ticket))
-        )
-        return late
+            return encode(task())
+        try:
+            future = self._pool.submit(task)
+        except RuntimeError as error:
+            raise OSError(errno.EIO, f"no thread for a task: {error}") from error
+        reply = DeferredReply(request.unique, in_thread=True)
+        self._tasks[reply] = _Task(future, request.nodeid, encode)
+        future.add_done_callback(lambda _: self._call_from_thread(partial(self._finish, reply)))
+        return reply
 
-    def finish(self) -> None:
-        """Wait for all jobs, and answer their requests."""
-        for ticket in list(self._running):
-            self._finish(ticket)
+    def drain(self, timeout: float) -> bool:
+        """Wait for all tasks, for at most ``timeout`` seconds, and reply to their requests; return
+        false if some are left."""
+        deadline = time.monotonic() + timeout
+        for reply, task in list(self._tasks.items()):
+            done, _ = wait([task.future], max(0.0, deadline - time.monotonic()))
+            if done:
+                self._finish(reply)
+        return not self._tasks
 
-    def close(self) -> None:
-        """Wait for all jobs and end the threads."""
-        self.finish()
+    def cancel(self, timeout: float) -> None:
+        """Cancel the tasks that have not begun, with EINTR; wait at most ``timeout`` seconds for
+        the others.
+
+        A task that takes longer keeps its reply pending, since it may use the request's memory.
+        """
+        for reply, task in list(self._tasks.items()):
+            if task.future.cancel():
+                self._finish(reply)
+        if not self.drain(timeout):
+            _log.warning(
+                "%d requests still wait for a disk or a network; they go on without their guest",
+                len(self._tasks),
+            )
+
+    def close(self, timeout: float) -> bool:
+        """Cancel tasks as ``cancel`` does and end the threads; return false if some still run: then
+        only ``os._exit`` ends the process."""
+        self.cancel(timeout)
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(wait=not self._tasks)
+        return not self._tasks
 
-    def _finish(self, ticket: int) -> None:
-        """Answer a request, after waiting for its job if that still runs."""
-        running = self._running.pop(ticket, None)
-        if running is None:
+    def _finish(self, reply: DeferredReply) -> None:
+        """Reply to a request whose task is done or cancelled."""
+        task = self._tasks.pop(reply, None)
+        if task is None:
+            return
+        if task.future.cancelled():
+            reply.complete(errno.EINTR)
             return
         try:
-            reply = running.encode(running.future.result())
+            payload = task.encode(task.future.result())
         except OSError as error:
-            _log.debug("a job on node %d: %s", running.nodeid, error.strerror or error)
-            self._tickets.answer(ticket, error.errno or errno.EIO)
+            _log.debug("a task on node %d: %s", task.nodeid, error.strerror or error)
+            reply.complete(error.errno or errno.EIO)
         except Exception:
-            _log.exception("bug: a job failed")
-            self._tickets.answer(ticket, errno.EIO)
+            _log.exception("bug: a task failed")
+            reply.complete(errno.EIO)
         else:
-            self._tickets.answer(ticket, 0, reply)
+            reply.complete(0, payload)
 
 
 def nothing(_: int) -> bytes:
-    """``Encode`` for a reply that says only that it is done."""
+    """Encode the reply of a task whose success is the only result."""
     return EMPTY

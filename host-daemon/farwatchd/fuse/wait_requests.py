@@ -1,78 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that wait for events, where the guest has no notification queue (docs/protocol.md,
-"without a queue")."""
+"""Pending WAIT requests: a guest without a notification queue gets its events as their replies
+(docs/protocol.md, "without a queue")."""
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from typing import NamedTuple
 
-from farwatchd.iovec import gather, scatter
-from farwatchd.vhost_user.vring import Vring
+from farwatchd.fuse.reply import EMPTY, Reply
 from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE
-from farwatchd.virtio_fs.interfaces import NotificationSource, RequestHandler
-from farwatchd.virtqueue import Chain, VirtqueueError
-from farwatchd.wire.fuse import in_header, out_header
+from farwatchd.virtio_fs.interfaces import DeferredReply, NotificationSource
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE
 
-log = logging.getLogger(__name__)
-
-#: More than wait at once are answered with nothing; Linux sends one.
-MAX_PARKED = 8
-
-
-class _Parked(NamedTuple):
-    vring: Vring
-    head: int
-    chain: Chain
-    unique: int
+#: If more are pending the oldest gets an empty reply; Linux sends one.
+MAX_PENDING = 8
+#: The longest payload: as much as a notification carries.
+MAX_PAYLOAD = NOTIFY_BUF_SIZE - OUT_HEADER_SIZE
 
 
-class Parking:
-    """Holds the chains of waiting requests and answers them, first come first served."""
+class _Pending(NamedTuple):
+    reply: DeferredReply
+    size: int
 
-    def __init__(self, handler: RequestHandler, source: NotificationSource | None) -> None:
-        self._handler = handler
+
+class WaitRequests:
+    """The pending requests, oldest first."""
+
+    def __init__(self, source: NotificationSource | None) -> None:
+        """``source``: the queue of events; without it the requests stay pending until ``end``."""
         self._source = source
-        #: The requests that wait.
-        self.parked: deque[_Parked] = deque()
+        self._pending: deque[_Pending] = deque()
+        #: Whether requests may be pending; if not, each gets an empty reply immediately.
+        self.accepting = False
 
-    def park(self, vring: Vring, head: int, chain: Chain) -> None:
-        """Keep a request that the handler calls PARKED."""
-        unique = in_header.unpack_from(gather(chain.readable, 0, in_header.size)).unique
-        self.parked.append(_Parked(vring, head, chain, unique))
-        if len(self.parked) > MAX_PARKED:
-            self._reply(self.parked.popleft(), b"")
+    def __len__(self) -> int:
+        return len(self._pending)
 
-    def answer(self) -> None:
-        """Answer as many as there is something to tell, or all when they must not wait any more."""
-        while self.parked:
-            payload: bytes | None = b""
-            if self._handler.parks:
-                room = min(self.parked[0].chain.writable_size - OUT_HEADER_SIZE, NOTIFY_BUF_SIZE)
-                payload = self._source.take(room) if self._source is not None else None
-            if payload is None:
-                return
-            self._reply(self.parked.popleft(), payload)
+    def start(self) -> None:
+        """Let requests be pending from now on."""
+        self.accepting = True
 
-    def release(self, vring: Vring) -> None:
-        """Answer all that came by this ring with nothing: it stops, and what it holds would be
-        lost."""
-        leaving = [parked for parked in self.parked if parked.vring is vring]
-        self.parked = deque(parked for parked in self.parked if parked.vring is not vring)
-        for parked in leaving:
-            self._reply(parked, b"")
+    def end(self) -> None:
+        """Complete all requests, and those to come, with empty replies."""
+        self.accepting = False
+        while self._pending:
+            self._pending.popleft().reply.complete()
 
-    def _reply(self, parked: _Parked, payload: bytes) -> None:
-        # Not the ring that the chain came from: there is another one since the memory has changed.
-        ring = parked.vring.ring
-        if ring is None:
-            return
-        reply = out_header.pack_values(OUT_HEADER_SIZE + len(payload), 0, parked.unique) + payload
-        try:
-            scatter(parked.chain.writable, 0, reply)
-            ring.push(parked.head, len(reply))
-            parked.vring.signal_if_wanted()
-        except VirtqueueError as error:
-            log.debug("queue %d: a waiting request is not answered: %s", parked.vring.index, error)
+    def add(self, unique: int, size: int) -> Reply:
+        """Reply to the request ``unique`` with at most ``size`` bytes of records, now or when there
+        are some."""
+        if not self.accepting:
+            return EMPTY
+        if not self._pending and (payload := self._take(size)) is not None:
+            return payload
+        reply = DeferredReply(unique)
+        self._pending.append(_Pending(reply, size))
+        if len(self._pending) > MAX_PENDING:
+            self._pending.popleft().reply.complete()
+        return reply
+
+    def events_available(self) -> None:
+        """Complete as many requests as there are events for."""
+        while self._pending and (payload := self._take(self._pending[0].size)) is not None:
+            self._pending.popleft().reply.complete(0, payload)
+
+    def _take(self, size: int) -> bytes | None:
+        return self._source.take(min(size, MAX_PAYLOAD)) if self._source is not None else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vhost-user back end's state: what each message of the front end does to features, memory and
+"""The vhost-user back-end's state: what each message of the front-end does to features, memory and
 rings."""
 
 from __future__ import annotations
@@ -11,34 +11,38 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from farwatchd.vhost_user.messages import Message, ProtocolError, encode_reply
-from farwatchd.vhost_user.regions import map_region
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtqueue import GuestMemory, Region, RingAddress, VirtqueueError
 from farwatchd.virtqueue.ring import MAX_RING_SIZE
 from farwatchd.wire import vhost_user as wire
-from farwatchd.wire.vhost_user import ProtocolFeature, Request
-from farwatchd.wire.virtio_fs import Feature
+from farwatchd.wire.vhost_user import (
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    FrontEndRequest,
+    ProtocolFeature,
+)
+from farwatchd.wire.virtio import VirtioFeature
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.CONFIG
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
-#: Memory slots announced: as many as other back ends, enough for memory hotplug.
+#: Memory slots announced: as many as other back-ends, enough for memory hotplug.
 MAX_MEM_SLOTS = 509
+#: Messages whose descriptor is missing are ignored: the former descriptor keeps its meaning.
+_IGNORED_WITHOUT_FD = (FrontEndRequest.SET_VRING_CALL, FrontEndRequest.SET_VRING_ERR)
 
 
 class RequestError(Exception):
-    """A message was understood and cannot be done. A front end that asked for an answer gets one
-    and may go on."""
+    """A message was understood and cannot be done. A front-end that asked for an acknowledgement
+    gets one that says so, and may go on."""
 
 
 class DeviceModel(Protocol):
-    """The device behind the rings, as the back end sees it."""
+    """The device behind the rings, as the back-end sees it."""
 
     @property
     def features(self) -> int:
@@ -49,22 +53,27 @@ class DeviceModel(Protocol):
         """Number of queues."""
 
     @property
-    def config_space(self) -> bytes:
-        """The device's configuration space."""
+    def config_space(self) -> bytes | None:
+        """The device's configuration space; None if the front-end has one itself."""
 
     def ring_started(self, vring: Vring, features: int) -> None:
-        """``vring`` runs from now on, with the acked ``features``; ``OSError`` when its kicks
-        cannot be waited for."""
+        """Serve ``vring`` from now on, with the acked ``features``; ``OSError`` when the event loop
+        cannot wait for its kicks."""
 
     def ring_stopped(self, vring: Vring) -> None:
-        """``vring`` stops, if it runs: leave it alone from now on."""
+        """Leave ``vring`` alone, if it was served, until it is started again. Takes a limited
+        time."""
+
+    def drain(self) -> bool:
+        """Complete what other threads do with guest memory, within a limit; return false if some is
+        left."""
 
     def reset(self) -> None:
-        """The guest or the front end has gone: forget it."""
+        """Forget the guest: it was reset, or the front-end has gone. Takes a limited time."""
 
 
 class Backend:
-    """The state that one front end's messages lead to. Starts and stops the rings of the device."""
+    """The state that one front-end's messages lead to. Starts and stops the rings of the device."""
 
     def __init__(self, device: DeviceModel) -> None:
         self._device = device
@@ -74,12 +83,15 @@ class Backend:
         self._vrings = [Vring(index) for index in range(device.queue_count)]
 
     def handle(self, message: Message) -> bytes | None:
-        """Do what ``message`` says; returns the reply, if it gets one. Its descriptors are taken or
+        """Do what ``message`` says; return the reply, if it gets one. Its descriptors are taken or
         closed.
 
         ``ProtocolError`` when the connection has to end.
         """
         try:
+            if message.truncated:
+                self._refuse_truncated(message)
+                return None
             rule = self._check(message)
             reply = rule.handler(self, message)
         except (RequestError, OSError) as error:
@@ -87,7 +99,7 @@ class Backend:
                 raise ProtocolError(f"{message.request.name}: {error}") from error
             # The text alone: the exception keeps a refused mapping alive as long as something keeps
             # the log record.
-            log.warning("front end's %s refused: %s", message.request.name, str(error))
+            _log.warning("front-end's %s refused: %s", message.request.name, str(error))
             return encode_reply(message.request, wire.number.pack(value=1))
         finally:
             message.close_fds()
@@ -98,13 +110,29 @@ class Backend:
         )
 
     def close(self) -> None:
-        """The front end has gone: stop every ring, release its memory and descriptors, reset the
-        device."""
-        for vring in self._vrings:
-            self._stop(vring)
-            vring.close()
-        self._memory = GuestMemory()
-        self._device.reset()
+        """Reset the device, stop every ring, release memory and descriptors: the front-end has
+        gone."""
+        try:
+            self._device.reset()
+        finally:
+            for vring in self._vrings:
+                self._stop(vring)
+                vring.close()
+            self._memory = GuestMemory()
+
+    def _refuse_truncated(self, message: Message) -> None:
+        if message.request not in _IGNORED_WITHOUT_FD or self._wants_ack(message):
+            raise RequestError("no descriptor is free; raise --rlimit-nofile")
+        _log.error(
+            "front-end's %s ignored: no descriptor is free; raise --rlimit-nofile",
+            message.request.name,
+        )
+
+    @property
+    def _offered_protocol_features(self) -> ProtocolFeature:
+        if self._device.config_space is None:
+            return PROTOCOL_FEATURES
+        return PROTOCOL_FEATURES | ProtocolFeature.CONFIG
 
     def _wants_ack(self, message: Message) -> bool:
         return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
@@ -125,9 +153,12 @@ class Backend:
     # Features and settings
 
     def _get_features(self, _message: Message) -> bytes:
+        """Return the feature bits (VHOST_USER_GET_FEATURES)."""
         return wire.number.pack(value=self._device.features)
 
     def _set_features(self, message: Message) -> None:
+        """Take the acked feature bits; without protocol features rings start enabled
+        (VHOST_USER_SET_FEATURES; "Ring states")."""
         features = wire.number.unpack_from(message.payload).value
         surplus = features & ~self._device.features
         if surplus:
@@ -137,17 +168,19 @@ class Backend:
         if features != self._features and any(vring.ring is not None for vring in self._vrings):
             raise ProtocolError("SET_FEATURES changes the features while rings run")
         self._features = features
-        if not features & Feature.VHOST_USER_PROTOCOL_FEATURES:
+        if not features & VHOST_USER_F_PROTOCOL_FEATURES:
             for vring in self._vrings:
                 vring.enabled = True
-                self._settle(vring)
+                self._update_ring_state(vring)
 
     def _get_protocol_features(self, _message: Message) -> bytes:
-        return wire.number.pack(value=int(PROTOCOL_FEATURES))
+        """Return the protocol feature bits (VHOST_USER_GET_PROTOCOL_FEATURES)."""
+        return wire.number.pack(value=int(self._offered_protocol_features))
 
     def _set_protocol_features(self, message: Message) -> None:
+        """Take the acked protocol feature bits (VHOST_USER_SET_PROTOCOL_FEATURES)."""
         features = wire.number.unpack_from(message.payload).value
-        surplus = features & ~int(PROTOCOL_FEATURES)
+        surplus = features & ~int(self._offered_protocol_features)
         if surplus:
             raise ProtocolError(
                 f"SET_PROTOCOL_FEATURES acks bits that were not offered: {surplus:#x}"
@@ -155,28 +188,33 @@ class Backend:
         self._protocol_features = ProtocolFeature(features)
 
     def _set_owner(self, _message: Message) -> None:
-        log.debug("front end took ownership")
+        """Begin the session (VHOST_USER_SET_OWNER)."""
+        _log.debug("front-end took ownership")
 
     def _get_queue_num(self, _message: Message) -> bytes:
+        """Return the number of queues (VHOST_USER_GET_QUEUE_NUM; "Multiple queue support")."""
         return wire.number.pack(value=len(self._vrings))
 
     def _get_config(self, message: Message) -> bytes:
+        """Return a part of the configuration space; on error a payload of no bytes
+        (VHOST_USER_GET_CONFIG)."""
         try:
             wanted = self._config_range(message)
         except RequestError as error:
-            log.warning("front end's GET_CONFIG refused: %s", error)
+            _log.warning("front-end's GET_CONFIG refused: %s", error)
             return b""
-        space = self._device.config_space.ljust(wire.MAX_CONFIG_SIZE, b"\0")
+        space = (self._device.config_space or b"").ljust(wire.MAX_CONFIG_SIZE, b"\0")
         return (
             message.payload[: wire.config.size] + space[wanted.offset : wanted.offset + wanted.size]
         )
 
     def _set_config(self, message: Message) -> None:
+        """Refuse to change the configuration space (VHOST_USER_SET_CONFIG)."""
         self._config_range(message)
         text = "the configuration space of a file system is read-only"
         if self._wants_ack(message):
             raise RequestError(text)
-        log.warning("front end's SET_CONFIG ignored: %s", text)
+        _log.warning("front-end's SET_CONFIG ignored: %s", text)
 
     def _config_range(self, message: Message) -> Any:
         if len(message.payload) < wire.config.size:
@@ -191,30 +229,33 @@ class Backend:
         return wanted
 
     def _reset_owner(self, _message: Message) -> None:
-        # Only "disable all rings" is left of its meaning; front ends that want a reset send
+        """Disable all rings (VHOST_USER_RESET_OWNER, deprecated)."""
+        # Only "disable all rings" is left of its meaning; front-ends that want a reset send
         # RESET_DEVICE.
         for vring in self._vrings:
             self._stop(vring)
             vring.enabled = False
 
     def _reset_device(self, _message: Message) -> None:
+        """Disable all rings and reset the device (VHOST_USER_RESET_DEVICE)."""
         # Memory and protocol features belong to the connection and stay: QEMU does not send them
         # again.
         for vring in self._vrings:
             self._stop(vring)
             vring.set_kick(None)
-            vring.enabled = vring.broken = False
-            vring.base = 0
-        self._forget_guest()
+            vring.reset()
+        self._device.reset()
 
     def _forget_guest(self) -> None:
         for vring in self._vrings:
-            vring.has_run = False
+            vring.forget_guest()
         self._device.reset()
 
     # Memory
 
     def _set_mem_table(self, message: Message) -> None:
+        """Replace the memory regions; running rings go on in the new ones
+        (VHOST_USER_SET_MEM_TABLE; "Memory regions description")."""
         table, region = wire.memory_table, wire.memory_region
         if len(message.payload) < table.size:
             raise ProtocolError(f"SET_MEM_TABLE with {len(message.payload)} bytes")
@@ -231,31 +272,47 @@ class Backend:
         wanted = [
             region.unpack_from(message.payload, table.size + i * region.size) for i in range(count)
         ]
+        new = {(item.guest_addr, item.size, item.user_addr) for item in wanted}
+        old = {(r.guest_addr, r.size, r.user_addr) for r in self._memory.regions}
+        if not old <= new and not self._device.drain():
+            _log.warning(
+                "SET_MEM_TABLE: requests that wait for a disk or a network still use the guest's"
+                " memory"
+            )
         self._change_memory(
-            lambda: [map_region(fd, item) for fd, item in zip(message.fds, wanted, strict=True)]
+            lambda: [_map(fd, item) for fd, item in zip(message.fds, wanted, strict=True)]
         )
 
     def _get_max_mem_slots(self, _message: Message) -> bytes:
+        """Return the number of memory slots (VHOST_USER_GET_MAX_MEM_SLOTS)."""
         return wire.number.pack(value=MAX_MEM_SLOTS)
 
     def _add_mem_reg(self, message: Message) -> None:
+        """Add a memory region (VHOST_USER_ADD_MEM_REG)."""
         if len(message.fds) != 1:
             raise ProtocolError("ADD_MEM_REG without a descriptor")
         if len(self._memory.regions) >= MAX_MEM_SLOTS:
             raise RequestError(f"all {MAX_MEM_SLOTS} memory slots are taken")
         wanted = wire.single_region.unpack_from(message.payload)
-        self._change_memory(lambda: [*self._memory.regions, map_region(message.fds[0], wanted)])
+        self._change_memory(lambda: [*self._memory.regions, _map(message.fds[0], wanted)])
 
     def _rem_mem_reg(self, message: Message) -> None:
+        """Remove a memory region, which must not be used after the reply
+        (VHOST_USER_REM_MEM_REG)."""
         wanted = wire.single_region.unpack_from(message.payload)
         key = (wanted.guest_addr, wanted.size, wanted.user_addr)
-        left = [r for r in self._memory.regions if (r.guest_addr, r.size, r.user_addr) != key]
-        if len(left) == len(self._memory.regions):
+        remaining = [r for r in self._memory.regions if (r.guest_addr, r.size, r.user_addr) != key]
+        if len(remaining) == len(self._memory.regions):
             raise RequestError(
                 f"no memory region of {wanted.size:#x} bytes at guest address"
                 f" {wanted.guest_addr:#x}"
             )
-        self._change_memory(lambda: left)
+        if not self._device.drain():
+            text = "requests that wait for a disk or a network still use the guest's memory"
+            if self._wants_ack(message):
+                raise RequestError(text)
+            _log.warning("REM_MEM_REG: %s", text)
+        self._change_memory(lambda: remaining)
 
     def _change_memory(self, make_regions: Callable[[], list[Region]]) -> None:
         try:
@@ -264,7 +321,7 @@ class Backend:
             raise RequestError(str(error)) from error
         for vring in self._vrings:
             if vring.ring is not None:
-                self._find(vring)
+                self._start_ring(vring)
 
     # Rings
 
@@ -280,6 +337,7 @@ class Backend:
         return vring
 
     def _set_vring_num(self, message: Message) -> None:
+        """Set a ring's size (VHOST_USER_SET_VRING_NUM)."""
         state = wire.vring_state.unpack_from(message.payload)
         if not 0 < state.num <= MAX_RING_SIZE or state.num & (state.num - 1):
             raise ProtocolError(
@@ -288,6 +346,7 @@ class Backend:
         self._stopped_vring(message, state.index).size = state.num
 
     def _set_vring_addr(self, message: Message) -> None:
+        """Set the addresses of a ring's parts (VHOST_USER_SET_VRING_ADDR)."""
         where = wire.vring_addr.unpack_from(message.payload)
         vring = self._stopped_vring(message, where.index)
         if where.flags:
@@ -295,18 +354,21 @@ class Backend:
         vring.address = RingAddress(where.descriptor, where.available, where.used)
 
     def _set_vring_base(self, message: Message) -> None:
+        """Set the index at which a ring starts (VHOST_USER_SET_VRING_BASE)."""
         state = wire.vring_state.unpack_from(message.payload)
         if state.num > 0xFFFF:
             raise ProtocolError(f"SET_VRING_BASE: {state.num} is no 16-bit index")
         vring = self._stopped_vring(message, state.index)
         if vring.has_run and vring.base != state.num:
-            # A ring goes on where it stopped, unless the driver has reset the device: then it
-            # begins anew. QEMU does not tell of a guest's reboot in any other way.
-            log.info("the guest has reset the device")
+            # A ring goes on where it stopped, unless the driver has reset the device. QEMU reports
+            # a guest's reboot in no other way.
+            _log.info("the guest has reset the device")
             self._forget_guest()
-        vring.base = state.num
+        vring.set_base(state.num)
 
     def _get_vring_base(self, message: Message) -> bytes:
+        """Stop a ring and return the index of its next chain (VHOST_USER_GET_VRING_BASE;
+        "Starting and stopping rings")."""
         vring = self._vring(wire.vring_state.unpack_from(message.payload).index)
         self._stop(vring)
         vring.set_kick(None)
@@ -314,6 +376,8 @@ class Backend:
         return wire.vring_state.pack(index=vring.index, num=vring.base)
 
     def _set_vring_kick(self, message: Message) -> None:
+        """Take the descriptor by which the driver kicks, and start the ring
+        (VHOST_USER_SET_VRING_KICK; "Starting and stopping rings")."""
         vring = self._event_vring(message)
         fd = message.take_fd()
         if fd is None:
@@ -323,17 +387,19 @@ class Backend:
         self._stop(vring)
         vring.set_kick(fd)
         vring.broken = False
-        self._settle(vring)
+        self._update_ring_state(vring)
 
     def _set_vring_call(self, message: Message) -> None:
+        """Take the descriptor that interrupts the driver (VHOST_USER_SET_VRING_CALL)."""
         vring = self._event_vring(message)
         vring.set_call(message.take_fd())
         if vring.ring is not None:
-            # What was pushed before there was a descriptor, or with the former one, must not go
-            # unnoticed.
-            vring.signal()
+            # The driver must notice what was added before there was a descriptor, or with the
+            # former one.
+            vring.interrupt()
 
     def _set_vring_err(self, message: Message) -> None:
+        """Take the descriptor that reports a broken ring (VHOST_USER_SET_VRING_ERR)."""
         self._event_vring(message).set_err(message.take_fd())
 
     def _event_vring(self, message: Message) -> Vring:
@@ -345,18 +411,19 @@ class Backend:
         return self._vring(value & wire.VRING_INDEX_MASK)
 
     def _set_vring_enable(self, message: Message) -> None:
+        """Enable or disable a ring (VHOST_USER_SET_VRING_ENABLE; "Ring states")."""
         state = wire.vring_state.unpack_from(message.payload)
         if state.num > 1:
             raise ProtocolError(f"SET_VRING_ENABLE: {state.num} is neither 0 nor 1")
         vring = self._vring(state.index)
         vring.enabled = bool(state.num)
-        self._settle(vring)
+        self._update_ring_state(vring)
 
-    def _settle(self, vring: Vring) -> None:
-        """Let the ring run if it should, and only then."""
+    def _update_ring_state(self, vring: Vring) -> None:
+        """Start the ring if it has all that it needs, stop it otherwise."""
         if not vring.ready:
             self._stop(vring)
-        elif vring.ring is None and self._find(vring):
+        elif vring.ring is None and self._start_ring(vring):
             try:
                 self._device.ring_started(vring, self._features)
             except OSError as error:
@@ -365,16 +432,17 @@ class Backend:
                     f"queue {vring.index}: its kick descriptor cannot be waited for: {error}"
                 ) from error
 
-    def _find(self, vring: Vring) -> bool:
+    def _start_ring(self, vring: Vring) -> bool:
+        """Find the ring in the guest's memory; a ring that is not there is broken."""
         features = self._features
         try:
             vring.start(
                 self._memory,
-                event_idx=bool(features & Feature.RING_EVENT_IDX),
-                indirect=bool(features & Feature.RING_INDIRECT_DESC),
+                event_idx=bool(features & VirtioFeature.EVENT_IDX),
+                indirect=bool(features & VirtioFeature.INDIRECT_DESC),
             )
         except VirtqueueError as error:
-            log.error("queue %d stopped: %s", vring.index, error)
+            _log.error("queue %d stopped: %s", vring.index, error)
             self._device.ring_stopped(vring)
             vring.fail()
             return False
@@ -385,6 +453,12 @@ class Backend:
         vring.stop()
 
 
+def _map(fd: int, wanted: Any) -> Region:
+    """Map one region as a ``MEMORY_REGION`` describes it."""
+    return Region.map(fd, wanted.mmap_offset, wanted.guest_addr, wanted.size, wanted.user_addr)
+
+
+_R = FrontEndRequest
 _NOTHING = ProtocolFeature(0)
 _SLOTS = ProtocolFeature.CONFIGURE_MEM_SLOTS
 _NUMBER, _STATE, _SINGLE = wire.number.size, wire.vring_state.size, wire.single_region.size
@@ -392,8 +466,8 @@ _NUMBER, _STATE, _SINGLE = wire.number.size, wire.vring_state.size, wire.single_
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a message must look like, and what it does. ``size`` is its payload's, ``None`` when
-    that varies."""
+    """The form of a message, and its handler. ``size`` is the payload's, ``None`` when that
+    varies."""
 
     handler: Callable[[Backend, Message], bytes | None]
     size: int | None
@@ -401,30 +475,30 @@ class _Rule:
     needs: ProtocolFeature = _NOTHING
 
 
-_RULES: Mapping[Request, _Rule] = MappingProxyType(
+_RULES: Mapping[FrontEndRequest, _Rule] = MappingProxyType(
     {
-        Request.GET_FEATURES: _Rule(Backend._get_features, 0),
-        Request.SET_FEATURES: _Rule(Backend._set_features, _NUMBER),
-        Request.SET_OWNER: _Rule(Backend._set_owner, 0),
-        Request.RESET_OWNER: _Rule(Backend._reset_owner, 0),
-        Request.SET_MEM_TABLE: _Rule(Backend._set_mem_table, None, max_fds=wire.MAX_TABLE_REGIONS),
-        Request.SET_VRING_NUM: _Rule(Backend._set_vring_num, _STATE),
-        Request.SET_VRING_ADDR: _Rule(Backend._set_vring_addr, wire.vring_addr.size),
-        Request.SET_VRING_BASE: _Rule(Backend._set_vring_base, _STATE),
-        Request.GET_VRING_BASE: _Rule(Backend._get_vring_base, _STATE),
-        Request.SET_VRING_KICK: _Rule(Backend._set_vring_kick, _NUMBER, max_fds=1),
-        Request.SET_VRING_CALL: _Rule(Backend._set_vring_call, _NUMBER, max_fds=1),
-        Request.SET_VRING_ERR: _Rule(Backend._set_vring_err, _NUMBER, max_fds=1),
-        Request.GET_PROTOCOL_FEATURES: _Rule(Backend._get_protocol_features, 0),
-        Request.SET_PROTOCOL_FEATURES: _Rule(Backend._set_protocol_features, _NUMBER),
-        Request.GET_QUEUE_NUM: _Rule(Backend._get_queue_num, 0, needs=ProtocolFeature.MQ),
-        Request.SET_VRING_ENABLE: _Rule(Backend._set_vring_enable, _STATE),
-        Request.GET_CONFIG: _Rule(Backend._get_config, None, needs=ProtocolFeature.CONFIG),
-        Request.SET_CONFIG: _Rule(Backend._set_config, None, needs=ProtocolFeature.CONFIG),
-        Request.RESET_DEVICE: _Rule(Backend._reset_device, 0, needs=ProtocolFeature.RESET_DEVICE),
-        Request.GET_MAX_MEM_SLOTS: _Rule(Backend._get_max_mem_slots, 0, needs=_SLOTS),
-        Request.ADD_MEM_REG: _Rule(Backend._add_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
-        # Some front ends send the region's descriptor along; it is of no use.
-        Request.REM_MEM_REG: _Rule(Backend._rem_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
+        _R.GET_FEATURES: _Rule(Backend._get_features, 0),
+        _R.SET_FEATURES: _Rule(Backend._set_features, _NUMBER),
+        _R.SET_OWNER: _Rule(Backend._set_owner, 0),
+        _R.RESET_OWNER: _Rule(Backend._reset_owner, 0),
+        _R.SET_MEM_TABLE: _Rule(Backend._set_mem_table, None, max_fds=wire.MAX_TABLE_REGIONS),
+        _R.SET_VRING_NUM: _Rule(Backend._set_vring_num, _STATE),
+        _R.SET_VRING_ADDR: _Rule(Backend._set_vring_addr, wire.vring_addr.size),
+        _R.SET_VRING_BASE: _Rule(Backend._set_vring_base, _STATE),
+        _R.GET_VRING_BASE: _Rule(Backend._get_vring_base, _STATE),
+        _R.SET_VRING_KICK: _Rule(Backend._set_vring_kick, _NUMBER, max_fds=1),
+        _R.SET_VRING_CALL: _Rule(Backend._set_vring_call, _NUMBER, max_fds=1),
+        _R.SET_VRING_ERR: _Rule(Backend._set_vring_err, _NUMBER, max_fds=1),
+        _R.GET_PROTOCOL_FEATURES: _Rule(Backend._get_protocol_features, 0),
+        _R.SET_PROTOCOL_FEATURES: _Rule(Backend._set_protocol_features, _NUMBER),
+        _R.GET_QUEUE_NUM: _Rule(Backend._get_queue_num, 0, needs=ProtocolFeature.MQ),
+        _R.SET_VRING_ENABLE: _Rule(Backend._set_vring_enable, _STATE),
+        _R.GET_CONFIG: _Rule(Backend._get_config, None, needs=ProtocolFeature.CONFIG),
+        _R.SET_CONFIG: _Rule(Backend._set_config, None, needs=ProtocolFeature.CONFIG),
+        _R.RESET_DEVICE: _Rule(Backend._reset_device, 0, needs=ProtocolFeature.RESET_DEVICE),
+        _R.GET_MAX_MEM_SLOTS: _Rule(Backend._get_max_mem_slots, 0, needs=_SLOTS),
+        _R.ADD_MEM_REG: _Rule(Backend._add_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
+        # Some front-ends send the region's descriptor along; it has no use.
+        _R.REM_MEM_REG: _Rule(Backend._rem_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
     }
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connected front end: reads its messages, with the descriptors they carry, and writes the
+"""One connected front-end: reads its messages, with the descriptors they carry, and writes the
 replies."""
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import Backend, DeviceModel
 from farwatchd.vhost_user.messages import MAX_FDS, MessageDecoder, ProtocolError, close_all
+from farwatchd.vhost_user.reserve import DescriptorReserve
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Socket reads before other descriptors get their turn.
 READS_PER_TURN = 32
@@ -21,20 +22,27 @@ _FD_SIZE = array.array("i").itemsize
 
 
 class Connection:
-    """Owns the socket. Ends, resetting the device, when the front end leaves or breaks the
-    protocol."""
+    """Owns the socket. Ends, resetting the device, when the front-end leaves or breaks the
+    protocol, or when the socket fails."""
 
     def __init__(
         self, loop: Loop, sock: socket.socket, device: DeviceModel, on_close: Callable[[], None]
     ) -> None:
+        """Serve ``sock``, whose ownership is taken. ``OSError`` when the loop cannot wait for it;
+        the socket is closed then."""
         self._loop = loop
         self._sock = sock
         self._backend = Backend(device)
         self._decoder = MessageDecoder()
         self._on_close = on_close
-        sock.setblocking(False)
-        loop.add(sock.fileno(), self._readable)
-        log.info("front end connected")
+        try:
+            sock.setblocking(False)
+            loop.add(sock.fileno(), self._readable)
+        except OSError:
+            sock.close()
+            raise
+        self._reserve = DescriptorReserve(MAX_FDS)
+        _log.info("front-end connected")
 
     def close(self) -> None:
         """End the connection; harmless when it has ended already."""
@@ -43,6 +51,7 @@ class Connection:
         self._loop.remove(self._sock.fileno())
         self._sock.close()
         self._decoder.close()
+        self._reserve.close()
         try:
             self._backend.close()
         finally:
@@ -53,30 +62,34 @@ class Connection:
             for _ in range(READS_PER_TURN):
                 if not self._read():
                     return
-        except (ProtocolError, ConnectionError) as error:
-            log.error("front end disconnected: %s", error)
+        except (ProtocolError, OSError) as error:
+            _log.error("front-end disconnected: %s", error)
             self.close()
 
     def _read(self) -> bool:
-        """Read once and handle the message that it completes; says whether there may be more."""
+        """Read once and handle the message that it completes; return whether there may be more."""
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                self._decoder.wanted, socket.CMSG_SPACE(MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
-            )
+            with self._reserve.freed():
+                data, ancillary, flags, _ = self._sock.recvmsg(
+                    self._decoder.wanted,
+                    socket.CMSG_SPACE(MAX_FDS * _FD_SIZE),
+                    socket.MSG_CMSG_CLOEXEC,
+                )
         except BlockingIOError:
             return False
         fds = _descriptors(ancillary)
-        if flags & socket.MSG_CTRUNC:
+        truncated = bool(flags & socket.MSG_CTRUNC)
+        if truncated and len(fds) == MAX_FDS:
             close_all(fds)
             raise ProtocolError(f"more than {MAX_FDS} descriptors with one message")
         if not data:
             close_all(fds)
             if self._decoder.within_message:
                 raise ProtocolError("it left in the middle of a message")
-            log.info("front end left")
+            _log.info("front-end left")
             self.close()
             return False
-        message = self._decoder.feed(data, fds)
+        message = self._decoder.feed(data, fds, truncated)
         if message is not None:
             reply = self._backend.handle(message)
             if reply is not None:

@@ -13,8 +13,8 @@ from farwatchd.wire.vhost_user import (
     MAX_TABLE_REGIONS,
     VERSION,
     VERSION_MASK,
+    FrontEndRequest,
     HeaderFlag,
-    Request,
     header,
 )
 
@@ -23,41 +23,45 @@ MAX_FDS = MAX_TABLE_REGIONS
 
 
 class ProtocolError(Exception):
-    """The front end broke the protocol: the connection ends. The text is for the log."""
+    """The front-end broke the protocol: the connection ends. The text is for the log."""
 
 
 @dataclass(slots=True)
 class Message:
     """One message. It owns its descriptors until they are taken; ``close_fds`` ends the rest."""
 
-    request: Request
+    request: FrontEndRequest
     flags: int
     payload: bytes
     fds: list[int] = field(default_factory=list)
+    #: Descriptors are missing: the process or the host had none free.
+    truncated: bool = False
 
     @property
     def need_reply(self) -> bool:
-        """Whether the front end asks to be told of success or failure."""
+        """Whether the front-end asks for an acknowledgement."""
         return bool(self.flags & HeaderFlag.NEED_REPLY)
 
     def take_fd(self) -> int | None:
-        """Hand the first descriptor over to the caller; ``None`` when there is none left."""
+        """Return the first descriptor, which the caller owns from then on; ``None`` when there is
+        none left."""
         return self.fds.pop(0) if self.fds else None
 
     def close_fds(self) -> None:
-        """Close the descriptors that nobody took."""
+        """Close the descriptors that were not taken."""
         close_all(self.fds)
         self.fds.clear()
 
 
 class MessageDecoder:
-    """Puts messages together. Feed it at most ``wanted`` bytes at a time: descriptors then stay
-    with their message."""
+    """Assembles messages. Feed it at most ``wanted`` bytes at a time: descriptors then stay with
+    their message."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._head: tuple[Request, int, int] | None = None
+        self._head: tuple[FrontEndRequest, int, int] | None = None
         self._fds: list[int] = []
+        self._truncated = False
 
     @property
     def wanted(self) -> int:
@@ -70,14 +74,16 @@ class MessageDecoder:
         """Whether a message has begun and is not complete."""
         return bool(self._buffer) or self._head is not None
 
-    def feed(self, data: bytes, fds: Sequence[int] = ()) -> Message | None:
+    def feed(self, data: bytes, fds: Sequence[int] = (), truncated: bool = False) -> Message | None:
         """Take bytes and the descriptors that came with them; returns the message that they
         complete, if any.
 
-        ``ProtocolError`` when the header makes no sense or descriptors come late or in excess. The
-        decoder owns the descriptors from here on; ``close`` ends those of an unfinished message.
+        ``truncated``: the kernel dropped descriptors. ``ProtocolError`` when the header makes no
+        sense or descriptors come late or in excess. The decoder owns the descriptors from here on;
+        ``close`` ends those of an unfinished message.
         """
         self._fds.extend(fds)
+        self._truncated |= truncated
         if fds and self.within_message:
             raise ProtocolError("descriptors came in the middle of a message")
         if len(self._fds) > MAX_FDS:
@@ -93,9 +99,9 @@ class MessageDecoder:
             if self.wanted > 0:
                 return None
         request, flags, _ = self._head
-        message = Message(request, flags, bytes(self._buffer), self._fds)
+        message = Message(request, flags, bytes(self._buffer), self._fds, self._truncated)
         self._buffer.clear()
-        self._head, self._fds = None, []
+        self._head, self._fds, self._truncated = None, [], False
         return message
 
     def close(self) -> None:
@@ -103,7 +109,7 @@ class MessageDecoder:
         close_all(self._fds)
         self._fds.clear()
 
-    def _decode_header(self) -> tuple[Request, int, int]:
+    def _decode_header(self) -> tuple[FrontEndRequest, int, int]:
         head = header.unpack_from(self._buffer)
         if head.flags & VERSION_MASK != VERSION:
             raise ProtocolError(
@@ -117,12 +123,12 @@ class MessageDecoder:
                 " sense"
             )
         try:
-            return Request(head.request), head.flags, head.size
+            return FrontEndRequest(head.request), head.flags, head.size
         except ValueError:
             raise ProtocolError(f"message of unknown type {head.request}") from None
 
 
-def encode_reply(request: Request, payload: bytes) -> bytes:
+def encode_reply(request: FrontEndRequest, payload: bytes) -> bytes:
     """Return the reply to ``request``."""
     return header.pack_values(request, VERSION | HeaderFlag.REPLY, len(payload)) + payload
 

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import DeviceModel
 from farwatchd.vhost_user.connection import Connection
+from farwatchd.vhost_user.reserve import DescriptorReserve
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
+
+#: Seconds without accepting after accept(2) failed: it would fail again immediately.
+ACCEPT_PAUSE = 1.0
 
 
 class Server:
-    """Serves one front end at a time; the next one waits until the present one leaves.
+    """Serves one front-end at a time; the next one waits until the present one leaves.
 
     With ``once``, or when ``sock`` is a connected socket, ``on_end`` is called when the first front
     end has left.
@@ -37,19 +41,23 @@ class Server:
         self._listener: socket.socket | None = None
         self._once = once
         self._closing = False
+        self._accepting = False
+        self._accept_failed = False
+        self._reserve = DescriptorReserve(1)
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._listener = sock
             sock.setblocking(False)
-            loop.add(sock.fileno(), self._accept)
+            self._set_accepting(True)
         else:
             self._once = True
             self._connect(sock)
 
     def close(self) -> None:
-        """End everything without calling ``on_end``. The listening socket's path stays: its maker
-        removes it."""
+        """End everything without calling ``on_end``. The path of the listening socket stays: its
+        creator removes it."""
         self._closing = True
         self._stop_listening()
+        self._reserve.close()
         if self._waiting is not None:
             self._waiting.close()
             self._waiting = None
@@ -60,18 +68,48 @@ class Server:
         if self._listener is None:
             return
         try:
-            sock, _ = self._listener.accept()
+            with self._reserve.freed():
+                sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return
+        except OSError as error:
+            if not self._accept_failed:
+                self._accept_failed = True
+                _log.warning(
+                    "a front-end cannot be accepted, trying again every %g s: %s",
+                    ACCEPT_PAUSE,
+                    error.strerror,
+                )
+            self._set_accepting(False)
+            self._loop.call_later(ACCEPT_PAUSE, self._accept_again)
+            return
+        self._accept_failed = False
         if self._connection is None:
             self._connect(sock)
             return
-        log.warning("another front end has connected: it waits until the present one leaves")
+        _log.warning("another front-end has connected: it waits until the present one leaves")
         self._waiting = sock
-        self._loop.remove(self._listener.fileno())
+        self._set_accepting(False)
+
+    def _accept_again(self) -> None:
+        if self._waiting is None:
+            self._set_accepting(True)
+
+    def _set_accepting(self, accepting: bool) -> None:
+        if self._listener is None or accepting is self._accepting:
+            return
+        self._accepting = accepting
+        if accepting:
+            self._loop.add(self._listener.fileno(), self._accept)
+        else:
+            self._loop.remove(self._listener.fileno())
 
     def _connect(self, sock: socket.socket) -> None:
-        self._connection = Connection(self._loop, sock, self._device, self._left)
+        try:
+            self._connection = Connection(self._loop, sock, self._device, self._left)
+        except OSError as error:
+            _log.error("a front-end cannot be served: %s", error.strerror)
+            self._left()
 
     def _left(self) -> None:
         self._connection = None
@@ -81,15 +119,14 @@ class Server:
             self._stop_listening()
             self._on_end()
             return
-        if self._waiting is not None and self._listener is not None:
-            sock, self._waiting = self._waiting, None
-            self._loop.add(self._listener.fileno(), self._accept)
+        sock, self._waiting = self._waiting, None
+        self._set_accepting(True)
+        if sock is not None:
             self._connect(sock)
 
     def _stop_listening(self) -> None:
         if self._listener is None:
             return
-        if self._waiting is None:
-            self._loop.remove(self._listener.fileno())
+        self._set_accepting(False)
         self._listener.close()
         self._listener = None

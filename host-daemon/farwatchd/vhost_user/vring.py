@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One ring as the front end set it up: size, addresses, event descriptors; running when it holds a
+"""One ring as the front-end set it up: size, addresses, event descriptors; running when it holds a
 ``SplitRing``."""
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from enum import Enum
 
 from farwatchd.virtqueue import GuestMemory, RingAddress, RingMemory, SplitRing, VirtqueueError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-#: What an eventfd is by its mode, as all that has no inode of its own.
+#: The file type in an eventfd's ``st_mode``: it has no inode of its own.
 _NO_FILE_TYPE = 0
 
 
 class KickState(Enum):
-    """What reading a kick descriptor gave."""
+    """The result of reading a kick descriptor."""
 
     KICKED = "kicked"
     IDLE = "idle"
@@ -37,13 +37,15 @@ class Vring:
         self.broken = False
         self.has_run = False
         self.ring: SplitRing | None = None
+        #: Index of the next used element of a stopped ring that may go on with chains in flight.
+        self._used: int | None = None
         self.kick_fd: int | None = None
         self._call_fd: int | None = None
         self._err_fd: int | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether everything is there that a running ring needs."""
+        """Whether the ring has all that it needs to run."""
         return (
             self.enabled
             and not self.broken
@@ -52,34 +54,53 @@ class Vring:
         )
 
     def start(self, memory: GuestMemory, event_idx: bool, indirect: bool) -> None:
-        """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when it is not to
-        be found there.
+        """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when the addresses
+        are wrong.
 
-        A ring that runs goes on, with the chains that were taken from it.
+        A ring that was running or stopped before goes on with the chains that are in flight.
         """
         if self.address is None:
             raise VirtqueueError("no ring addresses")
         parts = RingMemory.at_user_addresses(memory, self.size, self.address, event_idx)
-        base, used = (self.base, None) if self.ring is None else (self.ring.base, self.ring.used)
+        base, used = self.base, self._used
+        if self.ring is not None:
+            base, used = self.ring.base, self.ring.used
         self.ring = SplitRing(memory, parts, base, event_idx, indirect, used)
         self.has_run = True
 
     def stop(self) -> None:
-        """Stop the ring, if it runs, and remember where it was."""
+        """Stop the ring, if it runs, and remember its indices."""
         if self.ring is not None:
-            self.base = self.ring.base
+            self.base, self._used = self.ring.base, self.ring.used
             self.ring = None
 
+    def set_base(self, base: int) -> None:
+        """Set the index of the next chain of a stopped ring; at another index than where it stopped
+        nothing is in flight."""
+        if base != self.base:
+            self.base, self._used = base, None
+
+    def forget_guest(self) -> None:
+        """Forget that the ring ran, and chains in flight: the driver has reset the device."""
+        self.has_run = False
+        self._used = None
+
+    def reset(self) -> None:
+        """Return a stopped ring to the state before it ran; addresses and size stay."""
+        self.forget_guest()
+        self.base = 0
+        self.enabled = self.broken = False
+
     def fail(self) -> None:
-        """Stop a ring that broke the rules until the front end sets it up anew, and tell whoever
-        waits for it."""
+        """Stop a ring that broke the rules until the front-end sets it up again, and notify driver
+        and front-end."""
         self.stop()
         self.broken = True
-        self.signal()
+        self.interrupt()
         if self._err_fd is not None:
             _notify(self._err_fd)
 
-    def signal(self) -> None:
+    def interrupt(self) -> None:
         """Interrupt the driver."""
         if self._call_fd is not None:
             try:
@@ -87,18 +108,15 @@ class Vring:
             except OSError as error:
                 _report_unwritten(self._call_fd, error)
 
-    def signal_if_wanted(self) -> None:
-        """Interrupt the driver when it wants to hear of what was pushed since the last time."""
-        if self.ring is not None and self.ring.must_signal():
-            self.signal()
+    def interrupt_if_needed(self) -> None:
+        """Interrupt the driver if it wants an interrupt for what was added since the last time."""
+        if self.ring is not None and self.ring.needs_notification():
+            self.interrupt()
 
     @property
     def kick_is_eventfd(self) -> bool:
-        """Whether the kick descriptor is an eventfd, as far as can be told: no pipe or socket,
-        whose other end closes.
-
-        Such a one need not be read.
-        """
+        """Whether the kick descriptor looks like an eventfd, not like a pipe or socket whose other
+        end may close. An eventfd need not be read."""
         return (
             self.kick_fd is not None
             and stat.S_IFMT(os.fstat(self.kick_fd).st_mode) == _NO_FILE_TYPE
@@ -113,19 +131,21 @@ class Vring:
         except BlockingIOError:
             return KickState.IDLE
         except OSError as error:
-            log.debug("queue %d: kick descriptor: %s", self.index, error)
+            _log.debug("queue %d: kick descriptor: %s", self.index, error)
             return KickState.CLOSED
 
     def set_kick(self, fd: int | None) -> None:
-        """Own ``fd`` as the descriptor that tells of new chains; the former one is closed."""
+        """Take ownership of ``fd`` as the descriptor by which the driver kicks; close
+        the former one."""
         self.kick_fd = _replace(self.kick_fd, fd)
 
     def set_call(self, fd: int | None) -> None:
-        """Own ``fd`` as the descriptor that interrupts the driver; the former one is closed."""
+        """Take ownership of ``fd`` as the descriptor that interrupts the driver; close
+        the former one."""
         self._call_fd = _replace(self._call_fd, fd)
 
     def set_err(self, fd: int | None) -> None:
-        """Own ``fd`` as the descriptor that tells the front end of a broken ring; the former one is
+        """Take ownership of ``fd`` as the descriptor that reports a broken ring; the former one is
         closed."""
         self._err_fd = _replace(self._err_fd, fd)
 
@@ -158,6 +178,6 @@ def _notify(fd: int) -> None:
 
 def _report_unwritten(fd: int, error: OSError) -> None:
     if isinstance(error, BlockingIOError):
-        log.debug("descriptor %d is saturated: its owner has been notified already", fd)
+        _log.debug("descriptor %d is saturated: its owner has been notified already", fd)
     else:
-        log.warning("an event descriptor of the front end cannot be written: %s", error)
+        _log.warning("an event descriptor of the front-end cannot be written: %s", error)

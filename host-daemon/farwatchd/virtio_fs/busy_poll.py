@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking for the next request for a moment before waiting to be woken for it.
+"""Adaptive busy polling: poll for the next request for a moment before sleeping until a kick.
 
-Being woken takes longer than most requests: the processor has slept, and the driver has to kick.
-Where requests follow each other closely the next one is found while it is looked for. Where they do
-not, or where who looks takes the processor from the guest or from others, it does not come sooner:
-so both are tried now and then, and measured.
+Waking up costs more than most requests: the CPU leaves an idle state and the guest must send a
+kick. Under back-to-back requests, polling finds the next request earlier. Polling does not help
+where requests are far apart, or where it takes the CPU from the guest or from others. So both
+strategies are tried now and then, and measured.
 """
 
 from __future__ import annotations
@@ -12,30 +12,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: How often in a row it is done the better way, and then the other way, to compare.
+#: Requests served with the better strategy, and then with the other, to compare.
 _ROUND = 256
 _TRIAL = 16
-#: Looking must shorten the time until there is something to do to less than this part, since it
-#: takes a processor.
-_WORTH = 0.9
+#: Polling must shorten the mean wait to less than this part, since it uses a CPU.
+_MIN_GAIN = 0.9
 
 
-class _Way:
-    """How long it took on the average until there was something to do."""
+class _MeanWait:
+    """The mean time until there was something to do, in nanoseconds."""
 
     __slots__ = ("_count", "_total")
 
     def __init__(self) -> None:
         self._count = self._total = 0
 
-    def fade(self) -> None:
-        """What has been counts for a quarter from now on."""
+    def decay(self) -> None:
+        """Weigh past samples by 1/4."""
         self._count >>= 2
         self._total >>= 2
 
-    def add(self, elapsed: int) -> None:
+    def add(self, elapsed_ns: int) -> None:
         self._count += 1
-        self._total += elapsed
+        self._total += elapsed_ns
 
     @property
     def mean(self) -> float:
@@ -43,65 +42,63 @@ class _Way:
 
 
 class BusyPoll:
-    """Says whether to look, and does it, for all queues of a device; for ``longest_ns`` at most, 0
-    is never.
-
-    ``elsewhere``: whether something else is to be done than what is looked for.
-    """
+    """Decides whether to poll, and polls, for all queues of a device."""
 
     def __init__(
         self,
         longest_ns: int,
-        elsewhere: Callable[[], bool],
+        other_work: Callable[[], bool],
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """``longest_ns``: limit of one poll; 0 disables polling.
+
+        ``other_work()``: true if the event loop has other ready work; ends polling.
+        """
         self._longest = longest_ns
-        self._elsewhere = elsewhere
+        self._other_work = other_work
         self._clock = clock
-        self._looking, self._waiting = _Way(), _Way()
-        self._ended = 0
-        self._looks = False
-        self._tries = False
+        self._polling, self._sleeping = _MeanWait(), _MeanWait()
+        self._idle_since = 0
+        self._polls = False
+        self._trial = False
         self._left = _TRIAL
-        self._waits = False
+        self._sleeps = False
 
-    def woken(self, now: int) -> None:
-        """Take note of there being something to do, at ``now`` of the clock, that nobody looked
-        for."""
-        if self._waits:
-            self._waits = False
-            # What comes much later says nothing about the guest's waiting for us.
-            self._waiting.add(min(now - self._ended, self._longest))
+    def record_wakeup(self, now_ns: int) -> None:
+        """Record a wakeup at ``now_ns`` that busy polling did not catch."""
+        if self._sleeps:
+            self._sleeps = False
+            # A much later wakeup says nothing about a guest that waits for the daemon.
+            self._sleeping.add(min(now_ns - self._idle_since, self._longest))
 
-    def ends(self) -> bool:
-        """Take note of there being nothing more to do; says whether to look for more."""
+    def should_poll(self) -> bool:
+        """Record that the queue is idle; return whether to poll for more."""
         if not self._longest:
             return False
-        self._ended = self._clock()
+        self._idle_since = self._clock()
         self._left -= 1
         if not self._left:
-            self._turn()
-        self._waits = not self._looks
-        return self._looks
+            self._choose()
+        self._sleeps = not self._polls
+        return self._polls
 
-    def finds(self, more: Callable[[], bool]) -> bool:
-        """Look until there is ``more``; False when that took too long, or when there is something
-        else to do."""
-        clock, elsewhere = self._clock, self._elsewhere
-        until = self._ended + self._longest
-        while not (found := more()) and clock() < until and not elsewhere():
+    def poll(self, more: Callable[[], bool]) -> bool:
+        """Poll until ``more()``; return false at the limit, or if there is other work."""
+        clock, other_work = self._clock, self._other_work
+        until = self._idle_since + self._longest
+        while not (found := more()) and clock() < until and not other_work():
             pass
-        # Much more than the longest if the processor was lost to somebody else meanwhile.
-        self._looking.add(clock() - self._ended)
+        # Much more than the limit if the host ran something else on this CPU.
+        self._polling.add(clock() - self._idle_since)
         return found
 
-    def _turn(self) -> None:
-        self._tries = not self._tries
-        if self._tries:
-            self._looks = not self._looks
+    def _choose(self) -> None:
+        self._trial = not self._trial
+        if self._trial:
+            self._polls = not self._polls
             self._left = _TRIAL
         else:
-            self._looks = self._looking.mean < _WORTH * self._waiting.mean
-            self._looking.fade()
-            self._waiting.fade()
+            self._polls = self._polling.mean < _MIN_GAIN * self._sleeping.mean
+            self._polling.decay()
+            self._sleeping.decay()
             self._left = _ROUND

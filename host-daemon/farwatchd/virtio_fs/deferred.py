@@ -1,55 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests whose reply comes later, by ticket: keeps their chains until then."""
+"""The chains of requests whose replies are deferred."""
 
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 from farwatchd.iovec import scatter
 from farwatchd.vhost_user.vring import Vring
-from farwatchd.virtio_fs.interfaces import LateReplies
+from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtqueue import Chain, VirtqueueError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
-class _Held(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Held:
     vring: Vring
     head: int
     chain: Chain
+    #: The reply and its length, once it is complete; it waits only while the ring is stopped.
+    completed: tuple[bytes, int] | None = None
 
 
-class Outstanding:
-    """The chains whose replies are outstanding."""
+class PendingReplies:
+    """Holds each chain until its reply is complete and its ring runs.
 
-    def __init__(self, source: LateReplies | None) -> None:
-        self._source = source
-        self._held: dict[int, _Held] = {}
-        if source is not None:
-            source.set_answer(self._answer)
+    A chain outlives a stopped ring: the front-end pauses a VM by stopping its rings, and the
+    guest's requests go on when it starts them again at the same index.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[DeferredReply, _Held] = {}
+        #: How many threads work on.
+        self.in_threads = 0
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, ticket: int, vring: Vring, head: int, chain: Chain) -> None:
-        """Keep a request that the handler gave a ticket for."""
-        self._held[ticket] = _Held(vring, head, chain)
+    def hold(self, reply: DeferredReply, vring: Vring, head: int, chain: Chain) -> None:
+        """Keep a chain, taken from ``vring``, until ``reply`` is complete."""
+        self._held[reply] = _Held(vring, head, chain)
+        self.in_threads += reply.in_thread
+        reply.hold(partial(self._complete, reply))
 
-    def release(self, vring: Vring) -> None:
-        """Have all answered that came by this ring: it stops, and what it holds would be lost."""
-        if self._source is not None:
-            for ticket in [ticket for ticket, held in self._held.items() if held.vring is vring]:
-                self._source.abandon(ticket)
+    def resume(self, vring: Vring) -> None:
+        """Send what was completed while ``vring`` was stopped."""
+        for reply, held in list(self._held.items()):
+            if held.vring is vring and held.completed is not None:
+                del self._held[reply]
+                _send(held, *held.completed)
 
-    def _answer(self, ticket: int, reply: bytes, length: int) -> None:
-        held = self._held.pop(ticket, None)
-        # Not the ring that the chain came from: there is another one since the memory has changed.
-        if held is None or held.vring.ring is None:
+    def release(self) -> None:
+        """Forget every chain: the guest or the front-end has been reset, and the memory is
+        another's."""
+        for reply in self._held:
+            reply.drop()
+        self._held.clear()
+        self.in_threads = 0
+
+    def _complete(self, reply: DeferredReply, data: bytes, length: int) -> None:
+        held = self._held[reply]
+        self.in_threads -= reply.in_thread
+        if held.vring.ring is None:
+            held.completed = (data, length)
             return
-        try:
-            scatter(held.chain.writable, 0, reply)
-            held.vring.ring.push(held.head, length)
-            held.vring.signal_if_wanted()
-        except VirtqueueError as error:
-            log.debug("queue %d: a late reply is not given: %s", held.vring.index, error)
+        del self._held[reply]
+        _send(held, data, length)
+
+
+def _send(held: _Held, data: bytes, length: int) -> None:
+    vring = held.vring
+    # The vring's present ring: a change of the guest's memory replaces the one that the chain was
+    # taken from.
+    if vring.ring is None:
+        return
+    try:
+        scatter(held.chain.writable, 0, data)
+        vring.ring.add_used(held.head, length)
+        vring.interrupt_if_needed()
+    except VirtqueueError as error:
+        _log.debug("queue %d: a deferred reply is lost: %s", vring.index, error)

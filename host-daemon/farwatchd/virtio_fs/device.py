@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtio-fs device: takes requests from the rings to the file system, and notifications the
-other way."""
+"""The virtio-fs device: takes requests from the rings to the FUSE session, and notifications to the
+driver."""
 
 from __future__ import annotations
 
@@ -13,36 +13,34 @@ from functools import partial
 from typing import NamedTuple
 
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.wait_requests import Parking
 from farwatchd.iovec import scatter
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtio_fs.busy_poll import BusyPoll
-from farwatchd.virtio_fs.deferred import Outstanding
-from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE, error_reply, notification
-from farwatchd.virtio_fs.interfaces import (
-    PARKED,
-    LateReplies,
-    NotificationSource,
-    RequestHandler,
-    late,
-)
+from farwatchd.virtio_fs.deferred import PendingReplies
+from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE, notification, write_error_reply
+from farwatchd.virtio_fs.interfaces import DeferredReply, NotificationSource, RequestHandler
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
-from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, Feature, fs_config
+from farwatchd.wire.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
+from farwatchd.wire.virtio import VirtioFeature
+from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, VirtioFsFeature, fs_config
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Chains served before other queues and descriptors get their turn.
 CHAINS_PER_TURN = 64
-#: Replies wait at most about this long for the next ones, so that one interrupt tells of all.
-SIGNAL_AFTER_NS = 100_000
-#: The smallest notification buffer that can carry anything: a header and a record without names.
+#: A reply waits at most about this long for the next ones, so that one interrupt announces all.
+INTERRUPT_DELAY_NS = 100_000
+#: The smallest usable notification buffer: a header and a record without names.
 MIN_NOTIFICATION_BUFFER = OUT_HEADER_SIZE + record.size
+#: Seconds that the front-end waits for requests which wait for a disk or a network. QEMU's main
+#: loop waits for the reply to GET_VRING_BASE, and with it the whole VM.
+DRAIN_LIMIT = 1.0
 
 
 class QueueRole(Enum):
-    """What a queue is for."""
+    """What a queue is for (Virtio 1.2, 5.11.2)."""
 
     HIPRIO = "hiprio"
     NOTIFICATION = "notification"
@@ -50,7 +48,7 @@ class QueueRole(Enum):
 
 
 class _Running(NamedTuple):
-    """A ring that is served; ``serve`` says whether there is more to do."""
+    """A started ring; ``serve`` returns whether there is more to do."""
 
     vring: Vring
     role: QueueRole
@@ -58,8 +56,7 @@ class _Running(NamedTuple):
 
 
 class Device:
-    """Serves the rings that the back end started. One handler and one notification source for its
-    whole life."""
+    """Serves the rings that the back-end started. Implements ``DeviceModel``."""
 
     def __init__(
         self,
@@ -67,19 +64,20 @@ class Device:
         handler: RequestHandler,
         config: DeviceConfig,
         source: NotificationSource | None = None,
-        late_replies: LateReplies | None = None,
-        busy: BusyPoll | None = None,
+        busy_poll: BusyPoll | None = None,
     ) -> None:
-        """``busy``: looks for requests before they are waited for; without it nobody does."""
+        """``source``: where notifications come from. ``busy_poll``: polls for requests before
+        sleeping; None disables polling."""
         self._loop = loop
         self._handler = handler
         self._config = config
         self._source = source
         self._running: dict[int, _Running] = {}
         self._scheduled: set[int] = set()
-        self._busy = busy if busy is not None else BusyPoll(0, loop.has_work)
-        self._parking = Parking(handler, source)
-        self._outstanding = Outstanding(late_replies)
+        self._busy_poll = busy_poll if busy_poll is not None else BusyPoll(0, loop.has_work)
+        self._pending = PendingReplies()
+        #: Whether the last attempt to drain ended at its limit: one front-end waits once for it.
+        self._drain_failed = False
         self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
         self._small_buffer_reported = False
         if source is not None:
@@ -88,26 +86,30 @@ class Device:
     @property
     def features(self) -> int:
         """Feature bits offered to the driver."""
-        features = (
-            Feature.VERSION_1
-            | Feature.RING_INDIRECT_DESC
-            | Feature.RING_EVENT_IDX
-            | Feature.VHOST_USER_PROTOCOL_FEATURES
+        features = int(
+            VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX
         )
-        return int(features | Feature.FS_NOTIFICATION if self._config.notification else features)
+        features |= VHOST_USER_F_PROTOCOL_FEATURES
+        return features | VirtioFsFeature.NOTIFICATION if self._config.notification else features
 
     @property
     def queue_count(self) -> int:
         """Number of queues: hiprio, notification, requests.
 
-        Without notifications the last one has no job, but a front end may set up as many as with
+        Without notifications the last one is unused, but a front-end may set up as many as with
         them.
         """
         return 2 + self._config.num_request_queues
 
     @property
-    def config_space(self) -> bytes:
-        """``struct virtio_fs_config``."""
+    def config_space(self) -> bytes | None:
+        """``struct virtio_fs_config``; None without a tag: then the front-end has it.
+
+        QEMU's vhost-user-fs device has the tag itself. It warns about a back-end that offers the
+        configuration space, and QEMU 7.1 to 8.0 crashes.
+        """
+        if self._config.tag is None:
+            return None
         return fs_config.pack(
             tag=self._config.tag.encode(),
             num_request_queues=self._config.num_request_queues,
@@ -115,7 +117,7 @@ class Device:
         )
 
     def ring_started(self, vring: Vring, features: int) -> None:
-        """Serve ``vring`` from now on; ``features``, as acked, say what it is for (Virtio 1.2,
+        """Serve ``vring`` from now on; the acked ``features`` decide its role (Virtio 1.2,
         5.11.2)."""
         role = _role(vring.index, features)
         if vring.kick_fd is not None:
@@ -127,33 +129,49 @@ class Device:
             self._serve_notifications if role is QueueRole.NOTIFICATION else self._serve_requests
         )
         self._running[vring.index] = _Running(vring, role, serve)
-        log.debug("queue %d (%s) started", vring.index, role.value)
+        self._drain_failed = False
+        _log.debug("queue %d (%s) started", vring.index, role.value)
+        self._pending.resume(vring)
         self._schedule(vring.index)
 
     def ring_stopped(self, vring: Vring) -> None:
-        """Leave ``vring`` alone, if it was served."""
+        """Leave ``vring`` alone, if it was served. What threads do for it is completed within a
+        limit."""
         if self._running.pop(vring.index, None) is None:
             return
         if vring.kick_fd is not None:
             self._loop.remove(vring.kick_fd)
-        self._parking.release(vring)
-        self._outstanding.release(vring)
-        log.debug("queue %d stopped", vring.index)
+        if not self.drain():
+            _log.warning(
+                "queue %d stops with requests that wait for a disk or a network; their replies are"
+                " sent when it starts again",
+                vring.index,
+            )
+        _log.debug("queue %d stopped", vring.index)
+
+    def drain(self) -> bool:
+        """Complete what threads do with the guest's memory, within a limit; return false if some is
+        left."""
+        if not self._pending.in_threads:
+            return True
+        if not self._drain_failed:
+            self._drain_failed = not self._handler.drain(DRAIN_LIMIT)
+        return not self._drain_failed
 
     def reset(self) -> None:
-        """Forget the guest."""
+        """Forget the guest. Chains that are pending are not completed."""
         self._small_buffer_reported = False
+        self._pending.release()
         self._handler.reset()
 
     def _kicked(self, vring: Vring) -> None:
         if vring.read_kick() is KickState.CLOSED:
-            self._fail(vring, "the front end closed its kick descriptor")
+            self._fail(vring, "the front-end closed its kick descriptor")
             return
         self._serve(vring.index)
 
     def _wake_notifications(self) -> None:
-        if self._parking.parked:
-            self._loop.call_soon(self._parking.answer)
+        self._loop.call_soon(self._handler.events_available)
         for index, running in self._running.items():
             if running.role is QueueRole.NOTIFICATION:
                 self._schedule(index)
@@ -180,119 +198,109 @@ class Device:
         except VirtqueueError as error:
             self._fail(vring, str(error))
             return
-        # There may be something to tell to requests that wait, or they must wait no longer.
-        if self._parking.parked:
-            self._parking.answer()
         if again:
             self._schedule(index)
 
     def _fail(self, vring: Vring, reason: str) -> None:
-        log.error("queue %d stopped: %s", vring.index, reason)
+        _log.error("queue %d stopped: %s", vring.index, reason)
         self.ring_stopped(vring)
         vring.fail()
 
     # Requests
 
     def _serve_requests(self, vring: Vring, ring: SplitRing) -> bool:
-        """Serve the available chains; says whether there may be more."""
-        ring.disable_kicks()
-        pop, push, handle, clock = ring.pop, ring.push, self._handler.handle, time.monotonic_ns
+        """Serve the available chains; return whether there may be more."""
+        ring.disable_notification()
+        pop, add_used, handle = ring.pop, ring.add_used, self._handler.handle
+        clock = time.monotonic_ns
         now = clock()
-        self._busy.woken(now)
-        tell_at = now + SIGNAL_AFTER_NS
+        self._busy_poll.record_wakeup(now)
+        interrupt_at = now + INTERRUPT_DELAY_NS
         for _ in range(CHAINS_PER_TURN):
-            taken = pop()
-            if taken is None:
-                if self._look_for_more(vring, ring):
-                    tell_at = clock() + SIGNAL_AFTER_NS
+            popped = pop()
+            if popped is None:
+                if self._poll_for_more(vring, ring):
+                    interrupt_at = clock() + INTERRUPT_DELAY_NS
                     continue
-                more, signal = ring.rest()
-                if signal:
-                    vring.signal()
+                more, interrupt = ring.go_idle()
+                if interrupt:
+                    vring.interrupt()
                 if not more:
                     return False
                 continue
-            head, chain = taken
+            head, chain = popped
             try:
                 written = handle(chain)
             except Exception as error:
                 self._report(error)
-                written = error_reply(chain.readable, chain.writable, errno.EIO)
-            if not 0 <= written <= chain.writable_size:
-                if written < 0:
-                    self._keep(written, vring, head, chain)
-                    continue
-                log.error(
+                written = write_error_reply(chain, errno.EIO)
+            if isinstance(written, DeferredReply):
+                self._pending.hold(written, vring, head, chain)
+                continue
+            if written > chain.writable_size:
+                _log.error(
                     "bug: a reply of %d bytes in a buffer of %d", written, chain.writable_size
                 )
-                written = error_reply(chain.readable, chain.writable, errno.EIO)
-            push(head, written)
-            if clock() > tell_at:
-                vring.signal_if_wanted()
-                tell_at = clock() + SIGNAL_AFTER_NS
-        vring.signal_if_wanted()
+                written = write_error_reply(chain, errno.EIO)
+            add_used(head, written)
+            if clock() > interrupt_at:
+                vring.interrupt_if_needed()
+                interrupt_at = clock() + INTERRUPT_DELAY_NS
+        vring.interrupt_if_needed()
         return True
 
-    def _look_for_more(self, vring: Vring, ring: SplitRing) -> bool:
-        """Look for the next chain where that is worth it; says whether there is one."""
-        # Who works on a reply would have to wait for the interpreter.
-        if self._outstanding or not self._busy.ends():
+    def _poll_for_more(self, vring: Vring, ring: SplitRing) -> bool:
+        """Poll for the next chain where that is worth it; return whether there is one."""
+        # A thread that works on a reply would have to wait for the interpreter.
+        if self._pending.in_threads or not self._busy_poll.should_poll():
             return False
-        vring.signal_if_wanted()
-        if self._parking.parked:
-            self._parking.answer()
-        return self._busy.finds(ring.has_more)
-
-    def _keep(self, written: int, vring: Vring, head: int, chain: Chain) -> None:
-        """Keep a chain that the handler has not replied to: ``written`` says who will."""
-        if written == PARKED:
-            self._parking.park(vring, head, chain)
-        else:
-            self._outstanding.hold(late(written), vring, head, chain)
+        vring.interrupt_if_needed()
+        return self._busy_poll.poll(ring.has_more)
 
     def _report(self, error: Exception) -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-        place = (
+        location = (
             (type(error), trace.tb_frame.f_code.co_filename, trace.tb_lineno)
             if trace
             else (type(error), "", 0)
         )
-        if place in self._failures_seen:
-            log.error("bug: a request failed again with %s", repr(error))
+        if location in self._failures_seen:
+            _log.error("bug: a request failed again with %s", repr(error))
         else:
-            self._failures_seen.add(place)
-            log.error("bug: a request failed", exc_info=error)
+            self._failures_seen.add(location)
+            _log.error("bug: a request failed", exc_info=error)
 
     # Notifications
 
     def _serve_notifications(self, vring: Vring, ring: SplitRing) -> bool:
-        """Send what waits, as long as there are buffers; says whether there may be more to do."""
+        """Send pending notifications while there are buffers; return whether there may be more to
+        do."""
         for _ in range(CHAINS_PER_TURN):
-            found = ring.peek()
-            if found is None:
-                vring.signal_if_wanted()
-                if not ring.enable_kicks():
+            popped = ring.pop()
+            if popped is None:
+                vring.interrupt_if_needed()
+                if not ring.enable_notification():
                     return False
                 continue
-            head, chain = found
+            head, chain = popped
             if chain.writable_size < MIN_NOTIFICATION_BUFFER:
-                self._give_back_small(ring, head, chain)
+                self._return_small_buffer(ring, head, chain)
                 continue
             payload = self._take_payload(
                 min(chain.writable_size, NOTIFY_BUF_SIZE) - OUT_HEADER_SIZE
             )
             if payload is None:
-                # There are buffers enough: new ones need not be announced until these are used up.
-                ring.disable_kicks()
-                vring.signal_if_wanted()
+                ring.go_to_previous_position()
+                # There are buffers enough: the driver need not announce more until they are used.
+                ring.disable_notification()
+                vring.interrupt_if_needed()
                 return False
-            ring.take()
             framed = notification(payload)
             scatter(chain.writable, 0, framed)
-            ring.push(head, len(framed))
-        vring.signal_if_wanted()
+            ring.add_used(head, len(framed))
+        vring.interrupt_if_needed()
         return True
 
     def _take_payload(self, room: int) -> bytes | None:
@@ -300,19 +308,16 @@ class Device:
             return None
         payload = self._source.take(room)
         if payload is not None and len(payload) > room:
-            raise ValueError(
-                f"bug: a notification of {len(payload)} bytes where {room} were asked for"
-            )
+            raise ValueError(f"bug: a notification of {len(payload)} bytes, {room} were available")
         return payload
 
-    def _give_back_small(self, ring: SplitRing, head: int, chain: Chain) -> None:
-        ring.take()
-        ring.push(head, 0)
+    def _return_small_buffer(self, ring: SplitRing, head: int, chain: Chain) -> None:
+        ring.add_used(head, 0)
         if not self._small_buffer_reported:
             self._small_buffer_reported = True
-            log.warning(
-                "the guest gave a notification buffer of %d bytes, given back unused: at least %d"
-                " are needed",
+            _log.warning(
+                "the guest gave a notification buffer of %d bytes, returned unused: at least %d are"
+                " needed",
                 chain.writable_size,
                 MIN_NOTIFICATION_BUFFER,
             )
@@ -321,6 +326,6 @@ class Device:
 def _role(index: int, features: int) -> QueueRole:
     if index == 0:
         return QueueRole.HIPRIO
-    if index == 1 and features & Feature.FS_NOTIFICATION:
+    if index == 1 and features & VirtioFsFeature.NOTIFICATION:
         return QueueRole.NOTIFICATION
     return QueueRole.REQUEST

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FUSE headers that the transport itself writes: of notifications, and of replies to requests
-that hit a bug."""
+"""The FUSE headers that the device itself writes: of notifications, of deferred replies, and of
+replies to requests that hit a bug."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from farwatchd.iovec import gather, scatter
+from farwatchd.virtqueue import Chain
 from farwatchd.wire.fsnotify import FUSE_NOTIFY_FSNOTIFY
 from farwatchd.wire.fuse import in_header, out_header
 
@@ -18,15 +17,16 @@ def notification(payload: bytes) -> bytes:
     return out_header.pack_values(OUT_HEADER_SIZE + len(payload), FUSE_NOTIFY_FSNOTIFY, 0) + payload
 
 
-def error_reply(readable: Sequence[memoryview], writable: Sequence[memoryview], error: int) -> int:
-    """Answer the request with ``errno`` value ``error``; returns the bytes written, 0 where an
-    answer is impossible."""
-    request = gather(readable, 0, in_header.size)
-    if len(request) < in_header.size or sum(map(len, writable)) < OUT_HEADER_SIZE:
+def reply_header(unique: int, error: int, length: int) -> bytes:
+    """Return the header of a reply with an errno, or with a payload of ``length`` bytes."""
+    return out_header.pack_values(OUT_HEADER_SIZE + length, -error, unique)
+
+
+def write_error_reply(chain: Chain, error: int) -> int:
+    """Write a reply with an errno; return the bytes written, 0 where the chain is too short for a
+    request or a reply."""
+    request = gather(chain.readable, 0, in_header.size)
+    if len(request) < in_header.size or chain.writable_size < OUT_HEADER_SIZE:
         return 0
-    scatter(
-        writable,
-        0,
-        out_header.pack_values(OUT_HEADER_SIZE, -error, in_header.unpack_from(request).unique),
-    )
+    scatter(chain.writable, 0, reply_header(in_header.unpack_from(request).unique, error, 0))
     return OUT_HEADER_SIZE

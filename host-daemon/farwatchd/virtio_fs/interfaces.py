@@ -1,68 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the transport expects of the file system behind it, and of the source of notifications."""
+"""What the device expects of the FUSE session, and of the source of notifications."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
+from farwatchd.virtio_fs.headers import reply_header
 from farwatchd.virtqueue import Chain
 
-#: What ``RequestHandler.handle`` returns for a request that waits for the notification source.
-PARKED = -1
+
+class DeferredReply:
+    """A reply that is sent after ``RequestHandler.handle`` has returned.
+
+    The handler makes one for a request and returns it; the device keeps the request's chain until
+    ``complete``. For the event loop's thread.
+    """
+
+    __slots__ = ("_send", "in_thread", "unique")
+
+    def __init__(self, unique: int, *, in_thread: bool = False) -> None:
+        """Defer the reply to the request ``unique``.
+
+        ``in_thread``: another thread works on it, and may use the request's memory.
+        """
+        self.unique = unique
+        self.in_thread = in_thread
+        self._send: Callable[[bytes, int], None] | None = None
+
+    def hold(self, send: Callable[[bytes, int], None]) -> None:
+        """Have ``send`` called once with the reply's bytes, and its length (for the device)."""
+        self._send = send
+
+    def drop(self) -> None:
+        """Send nothing: the chain does not belong to the device any more (for the device)."""
+        self._send = None
+
+    def complete(self, error: int = 0, payload: bytes | int = b"") -> None:
+        """Send an errno, or the payload; a number is the length of a payload that the writable
+        memory already holds.
+
+        Only the first call has an effect.
+        """
+        send, self._send = self._send, None
+        if send is None:
+            return
+        data, placed = (b"", payload) if isinstance(payload, int) else (payload, 0)
+        header = reply_header(self.unique, error, len(data) + placed)
+        send(header + data, len(header) + len(data) + placed)
 
 
 class RequestHandler(Protocol):
-    """A FUSE session, as the transport sees it."""
+    """A FUSE session, as the device sees it. All methods are for the event loop's thread."""
 
-    @property
-    def parks(self) -> bool:
-        """Whether requests may wait for the notification source; those that do are answered when
-        this turns false."""
+    def handle(self, chain: Chain) -> int | DeferredReply:
+        """Serve the request in ``chain.readable``, and write the reply to ``chain.writable``.
 
-    def handle(self, chain: Chain) -> int:
-        """Serve one request and return the bytes written into what is writable, 0 for no reply.
-
-        ``PARKED``: the transport answers the request with the next payload of the notification
-        source. Less than that: ``late(ticket)``, the request is answered later, see
-        ``LateReplies``.
-
-        The segments are guest memory, which may change at any time; none may be kept after the
-        reply.
+        Returns the bytes written, 0 for a request without a reply, or a ``DeferredReply``. The
+        memory is the guest's, which may change it at any time; none of it may be used after the
+        reply. An exception is a bug: the device logs it and replies EIO.
         """
+
+    def events_available(self) -> None:
+        """Complete pending WAIT requests: the notification source has events."""
+
+    def drain(self, timeout: float) -> bool:
+        """Complete what threads work on, for at most ``timeout`` seconds; false if some is
+        left."""
 
     def reset(self) -> None:
-        """Forget the guest: its inodes, handles and watches."""
-
-
-def late(ticket: int) -> int:
-    """What ``RequestHandler.handle`` returns for a request that is answered later, and the ticket
-    for what it returned.
-
-    A ticket is a positive number that is used once.
-    """
-    return PARKED - ticket
-
-
-class LateReplies(Protocol):
-    """Where replies come from that are given later, each by its ticket."""
-
-    def set_answer(self, answer: Callable[[int, bytes, int], None]) -> None:
-        """Have ``answer`` called, in the loop's thread, with the ticket, the reply and its length.
-
-        What the length goes beyond the reply is in the writable segments already.
-        """
-
-    def abandon(self, ticket: int) -> None:
-        """Answer now: afterwards there is no way to do it."""
+        """Forget the guest: its inodes, handles, locks and watches. Takes a limited time."""
 
 
 class NotificationSource(Protocol):
     """A bounded queue of notification payloads."""
 
     def take(self, max_bytes: int) -> bytes | None:
-        """Remove and return the next payload, at most ``max_bytes`` long; ``None`` when nothing
-        waits."""
+        """Remove and return the next payload, at most ``max_bytes`` long; ``None`` if the queue is
+        empty."""
 
     def set_wakeup(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called, in the loop's thread, whenever there is something to take."""
+        """Have ``callback`` called, in the event loop's thread, whenever there is something to
+        take."""

@@ -28,8 +28,12 @@ class DeviceConfig:
     ``notification``: offer the notification queue; off without events.
     """
 
-    tag: str = option(
-        "tag", "the name by which the guest mounts (default: %(default)s)", "share", _tag
+    tag: str | None = option(
+        "tag",
+        "the name by which the guest mounts, where QEMU does not know it: with a generic"
+        " vhost-user device (default: QEMU's tag)",
+        None,
+        _tag,
     )
     num_request_queues: int = option(
         "num-request-queues",
@@ -51,5 +55,6 @@ class DeviceConfig:
 
     def __post_init__(self) -> None:
         """Check the tag and the number of queues; ``ValueError`` with a text for the user."""
-        _tag(self.tag)
+        if self.tag is not None:
+            _tag(self.tag)
         number(1, MAX_REQUEST_QUEUES)(str(self.num_request_queues))

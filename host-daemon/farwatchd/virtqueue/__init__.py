@@ -2,13 +2,18 @@
 """Split virtqueues over guest memory (Virtio 1.2, section 2.7); knows nothing of devices or file
 systems.
 
-Everything the guest writes is checked here, and nothing is believed that was read more than once.
+Everything that the guest writes is read once and checked.
+
+- ``ring``: the available and the used ring, and notification
+- ``chains``: descriptor chains
+- ``memory``: guest memory, mapped, and the translation of guest addresses
+- ``errors``: ``VirtqueueError``
 """
 
 from farwatchd.virtqueue.chains import Chain
 from farwatchd.virtqueue.errors import VirtqueueError
 from farwatchd.virtqueue.memory import GuestMemory, Region
-from farwatchd.virtqueue.ring import RingAddress, RingMemory, SplitRing
+from farwatchd.virtqueue.ring import RingAddress, RingMemory, SplitRing, unsupported_machine
 
 __all__ = [
     "Chain",
@@ -18,4 +23,5 @@ __all__ = [
     "RingMemory",
     "SplitRing",
     "VirtqueueError",
+    "unsupported_machine",
 ]

@@ -24,8 +24,8 @@ _DESCRIPTOR = struct.Struct("<QIHH")
 _DESCRIPTOR_SIZE = _DESCRIPTOR.size
 _unpack, _unpack_all = _DESCRIPTOR.unpack_from, _DESCRIPTOR.iter_unpack
 _MAX_TABLE = MAX_INDIRECT * _DESCRIPTOR_SIZE
-#: Bytes of the tables whose meaning is kept: of 8192 descriptors, whose views take 1.5 MiB.
-_MOST_KNOWN = 8192 * _DESCRIPTOR_SIZE
+#: Bytes of the tables whose chains are cached: of 8192 descriptors, whose views take 1.5 MiB.
+_MAX_CACHED = 8192 * _DESCRIPTOR_SIZE
 _NO_SPAN: Span = (0, 0, memoryview(b""))
 
 
@@ -34,8 +34,8 @@ class Chain:
     """One checked descriptor chain: what the driver lets the device read and write, as views of
     guest memory.
 
-    The sizes are the bytes of all its views. Not to be changed: chains that are made of the same
-    memory share it.
+    The sizes are the bytes of all its views. Not to be changed: requests with equal tables
+    share one chain.
     """
 
     readable: Sequence[memoryview]
@@ -45,7 +45,7 @@ class Chain:
 
     @classmethod
     def of(cls, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> Chain:
-        """One of these views, of bytes."""
+        """Make a chain of these views of bytes."""
         return cls(readable, sum(map(len, readable)), writable, sum(map(len, writable)))
 
 
@@ -60,12 +60,12 @@ class ChainReader:
         self._descriptors = descriptors
         self._indirect = indirect
         self._span = _NO_SPAN
-        self._known: dict[bytes, Chain] = {}
-        self._known_bytes = 0
+        self._cached: dict[bytes, Chain] = {}
+        self._cached_bytes = 0
 
     def chain(self, head: int) -> Chain:
-        """The chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks the
-        rules."""
+        """Return the chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks
+        the rules."""
         if self._indirect and head < self._size:
             addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
             if flags == DESC_INDIRECT and length <= _MAX_TABLE:
@@ -75,11 +75,10 @@ class ChainReader:
         return self._any_chain(head)
 
     def _chain_of_table(self, addr: int, length: int) -> Chain | None:
-        """What the indirect table at ``addr`` means; None when it is unusual or wrong: then it is
-        to be read anew.
+        """Return the chain of the indirect table at ``addr``; None when the table is unusual or
+        wrong.
 
-        A driver uses the same memory again and again, so a table mostly says what one before it
-        said.
+        A driver uses the same memory again and again, so most tables equal an earlier one.
         """
         low, size, view = self._span
         start, end = addr - low, addr - low + length
@@ -90,7 +89,7 @@ class ChainReader:
             low, size, view = self._span = span
             start, end = addr - low, addr - low + length
         table = view[start:end].tobytes()
-        chain = self._known.get(table)
+        chain = self._cached.get(table)
         if chain is None:
             chain = self._usual_chain(table)
             if chain is not None:
@@ -98,17 +97,17 @@ class ChainReader:
         return chain
 
     def _remember(self, table: bytes, chain: Chain) -> None:
-        self._known_bytes += len(table)
-        if self._known_bytes > _MOST_KNOWN:
-            self._known.clear()
-            self._known_bytes = len(table)
-        self._known[table] = chain
+        self._cached_bytes += len(table)
+        if self._cached_bytes > _MAX_CACHED:
+            self._cached.clear()
+            self._cached_bytes = len(table)
+        self._cached[table] = chain
 
     def _usual_chain(self, table: bytes) -> Chain | None:
-        """The chain of a table as Linux writes it: what follows a descriptor is the one behind it.
-        None for others.
+        """Return the chain of a table as Linux writes it, each descriptor's next being the one
+        behind it; None for others.
 
-        What follows each other in memory as well, as large buffers mostly do, becomes one segment.
+        Buffers that are adjacent in memory, as large ones mostly are, become one slice.
         """
         count = len(table) // _DESCRIPTOR_SIZE
         if len(table) != count * _DESCRIPTOR_SIZE:
@@ -141,8 +140,8 @@ class ChainReader:
         return Chain(readable, readable_size, writable, total - readable_size)
 
     def _views(self, starts: list[int], ends: list[int]) -> tuple[memoryview, ...]:
-        """The memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when some of
-        it is none."""
+        """Return the memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when
+        some of it is outside the guest's memory."""
         if not starts:
             return ()
         low, size, view = self._span
@@ -150,10 +149,10 @@ class ChainReader:
             return tuple(
                 [view[start - low : end - low] for start, end in zip(starts, ends, strict=True)]
             )
-        segments: list[memoryview] = []
+        slices: list[memoryview] = []
         for start, end in zip(starts, ends, strict=True):
-            self._memory.append_segments(start, end - start, segments)
-        return tuple(segments)
+            self._memory.append_slices(start, end - start, slices)
+        return tuple(slices)
 
     def _any_chain(self, head: int) -> Chain:
         readable: list[memoryview] = []
@@ -162,8 +161,7 @@ class ChainReader:
         in_indirect = False
         side = readable
         total = writable_size = 0
-        # Descriptors that follow each other in memory, as large buffers mostly do, become one
-        # segment.
+        # Buffers that are adjacent in memory, as large ones mostly are, become one slice.
         start, size = -1, 0
         while True:
             if index >= count:
@@ -187,7 +185,7 @@ class ChainReader:
                 writable_size += length
                 if side is readable:
                     if size:
-                        self._memory.append_segments(start, size, readable)
+                        self._memory.append_slices(start, size, readable)
                     side, start, size = writable, -1, 0
             elif side is writable:
                 raise VirtqueueError(f"chain {head}: a readable descriptor after a writable one")
@@ -195,13 +193,13 @@ class ChainReader:
                 size += length
             elif length:
                 if size:
-                    self._memory.append_segments(start, size, side)
+                    self._memory.append_slices(start, size, side)
                 start, size = addr, length
             if not flags & DESC_NEXT:
                 break
             index = following
         if size:
-            self._memory.append_segments(start, size, side)
+            self._memory.append_slices(start, size, side)
         if total >= MAX_CHAIN_BYTES:
             raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
         return Chain(readable, total - writable_size, writable, writable_size)
@@ -213,7 +211,7 @@ class ChainReader:
             raise VirtqueueError(f"chain {head}: an indirect descriptor that has a next one")
         if not length or length % 16 or length > 16 * max(MAX_INDIRECT, self._size):
             raise VirtqueueError(f"chain {head}: an indirect table of {length} bytes")
-        segments = self._memory.segments(addr, length)
-        if len(segments) == 1:
-            return segments[0]
-        return memoryview(b"".join(segments))
+        slices = self._memory.slices(addr, length)
+        if len(slices) == 1:
+            return slices[0]
+        return memoryview(b"".join(slices))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong with a virtqueue."""
+"""The error of a virtqueue."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ translated."""
 
 from __future__ import annotations
 
+import mmap
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,19 +22,46 @@ Span = tuple[int, int, memoryview]
 @dataclass(frozen=True, slots=True)
 class Region:
     """Consecutive guest memory: ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in
-    the front end."""
+    the front-end."""
 
     guest_addr: int
     size: int
     user_addr: int
     view: memoryview
 
+    @classmethod
+    def map(cls, fd: int, offset: int, guest_addr: int, size: int, user_addr: int) -> Region:
+        """Map ``size`` bytes of ``fd`` from ``offset`` on as guest memory; ``fd`` stays the
+        caller's.
+
+        The mapping ends with the last view of it. ``ValueError`` with a text for the log when the
+        description is impossible or the kernel refuses. A front-end that shrinks the file
+        afterwards kills the daemon (SIGBUS): the front-end owns the memory. No core dump contains
+        it.
+        """
+        text = f"memory region of {size:#x} bytes at file offset {offset:#x}"
+        skip = offset % mmap.ALLOCATIONGRANULARITY
+        if not size:
+            raise ValueError(f"{text}: empty")
+        try:
+            mapping = mmap.mmap(
+                fd,
+                skip + size,
+                flags=mmap.MAP_SHARED,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                offset=offset - skip,
+            )
+            mapping.madvise(mmap.MADV_DONTDUMP)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ValueError(f"{text} cannot be mapped: {error}") from error
+        return cls(guest_addr, size, user_addr, memoryview(mapping)[skip:])
+
 
 class GuestMemory:
     """An unchangeable set of regions that do not overlap; a change of the guest's memory makes a
     new one.
 
-    The views handed out keep their mapping alive, so a region that is taken away disappears with
+    The views handed out keep their mapping alive, so a region that is removed disappears with
     the last view of it.
     """
 
@@ -58,7 +86,7 @@ class GuestMemory:
         for low, high in pairwise(by_user):
             if low.user_addr + low.size > high.user_addr:
                 raise ValueError(
-                    f"memory regions overlap in the front end: {_describe(low)} and"
+                    f"memory regions overlap in the front-end: {_describe(low)} and"
                     f" {_describe(high)}"
                 )
         self._starts = [region.guest_addr for region in self.regions]
@@ -67,15 +95,15 @@ class GuestMemory:
         ]
 
     def span_of(self, addr: int, length: int) -> Span | None:
-        """The region that holds all of ``length`` > 0 bytes at guest address ``addr``; ``None``
-        when none does."""
+        """Return the region that holds all of ``length`` > 0 bytes at guest address ``addr``;
+        ``None`` when no region does."""
         index = bisect_right(self._starts, addr) - 1
         if index < 0 or length <= 0:
             return None
         span = self._spans[index]
         return span if addr - span[0] + length <= span[1] else None
 
-    def append_segments(self, addr: int, length: int, segments: list[memoryview]) -> None:
+    def append_slices(self, addr: int, length: int, slices: list[memoryview]) -> None:
         """Append views of ``length`` > 0 bytes at guest address ``addr``; more than one where
         regions meet.
 
@@ -85,19 +113,19 @@ class GuestMemory:
         if index >= 0:
             start, size, view = self._spans[index]
             if addr - start + length <= size:
-                segments.append(view[addr - start : addr - start + length])
+                slices.append(view[addr - start : addr - start + length])
                 return
-        self._append_across(index, addr, length, segments)
+        self._append_across(index, addr, length, slices)
 
-    def segments(self, addr: int, length: int) -> list[memoryview]:
+    def slices(self, addr: int, length: int) -> list[memoryview]:
         """Return the views of ``length`` > 0 bytes at guest address ``addr``; raises as
-        ``append_segments``."""
+        ``append_slices``."""
         found: list[memoryview] = []
-        self.append_segments(addr, length, found)
+        self.append_slices(addr, length, found)
         return found
 
     def user_view(self, addr: int, length: int) -> memoryview:
-        """Return ``length`` bytes at the front end's address ``addr``, which one region must hold.
+        """Return ``length`` bytes at the front-end's address ``addr``, which one region must hold.
 
         ``VirtqueueError`` when none does.
         """
@@ -109,9 +137,7 @@ class GuestMemory:
             f"{length} bytes at front-end address {addr:#x} are not in one memory region"
         )
 
-    def _append_across(
-        self, index: int, addr: int, length: int, segments: list[memoryview]
-    ) -> None:
+    def _append_across(self, index: int, addr: int, length: int, slices: list[memoryview]) -> None:
         position, rest = addr, length
         while rest:
             if not 0 <= index < len(self._spans):
@@ -120,7 +146,7 @@ class GuestMemory:
             if not start <= position < start + size:
                 break
             step = min(rest, start + size - position)
-            segments.append(view[position - start : position - start + step])
+            slices.append(view[position - start : position - start + step])
             position += step
             rest -= step
             index += 1
@@ -131,4 +157,4 @@ class GuestMemory:
 
 
 def _describe(region: Region) -> str:
-    return f"guest {region.guest_addr:#x}, front end {region.user_addr:#x}, {region.size:#x} bytes"
+    return f"guest {region.guest_addr:#x}, front-end {region.user_addr:#x}, {region.size:#x} bytes"

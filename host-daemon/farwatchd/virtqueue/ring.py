@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device's side of a split virtqueue: available chains, the used ring, and who notifies whom
+"""The device's side of a split virtqueue: available chains, the used ring, and notification
 (Virtio 1.2, 2.7)."""
 
 from __future__ import annotations
@@ -21,9 +21,26 @@ MAX_RING_SIZE = 1 << 15
 _put_used = struct.Struct("<II").pack_into
 
 
+#: Machines that keep the order of loads, and that of stores. The ring's code is plain loads and
+#: stores of Python; elsewhere a driver could see an index before the element that it announces.
+ORDERED_MACHINES = ("x86_64", "i386", "i486", "i586", "i686")
+
+
+def unsupported_machine(machine: str, byteorder: str = sys.byteorder) -> str | None:
+    """Return why virtqueues cannot be served on ``machine`` (``os.uname().machine``), or None."""
+    if byteorder != "little":
+        return f"virtqueues are little-endian, and {machine} is not; run farwatchd on x86-64"
+    if machine not in ORDERED_MACHINES:
+        return (
+            f"{machine} may reorder memory accesses, and farwatchd has no barriers for that; run"
+            " farwatchd on x86-64, or use virtiofsd"
+        )
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """Where the parts of a ring are, as addresses of the front end."""
+    """Where the parts of a ring are, as addresses of the front-end."""
 
     descriptors: int
     available: int
@@ -49,8 +66,8 @@ class RingMemory:
     def at_user_addresses(
         cls, memory: GuestMemory, size: int, at: RingAddress, event_idx: bool
     ) -> RingMemory:
-        """Find a ring by the front end's addresses; ``VirtqueueError`` when size, alignment or
-        place is wrong."""
+        """Find a ring by the front-end's addresses; ``VirtqueueError`` when size, alignment or
+        address is wrong."""
         if not 0 < size <= MAX_RING_SIZE or size & (size - 1):
             raise VirtqueueError(f"ring size {size} is not a power of two up to {MAX_RING_SIZE}")
         if at.descriptors % 16 or at.available % 2 or at.used % 4:
@@ -67,17 +84,17 @@ class RingMemory:
 
 
 class SplitRing:
-    """Takes chains from the available ring and gives them back through the used ring.
+    """Takes chains from the available ring and adds them to the used ring.
 
-    ``base`` is the free-running index of the first chain to take; ``used``, if given, is that of
-    the first to give back, of those that were taken through a former object and are still to be
-    given back. Chains may be taken and given back in any order, but each exactly once. Every method
-    may raise ``VirtqueueError``; after that the ring is not to be touched any more.
+    Chains may be completed in any order, but each exactly once::
 
-    Atomicity: the 16-bit fields that both sides share are read and written through 16-bit views,
-    each a single load or store. Order: x86 keeps loads with loads and stores with stores, and the
-    interpreter does not reorder either; only "store, then load" needs a fence, which
-    ``_fence_stores`` gives.
+        ring.disable_notification()
+        while (popped := ring.pop()) is not None:
+            head, chain = popped
+            ring.add_used(head, serve(chain))
+        more, interrupt = ring.go_idle()
+
+    Every method may raise ``VirtqueueError``; after that the ring must not be used.
     """
 
     def __init__(
@@ -89,10 +106,12 @@ class SplitRing:
         indirect: bool,
         used: int | None = None,
     ) -> None:
-        if sys.byteorder != "little":
-            raise VirtqueueError(
-                "virtqueues are little-endian, and this host is not: it cannot serve them"
-            )
+        """Serve ``ring``, which lies in ``memory``.
+
+        ``base``: free-running index of the first chain to pop. ``event_idx``, ``indirect``: whether
+        the feature was negotiated. ``used``: free-running index of the next used element, where
+        chains that were popped before are still to be completed.
+        """
         self._size = ring.size
         self._mask = ring.size - 1
         self._chain = ChainReader(memory, ring.size, ring.descriptors, indirect).chain
@@ -106,101 +125,95 @@ class SplitRing:
         self._next_available = base & 0xFFFF
         self._seen_available = self._next_available
         self._next_used = self._used_shorts[1]
-        self._signalled: int | None = None
+        self._notified: int | None = None
         if used is not None:
             self._next_used = used
             return
         in_flight = (self._next_available - self._next_used) & 0xFFFF
         if 0 < in_flight <= ring.size:
-            # Chains are given back in the order they were taken, so these died with a former back
-            # end: take them again.
+            # A former back-end popped these chains and ended without completing them: pop them
+            # again.
             self._next_available = self._seen_available = self._next_used
 
     @property
     def base(self) -> int:
-        """Free-running index of the next chain to take: where a stopped ring goes on."""
+        """Free-running index of the next chain to pop: where a stopped ring goes on."""
         return self._next_available
 
     @property
     def used(self) -> int:
-        """Free-running index of the next chain to give back."""
+        """Free-running index of the next chain to add to the used ring."""
         return self._next_used
 
     def has_more(self) -> bool:
-        """Whether the driver has made a chain available that has not been taken; cheap, and checks
-        nothing."""
+        """Return whether the driver has made a chain available that has not been popped; cheap, and
+        checks nothing."""
         return self._available[1] != self._next_available
 
-    def peek(self) -> tuple[int, Chain] | None:
-        """Return the next available chain and its head, checked, without taking it; ``None`` when
-        there is none."""
-        if self._next_available == self._seen_available and not self._look():
-            return None
-        head = self._available[2 + (self._next_available & self._mask)]
-        return head, self._chain(head)
-
-    def take(self) -> None:
-        """Take the chain that ``peek`` just returned."""
-        self._next_available = (self._next_available + 1) & 0xFFFF
-
     def pop(self) -> tuple[int, Chain] | None:
-        """Take and return the next available chain and its head, checked; ``None`` when there is
-        none."""
+        """Take the next available chain; return its head and the chain, checked, or ``None`` when
+        there is none."""
         index = self._next_available
-        if index == self._seen_available and not self._look():
+        if index == self._seen_available and not self._read_available_index():
             return None
         head = self._available[2 + (index & self._mask)]
         chain = self._chain(head)
         self._next_available = (index + 1) & 0xFFFF
         return head, chain
 
-    def push(self, head: int, written: int) -> None:
-        """Give a taken chain back, ``written`` bytes of it being written; the driver can see it
+    def go_to_previous_position(self) -> None:
+        """Put back the chain that was popped last; it must not have been added to the used ring."""
+        self._next_available = (self._next_available - 1) & 0xFFFF
+
+    def add_used(self, head: int, written: int) -> None:
+        """Complete a popped chain of which ``written`` bytes were written; the driver can see it
         when this returns."""
         index = self._next_used
         _put_used(self._used, 4 + 8 * (index & self._mask), head, written)
         self._next_used = index = (index + 1) & 0xFFFF
         self._used_shorts[1] = index
 
-    def must_signal(self) -> bool:
-        """Say whether the driver wants an interrupt for what was pushed since the last call."""
+    def needs_notification(self) -> bool:
+        """Return whether the driver wants an interrupt for what was added since the last call.
+
+        This method has a side effect: once it returns true the interrupt must be sent.
+        """
         new = self._next_used
-        old, self._signalled = self._signalled, new
+        old, self._notified = self._notified, new
         if old == new:
             return False
         self._fence_stores()
         return self._wants_interrupt(old, new)
 
-    def enable_kicks(self) -> bool:
-        """Ask the driver to notify of new chains; says whether some are there already (no kick may
-        come for these)."""
+    def enable_notification(self) -> bool:
+        """Ask the driver to kick for new chains; return whether some are available already, since
+        no kick may come for these."""
         if self._event_idx:
             self._used_shorts[self._avail_event] = self._next_available
         else:
             self._used_shorts[0] = 0
         self._fence_stores()
-        return self._look()
+        return self._read_available_index()
 
-    def rest(self) -> tuple[bool, bool]:
-        """``must_signal`` and ``enable_kicks`` with one fence; returns (chains are there, an
-        interrupt is wanted)."""
+    def go_idle(self) -> tuple[bool, bool]:
+        """Do ``enable_notification`` and ``needs_notification`` with one fence; return both
+        results."""
         if self._event_idx:
             self._used_shorts[self._avail_event] = self._next_available
         else:
             self._used_shorts[0] = 0
         new = self._next_used
-        old, self._signalled = self._signalled, new
+        old, self._notified = self._notified, new
         self._fence_stores()
-        more = self.has_more() and self._look()
+        more = self.has_more() and self._read_available_index()
         return more, old != new and self._wants_interrupt(old, new)
 
-    def disable_kicks(self) -> None:
-        """Tell the driver that new chains will be found without its notifying; a hint, it may still
-        do so."""
+    def disable_notification(self) -> None:
+        """Ask the driver not to kick; a hint, it may still do so."""
         if not self._event_idx:
             self._used_shorts[0] = USED_NO_NOTIFY
 
-    def _look(self) -> bool:
+    def _read_available_index(self) -> bool:
         seen = self._available[1]
         ahead = (seen - self._next_available) & 0xFFFF
         if ahead > self._size:
@@ -212,7 +225,8 @@ class SplitRing:
         return ahead != 0
 
     def _wants_interrupt(self, old: int | None, new: int) -> bool:
-        """Whether the driver wants to hear of what was pushed from ``old`` on; after a fence."""
+        """Return whether the driver wants an interrupt for what was added since ``old``; needs a
+        fence before."""
         if not self._event_idx:
             return not self._available[0] & AVAIL_NO_INTERRUPT
         if old is None:

@@ -407,6 +407,9 @@ def _codec(name: str) -> Codec:
     return Codec(_flat(STRUCTS[f"fuse_{name}"]), name)
 
 
+#: The fields of ``fuse_in_header``: len, opcode, unique, nodeid, uid, gid, pid, total_extlen,
+#: padding. A plain tuple: it is decoded for each request.
+InHeader = tuple[int, int, int, int, int, int, int, int, int]
 in_header = _codec("in_header")
 out_header = _codec("out_header")
 entry_out = _codec("entry_out")

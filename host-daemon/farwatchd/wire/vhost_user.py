@@ -11,8 +11,8 @@ from construct import Int32ul, Int64ul, Struct
 from farwatchd.wire.codec import Codec
 
 
-class Request(IntEnum):
-    """Front-end message types that a file system's back end can meet."""
+class FrontEndRequest(IntEnum):
+    """``VHOST_USER_*``: the front-end message types that a file system's back-end supports."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -36,6 +36,10 @@ class Request(IntEnum):
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
     REM_MEM_REG = 38
+
+
+#: ``VHOST_USER_F_PROTOCOL_FEATURES``: the virtio feature bit that vhost-user keeps for itself.
+VHOST_USER_F_PROTOCOL_FEATURES = 1 << 30
 
 
 class ProtocolFeature(IntFlag):

@@ -23,7 +23,7 @@ from farwatchd.wire.fsnotify import (
     fsnotify_out,
 )
 from farwatchd.wire.fuse import InitFlag, Opcode
-from farwatchd.wire.virtio_fs import Feature
+from farwatchd.wire.virtio_fs import VirtioFsFeature
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.event_records import decode_all
 from tests.support.frontend import FrontEnd
@@ -380,7 +380,7 @@ def test_plain_vmm_without_the_queue_has_a_share_without_events(tmp_path: Path) 
 def test_switched_off_events_are_not_offered(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--fsnotify=off") as daemon:
         guest = Guest(daemon, notification=False)
-        assert not guest.front_end.offered & Feature.FS_NOTIFICATION
+        assert not guest.front_end.offered & VirtioFsFeature.NOTIFICATION
         assert not guest.flags & FUSE_HAS_FSNOTIFY
         assert guest.init.fsnotify_mask == 0
         payload = fsnotify_in.pack(mask=int(Event.CREATE))

@@ -93,9 +93,8 @@ def test_work_is_seen_without_being_done(loop: Loop, event: int) -> None:
     loop.call_soon(lambda: calls.append("soon"))
     assert loop.has_work()
     loop.run_once(0)
-    timer = loop.call_later(3600, lambda: calls.append("never"))
+    loop.call_later(3600, lambda: calls.append("never"))
     assert not loop.has_work()
-    timer.cancel()
     loop.call_later(0, lambda: calls.append("now"))
     assert loop.has_work()
     loop.run_once(0)
@@ -104,11 +103,10 @@ def test_work_is_seen_without_being_done(loop: Loop, event: int) -> None:
     assert loop.has_work()
 
 
-def test_timers_run_in_order_and_not_when_cancelled(loop: Loop) -> None:
+def test_timers_run_in_order(loop: Loop) -> None:
     calls: list[str] = []
     loop.call_later(0.02, lambda: calls.append("second"))
     loop.call_later(0.01, lambda: calls.append("first"))
-    loop.call_later(0.015, lambda: calls.append("never")).cancel()
     loop.call_later(0.03, loop.stop)
     start = time.monotonic()
     loop.run()

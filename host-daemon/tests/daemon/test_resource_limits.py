@@ -135,8 +135,8 @@ def test_size_of_requests(tmp_path: Path, shared: Path) -> None:
         assert client.read(node, fh, 0, most) == data
         with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
             client.write(node, fh, 0, data + b"x")
-        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
-            client.read(node, fh, 0, most + 1)
+        # The limit of a read is in the guest's pages, which may be larger than 4 KiB.
+        assert client.read(node, fh, 0, 2 * most) == data
         with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
             client.call(Opcode.MKDIR, ROOT, wire.mkdir_in.pack() + b"x" * most + b"\0")
         with pytest.raises(OSError, match=os.strerror(errno.ENAMETOOLONG)):

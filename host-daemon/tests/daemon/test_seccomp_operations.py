@@ -26,8 +26,6 @@ WRITES = os.O_RDWR | os.O_CREAT
 class ThroughSocket(RequestHandler):
     """Hands requests to a daemon, as a session in this process would take them."""
 
-    parks = False
-
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
 
@@ -60,8 +58,15 @@ class ThroughSocket(RequestHandler):
             position += len(part)
         return len(reply)
 
+    def events_available(self) -> None:
+        """Do nothing."""
+
+    def drain(self, timeout: float) -> bool:
+        """Do nothing."""
+        return True
+
     def reset(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @pytest.fixture(params=["namespace", "none"])

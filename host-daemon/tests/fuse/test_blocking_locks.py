@@ -12,34 +12,33 @@ from pathlib import Path
 
 import pytest
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.blocking_locks import INTERVAL, MAX_WAITING, Waits
+from farwatchd.fuse.blocking_locks import MAX_PENDING, RETRY_INTERVAL, BlockingLocks
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.fuse.tickets import Tickets
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.wire import fuse
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import InitFlag, Opcode
-from farwatchd.wire.vhost_user import Request
-from tests.support.deferred_guest import LateGuest
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
+from tests.support.deferred_guest import DeferredGuest
 
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 END = (1 << 63) - 1
 ROOT = 1
 
 
-class Guest(LateGuest):
+class Guest(DeferredGuest):
     """A guest whose client takes its locks from the daemon. ``errors``: what ended the waits, by
     unique number."""
 
     def __init__(self, share: Path) -> None:
-        loop, tickets = Loop(), Tickets()
+        loop = Loop()
         self.fs = PassthroughFs(share, Options())
-        self.waits = Waits(loop.call_later, tickets)
+        self.waits = BlockingLocks(loop.call_later)
         session = Session(self.fs, None, SessionOptions(posix_lock=True, flock=True), self.waits)
         flags = int(InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.INIT_EXT)
-        super().__init__(loop, session, tickets, flags)
+        super().__init__(loop, session, flags)
         entry = fuse.entry_out.unpack_from(
             self.ask(Opcode.LOOKUP, ROOT, b"file\0", fuse.entry_out.size)
         )
@@ -153,10 +152,10 @@ def test_lock_of_the_host_is_tried_again_until_it_is_given_back(
         fcntl.lockf(other, fcntl.LOCK_EX)
         fcntl.flock(other, fcntl.LOCK_EX)
         waiting = guest.wait_for_lock(guest.open(), 1, flags=fuse.LK_FLOCK)
-        guest.loop.run_once(2 * INTERVAL)
+        guest.loop.run_once(2 * RETRY_INTERVAL)
         guest.settle()
         assert guest.errors == {}
-    guest.settle_until(lambda: guest.errors == {waiting: 0}, 2 * INTERVAL)
+    guest.settle_until(lambda: guest.errors == {waiting: 0}, 2 * RETRY_INTERVAL)
 
 
 def test_interrupt_ends_the_wait(guest: Guest) -> None:
@@ -192,7 +191,7 @@ def test_interrupts_of_nothing_are_ignored_and_not_hoarded(guest: Guest) -> None
 def test_too_many_waiting_are_refused(guest: Guest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
-    for owner in range(2, MAX_WAITING + 2):
+    for owner in range(2, MAX_PENDING + 2):
         guest.wait_for_lock(fh, owner)
     assert guest.errors == {}
     refused = guest.wait_for_lock(fh, 1000)
@@ -203,13 +202,39 @@ def test_too_many_waiting_are_refused(guest: Guest) -> None:
     assert len(guest.errors) == 2
 
 
-def test_ring_that_stops_answers_what_waits(guest: Guest) -> None:
+@pytest.mark.parametrize("while_stopped", [True, False])
+def test_blocking_lock_outlives_a_pause_of_the_vm(guest: Guest, while_stopped: bool) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
-    waiting = guest.wait_for_lock(fh, 2)
+    pending = guest.wait_for_lock(fh, 2)
+    later = guest.send(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
+    assert guest.errors == {later: 0}
     guest.front_end.stop_ring(1)
+    if while_stopped:
+        # As a process of the host does, or the guest by another queue.
+        guest.fs.unlock_owner(guest.node, 1)
+        guest.loop.run_once(2 * RETRY_INTERVAL)
     guest.settle()
-    assert guest.errors == {waiting: errno.EINTR}
+    assert pending not in guest.errors
+    guest.front_end.start_ring(1)
+    guest.settle()
+    if not while_stopped:
+        assert pending not in guest.errors
+        guest.unlock(fh, 1)
+    guest.settle_until(lambda: pending in guest.errors, 2 * RETRY_INTERVAL)
+    assert guest.errors == {later: 0, pending: 0}
+    guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
+
+
+def test_reset_of_the_device_forgets_pending_locks(guest: Guest) -> None:
+    fh = guest.open()
+    guest.lock(fh, 1, WRITE)
+    guest.wait_for_lock(fh, 2)
+    guest.front_end.reboot()
+    guest.places.clear()
+    guest.settle()
+    assert guest.errors == {}
+    assert len(guest.waits) == 0
 
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])

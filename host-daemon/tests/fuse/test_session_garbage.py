@@ -160,6 +160,7 @@ def exchange(
     writable = segments(bytearray([FILLER]) * room, cuts[1])
     written = session.handle(Chain.of(segments(request, cuts[0]), writable))
     buffer = b"".join(writable)
+    assert isinstance(written, int)
     assert written == 0 or HEADER_SIZE <= written <= room
     assert buffer[written:] == bytes([FILLER]) * (room - written)
     padded = request.ljust(fuse.in_header.size, b"\0")

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.blocking_locks import Waits
+from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.fuse.tickets import Tickets
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event
 from farwatchd.wire.fuse import InitFlag, Opcode
@@ -36,9 +35,7 @@ def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | No
     loop = Loop()
     try:
         return flags_of(
-            Client(Session(FakeFs(), watches, options, Waits(loop.call_later, Tickets()))).init(
-                offer
-            )
+            Client(Session(FakeFs(), watches, options, BlockingLocks(loop.call_later))).init(offer)
         )
     finally:
         loop.close()

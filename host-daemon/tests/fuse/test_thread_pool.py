@@ -15,35 +15,34 @@ import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.fuse.thread_pool import Workers
-from farwatchd.fuse.tickets import Tickets
+from farwatchd.fuse.thread_pool import ThreadPool
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
-from tests.support.deferred_guest import LateGuest
+from tests.support.deferred_guest import DeferredGuest
 from tests.support.fake_fs import FakeFs
 
 THREADS = 2
-PATIENCE = 10.0
+LIMIT = 10.0
 NODE, FH = 42, 9
 FSYNC = fuse.fsync_in.pack(fh=FH)
 
 
-class Guest(LateGuest):
+class Guest(DeferredGuest):
     """A guest whose requests are done by threads where they take long."""
 
     def __init__(self, fs: FakeFs | PassthroughFs, threads: int = THREADS) -> None:
-        loop, tickets = Loop(), Tickets()
-        self.workers = Workers(threads, tickets, loop.call_from_thread)
-        super().__init__(loop, Session(fs, None, SessionOptions(), workers=self.workers), tickets)
+        loop = Loop()
+        self.pool = ThreadPool(threads, loop.call_from_thread)
+        super().__init__(loop, Session(fs, None, SessionOptions(), pool=self.pool))
 
-    def settle_until(self, done: Callable[[], bool], patience: float = PATIENCE) -> None:
+    def settle_until(self, done: Callable[[], bool], patience: float = LIMIT) -> None:
         super().settle_until(done, patience)
 
     def close(self) -> None:
         self.leave()
-        self.workers.close()
+        self.pool.close(LIMIT)
         self.loop.close()
 
 
@@ -115,7 +114,7 @@ def test_more_than_there_are_threads_wait_for_their_turn(guest: Guest, fs: FakeF
     let_go(fs)
     guest.settle_until(lambda: len(guest.answers) == len(waiting))
     assert guest.answers == dict.fromkeys(waiting, (0, b""))
-    assert len(guest.workers) == 0
+    assert len(guest.pool) == 0
 
 
 def test_error_of_a_job_is_the_guest_s(guest: Guest, fs: FakeFs) -> None:
@@ -135,7 +134,7 @@ def test_bug_in_a_job_is_logged_and_the_guest_gets_an_error(
         let_go(fs)
         guest.settle_until(lambda: waiting in guest.answers)
     assert guest.answers == {waiting: (errno.EIO, b"")}
-    assert "bug: a job failed" in caplog.text
+    assert "bug: a task failed" in caplog.text
 
 
 def test_what_is_refused_needs_no_thread(guest: Guest, fs: FakeFs) -> None:
@@ -149,7 +148,7 @@ def test_ring_that_stops_waits_for_what_was_begun(guest: Guest, fs: FakeFs) -> N
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
     guest.front_end.stop_ring(1)
-    timer.join(PATIENCE)
+    timer.join(LIMIT)
     guest.settle()
     assert guest.answers == dict.fromkeys(waiting, (0, b""))
 
@@ -162,11 +161,11 @@ def test_guest_that_begins_anew_or_leaves_has_its_files_closed_after_all_jobs(
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
     sent = guest.send(opcode, 0, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
-    timer.join(PATIENCE)
+    timer.join(LIMIT)
     guest.settle()
     assert guest.answers[waiting] == (0, b"")
     assert guest.answers[sent][0] == 0
-    assert len(guest.workers) == 0
+    assert len(guest.pool) == 0
     assert fs.calls[-1] == ("reset",)
     assert fs.jobs_done_at_reset == 1
 
@@ -176,9 +175,9 @@ def test_jobs_of_a_front_end_that_is_gone_are_waited_for(guest: Guest, fs: FakeF
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
     guest.front_end.sock.close()
-    while len(guest.workers):
-        assert guest.loop.run_once(PATIENCE), "the daemon does not see that the front end has gone"
-    timer.join(PATIENCE)
+    while len(guest.pool):
+        assert guest.loop.run_once(LIMIT), "the daemon does not see that the front-end has gone"
+    timer.join(LIMIT)
     assert fs.calls[-1] == ("reset",)
 
 
@@ -193,10 +192,10 @@ def test_without_threads_each_is_done_at_once() -> None:
 
 def test_all_threads_can_be_made_at_once() -> None:
     before = threading.active_count()
-    workers = Workers(3, Tickets(), lambda _callback: None)
-    workers.start()
+    pool = ThreadPool(3, lambda _callback: None)
+    pool.start()
     assert threading.active_count() == before + 3
-    workers.close()
+    pool.close(LIMIT)
     assert threading.active_count() == before
 
 
@@ -211,11 +210,11 @@ def test_threads_that_cannot_be_made_are_told_of_and_leave_nothing(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    workers = Workers(3, Tickets(), lambda _callback: None)
+    pool = ThreadPool(3, lambda _callback: None)
     monkeypatch.setattr(threading.Thread, "start", fail_later)
     with pytest.raises(RuntimeError, match="can't start"):
-        workers.start()
-    workers.close()
+        pool.start()
+    pool.close(LIMIT)
     assert threading.active_count() == before
 
 

@@ -19,13 +19,12 @@ from random import Random
 from typing import Any
 
 import pytest
-from farwatchd.fuse.blocking_locks import Waits
+from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.fuse.tickets import Tickets
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from farwatchd.virtio_fs.interfaces import PARKED
+from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_PARKED, fsnotify_wait_in
@@ -132,9 +131,7 @@ class Fuzzer:
             share, Options(xattr=True, security_label=True, allow_direct_io=True)
         )
         self.host = Host(share)
-        tickets = Tickets()
-        tickets.set_answer(lambda _ticket, _reply, _length: None)
-        self.waits = Waits(lambda _seconds, _callback: None, tickets)
+        self.waits = BlockingLocks(lambda _seconds, _callback: None)
         options = SessionOptions(posix_lock=True, flock=True, killpriv_v2=True, security_label=True)
         self.session = Session(self.fs, self.host.table, options, self.waits)
         self.begin()
@@ -284,9 +281,9 @@ class Fuzzer:
         writable = segments(bytearray([FILLER]) * room, cuts[1])
         written = self.session.handle(Chain.of(segments(request, cuts[0]), writable))
         header = fuse.in_header.unpack_from(request.ljust(fuse.in_header.size, b"\0"))
-        if written < 0:
-            assert header.opcode in (Opcode.SETLKW, Opcode.FSNOTIFY_WAIT), written
-            assert (written == PARKED) == (header.opcode == Opcode.FSNOTIFY_WAIT)
+        if isinstance(written, DeferredReply):
+            assert header.opcode in (Opcode.SETLKW, Opcode.FSNOTIFY_WAIT)
+            assert written.unique == header.unique
             return
         buffer = b"".join(writable)
         head = fuse.out_header.size

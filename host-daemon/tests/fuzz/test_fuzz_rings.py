@@ -19,6 +19,7 @@ from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import (
     Chain,
@@ -33,6 +34,7 @@ from farwatchd.virtqueue.chains import MAX_INDIRECT
 from tests.support.driver import INDIRECT, NEXT, WRITE, DriverQueue, GuestRam, Piece
 from tests.support.frontend import FrontEnd
 from tests.support.fuzzing import errors_logged, inputs, number
+from tests.support.handlers import CountingHandler
 
 RAM = 1 << 16
 SIZE = 8
@@ -45,12 +47,10 @@ ECHO = 0
 PATIENCE = 5.0
 
 
-class EchoHandler:
+class EchoHandler(CountingHandler):
     """Answers ECHO with what it got, writes wherever it may otherwise."""
 
-    parks = False
-
-    def handle(self, chain: Chain) -> int:
+    def handle(self, chain: Chain) -> int | DeferredReply:
         assert chain == Chain.of(chain.readable, chain.writable)
         for view in chain.readable:
             bytes(view[:16])
@@ -61,9 +61,6 @@ class EchoHandler:
             view[: len(part)] = part
             done += len(part)
         return done
-
-    def reset(self) -> None:
-        """Nothing."""
 
 
 def memory_of(ram: GuestRam) -> GuestMemory:
@@ -130,8 +127,8 @@ def drain(ring: SplitRing, memory: GuestMemory) -> int:
         )
         assert all(view.obj is bounds[0].obj for view in [*chain.readable, *chain.writable])
         assert len(chain.readable) + len(chain.writable) <= 2 * (SIZE + MAX_INDIRECT)
-        ring.push(head, min(total, 16))
-        ring.must_signal()
+        ring.add_used(head, min(total, 16))
+        ring.needs_notification()
         taken += 1
     return taken
 
@@ -164,11 +161,11 @@ def test_any_ring_is_drained_or_given_up(event_idx: bool) -> None:
 
 @pytest.fixture
 def front_end() -> Iterator[FrontEnd]:
-    """A front end of a device in a loop that is turned here."""
+    """A front-end of a device in a loop that is turned here."""
     loop = Loop()
     ours, theirs = socket.socketpair()
     config = DeviceConfig("share", notification=False)
-    device = Device(loop, EchoHandler(), config, busy=BusyPoll(20_000, loop.has_work))
+    device = Device(loop, EchoHandler(), config, busy_poll=BusyPoll(20_000, loop.has_work))
     server = Server(loop, theirs, device, lambda: None)
     front_end = FrontEnd(ours, False, loop=loop, queue_size=SIZE, ram=GuestRam(1 << 20))
     front_end.negotiate()
@@ -247,8 +244,8 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
                     if popped is not None:
                         head, chain = popped
                         assert sum(map(len, chain.writable)) == chain.writable_size
-                        ring.push(head, 0)
-                        ring.must_signal()
+                        ring.add_used(head, 0)
+                        ring.needs_notification()
             except VirtqueueError:
                 given_up += 1
     finally:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of conversations of a front end: nearly right, spoilt, out of order, with descriptors
+"""Thousands of conversations of a front-end: nearly right, spoilt, out of order, with descriptors
 missing or too many.
 
-The connection goes on or ends with one line in the log; nothing leaks, and the next front end is
+The connection goes on or ends with one line in the log; nothing leaks, and the next front-end is
 served.
 """
 
@@ -22,7 +22,8 @@ from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import vhost_user as wire
-from farwatchd.wire.vhost_user import HeaderFlag, Request
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
+from farwatchd.wire.vhost_user import HeaderFlag
 from tests.fuzz.test_fuzz_rings import ECHO, EchoHandler
 from tests.support.driver import GuestRam
 from tests.support.frontend import FrontEnd, region_fields
@@ -44,7 +45,12 @@ IN_ORDER = [
     Request.SET_PROTOCOL_FEATURES,
     Request.SET_FEATURES,
     Request.ADD_MEM_REG,
-    *[Request.SET_VRING_NUM, Request.SET_VRING_ADDR, Request.SET_VRING_BASE, Request.SET_VRING_KICK]
+    *[
+        Request.SET_VRING_NUM,
+        Request.SET_VRING_ADDR,
+        Request.SET_VRING_BASE,
+        Request.SET_VRING_KICK,
+    ]
     * 2,
     *[Request.SET_VRING_CALL, Request.SET_VRING_ENABLE] * 3,
 ]
@@ -116,8 +122,15 @@ class FrontEndGoneWild:
         random = self._random
         request = request or random.choice(list(Request))
         payload = self.payload(request)
-        wanted = {Request.SET_MEM_TABLE: len(payload) // 32, Request.ADD_MEM_REG: 1}.get(request, 0)
-        if request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR):
+        wanted = {
+            Request.SET_MEM_TABLE: len(payload) // 32,
+            Request.ADD_MEM_REG: 1,
+        }.get(request, 0)
+        if request in (
+            Request.SET_VRING_KICK,
+            Request.SET_VRING_CALL,
+            Request.SET_VRING_ERR,
+        ):
             wanted = 1
         if random.random() < 0.02:
             payload = spoiled(random, payload)
@@ -208,7 +221,7 @@ def test_any_conversation_ends_well_and_the_next_front_end_is_served(
                 turn(loop)
                 converse(random, sock, loop, ram)
             turn(loop)
-            ends = [line for line in lines if line.startswith("front end disconnected: ")]
+            ends = [line for line in lines if line.startswith("front-end disconnected: ")]
             assert len(ends) <= 1
             assert all(
                 line.startswith("queue ") and " stopped: " in line

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.session import Session
-from farwatchd.fuse.tickets import Tickets
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
@@ -21,13 +20,13 @@ from tests.support.frontend import FrontEnd
 TURNS = 100
 
 
-class LateGuest:
+class DeferredGuest:
     """``answers`` has the errno and what follows the header, by the request's unique number."""
 
-    def __init__(self, loop: Loop, session: Session, tickets: Tickets, init_flags: int = 0) -> None:
+    def __init__(self, loop: Loop, session: Session, init_flags: int = 0) -> None:
         self.loop = loop
         ours, theirs = socket.socketpair()
-        device = Device(loop, session, DeviceConfig("share"), None, tickets)
+        device = Device(loop, session, DeviceConfig("share"))
         self.server = Server(loop, theirs, device, lambda: None)
         self.front_end = FrontEnd(ours, False, loop=loop)
         self.front_end.negotiate()
@@ -84,6 +83,6 @@ class LateGuest:
         raise AssertionError("what was waited for did not happen")
 
     def leave(self) -> None:
-        """End the daemon's side and the front end."""
+        """End the daemon's side and the front-end."""
         self.server.close()
         self.front_end.close()

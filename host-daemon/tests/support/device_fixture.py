@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device in a loop that is turned by hand, with a handler that echoes and notifications from a
+"""A device whose event loop the test runs, with a handler that echoes and notifications from a
 list."""
 
 from __future__ import annotations
@@ -13,27 +13,25 @@ from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
-from farwatchd.virtio_fs.interfaces import LateReplies
+from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import Chain
 from tests.support.driver import Piece
 from tests.support.frontend import IN_HEADER, OUT_HEADER, Channel, FrontEnd
+from tests.support.handlers import CountingHandler
 from tests.support.passthrough_share import open_descriptors
 
 ECHO, FAIL, LIE = 1000, 1001, 1002
 
 
-class EchoHandler:
-    """Answers a request with its own payload, reversed."""
-
-    parks = False
+class EchoHandler(CountingHandler):
+    """Replies to a request with its own payload, reversed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.forgotten: list[int] = []
-        self.resets = 0
-        self.served = 0
 
-    def handle(self, chain: Chain) -> int:
+    def handle(self, chain: Chain) -> int | DeferredReply:
         self.served += 1
         data = b"".join(chain.readable)
         _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(data)
@@ -52,9 +50,6 @@ class EchoHandler:
             segment[: len(part)] = part
             position += len(part)
         return len(reply)
-
-    def reset(self) -> None:
-        self.resets += 1
 
 
 class ListSource:
@@ -79,8 +74,8 @@ class ListSource:
         self._wakeup = callback
 
 
-class World:
-    """A device in a loop that is turned by hand, and the front ends that connect to it."""
+class DeviceFixture:
+    """A device whose event loop the test runs, and the front-ends that connect to it."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -93,17 +88,16 @@ class World:
     def connect(
         self,
         notification: bool = True,
-        late_replies: LateReplies | None = None,
-        busy: BusyPoll | None = None,
+        busy_poll: BusyPoll | None = None,
         **options: object,
     ) -> FrontEnd:
-        """Return a front end with a device of its own; ``offer``: whether that offers the
+        """Return a front-end with a device of its own; ``offer``: whether the device offers the
         notification queue."""
         offer = options.pop("offer", True)
         requests = options.get("num_request_queues", 1)
         assert isinstance(requests, int)
-        config = DeviceConfig("share", requests, bool(offer))
-        device = Device(self.loop, self.handler, config, self.source, late_replies, busy)
+        config = DeviceConfig("share", requests, notification=bool(offer))
+        device = Device(self.loop, self.handler, config, self.source, busy_poll)
         ours, theirs = socket.socketpair()
         self._servers.append(Server(self.loop, theirs, device, self._ended))
         front_end = FrontEnd(ours, notification, loop=self.loop, **options)  # type: ignore[arg-type]
@@ -122,12 +116,12 @@ class World:
 
 
 @contextlib.contextmanager
-def device_world() -> Iterator[World]:
-    """A world that leaves no descriptors behind."""
+def device_fixture() -> Iterator[DeviceFixture]:
+    """Check that the fixture leaves no descriptors behind."""
     before = open_descriptors()
-    world = World()
-    yield world
-    world.close()
+    fixture = DeviceFixture()
+    yield fixture
+    fixture.close()
     assert open_descriptors() <= before, "descriptors have leaked"
 
 
@@ -141,18 +135,18 @@ def posted_echo(front_end: FrontEnd, channel: Channel, nodeid: int = 1) -> int:
     )
 
 
-class Eager(BusyPoll):
-    """Looks every time; ``during`` is called when it does."""
+class AlwaysPoll(BusyPoll):
+    """Polls every time; ``during`` is called when it does."""
 
-    def __init__(self, elsewhere: Callable[[], bool]) -> None:
-        super().__init__(1, elsewhere)
+    def __init__(self, other_work: Callable[[], bool]) -> None:
+        super().__init__(1, other_work)
         self.during: Callable[[], None] = lambda: None
         self.found = 0
 
-    def ends(self) -> bool:
+    def should_poll(self) -> bool:
         return True
 
-    def finds(self, more: Callable[[], bool]) -> bool:
+    def poll(self, more: Callable[[], bool]) -> bool:
         self.during()
         found = more()
         self.found += found

@@ -48,7 +48,7 @@ class GuestRam:
         os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size)
         step = size // regions
-        # A gap between the regions in the front end's space, none in the guest's.
+        # A gap between the regions in the front-end's space, none in the guest's.
         self.regions = [
             RamRegion(self.BASE + i * step, step, self.USER_BASE + i * (step + (1 << 20)), i * step)
             for i in range(regions)
@@ -74,7 +74,7 @@ class GuestRam:
         self._next = mark
 
     def user_addr(self, guest_addr: int) -> int:
-        """Return the front end's address of a guest address."""
+        """Return the front-end's address of a guest address."""
         for region in self.regions:
             if region.guest_addr <= guest_addr < region.guest_addr + region.size:
                 return region.user_addr + guest_addr - region.guest_addr

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vhost-user front end for tests: owns the guest's memory, drives the rings by hand, speaks FUSE
-to the daemon.
+"""A vhost-user front-end for tests: owns the guest's memory, drives the rings, speaks FUSE to the
+daemon::
 
-    front_end = FrontEnd(sock, notification=True)    # the daemon runs in a thread or a process of
-    its own front_end = FrontEnd(sock, loop=loop)            # or its loop is turned here while the
-    front end waits front_end.negotiate() error, reply = front_end.request(opcode, nodeid, payload,
-    out_size)
+    front_end = FrontEnd(sock)             # the daemon runs in another thread or process
+    front_end = FrontEnd(sock, loop=loop)  # or the front-end runs its loop while it waits
+    front_end.negotiate()
+    error, reply = front_end.request(opcode, nodeid, payload, out_size)
 
 Every wait has a limit; ``FrontEndTimeout`` and ``FrontEndClosed`` say what was waited for.
 """
@@ -23,8 +23,10 @@ from typing import Any
 
 from farwatchd.event_loop import Loop
 from farwatchd.wire import vhost_user as wire
-from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature, Request
-from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, Feature
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
+from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature
+from farwatchd.wire.virtio import VirtioFeature
+from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, VirtioFsFeature
 from tests.support.driver import DriverQueue, GuestRam, Piece
 
 FUSE_FORGET = 2
@@ -168,7 +170,7 @@ class FrontEnd:
     def negotiate_features(self) -> None:
         """Agree on protocol features, read the configuration, agree on features."""
         self.offered = self.ask_number(Request.GET_FEATURES)
-        if self.offered & Feature.VHOST_USER_PROTOCOL_FEATURES:
+        if self.offered & wire.VHOST_USER_F_PROTOCOL_FEATURES:
             offered = self.ask_number(Request.GET_PROTOCOL_FEATURES)
             self.send(Request.SET_PROTOCOL_FEATURES, wire.number.pack(value=offered))
             self.protocol_features = ProtocolFeature(offered)
@@ -176,12 +178,12 @@ class FrontEnd:
             if ProtocolFeature.CONFIG in self.protocol_features:
                 self.config = self.read_config(0, 44)
         self.set(Request.SET_OWNER)
-        wanted = Feature.VERSION_1 | Feature.VHOST_USER_PROTOCOL_FEATURES
-        wanted |= Feature.RING_EVENT_IDX if self.event_idx else Feature(0)
-        wanted |= Feature.RING_INDIRECT_DESC if self.indirect else Feature(0)
-        wanted |= Feature.FS_NOTIFICATION if self.notification else Feature(0)
+        wanted = int(VirtioFeature.VERSION_1) | wire.VHOST_USER_F_PROTOCOL_FEATURES
+        wanted |= VirtioFeature.EVENT_IDX if self.event_idx else 0
+        wanted |= VirtioFeature.INDIRECT_DESC if self.indirect else 0
+        wanted |= VirtioFsFeature.NOTIFICATION if self.notification else 0
         self.acked = wanted & self.offered
-        assert self.acked == wanted, f"the back end does not offer {wanted & ~self.offered!r}"
+        assert self.acked == wanted, f"the back end does not offer {wanted & ~self.offered:#x}"
         self.set(Request.SET_FEATURES, wire.number.pack(value=self.acked))
 
     def read_config(self, offset: int, size: int) -> bytes:

@@ -75,6 +75,7 @@ class Client:
         writable = segments(bytearray(b"\xa5" * room), self.cuts[1])
         written = self.handler.handle(Chain.of(segments(request, self.cuts[0]), writable))
         buffer = b"".join(writable)
+        assert isinstance(written, int), "a deferred reply"
         assert 0 <= written <= room
         return buffer[:written]
 

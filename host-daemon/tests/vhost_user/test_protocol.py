@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """vhost-user messages: framing, order, sizes, descriptors, acknowledgements, and whatever else a
-front end may send."""
+front-end may send."""
 
 from __future__ import annotations
 
@@ -18,27 +18,14 @@ from farwatchd.vhost_user.messages import MAX_FDS, Message, MessageDecoder, Prot
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import vhost_user as wire
-from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature, Request
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
+from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.driver import GuestRam
 from tests.support.frontend import FrontEnd, region_fields
+from tests.support.handlers import CountingHandler
 from tests.support.passthrough_share import open_descriptors
-
-
-class NullHandler:
-    """Answers nothing and counts the resets."""
-
-    parks = False
-
-    def __init__(self) -> None:
-        self.resets = 0
-
-    def handle(self, chain: object) -> int:
-        return 0
-
-    def reset(self) -> None:
-        self.resets += 1
 
 
 def _encode(request: int, payload: bytes = b"", flags: int = wire.VERSION) -> bytes:
@@ -48,7 +35,10 @@ def _encode(request: int, payload: bytes = b"", flags: int = wire.VERSION) -> by
 # Framing
 
 
-@given(st.lists(st.tuples(st.sampled_from(Request), st.binary(max_size=40)), max_size=8), st.data())
+@given(
+    st.lists(st.tuples(st.sampled_from(Request), st.binary(max_size=40)), max_size=8),
+    st.data(),
+)
 @settings(max_examples=100, deadline=None)
 def test_messages_survive_any_fragmentation(
     messages: list[tuple[Request, bytes]], data: st.DataObject
@@ -71,7 +61,10 @@ def test_messages_survive_any_fragmentation(
     [
         (_encode(Request.GET_FEATURES, flags=2), "protocol version 2"),
         (_encode(Request.GET_FEATURES, flags=0), "protocol version 0"),
-        (_encode(Request.GET_FEATURES, flags=wire.VERSION | HeaderFlag.REPLY), "marked as a reply"),
+        (
+            _encode(Request.GET_FEATURES, flags=wire.VERSION | HeaderFlag.REPLY),
+            "marked as a reply",
+        ),
         (_encode(0), "unknown type 0"),
         (_encode(9999), "unknown type 9999"),
         (wire.header.pack_values(1, 1, wire.MAX_PAYLOAD + 1), "announces"),
@@ -99,11 +92,11 @@ def test_descriptors_belong_to_the_first_byte_of_a_message() -> None:
 
 
 class Wire:
-    """A connection in a loop, with a front end at its other end."""
+    """A connection in a loop, with a front-end at its other end."""
 
     def __init__(self) -> None:
         self.loop = Loop()
-        self.handler = NullHandler()
+        self.handler = CountingHandler()
         device = Device(self.loop, self.handler, DeviceConfig("share"))
         ours, theirs = socket.socketpair()
         self.closed = 0
@@ -144,7 +137,12 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
     ("request_", "payload", "fds", "reason"),
     [
         (Request.GET_FEATURES, b"x", 0, "GET_FEATURES with 1 bytes, 0 are right"),
-        (Request.GET_FEATURES, b"", 1, "GET_FEATURES with 1 descriptors, at most 0 are right"),
+        (
+            Request.GET_FEATURES,
+            b"",
+            1,
+            "GET_FEATURES with 1 descriptors, at most 0 are right",
+        ),
         (Request.SET_FEATURES, b"1234", 0, "SET_FEATURES with 4 bytes, 8 are right"),
         (Request.SET_FEATURES, _number(1 << 26), 0, "not offered: 0x4000000"),
         (Request.SET_PROTOCOL_FEATURES, _number(1 << 12), 0, "not offered: 0x1000"),
@@ -152,7 +150,12 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
         (Request.SET_MEM_TABLE, _TABLE, 0, "1 regions with 0 descriptors"),
         (Request.SET_MEM_TABLE, _TABLE, 2, "1 regions with 2 descriptors"),
         (Request.SET_MEM_TABLE, _TABLE[:-1], 1, "1 regions in 39 bytes"),
-        (Request.SET_MEM_TABLE, wire.memory_table.pack(regions=9) + bytes(256), 8, "9 regions"),
+        (
+            Request.SET_MEM_TABLE,
+            wire.memory_table.pack(regions=9) + bytes(256),
+            8,
+            "9 regions",
+        ),
         (
             Request.SET_MEM_TABLE,
             wire.memory_table.pack(regions=0xFFFF_FFFF),
@@ -173,7 +176,12 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
         (Request.SET_VRING_ENABLE, _state(7, 1), 0, "no queue 7"),
         (Request.SET_VRING_ENABLE, _state(0, 2), 0, "2 is neither 0 nor 1"),
         (Request.SET_VRING_KICK, _number(0), 0, "SET_VRING_KICK with 0 descriptors"),
-        (Request.SET_VRING_KICK, _number(wire.VRING_NO_FD), 1, "SET_VRING_KICK with 1 descriptors"),
+        (
+            Request.SET_VRING_KICK,
+            _number(wire.VRING_NO_FD),
+            1,
+            "SET_VRING_KICK with 1 descriptors",
+        ),
         (Request.SET_VRING_KICK, _number(wire.VRING_NO_FD), 0, "polling is not done here"),
         (
             Request.SET_VRING_CALL,
@@ -184,7 +192,12 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
         (Request.SET_VRING_CALL, _number(200), 1, "no queue 200"),
         (Request.SET_VRING_ERR, _number(1 << 9), 1, "unknown bits in 0x200"),
         (Request.GET_CONFIG, b"1234", 0, "GET_CONFIG with 4 bytes"),
-        (Request.GET_CONFIG, wire.config.pack(size=44) + bytes(43), 0, "44 bytes in 55 bytes"),
+        (
+            Request.GET_CONFIG,
+            wire.config.pack(size=44) + bytes(43),
+            0,
+            "44 bytes in 55 bytes",
+        ),
     ],
 )
 def test_a_message_that_breaks_the_rules_ends_the_connection_with_one_line(
@@ -204,7 +217,7 @@ def test_a_message_that_breaks_the_rules_ends_the_connection_with_one_line(
     assert link.handler.resets == 1
     errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert len(errors) == 1
-    assert errors[0].startswith("front end disconnected: ")
+    assert errors[0].startswith("front-end disconnected: ")
     assert reason in errors[0]
     assert "\n" not in errors[0]
 
@@ -309,7 +322,7 @@ def test_reset_owner_stops_the_rings_and_nothing_else(link: Wire) -> None:
 
 
 def test_memory_slots_are_bounded_and_counted() -> None:
-    device = Device(Loop(), NullHandler(), DeviceConfig("share"))
+    device = Device(Loop(), CountingHandler(), DeviceConfig("share"))
     backend = Backend(device)
     ram = GuestRam()
     features = int(ProtocolFeature.CONFIGURE_MEM_SLOTS)
@@ -340,7 +353,7 @@ def test_a_second_memory_table_replaces_the_first_while_rings_run(link: Wire) ->
     front_end.forget(1)
     front_end.share_memory()
     front_end.forget(2)
-    # Forty bytes too many do not matter: some front ends send the whole array.
+    # Forty bytes too many do not matter: some front-ends send the whole array.
     regions = [region_fields(r) for r in front_end.ram.regions]
     table = (
         wire.memory_table.pack(regions=2)
@@ -400,7 +413,7 @@ def test_any_sequence_of_messages_is_answered_or_refused(
 ) -> None:
     before = open_descriptors()
     loop = Loop()
-    handler = NullHandler()
+    handler = CountingHandler()
     backend = Backend(Device(loop, handler, DeviceConfig("share")))
     memory = os.memfd_create("guest", os.MFD_CLOEXEC)
     os.ftruncate(memory, 1 << 16)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listening: stale and living sockets, inherited descriptors, one front end after the other."""
+"""Listening: stale and living sockets, inherited descriptors, one front-end after the other."""
 
 from __future__ import annotations
 
@@ -15,25 +15,9 @@ from farwatchd.vhost_user.listen import ListenError, inherit, listen
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
-from farwatchd.wire.vhost_user import Request
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from tests.support.frontend import FrontEnd, FrontEndTimeout
-
-
-class CountingHandler:
-    """Takes everything and counts."""
-
-    parks = False
-
-    def __init__(self) -> None:
-        self.served = 0
-        self.resets = 0
-
-    def handle(self, chain: object) -> int:
-        self.served += 1
-        return 0
-
-    def reset(self) -> None:
-        self.resets += 1
+from tests.support.handlers import CountingHandler
 
 
 class Daemon:

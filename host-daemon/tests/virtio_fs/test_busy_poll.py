@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from farwatchd.virtio_fs.busy_poll import BusyPoll
-from farwatchd.virtio_fs.device import SIGNAL_AFTER_NS
-from farwatchd.virtio_fs.interfaces import late
+from farwatchd.virtio_fs.device import INTERRUPT_DELAY_NS
+from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.wire.fuse import Opcode, attr_out, getattr_in
 from tests.daemon.test_daemon import ROOT, Guest
 from tests.support.daemon_process import running
-from tests.support.device_fixture import Eager, World, device_world, posted_echo
+from tests.support.device_fixture import AlwaysPoll, DeviceFixture, device_fixture, posted_echo
 from tests.support.driver import DriverQueue
 from tests.support.frontend import OUT_HEADER, FrontEnd
 
@@ -59,17 +59,17 @@ class Asker:
         for _ in range(requests):
             self.now += 10 * US
             self.comes = self.now + self.thinks
-            looks = busy.ends()
+            looks = busy.should_poll()
             self.looks.append(looks)
             if looks:
                 self.comes += self.hindered
                 if self.loses and len(self.looks) % self.loses == 0:
                     self.now += 3000 * US
-                if busy.finds(self.look):
+                if busy.poll(self.look):
                     assert self.now >= self.comes
                     continue
             self.now = max(self.now, self.comes + self.wakes)
-            busy.woken(self.now)
+            busy.record_wakeup(self.now)
 
 
 def busy_for(guest: Asker, longest_us: int = 200) -> BusyPoll:
@@ -132,25 +132,25 @@ def test_other_work_ends_the_looking() -> None:
     guest = Asker(thinks=50 * US, wakes=20 * US)
     busy = busy_for(guest)
     guest.serve(busy, 2000)
-    assert busy.ends()
+    assert busy.should_poll()
     guest.elsewhere = True
     before = guest.now
-    assert not busy.finds(lambda: False)
+    assert not busy.poll(lambda: False)
     assert guest.now == before
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with device_world() as world:
-        yield world
+def fixture() -> Iterator[DeviceFixture]:
+    with device_fixture() as fixture:
+        yield fixture
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(
-    world: World, event_idx: bool
+    fixture: DeviceFixture, event_idx: bool
 ) -> None:
-    busy = Eager(world.loop.has_work)
-    front_end = world.connect(event_idx=event_idx, busy=busy)
+    busy = AlwaysPoll(fixture.loop.has_work)
+    front_end = fixture.connect(event_idx=event_idx, busy_poll=busy)
     front_end.negotiate()
     channel = front_end.requests()
     answered: list[int] = []
@@ -167,20 +167,20 @@ def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(
     busy.during = another
     posted_echo(front_end, channel)
     front_end.publish(channel)
-    world.loop.run_once(0)
+    fixture.loop.run_once(0)
     assert answered == 4 * [OUT_HEADER.size]
     assert busy.found == 3
     busy.during = lambda: None
     posted_echo(front_end, channel)
     assert channel.queue.publish(), "nobody looks, and the driver is not to kick"
     os.eventfd_write(channel.kick, 1)
-    world.loop.run_once(0)
+    fixture.loop.run_once(0)
     assert answer(front_end) == OUT_HEADER.size
 
 
-def test_replies_after_looking_are_told_of_together(world: World) -> None:
-    busy = Eager(world.loop.has_work)
-    front_end = world.connect(event_idx=False, busy=busy)
+def test_replies_after_looking_are_told_of_together(fixture: DeviceFixture) -> None:
+    busy = AlwaysPoll(fixture.loop.has_work)
+    front_end = fixture.connect(event_idx=False, busy_poll=busy)
     front_end.negotiate()
     channel = front_end.requests()
 
@@ -188,7 +188,7 @@ def test_replies_after_looking_are_told_of_together(world: World) -> None:
         busy.during = lambda: None
         assert channel.interrupts()
         began = time.monotonic_ns()
-        while time.monotonic_ns() < began + 2 * SIGNAL_AFTER_NS:
+        while time.monotonic_ns() < began + 2 * INTERRUPT_DELAY_NS:
             pass
         for _ in range(3):
             posted_echo(front_end, channel)
@@ -197,48 +197,37 @@ def test_replies_after_looking_are_told_of_together(world: World) -> None:
     busy.during = three
     posted_echo(front_end, channel)
     front_end.publish(channel)
-    world.loop.run_once(0)
+    fixture.loop.run_once(0)
     assert channel.queue.used_count() == 4
     assert channel.interrupts() == 1
 
 
-class Later:
-    """Replies to all when it is told to."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[int, bytes, int], None] = lambda _ticket, _reply, _length: None
-
-    def set_answer(self, answer: Callable[[int, bytes, int], None]) -> None:
-        self.answer = answer
-
-    def abandon(self, ticket: int) -> None:
-        self.answer(ticket, bytes(OUT_HEADER.size), OUT_HEADER.size)
-
-
-def test_nobody_looks_while_a_thread_works_on_a_reply(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_device_does_not_poll_while_a_thread_works_on_a_reply(
+    fixture: DeviceFixture, monkeypatch: pytest.MonkeyPatch, in_thread: bool
 ) -> None:
-    busy, later = Eager(world.loop.has_work), Later()
-    looked: list[int] = []
-    busy.during = lambda: looked.append(1)
-    front_end = world.connect(busy=busy, late_replies=later)
+    busy = AlwaysPoll(fixture.loop.has_work)
+    polled: list[int] = []
+    busy.during = lambda: polled.append(1)
+    front_end = fixture.connect(busy_poll=busy)
     front_end.negotiate()
-    assert looked
-    looked.clear()
-    handle = world.handler.handle
-    monkeypatch.setattr(world.handler, "handle", lambda chain: late(1))
-    channel = front_end.requests()
-    posted_echo(front_end, channel)
-    front_end.publish(channel)
-    front_end.settle()
-    assert not looked
-    monkeypatch.setattr(world.handler, "handle", handle)
-    later.abandon(1)
+    assert polled
+    polled.clear()
+    reply = DeferredReply(9, in_thread=in_thread)
+    with monkeypatch.context() as patch:
+        patch.setattr(fixture.handler, "handle", lambda chain: reply)
+        channel = front_end.requests()
+        posted_echo(front_end, channel)
+        front_end.publish(channel)
+        front_end.settle()
+    assert bool(polled) is not in_thread
+    reply.complete()
     assert answer(front_end) == OUT_HEADER.size
+    polled.clear()
     posted_echo(front_end, channel)
     front_end.publish(channel)
     front_end.settle()
-    assert looked
+    assert polled
 
 
 def answer(front_end: FrontEnd) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device end to end: a fake front end with real shared memory, descriptors and rings, and a
+"""The device end to end: a fake front-end with real shared memory, descriptors and rings, and a
 handler behind."""
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Iterator
 import pytest
 from farwatchd.virtio_fs.device import CHAINS_PER_TURN
 from farwatchd.wire import vhost_user as wire
-from farwatchd.wire.vhost_user import Request
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
-from tests.support.device_fixture import ECHO, FAIL, LIE, World, device_world, posted_echo
+from tests.support.device_fixture import ECHO, FAIL, LIE, DeviceFixture, device_fixture, posted_echo
 from tests.support.driver import INDIRECT, NEXT, WRITE, Piece
 from tests.support.frontend import IN_HEADER, OUT_HEADER, FrontEnd, region_fields
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with device_world() as world:
-        yield world
+def fixture() -> Iterator[DeviceFixture]:
+    with device_fixture() as fixture:
+        yield fixture
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def world() -> Iterator[World]:
     list(itertools.product([True, False], repeat=4)),
 )
 def test_requests_are_answered_in_every_layout(
-    world: World, notification: bool, event_idx: bool, indirect: bool, slots: bool
+    fixture: DeviceFixture, notification: bool, event_idx: bool, indirect: bool, slots: bool
 ) -> None:
-    front_end = world.connect(
+    front_end = fixture.connect(
         notification, event_idx=event_idx, indirect=indirect, memory_slots=slots
     )
     front_end.negotiate()
@@ -41,11 +41,11 @@ def test_requests_are_answered_in_every_layout(
     big = os.urandom(300_000)
     assert front_end.request(ECHO, 1, big, len(big)) == (0, big[::-1])
     front_end.forget(77)
-    assert world.handler.forgotten == [77]
+    assert fixture.handler.forgotten == [77]
 
 
-def test_config_space_tells_tag_queues_and_notification_buffers(world: World) -> None:
-    front_end = world.connect(num_request_queues=3)
+def test_config_space_tells_tag_queues_and_notification_buffers(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect(num_request_queues=3)
     front_end.negotiate()
     config = fs_config.unpack_from(front_end.config)
     assert config == (b"share".ljust(36, b"\0"), 3, NOTIFY_BUF_SIZE)
@@ -54,25 +54,25 @@ def test_config_space_tells_tag_queues_and_notification_buffers(world: World) ->
     assert front_end.read_config(250, 44) == b""
 
 
-def test_device_without_notification_does_not_offer_it(world: World) -> None:
-    front_end = world.connect(notification=False, offer=False)
+def test_device_without_notification_does_not_offer_it(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect(notification=False, offer=False)
     front_end.negotiate()
     assert not front_end.offered & 1
     assert fs_config.unpack_from(front_end.config).notify_buf_size == 0
     assert front_end.request(ECHO, 1, b"x", 1) == (0, b"x")
 
 
-def test_every_request_queue_is_served(world: World) -> None:
-    front_end = world.connect(num_request_queues=4)
+def test_every_request_queue_is_served(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect(num_request_queues=4)
     front_end.negotiate()
     for queue in range(4):
         assert front_end.request(ECHO, 1, b"ab", 2, queue=queue) == (0, b"ba")
 
 
 def test_a_bug_in_the_handler_is_an_io_error_and_one_traceback(
-    world: World, caplog: pytest.LogCaptureFixture
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     for _ in range(3):
         assert front_end.request(FAIL, 1, b"", 8) == (errno.EIO, b"")
@@ -87,22 +87,22 @@ def test_a_bug_in_the_handler_is_an_io_error_and_one_traceback(
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
-def test_indices_wrap_around(world: World, event_idx: bool) -> None:
-    front_end = world.connect(base=0xFFFA, queue_size=4, event_idx=event_idx)
+def test_indices_wrap_around(fixture: DeviceFixture, event_idx: bool) -> None:
+    front_end = fixture.connect(base=0xFFFA, queue_size=4, event_idx=event_idx)
     front_end.negotiate()
     front_end.post_notification_buffers(4)
     for number in range(20):
         text = b"%d" % number
         assert front_end.request(ECHO, 1, text, len(text)) == (0, text[::-1])
-        world.source.put(bytes([number]) * 80)
+        fixture.source.put(bytes([number]) * 80)
         assert front_end.notifications() == [bytes([number]) * 80]
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_a_batch_larger_than_a_turn_is_served_with_few_interrupts(
-    world: World, event_idx: bool
+    fixture: DeviceFixture, event_idx: bool
 ) -> None:
-    front_end = world.connect(event_idx=event_idx, queue_size=1024)
+    front_end = fixture.connect(event_idx=event_idx, queue_size=1024)
     front_end.negotiate()
     channel = front_end.requests()
     front_end.settle()
@@ -118,8 +118,10 @@ def test_a_batch_larger_than_a_turn_is_served_with_few_interrupts(
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
-def test_a_driver_that_wants_no_interrupt_gets_none(world: World, event_idx: bool) -> None:
-    front_end = world.connect(event_idx=event_idx)
+def test_a_driver_that_wants_no_interrupt_gets_none(
+    fixture: DeviceFixture, event_idx: bool
+) -> None:
+    front_end = fixture.connect(event_idx=event_idx)
     front_end.negotiate()
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
     channel = front_end.requests()
@@ -133,8 +135,10 @@ def test_a_driver_that_wants_no_interrupt_gets_none(world: World, event_idx: boo
     assert channel.interrupts() == 0
 
 
-def test_requests_that_wait_before_the_ring_starts_are_served_without_a_kick(world: World) -> None:
-    front_end = world.connect()
+def test_requests_that_wait_before_the_ring_starts_are_served_without_a_kick(
+    fixture: DeviceFixture,
+) -> None:
+    front_end = fixture.connect()
     front_end.negotiate_features()
     front_end.share_memory()
     channel = front_end.requests()
@@ -144,8 +148,8 @@ def test_requests_that_wait_before_the_ring_starts_are_served_without_a_kick(wor
     assert front_end.wait_used(channel)[1] == OUT_HEADER.size
 
 
-def test_a_disabled_ring_waits_and_goes_on_when_enabled(world: World) -> None:
-    front_end = world.connect()
+def test_a_disabled_ring_waits_and_goes_on_when_enabled(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.enable_ring(2, False)
     channel = front_end.requests()
@@ -157,39 +161,41 @@ def test_a_disabled_ring_waits_and_goes_on_when_enabled(world: World) -> None:
     assert front_end.wait_used(channel)[1] == OUT_HEADER.size
 
 
-def test_a_stopped_ring_goes_on_where_it_was_and_keeps_the_session(world: World) -> None:
-    front_end = world.connect()
+def test_a_stopped_ring_goes_on_where_it_was_and_keeps_the_session(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     for number in range(5):
         front_end.request(ECHO, 1, b"", 0)
         assert front_end.stop_ring(2) == number + 1
         front_end.start_ring(2)
-    assert world.handler.resets == 0
+    assert fixture.handler.resets == 0
 
 
-def test_rings_run_without_enabling_when_protocol_features_are_not_acked(world: World) -> None:
-    front_end = world.connect()
+def test_rings_run_without_enabling_when_protocol_features_are_not_acked(
+    fixture: DeviceFixture,
+) -> None:
+    front_end = fixture.connect()
     assert front_end.ask_number(Request.GET_FEATURES)
     front_end.set(Request.SET_OWNER)
     front_end.set(Request.SET_FEATURES, wire.number.pack(value=1 << 32 | 1 << 28 | 1 << 29))
     front_end.share_memory()
     front_end.start_ring(0, enable=False)
     front_end.forget(5)
-    assert world.handler.forgotten == [5]
+    assert fixture.handler.forgotten == [5]
 
 
 def test_queue_one_is_a_request_queue_when_notification_is_offered_but_not_acked(
-    world: World,
+    fixture: DeviceFixture,
 ) -> None:
-    front_end = world.connect(notification=False)
+    front_end = fixture.connect(notification=False)
     front_end.negotiate()
     assert front_end.offered & 1
     assert front_end.requests() is front_end.channels[1]
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
 
-def test_a_new_call_descriptor_is_told_of_what_was_there_before(world: World) -> None:
-    front_end = world.connect()
+def test_a_new_call_descriptor_is_told_of_what_was_there_before(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.set(Request.SET_VRING_CALL, wire.number.pack(value=2 | wire.VRING_NO_FD))
     channel = front_end.requests()
@@ -203,93 +209,95 @@ def test_a_new_call_descriptor_is_told_of_what_was_there_before(world: World) ->
     assert channel.interrupts() == 1
 
 
-def test_rings_that_begin_anew_mean_another_guest(world: World) -> None:
-    front_end = world.connect()
+def test_rings_that_begin_anew_mean_another_guest(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.request(ECHO, 1, b"", 0)
     for reboots in range(1, 4):
         front_end.reboot()
-        assert world.handler.resets == reboots
+        assert fixture.handler.resets == reboots
         assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
         front_end.forget(1)
 
 
-def test_reset_device_forgets_the_guest_and_keeps_the_memory(world: World) -> None:
-    front_end = world.connect()
+def test_reset_device_forgets_the_guest_and_keeps_the_memory(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.request(ECHO, 1, b"", 0)
     front_end.set(Request.RESET_DEVICE)
-    assert world.handler.resets == 1
+    assert fixture.handler.resets == 1
     for index in range(3):
         assert front_end.stop_ring(index) == 0
     front_end.reboot()
-    assert world.handler.resets == 1
+    assert fixture.handler.resets == 1
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
 
 # Notifications
 
 
-def test_notifications_without_buffers_wait_in_the_source(world: World) -> None:
-    front_end = world.connect()
+def test_notifications_without_buffers_wait_in_the_source(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
-    world.source.put(b"a" * 80, b"b" * 88)
+    fixture.source.put(b"a" * 80, b"b" * 88)
     front_end.settle()
-    assert len(world.source.waiting) == 2
-    assert world.source.rooms == []
+    assert len(fixture.source.waiting) == 2
+    assert fixture.source.rooms == []
     front_end.post_notification_buffers(1)
     assert front_end.notifications(at_least=2) == [b"a" * 80, b"b" * 88]
-    assert set(world.source.rooms) == {NOTIFY_BUF_SIZE - 16}
+    assert set(fixture.source.rooms) == {NOTIFY_BUF_SIZE - 16}
 
 
 @pytest.mark.parametrize("buffers", [1, 16])
 @pytest.mark.parametrize("event_idx", [True, False])
-def test_no_notification_is_lost_or_reordered(world: World, buffers: int, event_idx: bool) -> None:
-    front_end = world.connect(event_idx=event_idx, queue_size=16)
+def test_no_notification_is_lost_or_reordered(
+    fixture: DeviceFixture, buffers: int, event_idx: bool
+) -> None:
+    front_end = fixture.connect(event_idx=event_idx, queue_size=16)
     front_end.negotiate()
     front_end.post_notification_buffers(buffers)
     sent = [bytes([number % 256]) * (80 + 8 * (number % 60)) for number in range(500)]
     got: list[bytes] = []
     for start in range(0, len(sent), 25):
-        world.source.put(*sent[start : start + 25])
+        fixture.source.put(*sent[start : start + 25])
         got += front_end.notifications(at_least=25)
     assert got == sent
     front_end.settle()
-    assert not world.source.waiting
+    assert not fixture.source.waiting
 
 
-def test_buffers_stay_with_the_device_while_nothing_is_to_be_told(world: World) -> None:
-    front_end = world.connect()
+def test_buffers_stay_with_the_device_while_nothing_is_to_be_told(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.post_notification_buffers(16)
     front_end.settle()
     assert front_end.notify.queue.used_count() == 0
     assert front_end.stop_ring(1) == 0
     front_end.start_ring(1)
-    world.source.put(b"x" * 80)
+    fixture.source.put(b"x" * 80)
     assert front_end.notifications() == [b"x" * 80]
 
 
-def test_a_device_with_buffers_needs_no_kick_for_more(world: World) -> None:
-    front_end = world.connect(event_idx=False)
+def test_a_device_with_buffers_needs_no_kick_for_more(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect(event_idx=False)
     front_end.negotiate()
     front_end.post_notification_buffers(2)
     front_end.settle()
     assert front_end.ram.read_short(front_end.notify.queue.used) == 1
-    world.source.put(*[b"x" * 80] * 3)
+    fixture.source.put(*[b"x" * 80] * 3)
     front_end.settle()
     assert front_end.ram.read_short(front_end.notify.queue.used) == 0
     assert len(front_end.notifications(at_least=3)) == 3
 
 
 def test_buffers_too_small_are_given_back_empty_with_one_warning(
-    world: World, caplog: pytest.LogCaptureFixture
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     queue = front_end.notify.queue
     front_end.post_notification_buffers(2, size=95)
-    world.source.put(b"x" * 80)
+    fixture.source.put(b"x" * 80)
     front_end.settle()
     assert [queue.take_used(), queue.take_used()] == [(0, 0), (1, 0)]
     assert sum("notification buffer of 95 bytes" in r.getMessage() for r in caplog.records) == 1
@@ -297,26 +305,26 @@ def test_buffers_too_small_are_given_back_empty_with_one_warning(
     assert front_end.notifications() == [b"x" * 80]
 
 
-def test_notifications_wait_while_the_queue_is_stopped(world: World) -> None:
-    front_end = world.connect()
+def test_notifications_wait_while_the_queue_is_stopped(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.post_notification_buffers(4)
     front_end.stop_ring(1)
-    world.source.put(b"x" * 80)
+    fixture.source.put(b"x" * 80)
     front_end.settle()
-    assert len(world.source.waiting) == 1
+    assert len(fixture.source.waiting) == 1
     front_end.start_ring(1)
     assert front_end.notifications() == [b"x" * 80]
 
 
-def test_a_notification_is_scattered_over_the_pieces_of_a_buffer(world: World) -> None:
-    front_end = world.connect()
+def test_a_notification_is_scattered_over_the_pieces_of_a_buffer(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     pieces = [Piece(front_end.ram.allocate(size), size) for size in (1, 7, 20, 100)]
     front_end.notify.queue.add([], pieces)
     front_end.publish(front_end.notify)
     payload = bytes(range(80))
-    world.source.put(payload)
+    fixture.source.put(payload)
     head, written = front_end.wait_used(front_end.notify)
     assert (head, written) == (0, 96)
     data = b"".join(front_end.ram.read(p.addr, p.length) for p in pieces)
@@ -360,12 +368,12 @@ def _expect_stopped(front_end: FrontEnd, caplog: pytest.LogCaptureFixture, reaso
     ],
 )
 def test_a_bad_descriptor_stops_the_queue(
-    world: World,
+    fixture: DeviceFixture,
     caplog: pytest.LogCaptureFixture,
     descriptor: tuple[int, int, int, int],
     reason: str,
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     queue = front_end.requests().queue
     queue.set_descriptor(0, *descriptor)
@@ -375,9 +383,9 @@ def test_a_bad_descriptor_stops_the_queue(
 
 
 def test_a_head_outside_the_table_stops_the_queue(
-    world: World, caplog: pytest.LogCaptureFixture
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.requests().queue.set_available(128)
     front_end.requests().queue.publish()
@@ -385,9 +393,9 @@ def test_a_head_outside_the_table_stops_the_queue(
 
 
 def test_an_available_index_too_far_ahead_stops_the_queue(
-    world: World, caplog: pytest.LogCaptureFixture
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     front_end.ram.write_short(front_end.requests().queue.available + 2, 129)
     _expect_stopped(front_end, caplog, "129 ahead of 0 in a ring of 128")
@@ -411,12 +419,12 @@ def test_an_available_index_too_far_ahead_stops_the_queue(
     ],
 )
 def test_a_bad_indirect_table_stops_the_queue(
-    world: World,
+    fixture: DeviceFixture,
     caplog: pytest.LogCaptureFixture,
     table: list[tuple[int, int, int, int]],
     reason: str,
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     queue = front_end.requests().queue
     addr = front_end.ram.allocate(16 * len(table))
@@ -428,9 +436,9 @@ def test_a_bad_indirect_table_stops_the_queue(
 
 
 def test_an_indirect_descriptor_that_was_not_negotiated_stops_the_queue(
-    world: World, caplog: pytest.LogCaptureFixture
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front_end = world.connect(indirect=False)
+    front_end = fixture.connect(indirect=False)
     front_end.negotiate()
     queue = front_end.requests().queue
     queue.set_descriptor(0, front_end.ram.allocate(16), 16, INDIRECT)
@@ -439,8 +447,8 @@ def test_an_indirect_descriptor_that_was_not_negotiated_stops_the_queue(
     _expect_stopped(front_end, caplog, "not negotiated")
 
 
-def test_a_broken_ring_writes_the_error_descriptor(world: World) -> None:
-    front_end = world.connect()
+def test_a_broken_ring_writes_the_error_descriptor(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     err = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     front_end.set(Request.SET_VRING_ERR, wire.number.pack(value=2), [err])
@@ -451,8 +459,8 @@ def test_a_broken_ring_writes_the_error_descriptor(world: World) -> None:
     os.close(err)
 
 
-def test_good_requests_before_a_bad_one_are_answered_and_told(world: World) -> None:
-    front_end = world.connect()
+def test_good_requests_before_a_bad_one_are_answered_and_told(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     channel = front_end.requests()
     front_end.settle()
@@ -466,9 +474,9 @@ def test_good_requests_before_a_bad_one_are_answered_and_told(world: World) -> N
 
 
 def test_a_kick_descriptor_whose_other_end_closes_stops_the_queue(
-    world: World, caplog: pytest.LogCaptureFixture
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     reader, writer = os.pipe()
     front_end.stop_ring(2)
@@ -478,15 +486,15 @@ def test_a_kick_descriptor_whose_other_end_closes_stops_the_queue(
     os.close(writer)
     front_end.settle()
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
-        "queue 2 stopped: the front end closed its kick descriptor"
+        "queue 2 stopped: the front-end closed its kick descriptor"
     ]
 
 
 # Memory that changes
 
 
-def test_a_chain_may_cross_adjacent_regions(world: World) -> None:
-    front_end = world.connect()
+def test_a_chain_may_cross_adjacent_regions(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     channel = front_end.requests()
     border = front_end.ram.regions[1].guest_addr
@@ -500,9 +508,9 @@ def test_a_chain_may_cross_adjacent_regions(world: World) -> None:
 
 
 def test_taking_a_ring_s_memory_away_stops_it_and_nothing_else(
-    world: World, caplog: pytest.LogCaptureFixture
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front_end = world.connect()
+    front_end = fixture.connect()
     front_end.negotiate()
     upper, lower = front_end.ram.regions[1], front_end.ram.regions[0]
     front_end.set(Request.REM_MEM_REG, wire.single_region.pack(**region_fields(upper)))
@@ -516,15 +524,17 @@ def test_taking_a_ring_s_memory_away_stops_it_and_nothing_else(
         "queue 2 stopped",
     ]
     front_end.set(
-        Request.ADD_MEM_REG, wire.single_region.pack(**region_fields(lower)), [front_end.ram.fd]
+        Request.ADD_MEM_REG,
+        wire.single_region.pack(**region_fields(lower)),
+        [front_end.ram.fd],
     )
     front_end.stop_ring(2)
     front_end.start_ring(2)
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
 
-def test_regions_that_do_not_fit_are_refused_and_the_old_ones_stay(world: World) -> None:
-    front_end = world.connect()
+def test_regions_that_do_not_fit_are_refused_and_the_old_ones_stay(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     known = region_fields(front_end.ram.regions[0])
     for change in (
@@ -543,8 +553,8 @@ def test_regions_that_do_not_fit_are_refused_and_the_old_ones_stay(world: World)
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
 
-def test_a_region_may_start_in_the_middle_of_a_page_of_its_file(world: World) -> None:
-    front_end = world.connect()
+def test_a_region_may_start_in_the_middle_of_a_page_of_its_file(fixture: DeviceFixture) -> None:
+    front_end = fixture.connect()
     front_end.negotiate()
     odd = {"guest_addr": 1 << 40, "user_addr": 1 << 40, "size": 100, "mmap_offset": 4096 + 24}
     front_end.set(Request.ADD_MEM_REG, wire.single_region.pack(**odd), [front_end.ram.fd])

@@ -13,12 +13,12 @@ import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.fuse.wait_requests import MAX_PARKED
+from farwatchd.fuse.wait_requests import MAX_PENDING
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.watch.event_queue import EventQueue
-from farwatchd.watch.event_record import EventRecord
+from farwatchd.watch.event_record import RECORD_MAX, EventRecord
 from farwatchd.wire.fsnotify import (
     FUSE_FSNOTIFY_PARKED,
     FUSE_HAS_FSNOTIFY,
@@ -35,8 +35,9 @@ from farwatchd.wire.fuse import (
     out_header,
     statfs_out,
 )
-from farwatchd.wire.vhost_user import Request, single_region
-from tests.support.device_fixture import Eager
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
+from farwatchd.wire.vhost_user import single_region
+from tests.support.device_fixture import AlwaysPoll
 from tests.support.driver import Piece
 from tests.support.event_records import decode_all
 from tests.support.fake_fs import FakeFs, FakeWatches
@@ -55,18 +56,19 @@ class Guest:
     front_end: FrontEnd
     queue: EventQueue
     session: Session
-    busy: Eager
+    busy: AlwaysPoll
     unique: int = 1000
 
-    def park(self) -> Piece:
-        """Send a request that waits, and return where its answer will be."""
+    def park(self, size: int = SIZE) -> Piece:
+        """Send a WAIT request for ``size`` bytes, and return where its reply will be."""
         self.unique += 1
+        arguments = fsnotify_wait_in.pack(size=size)
         head = in_header.pack(
-            len=in_header.size + len(WAIT), opcode=Opcode.FSNOTIFY_WAIT, unique=self.unique
+            len=in_header.size + len(arguments), opcode=Opcode.FSNOTIFY_WAIT, unique=self.unique
         )
         ram, channel = self.front_end.ram, self.front_end.requests()
-        request = Piece(ram.allocate(len(head) + len(WAIT)), len(head) + len(WAIT))
-        ram.write(request.addr, head + WAIT)
+        request = Piece(ram.allocate(len(head) + len(arguments)), len(head) + len(arguments))
+        ram.write(request.addr, head + arguments)
         answer = Piece(ram.allocate(out_header.size + SIZE), out_header.size + SIZE)
         channel.queue.add([request], [answer])
         self.front_end.publish(channel)
@@ -91,11 +93,14 @@ class Guest:
 @pytest.fixture
 def guest() -> Iterator[Guest]:
     loop, queue = Loop(), EventQueue(100)
-    session = Session(FakeFs(), FakeWatches(), SessionOptions())
+    session = Session(FakeFs(), FakeWatches(), SessionOptions(), source=queue)
     ours, theirs = socket.socketpair()
-    busy = Eager(loop.has_work)
+    busy = AlwaysPoll(loop.has_work)
     server = Server(
-        loop, theirs, Device(loop, session, DeviceConfig("share"), queue, busy=busy), lambda: None
+        loop,
+        theirs,
+        Device(loop, session, DeviceConfig("share"), queue, busy_poll=busy),
+        lambda: None,
     )
     front_end = FrontEnd(ours, False, loop=loop)
     front_end.negotiate()
@@ -152,19 +157,44 @@ def test_the_end_answers_all_that_wait_and_those_to_come(guest: Guest) -> None:
 
 
 def test_more_requests_than_may_wait_are_answered_with_nothing(guest: Guest) -> None:
-    places = [guest.park() for _ in range(MAX_PARKED + 1)]
+    places = [guest.park() for _ in range(MAX_PENDING + 1)]
     assert guest.answer(places[0]) == b""
     assert guest.answer(places[1]) is None
 
 
-def test_a_ring_that_stops_gives_its_waiting_request_back(guest: Guest) -> None:
+def test_request_stays_pending_while_its_ring_is_stopped(guest: Guest) -> None:
     place = guest.park()
     guest.front_end.stop_ring(1)
+    guest.tell(CREATED)
+    guest.front_end.settle()
+    assert guest.front_end.requests().queue.used_count() == 0
     guest.front_end.start_ring(1)
-    assert guest.answer(place) == b""
+    assert decode_all(guest.answer(place) or b"") == [CREATED]
     again = guest.park()
     guest.tell(CREATED)
     assert decode_all(guest.answer(again) or b"") == [CREATED]
+
+
+def test_reset_of_the_device_forgets_pending_requests(guest: Guest) -> None:
+    guest.park()
+    guest.front_end.reboot()
+    guest.tell(CREATED)
+    guest.front_end.settle()
+    assert guest.front_end.requests().queue.used_count() == 0
+
+
+def test_reply_is_no_longer_than_the_size_of_the_request(guest: Guest) -> None:
+    records = [EventRecord(1, 0, Event.CREATE, b"%d" % number) for number in range(60)]
+    for record in records:
+        guest.queue.push(record)
+    found: list[EventRecord] = []
+    for _ in range(100):
+        payload = guest.answer(guest.park(RECORD_MAX))
+        assert payload is not None and 0 < len(payload) <= RECORD_MAX
+        found += decode_all(payload)
+        if len(found) == len(records):
+            break
+    assert found == records
 
 
 def test_room_for_no_record_is_refused(guest: Guest) -> None:

@@ -58,7 +58,7 @@ def _read(descriptors: list[Descriptor], indirect: bool) -> tuple[bytes, bytes, 
     table = b"".join(_DESCRIPTOR.pack(*descriptor) for descriptor in descriptors)
     size = len(descriptors)
     if indirect:
-        _MEMORY.segments(_TABLE, len(table))[0][:] = table
+        _MEMORY.slices(_TABLE, len(table))[0][:] = table
         table, size = _DESCRIPTOR.pack(_TABLE, len(table), INDIRECT, 0), 1
     reader = ChainReader(_MEMORY, size, memoryview(table), indirect=True)
     try:
@@ -112,7 +112,7 @@ def test_more_than_a_used_length_can_tell_is_refused() -> None:
     memory = GuestMemory([Region(1 << 32, 1 << 32, 1 << 32, mapped), *_MEMORY.regions])
     descriptors = [(1 << 32, 1 << 31, NEXT | WRITE, 1), (1 << 32, 1 << 31, WRITE, 0)]
     table = b"".join(_DESCRIPTOR.pack(*descriptor) for descriptor in descriptors)
-    _MEMORY.segments(_TABLE, len(table))[0][:] = table
+    _MEMORY.slices(_TABLE, len(table))[0][:] = table
     ring = memoryview(_DESCRIPTOR.pack(_TABLE, len(table), INDIRECT, 0))
     with pytest.raises(VirtqueueError, match=f"{1 << 32} bytes in one chain"):
         ChainReader(memory, 1, ring, indirect=True).chain(0)
@@ -121,7 +121,7 @@ def test_more_than_a_used_length_can_tell_is_refused() -> None:
 def test_tables_are_told_apart_by_what_they_say_however_many_there_are() -> None:
     ring = memoryview(_DESCRIPTOR.pack(_TABLE, 2 * _DESCRIPTOR.size, INDIRECT, 0))
     reader = ChainReader(_MEMORY, 1, ring, indirect=True)
-    table = _MEMORY.segments(_TABLE, 2 * _DESCRIPTOR.size)[0]
+    table = _MEMORY.slices(_TABLE, 2 * _DESCRIPTOR.size)[0]
     before = _views()
     # More than are kept.
     for addr in (0x1000, 0x1010, 0x1020) * 2:

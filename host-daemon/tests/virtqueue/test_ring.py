@@ -67,11 +67,11 @@ class Rings:
 
 def test_segments_of_one_region_and_across_adjacent_ones() -> None:
     memory = _memory((0x1000, 0x1000), (0x2000, 0x1000), (0x3000, 16), (0x8000, 0x1000))
-    assert [len(s) for s in memory.segments(0x1000, 0x1000)] == [0x1000]
-    assert [len(s) for s in memory.segments(0x1FFF, 2)] == [1, 1]
-    assert [len(s) for s in memory.segments(0x1800, 0x1810)] == [0x800, 0x1000, 16]
-    memory.segments(0x2FFE, 4)[1][:] = b"ab"
-    assert bytes(memory.segments(0x3000, 2)[0]) == b"ab"
+    assert [len(s) for s in memory.slices(0x1000, 0x1000)] == [0x1000]
+    assert [len(s) for s in memory.slices(0x1FFF, 2)] == [1, 1]
+    assert [len(s) for s in memory.slices(0x1800, 0x1810)] == [0x800, 0x1000, 16]
+    memory.slices(0x2FFE, 4)[1][:] = b"ab"
+    assert bytes(memory.slices(0x3000, 2)[0]) == b"ab"
 
 
 @pytest.mark.parametrize(
@@ -90,16 +90,16 @@ def test_segments_of_one_region_and_across_adjacent_ones() -> None:
 def test_what_is_outside_memory_is_refused(addr: int, length: int) -> None:
     memory = _memory((0x1000, 0x1000), (0x8000, 0x1000))
     with pytest.raises(VirtqueueError, match="outside"):
-        memory.segments(addr, length)
+        memory.slices(addr, length)
     with pytest.raises(VirtqueueError, match="outside"):
-        GuestMemory().segments(addr, length)
+        GuestMemory().slices(addr, length)
 
 
 def test_regions_must_not_overlap_or_leave_the_address_space() -> None:
     for spans in ([(0, 16), (15, 16)], [(0, 0)], [((1 << 64) - 8, 16)], [(0, 64), (16, 16)]):
         with pytest.raises(ValueError, match="memory region"):
             _memory(*spans)
-    with pytest.raises(ValueError, match="front end"):
+    with pytest.raises(ValueError, match="front-end"):
         GuestMemory(
             [Region(0, 16, 0, memoryview(bytes(16))), Region(16, 16, 8, memoryview(bytes(16)))]
         )
@@ -148,21 +148,23 @@ def test_chains_arrive_as_they_were_made(
         )
         for segment in chain.writable:
             segment[:] = b"w" * len(segment)
-        rings.ring.push(head, chain.writable_size)
+        rings.ring.add_used(head, chain.writable_size)
         assert rings.driver.take_used() == (head, chain.writable_size)
         assert all(rings.ram.read(p.addr, p.length) == b"w" * p.length for p in writable)
     assert rings.ring.pop() is None
     assert rings.ring.base == (base + len(chains)) & 0xFFFF
 
 
-def test_peek_does_not_take(rings: Rings) -> None:
+def test_chain_that_is_put_back_is_popped_again(rings: Rings) -> None:
     head = rings.driver.add([rings.piece(b"a")], [])
     rings.driver.publish()
-    first, second = rings.ring.peek(), rings.ring.peek()
-    assert first is not None and second is not None
-    assert first[0] == second[0] == head
-    rings.ring.take()
-    assert rings.ring.peek() is None
+    for _ in range(2):
+        popped = rings.ring.pop()
+        assert popped is not None and popped[0] == head
+        rings.ring.go_to_previous_position()
+        assert rings.ring.base == 0
+    assert rings.ring.pop() is not None
+    assert rings.ring.pop() is None
 
 
 def test_direct_descriptors_may_come_before_an_indirect_one(rings: Rings) -> None:
@@ -215,7 +217,7 @@ def test_a_ring_set_up_after_a_crash_takes_again_what_was_in_flight(rings: Rings
     rings.driver.publish()
     for _ in range(3):
         rings.ring.pop()
-    rings.ring.push(heads[0], 0)
+    rings.ring.add_used(heads[0], 0)
     again = rings.device(base=3)
     assert again.base == 1
     popped = again.pop()
@@ -267,7 +269,7 @@ def _exchange(rings: Rings, count: int) -> None:
         head = rings.driver.add([rings.piece(b"x")], [])
         rings.driver.publish()
         assert rings.ring.pop() is not None
-        rings.ring.push(head, 0)
+        rings.ring.add_used(head, 0)
         assert rings.driver.take_used() == (head, 0)
 
 
@@ -276,16 +278,16 @@ def test_event_index_interrupts_once_when_the_index_is_passed(base: int) -> None
     rings = Rings(base=base)
     rings.driver.want_interrupts(True)
     _exchange(rings, 1)
-    assert rings.ring.must_signal(), "the first time there is no telling what the driver has seen"
+    assert rings.ring.needs_notification(), "the device does not know yet what the driver has seen"
     rings.driver.want_interrupts(True)
-    assert not rings.ring.must_signal(), "nothing new was pushed"
+    assert not rings.ring.needs_notification(), "nothing new was pushed"
     _exchange(rings, 3)
-    assert rings.ring.must_signal()
+    assert rings.ring.needs_notification()
     _exchange(rings, 2)
-    assert not rings.ring.must_signal(), "the driver has not asked again"
+    assert not rings.ring.needs_notification(), "the driver has not asked again"
     rings.driver.want_interrupts(True)
     _exchange(rings, 1)
-    assert rings.ring.must_signal()
+    assert rings.ring.needs_notification()
 
 
 def test_without_event_index_the_flag_decides() -> None:
@@ -293,24 +295,24 @@ def test_without_event_index_the_flag_decides() -> None:
     for wanted in (True, False, True):
         rings.driver.want_interrupts(wanted)
         _exchange(rings, 2)
-        assert rings.ring.must_signal() is wanted
-        assert not rings.ring.must_signal()
+        assert rings.ring.needs_notification() is wanted
+        assert not rings.ring.needs_notification()
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
 @pytest.mark.parametrize("base", [0, 0xFFFE])
 def test_kicks_are_wanted_only_while_enabled(event_idx: bool, base: int) -> None:
     rings = Rings(event_idx=event_idx, base=base)
-    assert not rings.ring.enable_kicks()
+    assert not rings.ring.enable_notification()
     rings.driver.add([rings.piece(b"x")], [])
     assert rings.driver.publish()
-    rings.ring.disable_kicks()
+    rings.ring.disable_notification()
     rings.driver.add([rings.piece(b"x")], [])
     assert not rings.driver.publish()
-    assert rings.ring.enable_kicks(), "there are chains that nobody will kick for"
+    assert rings.ring.enable_notification(), "there are chains that nobody will kick for"
     for _ in range(2):
         assert rings.ring.pop() is not None
-    assert not rings.ring.enable_kicks()
+    assert not rings.ring.enable_notification()
     rings.driver.add([rings.piece(b"x")], [])
     assert rings.driver.publish()
 
@@ -351,8 +353,8 @@ def test_any_ring_gives_chains_in_memory_or_an_error(
     try:
         while (popped := rings.ring.pop()) is not None:
             taken.append(popped)
-            rings.ring.push(popped[0], 0)
-            rings.ring.must_signal()
+            rings.ring.add_used(popped[0], 0)
+            rings.ring.needs_notification()
     except VirtqueueError as error:
         assert "\n" not in str(error)
     else:
@@ -371,6 +373,6 @@ def test_descriptors_are_read_once_however_the_guest_changes_them(rings: Rings) 
     chain = popped_from(rings.ring)
     rings.driver.set_descriptor(head, 0, 0xFFFF_FFFF, NEXT, 0xFFFF)
     assert b"".join(chain.readable) == b"abcd"
-    rings.ring.push(head, 0)
+    rings.ring.add_used(head, 0)
     used = rings.ram.read(rings.driver.used + 4, 8)
     assert struct.unpack("<II", used) == (head, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on inodes: attributes, extended attributes, and the file system as a whole."""
+"""Handlers of attributes, extended attributes, and the file system as a whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import errno
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import Changes, FileSystem
-from farwatchd.fuse.reply import EMPTY, Operation, Reply
+from farwatchd.fuse.reply import EMPTY, Handler, Reply
 from farwatchd.fuse.request import (
     XATTR_SIZE_MAX,
     Request,
@@ -17,7 +17,7 @@ from farwatchd.fuse.request import (
     check_xattr_name,
     invalid,
 )
-from farwatchd.fuse.thread_pool import Workers, nothing
+from farwatchd.fuse.thread_pool import ThreadPool, nothing
 from farwatchd.wire.fuse import (
     COMPAT_SETXATTR_IN_SIZE,
     GETATTR_FH,
@@ -45,32 +45,32 @@ _ATIME_NOW, _MTIME_NOW = int(SetattrValid.ATIME_NOW), int(SetattrValid.MTIME_NOW
 _FH, _KILL = int(SetattrValid.FH), int(SetattrValid.KILL_SUIDGID)
 
 
-class InodeOperations:
-    """Calls the file system and encodes what it returns."""
+class AttributeHandlers:
+    """Decode a request, call the file system, encode the reply."""
 
-    def __init__(self, fs: FileSystem, workers: Workers) -> None:
-        """``workers`` do what takes long."""
+    def __init__(self, fs: FileSystem, pool: ThreadPool) -> None:
+        """``pool`` runs tasks that may take long."""
         self._fs = fs
-        self._workers = workers
+        self._pool = pool
         self._encode = Encoder(fs.valid)
         self._setxattr_in_size = COMPAT_SETXATTR_IN_SIZE
 
     def use_setxattr_ext(self, extended: bool) -> None:
-        """Whether SETXATTR has its long form: agreed in INIT."""
+        """Whether SETXATTR has its long form; negotiated in INIT."""
         self._setxattr_in_size = setxattr_in.size if extended else COMPAT_SETXATTR_IN_SIZE
 
-    def table(self) -> dict[int, Operation]:
-        """The operations by opcode."""
+    def table(self) -> dict[int, Handler]:
+        """Return the handlers by opcode."""
         return {
-            Opcode.GETATTR: Operation(self._getattr, getattr_in.size, attr_out.size),
-            Opcode.SETATTR: Operation(self._setattr, setattr_in.size, attr_out.size),
-            Opcode.STATX: Operation(self._statx, statx_in.size, statx_out.size),
-            Opcode.STATFS: Operation(self._statfs, 0, statfs_out.size),
-            Opcode.SYNCFS: Operation(self._syncfs),
-            Opcode.SETXATTR: Operation(self._setxattr, COMPAT_SETXATTR_IN_SIZE + 1),
-            Opcode.GETXATTR: Operation(self._getxattr, getxattr_in.size + 1),
-            Opcode.LISTXATTR: Operation(self._listxattr, getxattr_in.size),
-            Opcode.REMOVEXATTR: Operation(self._removexattr, 1),
+            Opcode.GETATTR: Handler(self._getattr, getattr_in.size, attr_out.size),
+            Opcode.SETATTR: Handler(self._setattr, setattr_in.size, attr_out.size),
+            Opcode.STATX: Handler(self._statx, statx_in.size, statx_out.size),
+            Opcode.STATFS: Handler(self._statfs, 0, statfs_out.size),
+            Opcode.SYNCFS: Handler(self._syncfs),
+            Opcode.SETXATTR: Handler(self._setxattr, COMPAT_SETXATTR_IN_SIZE + 1),
+            Opcode.GETXATTR: Handler(self._getxattr, getxattr_in.size + 1),
+            Opcode.LISTXATTR: Handler(self._listxattr, getxattr_in.size),
+            Opcode.REMOVEXATTR: Handler(self._removexattr, 1),
         }
 
     def _getattr(self, request: Request) -> Reply:
@@ -109,7 +109,7 @@ class InodeOperations:
         return encode.statfs(self._fs.statfs(request.nodeid))
 
     def _syncfs(self, request: Request) -> Reply:
-        return self._workers.do(request, self._fs.syncfs(request.nodeid), nothing)
+        return self._pool.submit(request, self._fs.syncfs(request.nodeid), nothing)
 
     def _setxattr(self, request: Request) -> Reply:
         fixed = self._setxattr_in_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on open files and directories: data goes between file and guest memory without a copy
+"""Handlers of open files and directories: data moves between file and guest memory without a copy
 here."""
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from collections.abc import Callable
 from functools import partial
 
 from farwatchd.fuse import encode
-from farwatchd.fuse.directory import fill
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import FileSystem
-from farwatchd.fuse.init import MAX_WRITE
-from farwatchd.fuse.killpriv import SetIdBits
-from farwatchd.fuse.reply import EMPTY, Operation, Reply
+from farwatchd.fuse.init import MAX_READ, MAX_WRITE
+from farwatchd.fuse.killpriv import KillPriv
+from farwatchd.fuse.reply import EMPTY, Handler, Reply
 from farwatchd.fuse.request import OFFSET_MAX, Request, check_int, check_offset, invalid
-from farwatchd.fuse.thread_pool import Workers, nothing
-from farwatchd.iovec import cut
+from farwatchd.fuse.thread_pool import ThreadPool, nothing
+from farwatchd.iovec import slices
 from farwatchd.wire.fuse import (
     FSYNC_FDATASYNC,
     WRITE_CACHE,
@@ -36,70 +35,71 @@ from farwatchd.wire.fuse import (
     write_out,
 )
 
-#: ``MAX_RW_COUNT``: what one copy_file_range(2) does at most, and what fits its reply.
-_MAX_COPY = 0x7FFFF000
+#: The most that one COPY_FILE_RANGE copies, in bytes: a task that has begun cannot be cancelled. The
+#: client asks again for the rest.
+_MAX_COPY = 64 << 20
 
 
-class FileOperations:
-    """Calls the file system and encodes what it returns."""
+class IoHandlers:
+    """Decode a request, call the file system, encode the reply."""
 
     def __init__(
-        self, fs: FileSystem, setid: SetIdBits, workers: Workers, unlocked: Callable[[], None]
+        self, fs: FileSystem, killpriv: KillPriv, pool: ThreadPool, unlocked: Callable[[], None]
     ) -> None:
-        """``workers`` do what takes long; ``unlocked`` is called when locks may have been given
-        back."""
+        """``pool`` runs tasks that may take long; ``unlocked`` is called when locks may have been
+        released."""
         self._fs = fs
         self._encode = Encoder(fs.valid)
-        self._setid = setid
-        self._workers = workers
+        self._killpriv = killpriv
+        self._pool = pool
         self._unlocked = unlocked
 
-    def table(self) -> dict[int, Operation]:
-        """The operations by opcode."""
+    def table(self) -> dict[int, Handler]:
+        """Return the handlers by opcode."""
         return {
-            Opcode.OPEN: Operation(self._open, open_in.size, open_out.size),
-            Opcode.READ: Operation(self._read, read_in.size),
-            Opcode.WRITE: Operation(self._write, write_in.size, write_out.size),
-            Opcode.FLUSH: Operation(self._flush, flush_in.size),
-            Opcode.RELEASE: Operation(self._release, release_in.size),
-            Opcode.FSYNC: Operation(self._fsync, fsync_in.size),
-            Opcode.FALLOCATE: Operation(self._fallocate, fallocate_in.size),
-            Opcode.LSEEK: Operation(self._lseek, lseek_in.size, lseek_out.size),
-            Opcode.COPY_FILE_RANGE: Operation(
+            Opcode.OPEN: Handler(self._open, open_in.size, open_out.size),
+            Opcode.READ: Handler(self._read, read_in.size),
+            Opcode.WRITE: Handler(self._write, write_in.size, write_out.size),
+            Opcode.FLUSH: Handler(self._flush, flush_in.size),
+            Opcode.RELEASE: Handler(self._release, release_in.size),
+            Opcode.FSYNC: Handler(self._fsync, fsync_in.size),
+            Opcode.FALLOCATE: Handler(self._fallocate, fallocate_in.size),
+            Opcode.LSEEK: Handler(self._lseek, lseek_in.size, lseek_out.size),
+            Opcode.COPY_FILE_RANGE: Handler(
                 self._copy_file_range, copy_file_range_in.size, write_out.size
             ),
-            Opcode.OPENDIR: Operation(self._opendir, open_in.size, open_out.size),
-            Opcode.READDIR: Operation(self._readdir, read_in.size),
-            Opcode.READDIRPLUS: Operation(self._readdirplus, read_in.size),
-            Opcode.RELEASEDIR: Operation(self._releasedir, release_in.size),
-            Opcode.FSYNCDIR: Operation(self._fsyncdir, fsync_in.size),
+            Opcode.OPENDIR: Handler(self._opendir, open_in.size, open_out.size),
+            Opcode.READDIR: Handler(self._readdir, read_in.size),
+            Opcode.READDIRPLUS: Handler(self._readdirplus, read_in.size),
+            Opcode.RELEASEDIR: Handler(self._releasedir, release_in.size),
+            Opcode.FSYNCDIR: Handler(self._fsyncdir, fsync_in.size),
         }
 
     def _open(self, request: Request) -> Reply:
         flags, open_flags = open_in.values(request.args)
         check_int(flags)
-        kill = self._setid.go(request, flags, open_flags)
+        kill = self._killpriv.must_clear_on_open(request, flags, open_flags)
         return encode.opened(self._fs.open(request.nodeid, flags, kill))
 
     def _read(self, request: Request) -> Reply:
         fh, offset, size, _, _, _, _ = read_in.values(request.args)
-        if offset > OFFSET_MAX or size > MAX_WRITE or size > request.room:
+        if offset > OFFSET_MAX or size > MAX_READ or size > request.room:
             raise invalid(f"a read of {size} bytes from {offset} on into {request.room}")
         done = self._fs.read(request.nodeid, fh, offset, request.target(size), size)
-        return done if isinstance(done, int) else self._workers.do(request, done, int)
+        return done if isinstance(done, int) else self._pool.submit(request, done, int)
 
     def _write(self, request: Request) -> Reply:
         fh, offset, size, write_flags, _, _, _ = write_in.values(request.args)
         held = request.data_size
         if offset > OFFSET_MAX or size > held or size > MAX_WRITE:
-            raise invalid(f"a write of {size} bytes from {offset} on with {held} at hand")
-        views = request.data if size == held else cut(request.data, 0, size)
+            raise invalid(f"a write of {size} bytes from {offset} on with {held} present")
+        views = request.data if size == held else slices(request.data, 0, size)
         kill = bool(write_flags & WRITE_KILL_SUIDGID)
         done = self._fs.write(
             request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE)
         )
         return (
-            _written(done) if isinstance(done, int) else self._workers.do(request, done, _written)
+            _written(done) if isinstance(done, int) else self._pool.submit(request, done, _written)
         )
 
     def _flush(self, request: Request) -> Reply:
@@ -118,15 +118,15 @@ class FileOperations:
     def _fsync(self, request: Request) -> Reply:
         args = fsync_in.unpack_from(request.args)
         job = self._fs.fsync(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
-        return self._workers.do(request, job, nothing)
+        return self._pool.submit(request, job, nothing)
 
     def _fallocate(self, request: Request) -> Reply:
         args = fallocate_in.unpack_from(request.args)
         check_offset(args.offset, args.length)
         check_int(args.mode)
-        kill = self._setid.go_by_change(request)
+        kill = self._killpriv.must_clear_on_modify(request)
         job = self._fs.fallocate(request.nodeid, args.fh, args.mode, args.offset, args.length, kill)
-        return self._workers.do(request, job, nothing)
+        return self._pool.submit(request, job, nothing)
 
     def _lseek(self, request: Request) -> Reply:
         args = lseek_in.unpack_from(request.args)
@@ -148,9 +148,9 @@ class FileOperations:
             args.fh_out,
             args.off_out,
             min(args.len, _MAX_COPY),
-            self._setid.go_by_change(request),
+            self._killpriv.must_clear_on_modify(request),
         )
-        return self._workers.do(request, job, _written)
+        return self._pool.submit(request, job, _written)
 
     def _opendir(self, request: Request) -> Reply:
         args = open_in.unpack_from(request.args)
@@ -164,15 +164,15 @@ class FileOperations:
         return self._entries(request, partial(self._look_up, request.nodeid))
 
     def _look_up(self, parent: int, name: bytes) -> bytes:
-        """The inode of a listed name; none for what vanished meanwhile."""
+        """Return the inode of a listed name; NO_ENTRY if it was deleted meanwhile."""
         entry = self._fs.lookup(parent, name)
         return encode.NO_ENTRY if entry is None else self._encode.entry(entry)
 
     def _entries(self, request: Request, lookup: Callable[[bytes], bytes] | None) -> Reply:
         fh, offset, size, *_ = read_in.values(request.args)
         check_offset(offset)
-        room = min(size, request.room, MAX_WRITE)
-        return fill(self._fs.readdir(request.nodeid, fh, offset), room, lookup)
+        room = min(size, request.room, MAX_READ)
+        return encode.directory(self._fs.readdir(request.nodeid, fh, offset), room, lookup)
 
     def _releasedir(self, request: Request) -> Reply:
         self._fs.releasedir(request.nodeid, release_in.unpack_from(request.args).fh)
@@ -181,7 +181,7 @@ class FileOperations:
     def _fsyncdir(self, request: Request) -> Reply:
         args = fsync_in.unpack_from(request.args)
         job = self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
-        return self._workers.do(request, job, nothing)
+        return self._pool.submit(request, job, nothing)
 
 
 def _written(size: int) -> bytes:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on locks: POSIX record locks and flock(2) that hold against the host's processes and
-other guests too."""
+"""Handlers of locks: POSIX record locks and flock(2) that also hold against processes of the
+host and other guests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import errno
 import fcntl
 from typing import Any
 
-from farwatchd.fuse.blocking_locks import Waits
+from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.filesystem import FileSystem, Lock
-from farwatchd.fuse.reply import EMPTY, Operation, Reply
+from farwatchd.fuse.reply import EMPTY, Handler, Reply
 from farwatchd.fuse.request import Request, invalid
 from farwatchd.wire.fuse import LK_FLOCK, Opcode, lk_in, lk_out
 
@@ -18,30 +18,30 @@ _OFFSET_MAX = (1 << 63) - 1
 _KINDS = (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)
 
 
-class LockOperations:
-    """Calls the file system; what has to wait waits in ``waits``."""
+class LockHandlers:
+    """Decode a request and call the file system; blocking locks are pending in ``locks``."""
 
-    def __init__(self, fs: FileSystem, waits: Waits) -> None:
+    def __init__(self, fs: FileSystem, locks: BlockingLocks) -> None:
         self._fs = fs
-        self._waits = waits
+        self._locks = locks
         self._posix = self._flock = False
 
     def use(self, posix: bool, flock: bool) -> None:
-        """Which kinds of locks the guest takes here and not by itself: agreed in INIT."""
+        """Which kinds of locks the guest takes here and not by itself; negotiated in INIT."""
         self._posix, self._flock = posix, flock
 
-    def table(self) -> dict[int, Operation]:
-        """The operations by opcode."""
+    def table(self) -> dict[int, Handler]:
+        """Return the handlers by opcode."""
         return {
-            Opcode.GETLK: Operation(self._getlk, lk_in.size, lk_out.size),
-            Opcode.SETLK: Operation(self._setlk, lk_in.size),
-            Opcode.SETLKW: Operation(self._setlkw, lk_in.size),
+            Opcode.GETLK: Handler(self._getlk, lk_in.size, lk_out.size),
+            Opcode.SETLK: Handler(self._setlk, lk_in.size),
+            Opcode.SETLKW: Handler(self._setlkw, lk_in.size),
         }
 
     def _getlk(self, request: Request) -> Reply:
         args = lk_in.unpack_from(request.args)
         if not self._posix:
-            raise OSError(errno.ENOSYS, "was not agreed on")
+            raise OSError(errno.ENOSYS, "was not negotiated")
         if args.lk_flags:
             raise invalid("flags of a lock to find")
         found = self._fs.getlk(request.nodeid, args.fh, args.owner, _lock(args))
@@ -58,12 +58,12 @@ class LockOperations:
             self._attempt(request)
         except BlockingIOError:
             nodeid, args, unique = request.nodeid, request.args, request.unique
-            return self._waits.add(unique, lambda: self._set(nodeid, args))
+            return self._locks.add(unique, lambda: self._set(nodeid, args))
         return EMPTY
 
     def _attempt(self, request: Request) -> None:
         self._set(request.nodeid, request.args)
-        self._waits.poke()
+        self._locks.released()
 
     def _set(self, nodeid: int, arguments: bytes) -> None:
         args = lk_in.unpack_from(arguments)
@@ -71,7 +71,7 @@ class LockOperations:
             raise invalid("unknown flags of a lock")
         flock = bool(args.lk_flags & LK_FLOCK)
         if not (self._flock if flock else self._posix):
-            raise OSError(errno.ENOSYS, "was not agreed on")
+            raise OSError(errno.ENOSYS, "was not negotiated")
         lock = _lock(args)
         if flock:
             self._fs.flock(nodeid, args.fh, lock.kind)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on names in directories: look up, make, remove, rename, read symbolic links."""
+"""Handlers of names in directories: lookup, create, remove, rename, symbolic links."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import errno
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import FileSystem
-from farwatchd.fuse.killpriv import SetIdBits
-from farwatchd.fuse.reply import EMPTY, NOT_FOUND, Operation, Reply
+from farwatchd.fuse.killpriv import KillPriv
+from farwatchd.fuse.reply import EMPTY, NOT_FOUND, Handler, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
 from farwatchd.wire.fuse import (
     Opcode,
@@ -24,31 +24,31 @@ from farwatchd.wire.fuse import (
 )
 
 
-class NameOperations:
-    """Calls the file system and encodes what it returns."""
+class NamespaceHandlers:
+    """Decode a request, call the file system, encode the reply."""
 
-    def __init__(self, fs: FileSystem, setid: SetIdBits) -> None:
+    def __init__(self, fs: FileSystem, killpriv: KillPriv) -> None:
         self._fs = fs
-        self._setid = setid
+        self._killpriv = killpriv
         self._encode = Encoder(fs.valid)
 
-    def table(self) -> dict[int, Operation]:
-        """The operations by opcode."""
+    def table(self) -> dict[int, Handler]:
+        """Return the handlers by opcode."""
         entry = entry_out.size
         created = entry_out.size + open_out.size
         return {
-            Opcode.LOOKUP: Operation(self._lookup, 2, entry),
-            Opcode.SYMLINK: Operation(self._symlink, 3, entry),
-            Opcode.MKNOD: Operation(self._mknod, mknod_in.size + 2, entry),
-            Opcode.MKDIR: Operation(self._mkdir, mkdir_in.size + 2, entry),
-            Opcode.UNLINK: Operation(self._unlink, 2),
-            Opcode.RMDIR: Operation(self._rmdir, 2),
-            Opcode.RENAME: Operation(self._rename, rename_in.size + 4),
-            Opcode.RENAME2: Operation(self._rename2, rename2_in.size + 4),
-            Opcode.LINK: Operation(self._link, link_in.size + 2, entry),
-            Opcode.CREATE: Operation(self._create, create_in.size + 2, created),
-            Opcode.TMPFILE: Operation(self._tmpfile, create_in.size, created),
-            Opcode.READLINK: Operation(self._readlink),
+            Opcode.LOOKUP: Handler(self._lookup, 2, entry),
+            Opcode.SYMLINK: Handler(self._symlink, 3, entry),
+            Opcode.MKNOD: Handler(self._mknod, mknod_in.size + 2, entry),
+            Opcode.MKDIR: Handler(self._mkdir, mkdir_in.size + 2, entry),
+            Opcode.UNLINK: Handler(self._unlink, 2),
+            Opcode.RMDIR: Handler(self._rmdir, 2),
+            Opcode.RENAME: Handler(self._rename, rename_in.size + 4),
+            Opcode.RENAME2: Handler(self._rename2, rename2_in.size + 4),
+            Opcode.LINK: Handler(self._link, link_in.size + 2, entry),
+            Opcode.CREATE: Handler(self._create, create_in.size + 2, created),
+            Opcode.TMPFILE: Handler(self._tmpfile, create_in.size, created),
+            Opcode.READLINK: Handler(self._readlink),
         }
 
     def _lookup(self, request: Request) -> Reply:
@@ -112,7 +112,7 @@ class NameOperations:
         flags, mode, umask, open_flags = create_in.values(request.args)
         name = request.name(create_in.size)
         check_int(mode, flags)
-        kill = self._setid.go(request, flags, open_flags)
+        kill = self._killpriv.must_clear_on_open(request, flags, open_flags)
         entry, opened = self._fs.create(
             request.caller(), request.nodeid, name, mode, flags, umask, kill
         )

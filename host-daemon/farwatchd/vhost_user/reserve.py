@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors that are kept free, so that messages of the front-end find room for theirs whatever
+the guest has open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
+
+#: Errors that pass: no descriptor free in the process or in the host, no memory.
+TRANSIENT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class DescriptorReserve:
+    """Holds up to ``count`` descriptors open that mean nothing, and frees them for a moment."""
+
+    def __init__(self, count: int) -> None:
+        """Open the descriptors, fewer if there are fewer."""
+        self._count = count
+        self._fds: list[int] = []
+        self._fill()
+
+    @contextlib.contextmanager
+    def freed(self) -> Iterator[None]:
+        """Close the descriptors while the block runs, and open them again, as many as there are."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._fill()
+
+    def close(self) -> None:
+        """Free the descriptors."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def _fill(self) -> None:
+        try:
+            while len(self._fds) < self._count:
+                # Needs no file of the sandbox, unlike /dev/null.
+                self._fds.append(
+                    os.dup(self._fds[0]) if self._fds else os.eventfd(0, os.EFD_CLOEXEC)
+                )
+        except OSError as error:
+            _log.debug("%d of %d descriptors reserved: %s", len(self._fds), self._count, error)
