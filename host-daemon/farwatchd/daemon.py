@@ -31,6 +31,7 @@ from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
+from farwatchd.virtqueue import unsupported_machine
 from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.options import BackendName, FsnotifyMode, WatchOptions
@@ -46,6 +47,8 @@ _NEEDED_LATER = (traceback, linecache)
 def run(config: Config, sock: socket.socket) -> None:
     """Serve on ``sock`` until a signal, or until the front-end leaves; ``UserError``."""
     os.umask(0)
+    if (problem := unsupported_machine(os.uname().machine)) is not None:
+        raise UserError(problem)
     try:
         limit = raise_nofile(config.sandbox.rlimit_nofile)
     except ValueError as error:

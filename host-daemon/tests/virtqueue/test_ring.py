@@ -17,6 +17,7 @@ from farwatchd.virtqueue import (
     RingMemory,
     SplitRing,
     VirtqueueError,
+    unsupported_machine,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -376,3 +377,15 @@ def test_descriptors_are_read_once_however_the_guest_changes_them(rings: Rings) 
     rings.ring.add_used(head, 0)
     used = rings.ram.read(rings.driver.used + 4, 8)
     assert struct.unpack("<II", used) == (head, 0)
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "riscv64", "ppc64le", "loongarch64"])
+def test_machine_that_may_reorder_memory_accesses_is_refused_in_one_line(machine: str) -> None:
+    problem = unsupported_machine(machine)
+    assert problem is not None and machine in problem and "\n" not in problem
+
+
+def test_only_little_endian_x86_is_supported() -> None:
+    assert unsupported_machine("x86_64", "little") is None
+    assert unsupported_machine("s390x", "big") is not None
+    assert unsupported_machine(os.uname().machine) is None
