@@ -7,6 +7,8 @@ import logging
 import socket
 import sys
 
+from farwatchd.log_limit import RepetitionLimit
+
 _log = logging.getLogger(__name__)
 
 _SYSLOG = "/dev/log"
@@ -34,6 +36,7 @@ def start_logging(level: int, to_syslog: bool) -> None:
             problem = error.strerror
         else:
             form = "farwatchd[%(process)d]: %(levelname)s %(name)s: %(message)s"
+    handler.addFilter(RepetitionLimit())
     handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(level=level, handlers=[handler])
     if problem is not None:
