@@ -68,13 +68,15 @@ class Connection:
 
     def _read(self) -> bool:
         """Read once and handle the message that it completes; return whether there may be more."""
+        # Handling takes descriptors as well: a memory mapping keeps its own.
+        with self._reserve.freed():
+            return self._receive()
+
+    def _receive(self) -> bool:
         try:
-            with self._reserve.freed():
-                data, ancillary, flags, _ = self._sock.recvmsg(
-                    self._decoder.wanted,
-                    socket.CMSG_SPACE(MAX_FDS * _FD_SIZE),
-                    socket.MSG_CMSG_CLOEXEC,
-                )
+            data, ancillary, flags, _ = self._sock.recvmsg(
+                self._decoder.wanted, socket.CMSG_SPACE(MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return False
         fds = _descriptors(ancillary)

@@ -27,15 +27,19 @@ class DescriptorReserve:
 
     @contextlib.contextmanager
     def freed(self) -> Iterator[None]:
-        """Close the descriptors while the block runs, and open them again, as many as there are."""
-        self.close()
+        """Close the descriptors while the block runs, and open as many as there are again."""
+        self._free()
         try:
             yield
         finally:
             self._fill()
 
     def close(self) -> None:
-        """Free the descriptors."""
+        """Free the descriptors for good; harmless inside ``freed``."""
+        self._count = 0
+        self._free()
+
+    def _free(self) -> None:
         while self._fds:
             os.close(self._fds.pop())
 
