@@ -7,7 +7,6 @@ import dataclasses
 import linecache
 import logging
 import os
-import signal
 import socket
 import traceback
 from typing import Any
@@ -28,6 +27,7 @@ from farwatchd.sandbox.limits import raise_nofile
 from farwatchd.sandbox.options import Seccomp
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
+from farwatchd.termination import block_signals, end_on_signals
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
@@ -96,12 +96,11 @@ def _serve(
     busy = BusyPoll(busy_poll * 1000, loop.has_work)
     device = Device(loop, session, config.device, queue, busy)
     server = Server(loop, sock, device, loop.stop)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: loop.stop())
-    loop.wake_on_signals()
+    block_signals()
     _restrict(config, capabilities, seccomp)
     try:
         pool.start()
+        end_on_signals(loop.stop)
     except RuntimeError as error:
         raise UserError(
             f"--thread-pool-size={config.process.thread_pool_size}: {error}; use"

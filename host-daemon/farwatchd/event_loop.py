@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import select
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -45,9 +44,7 @@ class Loop:
         self._soon: deque[Callback] = deque()
         self._from_threads: deque[Callback] = deque()
         self._stopping = False
-        # A pipe: signals write single bytes.
         self._wakeup_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._wakes_on_signals = False
         self.add(self._wakeup_fd, self._drain_wake)
 
     def add(self, fd: int, callback: Callback) -> None:
@@ -81,18 +78,8 @@ class Loop:
         ready then."""
         self._soon.append(callback)
 
-    def wake_on_signals(self) -> None:
-        """End the wait for descriptors at every signal with a handler, so that the handler runs
-        immediately.
-
-        Otherwise a signal just before the wait would be handled after it. For the main thread.
-        """
-        signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
-        self._wakes_on_signals = True
-
     def stop(self) -> None:
-        """Make ``run`` return after the current turn; may be called from signal handlers and other
-        threads."""
+        """Make ``run`` return after the current turn; may be called from other threads."""
         self._stopping = True
         self._wake_up()
 
@@ -136,8 +123,6 @@ class Loop:
         """Release the loop's own descriptors; those that were added stay open."""
         self._callbacks.clear()
         self._epoll.close()
-        if self._wakes_on_signals:
-            signal.set_wakeup_fd(-1)
         os.close(self._wake_fd)
         os.close(self._wakeup_fd)
 

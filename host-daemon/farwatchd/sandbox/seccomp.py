@@ -48,8 +48,8 @@ _IDENTITY = """
 _PROCESS = """
     brk clock_getres clock_gettime clock_nanosleep exit exit_group futex getcpu getcwd getrandom
     getrusage gettimeofday madvise membarrier mremap munlock munmap nanosleep restart_syscall rseq
-    rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield set_robust_list
-    set_tid_address sigaltstack sysinfo time uname wait4
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sched_getaffinity sched_yield
+    set_robust_list set_tid_address sigaltstack sysinfo time uname wait4
 """
 _ALLOWED = " ".join((_FILES, _EVENTS, _SOCKETS, _IDENTITY, _PROCESS)).split()
 

@@ -173,18 +173,6 @@ def test_stop_ends_run_from_another_thread_and_before_it(loop: Loop) -> None:
     loop.run()
 
 
-def test_a_signal_that_was_handled_before_the_wait_ends_it(loop: Loop) -> None:
-    old = signal.signal(signal.SIGUSR1, lambda *_: None)
-    try:
-        loop.wake_on_signals()
-        assert not loop.run_once(0)
-        signal.raise_signal(signal.SIGUSR1)
-        assert loop.run_once(10)
-        assert not loop.run_once(0)
-    finally:
-        signal.signal(signal.SIGUSR1, old)
-
-
 def test_stop_ends_run_from_a_signal_handler(loop: Loop) -> None:
     old = signal.signal(signal.SIGALRM, lambda *_: loop.stop())
     try:

@@ -55,15 +55,16 @@ def sets(pid: int) -> dict[str, Capability]:
 def test_threads_may_do_what_the_daemon_may_and_no_more(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--thread-pool-size=3") as daemon:
         threads = [int(task.name) for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
-        assert len(threads) == 4
+        # The event loop, the pool, and the one that waits for signals.
+        assert len(threads) == 5
         kept = (*SETS, "NoNewPrivs", "Seccomp", "Seccomp_filters", "Uid", "Gid", "Groups")
         found = {tuple(status(thread)[name] for name in kept) for thread in threads}
         assert len(found) == 1
 
 
-def test_daemon_has_no_threads_unless_it_is_to(tmp_path: Path) -> None:
+def test_daemon_without_pool_has_a_thread_for_signals_alone(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--thread-pool-size=0") as daemon:
-        assert len(list(Path(f"/proc/{daemon.pid}/task").iterdir())) == 1
+        assert len(list(Path(f"/proc/{daemon.pid}/task").iterdir())) == 2
 
 
 @pytest.mark.root
