@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 
 from farwatchd.fuse.filesystem import Job
@@ -14,7 +15,7 @@ def on_files(call: Callable[..., int], *fds: int) -> Job:
     """A job that calls ``call`` with duplicates of ``fds``, which may be closed before; ENFILE
     without room for them.
 
-    The job must be done once: it closes the duplicates.
+    The duplicates are closed when the job has been done, or is dropped without that.
     """
     held: list[int] = []
     try:
@@ -29,8 +30,10 @@ def on_files(call: Callable[..., int], *fds: int) -> Job:
         try:
             return call(*held)
         finally:
-            _close(held)
+            close()
 
+    close = weakref.finalize(job, _close, held)
+    close.atexit = False
     return job
 
 

@@ -37,6 +37,8 @@ MIN_NOTIFICATION_BUFFER = OUT_HEADER_SIZE + record.size
 #: Seconds that the front-end waits for requests which wait for a disk or a network. QEMU's main
 #: loop waits for the reply to GET_VRING_BASE, and with it the whole VM.
 DRAIN_LIMIT = 1.0
+#: Seconds from the begin of a vain wait to the next one.
+DRAIN_PAUSE = 5.0
 
 
 class QueueRole(Enum):
@@ -76,8 +78,9 @@ class Device:
         self._scheduled: set[int] = set()
         self._busy_poll = busy_poll if busy_poll is not None else BusyPoll(0, loop.has_work)
         self._pending = PendingReplies()
-        #: Whether the last attempt to drain ended at its limit: one front-end waits once for it.
-        self._drain_failed = False
+        #: When to wait again for what threads do (seconds of the monotonic clock): a front-end that
+        #: stops many rings waits once.
+        self._next_drain = 0.0
         self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
         self._small_buffer_reported = False
         if source is not None:
@@ -129,7 +132,6 @@ class Device:
             self._serve_notifications if role is QueueRole.NOTIFICATION else self._serve_requests
         )
         self._running[vring.index] = _Running(vring, role, serve)
-        self._drain_failed = False
         _log.debug("queue %d (%s) started", vring.index, role.value)
         self._pending.resume(vring)
         self._schedule(vring.index)
@@ -154,9 +156,11 @@ class Device:
         left."""
         if not self._pending.in_threads:
             return True
-        if not self._drain_failed:
-            self._drain_failed = not self._handler.drain(DRAIN_LIMIT)
-        return not self._drain_failed
+        now = time.monotonic()
+        if self._handler.drain(DRAIN_LIMIT if now >= self._next_drain else 0):
+            return True
+        self._next_drain = max(self._next_drain, now + DRAIN_PAUSE)
+        return False
 
     def reset(self) -> None:
         """Forget the guest. Chains that are pending are not completed."""

@@ -8,18 +8,22 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
-from farwatchd.fuse.session import Session
+from farwatchd.fuse.session import CANCEL_LIMIT, Session
 from farwatchd.fuse.thread_pool import ThreadPool
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.virtio_fs.device import DRAIN_LIMIT
 from farwatchd.wire import fuse
+from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import Opcode
+from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from tests.support.deferred_guest import DeferredGuest
 from tests.support.fake_fs import FakeFs
 
@@ -179,6 +183,120 @@ def test_jobs_of_a_front_end_that_is_gone_are_waited_for(guest: Guest, fs: FakeF
         assert guest.loop.run_once(LIMIT), "the daemon does not see that the front-end has gone"
     timer.join(LIMIT)
     assert fs.calls[-1] == ("reset",)
+
+
+# Limits: what the host does not finish keeps nobody waiting for long.
+
+
+def duration(operation: Callable[[], object]) -> float:
+    """Return the seconds that an operation takes."""
+    began = time.monotonic()
+    operation()
+    return time.monotonic() - began
+
+
+def test_ring_that_stops_leaves_a_hung_task_in_flight(
+    guest: Guest, fs: FakeFs, caplog: pytest.LogCaptureFixture
+) -> None:
+    hung = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
+    assert duration(lambda: guest.front_end.stop_ring(1)) < 2 * DRAIN_LIMIT
+    assert "queue 1 stops with requests that wait" in caplog.text
+    # Once for all queues, and not again.
+    assert duration(lambda: [guest.front_end.stop_ring(index) for index in (0, 1)]) < DRAIN_LIMIT
+    let_go(fs)
+    while len(guest.pool):
+        assert guest.loop.run_once(LIMIT), "the tasks do not end"
+    assert guest.front_end.requests().queue.used_count() == 0
+    for index in (0, 1):
+        guest.front_end.start_ring(index)
+    guest.settle()
+    assert guest.answers == dict.fromkeys(hung, (0, b""))
+    guest.ask(Opcode.GETATTR, NODE, fuse.getattr_in.pack(), fuse.attr_out.size)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
+def test_end_of_the_session_cancels_tasks_that_have_not_begun(
+    guest: Guest, fs: FakeFs, opcode: Opcode
+) -> None:
+    tasks = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
+    payload = fuse.init_in.pack(major=7, minor=41)
+    end: list[int] = []
+    assert (
+        duration(lambda: end.append(guest.send(opcode, 0, payload, fuse.init_out.size)))
+        < 2 * CANCEL_LIMIT
+    )
+    assert guest.answers[end[0]][0] == 0
+    cancelled = {task for task in tasks if task in guest.answers}
+    assert {guest.answers[task][0] for task in cancelled} == {errno.EINTR}
+    # The others may use their requests' memory: it stays theirs.
+    assert len(cancelled) == THREADS
+    let_go(fs)
+    guest.settle_until(lambda: len(guest.answers) == len(tasks) + 1)
+    assert {guest.answers[task][0] for task in tasks if task not in cancelled} == {0}
+    assert fs.jobs_done == THREADS
+
+
+def test_reset_of_the_device_forgets_hung_tasks(guest: Guest, fs: FakeFs) -> None:
+    for _ in range(2 * THREADS):
+        guest.send(Opcode.FSYNC, NODE, FSYNC)
+    assert duration(guest.front_end.reboot) < 2 * (DRAIN_LIMIT + CANCEL_LIMIT)
+    guest.places.clear()
+    let_go(fs)
+    while len(guest.pool):
+        assert guest.loop.run_once(LIMIT), "the tasks do not end"
+    guest.settle()
+    assert guest.answers == {}
+    assert guest.front_end.requests().queue.used_count() == 0
+
+
+def test_front_end_that_leaves_waits_for_no_hung_task(guest: Guest, fs: FakeFs) -> None:
+    for _ in range(2 * THREADS):
+        guest.send(Opcode.FSYNC, NODE, FSYNC)
+    guest.front_end.sock.close()
+
+    def left() -> None:
+        while ("reset",) not in fs.calls[-1:]:
+            assert guest.loop.run_once(LIMIT), "the daemon does not see that the front-end left"
+
+    assert duration(left) < 2 * CANCEL_LIMIT
+    assert len(guest.pool) == THREADS
+
+
+def test_pool_that_is_closed_says_whether_threads_are_left(guest: Guest, fs: FakeFs) -> None:
+    for _ in range(2 * THREADS):
+        guest.send(Opcode.FSYNC, NODE, FSYNC)
+    assert not guest.pool.close(0)
+    let_go(fs)
+    assert guest.pool.close(LIMIT)
+
+
+def test_memory_region_is_removed_when_no_task_uses_it(guest: Guest, fs: FakeFs) -> None:
+    more = os.memfd_create("more")
+    os.ftruncate(more, 4096)
+    region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
+    guest.front_end.set(Request.ADD_MEM_REG, region, [more])
+    os.close(more)
+    hung = guest.send(Opcode.FSYNC, NODE, FSYNC)
+    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 1
+    let_go(fs)
+    guest.settle_until(lambda: hung in guest.answers)
+    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 0
+
+
+def test_removal_of_a_memory_region_waits_for_a_task(guest: Guest, fs: FakeFs) -> None:
+    more = os.memfd_create("more")
+    os.ftruncate(more, 4096)
+    region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
+    guest.front_end.set(Request.ADD_MEM_REG, region, [more])
+    os.close(more)
+    task = guest.send(Opcode.FSYNC, NODE, FSYNC)
+    timer = threading.Timer(0.1, let_go, [fs])
+    timer.start()
+    guest.front_end.set(Request.REM_MEM_REG, region)
+    assert fs.jobs_done == 1
+    timer.join(LIMIT)
+    guest.settle()
+    assert guest.answers == {task: (0, b"")}
 
 
 def test_without_threads_each_is_done_at_once() -> None:

@@ -91,12 +91,17 @@ class DeviceFixture:
         busy_poll: BusyPoll | None = None,
         **options: object,
     ) -> FrontEnd:
-        """Return a front-end with a device of its own; ``offer``: whether the device offers the
-        notification queue."""
+        """Return a front-end with a device of its own.
+
+        ``offer``: whether the device offers the notification queue. ``tag``: None for a device
+        without a configuration space.
+        """
+        tag = options.pop("tag", "share")
+        assert tag is None or isinstance(tag, str)
         offer = options.pop("offer", True)
         requests = options.get("num_request_queues", 1)
         assert isinstance(requests, int)
-        config = DeviceConfig("share", requests, notification=bool(offer))
+        config = DeviceConfig(tag, requests, notification=bool(offer))
         device = Device(self.loop, self.handler, config, self.source, busy_poll)
         ours, theirs = socket.socketpair()
         self._servers.append(Server(self.loop, theirs, device, self._ended))

@@ -14,6 +14,7 @@ import pytest
 from farwatchd.virtio_fs.device import CHAINS_PER_TURN
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
+from farwatchd.wire.vhost_user import ProtocolFeature
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
 from tests.support.device_fixture import ECHO, FAIL, LIE, DeviceFixture, device_fixture, posted_echo
 from tests.support.driver import INDIRECT, NEXT, WRITE, Piece
@@ -52,6 +53,18 @@ def test_config_space_tells_tag_queues_and_notification_buffers(fixture: DeviceF
     assert front_end.read_config(36, 4) == (3).to_bytes(4, "little")
     assert front_end.read_config(40, 20) == NOTIFY_BUF_SIZE.to_bytes(4, "little") + bytes(16)
     assert front_end.read_config(250, 44) == b""
+
+
+def test_device_without_tag_leaves_the_configuration_space_to_the_front_end(
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    front_end = fixture.connect(tag=None)
+    front_end.negotiate()
+    assert ProtocolFeature.CONFIG not in front_end.protocol_features
+    assert front_end.request(ECHO, 1, b"x", 1) == (0, b"x")
+    front_end.send(Request.GET_CONFIG, wire.config.pack(size=44) + bytes(44))
+    assert front_end.closed()
+    assert "GET_CONFIG without having negotiated CONFIG" in caplog.text
 
 
 def test_device_without_notification_does_not_offer_it(fixture: DeviceFixture) -> None:

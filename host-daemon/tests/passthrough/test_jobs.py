@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job owns its descriptors until it is done or dropped."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from farwatchd.passthrough.jobs import on_files
+from tests.support.passthrough_share import open_descriptors
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def test_job_that_is_done_closes_its_descriptors(fd: int) -> None:
+    gc.collect()
+    before = open_descriptors()
+    job = on_files(lambda first, second: int(first != second), fd, fd)
+    assert open_descriptors() == before + 2
+    assert job() == 1
+    assert open_descriptors() == before
+
+
+def test_job_that_is_dropped_closes_its_descriptors(fd: int) -> None:
+    gc.collect()
+    before = open_descriptors()
+    job = on_files(lambda held: held, fd)
+    assert open_descriptors() == before + 1
+    del job
+    gc.collect()
+    assert open_descriptors() == before
