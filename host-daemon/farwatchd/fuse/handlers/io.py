@@ -35,8 +35,8 @@ from farwatchd.wire.fuse import (
     write_out,
 )
 
-#: The most that one COPY_FILE_RANGE copies, in bytes: a task that has begun cannot be cancelled. The
-#: client asks again for the rest.
+#: The most that one COPY_FILE_RANGE copies, in bytes: a task that has begun cannot be cancelled.
+#: The client asks again for the rest.
 _MAX_COPY = 64 << 20
 
 
