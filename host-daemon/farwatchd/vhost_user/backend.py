@@ -69,7 +69,7 @@ class DeviceModel(Protocol):
         left."""
 
     def reset(self) -> None:
-        """Forget the guest: it was reset, or the front-end has gone. Takes a limited time."""
+        """Forget the guest: it was reset, or the front-end has left. Takes a limited time."""
 
 
 class Backend:

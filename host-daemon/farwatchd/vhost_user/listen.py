@@ -13,7 +13,7 @@ import socket
 import stat
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: Bytes of a UNIX socket's path (``sun_path`` without its NUL).
 MAX_PATH_BYTES = 107
@@ -70,7 +70,7 @@ def _remove_stale(path: Path) -> None:
         raise ListenError(f"cannot use socket path {path}: {error.strerror}") from error
     if not stat.S_ISSOCK(status.st_mode):
         raise ListenError(f"{path} exists and is not a socket: choose another socket path")
-    # A socket of another type cannot connect: a living daemon does not notice, yet the error tells
+    # A socket of another type cannot connect: a running daemon does not notice, yet the error shows
     # that it lives.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         result = probe.connect_ex(os.fspath(path))
@@ -80,7 +80,7 @@ def _remove_stale(path: Path) -> None:
         )
     if result != errno.ECONNREFUSED:
         raise ListenError(f"cannot use socket path {path}: {os.strerror(result)}")
-    log.info("replacing the socket %s of a daemon that has gone", path)
+    _log.info("replacing the socket %s of a daemon that has ended", path)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -10,10 +10,8 @@ import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import (
     FUSE_FSNOTIFY_MERGED,
@@ -22,143 +20,12 @@ from farwatchd.wire.fsnotify import (
     fsnotify_in,
     fsnotify_out,
 )
-from farwatchd.wire.fuse import InitFlag, Opcode
+from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.virtio_fs import VirtioFsFeature
+from tests.support.daemon_guest import ROOT, Guest
 from tests.support.daemon_process import DaemonProcess, running
-from tests.support.event_records import decode_all
 from tests.support.frontend import FrontEnd
 from tests.support.sandboxes import SANDBOXES
-
-ROOT = 1
-#: What Linux offers, as far as this daemon knows it.
-OFFERED = InitFlag((1 << 31) - 1) | InitFlag.CREATE_SUPP_GROUP | FUSE_HAS_FSNOTIFY
-BUFFERS = 8
-
-
-class Guest:
-    """A guest that has mounted the share: FUSE operations by name."""
-
-    def __init__(
-        self, daemon: DaemonProcess, notification: bool = True, extra_flags: int = 0
-    ) -> None:
-        self._offered = int(OFFERED) | extra_flags
-        self.front_end = FrontEnd(daemon.connect(), notification)
-        self.front_end.negotiate()
-        if notification:
-            self.front_end.post_notification_buffers(BUFFERS)
-        self.init = self.mount()
-
-    def mount(self) -> Any:
-        """INIT; returns the reply."""
-        offered = self._offered
-        payload = wire.init_in.pack(
-            major=7,
-            minor=41,
-            max_readahead=1 << 17,
-            flags=offered & 0xFFFFFFFF,
-            flags2=offered >> 32,
-        )
-        return wire.init_out.unpack_from(self.ask(Opcode.INIT, 0, payload, wire.init_out.size))
-
-    @property
-    def flags(self) -> int:
-        """The flags that INIT agreed on."""
-        return int(self.init.flags | self.init.flags2 << 32)
-
-    def ask(self, opcode: int, nodeid: int, payload: bytes = b"", room: int = 0) -> bytes:
-        """A request that must succeed."""
-        error, reply = self.front_end.request(opcode, nodeid, payload, room)
-        assert error == 0, f"{Opcode(opcode).name}: {os.strerror(error)}"
-        return reply
-
-    def fails(self, opcode: int, nodeid: int, payload: bytes = b"", room: int = 0) -> int:
-        """A request that must fail; returns its errno."""
-        error, reply = self.front_end.request(opcode, nodeid, payload, room)
-        assert error and not reply
-        return error
-
-    def lookup(self, parent: int, name: bytes) -> Any:
-        """The entry of a name."""
-        return wire.entry_out.unpack_from(
-            self.ask(Opcode.LOOKUP, parent, name + b"\0", wire.entry_out.size)
-        )
-
-    def create(self, parent: int, name: bytes) -> tuple[int, int]:
-        """Make a file; returns its nodeid and handle."""
-        payload = (
-            wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=stat.S_IFREG | 0o640)
-            + name
-            + b"\0"
-        )
-        reply = self.ask(Opcode.CREATE, parent, payload, wire.entry_out.size + wire.open_out.size)
-        entry = wire.entry_out.unpack_from(reply)
-        return entry.nodeid, wire.open_out.unpack_from(reply, wire.entry_out.size).fh
-
-    def write(self, nodeid: int, fh: int, offset: int, data: bytes) -> int:
-        """Write; returns bytes written."""
-        payload = wire.write_in.pack(fh=fh, offset=offset, size=len(data)) + data
-        return int(
-            wire.write_out.unpack_from(
-                self.ask(Opcode.WRITE, nodeid, payload, wire.write_out.size)
-            ).size
-        )
-
-    def read(self, nodeid: int, fh: int, offset: int, size: int) -> bytes:
-        """Read."""
-        return self.ask(
-            Opcode.READ, nodeid, wire.read_in.pack(fh=fh, offset=offset, size=size), size
-        )
-
-    def release(self, nodeid: int, fh: int) -> None:
-        """Close a file."""
-        self.ask(Opcode.RELEASE, nodeid, wire.release_in.pack(fh=fh))
-
-    def names(self, nodeid: int, plus: bool = False) -> dict[bytes, int]:
-        """A directory's entries with their nodeids (0 without ``plus``)."""
-        opened = wire.open_out.unpack_from(
-            self.ask(
-                Opcode.OPENDIR, nodeid, wire.open_in.pack(flags=os.O_DIRECTORY), wire.open_out.size
-            )
-        )
-        opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
-        skip = wire.entry_out.size if plus else 0
-        found: dict[bytes, int] = {}
-        offset = 0
-        while True:
-            batch = self.ask(
-                opcode, nodeid, wire.read_in.pack(fh=opened.fh, offset=offset, size=4096), 4096
-            )
-            if not batch:
-                break
-            position = 0
-            while position < len(batch):
-                entry = wire.entry_out.unpack_from(batch, position).nodeid if plus else 0
-                dirent = wire.dirent.unpack_from(batch, position + skip)
-                start = position + skip + wire.dirent.size
-                found[batch[start : start + dirent.namelen]] = entry
-                offset = dirent.off
-                position += (skip + wire.dirent.size + dirent.namelen + 7) // 8 * 8
-        self.ask(Opcode.RELEASEDIR, nodeid, wire.release_in.pack(fh=opened.fh))
-        return found
-
-    def watch(self, nodeid: int, mask: Event) -> Event:
-        """Set the mask of an inode; returns what is watched."""
-        reply = self.ask(
-            Opcode.FSNOTIFY, nodeid, fsnotify_in.pack(mask=int(mask)), fsnotify_out.size
-        )
-        return Event(fsnotify_out.unpack_from(reply).mask)
-
-    def events(self, at_least: int) -> list[EventRecord]:
-        """The records that come, waiting for ``at_least`` so many."""
-        records: list[EventRecord] = []
-        while len(records) < at_least:
-            for payload in self.front_end.notifications():
-                records += decode_all(payload)
-        return records
-
-    def leave(self) -> None:
-        """Power off."""
-        self.front_end.close()
 
 
 @pytest.fixture(params=SANDBOXES)

@@ -15,7 +15,7 @@ import pytest
 from farwatchd.virtio_fs.device import DRAIN_LIMIT
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
-from tests.daemon.test_daemon import ROOT, Guest
+from tests.support.daemon_guest import ROOT, Guest
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.driver import Piece
 from tests.support.frontend import IN_HEADER, OUT_HEADER
@@ -68,7 +68,7 @@ def daemon(tmp_path: Path, hung: HungFileSystem) -> Iterator[DaemonProcess]:
         yield process
 
 
-def sync_hung_directory(guest: Guest, hung: HungFileSystem) -> Piece:
+def sync_hung_directory(daemon: DaemonProcess, guest: Guest, hung: HungFileSystem) -> Piece:
     """Send an FSYNCDIR that does not end; return where its reply will be.
 
     Of a directory: the kernel itself waits for a FUSE server when a regular file is closed, also
@@ -90,7 +90,17 @@ def sync_hung_directory(guest: Guest, hung: HungFileSystem) -> Piece:
     reply = Piece(ram.allocate(OUT_HEADER.size), OUT_HEADER.size)
     channel.queue.add([request], [reply])
     guest.front_end.publish(channel)
+    deadline = time.monotonic() + LIMIT
+    while not _waits_for_fuse(daemon.pid):
+        assert time.monotonic() < deadline, "the daemon does not wait for the file system"
+        time.sleep(0.01)
     return reply
+
+
+def _waits_for_fuse(pid: int) -> bool:
+    """Return whether a thread of a process waits for a FUSE server (proc(5), ``wchan``)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return any("request_wait_answer" in (task / "wchan").read_text() for task in tasks)
 
 
 @pytest.mark.root
@@ -98,7 +108,7 @@ def test_sigterm_ends_the_daemon_though_a_request_hangs(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
     guest = Guest(daemon)
-    sync_hung_directory(guest, hung)
+    sync_hung_directory(daemon, guest, hung)
     assert daemon.end() == 0
     assert "ended by force" in daemon.log or "the host still works" in daemon.log
     guest.leave()
@@ -109,7 +119,7 @@ def test_rings_stop_though_a_request_hangs_and_it_is_completed_later(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
     guest = Guest(daemon)
-    reply = sync_hung_directory(guest, hung)
+    reply = sync_hung_directory(daemon, guest, hung)
     front_end = guest.front_end
     index = front_end.channels.index(front_end.requests())
     began = time.monotonic()
@@ -129,7 +139,7 @@ def test_next_front_end_is_served_though_a_request_of_the_last_one_hangs(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
     guest = Guest(daemon)
-    sync_hung_directory(guest, hung)
+    sync_hung_directory(daemon, guest, hung)
     guest.leave()
     following = Guest(daemon)
     assert b"mounted" in following.names(ROOT)

@@ -16,9 +16,8 @@ import pytest
 from farwatchd.sandbox.idmaps import IdRange, parse_range
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
-from tests.daemon.test_daemon import ROOT, Guest
-from tests.daemon.test_privileges import status
-from tests.support.daemon_process import COMMAND, TIMEOUT, error_line, running
+from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_process import COMMAND, TIMEOUT, error_line, running, status
 
 FIRST = 100_000
 MAPS = f"--uid-map=:0:{FIRST}:1000:", f"--gid-map=:0:{FIRST + 1}:1000:"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.log_limit import BURST, INTERVAL, RepetitionLimit
-from tests.daemon.test_daemon import Guest
+from tests.support.daemon_guest import Guest
 from tests.support.daemon_process import running
 
 

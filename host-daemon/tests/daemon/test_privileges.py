@@ -17,8 +17,8 @@ import pytest
 from farwatchd.linux.capabilities import Capability
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_changes
 from farwatchd.wire.fuse import Opcode, create_in, entry_out, open_out
-from tests.daemon.test_daemon import ROOT, Guest
-from tests.support.daemon_process import TIMEOUT, DaemonProcess, error_line, running
+from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_process import TIMEOUT, DaemonProcess, error_line, running, status
 from tests.support.sandboxes import SANDBOXES
 
 NO_FILE_HANDLES = ("--fsnotify=off", "--inode-file-handles=never")
@@ -38,12 +38,6 @@ PR_SET_DUMPABLE = 4
 ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def status(pid: int) -> dict[str, str]:
-    """The fields of /proc/PID/status."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def sets(pid: int) -> dict[str, Capability]:

@@ -14,8 +14,8 @@ import pytest
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import Opcode
-from tests.daemon.test_daemon import ROOT, Guest
-from tests.daemon.test_seccomp_operations import ThroughSocket
+from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_handler import DaemonHandler
 from tests.support.daemon_process import running
 from tests.support.fuse_client import Client
 
@@ -36,7 +36,7 @@ def client_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Client]:
     """A client of a daemon that has used up nothing yet."""
     with running(tmp_path / "socket", shared, *options) as daemon:
         guest = Guest(daemon)
-        client = Client(ThroughSocket(guest))
+        client = Client(DaemonHandler(guest))
         client.agreed = guest.init
         yield client
         guest.leave()

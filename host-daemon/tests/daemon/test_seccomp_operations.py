@@ -10,63 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.virtio_fs.interfaces import RequestHandler
-from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import Opcode, SetattrValid
-from tests.daemon.test_daemon import Guest
+from tests.support.daemon_guest import Guest
+from tests.support.daemon_handler import DaemonHandler
 from tests.support.daemon_process import running
 from tests.support.fuse_client import ROOT, Client
 
 ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff")
 WRITES = os.O_RDWR | os.O_CREAT
-
-
-class ThroughSocket(RequestHandler):
-    """Hands requests to a daemon, as a session in this process would take them."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-
-    def handle(self, chain: Chain) -> int:
-        """Send one request and put the reply where it belongs."""
-        request = b"".join(chain.readable)
-        header = fuse.in_header.unpack_from(request)
-        room = chain.writable_size - fuse.out_header.size
-        if room < 0:
-            self._guest.front_end.send_no_reply(
-                header.opcode, header.nodeid, request[fuse.in_header.size :]
-            )
-            return 0
-        error, payload = self._guest.front_end.request(
-            header.opcode,
-            header.nodeid,
-            request[fuse.in_header.size :],
-            room,
-            uid=header.uid,
-            gid=header.gid,
-        )
-        reply = (
-            fuse.out_header.pack_values(fuse.out_header.size + len(payload), -error, header.unique)
-            + payload
-        )
-        position = 0
-        for view in chain.writable:
-            part = reply[position : position + len(view)]
-            view[: len(part)] = part
-            position += len(part)
-        return len(reply)
-
-    def events_available(self) -> None:
-        """Do nothing."""
-
-    def drain(self, timeout: float) -> bool:
-        """Do nothing."""
-        return True
-
-    def reset(self) -> None:
-        """Do nothing."""
 
 
 @pytest.fixture(params=["namespace", "none"])
@@ -86,7 +39,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
         tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", *options
     ) as daemon:
         guest = Guest(daemon)
-        client = Client(ThroughSocket(guest))
+        client = Client(DaemonHandler(guest))
         client.agreed = guest.init
         yield client
         guest.leave()

@@ -95,13 +95,13 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     guest.close()
 
 
-def test_lock_that_is_free_is_had_at_once(guest: Guest) -> None:
+def test_free_lock_is_taken_immediately(guest: Guest) -> None:
     waiting = guest.wait_for_lock(guest.open(), 1)
     assert guest.errors == {waiting: 0}
 
 
 @pytest.mark.parametrize("flags", [0, fuse.LK_FLOCK])
-def test_waiting_ends_with_the_lock_and_nobody_else_waits(guest: Guest, flags: int) -> None:
+def test_unlock_completes_a_pending_lock_while_others_are_served(guest: Guest, flags: int) -> None:
     first, second = guest.open(), guest.open()
     assert guest.lock(first, 1, WRITE, flags=flags) == 0
     waiting = guest.wait_for_lock(second, 2, flags=flags)
@@ -115,7 +115,7 @@ def test_waiting_ends_with_the_lock_and_nobody_else_waits(guest: Guest, flags: i
     assert guest.lock(first, 1, WRITE, flags=flags) == errno.EAGAIN
 
 
-def test_flush_of_the_holder_ends_the_wait(guest: Guest) -> None:
+def test_flush_of_the_owner_completes_a_pending_lock(guest: Guest) -> None:
     first = guest.open()
     guest.lock(first, 1, WRITE)
     waiting = guest.wait_for_lock(guest.open(), 2)
@@ -124,7 +124,7 @@ def test_flush_of_the_holder_ends_the_wait(guest: Guest) -> None:
     assert guest.errors == {waiting: 0}
 
 
-def test_release_of_the_holder_s_file_ends_the_wait_for_flock(guest: Guest) -> None:
+def test_release_of_the_owner_s_file_completes_a_pending_flock(guest: Guest) -> None:
     first = guest.open()
     guest.lock(first, 1, WRITE, flags=fuse.LK_FLOCK)
     waiting = guest.wait_for_lock(guest.open(), 2, flags=fuse.LK_FLOCK)
@@ -133,7 +133,7 @@ def test_release_of_the_holder_s_file_ends_the_wait_for_flock(guest: Guest) -> N
     assert guest.errors == {waiting: 0}
 
 
-def test_locks_are_given_in_the_order_in_which_they_were_asked_for(guest: Guest) -> None:
+def test_pending_locks_are_completed_in_order(guest: Guest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     waiting = [guest.wait_for_lock(fh, owner) for owner in (2, 3)]
@@ -145,7 +145,7 @@ def test_locks_are_given_in_the_order_in_which_they_were_asked_for(guest: Guest)
     assert guest.errors == dict.fromkeys(waiting, 0)
 
 
-def test_lock_of_the_host_is_tried_again_until_it_is_given_back(
+def test_lock_of_a_host_process_is_retried_until_it_is_released(
     guest: Guest, tmp_path: Path
 ) -> None:
     with (tmp_path / "file").open("r+b") as other:
@@ -158,7 +158,7 @@ def test_lock_of_the_host_is_tried_again_until_it_is_given_back(
     guest.settle_until(lambda: guest.errors == {waiting: 0}, 2 * RETRY_INTERVAL)
 
 
-def test_interrupt_ends_the_wait(guest: Guest) -> None:
+def test_interrupt_completes_a_pending_lock_with_eintr(guest: Guest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     kept, ended = guest.wait_for_lock(fh, 2), guest.wait_for_lock(fh, 3)
@@ -171,7 +171,7 @@ def test_interrupt_ends_the_wait(guest: Guest) -> None:
     assert len(guest.fs.share.locks) == 1
 
 
-def test_interrupt_that_overtakes_its_request_ends_it(guest: Guest) -> None:
+def test_interrupt_before_its_request_completes_it_with_eintr(guest: Guest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     guest.interrupt(4711)
@@ -179,7 +179,7 @@ def test_interrupt_that_overtakes_its_request_ends_it(guest: Guest) -> None:
     assert guest.errors == {4711: errno.EINTR}
 
 
-def test_interrupts_of_nothing_are_ignored_and_not_hoarded(guest: Guest) -> None:
+def test_interrupts_of_unknown_requests_are_forgotten(guest: Guest) -> None:
     for unique in range(2, 200, 2):
         guest.interrupt(unique)
     fh = guest.open()
@@ -188,7 +188,7 @@ def test_interrupts_of_nothing_are_ignored_and_not_hoarded(guest: Guest) -> None
     assert guest.errors == {}
 
 
-def test_too_many_waiting_are_refused(guest: Guest) -> None:
+def test_too_many_pending_locks_are_enolck(guest: Guest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     for owner in range(2, MAX_PENDING + 2):
@@ -238,7 +238,7 @@ def test_reset_of_the_device_forgets_pending_locks(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
-def test_guest_that_begins_anew_or_leaves_has_no_locks_and_waits_for_none(
+def test_end_of_the_session_completes_pending_locks_with_eintr(
     guest: Guest, opcode: Opcode
 ) -> None:
     fh = guest.open()
@@ -249,7 +249,7 @@ def test_guest_that_begins_anew_or_leaves_has_no_locks_and_waits_for_none(
     assert len(guest.waits) == len(guest.fs.share.locks) == 0
 
 
-def test_file_that_is_closed_meanwhile_ends_the_wait(guest: Guest) -> None:
+def test_release_of_the_file_completes_a_pending_lock_with_ebadf(guest: Guest) -> None:
     first, second = guest.open(), guest.open()
     guest.lock(first, 1, WRITE)
     waiting = guest.wait_for_lock(second, 2)
@@ -258,7 +258,7 @@ def test_file_that_is_closed_meanwhile_ends_the_wait(guest: Guest) -> None:
     assert guest.errors == {waiting: errno.EBADF}
 
 
-def test_memory_that_changes_leaves_waiting_requests_their_places(guest: Guest) -> None:
+def test_pending_lock_outlives_a_change_of_memory_regions(guest: Guest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     waiting = guest.wait_for_lock(fh, 2)
@@ -285,7 +285,7 @@ def test_malformed_locks_are_refused(
     assert guest.lock(guest.open(), 1, kind, start, end, flags) == errno.EINVAL
 
 
-def test_holder_of_a_lock_can_be_asked_for(guest: Guest) -> None:
+def test_getlk_returns_the_owner_of_a_lock(guest: Guest) -> None:
     fh = guest.open()
 
     def holder(owner: int) -> tuple[int, int, int, int]:

@@ -138,7 +138,7 @@ SIMPLE: list[tuple[Callable[[Client], object], tuple[Any, ...]]] = [
 @pytest.mark.parametrize(
     ("call", "asked"), SIMPLE, ids=[f"{i}-{asked[0]}" for i, (_, asked) in enumerate(SIMPLE)]
 )
-def test_the_file_system_is_asked_what_the_guest_asks(
+def test_requests_reach_the_file_system_with_their_arguments(
     client: Client, fs: FakeFs, call: Callable[[Client], object], asked: tuple[Any, ...]
 ) -> None:
     call(client)
@@ -165,9 +165,7 @@ def test_readlink_gives_the_target_without_nul(client: Client) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_file_system_is_told_what_comes_from_the_guest_s_cache(
-    client: Client, fs: FakeFs, cached: bool
-) -> None:
+def test_write_flag_cache_reaches_the_file_system(client: Client, fs: FakeFs, cached: bool) -> None:
     client.write(42, 9, 0, b"data", fuse.WRITE_CACHE if cached else 0)
     assert fs.cached == [cached]
 
@@ -199,7 +197,7 @@ def test_data_is_written_out_of_the_request(client: Client, fs: FakeFs) -> None:
     assert fs.calls == [("write", 42, 9, 77, False), ("write", 42, 9, 0, True)]
 
 
-def test_a_write_takes_what_its_size_says(client: Client, fs: FakeFs) -> None:
+def test_write_takes_as_many_bytes_as_its_size(client: Client, fs: FakeFs) -> None:
     args = fuse.write_in.pack(fh=9, size=3)
     client.call(Opcode.WRITE, 42, args, data=b"abcdef")
     assert fs.written == b"abc"
@@ -209,7 +207,7 @@ def test_a_write_takes_what_its_size_says(client: Client, fs: FakeFs) -> None:
     )
 
 
-def test_setattr_gives_what_is_valid_alone(client: Client, fs: FakeFs) -> None:
+def test_setattr_passes_only_the_valid_fields(client: Client, fs: FakeFs) -> None:
     client.setattr(42, SetattrValid(0), mode=0o777, uid=5, size=9)
     client.setattr(
         42, SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID, mode=0o100640, uid=5, gid=6
@@ -534,7 +532,7 @@ def test_an_error_amid_a_directory_ends_the_part_before_it(client: Client, fs: F
     assert refused(client.readdir, 1, 9, 1) == errno.EIO
 
 
-def test_forget_ends_the_watch_of_an_inode_that_is_gone(
+def test_forget_of_the_last_lookup_ends_the_watch(
     client: Client, fs: FakeFs, watches: FakeWatches
 ) -> None:
     fs.gone = {42, 44}
@@ -552,7 +550,7 @@ def test_a_batch_longer_than_its_request_is_left_alone(client: Client, fs: FakeF
     assert fs.calls == []
 
 
-def test_fsnotify_sets_the_mask_and_tells_what_is_watched(
+def test_fsnotify_sets_the_mask_and_returns_the_watched_events(
     client: Client, fs: FakeFs, watches: FakeWatches
 ) -> None:
     assert (
@@ -607,7 +605,7 @@ def test_fsnotify_that_was_not_agreed_on_is_unknown(fs: FakeFs, watches: FakeWat
      Opcode.SETUPMAPPING,
      Opcode.REMOVEMAPPING, 0, 7, 53, 511, 513, 4096, 0xFFFFFFFF],
 )  # fmt: skip
-def test_what_is_not_served_is_unknown(client: Client, opcode: int) -> None:
+def test_unknown_opcodes_are_enosys(client: Client, opcode: int) -> None:
     assert refused(client.call, opcode, 1, bytes(200)) == errno.ENOSYS
 
 

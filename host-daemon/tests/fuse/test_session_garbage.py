@@ -19,16 +19,13 @@ from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
 from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
-from farwatchd.wire.codec import Codec
-from farwatchd.wire.fsnotify import fsnotify_in
 from farwatchd.wire.fuse import Opcode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.fake_fs import FakeFs, FakeWatches
 from tests.support.fuse_client import HEADER_SIZE, Client, segments
+from tests.support.request_shapes import FILLER, NO_REPLY, SHAPES
 
-SILENT = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
-FILLER = 0xA5
 NODEIDS = st.sampled_from([1, 1, 2, 3, 4, 5, 0, 42, (1 << 64) - 1])
 # Nothing between: an allocation of that many bytes might succeed.
 NUMBERS = st.one_of(
@@ -54,47 +51,6 @@ NAMES = st.one_of(
     ),
     st.binary(max_size=20),
 )
-#: What follows the header: a structure, then names; the same shapes as in ``linux/fuse.h``.
-SHAPES: dict[int, tuple[Codec | None, int]] = {
-    Opcode.LOOKUP: (None, 1),
-    Opcode.FORGET: (fuse.forget_in, 0),
-    Opcode.GETATTR: (fuse.getattr_in, 0),
-    Opcode.SETATTR: (fuse.setattr_in, 0),
-    Opcode.READLINK: (None, 0),
-    Opcode.SYMLINK: (None, 2),
-    Opcode.MKNOD: (fuse.mknod_in, 1),
-    Opcode.MKDIR: (fuse.mkdir_in, 1),
-    Opcode.UNLINK: (None, 1),
-    Opcode.RMDIR: (None, 1),
-    Opcode.RENAME: (fuse.rename_in, 2),
-    Opcode.LINK: (fuse.link_in, 1),
-    Opcode.OPEN: (fuse.open_in, 0),
-    Opcode.READ: (fuse.read_in, 0),
-    Opcode.WRITE: (fuse.write_in, 1),
-    Opcode.STATFS: (None, 0),
-    Opcode.RELEASE: (fuse.release_in, 0),
-    Opcode.FSYNC: (fuse.fsync_in, 0),
-    Opcode.SETXATTR: (fuse.setxattr_in, 2),
-    Opcode.GETXATTR: (fuse.getxattr_in, 1),
-    Opcode.LISTXATTR: (fuse.getxattr_in, 0),
-    Opcode.REMOVEXATTR: (None, 1),
-    Opcode.FLUSH: (fuse.flush_in, 0),
-    Opcode.OPENDIR: (fuse.open_in, 0),
-    Opcode.READDIR: (fuse.read_in, 0),
-    Opcode.RELEASEDIR: (fuse.release_in, 0),
-    Opcode.FSYNCDIR: (fuse.fsync_in, 0),
-    Opcode.CREATE: (fuse.create_in, 1),
-    Opcode.BATCH_FORGET: (fuse.batch_forget_in, 3),
-    Opcode.FALLOCATE: (fuse.fallocate_in, 0),
-    Opcode.READDIRPLUS: (fuse.read_in, 0),
-    Opcode.RENAME2: (fuse.rename2_in, 2),
-    Opcode.LSEEK: (fuse.lseek_in, 0),
-    Opcode.COPY_FILE_RANGE: (fuse.copy_file_range_in, 0),
-    Opcode.SYNCFS: (None, 0),
-    Opcode.TMPFILE: (fuse.create_in, 1),
-    Opcode.STATX: (fuse.statx_in, 0),
-    Opcode.FSNOTIFY: (fsnotify_in, 0),
-}
 #: What a well-formed request is spoilt by.
 Spoil = Enum("Spoil", ["NOTHING", "LENGTH", "SHORT", "EXTENSIONS", "OPCODE", "NODEID", "NOISE"])
 SPOILS = st.sampled_from([Spoil.NOTHING] * 6 + list(Spoil))
@@ -168,7 +124,7 @@ def exchange(
         fuse.in_header.unpack_from(padded).opcode,
         fuse.in_header.unpack_from(padded).unique,
     )
-    if opcode in SILENT or room < HEADER_SIZE:
+    if opcode in NO_REPLY or room < HEADER_SIZE:
         assert written == 0
         return
     reply = fuse.out_header.unpack_from(buffer)

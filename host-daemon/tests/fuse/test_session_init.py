@@ -71,7 +71,7 @@ def test_nothing_is_answered_that_was_not_offered() -> None:
         ({"allow_mmap": True}, InitFlag.DIRECT_IO_ALLOW_MMAP),
     ],
 )
-def test_options_choose_what_is_answered(options: dict[str, Any], answered: InitFlag) -> None:
+def test_options_choose_the_negotiated_flags(options: dict[str, Any], answered: InitFlag) -> None:
     chosen = SessionOptions(**{"readdirplus": False, "announce_submounts": False, **options})
     assert agree(chosen) == ALWAYS | answered
 
@@ -112,7 +112,7 @@ def test_posix_acl_is_left_out_where_it_may_be() -> None:
     assert fs.posix_acls
 
 
-def test_events_are_announced_with_what_can_be_watched() -> None:
+def test_init_reply_has_the_supported_events() -> None:
     reply = Client(Session(FakeFs(), FakeWatches(WATCHABLE), SessionOptions())).init()
     assert flags_of(reply) & FUSE_HAS_FSNOTIFY
     assert not flags_of(reply) & FUSE_FSNOTIFY_MERGED
@@ -158,7 +158,7 @@ def test_a_client_too_old_is_refused(
         client.getattr(1)
 
 
-def test_a_newer_major_version_is_told_ours_and_asks_again() -> None:
+def test_client_of_a_newer_major_version_retries_with_ours() -> None:
     fs = FakeFs()
     client = Client(Session(fs, None, SessionOptions()))
     args = fuse.init_in.pack(major=8, minor=3)
@@ -181,7 +181,7 @@ def test_requests_before_init_are_refused() -> None:
     assert fs.calls == []
 
 
-def test_destroy_forgets_all_and_a_new_init_begins_anew() -> None:
+def test_init_after_destroy_starts_an_empty_session() -> None:
     fs, watches = FakeFs(), FakeWatches()
     client = Client(Session(fs, watches, SessionOptions()))
     client.init()
@@ -209,7 +209,7 @@ def test_init_without_destroy_is_a_new_guest() -> None:
     assert watches.calls == [("reset",)]
 
 
-def test_reset_ends_what_was_agreed() -> None:
+def test_reset_ends_the_negotiated_session() -> None:
     fs, watches = FakeFs(), FakeWatches()
     session = Session(fs, watches, SessionOptions())
     client = Client(session)
@@ -233,7 +233,7 @@ def test_an_init_reply_that_does_not_fit_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("offer", "tell"), [(OFFER, True), (OFFER | FUSE_FSNOTIFY_MERGED, False)])
-def test_a_guest_in_mode_others_is_not_told_its_own_doings(offer: int, tell: bool) -> None:
+def test_own_events_are_not_reported_in_mode_others(offer: int, tell: bool) -> None:
     watches = FakeWatches()
     Client(Session(FakeFs(), watches, SessionOptions(others_only=True))).init(offer)
     assert watches.reported_own is tell

@@ -77,7 +77,7 @@ def test_a_file_without_a_name_gets_one(mounted: Mounted) -> None:
     assert (mounted.share / "named").read_bytes() == b"late"
 
 
-def test_listing_and_forgetting_a_large_directory_leaves_nothing_open(mounted: Mounted) -> None:
+def test_listing_and_forgetting_a_large_directory_leaks_no_descriptor(mounted: Mounted) -> None:
     names = {b"%d" % number for number in range(700)}
     for name in names:
         (mounted.share / os.fsdecode(name)).touch()
@@ -92,7 +92,7 @@ def test_listing_and_forgetting_a_large_directory_leaves_nothing_open(mounted: M
     assert descriptors() == before
 
 
-def test_what_happens_on_the_host_after_the_reply_is_told(mounted: Mounted) -> None:
+def test_changes_of_the_host_after_the_reply_are_reported(mounted: Mounted) -> None:
     client, share = mounted.client, mounted.share
     (share / "dir").mkdir()
     assert mounted.init.fsnotify_mask == mounted.host.table.supported
@@ -127,7 +127,7 @@ def test_forgetting_an_inode_or_the_guest_ends_its_watch(mounted: Mounted) -> No
     assert host.host_watches() == 0
 
 
-def test_the_watch_limit_is_told_as_no_space(mounted: Mounted) -> None:
+def test_watch_limit_is_enospc(mounted: Mounted) -> None:
     client, share = mounted.client, mounted.share
     refused = []
     for number in range(MAX_WATCHES + 1):

@@ -98,7 +98,7 @@ WAITING = [
 @pytest.mark.parametrize(
     ("opcode", "payload", "room", "reply"), WAITING, ids=[str(row[0].name) for row in WAITING]
 )
-def test_others_are_served_while_one_waits(
+def test_other_requests_are_served_while_a_task_runs(
     guest: Guest, fs: FakeFs, opcode: Opcode, payload: bytes, room: int, reply: bytes
 ) -> None:
     fs.content = b"content"
@@ -112,7 +112,7 @@ def test_others_are_served_while_one_waits(
         assert fs.written == b"12345"
 
 
-def test_more_than_there_are_threads_wait_for_their_turn(guest: Guest, fs: FakeFs) -> None:
+def test_tasks_beyond_the_number_of_threads_are_queued(guest: Guest, fs: FakeFs) -> None:
     waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(3 * THREADS)]
     assert guest.answers == {}
     let_go(fs)
@@ -121,7 +121,7 @@ def test_more_than_there_are_threads_wait_for_their_turn(guest: Guest, fs: FakeF
     assert len(guest.pool) == 0
 
 
-def test_error_of_a_job_is_the_guest_s(guest: Guest, fs: FakeFs) -> None:
+def test_error_of_a_task_is_the_reply(guest: Guest, fs: FakeFs) -> None:
     fs.job_error = OSError(errno.EDQUOT, "no more room")
     waiting = guest.send(Opcode.FALLOCATE, NODE, fuse.fallocate_in.pack(fh=FH, length=1))
     let_go(fs)
@@ -129,7 +129,7 @@ def test_error_of_a_job_is_the_guest_s(guest: Guest, fs: FakeFs) -> None:
     assert guest.answers == {waiting: (errno.EDQUOT, b"")}
 
 
-def test_bug_in_a_job_is_logged_and_the_guest_gets_an_error(
+def test_bug_in_a_task_is_logged_and_the_reply_is_eio(
     guest: Guest, fs: FakeFs, caplog: pytest.LogCaptureFixture
 ) -> None:
     fs.job_error = ZeroDivisionError("oh")
@@ -141,13 +141,13 @@ def test_bug_in_a_job_is_logged_and_the_guest_gets_an_error(
     assert "bug: a task failed" in caplog.text
 
 
-def test_what_is_refused_needs_no_thread(guest: Guest, fs: FakeFs) -> None:
+def test_refused_request_needs_no_thread(guest: Guest, fs: FakeFs) -> None:
     fs.error = OSError(errno.EBADF, "not open")
     refused = guest.send(Opcode.FSYNC, NODE, FSYNC)
     assert guest.answers == {refused: (errno.EBADF, b"")}
 
 
-def test_ring_that_stops_waits_for_what_was_begun(guest: Guest, fs: FakeFs) -> None:
+def test_stop_of_a_ring_waits_for_running_tasks(guest: Guest, fs: FakeFs) -> None:
     waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
@@ -158,7 +158,7 @@ def test_ring_that_stops_waits_for_what_was_begun(guest: Guest, fs: FakeFs) -> N
 
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
-def test_guest_that_begins_anew_or_leaves_has_its_files_closed_after_all_jobs(
+def test_end_of_the_session_closes_files_after_running_tasks(
     guest: Guest, fs: FakeFs, opcode: Opcode
 ) -> None:
     waiting = guest.send(Opcode.FSYNC, NODE, FSYNC)
@@ -174,7 +174,7 @@ def test_guest_that_begins_anew_or_leaves_has_its_files_closed_after_all_jobs(
     assert fs.jobs_done_at_reset == 1
 
 
-def test_jobs_of_a_front_end_that_is_gone_are_waited_for(guest: Guest, fs: FakeFs) -> None:
+def test_disconnect_waits_for_running_tasks(guest: Guest, fs: FakeFs) -> None:
     guest.send(Opcode.FSYNC, NODE, FSYNC)
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
@@ -299,7 +299,7 @@ def test_removal_of_a_memory_region_waits_for_a_task(guest: Guest, fs: FakeFs) -
     assert guest.answers == {task: (0, b"")}
 
 
-def test_without_threads_each_is_done_at_once() -> None:
+def test_pool_without_threads_runs_tasks_immediately() -> None:
     before = threading.active_count()
     guest = Guest(FakeFs(), threads=0)
     done = guest.send(Opcode.FSYNC, NODE, FSYNC)
@@ -308,7 +308,7 @@ def test_without_threads_each_is_done_at_once() -> None:
     guest.close()
 
 
-def test_all_threads_can_be_made_at_once() -> None:
+def test_start_creates_all_threads() -> None:
     before = threading.active_count()
     pool = ThreadPool(3, lambda _callback: None)
     pool.start()
@@ -317,7 +317,7 @@ def test_all_threads_can_be_made_at_once() -> None:
     assert threading.active_count() == before
 
 
-def test_threads_that_cannot_be_made_are_told_of_and_leave_nothing(
+def test_start_without_resources_for_threads_raises_and_leaves_no_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = threading.active_count()
@@ -355,7 +355,7 @@ def opened(guest: Guest, flags: int) -> tuple[int, int]:
     return int(entry.nodeid), int(fuse.open_out.unpack_from(reply).fh)
 
 
-def test_file_that_is_released_meanwhile_is_synced_all_the_same(share: Guest) -> None:
+def test_file_released_during_fsync_is_synced(share: Guest) -> None:
     nodeid, fh = opened(share, os.O_RDWR)
     waiting = share.send(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
     released = share.send(Opcode.RELEASE, nodeid, fuse.release_in.pack(fh=fh))
@@ -364,7 +364,7 @@ def test_file_that_is_released_meanwhile_is_synced_all_the_same(share: Guest) ->
 
 
 @pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
-def test_writes_that_wait_for_the_disk_are_jobs(share: Guest, tmp_path: Path, flag: int) -> None:
+def test_synchronous_writes_are_tasks(share: Guest, tmp_path: Path, flag: int) -> None:
     nodeid, fh = opened(share, os.O_RDWR | flag)
     payload = fuse.write_in.pack(fh=fh, size=3, offset=7) + b"end"
     written = share.send(Opcode.WRITE, nodeid, payload, fuse.write_out.size)
@@ -374,7 +374,7 @@ def test_writes_that_wait_for_the_disk_are_jobs(share: Guest, tmp_path: Path, fl
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 19])
-def test_what_is_not_in_memory_is_read_by_a_job(share: Guest, tmp_path: Path, kept: int) -> None:
+def test_uncached_data_is_read_by_a_task(share: Guest, tmp_path: Path, kept: int) -> None:
     # With ``kept`` bytes in memory, reading without waiting ends early.
     data = os.urandom(1 << 20)
     with (tmp_path / "file").open("r+b") as file:
@@ -391,9 +391,7 @@ def test_what_is_not_in_memory_is_read_by_a_job(share: Guest, tmp_path: Path, ke
 @pytest.mark.parametrize(
     ("offset", "size", "found"), [(0, 7, 7), (0, 100, 7), (3, 100, 4), (7, 10, 0), (100, 10, 0)]
 )
-def test_what_is_in_memory_is_read_at_once(
-    share: Guest, offset: int, size: int, found: int
-) -> None:
+def test_cached_data_is_read_immediately(share: Guest, offset: int, size: int, found: int) -> None:
     nodeid, fh = opened(share, os.O_RDONLY)
     payload = fuse.read_in.pack(fh=fh, offset=offset, size=size)
     assert share.ask(Opcode.READ, nodeid, payload, size) == b"content"[offset : offset + found]

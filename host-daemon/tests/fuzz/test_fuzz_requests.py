@@ -29,10 +29,10 @@ from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_PARKED, fsnotify_wait_in
 from farwatchd.wire.fuse import Opcode
-from tests.fuse.test_session_garbage import FILLER, SHAPES, SILENT
 from tests.support.fuse_client import OFFER, ROOT, Client, segments
 from tests.support.fuzzing import LAST, inputs, noise, number, spoiled
 from tests.support.passthrough_share import open_descriptors
+from tests.support.request_shapes import FILLER, NO_REPLY, SHAPES
 from tests.support.watch_host import Host
 
 INPUTS = 20_000
@@ -289,7 +289,7 @@ class Fuzzer:
         head = fuse.out_header.size
         assert written == 0 or head <= written <= room
         assert buffer[written:] == bytes([FILLER]) * (room - written)
-        if header.opcode in SILENT or room < head:
+        if header.opcode in NO_REPLY or room < head:
             assert written == 0
             return
         reply = fuse.out_header.unpack_from(buffer)

@@ -19,10 +19,8 @@ from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
-from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import (
-    Chain,
     GuestMemory,
     Region,
     RingAddress,
@@ -34,33 +32,15 @@ from farwatchd.virtqueue.chains import MAX_INDIRECT
 from tests.support.driver import INDIRECT, NEXT, WRITE, DriverQueue, GuestRam, Piece
 from tests.support.frontend import FrontEnd
 from tests.support.fuzzing import errors_logged, inputs, number
-from tests.support.handlers import CountingHandler
+from tests.support.handlers import RAW_ECHO, RawEchoHandler
 
 RAM = 1 << 16
 SIZE = 8
 RINGS = 20_000
 DEVICE_RINGS = 3_000
 CHANGING_RINGS = 300
-#: Echoed, a request without arguments is a reply without error.
-ECHO = 0
 #: Longest time for one ring, in seconds: none makes the daemon walk for long.
 PATIENCE = 5.0
-
-
-class EchoHandler(CountingHandler):
-    """Answers ECHO with what it got, writes wherever it may otherwise."""
-
-    def handle(self, chain: Chain) -> int | DeferredReply:
-        assert chain == Chain.of(chain.readable, chain.writable)
-        for view in chain.readable:
-            bytes(view[:16])
-        data = b"".join(chain.readable)[:4096]
-        done = 0
-        for view in chain.writable:
-            part = data[done : done + len(view)]
-            view[: len(part)] = part
-            done += len(part)
-        return done
 
 
 def memory_of(ram: GuestRam) -> GuestMemory:
@@ -165,7 +145,7 @@ def front_end() -> Iterator[FrontEnd]:
     loop = Loop()
     ours, theirs = socket.socketpair()
     config = DeviceConfig("share", notification=False)
-    device = Device(loop, EchoHandler(), config, busy_poll=BusyPoll(20_000, loop.has_work))
+    device = Device(loop, RawEchoHandler(), config, busy_poll=BusyPoll(20_000, loop.has_work))
     server = Server(loop, theirs, device, lambda: None)
     ram = GuestRam(1 << 20)
     # Fuzzed chains write here; what they write must not be another queue.
@@ -183,10 +163,11 @@ def test_device_serves_on_after_any_ring(front_end: FrontEnd) -> None:
     index = front_end.channels.index(channel)
     area = ram.allocate(8192)
     mark = ram.mark()
-    stopped = 0
+    rings = stopped = 0
     with errors_logged() as lines:
         for _, random in inputs(DEVICE_RINGS):
             lines.clear()
+            rings += 1
             fill(random, ram, channel.queue, area)
             os.eventfd_write(channel.kick, 1)
             front_end.settle()
@@ -197,10 +178,10 @@ def test_device_serves_on_after_any_ring(front_end: FrontEnd) -> None:
             ram.rewind(mark)
             front_end.begin_anew(index)
             front_end.start_ring(index)
-            assert front_end.request(ECHO, 1, b"", 24)[0] == 0
+            assert front_end.request(RAW_ECHO, 1, b"", 24)[0] == 0
             # The other queue has not been touched by it.
             front_end.forget(1)
-    assert 0 < stopped < DEVICE_RINGS
+    assert 0 < stopped < rings
 
 
 class Scribbler(threading.Thread):

@@ -24,10 +24,10 @@ from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import HeaderFlag
-from tests.fuzz.test_fuzz_rings import ECHO, EchoHandler
 from tests.support.driver import GuestRam
 from tests.support.frontend import FrontEnd, region_fields
 from tests.support.fuzzing import errors_logged, inputs, noise, number, spoiled
+from tests.support.handlers import RAW_ECHO, RawEchoHandler
 from tests.support.passthrough_share import open_descriptors
 
 CONVERSATIONS = 2_000
@@ -208,7 +208,7 @@ def test_any_conversation_ends_well_and_the_next_front_end_is_served(
     loop: Loop, tmp_path: Path
 ) -> None:
     path = tmp_path / "socket"
-    device = Device(loop, EchoHandler(), DeviceConfig("share", notification=False))
+    device = Device(loop, RawEchoHandler(), DeviceConfig("share", notification=False))
     server = Server(loop, listen(path), device, lambda: None)
     ram = GuestRam(1 << 16)
     before = open_descriptors()
@@ -245,6 +245,6 @@ def _serve_one(path: Path, loop: Loop) -> None:
     sock.connect(str(path))
     front_end = FrontEnd(sock, False, loop=loop, ram=GuestRam(1 << 20))
     front_end.negotiate()
-    assert front_end.request(ECHO, 1, b"", 24)[0] == 0
+    assert front_end.request(RAW_ECHO, 1, b"", 24)[0] == 0
     front_end.close()
     turn(loop)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fuse import Opcode, SetattrValid
-from tests.daemon.test_daemon import ROOT, Guest
+from tests.support.daemon_guest import ROOT, Guest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
 from tests.support.sandboxes import SANDBOXES
 

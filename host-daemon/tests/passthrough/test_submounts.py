@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fuse import ATTR_SUBMOUNT, Opcode
-from tests.daemon.test_daemon import ROOT, Guest
+from tests.support.daemon_guest import ROOT, Guest
 from tests.support.daemon_process import DaemonProcess
 
 # The daemon gets a mount namespace, in which the tests mount.

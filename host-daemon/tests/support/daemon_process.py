@@ -102,3 +102,9 @@ def running(socket_path: Path, shared: Path, *options: str) -> Iterator[DaemonPr
         if daemon.process.poll() is None:
             daemon.process.kill()
             daemon.wait()
+
+
+def status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -26,7 +26,7 @@ from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import ProtocolFeature
-from tests.daemon.test_daemon import ROOT, Guest
+from tests.support.daemon_guest import ROOT, Guest
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.frontend import FrontEnd, FrontEndTimeout
 from tests.support.handlers import CountingHandler

@@ -302,7 +302,7 @@ def test_the_configuration_space_is_read_only(link: Wire, caplog: pytest.LogCapt
     assert "read-only" in caplog.text
 
 
-def test_a_kick_descriptor_that_cannot_be_waited_for_is_refused(link: Wire, tmp_path: Path) -> None:
+def test_kick_descriptor_that_epoll_does_not_support_is_refused(link: Wire, tmp_path: Path) -> None:
     front_end = link.front_end
     front_end.negotiate()
     front_end.stop_ring(2)

@@ -66,7 +66,7 @@ def test_front_ends_are_served_one_after_the_other(daemon: Daemon, tmp_path: Pat
     assert daemon.ends == 0
 
 
-def test_a_second_front_end_waits_for_the_first_to_leave(
+def test_second_front_end_is_served_after_the_first_has_left(
     daemon: Daemon, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "socket"
@@ -132,7 +132,7 @@ def test_inherited_sockets_may_be_connected_or_listening(daemon: Daemon, tmp_pat
     front_end.close()
 
 
-def test_what_is_no_unix_socket_cannot_be_inherited() -> None:
+def test_inherited_descriptor_must_be_a_unix_stream_socket() -> None:
     with pytest.raises(ListenError, match="not an open socket"):
         inherit(12345)
     reader, writer = os.pipe()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking for requests before waiting for them: where it pays, and nowhere else."""
+"""Busy polling: where it makes the guest faster, and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import INTERRUPT_DELAY_NS
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.wire.fuse import Opcode, attr_out, getattr_in
-from tests.daemon.test_daemon import ROOT, Guest
+from tests.support.daemon_guest import ROOT, Guest
 from tests.support.daemon_process import running
 from tests.support.device_fixture import AlwaysPoll, DeviceFixture, device_fixture, posted_echo
 from tests.support.driver import DriverQueue
 from tests.support.frontend import OUT_HEADER, FrontEnd
 
 US = 1000
-LOOK = US // 2
+POLL = US // 2
 
 
 @dataclass
-class Asker:
-    """Its next request comes ``thinks`` after the reply; noticing takes ``wakes`` longer when it is
-    waited for.
+class PollingGuest:
+    """A guest whose next request comes ``thinks`` ns after the reply; a wakeup takes ``wakes`` ns.
 
-    While it is looked for the guest takes ``hindered`` longer, and of each ``loses`` requests (0:
-    of none) the processor is lost for 3 ms. ``looked`` is the time that was spent looking.
+    Polling makes the guest ``hindered`` ns slower, and at every ``loses``-th request (0: never) the
+    host takes the CPU for 3 ms. ``polled_ns`` is the time that was spent polling.
     """
 
     thinks: int
@@ -39,101 +38,101 @@ class Asker:
     loses: int = 0
     now: int = 10**12
     comes: int = 0
-    looked: int = 0
-    elsewhere: bool = False
-    looks: list[bool] = field(default_factory=list)
+    polled_ns: int = 0
+    other_work: bool = False
+    polls: list[bool] = field(default_factory=list)
 
     def clock(self) -> int:
         return self.now
 
-    def look(self) -> bool:
-        """Look once."""
+    def poll_once(self) -> bool:
+        """Poll once."""
         if self.now >= self.comes:
             return True
-        self.now += LOOK
-        self.looked += LOOK
+        self.now += POLL
+        self.polled_ns += POLL
         return False
 
     def serve(self, busy: BusyPoll, requests: int) -> None:
-        """So many requests; says in ``looks`` which were looked for, and checks what came of it."""
+        """Send ``requests`` requests; note in ``polls`` which of them the device polled for."""
         for _ in range(requests):
             self.now += 10 * US
             self.comes = self.now + self.thinks
-            looks = busy.should_poll()
-            self.looks.append(looks)
-            if looks:
+            polls = busy.should_poll()
+            self.polls.append(polls)
+            if polls:
                 self.comes += self.hindered
-                if self.loses and len(self.looks) % self.loses == 0:
+                if self.loses and len(self.polls) % self.loses == 0:
                     self.now += 3000 * US
-                if busy.poll(self.look):
+                if busy.poll(self.poll_once):
                     assert self.now >= self.comes
                     continue
             self.now = max(self.now, self.comes + self.wakes)
             busy.record_wakeup(self.now)
 
 
-def busy_for(guest: Asker, longest_us: int = 200) -> BusyPoll:
-    return BusyPoll(longest_us * US, lambda: guest.elsewhere, guest.clock)
+def busy_for(guest: PollingGuest, longest_us: int = 200) -> BusyPoll:
+    return BusyPoll(longest_us * US, lambda: guest.other_work, guest.clock)
 
 
-def share(looks: list[bool]) -> float:
-    return sum(looks) / len(looks)
+def share(polls: list[bool]) -> float:
+    return sum(polls) / len(polls)
 
 
-def test_requests_that_come_closely_are_looked_for() -> None:
-    guest = Asker(thinks=50 * US, wakes=20 * US)
+def test_back_to_back_requests_are_polled_for() -> None:
+    guest = PollingGuest(thinks=50 * US, wakes=20 * US)
     guest.serve(busy_for(guest), 2000)
-    assert share(guest.looks) > 0.9
+    assert share(guest.polls) > 0.9
 
 
 @pytest.mark.parametrize("thinks", [199, 300, 5000, 10**6])
-def test_requests_that_come_later_are_not(thinks: int) -> None:
-    guest = Asker(thinks=thinks * US, wakes=20 * US)
+def test_rare_requests_are_not_polled_for(thinks: int) -> None:
+    guest = PollingGuest(thinks=thinks * US, wakes=20 * US)
     guest.serve(busy_for(guest), 2000)
-    assert 0 < share(guest.looks) < 0.1
-    assert guest.looked < 0.1 * guest.thinks * 2000
+    assert 0 < share(guest.polls) < 0.1
+    assert guest.polled_ns < 0.1 * guest.thinks * 2000
 
 
-def test_nobody_looks_where_it_makes_the_guest_slower() -> None:
-    guest = Asker(thinks=50 * US, wakes=20 * US, hindered=20 * US)
+def test_device_does_not_poll_where_polling_slows_the_guest() -> None:
+    guest = PollingGuest(thinks=50 * US, wakes=20 * US, hindered=20 * US)
     guest.serve(busy_for(guest), 2000)
-    assert share(guest.looks) < 0.1
+    assert share(guest.polls) < 0.1
 
 
-def test_nobody_looks_where_the_processor_is_lost_meanwhile() -> None:
-    guest = Asker(thinks=50 * US, wakes=20 * US, loses=50)
+def test_device_does_not_poll_where_the_host_takes_the_cpu() -> None:
+    guest = PollingGuest(thinks=50 * US, wakes=20 * US, loses=50)
     guest.serve(busy_for(guest), 20_000)
-    assert share(guest.looks) < 0.3
+    assert share(guest.polls) < 0.3
 
 
-def test_it_is_tried_again_when_the_guest_changes() -> None:
-    guest = Asker(thinks=5000 * US, wakes=20 * US)
+def test_polling_follows_a_change_of_the_guest() -> None:
+    guest = PollingGuest(thinks=5000 * US, wakes=20 * US)
     busy = busy_for(guest)
     guest.serve(busy, 1000)
     guest.thinks = 50 * US
     guest.serve(busy, 600)
-    guest.looks.clear()
+    guest.polls.clear()
     guest.serve(busy, 1000)
-    assert share(guest.looks) > 0.9
+    assert share(guest.polls) > 0.9
     guest.thinks = 5000 * US
     guest.serve(busy, 600)
-    guest.looks.clear()
+    guest.polls.clear()
     guest.serve(busy, 1000)
-    assert share(guest.looks) < 0.1
+    assert share(guest.polls) < 0.1
 
 
-def test_nothing_is_looked_for_without_time_for_it() -> None:
-    guest = Asker(thinks=5 * US, wakes=20 * US)
+def test_limit_of_zero_disables_polling() -> None:
+    guest = PollingGuest(thinks=5 * US, wakes=20 * US)
     guest.serve(busy_for(guest, 0), 2000)
-    assert not any(guest.looks)
+    assert not any(guest.polls)
 
 
-def test_other_work_ends_the_looking() -> None:
-    guest = Asker(thinks=50 * US, wakes=20 * US)
+def test_other_work_ends_polling() -> None:
+    guest = PollingGuest(thinks=50 * US, wakes=20 * US)
     busy = busy_for(guest)
     guest.serve(busy, 2000)
     assert busy.should_poll()
-    guest.elsewhere = True
+    guest.other_work = True
     before = guest.now
     assert not busy.poll(lambda: False)
     assert guest.now == before
@@ -146,7 +145,7 @@ def fixture() -> Iterator[DeviceFixture]:
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
-def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(
+def test_polled_request_needs_no_kick_and_earlier_replies_are_interrupted_first(
     fixture: DeviceFixture, event_idx: bool
 ) -> None:
     busy = AlwaysPoll(fixture.loop.has_work)
@@ -162,7 +161,7 @@ def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(
         answered.append(answer(front_end))
         if len(answered) < 4:
             posted_echo(front_end, channel)
-            assert not channel.queue.publish(), "the driver is to kick though somebody looks"
+            assert not channel.queue.publish(), "the driver is to kick though the device polls"
 
     busy.during = another
     posted_echo(front_end, channel)
@@ -172,13 +171,13 @@ def test_what_is_looked_for_needs_no_kick_and_has_been_answered_before(
     assert busy.found == 3
     busy.during = lambda: None
     posted_echo(front_end, channel)
-    assert channel.queue.publish(), "nobody looks, and the driver is not to kick"
+    assert channel.queue.publish(), "the device sleeps, and the driver is not to kick"
     os.eventfd_write(channel.kick, 1)
     fixture.loop.run_once(0)
     assert answer(front_end) == OUT_HEADER.size
 
 
-def test_replies_after_looking_are_told_of_together(fixture: DeviceFixture) -> None:
+def test_replies_after_polling_share_one_interrupt(fixture: DeviceFixture) -> None:
     busy = AlwaysPoll(fixture.loop.has_work)
     front_end = fixture.connect(event_idx=False, busy_poll=busy)
     front_end.negotiate()
@@ -241,15 +240,13 @@ def answer(front_end: FrontEnd) -> int:
 
 
 REQUESTS = 2000
-#: Of so many requests a daemon that looks would find more without a kick, and one that does not by
+#: Of so many requests a daemon that polls would find more without a kick, and one that does not by
 #: accident fewer.
 UNKICKED = 50
 
 
-def unkicked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: set[int], option: str
-) -> int:
-    """How many of ``REQUESTS`` to a daemon that may use ``processors`` needed no kick."""
+def unkicked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: set[int], option: str) -> int:
+    """How many of ``REQUESTS`` to a daemon that may use ``cpus`` needed no kick."""
     wanted: list[bool] = []
     publish = DriverQueue.publish
 
@@ -258,7 +255,7 @@ def unkicked(
         return wanted[-1]
 
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, processors)
+    os.sched_setaffinity(0, cpus)
     try:
         with running(tmp_path / "socket", tmp_path, option) as daemon:
             os.sched_setaffinity(0, before)
@@ -273,24 +270,22 @@ def unkicked(
     return wanted.count(False)
 
 
-def test_the_daemon_looks_where_it_has_another_processor(
+def test_daemon_polls_where_it_has_another_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processors = os.sched_getaffinity(0)
-    found = unkicked(tmp_path, monkeypatch, processors, "--busy-poll=1000")
-    assert (found > UNKICKED) == (len(processors) > 1), found
+    cpus = os.sched_getaffinity(0)
+    found = unkicked(tmp_path, monkeypatch, cpus, "--busy-poll=1000")
+    assert (found > UNKICKED) == (len(cpus) > 1), found
 
 
-def test_the_daemon_does_not_look_with_one_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_daemon_does_not_poll_with_one_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         unkicked(tmp_path, monkeypatch, {min(os.sched_getaffinity(0))}, "--busy-poll=1000")
         < UNKICKED
     )
 
 
-def test_the_daemon_does_not_look_when_it_is_not_to(
+def test_busy_poll_option_of_zero_disables_polling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert unkicked(tmp_path, monkeypatch, os.sched_getaffinity(0), "--busy-poll=0") < UNKICKED

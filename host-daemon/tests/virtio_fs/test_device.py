@@ -45,7 +45,7 @@ def test_requests_are_answered_in_every_layout(
     assert fixture.handler.forgotten == [77]
 
 
-def test_config_space_tells_tag_queues_and_notification_buffers(fixture: DeviceFixture) -> None:
+def test_config_space_has_tag_queues_and_notification_buffer_size(fixture: DeviceFixture) -> None:
     front_end = fixture.connect(num_request_queues=3)
     front_end.negotiate()
     config = fs_config.unpack_from(front_end.config)
@@ -148,7 +148,7 @@ def test_a_driver_that_wants_no_interrupt_gets_none(
     assert channel.interrupts() == 0
 
 
-def test_requests_that_wait_before_the_ring_starts_are_served_without_a_kick(
+def test_requests_available_before_the_ring_starts_need_no_kick(
     fixture: DeviceFixture,
 ) -> None:
     front_end = fixture.connect()
@@ -161,7 +161,7 @@ def test_requests_that_wait_before_the_ring_starts_are_served_without_a_kick(
     assert front_end.wait_used(channel)[1] == OUT_HEADER.size
 
 
-def test_a_disabled_ring_waits_and_goes_on_when_enabled(fixture: DeviceFixture) -> None:
+def test_disabled_ring_is_served_once_it_is_enabled(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     front_end.enable_ring(2, False)
@@ -207,7 +207,7 @@ def test_queue_one_is_a_request_queue_when_notification_is_offered_but_not_acked
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
 
-def test_a_new_call_descriptor_is_told_of_what_was_there_before(fixture: DeviceFixture) -> None:
+def test_new_call_descriptor_gets_an_interrupt_for_earlier_replies(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     front_end.set(Request.SET_VRING_CALL, wire.number.pack(value=2 | wire.VRING_NO_FD))
@@ -222,7 +222,7 @@ def test_a_new_call_descriptor_is_told_of_what_was_there_before(fixture: DeviceF
     assert channel.interrupts() == 1
 
 
-def test_rings_that_begin_anew_mean_another_guest(fixture: DeviceFixture) -> None:
+def test_rings_that_restart_at_another_index_reset_the_session(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     front_end.request(ECHO, 1, b"", 0)
@@ -249,7 +249,7 @@ def test_reset_device_forgets_the_guest_and_keeps_the_memory(fixture: DeviceFixt
 # Notifications
 
 
-def test_notifications_without_buffers_wait_in_the_source(fixture: DeviceFixture) -> None:
+def test_notifications_stay_queued_until_there_are_buffers(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     fixture.source.put(b"a" * 80, b"b" * 88)
@@ -279,7 +279,7 @@ def test_no_notification_is_lost_or_reordered(
     assert not fixture.source.waiting
 
 
-def test_buffers_stay_with_the_device_while_nothing_is_to_be_told(fixture: DeviceFixture) -> None:
+def test_buffers_stay_available_until_there_is_a_notification(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     front_end.post_notification_buffers(16)
@@ -303,7 +303,7 @@ def test_a_device_with_buffers_needs_no_kick_for_more(fixture: DeviceFixture) ->
     assert len(front_end.notifications(at_least=3)) == 3
 
 
-def test_buffers_too_small_are_given_back_empty_with_one_warning(
+def test_small_notification_buffers_are_completed_empty_with_one_warning(
     fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     front_end = fixture.connect()
@@ -318,7 +318,7 @@ def test_buffers_too_small_are_given_back_empty_with_one_warning(
     assert front_end.notifications() == [b"x" * 80]
 
 
-def test_notifications_wait_while_the_queue_is_stopped(fixture: DeviceFixture) -> None:
+def test_notifications_stay_queued_while_the_queue_is_stopped(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     front_end.post_notification_buffers(4)
@@ -472,7 +472,7 @@ def test_a_broken_ring_writes_the_error_descriptor(fixture: DeviceFixture) -> No
     os.close(err)
 
 
-def test_good_requests_before_a_bad_one_are_answered_and_told(fixture: DeviceFixture) -> None:
+def test_requests_before_a_bad_chain_are_completed_and_interrupted(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     channel = front_end.requests()

@@ -51,7 +51,7 @@ CREATED = EventRecord(1, 0, Event.CREATE, b"name")
 
 @dataclass
 class Guest:
-    """A driver without a notification queue, whose client parks requests."""
+    """A driver without a notification queue, whose client sends WAIT requests."""
 
     front_end: FrontEnd
     queue: EventQueue
@@ -59,7 +59,7 @@ class Guest:
     busy: AlwaysPoll
     unique: int = 1000
 
-    def park(self, size: int = SIZE) -> Piece:
+    def send_wait(self, size: int = SIZE) -> Piece:
         """Send a WAIT request for ``size`` bytes, and return where its reply will be."""
         self.unique += 1
         arguments = fsnotify_wait_in.pack(size=size)
@@ -85,7 +85,7 @@ class Guest:
         assert (head.len, head.error) == (used[1], 0)
         return self.front_end.ram.read(place.addr, used[1])[out_header.size :]
 
-    def tell(self, record: EventRecord) -> None:
+    def report(self, record: EventRecord) -> None:
         self.queue.push(record)
         self.queue.announce()
 
@@ -114,31 +114,31 @@ def guest() -> Iterator[Guest]:
     loop.close()
 
 
-def test_a_request_waits_for_an_event(guest: Guest) -> None:
-    place = guest.park()
+def test_wait_request_is_completed_by_an_event(guest: Guest) -> None:
+    place = guest.send_wait()
     assert guest.answer(place) is None
-    guest.tell(CREATED)
+    guest.report(CREATED)
     assert decode_all(guest.answer(place) or b"") == [CREATED]
 
 
-def test_what_waited_for_a_request_is_its_answer_at_once(guest: Guest) -> None:
-    guest.tell(CREATED)
-    guest.tell(EventRecord(1, 0, Event.DELETE, b"name"))
-    assert [record.mask for record in decode_all(guest.answer(guest.park()) or b"")] == [
+def test_wait_request_is_completed_immediately_if_events_are_queued(guest: Guest) -> None:
+    guest.report(CREATED)
+    guest.report(EventRecord(1, 0, Event.DELETE, b"name"))
+    assert [record.mask for record in decode_all(guest.answer(guest.send_wait()) or b"")] == [
         Event.CREATE,
         Event.DELETE,
     ]
 
 
-def test_a_waiting_request_keeps_no_other_waiting(guest: Guest) -> None:
-    place = guest.park()
+def test_other_requests_are_served_while_a_wait_request_is_pending(guest: Guest) -> None:
+    place = guest.send_wait()
     assert guest.front_end.request(Opcode.GETATTR, 1, bytes(16), 104)[0] == 0
-    guest.tell(CREATED)
+    guest.report(CREATED)
     assert guest.answer(place)
 
 
-def test_the_end_answers_all_that_wait_and_those_to_come(guest: Guest) -> None:
-    first = guest.park()
+def test_end_completes_pending_and_later_wait_requests(guest: Guest) -> None:
+    first = guest.send_wait()
     channel = guest.front_end.requests()
     answered: list[int] = []
     guest.busy.during = lambda: answered.append(channel.queue.used_count())
@@ -152,33 +152,33 @@ def test_the_end_answers_all_that_wait_and_those_to_come(guest: Guest) -> None:
     assert answered[0] == 2, "those that wait are answered before the next request is looked for"
     assert channel.queue.take_used() is not None
     assert guest.answer(first) == b""
-    guest.tell(CREATED)
-    assert guest.answer(guest.park()) == b""
+    guest.report(CREATED)
+    assert guest.answer(guest.send_wait()) == b""
 
 
-def test_more_requests_than_may_wait_are_answered_with_nothing(guest: Guest) -> None:
-    places = [guest.park() for _ in range(MAX_PENDING + 1)]
+def test_oldest_wait_request_gets_an_empty_reply_if_too_many_are_pending(guest: Guest) -> None:
+    places = [guest.send_wait() for _ in range(MAX_PENDING + 1)]
     assert guest.answer(places[0]) == b""
     assert guest.answer(places[1]) is None
 
 
 def test_request_stays_pending_while_its_ring_is_stopped(guest: Guest) -> None:
-    place = guest.park()
+    place = guest.send_wait()
     guest.front_end.stop_ring(1)
-    guest.tell(CREATED)
+    guest.report(CREATED)
     guest.front_end.settle()
     assert guest.front_end.requests().queue.used_count() == 0
     guest.front_end.start_ring(1)
     assert decode_all(guest.answer(place) or b"") == [CREATED]
-    again = guest.park()
-    guest.tell(CREATED)
+    again = guest.send_wait()
+    guest.report(CREATED)
     assert decode_all(guest.answer(again) or b"") == [CREATED]
 
 
 def test_reset_of_the_device_forgets_pending_requests(guest: Guest) -> None:
-    guest.park()
+    guest.send_wait()
     guest.front_end.reboot()
-    guest.tell(CREATED)
+    guest.report(CREATED)
     guest.front_end.settle()
     assert guest.front_end.requests().queue.used_count() == 0
 
@@ -189,7 +189,7 @@ def test_reply_is_no_longer_than_the_size_of_the_request(guest: Guest) -> None:
         guest.queue.push(record)
     found: list[EventRecord] = []
     for _ in range(100):
-        payload = guest.answer(guest.park(RECORD_MAX))
+        payload = guest.answer(guest.send_wait(RECORD_MAX))
         assert payload is not None and 0 < len(payload) <= RECORD_MAX
         found += decode_all(payload)
         if len(found) == len(records):
@@ -209,15 +209,15 @@ def test_room_for_no_record_is_refused(guest: Guest) -> None:
     )
 
 
-def test_memory_that_changes_leaves_the_waiting_request_its_place(guest: Guest) -> None:
-    place = guest.park()
+def test_wait_request_outlives_a_change_of_memory_regions(guest: Guest) -> None:
+    place = guest.send_wait()
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)
     fields = {"guest_addr": 1 << 40, "size": 4096, "user_addr": 1 << 41, "mmap_offset": 0}
     guest.front_end.set(Request.ADD_MEM_REG, single_region.pack(**fields), [more])
     os.close(more)
     assert guest.front_end.request(Opcode.STATFS, 1, b"", statfs_out.size)[0] == 0
-    guest.tell(CREATED)
+    guest.report(CREATED)
     answer = guest.answer(place)
     assert answer is not None and decode_all(answer) == [CREATED]
     assert guest.front_end.request(Opcode.STATFS, 1, b"", statfs_out.size)[0] == 0

@@ -118,7 +118,7 @@ def test_more_than_a_used_length_can_tell_is_refused() -> None:
         ChainReader(memory, 1, ring, indirect=True).chain(0)
 
 
-def test_tables_are_told_apart_by_what_they_say_however_many_there_are() -> None:
+def test_cached_chains_are_found_by_the_content_of_their_table() -> None:
     ring = memoryview(_DESCRIPTOR.pack(_TABLE, 2 * _DESCRIPTOR.size, INDIRECT, 0))
     reader = ChainReader(_MEMORY, 1, ring, indirect=True)
     table = _MEMORY.slices(_TABLE, 2 * _DESCRIPTOR.size)[0]

@@ -88,7 +88,7 @@ def test_segments_of_one_region_and_across_adjacent_ones() -> None:
         ((1 << 64) - 1, 1 << 32),
     ],
 )
-def test_what_is_outside_memory_is_refused(addr: int, length: int) -> None:
+def test_addresses_outside_guest_memory_are_refused(addr: int, length: int) -> None:
     memory = _memory((0x1000, 0x1000), (0x8000, 0x1000))
     with pytest.raises(VirtqueueError, match="outside"):
         memory.slices(addr, length)
@@ -213,7 +213,7 @@ def test_a_full_ring_in_one_chain_is_no_loop(rings: Rings) -> None:
     assert len(chain.readable) == rings.driver.size
 
 
-def test_a_ring_set_up_after_a_crash_takes_again_what_was_in_flight(rings: Rings) -> None:
+def test_ring_of_a_crashed_back_end_pops_chains_in_flight_again(rings: Rings) -> None:
     heads = [rings.driver.add([rings.piece(b"x")], []) for _ in range(3)]
     rings.driver.publish()
     for _ in range(3):
