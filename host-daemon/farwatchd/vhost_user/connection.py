@@ -41,7 +41,9 @@ class Connection:
         except OSError:
             sock.close()
             raise
-        self._reserve = DescriptorReserve(MAX_FDS)
+        # For the largest message, and for the kick descriptors, which are closed while rings are
+        # stopped.
+        self._reserve = DescriptorReserve(MAX_FDS + device.queue_count)
         _log.info("front-end connected")
 
     def close(self) -> None:

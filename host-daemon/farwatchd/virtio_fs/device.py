@@ -143,7 +143,7 @@ class Device:
             return
         if vring.kick_fd is not None:
             self._loop.remove(vring.kick_fd)
-        if not self.drain():
+        if self._pending.in_threads and not self.drain():
             _log.warning(
                 "queue %d stops with requests that wait for a disk or a network; their replies are"
                 " sent when it starts again",
@@ -154,8 +154,7 @@ class Device:
     def drain(self) -> bool:
         """Complete what threads do with the guest's memory, within a limit; return false if some is
         left."""
-        if not self._pending.in_threads:
-            return True
+        # Also what was begun before a reset: its replies are dropped, its memory is in use.
         now = time.monotonic()
         if self._handler.drain(DRAIN_LIMIT if now >= self._next_drain else 0):
             return True

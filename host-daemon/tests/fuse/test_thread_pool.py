@@ -283,6 +283,24 @@ def test_memory_region_is_removed_when_no_task_uses_it(guest: Guest, fs: FakeFs)
     assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 0
 
 
+def test_memory_region_is_not_removed_while_a_task_of_a_former_guest_uses_it(
+    guest: Guest, fs: FakeFs
+) -> None:
+    more = os.memfd_create("more")
+    os.ftruncate(more, 4096)
+    region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
+    guest.front_end.set(Request.ADD_MEM_REG, region, [more])
+    os.close(more)
+    guest.send(Opcode.FSYNC, NODE, FSYNC)
+    guest.front_end.reboot()
+    guest.places.clear()
+    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 1
+    let_go(fs)
+    while len(guest.pool):
+        assert guest.loop.run_once(LIMIT), "the task does not end"
+    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 0
+
+
 def test_removal_of_a_memory_region_waits_for_a_task(guest: Guest, fs: FakeFs) -> None:
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)
