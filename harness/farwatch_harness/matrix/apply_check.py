@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from farwatch_harness.kernel.series import Patch, apply_one, touched_files
-from farwatch_harness.matrix.check_result import Outcome, failure
-from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.check_outcome import Outcome, failure
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.util import subprocesses
 from farwatch_harness.util.errors import HarnessError
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 from farwatch_harness.kernel import build
-from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.results import CheckName
 from farwatch_harness.util import cache, paths
 from farwatch_harness.util.errors import HarnessError

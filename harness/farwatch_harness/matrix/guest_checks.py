@@ -15,9 +15,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from farwatch_harness.matrix.check_result import Outcome
+from farwatch_harness.matrix.check_outcome import Outcome
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.matrix.pytest_plugin import BOOT_TEST, DESCRIPTOR
-from farwatch_harness.matrix.rows import Row
 from farwatch_harness.results import State, TestResult
 from farwatch_harness.util import paths, subprocesses
 from farwatch_harness.util.errors import HarnessError

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from farwatch_harness.matrix.estimates import Forecast
-from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.matrix.scheduler import AT_ONCE, IN_GUEST
 from farwatch_harness.results import Check, CheckName, State
 from farwatch_harness.util import progress

@@ -12,13 +12,13 @@ from farwatch_harness import report
 from farwatch_harness.bench import run as bench_run
 from farwatch_harness.kernel import source_tree
 from farwatch_harness.matrix.apply_check import applier
-from farwatch_harness.matrix.check_result import Steps
+from farwatch_harness.matrix.check_outcome import Steps
 from farwatch_harness.matrix.environment import guest_facts, host_facts
 from farwatch_harness.matrix.estimates import Forecast
 from farwatch_harness.matrix.guest_checks import ALL_TESTS, GuestRuns
 from farwatch_harness.matrix.live_table import Display
+from farwatch_harness.matrix.prefixes import Row, described, rows_of
 from farwatch_harness.matrix.pytest_plugin import BOOT_TEST
-from farwatch_harness.matrix.rows import Row, described, rows_of
 from farwatch_harness.matrix.scheduler import Walk
 from farwatch_harness.matrix.static_checks import Static
 from farwatch_harness.report import benchmark

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from farwatch_harness.matrix.check_result import Outcome, Steps, failure
-from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.check_outcome import Outcome, Steps, failure
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.results import Check, CheckName, PatchResult, State
 from farwatch_harness.util.errors import HarnessError
 

@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from farwatch_harness.kernel import build
 from farwatch_harness.kernel.series import Patch, touched_files
 from farwatch_harness.kernel.source_tree import KernelSource
-from farwatch_harness.matrix.check_result import Outcome
+from farwatch_harness.matrix.check_outcome import Outcome
 from farwatch_harness.matrix.compiler_warnings import FINDING, causes_of, new_findings
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.matrix.result_cache import Said, kept
-from farwatch_harness.matrix.rows import Row
 from farwatch_harness.util import paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness.kernel.series import Patch
 from farwatch_harness.matrix.apply_check import applier
-from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.prefixes import Row
 
 # patch(1).
 pytestmark = pytest.mark.packages

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from farwatch_harness.kernel.series import Patch
 from farwatch_harness.matrix import guest_checks
-from farwatch_harness.matrix.check_result import Outcome
+from farwatch_harness.matrix.check_outcome import Outcome
 from farwatch_harness.matrix.guest_checks import GuestRuns
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.matrix.pytest_plugin import BOOT_TEST
-from farwatch_harness.matrix.rows import Row
 from farwatch_harness.results import State
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from farwatch_harness.kernel.series import Patch
 from farwatch_harness.matrix import run as matrix_run
-from farwatch_harness.matrix.check_result import Outcome, failure
+from farwatch_harness.matrix.check_outcome import Outcome, failure
 from farwatch_harness.matrix.estimates import Forecast
 from farwatch_harness.matrix.live_table import Caption, Display
-from farwatch_harness.matrix.rows import Row, rows_of
+from farwatch_harness.matrix.prefixes import Row, rows_of
 from farwatch_harness.matrix.run import Keeping, summary
 from farwatch_harness.results import CheckName, Run, State, TestResult, load
 from farwatch_harness.util.errors import HarnessError

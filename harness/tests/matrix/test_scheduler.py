@@ -6,8 +6,8 @@ import threading
 
 import pytest
 from farwatch_harness.kernel.series import Patch
-from farwatch_harness.matrix.check_result import Outcome, Step, failure
-from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.check_outcome import Outcome, Step, failure
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.matrix.scheduler import AT_ONCE, IN_GUEST, Walk
 from farwatch_harness.results import Check, CheckName, PatchResult, State
 from farwatch_harness.util.errors import HarnessError

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from farwatch_harness.matrix.rows import Row
+from farwatch_harness.matrix.prefixes import Row
 from farwatch_harness.results import CheckName, TestResult
 
 

@@ -3,7 +3,7 @@
 
 import pytest
 from farwatch_harness.kernel.series import Patch, number_of
-from farwatch_harness.matrix.rows import Row, chosen, described, rows_of
+from farwatch_harness.matrix.prefixes import Row, chosen, described, rows_of
 from farwatch_harness.util.errors import HarnessError
 
 MAIL = b"""From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
