@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the guest tests: a booted guest that serves many tests, a share directory per test,
-further machines.
+"""Fixtures of the guest tests: shared VMs, testbeds, and a directory on the share for each test.
 
-FARWATCH_PATCHES=N runs, on a kernel with the first N patches of the series, the tests that belong
-up to there; FARWATCH_SERIES names the directory of another series. FARWATCH_SCOPE=series leaves out
-the tests that are about the daemon, and FARWATCH_SCOPE=row, too, those of earlier patches that do
-not take the guest which most tests share. For the whole series the shared guests have two
-processors, so that what can happen at once does; else guests have one. FARWATCH_FLAVOUR=DEBUG takes
-a kernel that looks for faults in itself.
+FARWATCH_PATCHES=N uses a kernel with the first N patches and runs their tests. FARWATCH_SERIES is
+the directory of another series. FARWATCH_SCOPE=series leaves out the tests of the daemon.
+FARWATCH_SCOPE=patch also leaves out the tests of earlier patches that do not use the shared VM in
+mode others. With FARWATCH_SCOPE=patch a shared VM has one CPU, else two, so that concurrent
+operations really are concurrent. FARWATCH_FLAVOUR=DEBUG uses a kernel with lockdep, KASAN and
+kmemleak.
 """
 
 import contextlib
@@ -27,21 +26,21 @@ from farwatch_harness.kernel.series import Patch, number_of
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import Device
-from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
+from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.shared_vm import Keeper, log_tail
-from farwatch_harness.vm.testbed import Machine, MachineSpec, Mark, Share, running
+from farwatch_harness.vm.shared_vm import SharedVm, log_tail
+from farwatch_harness.vm.testbed import Mark, Share, Testbed, TestbedSpec, start_testbed
 
-MARKS = pytest.StashKey[list[tuple[Machine, Mark]]]()
-Boot = Callable[..., Machine]
-MODES = ("others", "remote", "parked")
+WATCHED_TESTBEDS = pytest.StashKey[list[tuple[Testbed, Mark]]]()
+Boot = Callable[..., Testbed]
+MODES = ("others", "remote", "wait")
 NUMBERS = itertools.count(1)
-#: The patch that lets a request wait for events: mode parked, and events by QEMU's ordinary device.
+#: The patch of the WAIT request: mode wait, and events with QEMU's vhost-user-fs device.
 WAIT_PATCH = "wait-request"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # As Ctrl-C does: guests and daemons are ended.
+    # As Ctrl-C: stop guests and daemons.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line(
         "markers",
@@ -54,18 +53,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def chosen_patches(count: int | None = None) -> list[Patch]:
-    """The series of this run, or its first `count` patches."""
+    """Return the series of this run, or its first `count` patches."""
     return patches_of_series(count, Path(os.environ.get("FARWATCH_SERIES") or paths.PATCHES))
 
 
-def prefix() -> int | None:
-    """How many patches the kernel is to have; None for all."""
+def patch_count() -> int | None:
+    """Return how many patches the kernel has; None for all."""
     named = os.environ.get("FARWATCH_PATCHES")
     return int(named) if named else None
 
 
 def scope() -> str:
-    """Which tests this run has: all, series or row."""
+    """Return which tests run: all, series or patch."""
     return os.environ.get("FARWATCH_SCOPE", "all")
 
 
@@ -78,14 +77,14 @@ def parameters(item: pytest.Item) -> dict[str, object]:
 
 
 def patch_of(item: pytest.Item, patches: list[Patch]) -> int:
-    """The number of the patch that a test belongs to: of all that it is marked with, the last."""
+    """Return the number of a test's patch: the last one that the test is marked with."""
     names = [str(mark.args[0]) for mark in item.iter_markers("patch")]
     if not names:
         raise pytest.UsageError(
-            f"{item.nodeid} does not say which patch it belongs to: mark it with patch(name)"
+            f"{item.nodeid} belongs to no patch: mark it with @pytest.mark.patch(name)"
         )
     chosen = parameters(item).values()
-    if "parked" in chosen or Device.PLAIN in chosen:
+    if "wait" in chosen or Device.PLAIN in chosen:
         names.append(WAIT_PATCH)
     try:
         return max(number_of(name, patches) for name in names)
@@ -93,29 +92,28 @@ def patch_of(item: pytest.Item, patches: list[Patch]) -> int:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None
 
 
-def takes_the_shared_guest(item: pytest.Item) -> bool:
-    """Whether the test needs no machine but the one, in mode others, that most tests share."""
+def uses_shared_vm(item: pytest.Item) -> bool:
+    """Return whether the test uses only the shared VM of mode others."""
     chosen = parameters(item)
     needed = getattr(item, "fixturenames", ())
-    # A module may have guests of its own in the place of the shared ones.
-    own = isinstance(item, pytest.Function) and hasattr(item.module, "keepers")
-    other = own or "boot" in needed or chosen.get("machine", MODES[0]) != MODES[0]
-    return "machine" in needed and not other
+    # A module may override shared_vms with its own.
+    own = isinstance(item, pytest.Function) and hasattr(item.module, "shared_vms")
+    other = own or "boot" in needed or chosen.get("testbed", MODES[0]) != MODES[0]
+    return "testbed" in needed and not other
 
 
 def in_scope(item: pytest.Item, number: int, last: int) -> bool:
-    """Whether FARWATCH_SCOPE has this test, which belongs to patch `number`, on the kernel with
-    `last` patches."""
+    """Return whether FARWATCH_SCOPE includes a test of patch `number` on a kernel with `last`."""
     if scope() == "all":
         return True
     if item.get_closest_marker("daemon"):
         return False
-    return scope() == "series" or number == last or takes_the_shared_guest(item)
+    return scope() == "series" or number == last or uses_shared_vm(item)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     patches = chosen_patches()
-    last = len(patches) if prefix() is None else prefix()
+    last = len(patches) if patch_count() is None else patch_count()
     assert last is not None
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
@@ -128,94 +126,95 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def equipment() -> Equipment:
-    """The patched kernel, QEMU and the accelerator."""
+def environment() -> Environment:
+    """Build or find the patched kernel, QEMU and the accelerator."""
     flavour = build.Flavour[os.environ.get("FARWATCH_FLAVOUR", build.Flavour.NORMAL.name)]
-    return equip(chosen_patches(prefix()), flavour)
+    return prepare_environment(chosen_patches(patch_count()), flavour)
 
 
 @pytest.fixture(scope="session")
 def plain_kernel() -> build.Kernel:
-    """The same kernel without any patch."""
+    """Build the kernel of the base."""
     return build.build([])
 
 
 @pytest.fixture(scope="session")
-def keepers(
-    equipment: Equipment, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Keeper]]:
-    """Keep the guests that the tests share, one for each mode that is tested."""
+def shared_vms(
+    environment: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, SharedVm]]:
+    """Return the shared VMs, one for each mode."""
 
-    def keeper(mode: str) -> Keeper:
-        def make_spec(name: str) -> MachineSpec:
-            spec = equipment.machine(f"{name}-{mode}", tmp_path_factory.mktemp("share"))
-            spec = dataclasses.replace(spec, cpus=1 if scope() == "row" else 2)
-            if mode == "parked":
-                # Mode others by waiting requests: the device that every QEMU has, without a
-                # notification queue.
+    def shared_vm(mode: str) -> SharedVm:
+        def make_spec(name: str) -> TestbedSpec:
+            spec = environment.testbed_spec(f"{name}-{mode}", tmp_path_factory.mktemp("share"))
+            spec = dataclasses.replace(spec, cpus=1 if scope() == "patch" else 2)
+            if mode == "wait":
+                # Mode others by WAIT requests: QEMU's vhost-user-fs device has no notification
+                # queue.
                 return dataclasses.replace(spec, device=Device.PLAIN)
             return dataclasses.replace(spec, daemon_options=(f"--fsnotify={mode}",))
 
-        return Keeper(make_spec)
+        return SharedVm(make_spec)
 
-    kept = {mode: keeper(mode) for mode in MODES}
-    yield kept
-    for each in kept.values():
+    by_mode = {mode: shared_vm(mode) for mode in MODES}
+    yield by_mode
+    for each in by_mode.values():
         each.close()
 
 
-def watch(request: pytest.FixtureRequest, machine: Machine) -> None:
-    """From now on the test answers for what this machine says."""
-    request.node.stash.setdefault(MARKS, []).append((machine, machine.mark()))
+def watch(request: pytest.FixtureRequest, testbed: Testbed) -> None:
+    """Fail the test if the testbed's kernel or daemon reports a problem from now on."""
+    request.node.stash.setdefault(WATCHED_TESTBEDS, []).append((testbed, testbed.mark()))
 
 
 @pytest.fixture
-def machine(keepers: dict[str, Keeper], request: pytest.FixtureRequest) -> Machine:
-    """The running guest with its daemon; booted when there is none, or when the last one was lost.
+def testbed(shared_vms: dict[str, SharedVm], request: pytest.FixtureRequest) -> Testbed:
+    """Return the shared VM's testbed. It boots on first use, and again after it was lost.
 
-    In mode others, unless the test is parametrized: parametrize("machine", ["others", "parked"],
-    indirect=True).
+    It is in mode others. parametrize("testbed", ["others", "wait"], indirect=True) chooses modes.
     """
-    current = keepers[getattr(request, "param", MODES[0])].machine()
+    current = shared_vms[getattr(request, "param", MODES[0])].testbed()
     watch(request, current)
     return current
 
 
 @pytest.fixture
-def guest(machine: Machine) -> Guest:
-    """The guest of `machine`."""
-    return machine.guest
+def guest(testbed: Testbed) -> Guest:
+    """Return the guest of `testbed`."""
+    return testbed.guest
 
 
 @pytest.fixture
-def share(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Share]:
-    """An empty directory on the share for this test alone, on the host and in the guest."""
-    # A name of its own: the guest may still know what was called so before.
+def share(testbed: Testbed, request: pytest.FixtureRequest) -> Iterator[Share]:
+    """Make an empty directory on the share for this test, as the host and the guest see it."""
+    # A unique name: the guest may have cached an earlier directory of this name.
     readable = re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
     name = f"{readable}-{next(NUMBERS)}"
-    host = machine.shared / name
+    host = testbed.shared / name
     host.mkdir()
-    yield Share(host, machine.mount_point / name)
+    yield Share(host, testbed.mount_point / name)
     shutil.rmtree(host)
 
 
 @pytest.fixture
 def boot(
-    equipment: Equipment, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Boot]:
-    """Boots a machine of the test's own: boot(daemon_options=("--max-watches=3",)), any field of
-    MachineSpec.
+    """Return boot(**fields), which boots a testbed for this test with these fields of TestbedSpec.
 
-    It is ended with the test. A boot takes about 4 seconds under emulation. With
-    expect_trouble=True the test itself judges what the kernel and the daemon say.
+    Example: boot(daemon_options=("--max-watches=3",)). The testbed stops with the test. A boot
+    takes about 4 seconds under emulation. With expect_trouble=True the test may cause kernel
+    warnings and tracebacks of the daemon.
     """
     with contextlib.ExitStack() as stack:
 
-        def start(*, expect_trouble: bool = False, **changes: Any) -> Machine:
+        def start(*, expect_trouble: bool = False, **changes: Any) -> Testbed:
             name = re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
             shared: Path = changes.pop("shared", None) or tmp_path_factory.mktemp("share")
-            spec = dataclasses.replace(equipment.machine(name, shared), **changes)
-            started = stack.enter_context(running(spec))
+            spec = dataclasses.replace(environment.testbed_spec(name, shared), **changes)
+            started = stack.enter_context(start_testbed(spec))
             if not expect_trouble:
                 watch(request, started)
             return started
@@ -225,19 +224,18 @@ def boot(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """A test fails, too, when the guest's kernel complains, the daemon has a traceback, or one of
-    them is gone."""
+    """Fail a test also if a kernel or daemon reported a problem, or has ended."""
     result = yield
     problems: list[str] = []
-    for machine, mark in item.stash.get(MARKS, []):
-        if machine.alive:
-            # The answer comes after what the kernel had to say on the console before.
-            machine.guest.ping()
-        problems += machine.problems(mark)
-        if not machine.daemon.running:
+    for testbed, mark in item.stash.get(WATCHED_TESTBEDS, []):
+        if testbed.alive:
+            # The kernel's earlier console output arrives before this reply.
+            testbed.guest.ping()
+        problems += testbed.problems(mark)
+        if not testbed.daemon.running:
             problems.append(
-                f"the daemon ended with {machine.daemon.process.returncode}:"
-                f" {machine.daemon.lines[-3:]}"
+                f"the daemon ended with {testbed.daemon.process.returncode}:"
+                f" {testbed.daemon.lines[-3:]}"
             )
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
@@ -248,10 +246,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test's report has the ends of the console and of the daemon's log."""
+    """Add the ends of the console and of the daemon's log to a failed test's report."""
     report = yield
     if report.failed:
-        for machine, _mark in item.stash.get(MARKS, []):
-            report.sections.append(("guest console", machine.vm.console.tail()))
-            report.sections.append(("daemon log", log_tail(machine.daemon.log)))
+        for testbed, _mark in item.stash.get(WATCHED_TESTBEDS, []):
+            report.sections.append(("guest console", testbed.vm.console.tail()))
+            report.sections.append(("daemon log", log_tail(testbed.daemon.log)))
     return report

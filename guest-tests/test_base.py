@@ -67,13 +67,13 @@ def test_local_dnotify_works_as_ever(guest: Guest, folder: str) -> None:
         " print('watching', flush=True); print(signal.sigtimedwait([signal.SIGIO], 20) is not None,"
         " flush=True)"
     )
-    job = guest.spawn("python3", "-c", watcher, folder)
+    process = guest.spawn("python3", "-c", watcher, folder)
     try:
-        assert job.lines(count=1) == ["watching"]
+        assert process.lines(count=1) == ["watching"]
         guest.write_file(f"{folder}/new", b"")
-        assert job.lines(count=1) == ["True"]
+        assert process.lines(count=1) == ["True"]
     finally:
-        job.stop()
+        process.stop()
 
 
 def test_local_inotify_tells_a_rename_with_one_cookie(guest: Guest, folder: str) -> None:

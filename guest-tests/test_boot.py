@@ -11,7 +11,7 @@ from farwatch_harness.kernel import build
 from farwatch_harness.util.errors import GuestLostError
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Machine, Share
+from farwatch_harness.vm.testbed import Share, Testbed
 
 IN_MODIFY = 0x2
 IN_CLOSE_WRITE = 0x8
@@ -20,10 +20,10 @@ IN_CREATE = 0x100
 
 
 @pytest.mark.patch("base")
-def test_the_guest_boots(machine: Machine) -> None:
+def test_the_guest_boots(testbed: Testbed) -> None:
     """The matrix has this as the check of its own that comes before all tests."""
-    assert machine.guest.os("getpid") > 0
-    assert machine.problems() == []
+    assert testbed.guest.os("getpid") > 0
+    assert testbed.problems() == []
 
 
 @pytest.mark.patch("base")
@@ -55,24 +55,24 @@ def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
 
 
 @pytest.mark.patch("base")
-def test_a_guest_that_crashes_is_told_at_once_with_its_trace(boot: Callable[..., Machine]) -> None:
-    machine = boot(expect_trouble=True)
+def test_a_guest_that_crashes_is_told_at_once_with_its_trace(boot: Callable[..., Testbed]) -> None:
+    testbed = boot(expect_trouble=True)
     with pytest.raises(
         GuestLostError, match=r"Kernel panic - not syncing(.|\n)*sysrq_handle_crash"
     ):
-        machine.guest.shell("echo c > /proc/sysrq-trigger; sleep 60", limit=60)
-    assert not machine.alive
+        testbed.guest.shell("echo c > /proc/sysrq-trigger; sleep 60", limit=60)
+    assert not testbed.alive
 
 
 @pytest.mark.patch("base")
 def test_a_plain_kernel_uses_the_share_through_the_plain_device(
-    boot: Callable[..., Machine], plain_kernel: build.Kernel
+    boot: Callable[..., Testbed], plain_kernel: build.Kernel
 ) -> None:
-    machine = boot(image=plain_kernel.image, device=Device.PLAIN)
-    (machine.shared / "file").write_text("seen\n")
-    assert machine.guest.read_file(f"{machine.mount_point}/file") == b"seen\n"
-    with machine.guest.inotify() as listener:
-        listener.add(str(machine.mount_point), IN_CREATE)
-        (machine.shared / "not told").touch()
-        machine.guest.write_file(f"{machine.mount_point}/told", b"")
+    testbed = boot(image=plain_kernel.image, device=Device.PLAIN)
+    (testbed.shared / "file").write_text("seen\n")
+    assert testbed.guest.read_file(f"{testbed.mount_point}/file") == b"seen\n"
+    with testbed.guest.inotify() as listener:
+        listener.add(str(testbed.mount_point), IN_CREATE)
+        (testbed.shared / "not told").touch()
+        testbed.guest.write_file(f"{testbed.mount_point}/told", b"")
         assert [event.name for event in listener.read(until="told")] == ["told"]

@@ -14,10 +14,10 @@ from typing import Any
 import pexpect
 import pytest
 from farwatch_harness.vm.boot import vng_program
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.qemu import Accelerator
-from farwatch_harness.vm.testbed import Machine, Share
+from farwatch_harness.vm.testbed import Share, Testbed
 
 pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
@@ -189,11 +189,11 @@ def count(guest: Guest, path: Any) -> list[Any]:
     return [guest.spawn(*words) for _ in range(WORKERS)]
 
 
-def finish(jobs: list[Any]) -> None:
+def finish(processes: list[Any]) -> None:
     """Wait for them all; they say nothing if all is well."""
-    for job in jobs:
-        assert job.lines(limit=LIMIT, until="\0") == []
-        assert job.stop() == 0
+    for process in processes:
+        assert process.lines(limit=LIMIT, until="\0") == []
+        assert process.stop() == 0
 
 
 def make_database(path: Path, mode: str) -> None:
@@ -225,22 +225,22 @@ def test_database_s_processes_in_the_guest_wait_for_each_other(
 
 
 def test_database_s_processes_on_the_host_and_in_the_guest_wait_for_each_other(boot: Any) -> None:
-    machine: Machine = boot(daemon_options=("--posix-lock", "--cache=never"))
-    database = machine.shared / "database"
+    testbed: Testbed = boot(daemon_options=("--posix-lock", "--cache=never"))
+    database = testbed.shared / "database"
     make_database(database, "delete")
-    inside = machine.mount_point / "database"
-    jobs = count(machine.guest, inside)
+    inside = testbed.mount_point / "database"
+    processes = count(testbed.guest, inside)
     subprocess.run(
         [sys.executable, "-c", COUNT, str(database), str(TIMES)], check=True, timeout=LIMIT
     )
-    finish(jobs)
+    finish(processes)
     assert value_in(database) == (WORKERS + 1) * TIMES
     connection = sqlite3.connect(database, isolation_level=None)
     connection.execute("begin immediate")
     words = (sys.executable, "-I", "-c", BUSY, str(inside))
-    assert machine.guest.run(*words).stdout == "database is locked\n"
+    assert testbed.guest.run(*words).stdout == "database is locked\n"
     connection.execute("rollback")
-    assert machine.guest.run(*words).stdout == "had\n"
+    assert testbed.guest.run(*words).stdout == "had\n"
     connection.close()
 
 
@@ -274,24 +274,26 @@ def virtiofsd_is_us(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_guest_s_root_file_system_is_served(equipment: Equipment, virtiofsd_is_us: Path) -> None:
+def test_guest_s_root_file_system_is_served(
+    environment: Environment, virtiofsd_is_us: Path
+) -> None:
     command = [
         *(
             str(vng_program()),
             "--run",
-            str(equipment.kernel.image),
+            str(environment.kernel.image),
             "--user=root",
             "--cpus=1",
             "--memory=1024M",
         ),
-        *(f"--qemu={equipment.qemu.program}", "--verbose"),
-        *(("--disable-kvm",) if equipment.accelerator is Accelerator.TCG else ()),
+        *(f"--qemu={environment.qemu.program}", "--verbose"),
+        *(("--disable-kvm",) if environment.accelerator is Accelerator.TCG else ()),
         *("--", ROOT_SCRIPT),
     ]
     path = f"{virtiofsd_is_us}:{vng_program().parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}
+    variables = {**os.environ, "PATH": path}
     output = pexpect.run(
-        shlex.join(command), timeout=LIMIT, env=environment, cwd="/", encoding="utf-8"
+        shlex.join(command), timeout=LIMIT, env=variables, cwd="/", encoding="utf-8"
     )
     log = (virtiofsd_is_us / "log").read_text()
     assert "script exited with code 0" in output, f"{output[-3000:]}\n{log}"

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness.oracle.compare import In, Step
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.oracle.compare import Action, In
+from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.shared_vm import Keeper
-from farwatch_harness.vm.testbed import MachineSpec, Share
+from farwatch_harness.vm.shared_vm import SharedVm
+from farwatch_harness.vm.testbed import Share, TestbedSpec
 
 pytestmark = pytest.mark.patch("cache-coherence")
 
@@ -124,14 +124,14 @@ class Change:
     nobody watches the directory.
     """
 
-    run: Step
+    run: Action
     event: In
     watched: tuple[tuple[str, ...], ...] = ((".",),)
     untold: tuple[str, ...] = ()
-    prepare: Step = lambda base: None
+    prepare: Action = lambda base: None
 
 
-def write(name: str, text: str, flags: int) -> Step:
+def write(name: str, text: str, flags: int) -> Action:
     def run(base: Path) -> None:
         fd = os.open(base / name, os.O_WRONLY | flags)
         os.write(fd, text.encode())
@@ -211,22 +211,24 @@ def fill(base: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=POLICIES)
-def keepers(
-    request: pytest.FixtureRequest, equipment: Equipment, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Keeper]]:
+def shared_vms(
+    request: pytest.FixtureRequest,
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, SharedVm]]:
     """In place of the guests that all tests share: one for each cache policy."""
     policy: str = request.param
 
-    def make_spec(name: str) -> MachineSpec:
-        spec = equipment.machine(f"{name}-{policy}", tmp_path_factory.mktemp("share"))
+    def make_spec(name: str) -> TestbedSpec:
+        spec = environment.testbed_spec(f"{name}-{policy}", tmp_path_factory.mktemp("share"))
         return dataclasses.replace(spec, daemon_options=(f"--cache={policy}",))
 
-    keeper = Keeper(make_spec)
-    yield {"others": keeper}
-    keeper.close()
+    shared_vm = SharedVm(make_spec)
+    yield {"others": shared_vm}
+    shared_vm.close()
 
 
-only_always = pytest.mark.parametrize("keepers", ["always"], indirect=True)
+only_always = pytest.mark.parametrize("shared_vms", ["always"], indirect=True)
 
 
 def see(

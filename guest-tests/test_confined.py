@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Machine, Share
+from farwatch_harness.vm.testbed import Share, Testbed
 
 pytestmark = pytest.mark.daemon
 
@@ -68,8 +68,8 @@ def user_command(sandbox: str) -> tuple[str, ...]:
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
 def test_ordinary_user_s_daemon_serves_and_tells(sandbox: str, boot: Any, theirs: Path) -> None:
-    machine: Machine = boot(shared=theirs, daemon_command=user_command(sandbox))
-    guest, at = machine.guest, machine.mount_point
+    testbed: Testbed = boot(shared=theirs, daemon_command=user_command(sandbox))
+    guest, at = testbed.guest, testbed.mount_point
     (theirs / "secret").write_text("root's alone")
     (theirs / "secret").chmod(0o600)
     guest.shell(
@@ -108,8 +108,8 @@ def test_mounts_in_the_share_are_mounts_in_the_guest(boot: Any, tmp_path: Path) 
     daemon = str(Path(sys.executable).with_name("farwatchd"))
     options = ("--socket-path={socket}", "--shared-dir={shared}", "--tag={tag}")
     command = ("unshare", "-m", "sh", "-c", MOUNTS, "-", "{shared}", daemon, *options)
-    machine: Machine = boot(shared=tmp_path, daemon_command=command)
-    guest, at = machine.guest, machine.mount_point
+    testbed: Testbed = boot(shared=tmp_path, daemon_command=command)
+    guest, at = testbed.guest, testbed.mount_point
     # They are mounted when a path leads into them.
     devices = {
         name: guest.os("stat", f"{at}/{name}/.")["st_dev"]

@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from farwatch_harness.oracle.compare import In, Step
+from farwatch_harness.oracle.compare import Action, In
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
 pytestmark = pytest.mark.patch("notifications")
 
-MODES = pytest.mark.parametrize("machine", ["others", "remote"], indirect=True)
+MODES = pytest.mark.parametrize("testbed", ["others", "remote"], indirect=True)
 
 
 class Fan(IntFlag):
@@ -39,7 +39,7 @@ class Fan(IntFlag):
 TARGET = 1
 
 
-class Event(IntFlag):
+class FanMask(IntFlag):
     """fanotify's events: fewer than inotify's numbers, else the same."""
 
     MODIFY = 0x2
@@ -118,7 +118,7 @@ class Seen:
     `kinds` are the types of the information records, FAN_EVENT_INFO_TYPE_*.
     """
 
-    mask: Event
+    mask: FanMask
     kinds: list[int]
     infos: list[tuple[str, str]]
     path: str | None
@@ -134,7 +134,7 @@ class Group:
     def call(self, function: str, *args: object, limit: float = 10.0) -> Any:
         return self.guest.python(f"{GROUP}main = {function}", *args, limit=limit)
 
-    def mark(self, path: os.PathLike[str], mask: Event, flags: Fan = Fan(0)) -> None:  # noqa: B008
+    def mark(self, path: os.PathLike[str], mask: FanMask, flags: Fan = Fan(0)) -> None:  # noqa: B008
         self.call("mark", self.fd, int(flags), int(mask), os.fspath(path))
 
     def handle(self, path: os.PathLike[str]) -> str:
@@ -147,7 +147,7 @@ class Group:
         )
         return [
             Seen(
-                Event(mask),
+                FanMask(mask),
                 [info[0] for info in infos],
                 [(info[1], info[2]) for info in infos],
                 path,
@@ -176,21 +176,21 @@ def append(path: Path) -> None:
 
 
 #: Each step on the host, what the directory's listener reads of it, and of which name.
-STEPS: list[tuple[Step, list[tuple[Event, str]]]] = [
-    (lambda base: (base / "a").touch(), [(Event.CREATE, "a")]),
-    (lambda base: append(base / "a"), [(Event.MODIFY, "a")]),
-    (lambda base: (base / "a").chmod(0o600), [(Event.ATTRIB, "a")]),
+STEPS: list[tuple[Action, list[tuple[FanMask, str]]]] = [
+    (lambda base: (base / "a").touch(), [(FanMask.CREATE, "a")]),
+    (lambda base: append(base / "a"), [(FanMask.MODIFY, "a")]),
+    (lambda base: (base / "a").chmod(0o600), [(FanMask.ATTRIB, "a")]),
     (
         lambda base: (base / "a").rename(base / "b"),
-        [(Event.MOVED_FROM, "a"), (Event.MOVED_TO, "b")],
+        [(FanMask.MOVED_FROM, "a"), (FanMask.MOVED_TO, "b")],
     ),
-    (lambda base: (base / "b").unlink(), [(Event.DELETE, "b")]),
-    (lambda base: (base / "sub").mkdir(), [(Event.CREATE | Event.ONDIR, "sub")]),
-    (lambda base: (base / "sub").rmdir(), [(Event.DELETE | Event.ONDIR, "sub")]),
+    (lambda base: (base / "b").unlink(), [(FanMask.DELETE, "b")]),
+    (lambda base: (base / "sub").mkdir(), [(FanMask.CREATE | FanMask.ONDIR, "sub")]),
+    (lambda base: (base / "sub").rmdir(), [(FanMask.DELETE | FanMask.ONDIR, "sub")]),
 ]
 DIRECTORY = (
-    Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO | Event.MODIFY | Event.ATTRIB
-    | Event.ON_CHILD | Event.ONDIR
+    FanMask.CREATE | FanMask.DELETE | FanMask.MOVED_FROM | FanMask.MOVED_TO
+    | FanMask.MODIFY | FanMask.ATTRIB | FanMask.ON_CHILD | FanMask.ONDIR
 )  # fmt: skip
 
 
@@ -214,13 +214,14 @@ def test_a_files_listener_reads_the_files_handle(guest: Guest, share: Share) -> 
     file.touch()
     with group(guest, Fan.REPORT_FID) as listener:
         listener.mark(
-            share.guest / "file", Event.MODIFY | Event.ATTRIB | Event.MOVE_SELF | Event.DELETE_SELF
+            share.guest / "file",
+            FanMask.MODIFY | FanMask.ATTRIB | FanMask.MOVE_SELF | FanMask.DELETE_SELF,
         )
         handle = listener.handle(share.guest / "file")
-        steps: list[tuple[Callable[[], object], Event]] = [
-            (lambda: append(file), Event.MODIFY),
-            (lambda: file.chmod(0o600), Event.ATTRIB),
-            (lambda: file.rename(share.host / "moved"), Event.MOVE_SELF),
+        steps: list[tuple[Callable[[], object], FanMask]] = [
+            (lambda: append(file), FanMask.MODIFY),
+            (lambda: file.chmod(0o600), FanMask.ATTRIB),
+            (lambda: file.rename(share.host / "moved"), FanMask.MOVE_SELF),
         ]
         for step, mask in steps:
             step()
@@ -228,25 +229,27 @@ def test_a_files_listener_reads_the_files_handle(guest: Guest, share: Share) -> 
                 (mask, [(handle, "")])
             ]
         (share.host / "moved").unlink()
-        last = Event(0)
-        while not last & Event.DELETE_SELF:
+        last = FanMask(0)
+        while not last & FanMask.DELETE_SELF:
             (event,) = listener.read(1)
             assert event.infos == [(handle, "")]
             last |= event.mask
-        assert last == Event.ATTRIB | Event.DELETE_SELF
+        assert last == FanMask.ATTRIB | FanMask.DELETE_SELF
 
 
 @MODES
 def test_what_a_group_ignores_on_the_host_too_is_not_read(guest: Guest, share: Share) -> None:
     (share.host / "file").touch()
     with group(guest, Fan.REPORT_FID) as listener:
-        listener.mark(share.guest / "file", Event.MODIFY | Event.ATTRIB)
+        listener.mark(share.guest / "file", FanMask.MODIFY | FanMask.ATTRIB)
         listener.mark(
-            share.guest / "file", Event.MODIFY, Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY
+            share.guest / "file",
+            FanMask.MODIFY,
+            Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY,
         )
         append(share.host / "file")
         (share.host / "file").chmod(0o600)
-        assert [event.mask for event in listener.read(1)] == [Event.ATTRIB]
+        assert [event.mask for event in listener.read(1)] == [FanMask.ATTRIB]
         assert listener.quiet()
 
 
@@ -258,17 +261,17 @@ def test_what_a_file_ignores_its_directorys_listener_does_not_read(
     for name in ("ignored", "heard"):
         (share.host / name).touch()
     with group(guest, Fan.REPORT_DFID_NAME) as listener:
-        listener.mark(share.guest, Event.MODIFY | Event.ATTRIB | Event.ON_CHILD)
+        listener.mark(share.guest, FanMask.MODIFY | FanMask.ATTRIB | FanMask.ON_CHILD)
         flags = Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY
-        listener.mark(share.guest / "ignored", Event.MODIFY, flags)
+        listener.mark(share.guest / "ignored", FanMask.MODIFY, flags)
         append(share.host / "ignored")
         append(share.host / "heard")
         assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [
-            (Event.MODIFY, "heard")
+            (FanMask.MODIFY, "heard")
         ]
         (share.host / "ignored").chmod(0o600)
         assert [(event.mask, event.infos[0][1]) for event in listener.read(1)] == [
-            (Event.ATTRIB, "ignored")
+            (FanMask.ATTRIB, "ignored")
         ]
         assert listener.quiet()
 
@@ -288,7 +291,8 @@ def renames_seen(
         }
         for name in marked:
             listener.mark(
-                base / name, Event.RENAME | Event.MOVED_FROM | Event.MOVED_TO | Event.ONDIR
+                base / name,
+                FanMask.RENAME | FanMask.MOVED_FROM | FanMask.MOVED_TO | FanMask.ONDIR,
             )
         # ... and has the same handle in FUSE for as long as it is in use.
         used = [guest.os("open", str(base / name), os.O_RDONLY) for name in ("one/file", "one/dir")]
@@ -340,7 +344,7 @@ def test_a_rename_is_read_as_one_event_as_on_a_local_file_system(
         )
     finally:
         guest.shell(f"rm -r {local}")
-    assert any(mask & Event.RENAME for mask, _infos in there)
+    assert any(mask & FanMask.RENAME for mask, _infos in there)
     if "one" not in marked:
         # What was moved in from where nobody watches is not known to the guest.
         there = [(mask, [info for info in infos if info[0] != TARGET]) for mask, infos in there]
@@ -357,10 +361,10 @@ def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(
     # group could use.
     with guest.inotify() as watcher, group(guest, Fan(0)) as listener:
         watcher.add(path, In.CLOSE_WRITE)
-        listener.mark(share.guest / "file", Event.CLOSE_WRITE)
+        listener.mark(share.guest / "file", FanMask.CLOSE_WRITE)
         guest.write_file(path, b"by the guest")
         assert [(event.mask, event.path) for event in listener.read(1)] == [
-            (Event.CLOSE_WRITE, path)
+            (FanMask.CLOSE_WRITE, path)
         ]
         assert [event.mask for event in watcher.read(1)] == [In.CLOSE_WRITE]
         assert listener.quiet()
@@ -376,9 +380,9 @@ def test_what_only_the_guests_kernel_knows_is_told_beside_the_hosts(
     # The server tells of the same event that the file is opened, but not what for.
     with guest.inotify() as watcher, group(guest, Fan.REPORT_FID) as listener:
         watcher.add(path, In.OPEN)
-        listener.mark(path, Event.OPEN_EXEC)
+        listener.mark(path, FanMask.OPEN_EXEC)
         assert guest.run(path).status == 0
-        assert [event.mask for event in listener.read(1)] == [Event.OPEN_EXEC]
+        assert [event.mask for event in listener.read(1)] == [FanMask.OPEN_EXEC]
 
 
 @MODES
@@ -391,20 +395,20 @@ def test_marks_of_a_mount_and_a_file_system_see_the_guests_own_doings_only(
     # Watched by inode as well, so that the host's events do come into the guest.
     with guest.inotify() as watcher, group(guest, Fan(0)) as listener:
         watcher.add(path, In.MODIFY)
-        listener.mark(share.guest, Event.MODIFY | Event.CLOSE_WRITE, kind)
+        listener.mark(share.guest, FanMask.MODIFY | FanMask.CLOSE_WRITE, kind)
         append(share.host / "file")
         assert [event.mask for event in watcher.read(1)] == [In.MODIFY]
         assert listener.quiet()
         guest.write_file(path, b"by the guest")
         # The daemon's own doings are the guest's: the marks see them once.
-        masks = Event(0)
+        masks = FanMask(0)
         for event in listener.read(1):
             assert event.path == path
             masks |= event.mask
-        while not masks & Event.CLOSE_WRITE:
+        while not masks & FanMask.CLOSE_WRITE:
             (event,) = listener.read(1)
             masks |= event.mask
-        assert masks == Event.MODIFY | Event.CLOSE_WRITE
+        assert masks == FanMask.MODIFY | FanMask.CLOSE_WRITE
         assert listener.quiet()
 
 
@@ -458,10 +462,10 @@ def test_who_is_asked_for_permission_decides_on_opens_in_the_guest(
         watcher.add(denied, In.OPEN)
         asked, results = guest.python(
             PERMISSION, str(share.guest), allowed, denied,
-            int(Event.OPEN_PERM), int(Fan.MARK_MOUNT),
+            int(FanMask.OPEN_PERM), int(Fan.MARK_MOUNT),
             int(Fan.CLASS_CONTENT), limit=30.0,
         )  # fmt: skip
-    assert asked == [[Event.OPEN_PERM, allowed], [Event.OPEN_PERM, denied]]
+    assert asked == [[FanMask.OPEN_PERM, allowed], [FanMask.OPEN_PERM, denied]]
     assert results == ["opened", 1]
 
 
@@ -492,12 +496,12 @@ while signal.sigtimedwait([signal.SIGRTMIN], 20):
         ),
     ],
 )
-def test_dnotify_sends_its_signal(guest: Guest, share: Share, event: str, step: Step) -> None:
+def test_dnotify_sends_its_signal(guest: Guest, share: Share, event: str, step: Action) -> None:
     (share.host / "file").touch()
-    job = guest.spawn("python3", "-c", DNOTIFY, share.guest, event)
+    process = guest.spawn("python3", "-c", DNOTIFY, share.guest, event)
     try:
-        assert job.lines(count=1) == ["watching"]
+        assert process.lines(count=1) == ["watching"]
         step(share.host)
-        assert job.lines(count=1) == ["told"]
+        assert process.lines(count=1) == ["told"]
     finally:
-        job.stop()
+        process.stop()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from farwatch_harness.oracle.compare import In, Step, compare
+from farwatch_harness.oracle.compare import Action, In, compare
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
@@ -22,9 +22,9 @@ class Case:
     """A script: `prepare` and `run` get the base directory; the bits of `expect` must occur, so
     that none is empty."""
 
-    run: Step
+    run: Action
     expect: In
-    prepare: Step = lambda base: None
+    prepare: Action = lambda base: None
     watched: dict[str, int] = field(default_factory=lambda: ALL)
 
 
@@ -32,7 +32,7 @@ def a_file(base: Path) -> None:
     (base / "file").write_bytes(b"content")
 
 
-def in_turn(*steps: Step) -> Step:
+def in_turn(*steps: Action) -> Action:
     def run(base: Path) -> None:
         for step in steps:
             step(base)
@@ -151,7 +151,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("machine", ["others", "remote", "parked"], indirect=True)
+@pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_guest_is_told_what_native_inotify_tells(
     guest: Guest, share: Share, tmp_path: Path, case: Case

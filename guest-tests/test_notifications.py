@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.oracle.compare import In
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest, Inotify
-from farwatch_harness.vm.testbed import Machine, running
+from farwatch_harness.vm.testbed import Testbed, start_testbed
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire import fsnotify as wire
@@ -31,12 +31,12 @@ DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
 class Hostile:
     """A machine whose daemon sends what it is given."""
 
-    machine: Machine
+    testbed: Testbed
     control: socket.socket
 
     @property
     def guest(self) -> Guest:
-        return self.machine.guest
+        return self.testbed.guest
 
     def nodeid(self, mask: int) -> int:
         """The nodeid that is watched with just this wire mask."""
@@ -53,7 +53,9 @@ class Hostile:
 
 
 @pytest.fixture(scope="module")
-def hostile(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+def hostile(
+    environment: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Hostile]:
     """One hostile machine for all tests of this file."""
     folder = tmp_path_factory.mktemp("hostile")
     shared = folder / "share"
@@ -68,11 +70,14 @@ def hostile(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> I
         "{tag}",
         str(folder / "control"),
     )
-    spec = dataclasses.replace(equipment.machine("hostile", shared), daemon_command=command)
-    with running(spec) as machine, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+    spec = dataclasses.replace(environment.testbed_spec("hostile", shared), daemon_command=command)
+    with (
+        start_testbed(spec) as testbed,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control,
+    ):
         control.settimeout(10)
         control.connect(str(folder / "control"))
-        yield Hostile(machine, control)
+        yield Hostile(testbed, control)
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,12 @@ class Watched:
 @pytest.fixture
 def watched(hostile: Hostile) -> Iterator[Watched]:
     with hostile.guest.inotify() as listener:
-        listener.add(f"{hostile.machine.mount_point}/dir", In.ALL)
+        listener.add(f"{hostile.testbed.mount_point}/dir", In.ALL)
         directory = hostile.nodeid(int(Event(int(In.ALL)) | Event.ON_CHILD))
-        listener.add(f"{hostile.machine.mount_point}/file", In.ALL)
+        listener.add(f"{hostile.testbed.mount_point}/file", In.ALL)
         file = hostile.nodeid(int(In.ALL))
         yield Watched(listener, directory, file)
-        assert hostile.machine.problems() == []
+        assert hostile.testbed.problems() == []
 
 
 def changed(payload: bytes, **fields: int) -> bytes:
@@ -192,7 +197,7 @@ def test_an_event_goes_only_to_the_object_that_the_record_names(
     hostile: Hostile, watched: Watched
 ) -> None:
     with hostile.guest.inotify() as other:
-        other.add(str(hostile.machine.mount_point), In.ALL)
+        other.add(str(hostile.testbed.mount_point), In.ALL)
         hostile.send(EventRecord(watched.file, 0, Event.MODIFY).encode())
         assert [event.mask for event in watched.listener.read(1)] == [In.MODIFY]
         assert other.read(quiet=0.5, limit=2.0) == []
@@ -203,7 +208,7 @@ def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(
     hostile: Hostile, watched: Watched
 ) -> None:
     with hostile.guest.inotify() as other:
-        other.add(str(hostile.machine.mount_point), In.ALL)
+        other.add(str(hostile.testbed.mount_point), In.ALL)
         hostile.send(EventRecord(ROOT, 0, Event.MODIFY | Event.ON_CHILD, b"file").encode())
         assert [(event.mask, event.name) for event in other.read(1)] == [(In.MODIFY, "file")]
         assert watched.listener.read(quiet=0.5, limit=2.0) == []
@@ -238,7 +243,7 @@ def test_a_full_payload_of_the_longest_names_is_believed(
 @pytest.mark.patch("overflow")
 def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Watched) -> None:
     with hostile.guest.inotify() as other, hostile.guest.inotify() as elsewhere:
-        other.add(str(hostile.machine.mount_point), In.ALL)
+        other.add(str(hostile.testbed.mount_point), In.ALL)
         elsewhere.add("/", In.ALL)
         hostile.send(EventRecord(0, 0, Event.OVERFLOW).encode())
         hostile.send(EventRecord(watched.file, 0, Event.ATTRIB).encode())
@@ -253,13 +258,13 @@ def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Wat
 
 @pytest.mark.patch("overflow")
 def test_a_loss_is_told_once_to_a_listener_with_many_watches(hostile: Hostile) -> None:
-    directory = hostile.machine.shared / "many"
+    directory = hostile.testbed.shared / "many"
     directory.mkdir()
     for number in range(MANY):
         (directory / str(number)).touch()
     # It reads while it is being told, watch by watch.
     listener = hostile.guest.spawn(
-        "python3", WATCH_MANY, hostile.machine.mount_point / "many", str(MANY)
+        "python3", WATCH_MANY, hostile.testbed.mount_point / "many", str(MANY)
     )
     assert listener.lines(until="watching")[-1] == f"watching {MANY}"
     first = hostile.nodeid(Event.ATTRIB)
@@ -276,8 +281,8 @@ def test_a_deleted_object_ends_its_watch_as_ever(hostile: Hostile, watched: Watc
 
 
 def test_what_the_guest_deletes_ends_its_watch_whatever_the_server_says(hostile: Hostile) -> None:
-    (hostile.machine.shared / "doomed").touch()
-    path = hostile.machine.mount_point / "doomed"
+    (hostile.testbed.shared / "doomed").touch()
+    path = hostile.testbed.mount_point / "doomed"
     with hostile.guest.inotify() as listener:
         listener.add(path, In.DELETE_SELF)
         hostile.guest.os("unlink", str(path))
@@ -292,7 +297,7 @@ def test_equal_events_in_a_row_that_nobody_has_read_are_one(
     )
     created = EventRecord(watched.directory, 0, Event.CREATE, b"end").encode()
     with hostile.guest.inotify() as other:
-        other.add(f"{hostile.machine.mount_point}/dir", In.CREATE)
+        other.add(f"{hostile.testbed.mount_point}/dir", In.CREATE)
         # In one notification and in several.
         hostile.send(attrib * 3 + modify)
         hostile.send(attrib)

@@ -22,12 +22,16 @@ from farwatch_harness.oracle.compare import (
     compare_in_the_guest,
     compare_on_the_host,
 )
-from farwatch_harness.oracle.operations import KINDS, Operation, choices
-from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers, Performers
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.oracle.operations import KINDS, FileOperation, choices
+from farwatch_harness.oracle.script_runners import (
+    GuestScriptRunners,
+    HostScriptRunners,
+    ScriptRunners,
+)
+from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.shared_vm import Keeper
-from farwatch_harness.vm.testbed import MachineSpec, Share
+from farwatch_harness.vm.shared_vm import SharedVm
+from farwatch_harness.vm.testbed import Share, TestbedSpec
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -71,36 +75,38 @@ several_processes = st.lists(
     st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MOST_LANES
 )
 scripts = one_process | several_processes
-Lanes = list[list[Operation]]
+ThreadScripts = list[list[FileOperation]]
 NUMBERS = itertools.count(1)
 TMPFS = "/run/farwatch/tmpfs"
 
 
 @pytest.fixture(scope="module")
-def keepers(
-    keepers: dict[str, Keeper], equipment: Equipment, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Keeper]]:
+def shared_vms(
+    shared_vms: dict[str, SharedVm],
+    environment: Environment,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, SharedVm]]:
     """In mode others a guest that may set extended attributes, as its tmpfs lets it."""
 
-    def make_spec(name: str) -> MachineSpec:
-        spec = equipment.machine(f"{name}-oracle", tmp_path_factory.mktemp("share"))
+    def make_spec(name: str) -> TestbedSpec:
+        spec = environment.testbed_spec(f"{name}-oracle", tmp_path_factory.mktemp("share"))
         return dataclasses.replace(spec, daemon_options=("--fsnotify=others", "--xattr"))
 
-    with contextlib.closing(Keeper(make_spec)) as own:
-        yield {**keepers, "others": own}
+    with contextlib.closing(SharedVm(make_spec)) as own:
+        yield {**shared_vms, "others": own}
 
 
 @pytest.fixture
-def host_performers() -> Iterator[Performers]:
+def host_performers() -> Iterator[ScriptRunners]:
     """Processes on the host, enough for all lanes of a script."""
-    with contextlib.closing(HostPerformers(MOST_LANES)) as several:
+    with contextlib.closing(HostScriptRunners(MOST_LANES)) as several:
         yield several
 
 
 @pytest.fixture
-def guest_performers(guest: Guest) -> Iterator[Performers]:
+def guest_performers(guest: Guest) -> Iterator[ScriptRunners]:
     """Processes in the guest, enough for all lanes of a script."""
-    with contextlib.closing(GuestPerformers(guest, MOST_LANES)) as several:
+    with contextlib.closing(GuestScriptRunners(guest, MOST_LANES)) as several:
         yield several
 
 
@@ -111,27 +117,39 @@ def part_of(share: Share) -> Share:
 
 
 @pytest.mark.patch("notifications")
-@pytest.mark.parametrize("machine", ["remote"], indirect=True)
+@pytest.mark.parametrize("testbed", ["remote"], indirect=True)
 @random_scripts
-@given(lanes=scripts)
+@given(threads=scripts)
 def test_what_the_host_does_is_told_as_native_inotify_tells_it(
-    guest: Guest, share: Share, tmp_path: Path, host_performers: Performers, lanes: Lanes
+    guest: Guest,
+    share: Share,
+    tmp_path: Path,
+    host_performers: ScriptRunners,
+    threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
-    twin = tmp_path / part.host.name
-    assert_same(compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.INOTIFY))
+    reference = tmp_path / part.host.name
+    assert_same(
+        compare_on_the_host(guest, part, reference, threads, host_performers, HostWatch.INOTIFY)
+    )
 
 
 @pytest.mark.patch("others-only")
-@pytest.mark.parametrize("machine", ["others"], indirect=True)
+@pytest.mark.parametrize("testbed", ["others"], indirect=True)
 @random_scripts
-@given(lanes=scripts)
+@given(threads=scripts)
 def test_what_the_host_does_is_told_step_by_step_with_fanotify_too(
-    guest: Guest, share: Share, tmp_path: Path, host_performers: Performers, lanes: Lanes
+    guest: Guest,
+    share: Share,
+    tmp_path: Path,
+    host_performers: ScriptRunners,
+    threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
-    twin = tmp_path / part.host.name
-    assert_same(compare_on_the_host(guest, part, twin, lanes, host_performers, HostWatch.FANOTIFY))
+    reference = tmp_path / part.host.name
+    assert_same(
+        compare_on_the_host(guest, part, reference, threads, host_performers, HostWatch.FANOTIFY)
+    )
 
 
 @pytest.fixture
@@ -143,10 +161,14 @@ def tmpfs(guest: Guest) -> PurePosixPath:
 
 @pytest.mark.patch("others-only")
 @random_scripts
-@given(lanes=scripts)
+@given(threads=scripts)
 def test_what_the_guest_does_is_told_as_on_its_own_tmpfs(
-    guest: Guest, share: Share, tmpfs: PurePosixPath, guest_performers: Performers, lanes: Lanes
+    guest: Guest,
+    share: Share,
+    tmpfs: PurePosixPath,
+    guest_performers: ScriptRunners,
+    threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
     local = tmpfs / part.host.name
-    assert_same(compare_in_the_guest(guest, part, local, lanes, guest_performers))
+    assert_same(compare_in_the_guest(guest, part, local, threads, guest_performers))

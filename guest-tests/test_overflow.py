@@ -13,7 +13,7 @@ import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.guest_client import Guest, Inotify
-from farwatch_harness.vm.testbed import Machine
+from farwatch_harness.vm.testbed import Testbed
 
 pytestmark = pytest.mark.patch("overflow")
 
@@ -28,24 +28,24 @@ AT_A_LOOK = 200
 
 
 @contextlib.contextmanager
-def stopped(machine: Machine) -> Iterator[None]:
+def stopped(testbed: Testbed) -> Iterator[None]:
     """The daemon does not run meanwhile."""
-    os.kill(machine.daemon.process.pid, signal.SIGSTOP)
+    os.kill(testbed.daemon.process.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(machine.daemon.process.pid, signal.SIGCONT)
+        os.kill(testbed.daemon.process.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
-def frozen(machine: Machine) -> Iterator[None]:
+def frozen(testbed: Testbed) -> Iterator[None]:
     """The guest does not run meanwhile: it takes nothing and supplies no buffers, while the daemon
     goes on."""
-    os.killpg(machine.vm.process.pid, signal.SIGSTOP)
+    os.killpg(testbed.vm.process.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.killpg(machine.vm.process.pid, signal.SIGCONT)
+        os.killpg(testbed.vm.process.pid, signal.SIGCONT)
 
 
 def create(directory: Path, count: int, prefix: str) -> list[str]:
@@ -61,7 +61,7 @@ class Listeners:
     """Listeners in the guest: on the directory of the burst, on a file elsewhere, on the guest's
     own tmpfs."""
 
-    machine: Machine
+    testbed: Testbed
     burst: Inotify
     file: Inotify
     local: Inotify
@@ -72,7 +72,7 @@ class Listeners:
         told of."""
         for number in range(PROBES):
             name = f"{prefix}-{number}"
-            (self.machine.shared / "probes" / name).touch()
+            (self.testbed.shared / "probes" / name).touch()
             if any(event.name == name for event in self.prober.read(until=name, limit=1.0)):
                 return
         pytest.fail("no event arrives any more")
@@ -83,11 +83,11 @@ class Listeners:
 
 
 @contextlib.contextmanager
-def listening(machine: Machine) -> Iterator[Listeners]:
-    guest: Guest = machine.guest
+def listening(testbed: Testbed) -> Iterator[Listeners]:
+    guest: Guest = testbed.guest
     for name in ("burst", "probes", "elsewhere"):
-        (machine.shared / name).mkdir()
-    (machine.shared / "elsewhere" / "file").touch()
+        (testbed.shared / name).mkdir()
+    (testbed.shared / "elsewhere" / "file").touch()
     # The guest's own limit is not what is tested here.
     guest.write_file("/proc/sys/fs/inotify/max_queued_events", b"100000")
     guest.os("makedirs", "/run/farwatch/local", exist_ok=True)
@@ -97,11 +97,11 @@ def listening(machine: Machine) -> Iterator[Listeners]:
         guest.inotify() as local,
         guest.inotify() as prober,
     ):
-        burst.add(f"{machine.mount_point}/burst", In.CREATE)
-        file.add(f"{machine.mount_point}/elsewhere/file", In.ATTRIB | In.MODIFY)
+        burst.add(f"{testbed.mount_point}/burst", In.CREATE)
+        file.add(f"{testbed.mount_point}/elsewhere/file", In.ATTRIB | In.MODIFY)
         local.add("/run/farwatch/local", In.ALL)
-        prober.add(f"{machine.mount_point}/probes", In.CREATE)
-        yield Listeners(machine, burst, file, local, prober)
+        prober.add(f"{testbed.mount_point}/probes", In.CREATE)
+        yield Listeners(testbed, burst, file, local, prober)
 
 
 OVERFLOW = (In.Q_OVERFLOW, "")
@@ -125,7 +125,7 @@ def assert_told_once(listeners: Listeners, made: list[str]) -> int:
 
 def assert_all_is_told(listeners: Listeners) -> None:
     """The watches are those that they were, and nothing is lost."""
-    shared = listeners.machine.shared
+    shared = listeners.testbed.shared
     (shared / "elsewhere" / "file").chmod(0o600)
     (shared / "elsewhere" / "file").write_text("x")
     made = create(shared / "burst", 5, "later")
@@ -136,14 +136,14 @@ def assert_all_is_told(listeners: Listeners) -> None:
 
 @pytest.mark.parametrize("mode", ["others", "remote"])
 def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(
-    boot: Callable[..., Machine], mode: str
+    boot: Callable[..., Testbed], mode: str
 ) -> None:
-    machine = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=16"))
-    with listening(machine) as listeners:
+    testbed = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=16"))
+    with listening(testbed) as listeners:
         for burst in ("one", "two"):
             # All in the daemon's next look, which no guest is fast enough for.
-            with stopped(machine):
-                made = create(machine.shared / "burst", AT_A_LOOK, burst)
+            with stopped(testbed):
+                made = create(testbed.shared / "burst", AT_A_LOOK, burst)
             listeners.await_calm(burst)
             assert_told_once(listeners, made)
         assert_all_is_told(listeners)
@@ -151,14 +151,14 @@ def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(
 
 @pytest.mark.parametrize("mode", ["others", "remote"])
 def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
-    boot: Callable[..., Machine], mode: str
+    boot: Callable[..., Testbed], mode: str
 ) -> None:
     room = int(Path(HOST_QUEUE[mode]).read_text())
-    machine = boot(daemon_options=(f"--fsnotify={mode}", f"--event-queue={10 * room}"))
-    with listening(machine) as listeners:
-        with stopped(machine):
-            made = create(machine.shared / "burst", room + 2000, "x")
-        machine.daemon.wait_for_line("the host's event queue overflowed", 30.0)
+    testbed = boot(daemon_options=(f"--fsnotify={mode}", f"--event-queue={10 * room}"))
+    with listening(testbed) as listeners:
+        with stopped(testbed):
+            made = create(testbed.shared / "burst", room + 2000, "x")
+        testbed.daemon.wait_for_line("the host's event queue overflowed", 30.0)
         listeners.await_calm("after")
         assert_told_once(listeners, made)
         assert_all_is_told(listeners)
@@ -169,7 +169,7 @@ def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
 WAYS = {
     "others": (Device.EVENTS, "others"),
     "remote": (Device.EVENTS, "remote"),
-    "parked": (Device.PLAIN, "others"),
+    "wait": (Device.PLAIN, "others"),
 }
 #: More than this queue and all of the guest's buffers hold.
 QUEUE, BURST, CHUNK = 1024, 3000, 200
@@ -177,19 +177,19 @@ QUEUE, BURST, CHUNK = 1024, 3000, 200
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_guest_without_buffers_misses_is_told_once_to_each_listener(
-    boot: Callable[..., Machine], way: str
+    boot: Callable[..., Testbed], way: str
 ) -> None:
     device, mode = WAYS[way]
-    machine = boot(device=device, daemon_options=(f"--fsnotify={mode}", f"--event-queue={QUEUE}"))
-    with listening(machine) as listeners:
+    testbed = boot(device=device, daemon_options=(f"--fsnotify={mode}", f"--event-queue={QUEUE}"))
+    with listening(testbed) as listeners:
         # While the guest runs, the same number of events is no loss.
         for number in range(0, BURST, CHUNK):
-            made = create(machine.shared / "burst", CHUNK, f"before-{number}-")
+            made = create(testbed.shared / "burst", CHUNK, f"before-{number}-")
             assert [event.name for event in listeners.burst.read(CHUNK, limit=30.0)] == made
-        since = machine.daemon.mark
-        with frozen(machine):
-            made = create(machine.shared / "burst", BURST, "frozen")
-            machine.daemon.wait_for_line("event queue is full", 30.0, since)
+        since = testbed.daemon.mark
+        with frozen(testbed):
+            made = create(testbed.shared / "burst", BURST, "frozen")
+            testbed.daemon.wait_for_line("event queue is full", 30.0, since)
         listeners.await_calm("after")
         assert assert_told_once(listeners, made) >= QUEUE - 1
         assert_all_is_told(listeners)
@@ -200,16 +200,16 @@ WRITES = 5000
 
 @pytest.mark.parametrize("mode", ["others", "remote"])
 def test_the_smallest_queue_tells_all_that_comes_one_by_one(
-    boot: Callable[..., Machine], mode: str
+    boot: Callable[..., Testbed], mode: str
 ) -> None:
-    machine = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=2"))
-    with listening(machine) as listeners:
-        with stopped(machine):
-            made = create(machine.shared / "burst", AT_A_LOOK, "x")
+    testbed = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=2"))
+    with listening(testbed) as listeners:
+        with stopped(testbed):
+            made = create(testbed.shared / "burst", AT_A_LOOK, "x")
         listeners.await_calm("after")
         assert_told_once(listeners, made)
         for number in range(20):
-            (machine.shared / "burst" / f"single-{number}").mkdir()
+            (testbed.shared / "burst" / f"single-{number}").mkdir()
             told = [(In(event.mask), event.name) for event in listeners.burst.read(1)]
             assert told == [(In.CREATE | In.ISDIR, f"single-{number}")]
         assert listeners.waiting(listeners.file) == []
@@ -217,15 +217,15 @@ def test_the_smallest_queue_tells_all_that_comes_one_by_one(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_equal_events_in_a_row_need_one_place_in_the_queue(
-    boot: Callable[..., Machine], way: str
+    boot: Callable[..., Testbed], way: str
 ) -> None:
     device, mode = WAYS[way]
     # Room for the probes, too.
-    machine = boot(device=device, daemon_options=(f"--fsnotify={mode}", "--event-queue=12"))
-    with listening(machine) as listeners:
+    testbed = boot(device=device, daemon_options=(f"--fsnotify={mode}", "--event-queue=12"))
+    with listening(testbed) as listeners:
         with (
-            frozen(machine),
-            (machine.shared / "elsewhere" / "file").open("wb", buffering=0) as file,
+            frozen(testbed),
+            (testbed.shared / "elsewhere" / "file").open("wb", buffering=0) as file,
         ):
             # Enough for the daemon to read many times, and to have used all buffers of the guest up
             # long before.
@@ -235,4 +235,4 @@ def test_equal_events_in_a_row_need_one_place_in_the_queue(
         listeners.await_calm("after")
         assert listeners.waiting(listeners.file) == [(In.MODIFY, "")]
         assert listeners.waiting(listeners.burst) == []
-        assert machine.daemon.warnings() == []
+        assert testbed.daemon.warnings() == []

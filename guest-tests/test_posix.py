@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Machine
+from farwatch_harness.vm.testbed import Testbed
 
 pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
@@ -172,11 +172,11 @@ def test_system_calls_give_what_they_give_on_a_local_disk(
 ) -> None:
     reference.find(guest)
     chosen = CONFIGURATIONS[configuration]
-    machine: Machine = boot(daemon_options=(*COMMON, *chosen.options))
-    machine.shared.chmod(0o755)
+    testbed: Testbed = boot(daemon_options=(*COMMON, *chosen.options))
+    testbed.shared.chmod(0o755)
     unexpected = []
     for identity in chosen.identities:
-        found = run_cases(machine.guest, machine.mount_point, identity, chosen.cases)
+        found = run_cases(testbed.guest, testbed.mount_point, identity, chosen.cases)
         differences = [
             (case, what)
             for case, what in differing(found, reference.ext4[identity])

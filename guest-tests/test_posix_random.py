@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness.vm.testbed import Machine
+from farwatch_harness.vm.testbed import Testbed
 
 pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
@@ -35,8 +35,8 @@ CONFIGURATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_random_operations_agree_with_a_model(configuration: str, boot: Any) -> None:
     options, ways = CONFIGURATIONS[configuration]
-    machine: Machine = boot(daemon_options=options)
-    file = machine.mount_point / "file"
+    testbed: Testbed = boot(daemon_options=options)
+    file = testbed.mount_point / "file"
     words = (
         sys.executable,
         "-I",
@@ -48,9 +48,9 @@ def test_random_operations_agree_with_a_model(configuration: str, boot: Any) -> 
         str(STEPS),
         *ways,
     )
-    done = machine.guest.run(*words, limit=LIMIT)
+    done = testbed.guest.run(*words, limit=LIMIT)
     assert not done.timed_out
     assert done.status == 0, done.stderr
-    machine.guest.shell("sync")
-    content = (machine.shared / "file").read_bytes()
+    testbed.guest.shell("sync")
+    content = (testbed.shared / "file").read_bytes()
     assert done.stdout.split() == ["agrees", str(len(content)), f"{zlib.crc32(content):08x}"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from farwatch_harness.vm.boot import Device
-from farwatch_harness.vm.testbed import Machine
+from farwatch_harness.vm.testbed import Testbed
 
 pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
@@ -30,11 +30,11 @@ done
 """
 
 
-def requests_by_queue(machine: Machine) -> dict[int, int]:
+def requests_by_queue(testbed: Testbed) -> dict[int, int]:
     """How often each request queue has interrupted the guest."""
     found = re.findall(
         r"^ *\d+:((?: +\d+)+) .*-requests\.(\d+)$",
-        machine.guest.shell("cat /proc/interrupts"),
+        testbed.guest.shell("cat /proc/interrupts"),
         re.M,
     )
     return {int(queue): sum(map(int, counts.split())) for counts, queue in found}
@@ -42,20 +42,20 @@ def requests_by_queue(machine: Machine) -> dict[int, int]:
 
 def test_each_processor_works_by_a_queue_of_its_own(boot: Any) -> None:
     options = "--num-request-queues=2", "--fsnotify=off"
-    machine: Machine = boot(
+    testbed: Testbed = boot(
         cpus=PROCESSORS, request_queues=PROCESSORS, device=Device.PLAIN, daemon_options=options
     )
-    before = requests_by_queue(machine)
+    before = requests_by_queue(testbed)
     assert len(before) == PROCESSORS
     work = WORK.replace("FILES", str(FILES))
     jobs = "".join(
         f"taskset -c {number} sh -ec '{work}' worker{number} & " for number in range(PROCESSORS)
     )
-    machine.guest.shell(f"cd {machine.mount_point}; {jobs} wait", limit=LIMIT)
-    after = requests_by_queue(machine)
+    testbed.guest.shell(f"cd {testbed.mount_point}; {jobs} wait", limit=LIMIT)
+    after = requests_by_queue(testbed)
     assert all(after[queue] > before[queue] for queue in after)
     for number in range(PROCESSORS):
-        at = machine.shared / f"worker{number}"
+        at = testbed.shared / f"worker{number}"
         sums = (at / "sums").read_text().split()[::2]
         assert sums == [
             hashlib.md5((at / f"{file}").read_bytes()).hexdigest() for file in range(1, FILES + 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Machine, Share
+from farwatch_harness.vm.testbed import Share, Testbed
 
 pytestmark = pytest.mark.patch("notifications")
 
@@ -31,13 +31,13 @@ def storm(directory: Path) -> None:
         moved.unlink()
 
 
-@pytest.mark.parametrize("machine", ["others", "remote", "parked"], indirect=True)
+@pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 def test_a_storm_loses_no_event_and_leaves_no_memory(
-    machine: Machine, guest: Guest, share: Share
+    testbed: Testbed, guest: Guest, share: Share
 ) -> None:
     below = share.host / "sub" / "dir"
     below.mkdir(parents=True)
-    since = machine.daemon.mark
+    since = testbed.daemon.mark
     program = guest.spawn("inotifywait", "-m", "-r", "--format", "%e %f", str(share.guest))
     program.lines(until="Watches established")
     memory: list[int] = []
@@ -53,10 +53,10 @@ def test_a_storm_loses_no_event_and_leaves_no_memory(
                 assert found == 1 or (event == "MODIFY" and found > 1), (
                     f"{event} {name}: {found} times"
                 )
-        memory.append(machine.daemon.resident_bytes())
+        memory.append(testbed.daemon.resident_bytes())
         if len(memory) >= FEWEST_ROUNDS and memory[-1] - memory[-3] < MAX_GROWTH:
             break
     else:
         pytest.fail(f"the daemon grows and grows: {memory}")
     program.stop()
-    assert machine.daemon.warnings(since) == []
+    assert testbed.daemon.warnings(since) == []

@@ -13,20 +13,20 @@ from farwatch_harness.oracle.compare import In
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Machine, Share
+from farwatch_harness.vm.testbed import Share, Testbed
 
 LIMIT = 10.0
 MANY = 2000
 #: Open files that the daemon may have.
 FEW_FILES = 200
 WATCH_MANY = Path(__file__).parent / "servers" / "watch_many.py"
-MODES = pytest.mark.parametrize("machine", ["others", "remote", "parked"], indirect=True)
+MODES = pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 
 
-def host_watches(machine: Machine) -> int:
+def host_watches(testbed: Testbed) -> int:
     """How many inotify and fanotify watches the daemon has on the host, by /proc."""
     count = 0
-    for entry in Path(f"/proc/{machine.daemon.process.pid}/fdinfo").iterdir():
+    for entry in Path(f"/proc/{testbed.daemon.process.pid}/fdinfo").iterdir():
         try:
             text = entry.read_text()
         except FileNotFoundError:
@@ -36,15 +36,15 @@ def host_watches(machine: Machine) -> int:
     return count
 
 
-def descriptors(machine: Machine) -> int:
+def descriptors(testbed: Testbed) -> int:
     """How many descriptors the daemon has open."""
-    return sum(1 for _ in Path(f"/proc/{machine.daemon.process.pid}/fd").iterdir())
+    return sum(1 for _ in Path(f"/proc/{testbed.daemon.process.pid}/fd").iterdir())
 
 
-def await_host_watches(machine: Machine, wanted: int) -> None:
+def await_host_watches(testbed: Testbed, wanted: int) -> None:
     """Watches end on the host without the guest waiting for it, so wait here."""
     deadline = time.monotonic() + LIMIT
-    while (count := host_watches(machine)) != wanted:
+    while (count := host_watches(testbed)) != wanted:
         if time.monotonic() > deadline:
             raise HarnessError(
                 f"the daemon has {count} watches on the host, not {wanted}, after {LIMIT:.0f} s"
@@ -52,9 +52,9 @@ def await_host_watches(machine: Machine, wanted: int) -> None:
         time.sleep(0.01)
 
 
-def settled(machine: Machine) -> int:
+def settled(testbed: Testbed) -> int:
     """How many host watches there are once those of earlier tests have ended: none."""
-    await_host_watches(machine, 0)
+    await_host_watches(testbed, 0)
     return 0
 
 
@@ -68,60 +68,60 @@ def files(share: Share) -> list[str]:
 
 @pytest.mark.patch("send-request")
 def test_a_watch_that_is_removed_goes_on_the_host_too(
-    machine: Machine, guest: Guest, files: list[str]
+    testbed: Testbed, guest: Guest, files: list[str]
 ) -> None:
-    before = settled(machine)
+    before = settled(testbed)
     with guest.inotify() as listener:
         wds = [listener.add(path, In.MODIFY) for path in files]
-        assert host_watches(machine) == before + 3
+        assert host_watches(testbed) == before + 3
         listener.remove(wds[0])
-        await_host_watches(machine, before + 2)
+        await_host_watches(testbed, before + 2)
         for wd in wds[1:]:
             listener.remove(wd)
-        await_host_watches(machine, before)
+        await_host_watches(testbed, before)
 
 
 @pytest.mark.patch("send-request")
 def test_closing_the_listener_ends_all_its_watches_on_the_host(
-    machine: Machine, guest: Guest, files: list[str]
+    testbed: Testbed, guest: Guest, files: list[str]
 ) -> None:
-    before = settled(machine)
+    before = settled(testbed)
     with guest.inotify() as listener:
         for path in files:
             listener.add(path, In.ALL)
-        assert host_watches(machine) == before + 3
-    await_host_watches(machine, before)
+        assert host_watches(testbed) == before + 3
+    await_host_watches(testbed, before)
 
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("mode", ["others", "remote"])
 def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
-    boot: Callable[..., Machine], mode: str
+    boot: Callable[..., Testbed], mode: str
 ) -> None:
-    machine = boot(daemon_options=(f"--fsnotify={mode}", f"--rlimit-nofile={FEW_FILES}"))
+    testbed = boot(daemon_options=(f"--fsnotify={mode}", f"--rlimit-nofile={FEW_FILES}"))
     for number in range(MANY):
-        (machine.shared / str(number)).touch()
-    listener = machine.guest.spawn("python3", WATCH_MANY, machine.mount_point, str(MANY))
+        (testbed.shared / str(number)).touch()
+    listener = testbed.guest.spawn("python3", WATCH_MANY, testbed.mount_point, str(MANY))
     assert listener.lines(until="watching")[-1] == f"watching {MANY}"
-    assert host_watches(machine) == MANY
-    assert descriptors(machine) < FEW_FILES
+    assert host_watches(testbed) == MANY
+    assert descriptors(testbed) < FEW_FILES
     for number in (0, MANY // 2, MANY - 1):
-        (machine.shared / str(number)).chmod(0o600)
+        (testbed.shared / str(number)).chmod(0o600)
         assert listener.lines(count=1) == [f"event {number + 1}"]
     listener.stop(signal.SIGKILL)
-    await_host_watches(machine, 0)
+    await_host_watches(testbed, 0)
 
 
 @pytest.mark.patch("notifications")
 def test_two_listeners_share_one_host_watch_and_each_is_told_once(
-    machine: Machine, guest: Guest, share: Share, files: list[str]
+    testbed: Testbed, guest: Guest, share: Share, files: list[str]
 ) -> None:
-    before = settled(machine)
+    before = settled(testbed)
     with guest.inotify() as one, guest.inotify() as two:
         one.add(files[0], In.MODIFY)
-        assert host_watches(machine) == before + 1
+        assert host_watches(testbed) == before + 1
         two.add(files[0], In.MODIFY | In.CLOSE_WRITE)
-        assert host_watches(machine) == before + 1
+        assert host_watches(testbed) == before + 1
         (share.host / "one").write_text("changed")
         told = [event.mask for event in two.read(until=None, count=2)]
         assert told == [In.MODIFY, In.CLOSE_WRITE] or told == [In.MODIFY, In.MODIFY]
@@ -131,17 +131,17 @@ def test_two_listeners_share_one_host_watch_and_each_is_told_once(
 
 @pytest.mark.patch("notifications")
 def test_a_listener_that_leaves_does_not_end_the_other_ones_watch(
-    machine: Machine, guest: Guest, share: Share, files: list[str]
+    testbed: Testbed, guest: Guest, share: Share, files: list[str]
 ) -> None:
-    before = settled(machine)
+    before = settled(testbed)
     with guest.inotify() as stays:
         stays.add(files[0], In.ATTRIB)
         with guest.inotify() as leaves:
             leaves.add(files[0], In.MODIFY)
         (share.host / "one").chmod(0o600)
         assert [event.mask for event in stays.read(1)] == [In.ATTRIB]
-        assert host_watches(machine) == before + 1
-    await_host_watches(machine, before)
+        assert host_watches(testbed) == before + 1
+    await_host_watches(testbed, before)
 
 
 @pytest.mark.patch("notifications")
@@ -181,54 +181,54 @@ def test_flags_of_inotify_add_watch_behave_as_ever(
 
 @pytest.mark.patch("notifications")
 def test_a_watch_for_one_event_ends_with_it(
-    machine: Machine, guest: Guest, share: Share, files: list[str]
+    testbed: Testbed, guest: Guest, share: Share, files: list[str]
 ) -> None:
-    before = settled(machine)
+    before = settled(testbed)
     with guest.inotify() as listener:
         listener.add(files[0], In.ATTRIB | In.ONESHOT)
         (share.host / "one").chmod(0o600)
         (share.host / "one").chmod(0o644)
         assert [event.mask for event in listener.read(2)] == [In.ATTRIB, In.IGNORED]
-        await_host_watches(machine, before)
+        await_host_watches(testbed, before)
         assert listener.read(quiet=0.5, limit=2.0) == []
 
 
 @pytest.mark.patch("notifications")
-def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Machine]) -> None:
-    machine = boot(daemon_options=("--max-watches=2",))
+def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Testbed]) -> None:
+    testbed = boot(daemon_options=("--max-watches=2",))
     for name in ("one", "two", "three"):
-        (machine.shared / name).touch()
-    with machine.guest.inotify() as listener:
-        wd = listener.add(f"{machine.mount_point}/one", In.MODIFY)
-        listener.add(f"{machine.mount_point}/two", In.MODIFY)
+        (testbed.shared / name).touch()
+    with testbed.guest.inotify() as listener:
+        wd = listener.add(f"{testbed.mount_point}/one", In.MODIFY)
+        listener.add(f"{testbed.mount_point}/two", In.MODIFY)
         with pytest.raises(OSError) as caught:
-            listener.add(f"{machine.mount_point}/three", In.MODIFY)
+            listener.add(f"{testbed.mount_point}/three", In.MODIFY)
         assert caught.value.errno == errno.ENOSPC
         # The refused watch left nothing behind, the others are as they were.
         assert listener.read(quiet=0.5, limit=2.0) == []
-        (machine.shared / "two").write_text("x")
+        (testbed.shared / "two").write_text("x")
         assert listener.read(1)[0].mask == In.MODIFY
         listener.remove(wd)
-        await_host_watches(machine, 1)
-        listener.add(f"{machine.mount_point}/three", In.MODIFY)
+        await_host_watches(testbed, 1)
+        listener.add(f"{testbed.mount_point}/three", In.MODIFY)
 
 
 @pytest.mark.patch("send-request")
-def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Machine]) -> None:
-    machine = boot(daemon_options=("--cache=always",))
-    guest = machine.guest
+def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Testbed]) -> None:
+    testbed = boot(daemon_options=("--cache=always",))
+    guest = testbed.guest
     for name in ("watched", "new"):
-        (machine.shared / name).touch()
-        guest.os("stat", f"{machine.mount_point}/{name}")
+        (testbed.shared / name).touch()
+        guest.os("stat", f"{testbed.mount_point}/{name}")
     adder = (
         "import ctypes,sys; c=ctypes.CDLL(None); fd=c.inotify_init1(0); print('adding',flush=True);"
         " print(c.inotify_add_watch(fd,sys.argv[1].encode(),2),flush=True)"
     )
     listener = guest.inotify()
-    wd = listener.add(f"{machine.mount_point}/watched", In.MODIFY)
-    os.kill(machine.daemon.process.pid, signal.SIGSTOP)
+    wd = listener.add(f"{testbed.mount_point}/watched", In.MODIFY)
+    os.kill(testbed.daemon.process.pid, signal.SIGSTOP)
     try:
-        waiting = guest.spawn("python3", "-c", adder, f"{machine.mount_point}/new")
+        waiting = guest.spawn("python3", "-c", adder, f"{testbed.mount_point}/new")
         assert waiting.lines(count=1) == ["adding"]
         # Neither removing a watch nor closing a listener waits for the server ...
         listener.remove(wd)
@@ -236,62 +236,62 @@ def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Machine]) -> 
         # ... and who does can be killed.
         assert waiting.stop(signal.SIGKILL) == -signal.SIGKILL
     finally:
-        os.kill(machine.daemon.process.pid, signal.SIGCONT)
-    await_host_watches(machine, 0)
+        os.kill(testbed.daemon.process.pid, signal.SIGCONT)
+    await_host_watches(testbed, 0)
 
 
 @pytest.mark.patch("capability")
 def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
-    boot: Callable[..., Machine],
+    boot: Callable[..., Testbed],
 ) -> None:
-    machine = boot(daemon_options=("--fsnotify=off",))
-    guest = machine.guest
+    testbed = boot(daemon_options=("--fsnotify=off",))
+    guest = testbed.guest
     with guest.inotify() as listener:
-        listener.add(str(machine.mount_point), In.ALL)
-        (machine.shared / "from the host").touch()
-        guest.write_file(f"{machine.mount_point}/from the guest", b"x")
+        listener.add(str(testbed.mount_point), In.ALL)
+        (testbed.shared / "from the host").touch()
+        guest.write_file(f"{testbed.mount_point}/from the guest", b"x")
         told = [(event.name, event.mask) for event in listener.read(4)]
     assert told == [
         ("from the guest", mask) for mask in (In.CREATE, In.OPEN, In.MODIFY, In.CLOSE_WRITE)
     ]
-    assert host_watches(machine) == 0
+    assert host_watches(testbed) == 0
 
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", Device)
 def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
-    boot: Callable[..., Machine], device: Device
+    boot: Callable[..., Testbed], device: Device
 ) -> None:
-    machine = boot(device=device)
-    guest = machine.guest
-    (machine.shared / "file").touch()
+    testbed = boot(device=device)
+    guest = testbed.guest
+    (testbed.shared / "file").touch()
     with guest.inotify() as listener:
-        listener.add(f"{machine.mount_point}/file", In.MODIFY)
-        listener.add(str(machine.mount_point), In.CREATE)
-        guest.umount(str(machine.mount_point))
+        listener.add(f"{testbed.mount_point}/file", In.MODIFY)
+        listener.add(str(testbed.mount_point), In.CREATE)
+        guest.umount(str(testbed.mount_point))
         masks = [event.mask & ~In.ISDIR for event in listener.read(4)]
     assert sorted(masks) == sorted([In.UNMOUNT, In.IGNORED] * 2)
-    await_host_watches(machine, 0)
-    machine.mount()
+    await_host_watches(testbed, 0)
+    testbed.mount()
     with guest.inotify() as listener:
-        listener.add(str(machine.mount_point), In.CREATE)
-        (machine.shared / "again").touch()
+        listener.add(str(testbed.mount_point), In.CREATE)
+        (testbed.shared / "again").touch()
         assert [event.name for event in listener.read(1)] == ["again"]
 
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", Device)
 def test_the_guest_shuts_down_with_live_watches(
-    boot: Callable[..., Machine], device: Device
+    boot: Callable[..., Testbed], device: Device
 ) -> None:
-    machine = boot(device=device)
-    with machine.guest.inotify() as listener:
-        listener.add(str(machine.mount_point), In.ALL)
-        (machine.shared / "file").touch()
+    testbed = boot(device=device)
+    with testbed.guest.inotify() as listener:
+        listener.add(str(testbed.mount_point), In.ALL)
+        (testbed.shared / "file").touch()
         listener.read(1)
-        machine.vm.shut_down()
-    assert machine.daemon.running
-    await_host_watches(machine, 0)
+        testbed.vm.shut_down()
+    assert testbed.daemon.running
+    await_host_watches(testbed, 0)
 
 
 @pytest.mark.patch("notifications")

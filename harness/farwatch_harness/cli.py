@@ -23,7 +23,7 @@ from farwatch_harness.soak import run as soak_run
 from farwatch_harness.util import apt, paths, progress
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm import qemu
-from farwatch_harness.vm.environment import equip, patches_of_series
+from farwatch_harness.vm.environment import patches_of_series, prepare_environment
 
 # Seconds for pytest to end its guests after an interruption.
 INTERRUPTED_LIMIT = 60.0
@@ -81,13 +81,13 @@ def prepare_mails(options: argparse.Namespace) -> int:
 def demonstrate(_options: argparse.Namespace) -> int:
     """Shows a guest's inotifywait seeing what happens on the host; fails when an event is
     missing."""
-    demo.demonstrate(equip(patches_of_series()))
+    demo.demonstrate(prepare_environment(patches_of_series()))
     return 0
 
 
 def shell(options: argparse.Namespace) -> int:
     """Gives a shell in a guest with the share mounted."""
-    return boot.shell(equip(patches_of_series(options.patches)))
+    return boot.shell(prepare_environment(patches_of_series(options.patches)))
 
 
 def matrix(options: argparse.Namespace) -> int:
@@ -99,7 +99,7 @@ def matrix(options: argparse.Namespace) -> int:
 
 def test(options: argparse.Namespace) -> int:
     """Runs the tests that need a guest."""
-    equip(patches_of_series(options.patches), flavour_of(options))
+    prepare_environment(patches_of_series(options.patches), flavour_of(options))
     # Some tests compare with it; built here because pytest would hide the progress.
     build.build([])
     words = [sys.executable, "-m", "pytest", "guest-tests", "--junitxml=build/guest-tests.xml"]
@@ -181,7 +181,7 @@ def fuzz_kernel(options: argparse.Namespace) -> int:
 def run_mutants(options: argparse.Namespace) -> int:
     """Breaks the kernel's rules one by one and sees that a guest test notices each."""
     chosen = mutants.read_mutants(mutants.FOLDER, options.names)
-    equip(patches_of_series())
+    prepare_environment(patches_of_series())
     mutants.hunt(chosen)
     return 0
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of the matrix found: the records that the terminal, the page, JUnit, KTAP and JSON are
-made from.
+"""The results of a run: the records that the terminal, the page, JUnit, KTAP and JSON are made
+from.
 
 docs/results.md describes the JSON form. Runs of parts of the series, made on several machines,
 merge into one.
@@ -19,24 +19,24 @@ import cattrs
 from farwatch_harness.util.errors import HarnessError
 
 #: Another value when a reader of the old form would misread the new one.
-SCHEMA = 1
+SCHEMA = 2
 
 
-class State(StrEnum):
+class Status(StrEnum):
     """How a check or a test ended.
 
-    BLOCKED: not run, as a check before it failed, or failed of nothing but what an earlier patch
-    had failed of. ABSENT: not asked for.
+    BLOCKED: a check before it failed, or it failed only for causes that the previous patch already
+    had. SKIPPED: the user did not ask for it, or pytest skipped it.
     """
 
     PASSED = "passed"
     FAILED = "failed"
     BLOCKED = "blocked"
-    ABSENT = "absent"
+    SKIPPED = "skipped"
 
 
 class CheckName(StrEnum):
-    """What is asked of each patch, in the order in which it is asked."""
+    """The checks of each patch, in the order in which they run."""
 
     APPLY = "apply"
     CHECKPATCH = "checkpatch"
@@ -47,12 +47,15 @@ class CheckName(StrEnum):
 
 
 @dataclass(frozen=True)
-class Check:
-    """One cell of the matrix. `reason` is one line for people, empty when passed; `output` is what
-    the tool printed."""
+class CheckResult:
+    """The result of one check of one patch.
+
+    reason: one line for people; empty when passed.
+    output: what the tool printed.
+    """
 
     name: CheckName
-    state: State
+    status: Status
     seconds: float = 0.0
     reason: str = ""
     output: str = ""
@@ -60,10 +63,10 @@ class Check:
 
 @dataclass(frozen=True)
 class TestResult:
-    """One guest test on the kernel of one patch. `patch` is the number of the patch that the test
-    belongs to.
+    """The result of one guest test on the kernel of one patch.
 
-    `output` is the failure's report, with the ends of the console and of the daemon's log.
+    patch: the number of the patch that the test belongs to.
+    output: the failure's report, with the ends of the console and of the daemon's log.
     """
 
     #: Not a test of pytest's.
@@ -71,59 +74,68 @@ class TestResult:
 
     name: str
     patch: int
-    state: State
+    status: Status
     seconds: float
     output: str = ""
 
 
 @dataclass(frozen=True)
 class PatchResult:
-    """One row: the kernel with the first `number` patches; 0 is the base, which has no file.
+    """The results of one patch: of the kernel with the first `number` patches.
 
-    `section` is the series file's heading above the patch, `message` the commit message without
-    subject and trailers' header lines, `diff` the unified diff. `logs` are named texts: the console
-    and the daemon logs.
+    number: 0 is the base, which has no file.
+    name: the patch's name in the series file; "base" for the base.
+    section: the heading above the patch in the series file.
+    message: the commit message without its subject.
+    diff: the unified diff.
+    logs: by name, the consoles and the daemons' logs.
     """
 
     number: int
     file: str
     subject: str
+    name: str = ""
     section: str = ""
     message: str = ""
     diffstat: str = ""
     diff: str = ""
-    checks: tuple[Check, ...] = ()
+    checks: tuple[CheckResult, ...] = ()
     tests: tuple[TestResult, ...] = ()
     logs: dict[str, str] = field(default_factory=dict)
 
     @property
-    def failed(self) -> list[Check]:
-        """The checks that are red."""
-        return [check for check in self.checks if check.state is State.FAILED]
+    def title(self) -> str:
+        """Number and name, for people."""
+        return f"{self.number:04} {self.name}" if self.number else "the base"
+
+    @property
+    def failed(self) -> list[CheckResult]:
+        """The checks that failed."""
+        return [check for check in self.checks if check.status is Status.FAILED]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run; times are UTC, ISO 8601.
+    """A whole run. Times are UTC, ISO 8601.
 
-    `facts` name the machine, the accelerator and the versions of what was used.
+    environment: the host, the accelerator and the versions of what the run used, by name.
     """
 
     started: str
     finished: str
-    facts: dict[str, str]
+    environment: dict[str, str]
     patches: tuple[PatchResult, ...]
     schema: int = SCHEMA
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is red or blocked."""
-        bad = (State.FAILED, State.BLOCKED)
-        return not any(check.state in bad for patch in self.patches for check in patch.checks)
+        """Whether no check failed or was blocked."""
+        bad = (Status.FAILED, Status.BLOCKED)
+        return not any(check.status in bad for patch in self.patches for check in patch.checks)
 
 
 def save(run: Run, path: Path) -> None:
-    """Writes the run as JSON; a reader never sees half of it."""
+    """Write the run as JSON, in one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}")
     fresh.write_text(json.dumps(asdict(run), indent=1) + "\n")
@@ -131,12 +143,13 @@ def save(run: Run, path: Path) -> None:
 
 
 def load(path: Path) -> Run:
-    """Reads a run; HarnessError says what is wrong with the file."""
+    """Read a run. HarnessError: says what is wrong with the file."""
     try:
         found = json.loads(path.read_text())
         if found["schema"] != SCHEMA:
             raise HarnessError(
-                f"{path} has results of schema {found['schema']}; this harness reads {SCHEMA}"
+                f"{path} has results of schema {found['schema']}, and this harness reads {SCHEMA}:"
+                " run the checks again, or use the harness that wrote them"
             )
         return converter().structure(found, Run)
     except OSError as error:
@@ -150,28 +163,28 @@ def load(path: Path) -> Run:
 
 
 def converter() -> cattrs.Converter:
-    """Makes records of JSON, and turns no value into one of another type."""
+    """Return a converter of JSON to records that converts no value to another type."""
     made = cattrs.Converter()
     for kind, accepted in {str: (str,), int: (int,), float: (int, float)}.items():
         made.register_structure_hook(kind, partial(exactly, accepted))
-    for words in (State, CheckName):
-        # They are texts: that hook would be taken.
-        made.register_structure_hook(words, lambda value, wanted: wanted(value))
+    for kind_of_text in (Status, CheckName):
+        # Enumerations of texts: cattrs would take the hook of str.
+        made.register_structure_hook(kind_of_text, lambda value, wanted: wanted(value))
     return made
 
 
 def exactly(accepted: tuple[type, ...], value: Any, wanted: type) -> Any:
-    """The value, which must be of one of the types; TypeError when it is not."""
+    """Return the value. TypeError: it is of none of the accepted types."""
     if isinstance(value, bool) or not isinstance(value, accepted):
         raise TypeError(f"{value!r:.40} is not of type {wanted.__name__}")
     return value
 
 
 def merge(runs: Iterable[Run]) -> Run:
-    """One run from several over parts of the same series; HarnessError for no parts, or two of the
-    same patch.
+    """Join runs over parts of one series.
 
-    The base is part of every run, as the others are compared with it: of several the worst stays.
+    The base is part of every run, because the patches are compared with it. If it failed in one
+    run, that result is used. HarnessError: there are no runs, or two have the same patch.
     """
     parts = sorted(runs, key=lambda run: run.started)
     if not parts:
@@ -184,11 +197,11 @@ def merge(runs: Iterable[Run]) -> Run:
                 raise HarnessError(f"two of the results are about patch {patch.number}")
             if known is None or not known.failed:
                 patches[patch.number] = patch
-    facts: dict[str, str] = {}
+    environment: dict[str, str] = {}
     for part in parts:
-        for name, value in part.facts.items():
-            values = facts[name].split("; ") if name in facts else []
-            facts[name] = "; ".join(dict.fromkeys([*values, value]))
+        for name, value in part.environment.items():
+            values = environment[name].split("; ") if name in environment else []
+            environment[name] = "; ".join(dict.fromkeys([*values, value]))
     finished = max(part.finished for part in parts)
     ordered = tuple(patches[number] for number in sorted(patches))
-    return replace(parts[0], finished=finished, facts=facts, patches=ordered)
+    return replace(parts[0], finished=finished, environment=environment, patches=ordered)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A patch that is broken on purpose makes its own cells of the matrix red, with real builds and
-guests.
+"""A deliberately broken patch fails its own checks, with real builds and guests.
 
 The patches are broken in a git tree and exported again, so that the ones after them still apply. In
 ascending order, as then less is to be built: about 12 minutes on 2 cores.
@@ -17,17 +16,17 @@ import pytest
 from farwatch_harness.kernel import source_tree
 from farwatch_harness.kernel.series import Patch, number_of, read_series
 from farwatch_harness.matrix.apply_check import git, make_repository
-from farwatch_harness.results import PatchResult, State, load
+from farwatch_harness.results import PatchResult, Status, load
 from farwatch_harness.util import paths
 
-LETTERS = {State.PASSED: "p", State.FAILED: "F", State.BLOCKED: "b", State.ABSENT: "."}
+LETTERS = {Status.PASSED: "p", Status.FAILED: "F", Status.BLOCKED: "b", Status.SKIPPED: "."}
 LIMIT = 3000.0
 
 
 @dataclass(frozen=True)
 class Break:
-    """What is done to one of the seven patches, and what the matrix must find: cells in the order
-    of CheckName.
+    """What is changed in one patch, and the expected results, in the order of
+    CheckName.
 
     `anchor` in `file`, as it is after the patch, becomes `text`. The rows end `after` patches
     later.
@@ -128,12 +127,12 @@ def broken_series(patches: Sequence[Patch], broken: Break, place: Path) -> Path:
     return place / "series"
 
 
-def cells(row: PatchResult) -> str:
-    return "".join(LETTERS[check.state] for check in row.checks)
+def cells(patch: PatchResult) -> str:
+    return "".join(LETTERS[check.status] for check in patch.checks)
 
 
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
-def test_what_is_broken_is_found_where_it_is(broken: Break, tmp_path: Path) -> None:
+def test_broken_patch_fails_its_own_checks(broken: Break, tmp_path: Path) -> None:
     patches = read_series(paths.PATCHES)
     series = broken_series(patches, broken, tmp_path)
     number = number_of(broken.patch, patches)
@@ -149,15 +148,16 @@ def test_what_is_broken_is_found_where_it_is(broken: Break, tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 1, done.stdout
-    rows = load(results).patches
-    assert [cells(row) for row in rows] == ["pppppp", *broken.cells], done.stdout
-    name = rows[1].file.removesuffix(".patch")
+    checked = load(results).patches
+    assert [cells(patch) for patch in checked] == ["pppppp", *broken.cells], done.stdout
     assert re.search(
-        rf"^FAILED {re.escape(name)}: {broken.check}: .*{broken.reason}", done.stdout, re.MULTILINE
+        rf"^FAILED {re.escape(checked[1].title)}: {broken.check}: .*{broken.reason}",
+        done.stdout,
+        re.MULTILINE,
     )
-    (failed,) = rows[1].failed
+    (failed,) = checked[1].failed
     assert re.search(broken.reason, failed.reason) and re.search(
-        broken.reason, failed.output + str(rows[1].tests)
+        broken.reason, failed.output + str(checked[1].tests)
     )
     page = (results.parent / "index.html").read_text()
     assert re.search(broken.reason.replace("&", "&amp;"), page)

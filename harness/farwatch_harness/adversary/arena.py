@@ -36,7 +36,7 @@ from farwatch_harness.adversary.storm import Heard, Storm, Watch
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.vm.boot import Vm, socket_folder
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.environment import Environment as Equipment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.kmemleak import fail_on_leaks
 from farwatch_harness.vm.testbed import TAG, vm_spec
@@ -528,7 +528,7 @@ def running(
         device.start(sockets / "fs")
         stack.callback(device.stop)
         spec = replace(
-            equipment.machine(name, sockets),
+            equipment.testbed_spec(name, sockets),
             cpus=cpus,
             request_queues=request_queues,
             kernel_options=() if leaks else ("kmemleak=off",),

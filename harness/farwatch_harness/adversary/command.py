@@ -17,7 +17,9 @@ from farwatch_harness.kernel import build
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import say, step
-from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
+from farwatch_harness.vm.environment import Environment as Equipment
+from farwatch_harness.vm.environment import patches_of_series
+from farwatch_harness.vm.environment import prepare_environment as equip
 
 SAVED = paths.CHECKOUT / "build" / "adversary"
 #: A guest plays so many scripts, and is then asked for leaks.

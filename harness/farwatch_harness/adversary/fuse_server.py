@@ -73,7 +73,7 @@ class FuseServer:
 
     def send_line(self, *texts: str) -> None:
         lines = "".join(f"{text}\n" for text in texts)
-        answer = self.guest.call("jobs_ask", texts=[(self.handle, lines)], limit=0.0)
+        answer = self.guest.call("processes_ask", texts=[(self.handle, lines)], limit=0.0)
         self.sort(answer[0])
 
     def sort(self, lines: list[str]) -> None:
@@ -94,7 +94,7 @@ class FuseServer:
                 if name in self.lines:
                     return list(self.lines)
                 answer = self.guest.call(
-                    "job_lines", 1.0, handle=self.handle, limit=1.0, count=None, until=name
+                    "process_lines", 1.0, handle=self.handle, limit=1.0, count=None, until=name
                 )
                 self.sort(answer["lines"])
                 if answer["status"] is not None:

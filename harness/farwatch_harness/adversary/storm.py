@@ -77,14 +77,14 @@ class Storm:
 
     def send(self, text: str) -> None:
         """Gives the program its next lines."""
-        answer = self.guest.call("jobs_ask", texts=[(self.handle, f"{text}\n")], limit=0.0)
+        answer = self.guest.call("processes_ask", texts=[(self.handle, f"{text}\n")], limit=0.0)
         self.lines += self.sort(answer[0])
 
     def take(self, limit: float, until: str | None = None) -> list[str]:
         """What the program says until a line has `until`, or for `limit` s; lines for everybody are
         sorted out."""
         answer = self.guest.call(
-            "job_lines", limit, handle=self.handle, limit=limit, count=None, until=until
+            "process_lines", limit, handle=self.handle, limit=limit, count=None, until=until
         )
         if answer["status"] is not None:
             raise HarnessError(f"the storm program ended with {answer['status']}")

@@ -20,7 +20,7 @@ from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.operations import Rate
 from farwatch_harness.bench.synthetic import Served
 from farwatch_harness.bench.watches import WatchCost
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.environment import Environment
 
 # Wide enough for all tables where the output is no terminal.
 WIDTH = 120
@@ -58,7 +58,7 @@ class Report:
     synthetic: tuple[Served, ...] = ()
 
 
-def surroundings(equipment: Equipment | None, servers: Sequence[Server]) -> Surroundings:
+def surroundings(environment: Environment | None, servers: Sequence[Server]) -> Surroundings:
     """The facts of this machine and of what is measured."""
     cpu = [
         line
@@ -72,9 +72,9 @@ def surroundings(equipment: Equipment | None, servers: Sequence[Server]) -> Surr
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         host_kernel=platform.release(),
         load_before=round(os.getloadavg()[0], 2),
-        guest_kernel=equipment.kernel.title if equipment else "",
-        qemu=equipment.qemu.version if equipment else "",
-        accelerator=equipment.accelerator.value if equipment else "",
+        guest_kernel=environment.kernel.title if environment else "",
+        qemu=environment.qemu.version if environment else "",
+        accelerator=environment.accelerator.value if environment else "",
         python=platform.python_version(),
         servers={server.name: server.version for server in servers},
     )

@@ -12,8 +12,8 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm import qemu
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.daemon_process import READY
-from farwatch_harness.vm.environment import Equipment
-from farwatch_harness.vm.testbed import MachineSpec
+from farwatch_harness.vm.environment import Environment
+from farwatch_harness.vm.testbed import TestbedSpec
 
 C_PACKAGE = "qemu-system-common"
 C_PROGRAM = Path("/usr/lib/qemu/virtiofsd")
@@ -43,10 +43,10 @@ class Server:
     command: tuple[str, ...] | None = None
     ready: str = READY
 
-    def machine(self, equipment: Equipment, shared: Path) -> MachineSpec:
+    def testbed_spec(self, environment: Environment, shared: Path) -> TestbedSpec:
         """A machine whose share this daemon serves."""
         return dataclasses.replace(
-            equipment.machine(f"bench-{self.name.replace(' ', '-')}", shared, self.device),
+            environment.testbed_spec(f"bench-{self.name.replace(' ', '-')}", shared, self.device),
             daemon_options=self.options,
             daemon_command=self.command,
             daemon_ready=self.ready,

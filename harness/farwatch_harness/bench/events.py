@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farwatch_harness.bench.programs import Programs
-from farwatch_harness.oracle.compare import In, Native
+from farwatch_harness.oracle.compare import In, NativeInotify
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
-from farwatch_harness.vm.guest_client import Job
-from farwatch_harness.vm.testbed import Machine, Share
+from farwatch_harness.vm.guest_client import GuestProcess
+from farwatch_harness.vm.testbed import Share, Testbed
 
 # Seconds for one event, for a program's start, and for all events of a batch.
 EVENT_LIMIT = 10.0
@@ -70,35 +70,35 @@ class Throughput:
     seconds: float
 
 
-def share_directory(machine: Machine, name: str) -> Share:
+def share_directory(testbed: Testbed, name: str) -> Share:
     """A new directory of the share."""
-    (machine.shared / name).mkdir()
-    return Share(machine.shared / name, machine.mount_point / name)
+    (testbed.shared / name).mkdir()
+    return Share(testbed.shared / name, testbed.mount_point / name)
 
 
-def started(machine: Machine, *words: object) -> Job:
+def started(testbed: Testbed, *words: object) -> GuestProcess:
     """A program of the benchmark in the guest, its watches set."""
-    job = machine.guest.spawn(*(str(word) for word in words))
-    said = job.lines(limit=START_LIMIT, until="ready")
+    process = testbed.guest.spawn(*(str(word) for word in words))
+    said = process.lines(limit=START_LIMIT, until="ready")
     if "ready" not in said:
         raise HarnessError(
             f"the guest's program did not start: {' / '.join(said) or 'it said nothing'}"
         )
-    return job
+    return process
 
 
-def latency(machine: Machine, programs: Programs, mode: str, count: int) -> Latency:
+def latency(testbed: Testbed, programs: Programs, mode: str, count: int) -> Latency:
     """Writes to a file `count` times, each time after the guest has answered the last."""
-    share = share_directory(machine, "latency")
+    share = share_directory(testbed, "latency")
     (share.host / "file").touch()
     (share.host / "ack").write_bytes(bytes(8))
     with step(f"latency, mode {mode}"):
         total = count + WARM_UP
-        job = started(
-            machine, programs.events, "latency", share.guest / "file", share.guest / "ack", total
+        process = started(
+            testbed, programs.events, "latency", share.guest / "file", share.guest / "ack", total
         )
         trips = round_trips(share.host / "file", share.host / "ack", total)
-        lines = job.lines(limit=EVENT_LIMIT, count=total)
+        lines = process.lines(limit=EVENT_LIMIT, count=total)
         if len(lines) < total:
             raise HarnessError(f"the guest's program ended early: {' / '.join(lines[-3:])}")
     return latency_of(mode, trips, [(int(gap), int(write)) for gap, write in map(str.split, lines)])
@@ -107,7 +107,7 @@ def latency(machine: Machine, programs: Programs, mode: str, count: int) -> Late
 def round_trips(file: Path, ack: Path, count: int) -> list[int]:
     """For each of `count` writes the time until the guest's answer is seen on the host, in ns."""
     trips = []
-    answers = Native()
+    answers = NativeInotify()
     answers.add(ack, In.MODIFY)
     poller = select.poll()
     poller.register(answers.fd, select.POLLIN)
@@ -151,36 +151,36 @@ def latency_of(mode: str, trips: Sequence[int], answers: Sequence[tuple[int, int
 
 
 def throughput(
-    machine: Machine, programs: Programs, mode: str, sizes: Sequence[int], seconds: float
+    testbed: Testbed, programs: Programs, mode: str, sizes: Sequence[int], seconds: float
 ) -> Throughput:
     """Bursts until one loses events, then a steady rate for `seconds`."""
     batches: list[Batch] = []
     with step(f"events per second, mode {mode}") as progress:
         for size in sizes:
             progress.update(f"{size} files at once")
-            batches.append(batch(machine, programs, f"batch-{size}", size, None))
+            batches.append(batch(testbed, programs, f"batch-{size}", size, None))
             if batches[-1].lost:
                 break
         whole = [each.guest_rate for each in batches if not each.lost]
         rate = max(whole, default=0.0)
         for number in range(STEADY_TRIES if rate else 0):
             progress.update(f"steady, {rate:.0f} a second")
-            done = batch(machine, programs, f"steady-{number}", max(int(rate * seconds), 1), rate)
+            done = batch(testbed, programs, f"steady-{number}", max(int(rate * seconds), 1), rate)
             if not done.lost:
                 return Throughput(mode, tuple(batches), done.host_rate, seconds)
             rate *= LOWER
     return Throughput(mode, tuple(batches), 0.0, seconds)
 
 
-def batch(machine: Machine, programs: Programs, name: str, count: int, rate: float | None) -> Batch:
+def batch(testbed: Testbed, programs: Programs, name: str, count: int, rate: float | None) -> Batch:
     """Creates `count` files, at `rate` a second or as fast as it goes, and has the guest count the
     events."""
-    share = share_directory(machine, name)
-    job = started(machine, programs.events, "count", share.guest, "f", count)
+    share = share_directory(testbed, name)
+    process = started(testbed, programs.events, "count", share.guest, "f", count)
     taken = create_files(share.host, count, rate)
-    said = job.lines(limit=BATCH_LIMIT, count=1)
+    said = process.lines(limit=BATCH_LIMIT, count=1)
     if not said:
-        job.stop()
+        process.stop()
         return Batch(count, count / taken, 0.0, 0, lost=True)
     arrived, spread, lost = said[0].split()
     # From the first creation or from the first arrival: the longer of the two is what the events

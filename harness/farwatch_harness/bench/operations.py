@@ -17,8 +17,8 @@ from farwatch_harness.bench.daemons import Server
 from farwatch_harness.bench.programs import Programs
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import Step, step
-from farwatch_harness.vm.environment import Equipment
-from farwatch_harness.vm.testbed import Machine, running
+from farwatch_harness.vm.environment import Environment
+from farwatch_harness.vm.testbed import Testbed, start_testbed
 
 LISTED = 1000
 DATA_BYTES = 1 << 20
@@ -69,28 +69,35 @@ class Sample:
 
 
 def measure(
-    equipment: Equipment, programs: Programs, servers: Sequence[Server], rounds: int, seconds: float
+    environment: Environment,
+    programs: Programs,
+    servers: Sequence[Server],
+    rounds: int,
+    seconds: float,
 ) -> list[Rate]:
     """The rates of all servers, each operation for `seconds` in each of `rounds`."""
     found: dict[tuple[str, Operation], list[Sample]] = {}
     with contextlib.ExitStack() as stack:
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
-        machines: list[tuple[Server, Machine]] = []
+        testbeds: list[tuple[Server, Testbed]] = []
         for server in servers:
             fill(share / server.name)
             with step(f"booting a guest for {server.name}"):
-                machines.append(
-                    (server, stack.enter_context(running(server.machine(equipment, share))))
+                testbeds.append(
+                    (
+                        server,
+                        stack.enter_context(start_testbed(server.testbed_spec(environment, share))),
+                    )
                 )
         with step(f"measuring {len(OPERATIONS)} operations, {rounds} rounds") as progress:
             for number in range(rounds):
                 for operation in OPERATIONS:
-                    for server, machine in machines:
+                    for server, testbed in testbeds:
                         show(progress, number, operation, server)
-                        sample = run_once(programs, machine, server, operation, seconds)
+                        sample = run_once(programs, testbed, server, operation, seconds)
                         found.setdefault((server.name, operation), []).append(sample)
-        for server, machine in machines:
-            if problems := machine.problems():
+        for server, testbed in testbeds:
+            if problems := testbed.problems():
                 raise HarnessError(f"{server.name} did not serve well: {problems[0]}")
     return [
         Rate(
@@ -117,13 +124,13 @@ def show(progress: Step, number: int, operation: Operation, server: Server) -> N
 
 
 def run_once(
-    programs: Programs, machine: Machine, server: Server, operation: Operation, seconds: float
+    programs: Programs, testbed: Testbed, server: Server, operation: Operation, seconds: float
 ) -> Sample:
     """One operation for `seconds`; HarnessError when it fails in the guest."""
-    directory = machine.mount_point / server.name
-    group = machine.daemon.process.pid
+    directory = testbed.mount_point / server.name
+    group = testbed.daemon.process.pid
     before = processor_ns(group)
-    done = machine.guest.run(
+    done = testbed.guest.run(
         programs.operations, directory, str(seconds), operation.key, limit=60 + 10 * seconds
     )
     used = processor_ns(group) - before

@@ -26,8 +26,8 @@ from farwatch_harness.bench.watches import WatchCost
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.paths import CHECKOUT
 from farwatch_harness.util.progress import say, step
-from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
-from farwatch_harness.vm.testbed import running
+from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
+from farwatch_harness.vm.testbed import start_testbed
 
 MODES = ("others", "remote")
 RESULT = CHECKOUT / "build" / "bench.json"
@@ -125,25 +125,25 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def bench(plan: Plan) -> None:
     """Measures, prints the tables and writes build/bench.json."""
-    equipment = equip(patches_of_series()) if plan.parts - WITHOUT_GUEST else None
+    environment = prepare_environment(patches_of_series()) if plan.parts - WITHOUT_GUEST else None
     compiled = programs.compiled()
     servers = [*daemons.farwatchd(), *daemons.virtiofsd_c(), *daemons.virtiofsd_rust()]
-    facts = bench_report.surroundings(equipment, servers)
+    facts = bench_report.surroundings(environment, servers)
     latencies: list[Latency] = []
     throughputs: list[Throughput] = []
     costs: list[WatchCost] = []
     inode_costs: list[InodeCost] = []
     if Part.INODES in plan.parts:
         inode_costs = inodes.measure(plan.inodes)
-    if equipment and plan.parts - WITHOUT_MODES:
+    if environment and plan.parts - WITHOUT_MODES:
         for mode in MODES:
-            measured = measure_events(equipment, compiled, plan, mode)
+            measured = measure_events(environment, compiled, plan, mode)
             latencies += measured[0]
             throughputs += measured[1]
             costs += measured[2]
     rates = []
-    if equipment and Part.OPERATIONS in plan.parts:
-        rates = operations.measure(equipment, compiled, servers, plan.rounds, plan.seconds)
+    if environment and Part.OPERATIONS in plan.parts:
+        rates = operations.measure(environment, compiled, servers, plan.rounds, plan.seconds)
     served: list[synthetic.Served] = []
     if Part.SYNTHETIC in plan.parts:
         served = synthetic.measure(servers, plan.rounds, plan.seconds)
@@ -162,21 +162,21 @@ def bench(plan: Plan) -> None:
 
 
 def measure_events(
-    equipment: Equipment, programs: programs.Programs, plan: Plan, mode: str
+    environment: Environment, programs: programs.Programs, plan: Plan, mode: str
 ) -> tuple[Sequence[Latency], Sequence[Throughput], Sequence[WatchCost]]:
     """All that concerns events, in one guest."""
     with contextlib.ExitStack() as stack:
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
-        spec = daemons.farwatchd_in_mode(mode).machine(equipment, share)
+        spec = daemons.farwatchd_in_mode(mode).testbed_spec(environment, share)
         with step(f"booting a guest in mode {mode}"):
-            machine = stack.enter_context(running(spec))
+            testbed = stack.enter_context(start_testbed(spec))
         latencies, throughputs, costs = [], [], []
         if Part.LATENCY in plan.parts:
-            latencies.append(events.latency(machine, programs, mode, plan.events))
+            latencies.append(events.latency(testbed, programs, mode, plan.events))
         if Part.THROUGHPUT in plan.parts:
-            throughputs.append(events.throughput(machine, programs, mode, BATCHES, plan.steady))
+            throughputs.append(events.throughput(testbed, programs, mode, BATCHES, plan.steady))
         if Part.WATCHES in plan.parts:
-            costs += [watches.cost(machine, programs, mode, count) for count in plan.watches]
-        if problems := machine.problems():
+            costs += [watches.cost(testbed, programs, mode, count) for count in plan.watches]
+        if problems := testbed.problems():
             raise HarnessError(f"something went wrong in mode {mode}: {problems[0]}")
     return latencies, throughputs, costs

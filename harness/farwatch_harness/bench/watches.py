@@ -13,7 +13,7 @@ from farwatch_harness.bench.operations import processor_ns
 from farwatch_harness.bench.programs import Programs
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
-from farwatch_harness.vm.testbed import Machine
+from farwatch_harness.vm.testbed import Testbed
 
 # Seconds per watch that the guest may take, on a busy machine too; and for the host's marks to go
 # at the end: the guest tells of each without waiting for it.
@@ -64,17 +64,17 @@ class Memory:
     slab: int
 
 
-def memory(machine: Machine) -> Memory:
+def memory(testbed: Testbed) -> Memory:
     """Now."""
-    text = machine.guest.read_file("/proc/meminfo").decode()
+    text = testbed.guest.read_file("/proc/meminfo").decode()
     found = re.search(r"^Slab:\s+(\d+) kB", text, re.MULTILINE)
     if not found:
         raise HarnessError("the guest's /proc/meminfo has no line about slab")
-    pid = machine.daemon.process.pid
+    pid = testbed.daemon.process.pid
     descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     cpu_ns = processor_ns(os.getpgid(pid))
     return Memory(
-        cpu_ns, machine.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024
+        cpu_ns, testbed.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024
     )
 
 
@@ -93,26 +93,26 @@ def marks(pid: int) -> int:
     return total
 
 
-def cost(machine: Machine, programs: Programs, mode: str, count: int) -> WatchCost:
+def cost(testbed: Testbed, programs: Programs, mode: str, count: int) -> WatchCost:
     """Watches `count` files of one directory in one group, then closes the group."""
-    share = share_directory(machine, f"watches-{count}")
+    share = share_directory(testbed, f"watches-{count}")
     for number in range(count):
         (share.host / str(number)).touch()
     # The guest's own limit follows from its memory and would be the first to be reached.
-    machine.guest.write_file(GUEST_LIMIT, str(count + 1000).encode())
+    testbed.guest.write_file(GUEST_LIMIT, str(count + 1000).encode())
     with step(f"{count} watches, mode {mode}"):
-        before = memory(machine)
+        before = memory(testbed)
         limit = 30 + count * WATCH_LIMIT
-        job = machine.guest.spawn(str(programs.events), "watches", str(share.guest), str(count))
+        job = testbed.guest.spawn(str(programs.events), "watches", str(share.guest), str(count))
         looked_up = said(job.lines(limit=limit, until="looked-up"), "looked-up")[0]
-        known = memory(machine)
-        machine.guest.shell(f"kill -USR1 {job.pid}")
+        known = memory(testbed)
+        testbed.guest.shell(f"kill -USR1 {job.pid}")
         watching, reached = said(job.lines(limit=limit, until="watched"), "watched")
-        full = memory(machine)
-        machine.guest.shell(f"kill -TERM {job.pid}")
+        full = memory(testbed)
+        testbed.guest.shell(f"kill -TERM {job.pid}")
         closing = said(job.lines(limit=limit, until="closed"), "closed")[0]
         left = wait_until_gone(
-            machine.daemon.process.pid, before.marks, GONE_LIMIT + count * GONE_LIMIT_PER_WATCH
+            testbed.daemon.process.pid, before.marks, GONE_LIMIT + count * GONE_LIMIT_PER_WATCH
         )
     watched = max(reached, 1.0)
     return WatchCost(

@@ -13,7 +13,7 @@ from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import socket_folder, vng_command, vng_program
 from farwatch_harness.vm.daemon_process import Daemon
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.testbed import MOUNT_POINT, TAG, daemon_words, vm_spec
 
 SHELL = f"""#!/bin/sh
@@ -39,14 +39,14 @@ def welcome(share: Path) -> str:
     )
 
 
-def shell(equipment: Equipment) -> int:
+def shell(environment: Environment) -> int:
     """Boots the guest with a shell on this terminal; returns its exit status."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise HarnessError("make boot gives a shell in the guest: run it on a terminal")
     sockets = socket_folder()
     with tempfile.TemporaryDirectory(prefix="farwatch-share-") as name:
         share = Path(name)
-        spec = equipment.machine("boot", share)
+        spec = environment.testbed_spec("boot", share)
         daemon = Daemon.start(daemon_words(spec, sockets / "fs"), paths.LOGS / "boot-daemon.log")
         try:
             script = sockets / "shell"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
-from farwatch_harness.vm.environment import Equipment
-from farwatch_harness.vm.guest_client import Job
-from farwatch_harness.vm.testbed import MOUNT_POINT, running
+from farwatch_harness.vm.environment import Environment
+from farwatch_harness.vm.guest_client import GuestProcess
+from farwatch_harness.vm.testbed import MOUNT_POINT, start_testbed
 
 ESTABLISHED = "Watches established"
 # Seconds for the events of one action to arrive; they take some milliseconds.
@@ -70,7 +70,7 @@ def unseen(expected: Sequence[str], seen: Sequence[str]) -> list[str]:
     return rest
 
 
-def show(action: Action, share: Path, watcher: Job) -> None:
+def show(action: Action, share: Path, watcher: GuestProcess) -> None:
     """Does one action and prints both sides; HarnessError when an expected event does not
     arrive."""
     print(f"host   $ {action.words}", flush=True)
@@ -87,7 +87,7 @@ def show(action: Action, share: Path, watcher: Job) -> None:
             )
 
 
-def demonstrate(equipment: Equipment) -> None:
+def demonstrate(environment: Environment) -> None:
     """The whole demonstration on a share of its own; HarnessError when an event is missing."""
     with (
         tempfile.TemporaryDirectory(prefix="farwatch-demo-") as name,
@@ -95,11 +95,11 @@ def demonstrate(equipment: Equipment) -> None:
     ):
         share = Path(name)
         with step("booting the guest, the daemon attached"):
-            machine = stack.enter_context(running(equipment.machine("demo", share)))
+            testbed = stack.enter_context(start_testbed(environment.testbed_spec("demo", share)))
         print(f"\nhost     the share is {share}")
         print(f"guest    it is mounted at {MOUNT_POINT}")
         print(f"guest  $ inotifywait -m {MOUNT_POINT}", flush=True)
-        watcher = machine.guest.spawn("inotifywait", "-m", str(MOUNT_POINT))
+        watcher = testbed.guest.spawn("inotifywait", "-m", str(MOUNT_POINT))
         started = watcher.lines(until=ESTABLISHED)
         if not any(ESTABLISHED in line for line in started):
             raise HarnessError(f"inotifywait did not start in the guest: {' / '.join(started)}")
@@ -108,7 +108,7 @@ def demonstrate(equipment: Equipment) -> None:
         watcher.stop()
         with step("powering the guest off"):
             stack.close()
-        if problems := machine.problems():
+        if problems := testbed.problems():
             raise HarnessError(f"all events arrived, but something is wrong: {problems[0]}")
     print(
         f"\nAll expected events of {len(ACTIONS)} actions on the host arrived in the guest.",

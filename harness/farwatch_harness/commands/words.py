@@ -41,7 +41,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Finding:
+class WordFinding:
     """A phrase in a file that is to be replaced."""
 
     path: str
@@ -68,7 +68,7 @@ def read_rules(path: Path) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
     return rules, tuple(document["skip"])
 
 
-def check(root: Path, paths: Iterable[str], rules: Iterable[Rule]) -> Iterator[Finding]:
+def check(root: Path, paths: Iterable[str], rules: Iterable[Rule]) -> Iterator[WordFinding]:
     """Yield what the rules find in the files, by file and line."""
     rules = tuple(rules)
     for path in paths:
@@ -82,13 +82,14 @@ def check(root: Path, paths: Iterable[str], rules: Iterable[Rule]) -> Iterator[F
         yield from check_text(path, text, rules)
 
 
-def check_text(path: str, text: str, rules: Iterable[Rule]) -> list[Finding]:
+def check_text(path: str, text: str, rules: Iterable[Rule]) -> list[WordFinding]:
     """Return what the rules find in a file's name and text, by line."""
     findings = [
-        Finding(path, 0, phrase, rule.use) for rule, phrase, _offset in _matches(path, path, rules)
+        WordFinding(path, 0, phrase, rule.use)
+        for rule, phrase, _offset in _matches(path, path, rules)
     ]
     findings += [
-        Finding(path, text.count("\n", 0, offset) + 1, phrase, rule.use)
+        WordFinding(path, text.count("\n", 0, offset) + 1, phrase, rule.use)
         for rule, phrase, offset in _matches(path, text, rules)
     ]
     return sorted(findings, key=lambda finding: finding.line)

@@ -136,7 +136,7 @@ def wanted(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -
     return Wanted(source, series.patched_content(source.path, patches), flavour, title)
 
 
-def kept_at(kernel: Wanted) -> Path:
+def cached_at(kernel: Wanted) -> Path:
     """The directory where this kernel is, once it has been built."""
     return paths.cache_root() / "kernels" / kernel.key
 
@@ -159,7 +159,7 @@ def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) ->
                 shutil.copyfile(place.path / result, folder / Path(result).name.lstrip("."))
             (folder / "title").write_text(f"{kernel.title}\n")
 
-    return Kernel(cache.published(kept_at(kernel), make) / "bzImage", kernel.title)
+    return Kernel(cache.published(cached_at(kernel), make) / "bzImage", kernel.title)
 
 
 @contextmanager

@@ -40,6 +40,11 @@ class Patch:
     section: str = ""
     name: str = ""
 
+    @property
+    def title(self) -> str:
+        """Number and name, for people."""
+        return f"{self.number:04} {self.name}"
+
     def touched(self) -> list[str]:
         """The files that the patch changes, makes or removes, relative to the kernel tree."""
         names = {name for name in HEADER.findall(self.content) if name != NOWHERE}

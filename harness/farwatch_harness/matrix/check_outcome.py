@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a check ended, as the one who ran it tells the one who walks the rows."""
+"""Outcome of one check, returned by its runner to the scheduler."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from farwatch_harness.matrix.prefixes import Row
+from farwatch_harness.matrix.prefixes import Prefix
 from farwatch_harness.results import CheckName, TestResult
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a check found. `reason` is one line, empty when all is well; `output` what the tool
-    printed.
+class CheckOutcome:
+    """What a check found.
 
-    `seconds` is set where the check was done earlier and its output kept: how long it took then.
-    `causes` are what the failure consists of, to tell whether a later row has the same. `usable`
-    says whether what comes after in the row can be done: a kernel that was built with a warning can
-    be booted.
+    reason: one line for people; empty when the check passed.
+    output: what the tool printed.
+    seconds: how long the check took when its result was cached; None if it ran now.
+    causes: what the failure consists of. The scheduler compares them with those of the previous
+        patch.
+    usable: whether the checks that need this one can run. A kernel that was built with a warning
+        can be booted.
     """
 
     reason: str = ""
@@ -29,13 +31,14 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
+        """Whether the check has no reason to fail."""
         return not self.reason
 
 
-Step = Callable[[Row], Outcome]
-Steps = Mapping[CheckName, Step]
+CheckRunner = Callable[[Prefix], CheckOutcome]
+CheckRunners = Mapping[CheckName, CheckRunner]
 
 
-def failure(reason: str, output: str = "", *, usable: bool = False) -> Outcome:
-    """A check that failed for one reason."""
-    return Outcome(reason, output, causes=frozenset({reason}), usable=usable)
+def failure(reason: str, output: str = "", *, usable: bool = False) -> CheckOutcome:
+    """Return the outcome of a check that failed for one reason."""
+    return CheckOutcome(reason, output, causes=frozenset({reason}), usable=usable)

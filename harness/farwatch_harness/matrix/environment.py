@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run was made with and on, by name, for those who read its results elsewhere."""
+"""Describes the environment of a run by name, for people who read its results elsewhere."""
 
 import os
 import platform
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from farwatch_harness.kernel.source_tree import KernelSource
 from farwatch_harness.util import paths, subprocesses
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.environment import Environment
 
 
-def guest_facts(equipment: Equipment) -> dict[str, str]:
-    """How guests are run."""
+def guest_environment(environment: Environment) -> dict[str, str]:
+    """Return what guests run on."""
     return {
-        "accelerator": equipment.accelerator.value,
-        "qemu": f"{equipment.qemu.version}, {equipment.qemu.origin}",
+        "accelerator": environment.accelerator.value,
+        "qemu": f"{environment.qemu.version}, {environment.qemu.origin}",
     }
 
 
-def host_facts(source: KernelSource) -> dict[str, str]:
-    """What is known before the first guest."""
+def host_environment(source: KernelSource) -> dict[str, str]:
+    """Return what is known before the first guest boots."""
     return {
         "kernel": source.identity,
         "farwatch": checkout(),
-        "machine": machine(),
+        "host": cpus_and_memory(),
         "system": system(),
         "compiler": subprocesses.run(["gcc", "--version"]).splitlines()[0],
         "sparse": subprocesses.run(["sparse", "--version"]).strip(),
@@ -33,14 +33,14 @@ def host_facts(source: KernelSource) -> dict[str, str]:
 
 
 def checkout() -> str:
-    """The commit that is checked out, with a word when files differ from it."""
+    """Return the commit that is checked out, with ", changed" when files differ from it."""
     words = ["git", "describe", "--always", "--dirty=, changed", "--abbrev=12"]
     done = subprocess.run(words, cwd=paths.CHECKOUT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "not a git checkout"
 
 
-def machine() -> str:
-    """Processors and memory, in words."""
+def cpus_and_memory() -> str:
+    """Return the host's CPUs and memory in words."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
@@ -51,7 +51,7 @@ def machine() -> str:
 
 
 def system() -> str:
-    """The distribution and its kernel."""
+    """Return the distribution and its kernel."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the rest of a run will take, by how long the same took before; remembered in the
-cache."""
+"""Estimates how long checks will take, from how long they took before. The times are cached."""
 
 import json
 from collections.abc import Iterable
 
 from farwatch_harness.kernel import build
-from farwatch_harness.matrix.prefixes import Row
+from farwatch_harness.matrix.prefixes import Prefix
 from farwatch_harness.results import CheckName
 from farwatch_harness.util import cache, paths
 from farwatch_harness.util.errors import HarnessError
 
-#: Seconds, for what has not been timed here: 2 cores, no KVM.
+#: Seconds for a check that has not been timed here: 2 cores, no KVM.
 USUAL = {
     CheckName.APPLY: 0.2,
     CheckName.CHECKPATCH: 1.0,
@@ -22,59 +21,59 @@ USUAL = {
 }
 WHOLE_BUILD = 300.0
 WHOLE_TESTS = 200.0
-# What is in the cache is there at once.
-KEPT = 0.5
+CACHED = 0.5
 
 
-class Forecast:
-    """Knows how long each check of each of these rows has to be expected to take."""
+class Estimates:
+    """Estimates the seconds of each check of these patches."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        # Asked once: a kernel that is built now has taken its time all the same.
-        self.kept = {row.number for row in rows if is_kept(row)}
-        self.place = paths.cache_root() / "matrix-times.json"
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        # Read once: a kernel that this run builds has taken its time all the same.
+        self.cached_kernels = {prefix.number for prefix in prefixes if has_cached_kernel(prefix)}
+        self.path = paths.cache_root() / "matrix-times.json"
         try:
-            self.times: dict[str, float] = json.loads(self.place.read_text())
+            self.times: dict[str, float] = json.loads(self.path.read_text())
         except (FileNotFoundError, ValueError):
             self.times = {}
 
-    def seconds(self, row: Row, name: CheckName) -> float:
-        """What to expect of one check."""
-        return self.times.get(self.name(row, name), self.usual(row, name))
+    def seconds(self, prefix: Prefix, name: CheckName) -> float:
+        """Return the estimate for one check."""
+        return self.times.get(self.key(prefix, name), self.usual(prefix, name))
 
-    def left(self, cells: Iterable[tuple[Row, CheckName]]) -> float:
-        """What to expect of several."""
-        return sum(self.seconds(row, name) for row, name in cells)
+    def total(self, checks: Iterable[tuple[Prefix, CheckName]]) -> float:
+        """Return the estimate for several checks, one after the other."""
+        return sum(self.seconds(prefix, name) for prefix, name in checks)
 
-    def learn(self, row: Row, name: CheckName, seconds: float) -> None:
-        """Remembers how long a check took now."""
-        self.times[self.name(row, name)] = round(seconds, 1)
-        cache.write_atomically(self.place, json.dumps(self.times).encode())
+    def record(self, prefix: Prefix, name: CheckName, seconds: float) -> None:
+        """Record how long a check took now."""
+        self.times[self.key(prefix, name)] = round(seconds, 1)
+        cache.write_atomically(self.path, json.dumps(self.times).encode())
 
-    def is_at_hand(self, row: Row, name: CheckName) -> bool:
-        """Whether the check looks at a kernel that has been built before, and need do little."""
-        return name in (CheckName.BUILD, CheckName.SPARSE) and row.number in self.kept
+    def is_cached(self, prefix: Prefix, name: CheckName) -> bool:
+        """Return whether the check uses a kernel that was built before this run."""
+        return name in (CheckName.BUILD, CheckName.SPARSE) and prefix.number in self.cached_kernels
 
-    def name(self, row: Row, name: CheckName) -> str:
-        kept = " kept" if self.is_at_hand(row, name) else ""
-        scope = " all" if row.last and name is CheckName.TESTS else ""
-        return f"{name}{kept}{scope} {row.title}"
+    def key(self, prefix: Prefix, name: CheckName) -> str:
+        """Return the name by which a check's time is cached."""
+        cached = " cached" if self.is_cached(prefix, name) else ""
+        scope = " all" if prefix.last and name is CheckName.TESTS else ""
+        return f"{name}{cached}{scope} {prefix.title}"
 
-    def usual(self, row: Row, name: CheckName) -> float:
-        """What is usual for a check that has not been timed."""
-        if name is CheckName.TESTS and row.last:
+    def usual(self, prefix: Prefix, name: CheckName) -> float:
+        """Return the usual seconds of a check that has not been timed."""
+        if name is CheckName.TESTS and prefix.last:
             return WHOLE_TESTS
-        if self.is_at_hand(row, name):
-            return KEPT
-        headers = row.patch is None or any(
-            file.startswith("include/linux/") for file in row.patch.touched()
+        if self.is_cached(prefix, name):
+            return CACHED
+        headers = prefix.patch is None or any(
+            file.startswith("include/linux/") for file in prefix.patch.touched()
         )
         return WHOLE_BUILD if name is CheckName.BUILD and headers else USUAL[name]
 
 
-def is_kept(row: Row) -> bool:
-    """Whether the row's kernel has been built before."""
+def has_cached_kernel(prefix: Prefix) -> bool:
+    """Return whether the cache has the kernel of this prefix."""
     try:
-        return build.kept_at(build.wanted(row.patches)).is_dir()
+        return build.cached_at(build.wanted(prefix.patches)).is_dir()
     except HarnessError:
         return False

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the matrix: the base and each patch, which of them are asked for, and what a patch
-says of itself."""
+"""The prefixes of a series that a run checks: the base, and the series up to each chosen patch."""
 
 import re
 from collections.abc import Sequence
@@ -19,41 +18,50 @@ SIGNATURE = re.compile(r"\n-- \n.*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Row:
-    """The kernel with the first patches of a series; `patches` are these, `series` all that there
-    are."""
+class Prefix:
+    """The first patches of a series. A check is about the last of them.
+
+    patches: the patches of this prefix; none for the base.
+    series: all patches.
+    """
 
     patches: tuple[Patch, ...]
     series: tuple[Patch, ...]
 
     @property
     def number(self) -> int:
+        """The number of the prefix's last patch; 0 for the base."""
         return len(self.patches)
 
     @property
     def patch(self) -> Patch | None:
-        """The patch that the row is about; None for the base."""
+        """The patch that the checks are about; None for the base."""
         return self.patches[-1] if self.patches else None
 
     @property
     def last(self) -> bool:
-        """Whether this is the whole series."""
+        """Whether this prefix is the whole series."""
         return len(self.patches) == len(self.series)
 
     @property
+    def name(self) -> str:
+        """The patch's name in the series file; "base" for the base."""
+        return self.patches[-1].name if self.patches else BASE
+
+    @property
     def title(self) -> str:
-        """What the row is called on the terminal."""
-        return self.patches[-1].file.removesuffix(".patch") if self.patches else "the base"
+        """Number and name of the patch, for people."""
+        return self.patches[-1].title if self.patches else "the base"
 
 
-def rows_of(series: Sequence[Patch], choice: str | None) -> list[Row]:
+def select_prefixes(series: Sequence[Patch], choice: str | None) -> list[Prefix]:
     """Return the base and the chosen patches, in order.
 
     `choice`: numbers, ranges and names, as "3", "3-5", "3,7-9" or "overflow"; None means all.
     HarnessError: the series has no such patch.
     """
     numbers = range(1, len(series) + 1) if choice is None else chosen(choice, series)
-    return [Row(tuple(series[:number]), tuple(series)) for number in (0, *numbers)]
+    return [Prefix(tuple(series[:number]), tuple(series)) for number in (0, *numbers)]
 
 
 def chosen(choice: str, series: Sequence[Patch]) -> list[int]:
@@ -78,19 +86,22 @@ def chosen(choice: str, series: Sequence[Patch]) -> list[int]:
     return sorted(numbers - {0})
 
 
-def described(row: Row, base: str) -> PatchResult:
-    """The row with what its patch says of itself, nothing checked yet; `base` names the kernel
-    source."""
-    if row.patch is None:
-        return PatchResult(0, "", f"The base: {base}")
-    subject, message, diffstat, diff = parts_of(row.patch.content)
+def unchecked_result(prefix: Prefix, base: str) -> PatchResult:
+    """Return the result of a patch before any check.
+
+    base: the name of the kernel source.
+    """
+    if prefix.patch is None:
+        return PatchResult(0, "", f"The base: {base}", BASE)
+    subject, message, diffstat, diff = parts_of(prefix.patch.content)
+    patch = prefix.patch
     return PatchResult(
-        row.number, row.patch.file, subject, row.patch.section, message, diffstat, diff
+        patch.number, patch.file, subject, patch.name, patch.section, message, diffstat, diff
     )
 
 
 def parts_of(content: bytes) -> tuple[str, str, str, str]:
-    """A mailed patch's subject, message, diffstat and diff."""
+    """Return subject, message, diffstat and diff of a mailed patch."""
     _header, _, body = content.decode(errors="replace").partition("\n\n")
     head, start, diff = body.partition("\ndiff --git ")
     message, _, diffstat = head.partition("\n---\n")

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tool said of something that has not changed since: kept in the cache by what it was asked
-about."""
+"""Cached output of tools, by what the tools read."""
 
 import json
 import time
@@ -11,22 +10,24 @@ from farwatch_harness.util import cache, paths
 
 
 @dataclass(frozen=True)
-class Said:
-    """A tool's output, and how long it took when it was run."""
+class ToolOutput:
+    """A tool's output, and the seconds that the tool took when it ran."""
 
     output: str
     seconds: float
 
 
-def kept(about: Sequence[str | bytes], run: Callable[[], str]) -> Said:
-    """What run() says about these things, from the cache if it was asked before; a failure is not
-    kept."""
-    place = paths.cache_root() / "said" / f"{cache.content_key(*about)}.json"
+def cached(inputs: Sequence[str | bytes], run: Callable[[], str]) -> ToolOutput:
+    """Return run()'s output for these inputs, from the cache if it has them.
+
+    An exception of run() is passed on, and nothing is cached.
+    """
+    path = paths.cache_root() / "said" / f"{cache.content_key(*inputs)}.json"
     try:
-        return Said(**json.loads(place.read_text()))
+        return ToolOutput(**json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         pass
-    began = time.monotonic()
-    said = Said(run(), round(time.monotonic() - began, 1))
-    cache.write_atomically(place, json.dumps(said.__dict__).encode())
-    return said
+    start = time.monotonic()
+    found = ToolOutput(run(), round(time.monotonic() - start, 1))
+    cache.write_atomically(path, json.dumps(found.__dict__).encode())
+    return found

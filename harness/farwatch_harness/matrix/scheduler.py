@@ -1,200 +1,202 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walks the rows and asks each check of each: what blocks what, and which failure is only an
-earlier one's again.
+"""Runs the checks of the patches in order, and attributes each failure to a patch.
 
-Knows nothing of what the checks do, nor of how they are shown.
+The scheduler knows neither what the checks do nor how they are shown.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from farwatch_harness.matrix.check_outcome import Outcome, Steps, failure
-from farwatch_harness.matrix.prefixes import Row
-from farwatch_harness.results import Check, CheckName, PatchResult, State
+from farwatch_harness.matrix.check_outcome import CheckOutcome, CheckRunners, failure
+from farwatch_harness.matrix.prefixes import Prefix
+from farwatch_harness.results import CheckName, CheckResult, PatchResult, Status
 from farwatch_harness.util.errors import HarnessError
 
-#: The check that must have left something usable for this one to be asked.
+#: A check runs only if the check that it needs has left something usable.
 NEEDS = {
     CheckName.BUILD: CheckName.APPLY,
     CheckName.SPARSE: CheckName.BUILD,
     CheckName.BOOT: CheckName.BUILD,
     CheckName.TESTS: CheckName.BOOT,
 }
+#: The checks in a guest. Those of several patches run concurrently, because a guest leaves its host
+#: idle much of the time.
+GUEST_CHECKS = (CheckName.BOOT, CheckName.TESTS)
+MAX_GUESTS = 2
 
 
-#: The checks in a guest: of several rows at once, as a guest has its host wait for it much of the
-#: time.
-IN_GUEST = (CheckName.BOOT, CheckName.TESTS)
-AT_ONCE = 2
+class Progress(Protocol):
+    """Receives each check as it starts and as it finishes."""
 
+    def check_started(self, prefix: Prefix, name: CheckName) -> None:
+        """Show that a check has started. May be called in a thread of the scheduler."""
 
-class Witness(Protocol):
-    """Who is told of each check as it begins, which may be in another thread, and as it ends."""
+    def check_finished(
+        self, prefix: Prefix, check: CheckResult, result: PatchResult, wall: float
+    ) -> None:
+        """Record a finished check.
 
-    def began(self, row: Row, name: CheckName) -> None: ...
-
-    def ended(self, row: Row, check: Check, result: PatchResult, wall: float) -> None: ...
+        result: the patch's result so far, `check` included.
+        wall: the seconds that the check took now.
+        """
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What a check failed of, and the row where that came up first."""
+class RunnerReport:
+    """What became of one check of one patch, before it is compared with the previous patch.
 
-    causes: frozenset[str]
-    first: Row
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one check: an outcome, or the reason why it was not asked; and how long it
-    took now."""
+    outcome: what the runner returned; None if the check did not run.
+    blocked: why it did not run.
+    wall: the seconds that it took now.
+    """
 
     name: CheckName
-    outcome: Outcome | None
+    outcome: CheckOutcome | None
     blocked: str = ""
     wall: float = 0.0
 
+    @property
+    def usable(self) -> bool:
+        """Whether the checks that need this one can run."""
+        return self.outcome is not None and self.outcome.usable
+
 
 @dataclass
-class Filling:
-    """A row on its way: its result so far, the row that broke the series, checks that left nothing
-    to go on with."""
+class PrefixState:
+    """One patch in progress.
 
-    row: Row
+    result: the patch's result so far.
+    broken_by: the patch that does not apply; None while the series applies.
+    unusable: the checks that left nothing usable.
+    """
+
+    prefix: Prefix
     result: PatchResult
-    broken: Row | None = None
+    broken_by: Prefix | None = None
     unusable: set[CheckName] = field(default_factory=set)
 
 
-class Walk:
-    """One walk over the rows, in ascending order.
+class Scheduler:
+    """Runs all checks of all patches, in ascending order.
 
-    Before a row of which `works_hard` is true, as a kernel is to be built, the guests of earlier
-    rows come to their end: they are not to be tested on a machine that is busy.
+    runners: the checks that the user asked for; the others are SKIPPED.
+    must_build: whether a patch's kernel has to be built. Before such a patch the scheduler waits
+        for the guests of earlier patches: a guest is not tested on a busy machine.
     """
 
     def __init__(
-        self, steps: Steps, witness: Witness, works_hard: Callable[[Row], bool] = lambda row: False
+        self,
+        runners: CheckRunners,
+        progress: Progress,
+        must_build: Callable[[Prefix], bool] = lambda prefix: False,
     ) -> None:
-        self.steps = steps
-        self.witness = witness
-        self.works_hard = works_hard
-        # By check: how it failed in the row before.
-        self.failures: dict[CheckName, Failure] = {}
-        # Rows whose guests are still to come.
-        self.open: deque[Filling] = deque()
+        self.runners = runners
+        self.progress = progress
+        self.must_build = must_build
+        # How each check failed for the previous patch, and the patch that introduced the failure.
+        self.failures: dict[CheckName, tuple[frozenset[str], Prefix]] = {}
+        # Patches whose guest checks have not run.
+        self.pending: deque[PrefixState] = deque()
 
-    def over(self, rows: Iterable[tuple[Row, PatchResult]]) -> None:
-        """Asks everything of each row; the witness gets the rows as they fill."""
-        pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="guests")
+    def run(self, prefixes: Iterable[tuple[Prefix, PatchResult]]) -> None:
+        """Run all checks of each patch. `progress` gets the results in ascending order."""
+        pool = ThreadPoolExecutor(MAX_GUESTS, thread_name_prefix="guests")
         try:
-            for row, result in rows:
-                if self.works_hard(row):
-                    self.run_guests(pool)
-                filling = Filling(row, result, self.broken_by())
+            for prefix, result in prefixes:
+                if self.must_build(prefix):
+                    self.run_guest_checks(pool)
+                state = PrefixState(prefix, result, self.broken_by())
                 for name in CheckName:
-                    if name not in IN_GUEST:
-                        self.take(filling, self.ask(filling, name))
-                self.open.append(filling)
-            self.run_guests(pool)
+                    if name not in GUEST_CHECKS:
+                        self.add_result(state, self.run_check(state, name))
+                self.pending.append(state)
+            self.run_guest_checks(pool)
         finally:
-            # After an interruption who runs the guests ends them, and so the threads that wait for
-            # them.
+            # After an interruption the owner of the guests stops them, and with them the threads
+            # that wait for them.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def broken_by(self) -> Row | None:
-        """The row whose patch does not apply."""
-        failure = self.failures.get(CheckName.APPLY)
-        return failure.first if failure else None
+    def broken_by(self) -> Prefix | None:
+        """Return the patch that does not apply, if there is one."""
+        failed = self.failures.get(CheckName.APPLY)
+        return failed[1] if failed else None
 
-    def ask_in_guest(self, filling: Filling) -> list[Answer]:
-        """The answers that need a guest, one after the other; in a thread of its own."""
-        answers: list[Answer] = []
-        unusable = set(filling.unusable)
-        for name in IN_GUEST:
-            answer = self.ask(replace(filling, unusable=unusable), name)
-            if not usable(answer):
+    def run_guest_checks(self, pool: ThreadPoolExecutor) -> None:
+        """Run the guest checks of all pending patches, and add their results in patch order."""
+        # The whole series has most of the tests: started last, it would finish long after the rest.
+        started = sorted(self.pending, key=lambda state: not state.prefix.last)
+        reports = {
+            state.prefix.number: pool.submit(lambda each: list(self.guest_reports(each)), state)
+            for state in started
+        }
+        while self.pending:
+            state = self.pending.popleft()
+            for report in reports[state.prefix.number].result():
+                self.add_result(state, report)
+
+    def guest_reports(self, state: PrefixState) -> Iterator[RunnerReport]:
+        """Run the guest checks of one patch one after the other; runs in a thread of the pool."""
+        unusable = set(state.unusable)
+        for name in GUEST_CHECKS:
+            report = self.run_check(replace(state, unusable=unusable), name)
+            if not report.usable:
                 unusable.add(name)
-            answers.append(answer)
-        return answers
+            yield report
 
-    def run_guests(self, pool: ThreadPoolExecutor) -> None:
-        """Asks what needs a guest of all rows that are open, and takes the answers in the order of
-        the rows."""
-        # The whole series has by far the most tests: begun last it would end long after all others.
-        begun = sorted(self.open, key=lambda filling: not filling.row.last)
-        answers = {filling.row.number: pool.submit(self.ask_in_guest, filling) for filling in begun}
-        while self.open:
-            filling = self.open.popleft()
-            for answer in answers[filling.row.number].result():
-                self.take(filling, answer)
-
-    def ask(self, filling: Filling, name: CheckName) -> Answer:
-        """One check of one row, unless what it needs is not there."""
+    def run_check(self, state: PrefixState, name: CheckName) -> RunnerReport:
+        """Run one check of one patch, unless what it needs is missing."""
         needed = NEEDS.get(name)
-        if name not in self.steps:
-            return Answer(name, Outcome())
-        if filling.broken:
-            return Answer(name, None, f"{filling.broken.title} does not apply")
-        if needed in filling.unusable:
-            return Answer(name, None, f"needs {needed}")
-        self.witness.began(filling.row, name)
-        began = time.monotonic()
-        outcome = asked(self.steps, name, filling.row)
-        return Answer(name, outcome, wall=time.monotonic() - began)
+        if name not in self.runners:
+            return RunnerReport(name, CheckOutcome())
+        if state.broken_by:
+            return RunnerReport(name, None, f"{state.broken_by.title} does not apply")
+        if needed in state.unusable:
+            return RunnerReport(name, None, f"needs {needed}")
+        self.progress.check_started(state.prefix, name)
+        start = time.monotonic()
+        try:
+            outcome = self.runners[name](state.prefix)
+        except HarnessError as error:
+            # A check that could not be run has failed.
+            reason, _, rest = str(error).partition("\n")
+            outcome = failure(reason, f"{reason}\n{rest}")
+        return RunnerReport(name, outcome, wall=time.monotonic() - start)
 
-    def take(self, filling: Filling, answer: Answer) -> None:
-        """Enters an answer in its row."""
-        name, outcome = answer.name, answer.outcome or Outcome()
-        if not usable(answer):
-            filling.unusable.add(name)
-        if name not in self.steps:
-            check = Check(name, State.ABSENT)
-        elif answer.outcome is None:
-            check = Check(name, State.BLOCKED, reason=answer.blocked)
-        else:
-            check = self.judged(filling.row, name, outcome, answer.wall)
-        filling.result = replace(
-            filling.result,
-            checks=(*filling.result.checks, check),
-            tests=(*filling.result.tests, *outcome.tests),
-            logs={**filling.result.logs, **outcome.logs},
+    def add_result(self, state: PrefixState, report: RunnerReport) -> None:
+        """Add a check's result to its patch, and report it."""
+        if not report.usable:
+            state.unusable.add(report.name)
+        check = self.check_result(state.prefix, report)
+        outcome = report.outcome or CheckOutcome()
+        state.result = replace(
+            state.result,
+            checks=(*state.result.checks, check),
+            tests=(*state.result.tests, *outcome.tests),
+            logs={**state.result.logs, **outcome.logs},
         )
-        self.witness.ended(filling.row, check, filling.result, answer.wall)
+        self.progress.check_finished(state.prefix, check, state.result, report.wall)
 
-    def judged(self, row: Row, name: CheckName, outcome: Outcome, wall: float) -> Check:
-        """The cell. A failure of which the row before had every part is that row's: here it only
-        blocks."""
-        before = self.failures.pop(name, None)
-        seconds = round(wall if outcome.seconds is None else outcome.seconds, 1)
+    def check_result(self, prefix: Prefix, report: RunnerReport) -> CheckResult:
+        """Build the check's result.
+
+        BLOCKED, not FAILED, if the previous patch failed with a superset of these causes.
+        """
+        name, outcome = report.name, report.outcome
+        if name not in self.runners:
+            return CheckResult(name, Status.SKIPPED)
+        if outcome is None:
+            return CheckResult(name, Status.BLOCKED, reason=report.blocked)
+        seconds = round(report.wall if outcome.seconds is None else outcome.seconds, 1)
+        previous = self.failures.pop(name, None)
         if outcome.passed:
-            return Check(name, State.PASSED, seconds, output=outcome.output)
-        if before and outcome.causes <= before.causes:
-            self.failures[name] = Failure(before.causes, before.first)
-            return Check(
-                name,
-                State.BLOCKED,
-                seconds,
-                f"since {before.first.title}: {outcome.reason}",
-                outcome.output,
-            )
-        self.failures[name] = Failure(outcome.causes, row)
-        return Check(name, State.FAILED, seconds, outcome.reason, outcome.output)
-
-
-def asked(steps: Steps, name: CheckName, row: Row) -> Outcome:
-    """What the check finds; that it could not be done is a failure, too."""
-    try:
-        return steps[name](row)
-    except HarnessError as error:
-        reason, _, rest = str(error).partition("\n")
-        return failure(reason, f"{reason}\n{rest}")
-
-
-def usable(answer: Answer) -> bool:
-    """Whether what needs this check can go on."""
-    return answer.outcome is not None and answer.outcome.usable
+            return CheckResult(name, Status.PASSED, seconds, output=outcome.output)
+        if previous and outcome.causes <= previous[0]:
+            self.failures[name] = previous
+            reason = f"since {previous[1].title}: {outcome.reason}"
+            return CheckResult(name, Status.BLOCKED, seconds, reason, outcome.output)
+        self.failures[name] = (outcome.causes, prefix)
+        return CheckResult(name, Status.FAILED, seconds, outcome.reason, outcome.output)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checks that need no guest: checkpatch, the build with W=1 and kernel-doc, sparse.
 
-What is kept of them is kept by content, so that a patch is only looked at again when it has
-changed, or one below it.
+Their results are cached by content: a check runs again only if its patch, or an earlier one, has
+changed.
 """
 
 import os
@@ -16,45 +16,46 @@ from pathlib import Path, PurePosixPath
 from farwatch_harness.kernel import build
 from farwatch_harness.kernel.series import Patch, touched_files
 from farwatch_harness.kernel.source_tree import KernelSource
-from farwatch_harness.matrix.check_outcome import Outcome
-from farwatch_harness.matrix.compiler_warnings import FINDING, causes_of, new_findings
-from farwatch_harness.matrix.prefixes import Row
-from farwatch_harness.matrix.result_cache import Said, kept
+from farwatch_harness.matrix.check_outcome import CheckOutcome
+from farwatch_harness.matrix.compiler_warnings import WARNING, causes_of, new_warnings
+from farwatch_harness.matrix.prefixes import Prefix
+from farwatch_harness.matrix.result_cache import ToolOutput, cached
 from farwatch_harness.util import paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
-#: Another value when the commands below change what is found.
+#: Part of the cache's key: change it when the commands below change.
 RECIPE = "1"
 # FILE_PATH_CHANGES asks whether MAINTAINERS covers a new file: fs/fuse/ is listed there.
 CHECKPATCH = ("scripts/checkpatch.pl", "--strict", "--ignore", "FILE_PATH_CHANGES", "--show-types")
 # What make prints of a step, as "  CC      fs/fuse/dev.o".
 STEP = re.compile(r"^  [A-Z]{2,}")
 OUTPUT_LINES = 200
-CHECKPATCH_FINDING = re.compile(r"^(?:ERROR|WARNING|CHECK):")
+CHECKPATCH_WARNING = re.compile(r"^(?:ERROR|WARNING|CHECK):")
 
 
 @dataclass(frozen=True)
-class Static:
-    """The checks of one run; `source` is the tree that the series is for."""
+class StaticChecks:
+    """The static checks of one run; `source` is the kernel source of the series."""
 
     source: KernelSource
 
-    def checkpatch(self, row: Row) -> Outcome:
-        """checkpatch.pl --strict has nothing to say of the patch."""
-        if row.patch is None:
-            return Outcome(output="the base has no patch")
-        content = row.patch.content
+    def checkpatch(self, prefix: Prefix) -> CheckOutcome:
+        """Check that checkpatch.pl --strict reports nothing about the patch."""
+        if prefix.patch is None:
+            return CheckOutcome(output="the base has no patch")
+        content = prefix.patch.content
         script = (self.source.path / CHECKPATCH[0]).read_bytes()
-        said = kept(
+        said = cached(
             ["checkpatch", RECIPE, *CHECKPATCH, script, content],
             lambda: self.run_checkpatch(content),
         )
-        found = [line for line in said.output.splitlines() if CHECKPATCH_FINDING.search(line)]
+        found = [line for line in said.output.splitlines() if CHECKPATCH_WARNING.search(line)]
         if found:
             return compared(found, said.output, said.seconds, "checkpatch")
-        return Outcome(output=said.output, seconds=said.seconds)
+        return CheckOutcome(output=said.output, seconds=said.seconds)
 
     def run_checkpatch(self, content: bytes) -> str:
+        """Run checkpatch.pl on a patch and return its output. HarnessError: it did not run."""
         with tempfile.NamedTemporaryFile(suffix=".patch") as file:
             file.write(content)
             file.flush()
@@ -65,24 +66,25 @@ class Static:
             raise HarnessError(f"checkpatch.pl fails: {subprocesses.last_words(said)}")
         return said
 
-    def build(self, row: Row) -> Outcome:
-        """The kernel builds, and neither compiler nor linker nor kernel-doc say more than they do
-        of the base."""
+    def build(self, prefix: Prefix) -> CheckOutcome:
+        """Check that the kernel builds, with no warning that the base does not have.
+
+        The warnings are those of the compiler, the linker and kernel-doc.
+        """
         try:
-            kernel = build.build(row.patches)
+            kernel = build.build(prefix.patches)
         except HarnessError as error:
-            return build_failure(row, str(error))
-        documented = self.documentation(row.series, row.patches)
+            return build_failure(prefix, str(error))
+        documented = self.documentation(prefix.series, prefix.patches)
         said = kernel.warnings + documented.output
         seconds = round(kernel.seconds + documented.seconds, 1)
-        if not row.number:
-            return Outcome(output=said, seconds=seconds)
-        before = build.build([]).warnings + self.documentation(row.series, ()).output
-        return compared(new_findings(before, said), said, seconds, "compiling")
+        if not prefix.number:
+            return CheckOutcome(output=said, seconds=seconds)
+        before = build.build([]).warnings + self.documentation(prefix.series, ()).output
+        return compared(new_warnings(before, said), said, seconds, "compiling")
 
-    def documentation(self, series: Sequence[Patch], patches: Sequence[Patch]) -> Said:
-        """What kernel-doc says of the files that the series touches, as they are with these
-        patches."""
+    def documentation(self, series: Sequence[Patch], patches: Sequence[Patch]) -> ToolOutput:
+        """Run kernel-doc on the files that the series touches, with these patches applied."""
         content = build.wanted(patches).content
         files: dict[str, bytes | None] = {}
         for name in touched_files(series):
@@ -92,27 +94,26 @@ class Static:
                 )
         about = [part for name, data in files.items() for part in (name, data or b"")]
         script = self.source.path / "scripts" / "kernel-doc"
-        return kept(
+        return cached(
             ["kernel-doc", RECIPE, script.read_bytes(), *about],
             lambda: run_kernel_doc(script, files),
         )
 
-    def sparse(self, row: Row) -> Outcome:
-        """sparse finds nothing where the series is at work that it does not find in the base."""
-        said = self.run_sparse(row)
-        if not row.number:
-            return Outcome(output=said.output, seconds=said.seconds)
-        before = self.run_sparse(Row((), row.series))
+    def sparse(self, prefix: Prefix) -> CheckOutcome:
+        """Check that sparse reports nothing that it does not report for the base."""
+        said = self.run_sparse(prefix)
+        if not prefix.number:
+            return CheckOutcome(output=said.output, seconds=said.seconds)
+        before = self.run_sparse(Prefix((), prefix.series))
         return compared(
-            new_findings(before.output, said.output), said.output, said.seconds, "sparse"
+            new_warnings(before.output, said.output), said.output, said.seconds, "sparse"
         )
 
-    def run_sparse(self, row: Row) -> Said:
-        """What sparse says of the directories that the series changes, in the kernel of this
-        row."""
-        kernel = build.wanted(row.patches)
+    def run_sparse(self, prefix: Prefix) -> ToolOutput:
+        """Run sparse on the directories that the series changes, in this prefix's kernel."""
+        kernel = build.wanted(prefix.patches)
         version = subprocesses.run(["sparse", "--version"]).strip()
-        targets = sparse_targets(touched_files(row.series))
+        targets = sparse_targets(touched_files(prefix.series))
 
         def run() -> str:
             with build.prepared(kernel) as place, progress.step(f"sparse: {kernel.title}") as step:
@@ -122,40 +123,44 @@ class Static:
                     [f"-j{os.cpu_count() or 1}", "C=2", *existing], place, log
                 ):
                     step.update(line.strip())
-            # What the compiler says meanwhile is the build's affair.
+            # The compiler's own warnings belong to the build check.
             lines = log.read_text(errors="replace").splitlines(keepends=True)
             return "".join(line for line in lines if line.startswith("  CHECK ") or is_sparse(line))
 
-        return kept(["sparse", RECIPE, version, kernel.key, *targets], run)
+        return cached(["sparse", RECIPE, version, kernel.key, *targets], run)
 
 
-def build_failure(row: Row, error: str) -> Outcome:
-    """An Outcome for a kernel that there is none of."""
+def build_failure(prefix: Prefix, error: str) -> CheckOutcome:
+    """Return the outcome of a failed build."""
     first, *said = error.splitlines()
-    log = paths.LOGS / f"kernel-build-{build.wanted(row.patches).tree_name}.log"
+    log = paths.LOGS / f"kernel-build-{build.wanted(prefix.patches).tree_name}.log"
     lines = log.read_text(errors="replace").splitlines() if said and log.exists() else []
     output = [line for line in lines if not STEP.match(line)][-OUTPUT_LINES:]
-    errors = [line for line in said if FINDING.search(line)] or said or [first]
-    return Outcome(
+    errors = [line for line in said if WARNING.search(line)] or said or [first]
+    return CheckOutcome(
         errors[0].strip(), "\n".join([first, *output]), causes=causes_of(errors), usable=False
     )
 
 
-def compared(found: list[str], output: str, seconds: float, tool: str) -> Outcome:
-    """An Outcome with what the tool found beyond the base; a kernel there is all the same."""
+def compared(found: list[str], output: str, seconds: float, tool: str) -> CheckOutcome:
+    """Return the outcome of a tool, with the lines that the base does not have.
+
+    The check fails if there are such lines, but the kernel stays usable.
+    """
     if not found:
-        return Outcome(output=output, seconds=seconds)
+        return CheckOutcome(output=output, seconds=seconds)
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     text = "\n".join([f"New with this series ({tool}):", *found, "", "All:", output])
-    return Outcome(f"{found[0].strip()}{more}", text, seconds, causes_of(found))
+    return CheckOutcome(f"{found[0].strip()}{more}", text, seconds, causes_of(found))
 
 
 def original(path: Path) -> bytes | None:
+    """Return the file's content, or None if there is no such file."""
     return path.read_bytes() if path.is_file() else None
 
 
 def run_kernel_doc(script: Path, files: dict[str, bytes | None]) -> str:
-    """kernel-doc's complaints about these contents."""
+    """Run kernel-doc on these files and return its output."""
     with tempfile.TemporaryDirectory(prefix="farwatch-doc-") as name:
         names = [file for file, data in files.items() if data is not None]
         for file in names:
@@ -168,14 +173,12 @@ def run_kernel_doc(script: Path, files: dict[str, bytes | None]) -> str:
 
 
 def sparse_targets(touched: Iterable[str]) -> list[str]:
-    """make's targets for what sparse is to look at: the directories of the C files, or one object
-    in a large one."""
+    """Return make's targets for sparse: the directories of the C files, or single objects."""
     targets: set[str] = set()
     for name in touched:
         path = PurePosixPath(name)
         if path.suffix == ".c":
-            # The directories of the first level, as fs, hold hundreds of files that have nothing to
-            # do with the series.
+            # A directory of the first level, such as fs, has hundreds of unrelated files.
             targets.add(
                 f"{path.parent}/" if len(path.parent.parts) > 1 else str(path.with_suffix(".o"))
             )
@@ -187,9 +190,10 @@ def sparse_targets(touched: Iterable[str]) -> list[str]:
 
 
 def source_of(tree: Path, target: str) -> Path:
-    """What must be there for make to have this target."""
+    """Return the file or directory that a target of make needs."""
     return (tree / target).with_suffix(".c") if target.endswith(".o") else tree / target
 
 
 def is_sparse(line: str) -> bool:
+    """Return whether a line of the build's output is a message of sparse."""
     return ("warning: " in line or "error: " in line) and "[-W" not in line

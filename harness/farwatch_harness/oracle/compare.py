@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle: the same script of file operations under native inotify and in the guest must give
-the same events.
+"""The oracle: one script of file operations must give the same events natively and in the guest.
 
-The script runs twice on the host: in a twin directory outside the share, under a native listener,
-and in the share, under a listener in the guest. The twin has no daemon that holds its files open,
-so it behaves as any local directory. What the guest does is held against the same done on the
-guest's own tmpfs.
+A script of the host runs twice: in a reference directory outside the share, where native inotify
+reads the events, and in the share, where inotify of the guest reads them. No daemon holds files of
+the reference directory open, so it behaves as any local directory. A script of the guest runs in
+the share and in a tmpfs of the guest.
 
-A script may have several lanes: each is performed by a process of its own, in a directory of its
-own, all at the same time. The order is compared within each lane; between lanes there is none.
+A script may have several threads. A process performs each thread in its own directory, concurrently
+with the others. The order of events is compared within a thread, not between threads.
 """
 
 import itertools
@@ -19,28 +18,33 @@ from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath
 
 from farwatch_harness.oracle.native_inotify import In as In
-from farwatch_harness.oracle.native_inotify import Native as Native
-from farwatch_harness.oracle.operations import TREE, WATCHED, Operation, perform
-from farwatch_harness.oracle.script_runners import Part, Performers
+from farwatch_harness.oracle.native_inotify import NativeInotify as NativeInotify
+from farwatch_harness.oracle.operations import INITIAL_FILES, WATCHED, FileOperation, perform
+from farwatch_harness.oracle.script_runners import ScriptPart, ScriptRunners
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Event, Guest, Inotify
+from farwatch_harness.vm.guest_client import Guest, Inotify, InotifyEvent
 from farwatch_harness.vm.testbed import Share
 
-#: Made in the base directory when a script has ended: whoever sees it has seen everything before
-#: it.
+#: Created in the base directory after a script: a watcher that reads it has read all earlier
+#: events.
 END = "end of the script"
 LIMIT = 20.0
-#: What a file without a name is called in events: by its inode number, or, by FUSE for what the
-#: guest itself does, so.
+#: The name of an O_TMPFILE file in events: "#" and its inode number, or "/" for the guest's own
+#: operations on FUSE.
 UNNAMED = re.compile(r"#\d+|/")
-#: What is told of a rename, each by an event of its own.
+#: The events of a rename.
 MOVES = In.MOVED_FROM | In.MOVED_TO | In.MOVE_SELF
 
 
 @dataclass(frozen=True)
-class Told:
-    """One event as a program understands it: where (the path that was watched), what, on which
-    entry, which move."""
+class ObservedEvent:
+    """One event in a form that can be compared between two watchers.
+
+    where: the path that was watched.
+    what: the mask.
+    name: the entry.
+    move: the number of the rename, in place of its cookie; 0 for other events.
+    """
 
     where: str
     what: In
@@ -52,30 +56,31 @@ class Told:
         return f"{self.where}: {self.what.name} {self.name!r}{move}"
 
 
-def told(
-    events: Sequence[Event], labels: dict[int, str], moves: dict[int, int] | None = None
-) -> list[Told]:
-    """What the events say, comparable between listeners: paths for descriptors, numbered moves, "#"
-    for no name.
+def normalize(
+    events: Sequence[InotifyEvent], labels: dict[int, str], moves: dict[int, int] | None = None
+) -> list[ObservedEvent]:
+    """Convert events to a form that can be compared between two watchers.
 
-    ``moves`` numbers the cookies over several calls.
+    Watch descriptors become paths, cookies become numbers, and names of O_TMPFILE files become "#".
+    An event that repeats the previous one of its watch is left out: inotify coalesces some of them,
+    fanotify all. Events of the END entry are left out.
 
-    What repeats the event before it of the same watch is left out: inotify merges some of it,
-    fanotify all of it. What happens to the END entry is left out.
+    labels: the watched path of each watch descriptor.
+    moves: the numbers of the cookies; pass the same dictionary to number them over several calls.
     """
     moves = {} if moves is None else moves
-    story: list[Told] = []
-    last: dict[int, Told] = {}
+    events_seen: list[ObservedEvent] = []
+    last: dict[int, ObservedEvent] = {}
     for event in events:
         if event.name.startswith(END):
             continue
         move = moves.setdefault(event.cookie, len(moves) + 1) if event.cookie else 0
         name = "#" if UNNAMED.fullmatch(event.name) else event.name
-        one = Told(labels.get(event.wd, ""), In(event.mask), name, move)
+        one = ObservedEvent(labels.get(event.wd, ""), In(event.mask), name, move)
         if last.get(event.wd) != one:
-            story.append(one)
+            events_seen.append(one)
         last[event.wd] = one
-    return story
+    return events_seen
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ KNOWN_DIFFERENCES = (
 )
 
 
-def merged(step: Sequence[Told]) -> list[Told]:
+def coalesced(step: Sequence[ObservedEvent]) -> list[ObservedEvent]:
     """The events of one reading as the host's fanotify may have merged them: what happens to one
     object, renames apart, comes together, where the first of it came, each kind of event once.
     """
@@ -147,8 +152,8 @@ def merged(step: Sequence[Told]) -> list[Told]:
 class Comparison:
     """The two streams of one script."""
 
-    native: list[Told]
-    guest: list[Told]
+    native: list[ObservedEvent]
+    guest: list[ObservedEvent]
 
     def difference(self) -> str:
         """Empty when both tell the same, else where they part and both in full."""
@@ -164,34 +169,39 @@ class Comparison:
         return f"the streams part at event {same}\nnative:\n  {native}\nguest:\n  {guest}"
 
 
-Step = Callable[[Path], object]
+Action = Callable[[Path], object]
 
 
 def compare(
-    guest: Guest, share: Share, twin: Path, prepare: Step, script: Step, watched: dict[str, int]
+    guest: Guest,
+    share: Share,
+    reference: Path,
+    prepare: Action,
+    script: Action,
+    watched: dict[str, int],
 ) -> Comparison:
     """Run ``script`` in both directories after ``prepare``; ``watched`` maps paths below the base
     to inotify masks.
 
     The base itself, ".", must be watched for IN_CREATE: that is how the end is seen.
     """
-    prepare(twin)
+    prepare(reference)
     prepare(share.host)
-    with Native() as native, guest.inotify() as listener:
-        native_labels = {native.add(twin / path, mask): path for path, mask in watched.items()}
+    with NativeInotify() as native, guest.inotify() as listener:
+        native_labels = {native.add(reference / path, mask): path for path, mask in watched.items()}
         guest_labels = {
             listener.add(share.guest / path, mask): path for path, mask in watched.items()
         }
-        for base in (twin, share.host):
+        for base in (reference, share.host):
             script(base)
             (base / END).touch()
         return Comparison(
-            told(native.read(END), native_labels),
-            told(listener.read(until=END, limit=LIMIT), guest_labels),
+            normalize(native.read(END), native_labels),
+            normalize(listener.read(until=END, limit=LIMIT), guest_labels),
         )
 
 
-Lane = Sequence[Operation]
+ThreadScript = Sequence[FileOperation]
 
 
 class HostWatch(Enum):
@@ -202,60 +212,60 @@ class HostWatch(Enum):
         "merges what is not read yet: both sides are read after each step, and compared as merged"
     )
 
-    def rounds(self, lanes: Sequence[Lane]) -> list[list[Lane]]:
+    def rounds(self, threads: Sequence[ThreadScript]) -> list[list[ThreadScript]]:
         """What the lanes do from one reading to the next."""
         if self is HostWatch.INOTIFY:
-            return [list(lanes)]
-        steps = itertools.zip_longest(*lanes)
+            return [list(threads)]
+        steps = itertools.zip_longest(*threads)
         return [[[] if operation is None else [operation] for operation in step] for step in steps]
 
-    def comparable(self, step: list[Told]) -> list[Told]:
+    def comparable(self, step: list[ObservedEvent]) -> list[ObservedEvent]:
         """What one lane is told from one reading to the next, without what may differ."""
-        return merged(step) if self is HostWatch.FANOTIFY else step
+        return coalesced(step) if self is HostWatch.FANOTIFY else step
 
 
-def watches(lanes: int) -> list[tuple[str, int]]:
+def watches(threads: int) -> list[tuple[str, int]]:
     """The paths below the base and their masks: the base for the end of the script, and in each
     lane's all WATCHED."""
     return [
         (".", int(In.CREATE)),
-        *((f"{lane}/{path}", int(In.ALL)) for lane in range(lanes) for path in WATCHED),
+        *((f"{thread}/{path}", int(In.ALL)) for thread in range(threads) for path in WATCHED),
     ]
 
 
-class Side:
+class EventLog:
     """What one listener is told of one base directory, lane by lane."""
 
     def __init__(
-        self, descriptors: Sequence[int], lanes: int, watch: HostWatch = HostWatch.INOTIFY
+        self, descriptors: Sequence[int], threads: int, watch: HostWatch = HostWatch.INOTIFY
     ) -> None:
         self.watch = watch
         self.labels = {
-            wd: path for wd, (path, _mask) in zip(descriptors, watches(lanes), strict=True)
+            wd: path for wd, (path, _mask) in zip(descriptors, watches(threads), strict=True)
         }
-        self.moves: list[dict[int, int]] = [{} for _ in range(lanes)]
-        self.stories: list[list[Told]] = [[] for _ in range(lanes)]
+        self.moves: list[dict[int, int]] = [{} for _ in range(threads)]
+        self.by_thread: list[list[ObservedEvent]] = [[] for _ in range(threads)]
 
-    def take(self, events: Sequence[Event]) -> None:
+    def take(self, events: Sequence[InotifyEvent]) -> None:
         """Adds what the events say to the lanes' stories. What belongs to no lane, as an overflow,
         is told in each."""
-        for lane, story in enumerate(self.stories):
-            own = [event for event in events if self.lane_of(event) in (lane, None)]
-            story += self.watch.comparable(told(own, self.labels, self.moves[lane]))
+        for thread, events_seen in enumerate(self.by_thread):
+            own = [event for event in events if self.thread_of(event) in (thread, None)]
+            events_seen += self.watch.comparable(normalize(own, self.labels, self.moves[thread]))
 
-    def lane_of(self, event: Event) -> int | None:
-        lane = self.labels.get(event.wd, ".").partition("/")[0]
-        return None if lane == "." else int(lane)
+    def thread_of(self, event: InotifyEvent) -> int | None:
+        thread = self.labels.get(event.wd, ".").partition("/")[0]
+        return None if thread == "." else int(thread)
 
     @property
-    def story(self) -> list[Told]:
+    def events_seen(self) -> list[ObservedEvent]:
         """The lanes' stories, one after the other."""
-        return [one for story in self.stories for one in story]
+        return [one for events_seen in self.by_thread for one in events_seen]
 
 
-def watch_in_the_guest(listener: Inotify, base: PurePosixPath, lanes: int) -> list[int]:
+def watch_in_the_guest(listener: Inotify, base: PurePosixPath, threads: int) -> list[int]:
     """The watches of a base directory, by one call."""
-    paths = [(str(base / path), mask) for path, mask in watches(lanes)]
+    paths = [(str(base / path), mask) for path, mask in watches(threads)]
     found = listener.guest.call("inotify_add_all", handle=listener.handle, watches=paths)
     return [int(wd) for wd in found]
 
@@ -263,75 +273,88 @@ def watch_in_the_guest(listener: Inotify, base: PurePosixPath, lanes: int) -> li
 def compare_on_the_host(
     guest: Guest,
     share: Share,
-    twin: Path,
-    lanes: Sequence[Lane],
-    performers: Performers,
+    reference: Path,
+    threads: Sequence[ThreadScript],
+    runners: ScriptRunners,
     watch: HostWatch,
 ) -> Comparison:
-    """The lanes are performed on the host, in the new directories ``twin`` and ``share``."""
-    for base in (twin, share.host):
-        for lane in range(len(lanes)):
-            (base / str(lane)).mkdir(parents=True)
-            for operation in TREE:
-                perform(str(base / str(lane)), operation)
-    with Native() as native, guest.inotify() as listener:
-        local = Side(
-            [native.add(twin / path, mask) for path, mask in watches(len(lanes))], len(lanes), watch
+    """The lanes are performed on the host, in the new directories ``reference`` and ``share``."""
+    for base in (reference, share.host):
+        for thread in range(len(threads)):
+            (base / str(thread)).mkdir(parents=True)
+            for operation in INITIAL_FILES:
+                perform(str(base / str(thread)), operation)
+    with NativeInotify() as native, guest.inotify() as listener:
+        local = EventLog(
+            [native.add(reference / path, mask) for path, mask in watches(len(threads))],
+            len(threads),
+            watch,
         )
-        remote = Side(watch_in_the_guest(listener, share.guest, len(lanes)), len(lanes), watch)
-        for number, scripts in enumerate(watch.rounds(lanes)):
-            perform_in(performers, (twin, share.host), scripts)
+        remote = EventLog(
+            watch_in_the_guest(listener, share.guest, len(threads)), len(threads), watch
+        )
+        for number, scripts in enumerate(watch.rounds(threads)):
+            perform_in(runners, (reference, share.host), scripts)
             end = f"{END} {number}"
-            for base in (twin, share.host):
+            for base in (reference, share.host):
                 # A symlink: made by one event, and without an open.
                 (base / end).symlink_to("nowhere")
             local.take(native.read(end))
             remote.take(read_until(listener, end))
-    return Comparison(local.story, remote.story)
+    return Comparison(local.events_seen, remote.events_seen)
 
 
 def compare_in_the_guest(
-    guest: Guest, share: Share, local: PurePosixPath, lanes: Sequence[Lane], performers: Performers
+    guest: Guest,
+    share: Share,
+    local: PurePosixPath,
+    threads: Sequence[ThreadScript],
+    runners: ScriptRunners,
 ) -> Comparison:
     """The lanes are performed in the guest, in the new directories ``local``, the native side, and
     ``share``."""
     share.host.mkdir()
     bases = (local, share.guest)
-    performers.perform([prepared_in_the_guest(bases, str(lane)) for lane in range(len(lanes))])
+    runners.perform([prepared_in_the_guest(bases, str(thread)) for thread in range(len(threads))])
     with guest.inotify() as listener:
-        sides = [Side(watch_in_the_guest(listener, base, len(lanes)), len(lanes)) for base in bases]
-        perform_in(performers, bases, lanes)
+        sides = [
+            EventLog(watch_in_the_guest(listener, base, len(threads)), len(threads))
+            for base in bases
+        ]
+        perform_in(runners, bases, threads)
         # Done on the host: told after all that the host, wrongly or late, tells of what the guest
         # did.
         (share.host / END).symlink_to("nowhere")
         events = read_until(listener, END)
     for side in sides:
         side.take([event for event in events if event.wd in side.labels or event.wd < 0])
-    return Comparison(sides[0].story, sides[1].story)
+    return Comparison(sides[0].events_seen, sides[1].events_seen)
 
 
-def prepared_in_the_guest(bases: Sequence[PurePath], lane: str) -> list[Part]:
+def prepared_in_the_guest(bases: Sequence[PurePath], thread: str) -> list[ScriptPart]:
     """What makes one lane's directory with its TREE in each base, and the bases themselves unless
     they are there."""
-    parts: list[Part] = []
+    parts: list[ScriptPart] = []
     for base in bases:
         parts += [
             (base.parent, [["mkdir", base.name]]),
-            (base, [["mkdir", lane]]),
-            (base / lane, TREE),
+            (base, [["mkdir", thread]]),
+            (base / thread, INITIAL_FILES),
         ]
     return parts
 
 
-def perform_in(performers: Performers, bases: Sequence[PurePath], lanes: Sequence[Lane]) -> None:
+def perform_in(
+    runners: ScriptRunners, bases: Sequence[PurePath], threads: Sequence[ThreadScript]
+) -> None:
     """All lanes at once, each in its directory of the first base and then of the next."""
-    scripts = list(enumerate(lanes))
-    performers.perform(
+    scripts = list(enumerate(threads))
+    runners.perform(
         [[(base / str(number), script) for base in bases] for number, script in scripts]
     )
 
 
-def read_until(listener: Inotify, end: str) -> list[Event]:
+def read_until(listener: Inotify, end: str) -> list[InotifyEvent]:
     """Events up to the entry ``end``; HarnessError when it is not told of."""
     events = listener.read(until=end, limit=LIMIT)
     if not any(event.name == end for event in events):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Event
+from farwatch_harness.vm.guest_client import InotifyEvent
 
 HEAD = struct.Struct("=iIII")
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -46,7 +46,7 @@ class In(IntFlag):
     ONESHOT = 0x80000000
 
 
-class Native:
+class NativeInotify:
     """An inotify instance of this process."""
 
     def __init__(self) -> None:
@@ -66,10 +66,10 @@ class Native:
         if LIBC.inotify_rm_watch(self.fd, wd) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"watch {wd}")
 
-    def read(self, until: str) -> list[Event]:
+    def read(self, until: str) -> list[InotifyEvent]:
         """All events up to the first with the name ``until``; HarnessError when it does not
         come."""
-        events: list[Event] = []
+        events: list[InotifyEvent] = []
         while not any(event.name == until for event in events):
             more = self.read_ready(LIMIT)
             if not more:
@@ -77,7 +77,7 @@ class Native:
             events += more
         return events
 
-    def read_ready(self, limit: float) -> list[Event]:
+    def read_ready(self, limit: float) -> list[InotifyEvent]:
         """What one read(2) gives, after waiting for it up to ``limit`` seconds; none when nothing
         came."""
         if not select.select([self.fd], [], [], limit)[0]:
@@ -90,7 +90,7 @@ class Native:
             at += HEAD.size
             name = os.fsdecode(data[at : at + length].rstrip(b"\0"))
             at += length
-            events.append(Event(wd, mask, cookie, name, 0.0))
+            events.append(InotifyEvent(wd, mask, cookie, name, 0.0))
         return events
 
     def close(self) -> None:

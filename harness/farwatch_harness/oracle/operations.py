@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
-Operation = list[str]
+FileOperation = list[str]
 
 DONE = "done"
 #: What is there before a script begins, and which of it is watched.
-TREE: Sequence[Operation] = (
+INITIAL_FILES: Sequence[FileOperation] = (
     ["mkdir", "d"],
     ["mkdir", "e"],
     ["mkdir", "d/sub"],
@@ -156,7 +156,7 @@ def choices(kind: str) -> list[list[str]]:
     return [[*names, *names, *NAMES] for names in fitting]
 
 
-def perform(base: str, operation: Operation) -> bool:
+def perform(base: str, operation: FileOperation) -> bool:
     """Run one operation below `base`, if it can be done; whether it could."""
     kind, *names = operation
     paths = [
@@ -172,7 +172,7 @@ def perform(base: str, operation: Operation) -> bool:
     return True
 
 
-def random_script(random: Random, length: int) -> list[Operation]:
+def random_script(random: Random, length: int) -> list[FileOperation]:
     """A script of so many operations, of all kinds alike."""
     kinds = random.choices(KINDS, k=length)
     return [[kind, *(random.choice(names) for names in choices(kind))] for kind in kinds]

@@ -11,12 +11,12 @@ from pathlib import Path, PurePath
 from typing import Protocol
 
 from farwatch_harness.oracle import operations
-from farwatch_harness.oracle.operations import DONE, Operation
+from farwatch_harness.oracle.operations import DONE, FileOperation
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Guest, Job
+from farwatch_harness.vm.guest_client import Guest, GuestProcess
 
 #: A base directory and the script that is performed in it.
-Part = tuple[PurePath, Sequence[Operation]]
+ScriptPart = tuple[PurePath, Sequence[FileOperation]]
 #: Seconds for one order, and for the program to come up: in an emulated guest that reads its Python
 #: over 9p.
 LIMIT = 60.0
@@ -24,10 +24,10 @@ LIMIT = 60.0
 COMMAND = ("-I", "-S", "-B", operations.__file__)
 
 
-class Performers(Protocol):
+class ScriptRunners(Protocol):
     """Several processes that do as they are told."""
 
-    def perform(self, parts: Sequence[Sequence[Part]]) -> None:
+    def perform(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
         """Each process performs parts of its own, one after the other, all processes at the same
         time.
 
@@ -35,12 +35,12 @@ class Performers(Protocol):
         """
 
 
-def order(parts: Sequence[Part]) -> str:
+def order(parts: Sequence[ScriptPart]) -> str:
     """What a process reads."""
     return json.dumps([[str(base), list(script)] for base, script in parts]) + "\n"
 
 
-class HostPerformers:
+class HostScriptRunners:
     """Performers on the system that this runs on."""
 
     def __init__(self, count: int) -> None:
@@ -51,11 +51,11 @@ class HostPerformers:
             for _ in range(count)
         ]
 
-    def perform(self, parts: Sequence[Sequence[Part]]) -> None:
+    def perform(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
         self.start(parts)
         self.finish(len(parts))
 
-    def start(self, parts: Sequence[Sequence[Part]]) -> None:
+    def start(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
         """As ``perform``, without waiting for the end."""
         for process, own in zip(self.processes, parts, strict=False):
             assert process.stdin is not None
@@ -80,18 +80,18 @@ class HostPerformers:
             process.communicate()
 
 
-class GuestPerformers:
+class GuestScriptRunners:
     """Performers in the guest."""
 
     def __init__(self, guest: Guest, count: int) -> None:
         self.guest = guest
         argv = [str(Path(sys.executable).resolve()), *COMMAND]
         started = [guest.call("spawn", argv=argv, stdin=True) for _ in range(count)]
-        self.jobs = [Job(guest, each["handle"], each["pid"]) for each in started]
+        self.jobs = [GuestProcess(guest, each["handle"], each["pid"]) for each in started]
 
-    def perform(self, parts: Sequence[Sequence[Part]]) -> None:
+    def perform(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
         texts = [(job.handle, order(own)) for job, own in zip(self.jobs, parts, strict=False)]
-        for said in self.guest.call("jobs_ask", LIMIT, texts=texts, limit=LIMIT):
+        for said in self.guest.call("processes_ask", LIMIT, texts=texts, limit=LIMIT):
             if said != [DONE]:
                 words = " / ".join(said) or f"nothing was said in {LIMIT:.0f} s"
                 raise HarnessError(f"a script in the guest was not performed: {words}")

@@ -16,16 +16,15 @@ class Mode:
 
 
 @dataclass(frozen=True)
-class Event:
-    """An event and where it comes from: in each mode, the guest's own operations and those of the
-    host.
+class EventSource:
+    """An event, and its source in each mode: for the guest's own operations, and for the host's.
 
-    `wire` is the FUSE_FSN_ bit, empty for what is never sent. An empty cell: such an event does not
-    arrive.
+    wire: the name after FUSE_FSN_; empty for an event that is never sent.
+    others, remote, off: LOCAL or HOST; empty if there is no such event in the mode.
     """
 
     wire: str
-    listeners: str
+    watchers: str
     others: tuple[str, str]
     remote: tuple[str, str]
     off: tuple[str, str]
@@ -43,62 +42,64 @@ MODES = (
 
 LOCAL = "guest"
 HOST = "host"
-#: What each cell's word means.
+#: The meaning of each cell's word.
 ORIGINS = {
-    LOCAL: "raised by the guest's kernel, at once",
+    LOCAL: "raised immediately by the guest's kernel",
     HOST: "raised when the host reports it",
 }
 
 BOTH = ((LOCAL, HOST), (HOST, HOST), (LOCAL, ""))
-#: What the guest's kernel goes on raising itself, whatever the server reports.
-KEPT = ((LOCAL, HOST), (LOCAL, HOST), (LOCAL, ""))
+#: Events that the guest's kernel always raises for its own operations.
+ALWAYS_LOCAL = ((LOCAL, HOST), (LOCAL, HOST), (LOCAL, ""))
 ONLY_LOCAL = ((LOCAL, ""), (LOCAL, ""), (LOCAL, ""))
 
 EVENTS = (
-    Event("CREATE", "IN_CREATE, FAN_CREATE, DN_CREATE", *BOTH),
-    Event("DELETE", "IN_DELETE, FAN_DELETE, DN_DELETE", *BOTH),
-    Event("MODIFY", "IN_MODIFY, FAN_MODIFY, DN_MODIFY", *BOTH),
-    Event("ATTRIB", "IN_ATTRIB, FAN_ATTRIB, DN_ATTRIB", *BOTH),
-    Event("ACCESS", "IN_ACCESS, FAN_ACCESS, DN_ACCESS", *BOTH),
-    Event("OPEN", "IN_OPEN, FAN_OPEN", *BOTH),
-    Event("CLOSE_WRITE", "IN_CLOSE_WRITE, FAN_CLOSE_WRITE", *BOTH),
-    Event("CLOSE_NOWRITE", "IN_CLOSE_NOWRITE, FAN_CLOSE_NOWRITE", *BOTH),
-    Event(
+    EventSource("CREATE", "IN_CREATE, FAN_CREATE, DN_CREATE", *BOTH),
+    EventSource("DELETE", "IN_DELETE, FAN_DELETE, DN_DELETE", *BOTH),
+    EventSource("MODIFY", "IN_MODIFY, FAN_MODIFY, DN_MODIFY", *BOTH),
+    EventSource("ATTRIB", "IN_ATTRIB, FAN_ATTRIB, DN_ATTRIB", *BOTH),
+    EventSource("ACCESS", "IN_ACCESS, FAN_ACCESS, DN_ACCESS", *BOTH),
+    EventSource("OPEN", "IN_OPEN, FAN_OPEN", *BOTH),
+    EventSource("CLOSE_WRITE", "IN_CLOSE_WRITE, FAN_CLOSE_WRITE", *BOTH),
+    EventSource("CLOSE_NOWRITE", "IN_CLOSE_NOWRITE, FAN_CLOSE_NOWRITE", *BOTH),
+    EventSource(
         "OPEN_EXEC",
         "FAN_OPEN_EXEC",
         *BOTH,
         "local where the daemon watches with inotify, which does not tell it",
     ),
-    Event(
+    EventSource(
         "RENAME",
         "FAN_RENAME, DN_RENAME; the two below",
         *BOTH,
         "one record; a pair with one cookie in inotify",
     ),
-    Event(
+    EventSource(
         "MOVED_FROM",
         "IN_MOVED_FROM, FAN_MOVED_FROM, DN_DELETE",
         *BOTH,
         "alone where the other side is not known",
     ),
-    Event(
+    EventSource(
         "MOVED_TO",
         "IN_MOVED_TO, FAN_MOVED_TO, DN_CREATE",
         *BOTH,
         "alone where the other side is not known",
     ),
-    Event("MOVE_SELF", "IN_MOVE_SELF, FAN_MOVE_SELF", *BOTH),
-    Event(
+    EventSource("MOVE_SELF", "IN_MOVE_SELF, FAN_MOVE_SELF", *BOTH),
+    EventSource(
         "DELETE_SELF",
         "IN_DELETE_SELF, FAN_DELETE_SELF",
-        *KEPT,
+        *ALWAYS_LOCAL,
         "when the last name goes; IN_IGNORED follows",
     ),
-    Event(
+    EventSource(
         "OVERFLOW",
         "IN_Q_OVERFLOW, FAN_Q_OVERFLOW",
-        *KEPT,
+        *ALWAYS_LOCAL,
         "for loss on the way: once at every watcher of the share",
     ),
-    Event("", "IN_UNMOUNT, permission events, marks on the mount or the file system", *ONLY_LOCAL),
+    EventSource(
+        "", "IN_UNMOUNT, permission events, marks on the mount or the file system", *ONLY_LOCAL
+    ),
 )

@@ -8,7 +8,7 @@ testcase with failure or skipped, system-out. What was not asked for is absent.
 import xml.etree.ElementTree as ET
 
 from farwatch_harness.report.text import joined
-from farwatch_harness.results import Check, PatchResult, Run, State, TestResult
+from farwatch_harness.results import CheckResult, PatchResult, Run, Status, TestResult
 
 # Characters of one output; the whole is in results.json.
 OUTPUT_LIMIT = 64_000
@@ -41,7 +41,7 @@ def add_suite(top: ET.Element, run: Run, patch: PatchResult) -> None:
     """The test suite of one patch; its time is that of the checks, of which the tests are one."""
     suite = ET.SubElement(top, "testsuite", name=title(patch))
     properties = ET.SubElement(suite, "properties")
-    for name, value in {"file": patch.file, "section": patch.section, **run.facts}.items():
+    for name, value in {"file": patch.file, "section": patch.section, **run.environment}.items():
         ET.SubElement(properties, "property", name=name, value=value)
     prefix = f"patch{patch.number:04}"
     for check in patch.checks:
@@ -56,18 +56,18 @@ def add_suite(top: ET.Element, run: Run, patch: PatchResult) -> None:
     suite.set("timestamp", run.started)
 
 
-def add_case(suite: ET.Element, classname: str, found: Check | TestResult) -> None:
+def add_case(suite: ET.Element, classname: str, found: CheckResult | TestResult) -> None:
     """A check or a test; nothing for one that was not asked for."""
-    if found.state is State.ABSENT:
+    if found.status is Status.SKIPPED:
         return
     case = ET.SubElement(
         suite, "testcase", classname=classname, name=found.name, time=f"{found.seconds:.3f}"
     )
     output = joined(found.output, OUTPUT_LIMIT)
-    reason = found.reason if isinstance(found, Check) else last_line(found.output)
-    if found.state is State.FAILED:
-        ET.SubElement(case, "failure", message=reason, type=found.state).text = output or reason
-    elif found.state is State.BLOCKED:
+    reason = found.reason if isinstance(found, CheckResult) else last_line(found.output)
+    if found.status is Status.FAILED:
+        ET.SubElement(case, "failure", message=reason, type=found.status).text = output or reason
+    elif found.status is Status.BLOCKED:
         ET.SubElement(case, "skipped", message=reason or BLOCKED)
     elif output:
         ET.SubElement(case, "system-out").text = output

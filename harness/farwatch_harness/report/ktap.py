@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from farwatch_harness.report.junit import BLOCKED, title
 from farwatch_harness.report.text import joined
-from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, TestResult
+from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, Status, TestResult
 
 # Characters of one output; the whole is in results.json.
 OUTPUT_LIMIT = 16_000
@@ -27,7 +27,7 @@ class Point:
     """A result line with what comes before it: its subtests and diagnostic lines."""
 
     name: str
-    state: State
+    status: Status
     remark: str = ""
     output: str = ""
     parts: Sequence["Point"] = ()
@@ -41,49 +41,49 @@ def render(run: Run) -> str:
 def of_patch(patch: PatchResult) -> Point:
     """A patch with its checks."""
     checks = [
-        of_check(check, patch.tests) for check in patch.checks if check.state is not State.ABSENT
+        of_check(check, patch.tests) for check in patch.checks if check.status is not Status.SKIPPED
     ]
     return Point(
         title(patch),
-        overall(check.state for check in checks),
+        overall(check.status for check in checks),
         "" if checks else "not asked for",
         "",
         checks,
     )
 
 
-def overall(states: Iterable[State]) -> State:
+def overall(statuses: Iterable[Status]) -> Status:
     """Failed if one is; what has nothing that passed was not run."""
-    found = set(states)
-    if State.FAILED in found:
-        return State.FAILED
-    return State.PASSED if State.PASSED in found else State.ABSENT
+    found = set(statuses)
+    if Status.FAILED in found:
+        return Status.FAILED
+    return Status.PASSED if Status.PASSED in found else Status.SKIPPED
 
 
-def of_check(check: Check, tests: Sequence[TestResult]) -> Point:
+def of_check(check: CheckResult, tests: Sequence[TestResult]) -> Point:
     """A check; TESTS has the tests below it."""
-    if check.state is State.BLOCKED:
-        return Point(check.name, check.state, check.reason or BLOCKED)
-    failed = check.state is State.FAILED
+    if check.status is Status.BLOCKED:
+        return Point(check.name, check.status, check.reason or BLOCKED)
+    failed = check.status is Status.FAILED
     output = (
         "\n".join(part for part in (check.reason, joined(check.output, OUTPUT_LIMIT)) if part)
         if failed
         else ""
     )
     parts = (
-        [of_test(test) for test in tests if test.state is not State.ABSENT]
+        [of_test(test) for test in tests if test.status is not Status.SKIPPED]
         if check.name is CheckName.TESTS
         else []
     )
-    return Point(check.name, check.state, f"time={check.seconds:.1f}s", output, parts)
+    return Point(check.name, check.status, f"time={check.seconds:.1f}s", output, parts)
 
 
 def of_test(test: TestResult) -> Point:
     """One guest test."""
-    if test.state is State.BLOCKED:
-        return Point(test.name, test.state, BLOCKED)
-    output = joined(test.output, OUTPUT_LIMIT) if test.state is State.FAILED else ""
-    return Point(test.name, test.state, f"time={test.seconds:.2f}s", output)
+    if test.status is Status.BLOCKED:
+        return Point(test.name, test.status, BLOCKED)
+    output = joined(test.output, OUTPUT_LIMIT) if test.status is Status.FAILED else ""
+    return Point(test.name, test.status, f"time={test.seconds:.2f}s", output)
 
 
 def document(points: Sequence[Point], level: int = 0, subject: str = "") -> Iterator[str]:
@@ -100,8 +100,8 @@ def document(points: Sequence[Point], level: int = 0, subject: str = "") -> Iter
         for line in END_WORDS.sub(r"\1\n\2", point.output).splitlines():
             # Two more spaces, so that no line of a log reads as one of KTAP's own.
             yield f"{indent}#   {line}".rstrip()
-        skipped = point.state in (State.BLOCKED, State.ABSENT)
-        result = "not ok" if point.state is State.FAILED else "ok"
+        skipped = point.status in (Status.BLOCKED, Status.SKIPPED)
+        result = "not ok" if point.status is Status.FAILED else "ok"
         remark = plain(f"SKIP {point.remark}" if skipped else point.remark)
         yield f"{indent}{result} {number} {name}" + (f" # {remark}" if remark else "")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as one HTML page: no script, nothing from elsewhere; templates/ says how it looks."""
+"""Renders a run as one HTML page, with no script and no external resource; see templates/."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,32 +10,33 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from farwatch_harness.bench.bench_report import Report
 from farwatch_harness.report import benchmark, diff, events, message, text
-from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, TestResult
+from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, Status, TestResult
 from farwatch_harness.util.progress import duration
 
-# Characters of all logs together, and of each: the longest of these limits with which all fit.
+# Characters: of all logs together, and of each log. The longest limit with which all fit is used.
 LOGS_BUDGET = 1_500_000
 LOG_LIMITS = (64_000, 32_000, 16_000, 8_000, 4_000, 2_000, 1_000)
-SIGNS = {State.PASSED: "✓", State.FAILED: "✗", State.BLOCKED: "○", State.ABSENT: "·"}
+SIGNS = {Status.PASSED: "✓", Status.FAILED: "✗", Status.BLOCKED: "○", Status.SKIPPED: "·"}
 WORDS = {
-    State.PASSED: "passed",
-    State.FAILED: "failed",
-    State.BLOCKED: "blocked",
-    State.ABSENT: "not run",
+    Status.PASSED: "passed",
+    Status.FAILED: "failed",
+    Status.BLOCKED: "blocked",
+    Status.SKIPPED: "skipped",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A patch as the page shows it: every check has its cell, and the tests are sorted by what a
-    reader looks for.
+    """A patch as the page shows it.
 
-    `earlier` are the tests of the patches before, which ran again on this kernel; `failing` are of
-    either kind.
+    cells: one for each check.
+    failing: the tests that failed, of this patch and of earlier ones.
+    own: the other tests of this patch.
+    earlier: the other tests of earlier patches, which ran again on this kernel.
     """
 
     patch: PatchResult
-    cells: tuple[Check, ...]
+    cells: tuple[CheckResult, ...]
     message: tuple[message.Block, ...]
     files: tuple[diff.FileDiff, ...]
     failing: tuple[TestResult, ...]
@@ -44,21 +45,25 @@ class Row:
 
     @property
     def anchor(self) -> str:
-        """What the page's links to this patch end in."""
+        """The fragment of links to this patch."""
         return f"patch-{self.patch.number}"
 
     @property
     def label(self) -> str:
-        """The patch's number as its file has it; the base has none."""
+        """The patch's number as in its file name; "base" for the base."""
         return f"{self.patch.number:04}" if self.patch.number else "base"
 
     @property
-    def state(self) -> State:
+    def status(self) -> Status:
         """The worst of its checks."""
-        found = {check.state for check in self.cells}
+        found = {check.status for check in self.cells}
         return next(
-            (state for state in (State.FAILED, State.BLOCKED, State.PASSED) if state in found),
-            State.ABSENT,
+            (
+                status
+                for status in (Status.FAILED, Status.BLOCKED, Status.PASSED)
+                if status in found
+            ),
+            Status.SKIPPED,
         )
 
     @property
@@ -68,7 +73,7 @@ class Row:
 
 
 def render(run: Run, bench: Report | None) -> str:
-    """The page for a run and a benchmark whose text is harmless."""
+    """Return the page. The text of the run and of the benchmark must be harmless()."""
     environment = Environment(
         loader=PackageLoader("farwatch_harness.report"),
         autoescape=True,
@@ -86,58 +91,58 @@ def render(run: Run, bench: Report | None) -> str:
         run=run,
         rows=rows,
         sections=sections(rows),
-        verdict=verdict(rows),
+        result=overall_result(rows),
         took=took(run),
         tally=tally(run),
         failures=[(row, check) for row in rows for check in row.patch.failed],
         checks=list(CheckName),
         signs=SIGNS,
         words=WORDS,
-        State=State,
+        Status=Status,
         events=events,
         figures=list(benchmark.figures_of(bench)) if bench else [],
     )
 
 
 def row_of(patch: PatchResult) -> Row:
-    """What the page shows of a patch."""
+    """Return what the page shows of a patch."""
     known = {check.name: check for check in patch.checks}
-    cells = tuple(known.get(name, Check(name, State.ABSENT)) for name in CheckName)
-    rest = [test for test in patch.tests if test.state is not State.FAILED]
+    cells = tuple(known.get(name, CheckResult(name, Status.SKIPPED)) for name in CheckName)
+    rest = [test for test in patch.tests if test.status is not Status.FAILED]
     return Row(
         patch=patch,
         cells=cells,
         message=tuple(message.blocks(patch.message)),
         files=tuple(diff.files_of(patch.diff)),
-        failing=tuple(test for test in patch.tests if test.state is State.FAILED),
+        failing=tuple(test for test in patch.tests if test.status is Status.FAILED),
         own=tuple(test for test in rest if test.patch == patch.number),
         earlier=tuple(test for test in rest if test.patch != patch.number),
     )
 
 
 def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows under the headings of the series file, in order."""
+    """Group the rows by the headings of the series file, in order."""
     return [
         (name, list(group))
         for name, group in itertools.groupby(rows, key=lambda row: row.patch.section)
     ]
 
 
-def verdict(rows: Sequence[Row]) -> tuple[State, str]:
-    """The page's first sentence, and the state that it tells."""
-    for state, word in (
-        (State.FAILED, "Failed"),
-        (State.BLOCKED, "Not all was run"),
-        (State.PASSED, "Passed"),
+def overall_result(rows: Sequence[Row]) -> tuple[Status, str]:
+    """Return the overall status, and the page's first sentence."""
+    for status, word in (
+        (Status.FAILED, "Failed"),
+        (Status.BLOCKED, "Incomplete"),
+        (Status.PASSED, "Passed"),
     ):
-        found = [row for row in rows if row.state is state]
+        found = [row for row in rows if row.status is status]
         if found:
-            return state, f"{word}: {ranges(found)}"
-    return State.ABSENT, "Nothing was run"
+            return status, f"{word}: {ranges(found)}"
+    return Status.SKIPPED, "No check ran"
 
 
 def ranges(rows: Sequence[Row]) -> str:
-    """The rows' labels, three and more neighbours as `0001 to 0003`."""
+    """Return the rows' labels; three or more neighbours as "0001 to 0003"."""
     groups: list[list[Row]] = []
     for row in rows:
         if groups and groups[-1][-1].patch.number == row.patch.number - 1:
@@ -152,19 +157,19 @@ def ranges(rows: Sequence[Row]) -> str:
 
 
 def tally(run: Run) -> str:
-    """How many tests ran, on all kernels together, and how many failed."""
-    states = [
-        test.state
+    """Return how many tests ran on all kernels together, and how many failed."""
+    statuses = [
+        test.status
         for patch in run.patches
         for test in patch.tests
-        if test.state in (State.PASSED, State.FAILED)
+        if test.status in (Status.PASSED, Status.FAILED)
     ]
-    failed = states.count(State.FAILED)
-    return f"{len(states)} run" + (f", {failed} failed" if failed else "")
+    failed = statuses.count(Status.FAILED)
+    return f"{len(statuses)} run" + (f", {failed} failed" if failed else "")
 
 
 def moment(time: str) -> str:
-    """A time of the records for people; as it stands where it is none."""
+    """Format a time of the records for people. Return other text unchanged."""
     try:
         return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     except ValueError:
@@ -172,7 +177,7 @@ def moment(time: str) -> str:
 
 
 def took(run: Run) -> str:
-    """How long the run took, empty where its times do not tell."""
+    """Return how long the run took; empty if its times are invalid."""
     try:
         return duration(
             (
@@ -184,7 +189,7 @@ def took(run: Run) -> str:
 
 
 def log_limit(run: Run) -> int:
-    """How many characters of each log are shown."""
+    """Return the limit of characters for each log."""
     outputs = [check.output for patch in run.patches for check in patch.checks]
     outputs += [test.output for patch in run.patches for test in patch.tests]
     outputs += [log for patch in run.patches for log in patch.logs.values()]

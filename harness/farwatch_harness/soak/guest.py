@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from farwatch_harness.oracle.native_inotify import In, Native
-from farwatch_harness.oracle.script_runners import HostPerformers
+from farwatch_harness.oracle.native_inotify import In, NativeInotify
+from farwatch_harness.oracle.script_runners import HostScriptRunners
 from farwatch_harness.soak.stream import (
     ALL,
     MARKER,
@@ -56,7 +56,7 @@ MOST_DIRECTORIES = 3
 def steady(directory: Path, first: int, account: Account) -> None:
     """Watches a stream that another writes, until told to end."""
     judge = Judge(first)
-    with Native() as native:
+    with NativeInotify() as native:
         native.add(directory, mask_of(ALL))
         print("ready", flush=True)
         while True:
@@ -78,15 +78,15 @@ def own(directory: Path, first: int, seconds: float, account: Account) -> None:
     judge = Judge(first)
     end = time.monotonic() + seconds
     with (
-        Native() as native,
-        contextlib.closing(HostPerformers(1)) as performers,
+        NativeInotify() as native,
+        contextlib.closing(HostScriptRunners(1)) as runners,
         contextlib.closing(Counter(directory)) as counter,
     ):
         native.add(directory, mask_of(ALL))
         print("ready", flush=True)
         while time.monotonic() < end:
             counter.set(first + BURST)
-            performers.start([[(directory, burst(first, BURST))]])
+            runners.start([[(directory, burst(first, BURST))]])
             first += BURST
             markers = 0
             while markers < MARKER_EVENTS:
@@ -94,7 +94,7 @@ def own(directory: Path, first: int, seconds: float, account: Account) -> None:
                 if not events:
                     raise HarnessError(f"no event in {directory} for {LIMIT:.0f} s")
                 markers += sum(judge.see(event) == f"{MARKER}{first}" for event in events)
-            performers.finish(1)
+            runners.finish(1)
     account.add(directory.name, judge)
 
 
@@ -112,7 +112,7 @@ def passer(random: Random, directories: Sequence[Path], account: Account) -> Non
     """One watcher: comes, reads for a while, takes one of its watches away, reads on, and goes with
     events unread."""
     removed = None
-    with Native() as native:
+    with NativeInotify() as native:
         judges = {}
         for directory in directories:
             kinds = random.choice(CHOICES)

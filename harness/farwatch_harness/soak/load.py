@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 
-from farwatch_harness.oracle.script_runners import HostPerformers
+from farwatch_harness.oracle.script_runners import HostScriptRunners
 from farwatch_harness.soak.stream import MARKER, Counter, Tally, burst
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Guest, Job
+from farwatch_harness.vm.guest_client import Guest, GuestProcess
 from farwatch_harness.vm.testbed import Share
 
 #: Streams that the host writes as fast as a steady watcher in the guest takes it; each has a writer
@@ -40,7 +40,7 @@ class Stream:
     """A numbered stream that a process on the host writes; `next` is the next file's number."""
 
     share: Share
-    writer: HostPerformers
+    writer: HostScriptRunners
     counter: Counter
     next: int = 0
 
@@ -53,7 +53,7 @@ class Stream:
 
 
 @dataclass
-class Outcome:
+class RoundResult:
     """What the watchers of one round saw; `problems` are those of programs that did not do their
     part.
 
@@ -80,7 +80,7 @@ class Load:
 
     def stream(self, root: Share, name: str) -> Stream:
         share = directory(root, name)
-        writer = self.stack.enter_context(contextlib.closing(HostPerformers(1)))
+        writer = self.stack.enter_context(contextlib.closing(HostScriptRunners(1)))
         counter = self.stack.enter_context(contextlib.closing(Counter(share.host)))
         counter.set(0)
         return Stream(share, writer, counter)
@@ -89,10 +89,10 @@ class Load:
         self.stack.close()
 
     @contextlib.contextmanager
-    def round(self, seconds: float) -> Iterator[Outcome]:
+    def round(self, seconds: float) -> Iterator[RoundResult]:
         """Load while the block runs, which should be `seconds`; after it the outcome is
         complete."""
-        outcome = Outcome()
+        result = RoundResult()
         steady = [self.started("steady", stream.share.guest, stream.next) for stream in self.paced]
         first = self.rounds * NUMBERS_OF_A_ROUND
         # The guest sets it from then on.
@@ -123,25 +123,30 @@ class Load:
                 pool.submit(self.write_freely, stop),
             ]
             try:
-                yield outcome
+                yield result
             finally:
                 stop.set()
-        outcome.problems += failures(work)
+        result.problems += failures(work)
         ends = self.guest.call(
-            "jobs_ask", END_LIMIT, texts=[(job.handle, "end\n") for job in steady], limit=END_LIMIT
+            "processes_ask",
+            END_LIMIT,
+            texts=[(job.handle, "end\n") for job in steady],
+            limit=END_LIMIT,
         )
         ends += [job.lines(until="{", limit=END_LIMIT) for job in (own, *passers)]
         for number, (job, lines) in enumerate(zip((*steady, own, *passers), ends, strict=True)):
             job.stop()
-            take(lines, outcome, passing=number > len(steady))
+            take(lines, result, passing=number > len(steady))
 
-    def started(self, *words: object) -> Job:
+    def started(self, *words: object) -> GuestProcess:
         argv = [sys.executable, "-m", "farwatch_harness.soak.guest", *map(str, words)]
         answer = self.guest.call("spawn", argv=argv, stdin=True)
-        return Job(self.guest, answer["handle"], answer["pid"])
+        return GuestProcess(self.guest, answer["handle"], answer["pid"])
 
     @staticmethod
-    def write_paced(stream: Stream, job: Job, random: Random, stop: threading.Event) -> None:
+    def write_paced(
+        stream: Stream, job: GuestProcess, random: Random, stop: threading.Event
+    ) -> None:
         """Burst after burst, each when the steady watcher has seen the last one."""
         while not stop.is_set():
             marker = stream.write(random.randint(SMALLEST_BURST, LARGEST_BURST))
@@ -158,22 +163,22 @@ class Load:
             self.free.write(FREE_BURST)
 
 
-def take(lines: Sequence[str], outcome: Outcome, *, passing: bool) -> None:
+def take(lines: Sequence[str], result: RoundResult, *, passing: bool) -> None:
     """Adds what a program in the guest says in its last line."""
     try:
         said = json.loads(lines[-1]) if lines else {}
     except ValueError:
         said = {}
     if "tally" not in said:
-        outcome.problems.append(
+        result.problems.append(
             f"a watcher in the guest failed: {said.get('error') or ' / '.join(lines[-3:])}"
         )
         return
-    outcome.notes += said["notes"]
+    result.notes += said["notes"]
     if passing:
-        outcome.passing += Tally(**said["tally"])
+        result.passing += Tally(**said["tally"])
     else:
-        outcome.steady += Tally(**said["tally"])
+        result.steady += Tally(**said["tally"])
 
 
 def directory(root: Share, name: str) -> Share:

@@ -13,8 +13,8 @@ from farwatch_harness.oracle.compare import (
     compare_in_the_guest,
     compare_on_the_host,
 )
-from farwatch_harness.oracle.operations import Operation, random_script
-from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers
+from farwatch_harness.oracle.operations import FileOperation, random_script
+from farwatch_harness.oracle.script_runners import GuestScriptRunners, HostScriptRunners
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import Step
 from farwatch_harness.vm.guest_client import Guest
@@ -23,7 +23,7 @@ from farwatch_harness.vm.testbed import Share
 MOST_LANES = 3
 LONGEST = 12
 TMPFS = PurePosixPath("/run/farwatch/tmpfs")
-Lanes = list[list[Operation]]
+ThreadScripts = list[list[FileOperation]]
 
 
 class Oracle:
@@ -47,8 +47,8 @@ class Oracle:
         self.scripts = 0
         self.differences: list[str] = []
         self.guest.os("makedirs", str(TMPFS), exist_ok=True)
-        self.host_performers = HostPerformers(MOST_LANES)
-        self.guest_performers = GuestPerformers(guest, MOST_LANES)
+        self.host_performers = HostScriptRunners(MOST_LANES)
+        self.guest_performers = GuestScriptRunners(guest, MOST_LANES)
 
     def close(self) -> None:
         self.host_performers.close()
@@ -68,32 +68,32 @@ class Oracle:
         """One more script, from the seed alone and whatever came of those before."""
         self.scripts += 1
         random = Random(self.random.random())
-        lanes = [
+        threads = [
             random_script(random, random.randint(1, LONGEST))
             for _ in range(random.randint(1, MOST_LANES))
         ]
         name = f"script-{self.scripts}"
         try:
-            difference = side(name, lanes).difference()
+            difference = side(name, threads).difference()
         except GuestLostError:
             raise
         except HarnessError as error:
             difference = str(error)
         if difference:
             self.differences.append(
-                f"script {self.scripts}, {side.__name__}, {lanes}: {difference}"
+                f"script {self.scripts}, {side.__name__}, {threads}: {difference}"
             )
         shutil.rmtree(self.share.host / name)
 
-    def on_the_host(self, name: str, lanes: Lanes) -> Comparison:
+    def on_the_host(self, name: str, threads: ThreadScripts) -> Comparison:
         part = Share(self.share.host / name, self.share.guest / name)
         return compare_on_the_host(
-            self.guest, part, self.twins / name, lanes, self.host_performers, self.watch
+            self.guest, part, self.twins / name, threads, self.host_performers, self.watch
         )
 
-    def in_the_guest(self, name: str, lanes: Lanes) -> Comparison:
+    def in_the_guest(self, name: str, threads: ThreadScripts) -> Comparison:
         part = Share(self.share.host / name, self.share.guest / name)
-        return compare_in_the_guest(self.guest, part, TMPFS / name, lanes, self.guest_performers)
+        return compare_in_the_guest(self.guest, part, TMPFS / name, threads, self.guest_performers)
 
 
-Side = Callable[[str, Lanes], Comparison]
+Side = Callable[[str, ThreadScripts], Comparison]

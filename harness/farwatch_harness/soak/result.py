@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Sample:
+class ResourceSample:
     """The daemon between two rounds, when nobody watches and the guest has dropped its caches;
     memory in bytes."""
 
@@ -45,7 +45,7 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Found:
+class StressResult:
     """All that was found.
 
     `scripts` were compared, `differences` tells of those that differ; `notes` tell more of what the
@@ -56,7 +56,7 @@ class Found:
     passing: Tally
     scripts: int
     differences: tuple[str, ...]
-    samples: tuple[Sample, ...]
+    samples: tuple[ResourceSample, ...]
     dropped: int
     daemon_warnings: tuple[str, ...]
     problems: tuple[str, ...]
@@ -75,17 +75,17 @@ def growth(values: Sequence[float]) -> Growth:
     return Growth(statistics.median(judged[:third]), statistics.median(judged[-third:]))
 
 
-def descriptors_growth(found: Found) -> Growth:
+def descriptors_growth(found: StressResult) -> Growth:
     """The daemon's descriptors."""
     return growth([sample.descriptors for sample in found.samples])
 
 
-def memory_growth(found: Found) -> Growth:
+def memory_growth(found: StressResult) -> Growth:
     """The daemon's memory, in bytes."""
     return growth([sample.memory for sample in found.samples])
 
 
-def faults(found: Found) -> list[str]:
+def faults(found: StressResult) -> list[str]:
     """What is wrong, a line each; none when all is well."""
     said = []
     for who, tally in (("steady", found.steady), ("passing", found.passing)):
@@ -130,7 +130,7 @@ def described(tally: Tally) -> str:
     )
 
 
-def summary(found: Found) -> list[str]:
+def summary(found: StressResult) -> list[str]:
     """A few lines for the user."""
     lines = [
         f"steady watchers:  {found.steady.seen} events; {described(found.steady)}",

@@ -20,17 +20,23 @@ from random import Random
 
 from farwatch_harness.soak.load import Load
 from farwatch_harness.soak.oracle import Oracle
-from farwatch_harness.soak.result import FEWEST_SAMPLES, Found, Sample, faults, summary
+from farwatch_harness.soak.result import (
+    FEWEST_SAMPLES,
+    ResourceSample,
+    StressResult,
+    faults,
+    summary,
+)
 from farwatch_harness.soak.stream import Tally
 from farwatch_harness.util import subprocesses
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import duration, say, step
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.daemon_process import Daemon
-from farwatch_harness.vm.environment import Equipment, equip, patches_of_series
-from farwatch_harness.vm.testbed import Machine, MachineSpec, Share, running
+from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
+from farwatch_harness.vm.testbed import Share, Testbed, TestbedSpec, start_testbed
 
-MODES = ("others", "remote", "parked")
+MODES = ("others", "remote", "wait")
 ROUNDS = 12
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 30.0
 DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
@@ -40,7 +46,7 @@ SETTLED, SETTLE_LIMIT, INTERVAL = 0.5, 20.0, 0.05
 
 
 @dataclass(frozen=True)
-class Plan:
+class StressPlan:
     """What to do: `seconds` altogether, in rounds of `length` seconds."""
 
     mode: str
@@ -63,40 +69,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="S", help="repeats the scripts of the run that named it")
 
 
-def plan_of(options: argparse.Namespace) -> Plan:
+def plan_of(options: argparse.Namespace) -> StressPlan:
     """The plan that the options ask for; HarnessError when it makes no sense."""
     if options.minutes < 1:
         raise HarnessError("soak: --minutes must be 1 or more, or growth cannot be told")
-    return Plan(options.mode, options.minutes * 60, options.seed or secrets.token_hex(4))
+    return StressPlan(options.mode, options.minutes * 60, options.seed or secrets.token_hex(4))
 
 
-def machine_spec(equipment: Equipment, mode: str, shared: Path) -> MachineSpec:
+def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSpec:
     """A machine of that mode."""
-    spec = dataclasses.replace(equipment.machine(f"soak-{mode}", shared), cpus=2)
-    if mode == "parked":
+    spec = dataclasses.replace(environment.testbed_spec(f"soak-{mode}", shared), cpus=2)
+    if mode == "wait":
         return dataclasses.replace(spec, device=Device.PLAIN, daemon_options=("--xattr",))
     return dataclasses.replace(spec, daemon_options=("--xattr", f"--fsnotify={mode}"))
 
 
-def soak(plan: Plan) -> None:
+def soak(plan: StressPlan) -> None:
     """Runs the plan and prints a summary; HarnessError with the seed when anything was wrong."""
-    equipment = equip(patches_of_series())
+    environment = prepare_environment(patches_of_series())
     try:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-soak-")))
             shared = folder / "share"
             shared.mkdir()
             with step(f"booting a guest in mode {plan.mode}"):
-                machine = stack.enter_context(running(machine_spec(equipment, plan.mode, shared)))
+                testbed = stack.enter_context(
+                    start_testbed(testbed_spec(environment, plan.mode, shared))
+                )
             random = Random(plan.seed)
-            root = Share(machine.shared, machine.mount_point)
+            root = Share(testbed.shared, testbed.mount_point)
             load = stack.enter_context(
-                contextlib.closing(Load(machine.guest, root, Random(random.random())))
+                contextlib.closing(Load(testbed.guest, root, Random(random.random())))
             )
             oracle = stack.enter_context(
-                contextlib.closing(Oracle(machine.guest, root, plan.mode, folder, random))
+                contextlib.closing(Oracle(testbed.guest, root, plan.mode, folder, random))
             )
-            found = guarded(machine, plan, load, oracle)
+            found = guarded(testbed, plan, load, oracle)
     except GuestLostError as error:
         raise HarnessError(
             f"the soak --mode {plan.mode} --seed {plan.seed} lost its guest: {error}"
@@ -113,34 +121,34 @@ def soak(plan: Plan) -> None:
     say("  nothing lost, nothing twice, nothing left behind")
 
 
-def guarded(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
+def guarded(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> StressResult:
     """All rounds; a daemon that ends is an error at once, instead of one when the guest has waited
     long enough."""
 
     def give_up() -> None:
-        machine.daemon.process.wait()
-        machine.guest.mark_lost()
+        testbed.daemon.process.wait()
+        testbed.guest.mark_lost()
 
     threading.Thread(target=give_up, name="end of the daemon", daemon=True).start()
     try:
-        return rounds(machine, plan, load, oracle)
+        return rounds(testbed, plan, load, oracle)
     except GuestLostError:
-        if machine.daemon.running:
+        if testbed.daemon.running:
             raise
-        words = subprocesses.last_words("\n".join(machine.daemon.lines))
+        words = subprocesses.last_words("\n".join(testbed.daemon.lines))
         raise HarnessError(
-            f"the daemon ended with {machine.daemon.process.returncode}: {words} (see"
-            f" {machine.daemon.log}); --mode {plan.mode} --seed {plan.seed} repeats it"
+            f"the daemon ended with {testbed.daemon.process.returncode}: {words} (see"
+            f" {testbed.daemon.log}); --mode {plan.mode} --seed {plan.seed} repeats it"
         ) from None
 
 
-def rounds(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
+def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> StressResult:
     """Round after round until the time is over, and enough have been."""
     steady, passing = Tally(), Tally()
     problems: list[str] = []
     notes: list[str] = []
-    samples: list[Sample] = []
-    since = machine.mark()
+    samples: list[ResourceSample] = []
+    since = testbed.mark()
     with step(f"soaking in mode {plan.mode}") as progress:
         end = time.monotonic() + plan.seconds
         while time.monotonic() < end or len(samples) < FEWEST_SAMPLES:
@@ -150,36 +158,36 @@ def rounds(machine: Machine, plan: Plan, load: Load, oracle: Oracle) -> Found:
             passing += outcome.passing
             problems += outcome.problems
             notes += [f"round {len(samples)}, {note}" for note in outcome.notes]
-            samples.append(sample(machine))
+            samples.append(sample(testbed))
             progress.update(f"{steady.seen + passing.seen} events, {oracle.scripts} scripts")
-    return Found(
+    return StressResult(
         steady,
         passing,
         oracle.scripts,
         tuple(oracle.differences),
         tuple(samples),
-        int(machine.guest.shell(f"cat {DROPPED}")),
-        tuple(machine.daemon.warnings(since.daemon_lines)),
-        (*problems, *machine.problems(since)),
+        int(testbed.guest.shell(f"cat {DROPPED}")),
+        tuple(testbed.daemon.warnings(since.daemon_lines)),
+        (*problems, *testbed.problems(since)),
         tuple(notes),
     )
 
 
-def sample(machine: Machine) -> Sample:
+def sample(testbed: Testbed) -> ResourceSample:
     """The daemon, when the guest holds on to nothing that it does not use."""
-    machine.guest.write_file("/proc/sys/vm/drop_caches", b"3")
+    testbed.guest.write_file("/proc/sys/vm/drop_caches", b"3")
     deadline = time.monotonic() + SETTLE_LIMIT
-    now, since = measured(machine.daemon), time.monotonic()
+    now, since = measured(testbed.daemon), time.monotonic()
     while time.monotonic() < min(deadline, since + SETTLED):
         # What the guest lets go of arrives without an answer, and nothing says that it was the
         # last.
         time.sleep(INTERVAL)
-        if (then := measured(machine.daemon)) != now:
+        if (then := measured(testbed.daemon)) != now:
             now, since = then, time.monotonic()
     return now
 
 
-def measured(daemon: Daemon) -> Sample:
+def measured(daemon: Daemon) -> ResourceSample:
     """The daemon now."""
     process = Path(f"/proc/{daemon.process.pid}")
     status = (process / "status").read_text()
@@ -193,4 +201,4 @@ def measured(daemon: Daemon) -> Sample:
         with contextlib.suppress(FileNotFoundError):
             text = entry.read_text()
             watches += text.count("inotify wd:") + text.count("fanotify ino:")
-    return Sample(sum(1 for _ in (process / "fd").iterdir()), memory, watches)
+    return ResourceSample(sum(1 for _ in (process / "fd").iterdir()), memory, watches)

@@ -66,7 +66,7 @@ def unpack(value: Any) -> Any:
     return [unpack(item) for item in value] if isinstance(value, list) else value
 
 
-class Listener:
+class InotifyInstance:
     """One inotify instance whose events are read in the order in which they came."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Listener:
         os.close(self.fd)
 
 
-class Job:
+class Process:
     """A program left running, whose output lines are collected as they come."""
 
     def __init__(
@@ -255,26 +255,26 @@ class Agent:
         env: dict[str, str] | None = None,
         stdin: bool = False,
     ) -> dict[str, int]:
-        job = Job(argv, cwd, env, stdin)
-        return {"handle": self.keep(job), "pid": job.process.pid}
+        process = Process(argv, cwd, env, stdin)
+        return {"handle": self.keep(process), "pid": process.process.pid}
 
-    def op_job_lines(
+    def op_process_lines(
         self, handle: int, limit: float, count: int | None = None, until: str | None = None
     ) -> dict[str, Any]:
-        job = self.objects[handle]
-        return {"lines": job.lines(limit, count, until), "status": job.process.poll()}
+        process = self.objects[handle]
+        return {"lines": process.lines(limit, count, until), "status": process.process.poll()}
 
-    def op_jobs_ask(self, texts: list[tuple[int, str]], limit: float) -> list[list[str]]:
+    def op_processes_ask(self, texts: list[tuple[int, str]], limit: float) -> list[list[str]]:
         """Gives several programs their input, all at once; the next line of each."""
         for handle, text in texts:
             self.objects[handle].send(text)
         return [self.objects[handle].lines(limit, 1, None) for handle, _text in texts]
 
-    def op_job_stop(self, handle: int, signum: int = signal.SIGTERM, limit: float = 5.0) -> int:
+    def op_process_stop(self, handle: int, signum: int = signal.SIGTERM, limit: float = 5.0) -> int:
         return int(self.drop(handle).stop(signum, limit))
 
     def op_inotify(self) -> int:
-        return self.keep(Listener())
+        return self.keep(InotifyInstance())
 
     def op_inotify_add(self, handle: int, path: str, mask: int) -> int:
         return int(self.objects[handle].add(path, mask))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-MARKS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+WATCHED_TESTBEDS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
 class Severity(Enum):
@@ -82,7 +82,7 @@ class Console:
         *lines, self.unfinished = (self.unfinished + text).split("\n")
         before = len(self.findings)
         for line in lines:
-            self.take(MARKS.sub("", line))
+            self.take(WATCHED_TESTBEDS.sub("", line))
         return self.findings[before:]
 
     def take(self, line: str) -> None:

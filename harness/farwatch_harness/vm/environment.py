@@ -10,20 +10,20 @@ from farwatch_harness.kernel import build, series
 from farwatch_harness.util import apt, paths, progress
 from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.qemu import Accelerator, Qemu, find_accelerator, find_qemu
-from farwatch_harness.vm.testbed import MachineSpec
+from farwatch_harness.vm.testbed import TestbedSpec
 
 
 @dataclass(frozen=True)
-class Equipment:
+class Environment:
     """All that a guest needs beside its share."""
 
     kernel: build.Kernel
     qemu: Qemu
     accelerator: Accelerator
 
-    def machine(self, name: str, shared: Path, device: Device = Device.EVENTS) -> MachineSpec:
+    def testbed_spec(self, name: str, shared: Path, device: Device = Device.EVENTS) -> TestbedSpec:
         """A machine of this equipment; dataclasses.replace() changes what is special about it."""
-        return MachineSpec(name, self.kernel.image, self.qemu, self.accelerator, shared, device)
+        return TestbedSpec(name, self.kernel.image, self.qemu, self.accelerator, shared, device)
 
 
 def patches_of_series(count: int | None = None, folder: Path = paths.PATCHES) -> list[series.Patch]:
@@ -31,9 +31,9 @@ def patches_of_series(count: int | None = None, folder: Path = paths.PATCHES) ->
     return series.read_series(folder)[:count] if count != 0 else []
 
 
-def equip(
+def prepare_environment(
     patches: Sequence[series.Patch], flavour: build.Flavour = build.Flavour.NORMAL
-) -> Equipment:
+) -> Environment:
     """Finds or makes all of it, and says what it is."""
     apt.install(apt.GUEST, paths.LOGS / "apt-guest.log")
     kernel = build.build(patches, flavour)
@@ -47,4 +47,4 @@ def equip(
     progress.say(f"  kernel: {kernel.title}")
     progress.say(f"  QEMU: {qemu.version}, {qemu.origin}")
     progress.say(f"  accelerator: {accelerator.value}{speed}")
-    return Equipment(kernel, qemu, accelerator)
+    return Environment(kernel, qemu, accelerator)

@@ -31,7 +31,7 @@ class GuestError(HarnessError):
 
 
 @dataclass(frozen=True)
-class Event:
+class InotifyEvent:
     """One inotify event as the guest's program read it; `time` is the guest's monotonic clock in
     seconds."""
 
@@ -43,7 +43,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Finished:
+class CompletedProcess:
     """A program that ran to its end in the guest, or was killed at its limit."""
 
     status: int
@@ -140,12 +140,12 @@ class Guest:
         limit: float = CALL_LIMIT,
         stdin: bytes = b"",
         cwd: str | None = None,
-    ) -> Finished:
+    ) -> CompletedProcess:
         """Runs a program to its end."""
         words = [os.fspath(word) for word in argv]
         answer = self.call("run", limit, argv=words, limit=limit, stdin=stdin, cwd=cwd)
         out, err = (os.fsdecode(answer[name]) for name in ("stdout", "stderr"))
-        return Finished(answer["status"], out, err, answer["timed_out"])
+        return CompletedProcess(answer["status"], out, err, answer["timed_out"])
 
     def shell(self, script: str, limit: float = CALL_LIMIT) -> str:
         """Runs a shell script and returns its output; GuestError when it fails."""
@@ -156,10 +156,10 @@ class Guest:
             )
         return done.stdout
 
-    def spawn(self, *argv: PathArgument, cwd: str | None = None) -> "Job":
+    def spawn(self, *argv: PathArgument, cwd: str | None = None) -> "GuestProcess":
         """Starts a program that is left running."""
         answer = self.call("spawn", argv=[os.fspath(word) for word in argv], cwd=cwd)
-        return Job(self, answer["handle"], answer["pid"])
+        return GuestProcess(self, answer["handle"], answer["pid"])
 
     def inotify(self) -> "Inotify":
         """A new inotify instance in the guest."""
@@ -225,7 +225,7 @@ class Inotify:
         limit: float = EVENT_LIMIT,
         quiet: float | None = None,
         until: str | None = None,
-    ) -> list[Event]:
+    ) -> list[InotifyEvent]:
         """Events in order: until there are `count`, one is named `until`, none came for `quiet` s,
         or `limit` s."""
         found = self.guest.call(
@@ -237,7 +237,7 @@ class Inotify:
             quiet=quiet,
             until=until,
         )
-        return [Event(**fields) for fields in found]
+        return [InotifyEvent(**fields) for fields in found]
 
     def close(self) -> None:
         """Closes the instance, and with it all its watches."""
@@ -256,7 +256,7 @@ class Inotify:
             self.close()
 
 
-class Job:
+class GuestProcess:
     """A program that runs in the guest."""
 
     def __init__(self, guest: Guest, handle: int, pid: int) -> None:
@@ -270,13 +270,13 @@ class Job:
         """Its output since the last call: waits for `count` lines, for one that contains `until`,
         or for its end."""
         answer = self.guest.call(
-            "job_lines", limit, handle=self.handle, limit=limit, count=count, until=until
+            "process_lines", limit, handle=self.handle, limit=limit, count=count, until=until
         )
         return list(answer["lines"])
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
         """Sends the signal and waits for its end; returns the exit status."""
-        return int(self.guest.call("job_stop", 10.0, handle=self.handle, signum=signum))
+        return int(self.guest.call("process_stop", 10.0, handle=self.handle, signum=signum))
 
 
 def pack(value: Any) -> Any:

@@ -165,7 +165,9 @@ def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accelerator.TCG
     memory = (
-        paths.cache_root() / "kvm" / cache.content_key(machine(), str(qemu.program), qemu.version)
+        paths.cache_root()
+        / "kvm"
+        / cache.content_key(host_identity(), str(qemu.program), qemu.version)
     )
     try:
         return Accelerator(memory.read_text().strip())
@@ -177,7 +179,7 @@ def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
     return found
 
 
-def machine() -> str:
+def host_identity() -> str:
     """What the answer about KVM depends on: this machine, its processor and its kernel."""
     identity = Path("/etc/machine-id")
     facts = Path("/proc/cpuinfo").read_text().splitlines()

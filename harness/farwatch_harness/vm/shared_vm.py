@@ -6,25 +6,27 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from farwatch_harness.vm.testbed import Machine, MachineSpec, running
+from farwatch_harness.vm.testbed import Testbed, TestbedSpec, start_testbed
 
 
-class Keeper:
+class SharedVm:
     """Holds at most one running machine, made from make_spec(name)."""
 
-    def __init__(self, make_spec: Callable[[str], MachineSpec]) -> None:
+    def __init__(self, make_spec: Callable[[str], TestbedSpec]) -> None:
         self.make_spec = make_spec
         self.boots = 0
         self.stack = contextlib.ExitStack()
-        self.current: Machine | None = None
+        self.current: Testbed | None = None
 
-    def machine(self) -> Machine:
+    def testbed(self) -> Testbed:
         """The running machine; booted when there is none that is alive."""
         if self.current is not None and self.current.alive:
             return self.current
         self.close()
         self.boots += 1
-        self.current = self.stack.enter_context(running(self.make_spec(f"guest-{self.boots}")))
+        self.current = self.stack.enter_context(
+            start_testbed(self.make_spec(f"guest-{self.boots}"))
+        )
         return self.current
 
     def close(self) -> None:

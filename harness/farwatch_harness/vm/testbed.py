@@ -20,12 +20,15 @@ MOUNT_POINT = PurePosixPath("/run/farwatch/share")
 
 
 @dataclass(frozen=True)
-class MachineSpec:
+class TestbedSpec:
     """What a machine is made of; `name` names its logs.
 
     `daemon_command` replaces farwatchd and its options: {socket}, {shared} and {tag} in its words
     are filled in. `daemon_ready` is what that daemon says when it listens.
     """
+
+    #: Not a test of pytest's.
+    __test__ = False
 
     name: str
     image: Path
@@ -60,11 +63,14 @@ class Share:
     guest: PurePosixPath
 
 
-class Machine:
+class Testbed:
     """A booted guest, its daemon and the share: `shared` on the host is `mount_point` in the
     guest."""
 
-    def __init__(self, spec: MachineSpec, daemon: Daemon, vm: Vm) -> None:
+    #: Not a test of pytest's.
+    __test__ = False
+
+    def __init__(self, spec: TestbedSpec, daemon: Daemon, vm: Vm) -> None:
         self.spec = spec
         self.daemon = daemon
         self.vm = vm
@@ -95,14 +101,14 @@ class Machine:
         return self.vm.alive and self.daemon.running
 
 
-def daemon_words(spec: MachineSpec, socket: Path) -> list[str]:
+def daemon_words(spec: TestbedSpec, socket: Path) -> list[str]:
     """The command line of the machine's daemon."""
     if spec.daemon_command is None:
         return farwatchd_command(socket, spec.shared, TAG, spec.daemon_options)
     return [word.format(socket=socket, shared=spec.shared, tag=TAG) for word in spec.daemon_command]
 
 
-def vm_spec(spec: MachineSpec, sockets: Path) -> VmSpec:
+def vm_spec(spec: TestbedSpec, sockets: Path) -> VmSpec:
     """The machine's guest, with its sockets in the directory `sockets`."""
     return VmSpec(
         image=spec.image,
@@ -119,7 +125,7 @@ def vm_spec(spec: MachineSpec, sockets: Path) -> VmSpec:
 
 
 @contextmanager
-def running(spec: MachineSpec) -> Iterator[Machine]:
+def start_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
     """Starts the daemon and the guest and mounts the share; ends both when the block does.
 
     Raises GuestLostError or HarnessError when one of them does not come up; its text tells where
@@ -133,17 +139,17 @@ def running(spec: MachineSpec) -> Iterator[Machine]:
         stack.callback(daemon.stop)
         vm = Vm.boot(vm_spec(spec, sockets), paths.LOGS / f"{spec.name}-console.log")
         stack.callback(vm.kill)
-        machine = Machine(spec, daemon, vm)
+        testbed = Testbed(spec, daemon, vm)
         try:
-            machine.mount()
+            testbed.mount()
         except OSError as error:
             words = daemon.log.read_text().splitlines()[-3:]
             raise HarnessError(
                 f"the guest cannot mount the share: {error}; the daemon says: {words}"
             ) from None
-        yield machine
+        yield testbed
         with contextlib.suppress(GuestLostError):
             # A test that crashes its guest on purpose leaves none to ask.
-            fail_on_leaks(machine.guest)
+            fail_on_leaks(testbed.guest)
         with contextlib.suppress(GuestLostError):
             vm.shut_down()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.kernel.series import Patch
-from farwatch_harness.matrix.apply_check import applier
-from farwatch_harness.matrix.prefixes import Row
+from farwatch_harness.matrix.apply_check import apply_check
+from farwatch_harness.matrix.prefixes import Prefix
 
 # patch(1).
 pytestmark = pytest.mark.packages
@@ -45,7 +45,7 @@ def source(tmp_path: Path) -> Iterator[Path]:
     assert (tmp_path / "fs" / "one.c").read_text() == "".join(LINES), "the source was changed"
 
 
-def states(*changed: dict[int, str]) -> list[str]:
+def statuses(*changed: dict[int, str]) -> list[str]:
     """The file after each change of some of its lines."""
     lines, found = list(LINES), ["".join(LINES)]
     for change in changed:
@@ -55,15 +55,15 @@ def states(*changed: dict[int, str]) -> list[str]:
     return found
 
 
-def rows(patches: list[Patch]) -> list[Row]:
-    return [Row(tuple(patches[:number]), tuple(patches)) for number in range(len(patches) + 1)]
+def prefixes(patches: list[Patch]) -> list[Prefix]:
+    return [Prefix(tuple(patches[:number]), tuple(patches)) for number in range(len(patches) + 1)]
 
 
 def test_patches_apply_one_upon_the_other_and_the_tools_words_are_kept(source: Path) -> None:
-    first, second, third = states({2: "two"}, {3: "three"})
+    first, second, third = statuses({2: "two"}, {3: "three"})
     patches = [mail(1, first, second), mail(2, second, third)]
-    with applier(source, patches) as applying:
-        found = [applying.check(row) for row in rows(patches)]
+    with apply_check(source, patches) as applying:
+        found = [applying.check(prefix) for prefix in prefixes(patches)]
         assert (applying.plain / "fs" / "one.c").read_text() == third
         log = subprocess.run(
             ["git", "log", "--format=%s"], cwd=applying.repository, capture_output=True, check=True
@@ -74,37 +74,37 @@ def test_patches_apply_one_upon_the_other_and_the_tools_words_are_kept(source: P
 
 
 def test_rows_in_between_may_be_left_out(source: Path) -> None:
-    first, second, third = states({2: "two"}, {3: "three"})
+    first, second, third = statuses({2: "two"}, {3: "three"})
     patches = [mail(1, first, second), mail(2, second, third)]
-    with applier(source, patches) as applying:
-        assert applying.check(rows(patches)[2]).passed
+    with apply_check(source, patches) as applying:
+        assert applying.check(prefixes(patches)[2]).passed
 
 
 def test_a_hunk_with_fuzz_is_refused(source: Path) -> None:
-    first, second = states({5: "five"})
+    first, second = statuses({5: "five"})
     patches = [mail(1, first.replace("line 3", "other"), second.replace("line 3", "other"))]
-    with applier(source, patches) as applying:
-        outcome = applying.check(rows(patches)[1])
+    with apply_check(source, patches) as applying:
+        outcome = applying.check(prefixes(patches)[1])
     assert (
         "Hunk #1 FAILED" in outcome.reason and "0001" not in outcome.reason and not outcome.usable
     )
 
 
 def test_an_earlier_patch_that_does_not_apply_is_named(source: Path) -> None:
-    first, second, third = states({2: "two"}, {8: "eight"})
+    first, second, third = statuses({2: "two"}, {8: "eight"})
     patches = [
         mail(1, first.replace("line 1", "other"), second.replace("line 1", "other")),
         mail(2, second, third),
     ]
-    with applier(source, patches) as applying:
-        assert applying.check(rows(patches)[2]).reason.startswith(
+    with apply_check(source, patches) as applying:
+        assert applying.check(prefixes(patches)[2]).reason.startswith(
             "0001-change.patch does not apply"
         )
 
 
 def test_trailing_white_space_that_git_complains_of_is_a_failure(source: Path) -> None:
-    first, second = states({5: "five \t "})
+    first, second = statuses({5: "five \t "})
     patches = [mail(1, first, second)]
-    with applier(source, patches) as applying:
-        outcome = applying.check(rows(patches)[1])
+    with apply_check(source, patches) as applying:
+        outcome = applying.check(prefixes(patches)[1])
     assert outcome.reason.startswith("git am complains: warning:") and outcome.usable

@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is new among warnings: lines may move, headers are included more or less often."""
 
-from farwatch_harness.matrix.compiler_warnings import causes_of, new_findings
+from farwatch_harness.matrix.compiler_warnings import causes_of, new_warnings
 
 UNUSED = "fs/fuse/dev.c:{}:5: warning: unused variable 'x' [-Wunused-variable]"
 IN_HEADER = "./include/linux/fs.h:{}:1: warning: 'f' defined but not used [-Wunused-function]"
 
 
 def test_a_warning_that_moves_is_not_new() -> None:
-    assert new_findings(UNUSED.format(10), UNUSED.format(99)) == []
+    assert new_warnings(UNUSED.format(10), UNUSED.format(99)) == []
 
 
 def test_a_warning_that_comes_a_second_time_in_a_file_is_new() -> None:
     after = f"{UNUSED.format(10)}\n{UNUSED.format(20)}"
-    assert new_findings(UNUSED.format(10), after) == [UNUSED.format(20)]
+    assert new_warnings(UNUSED.format(10), after) == [UNUSED.format(20)]
 
 
 def test_a_warning_in_a_header_counts_once_however_often_it_is_included() -> None:
     once, thrice = IN_HEADER.format(5), "\n".join([IN_HEADER.format(5)] * 3)
-    assert new_findings(once, thrice) == []
-    assert new_findings("", thrice) == [once]
+    assert new_warnings(once, thrice) == []
+    assert new_warnings("", thrice) == [once]
 
 
 def test_notes_and_code_are_no_warnings() -> None:
     assert (
-        new_findings(
+        new_warnings(
             "",
             "fs/fuse/dev.c:1:2: note: declared here\n   12 | int warning;\n  CHECK   fs/fuse/dev.c",
         )
@@ -39,7 +39,7 @@ def test_sparse_kernel_doc_and_the_linker_are_understood() -> None:
         "ld: warning: vmlinux has a LOAD segment with RWX permissions",
         "fs/fuse/dev.c:12:9: error: undefined identifier 'g'",
     ]
-    assert new_findings("", "\n".join(lines)) == lines
+    assert new_warnings("", "\n".join(lines)) == lines
 
 
 def test_the_same_failure_further_down_has_the_same_cause() -> None:

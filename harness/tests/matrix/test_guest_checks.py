@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest checks of a row, over a pytest that really runs: on made-up tests, which need no
-guest."""
+"""The guest checks of a patch: a real pytest runs tests that need no guest."""
 
 import os
 import select
@@ -13,16 +12,16 @@ from typing import Any
 import pytest
 from farwatch_harness.kernel.series import Patch
 from farwatch_harness.matrix import guest_checks
-from farwatch_harness.matrix.check_outcome import Outcome
-from farwatch_harness.matrix.guest_checks import GuestRuns
-from farwatch_harness.matrix.prefixes import Row
+from farwatch_harness.matrix.check_outcome import CheckOutcome
+from farwatch_harness.matrix.guest_checks import GuestChecks
+from farwatch_harness.matrix.prefixes import Prefix
 from farwatch_harness.matrix.pytest_plugin import BOOT_TEST
-from farwatch_harness.results import State
+from farwatch_harness.results import Status
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 
-SERIES = tuple(Patch(number, f"000{number}-patch.patch", b"") for number in (1, 2))
-ROW = Row(SERIES[:1], SERIES)
+SERIES = tuple(Patch(number, f"000{number}-patch.patch", b"", name="patch") for number in (1, 2))
+PREFIX = Prefix(SERIES[:1], SERIES)
 CONFTEST = """
 import os, pathlib, pytest
 def pytest_collection_modifyitems(items):
@@ -34,60 +33,60 @@ def console(request):
     log.write_text("x" * 80 + "\\n" + "y\\n" * 20000)
 """
 BOOT = "def test_the_guest_boots():\n    {}\n"
-Made = Callable[..., GuestRuns]
+MakeChecks = Callable[..., GuestChecks]
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeChecks:
     """made(other="...", boot="...") is a checkout with these tests."""
     monkeypatch.setattr("farwatch_harness.util.paths.CHECKOUT", tmp_path)
     monkeypatch.setattr("farwatch_harness.util.paths.REPORT", tmp_path / "build" / "report")
 
-    def make(other: str, boot: str = "pass") -> GuestRuns:
+    def make(other: str, boot: str = "pass") -> GuestChecks:
         folder = tmp_path / "guest-tests"
         folder.mkdir()
         (folder / "conftest.py").write_text(CONFTEST)
         (folder / "test_boot.py").write_text(BOOT.format(boot))
         # Before the boot by its name.
         (folder / "test_a.py").write_text(other)
-        return GuestRuns(tmp_path / "series", lambda text: None)
+        return GuestChecks(tmp_path / "series", lambda text: None)
 
     return make
 
 
-def both(runs: GuestRuns) -> tuple[Outcome, Outcome]:
-    return runs.boot(ROW), runs.tests(ROW)
+def both(runs: GuestChecks) -> tuple[CheckOutcome, CheckOutcome]:
+    return runs.boot(PREFIX), runs.tests(PREFIX)
 
 
-def test_the_boot_comes_first_and_the_tests_in_the_order_of_their_patches(made: Made) -> None:
+def test_boot_test_runs_first_then_tests_in_patch_order(made: MakeChecks) -> None:
     boot, tests = both(made("def test_b2(): pass\ndef test_c1(): pass\n"))
     assert boot.passed and tests.passed
-    assert [(test.name, test.patch, test.state) for test in tests.tests] == [
-        ("test_boot.py::test_the_guest_boots", 0, State.PASSED),
-        ("test_a.py::test_c1", 1, State.PASSED),
-        ("test_a.py::test_b2", 2, State.PASSED),
+    assert [(test.name, test.patch, test.status) for test in tests.tests] == [
+        ("test_boot.py::test_the_guest_boots", 0, Status.PASSED),
+        ("test_a.py::test_c1", 1, Status.PASSED),
+        ("test_a.py::test_b2", 2, Status.PASSED),
     ]
 
 
-def test_the_tests_are_told_which_kernel_they_are_for(made: Made, tmp_path: Path) -> None:
+def test_environment_variables_choose_kernel_and_tests(made: MakeChecks, tmp_path: Path) -> None:
     names = ("FARWATCH_PATCHES", "FARWATCH_SERIES", "FARWATCH_SCOPE")
     text = (
         "import os\ndef test_a():\n    raise OSError(' '.join(os.environ[name] for name in"
         f" {names}))\n"
     )
     _boot, tests = both(made(text))
-    assert tests.reason == f"test_a.py::test_a: OSError: 1 {tmp_path}/series row"
+    assert tests.reason == f"test_a.py::test_a: OSError: 1 {tmp_path}/series patch"
 
 
-def test_a_guest_that_does_not_boot_blocks_the_tests(made: Made) -> None:
+def test_failed_boot_leaves_nothing_usable(made: MakeChecks) -> None:
     runs = made("def test_a(): pass\n", boot="print('console'); raise OSError('Kernel panic')")
-    boot = runs.boot(ROW)
+    boot = runs.boot(PREFIX)
     assert boot.reason == "OSError: Kernel panic" and not boot.usable
     assert "console" in boot.output and "guest-1-console.log" in boot.logs
     assert [test.name for test in runs.runs[1].results] == ["test_boot.py::test_the_guest_boots"]
 
 
-def test_a_test_that_fails_is_named_with_its_reason_and_its_output(made: Made) -> None:
+def test_failed_test_is_reported_with_reason_and_output(made: MakeChecks) -> None:
     _boot, tests = both(
         made("def test_a1():\n    print('seen')\n    assert 1 == 2, 'the event is missing'\n")
     )
@@ -96,7 +95,7 @@ def test_a_test_that_fails_is_named_with_its_reason_and_its_output(made: Made) -
     assert "seen" in tests.tests[-1].output and "1 == 2" in tests.tests[-1].output
 
 
-def test_a_fixture_that_fails_after_the_test_fails_it(made: Made) -> None:
+def test_failure_in_fixture_teardown_fails_the_test(made: MakeChecks) -> None:
     text = (
         "import pytest\n@pytest.fixture\ndef f():\n    yield\n    raise OSError('left over')\ndef"
         " test_a(f): pass\n"
@@ -105,33 +104,35 @@ def test_a_fixture_that_fails_after_the_test_fails_it(made: Made) -> None:
     assert tests.reason == "test_a.py::test_a: OSError: left over"
 
 
-def test_a_kernel_that_fails_everything_is_given_up_after_some(made: Made) -> None:
+def test_pytest_stops_after_max_failures(made: MakeChecks) -> None:
     _boot, tests = both(
         made("import pytest\n@pytest.mark.parametrize('n', range(99))\ndef test_a(n): assert 0\n")
     )
-    assert sum(test.state is State.FAILED for test in tests.tests) == guest_checks.MAX_FAILURES
+    assert sum(test.status is Status.FAILED for test in tests.tests) == guest_checks.MAX_FAILURES
     assert f"(and {guest_checks.MAX_FAILURES - 1} more)" in tests.reason
 
 
-def test_a_pytest_that_dies_is_a_failure_of_the_test_that_it_died_in(made: Made) -> None:
+def test_exit_of_pytest_fails_the_running_test(made: MakeChecks) -> None:
     _boot, tests = both(made("import os\ndef test_a(): os._exit(3)\n"))
-    assert tests.tests[-1].name == "test_a.py::test_a" and tests.tests[-1].state is State.FAILED
+    assert tests.tests[-1].name == "test_a.py::test_a" and tests.tests[-1].status is Status.FAILED
     assert tests.causes == {"test_a.py::test_a"}
 
 
-def test_tests_that_cannot_be_collected_are_a_boot_that_fails(made: Made) -> None:
-    boot = made("import nothing_of_this_name\n").boot(ROW)
+def test_collection_error_fails_the_boot_check(made: MakeChecks) -> None:
+    boot = made("import nothing_of_this_name\n").boot(PREFIX)
     assert boot.reason == "ModuleNotFoundError: No module named 'nothing_of_this_name'"
 
 
-def test_a_test_that_hangs_is_ended(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_test_is_stopped_at_the_limit(
+    made: MakeChecks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(guest_checks, "SILENCE_LIMIT", 2.0)
     _boot, tests = both(made("import time\ndef test_a(): time.sleep(60)\n"))
     assert tests.causes == {"test_a.py::test_a"}
-    assert "nothing was heard of test_a.py::test_a for 2 s" in tests.output
+    assert "no message from pytest for 2 s, in test_a.py::test_a" in tests.output
 
 
-def test_a_long_log_is_cut_and_says_so(made: Made) -> None:
+def test_long_log_is_truncated_with_a_note(made: MakeChecks) -> None:
     _boot, tests = both(made("def test_a(): pass\n"))
     log = tests.logs["guest-1-console.log"]
     assert log.startswith("[the first ") and "build/report/logs/01/guest-1-console.log]" in log
@@ -151,24 +152,24 @@ def on_interrupt() -> Iterator[Callable[[Any], object]]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interruption_ends_the_tests_that_are_under_way(
-    made: Made, on_interrupt: Callable[[Any], object]
+def test_interruption_stops_the_running_tests(
+    made: MakeChecks, on_interrupt: Callable[[Any], object]
 ) -> None:
     on_interrupt(signal.default_int_handler)
     runs = made("import time\ndef test_a(): time.sleep(60)\n")
-    assert runs.boot(ROW).passed
-    # Ctrl-C comes to the matrix alone.
+    assert runs.boot(PREFIX).passed
+    # Ctrl-C goes to the harness alone.
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        runs.tests(ROW)
+        runs.tests(PREFIX)
     runs.close()
     assert runs.runs[1].process.returncode is not None
     with pytest.raises(HarnessError, match="interrupted"):
-        runs.boot(ROW)
+        runs.boot(PREFIX)
 
 
-def test_the_tests_end_in_order_where_interrupts_are_ignored(
-    made: Made, on_interrupt: Callable[[Any], object], tmp_path: Path
+def test_tests_stop_cleanly_though_sigint_was_ignored(
+    made: MakeChecks, on_interrupt: Callable[[Any], object], tmp_path: Path
 ) -> None:
     on_interrupt(signal.SIG_IGN)
     os.mkfifo(tmp_path / "begun")
@@ -182,29 +183,29 @@ def test_a():
         pathlib.Path("ended").touch()
 """
     runs = made(text)
-    assert runs.boot(ROW).passed
+    assert runs.boot(PREFIX).passed
     assert select.select([begun], [], [], 30)[0], "the test has not begun"
     os.close(begun)
     runs.close()
     assert (tmp_path / "ended").exists()
 
 
-def test_rows_may_be_under_way_at_once(made: Made) -> None:
+def test_several_patches_may_be_tested_concurrently(made: MakeChecks) -> None:
     runs = made("import os\ndef test_a(): raise OSError(os.environ['FARWATCH_PATCHES'])\n")
-    rows = [Row(SERIES[:number], SERIES) for number in (0, 1, 2)]
-    assert [runs.boot(row).passed for row in rows] == [True] * 3
-    assert [runs.tests(row).reason for row in reversed(rows)] == [
+    prefixes = [Prefix(SERIES[:number], SERIES) for number in (0, 1, 2)]
+    assert [runs.boot(prefix).passed for prefix in prefixes] == [True] * 3
+    assert [runs.tests(prefix).reason for prefix in reversed(prefixes)] == [
         f"test_a.py::test_a: OSError: {number}" for number in (2, 1, 0)
     ]
 
 
-def test_the_boot_alone_can_be_asked_for(made: Made) -> None:
+def test_boot_test_can_run_alone(made: MakeChecks) -> None:
     made("def test_a(): assert 0\n")
-    runs = GuestRuns(paths.CHECKOUT / "series", lambda text: None, f"guest-tests/{BOOT_TEST}")
-    assert runs.boot(ROW).passed and runs.tests(ROW).passed
+    runs = GuestChecks(paths.CHECKOUT / "series", lambda text: None, f"guest-tests/{BOOT_TEST}")
+    assert runs.boot(PREFIX).passed and runs.tests(PREFIX).passed
 
 
-def test_tests_end_in_order_when_the_matrix_was_killed(made: Made, tmp_path: Path) -> None:
+def test_tests_stop_cleanly_when_the_harness_was_killed(made: MakeChecks, tmp_path: Path) -> None:
     text = """import pathlib, pytest
 @pytest.fixture(scope="session", autouse=True)
 def guest():
@@ -216,11 +217,11 @@ def test_a(n):
         ran.write("x")
 """
     runs = made(text)
-    assert runs.boot(ROW).passed
+    assert runs.boot(PREFIX).passed
     run = runs.runs[1]
     # What the end of the process does to the pipe.
     run.events.close()
     assert run.process.wait(30) != 0
     assert (tmp_path / "ended").exists()
     assert len((tmp_path / "ran").read_text()) < 5
-    assert "the matrix is gone" in run.log.read_text()
+    assert "the harness has ended" in run.log.read_text()

@@ -3,7 +3,7 @@
 
 import pytest
 from farwatch_harness.kernel.series import Patch, number_of
-from farwatch_harness.matrix.prefixes import Row, chosen, described, rows_of
+from farwatch_harness.matrix.prefixes import Prefix, chosen, select_prefixes, unchecked_result
 from farwatch_harness.util.errors import HarnessError
 
 MAIL = b"""From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
@@ -41,13 +41,17 @@ SERIES = (
 
 
 def test_the_base_comes_with_whatever_is_chosen() -> None:
-    assert [row.number for row in rows_of(SERIES, None)] == [0, 1, 2, 3, 4]
-    assert [row.number for row in rows_of(SERIES, "3")] == [0, 3]
-    assert [row.number for row in rows_of(SERIES, "1,3-4")] == [0, 1, 3, 4]
-    assert [row.number for row in rows_of(SERIES, "0-2")] == [0, 1, 2]
-    assert [row.number for row in rows_of(SERIES, "base")] == [0]
-    assert [row.number for row in rows_of(SERIES, "overflow, first-queue")] == [0, 1, 4]
-    assert [row.last for row in rows_of(SERIES, "3-4")] == [False, False, True]
+    assert [prefix.number for prefix in select_prefixes(SERIES, None)] == [0, 1, 2, 3, 4]
+    assert [prefix.number for prefix in select_prefixes(SERIES, "3")] == [0, 3]
+    assert [prefix.number for prefix in select_prefixes(SERIES, "1,3-4")] == [0, 1, 3, 4]
+    assert [prefix.number for prefix in select_prefixes(SERIES, "0-2")] == [0, 1, 2]
+    assert [prefix.number for prefix in select_prefixes(SERIES, "base")] == [0]
+    assert [prefix.number for prefix in select_prefixes(SERIES, "overflow, first-queue")] == [
+        0,
+        1,
+        4,
+    ]
+    assert [prefix.last for prefix in select_prefixes(SERIES, "3-4")] == [False, False, True]
 
 
 @pytest.mark.parametrize("choice", ["", "x", "5", "3-9", "4-3", "1-", "-1", "1;2", "oveflow"])
@@ -57,7 +61,7 @@ def test_what_names_no_patch_is_refused(choice: str) -> None:
 
 
 def test_a_patch_says_what_it_is() -> None:
-    result = described(Row(SERIES[:3], SERIES), "linux")
+    result = unchecked_result(Prefix(SERIES[:3], SERIES), "linux")
     assert (result.number, result.file, result.section) == (3, "0003-c.patch", "The series")
     assert result.subject == "FUSE: Add a thing whose name is so long that it goes on"
     assert (
@@ -68,7 +72,7 @@ def test_a_patch_says_what_it_is() -> None:
     assert result.diff.startswith(
         "diff --git a/fs/one.c b/fs/one.c\nindex"
     ) and result.diff.endswith("-a\n+b\n")
-    assert described(Row((), SERIES), "linux").subject == "The base: linux"
+    assert unchecked_result(Prefix((), SERIES), "linux").subject == "The base: linux"
 
 
 def test_patch_is_found_by_its_name() -> None:

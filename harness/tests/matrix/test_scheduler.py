@@ -1,40 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walk over the matrix: a broken patch makes its own cells red, blocks what needs them, and
-nothing else."""
+"""The scheduler: a broken patch fails its own checks, blocks the checks that need them, and nothing
+else."""
 
 import threading
 
 import pytest
 from farwatch_harness.kernel.series import Patch
-from farwatch_harness.matrix.check_outcome import Outcome, Step, failure
-from farwatch_harness.matrix.prefixes import Row
-from farwatch_harness.matrix.scheduler import AT_ONCE, IN_GUEST, Walk
-from farwatch_harness.results import Check, CheckName, PatchResult, State
+from farwatch_harness.matrix.check_outcome import CheckOutcome, CheckRunner, failure
+from farwatch_harness.matrix.prefixes import Prefix
+from farwatch_harness.matrix.scheduler import GUEST_CHECKS, MAX_GUESTS, Scheduler
+from farwatch_harness.results import CheckName, CheckResult, PatchResult, Status
 from farwatch_harness.util.errors import HarnessError
 
-SERIES = tuple(Patch(number, f"000{number}-patch.patch", b"") for number in (1, 2, 3, 4))
-ROWS = [Row(SERIES[:number], SERIES) for number in range(5)]
-LETTERS = {State.PASSED: "p", State.FAILED: "F", State.BLOCKED: "b", State.ABSENT: "."}
+SERIES = tuple(
+    Patch(number, f"000{number}-patch.patch", b"", name="patch") for number in (1, 2, 3, 4)
+)
+PREFIXES = [Prefix(SERIES[:number], SERIES) for number in range(5)]
+LETTERS = {Status.PASSED: "p", Status.FAILED: "F", Status.BLOCKED: "b", Status.SKIPPED: "."}
 
 
-class Witness:
-    """Remembers the last state of each row."""
+class RecordedProgress:
+    """Records the last result of each patch."""
 
     def __init__(self) -> None:
         self.results: dict[int, PatchResult] = {}
-        self.begun: list[tuple[int, CheckName]] = []
+        self.started: list[tuple[int, CheckName]] = []
 
-    def began(self, row: Row, name: CheckName) -> None:
-        self.begun.append((row.number, name))
+    def check_started(self, prefix: Prefix, name: CheckName) -> None:
+        self.started.append((prefix.number, name))
 
-    def ended(self, row: Row, check: Check, result: PatchResult, wall: float) -> None:
+    def check_finished(
+        self, prefix: Prefix, check: CheckResult, result: PatchResult, wall: float
+    ) -> None:
         assert result.checks[-1] == check
-        self.results[row.number] = result
+        self.results[prefix.number] = result
 
     def picture(self) -> list[str]:
-        """A row's cells as letters, in the order of CheckName."""
+        """Return each patch's results as letters, in the order of CheckName."""
         return [
-            "".join(LETTERS[check.state] for check in result.checks)
+            "".join(LETTERS[check.status] for check in result.checks)
             for result in self.results.values()
         ]
 
@@ -42,168 +46,170 @@ class Witness:
         return next(check.reason for check in self.results[number].checks if check.name is name)
 
 
-def from_row(first: int, outcome: Outcome, last: int = 99) -> Step:
-    """A check that passes but in the rows from `first` to `last`."""
-    return lambda row: outcome if first <= row.number <= last else Outcome()
+def from_prefix(first: int, outcome: CheckOutcome, last: int = 99) -> CheckRunner:
+    """Return a check with this outcome for the patches `first` to `last`; it passes for others."""
+    return lambda prefix: outcome if first <= prefix.number <= last else CheckOutcome()
 
 
-def walked(**steps: Step) -> Witness:
-    """The walk over all rows; checks that are not given pass."""
-    witness = Witness()
-    every: dict[CheckName, Step] = {
-        name: steps.get(name, lambda row: Outcome()) for name in CheckName
+def run_all(**runners: CheckRunner) -> RecordedProgress:
+    """Run all checks of all patches; a check that is not given passes."""
+    progress = RecordedProgress()
+    every: dict[CheckName, CheckRunner] = {
+        name: runners.get(name, lambda prefix: CheckOutcome()) for name in CheckName
     }
-    Walk(every, witness).over((row, PatchResult(row.number, row.title, "")) for row in ROWS)
-    return witness
+    Scheduler(every, progress).run(
+        (prefix, PatchResult(prefix.number, prefix.title, "")) for prefix in PREFIXES
+    )
+    return progress
 
 
-def test_all_is_asked_of_every_row_in_order() -> None:
-    witness = walked()
-    assert witness.picture() == ["pppppp"] * 5
-    on_host = [name for name in CheckName if name not in IN_GUEST]
-    assert [each for each in witness.begun if each[1] in on_host] == [
-        (row, name) for row in range(5) for name in on_host
+def test_every_patch_gets_every_check_in_order() -> None:
+    progress = run_all()
+    assert progress.picture() == ["pppppp"] * 5
+    on_host = [name for name in CheckName if name not in GUEST_CHECKS]
+    assert [each for each in progress.started if each[1] in on_host] == [
+        (prefix, name) for prefix in range(5) for name in on_host
     ]
-    for row in range(5):
-        assert [name for number, name in witness.begun if number == row] == list(CheckName)
+    for prefix in range(5):
+        assert [name for number, name in progress.started if number == prefix] == list(CheckName)
 
 
-def test_a_compile_error_blocks_what_needs_the_kernel_and_later_rows_only_while_it_lasts() -> None:
-    witness = walked(build=from_row(2, failure("fs/fuse/dev.c:3: error: no"), last=3))
-    assert witness.picture() == ["pppppp", "pppppp", "ppFbbb", "ppbbbb", "pppppp"]
-    assert witness.reason(2, CheckName.BUILD) == "fs/fuse/dev.c:3: error: no"
-    assert witness.reason(2, CheckName.BOOT) == "needs build"
-    assert witness.reason(2, CheckName.TESTS) == "needs boot"
-    assert witness.reason(3, CheckName.BUILD) == "since 0002-patch: fs/fuse/dev.c:3: error: no"
+def test_compile_error_blocks_dependent_checks_and_later_patches_until_fixed() -> None:
+    progress = run_all(build=from_prefix(2, failure("fs/fuse/dev.c:3: error: no"), last=3))
+    assert progress.picture() == ["pppppp", "pppppp", "ppFbbb", "ppbbbb", "pppppp"]
+    assert progress.reason(2, CheckName.BUILD) == "fs/fuse/dev.c:3: error: no"
+    assert progress.reason(2, CheckName.BOOT) == "needs build"
+    assert progress.reason(2, CheckName.TESTS) == "needs boot"
+    assert progress.reason(3, CheckName.BUILD) == "since 0002 patch: fs/fuse/dev.c:3: error: no"
 
 
-def test_a_checkpatch_error_makes_one_cell_red() -> None:
-    witness = walked(checkpatch=from_row(3, failure("ERROR: trailing whitespace"), last=3))
-    assert witness.picture() == ["pppppp", "pppppp", "pppppp", "pFpppp", "pppppp"]
+def test_checkpatch_error_fails_one_check() -> None:
+    progress = run_all(checkpatch=from_prefix(3, failure("ERROR: trailing whitespace"), last=3))
+    assert progress.picture() == ["pppppp", "pppppp", "pppppp", "pFpppp", "pppppp"]
 
 
-def test_a_kernel_with_a_new_warning_is_booted_and_tested_all_the_same() -> None:
-    outcome = Outcome("warning: new", causes=frozenset({"new"}))
-    assert walked(build=from_row(4, outcome)).picture()[4] == "ppFppp"
+def test_kernel_with_new_warning_is_booted_and_tested() -> None:
+    outcome = CheckOutcome("warning: new", causes=frozenset({"new"}))
+    assert run_all(build=from_prefix(4, outcome)).picture()[4] == "ppFppp"
 
 
-def test_a_patch_that_does_not_apply_blocks_all_that_follows() -> None:
-    witness = walked(apply=from_row(2, failure("Hunk #1 FAILED")))
-    assert witness.picture() == ["pppppp", "pppppp", "Fpbbbb", "bbbbbb", "bbbbbb"]
-    assert witness.reason(4, CheckName.TESTS) == "0002-patch does not apply"
-    assert (3, CheckName.APPLY) not in witness.begun
+def test_patch_that_does_not_apply_blocks_all_later_patches() -> None:
+    progress = run_all(apply=from_prefix(2, failure("Hunk #1 FAILED")))
+    assert progress.picture() == ["pppppp", "pppppp", "Fpbbbb", "bbbbbb", "bbbbbb"]
+    assert progress.reason(4, CheckName.TESTS) == "0002 patch does not apply"
+    assert (3, CheckName.APPLY) not in progress.started
 
 
-def test_tests_that_fail_on_are_the_first_patch_s_and_another_one_is_its_own() -> None:
-    def tests(row: Row) -> Outcome:
-        failing = {1: {"a"}, 2: {"a"}, 3: {"a", "b"}, 4: {"b"}}.get(row.number, set())
-        return Outcome("some fail" if failing else "", causes=frozenset(failing))
+def test_failure_is_attributed_to_the_patch_that_introduced_it() -> None:
+    def tests(prefix: Prefix) -> CheckOutcome:
+        failing = {1: {"a"}, 2: {"a"}, 3: {"a", "b"}, 4: {"b"}}.get(prefix.number, set())
+        return CheckOutcome("some fail" if failing else "", causes=frozenset(failing))
 
-    witness = walked(tests=tests)
-    assert [picture[5] for picture in witness.picture()] == ["p", "F", "b", "F", "b"]
-    assert witness.reason(4, CheckName.TESTS).startswith("since 0003-patch: ")
-
-
-def test_what_fails_again_after_it_was_well_is_red_again() -> None:
-    def boot(row: Row) -> Outcome:
-        return failure("panic") if row.number in (1, 3) else Outcome()
-
-    assert [picture[4] for picture in walked(boot=boot).picture()] == ["p", "F", "p", "F", "p"]
+    progress = run_all(tests=tests)
+    assert [picture[5] for picture in progress.picture()] == ["p", "F", "b", "F", "b"]
+    assert progress.reason(4, CheckName.TESTS).startswith("since 0003 patch: ")
 
 
-def test_a_check_that_cannot_be_done_fails_with_one_line() -> None:
-    def sparse(row: Row) -> Outcome:
+def test_failure_that_returns_after_a_pass_is_failed_again() -> None:
+    def boot(prefix: Prefix) -> CheckOutcome:
+        return failure("panic") if prefix.number in (1, 3) else CheckOutcome()
+
+    assert [picture[4] for picture in run_all(boot=boot).picture()] == ["p", "F", "p", "F", "p"]
+
+
+def test_check_that_cannot_run_fails_with_one_line() -> None:
+    def sparse(prefix: Prefix) -> CheckOutcome:
         raise HarnessError("sparse is not installed\nand more")
 
-    witness = walked(sparse=sparse)
-    assert [picture[3] for picture in witness.picture()] == ["F", "b", "b", "b", "b"]
-    assert witness.reason(0, CheckName.SPARSE) == "sparse is not installed"
+    progress = run_all(sparse=sparse)
+    assert [picture[3] for picture in progress.picture()] == ["F", "b", "b", "b", "b"]
+    assert progress.reason(0, CheckName.SPARSE) == "sparse is not installed"
 
 
 def test_a_check_that_is_not_asked_for_is_absent() -> None:
-    witness = Witness()
-    row, steps = ROWS[1], {CheckName.BUILD: from_row(0, Outcome(seconds=7.0))}
-    Walk(steps, witness).over([(row, PatchResult(1, "", ""))])
-    assert witness.picture() == ["..p..."]
-    assert witness.results[1].checks[2].seconds == 7.0
+    progress = RecordedProgress()
+    prefix, runners = PREFIXES[1], {CheckName.BUILD: from_prefix(0, CheckOutcome(seconds=7.0))}
+    Scheduler(runners, progress).run([(prefix, PatchResult(1, "", ""))])
+    assert progress.picture() == ["..p..."]
+    assert progress.results[1].checks[2].seconds == 7.0
 
 
-def test_guests_of_two_rows_run_at_once_and_no_more() -> None:
+def test_guests_of_at_most_two_patches_run_concurrently() -> None:
     running, most = 0, 0
-    both = threading.Barrier(AT_ONCE)
+    both = threading.Barrier(MAX_GUESTS)
     one_more = threading.Event()
     lock = threading.Lock()
 
-    def tests(row: Row) -> Outcome:
+    def tests(prefix: Prefix) -> CheckOutcome:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-            if running > AT_ONCE:
+            if running > MAX_GUESTS:
                 one_more.set()
-        if row.last or row.number < AT_ONCE - 1:
+        if prefix.last or prefix.number < MAX_GUESTS - 1:
             both.wait(10)
             # Time enough for another to come, if it may.
             one_more.wait(0.3)
         with lock:
             running -= 1
-        return Outcome()
+        return CheckOutcome()
 
-    assert walked(tests=tests).picture() == ["pppppp"] * 5
-    assert most == AT_ONCE
+    assert run_all(tests=tests).picture() == ["pppppp"] * 5
+    assert most == MAX_GUESTS
 
 
-def test_the_whole_series_has_its_guest_first_and_its_answers_last() -> None:
-    witness = walked()
-    assert next(number for number, name in witness.begun if name is CheckName.BOOT) == 4
-    assert list(witness.results) == [0, 1, 2, 3, 4]
+def test_whole_series_boots_first_and_reports_last() -> None:
+    progress = run_all()
+    assert next(number for number, name in progress.started if name is CheckName.BOOT) == 4
+    assert list(progress.results) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("hard", "order"), [(True, "b0 t0 b1 t1 b2 t2"), (False, "b0 b1 b2 t0 t1 t2")]
 )
-def test_rows_are_tested_before_hard_work_for_the_next_and_else_together(
-    hard: bool, order: str
-) -> None:
-    ended: list[str] = []
+def test_guests_finish_before_the_next_kernel_is_built(hard: bool, order: str) -> None:
+    order_seen: list[str] = []
 
-    def step(letter: str) -> Step:
-        def run(row: Row) -> Outcome:
-            ended.append(f"{letter}{row.number}")
-            return Outcome()
+    def step(letter: str) -> CheckRunner:
+        def run(prefix: Prefix) -> CheckOutcome:
+            order_seen.append(f"{letter}{prefix.number}")
+            return CheckOutcome()
 
         return run
 
-    steps: dict[CheckName, Step] = {CheckName.BUILD: step("b"), CheckName.TESTS: step("t")}
-    rows = [(row, PatchResult(row.number, "", "")) for row in ROWS[:3]]
-    Walk(steps, Witness(), lambda row: hard).over(rows)
+    runners: dict[CheckName, CheckRunner] = {CheckName.BUILD: step("b"), CheckName.TESTS: step("t")}
+    prefixes = [(prefix, PatchResult(prefix.number, "", "")) for prefix in PREFIXES[:3]]
+    Scheduler(runners, RecordedProgress(), lambda prefix: hard).run(prefixes)
     # Guests that run at once may end in any order.
-    assert (ended if hard else [*ended[:3], *sorted(ended[3:])]) == order.split()
+    assert (order_seen if hard else [*order_seen[:3], *sorted(order_seen[3:])]) == order.split()
 
 
 @pytest.mark.parametrize("stop", range(8))
-def test_a_walk_that_ends_anywhere_has_told_all_that_it_found(stop: int) -> None:
-    witness = Witness()
+def test_interrupted_run_has_reported_all_its_results(stop: int) -> None:
+    progress = RecordedProgress()
     left = stop
 
-    def step(row: Row) -> Outcome:
+    def step(prefix: Prefix) -> CheckOutcome:
         nonlocal left
         if not left:
             raise KeyboardInterrupt
         left -= 1
-        return Outcome()
+        return CheckOutcome()
 
-    steps: dict[CheckName, Step] = dict.fromkeys(
+    runners: dict[CheckName, CheckRunner] = dict.fromkeys(
         (CheckName.APPLY, CheckName.CHECKPATCH, CheckName.BUILD), step
     )
     with pytest.raises(KeyboardInterrupt):
-        Walk(steps, witness).over((row, PatchResult(row.number, "", "")) for row in ROWS)
-    assert sum(picture.count("p") for picture in witness.picture()) == stop
+        Scheduler(runners, progress).run(
+            (prefix, PatchResult(prefix.number, "", "")) for prefix in PREFIXES
+        )
+    assert sum(picture.count("p") for picture in progress.picture()) == stop
 
 
-def test_an_interruption_of_a_guest_ends_the_walk() -> None:
-    def boot(row: Row) -> Outcome:
+def test_interruption_in_a_guest_ends_the_run() -> None:
+    def boot(prefix: Prefix) -> CheckOutcome:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        walked(boot=boot)
+        run_all(boot=boot)

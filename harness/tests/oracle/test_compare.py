@@ -15,20 +15,27 @@ import pytest
 from farwatch_harness.oracle.compare import (
     KNOWN_DIFFERENCES,
     Comparison,
+    EventLog,
     HostWatch,
     In,
-    Side,
-    Told,
+    ObservedEvent,
+    coalesced,
     compare_in_the_guest,
     compare_on_the_host,
-    merged,
-    told,
+    normalize,
     watches,
 )
-from farwatch_harness.oracle.operations import KINDS, NAMES, TREE, choices, perform, random_script
-from farwatch_harness.oracle.script_runners import GuestPerformers, HostPerformers
+from farwatch_harness.oracle.operations import (
+    INITIAL_FILES,
+    KINDS,
+    NAMES,
+    choices,
+    perform,
+    random_script,
+)
+from farwatch_harness.oracle.script_runners import GuestScriptRunners, HostScriptRunners
 from farwatch_harness.util import paths
-from farwatch_harness.vm.guest_client import Event, Guest
+from farwatch_harness.vm.guest_client import Guest, InotifyEvent
 from farwatch_harness.vm.testbed import Share
 
 
@@ -54,7 +61,7 @@ def here() -> Iterator[Guest]:
 def tree_after(base: Path, *script: list[str]) -> set[str]:
     """The names below the base after TREE and the script."""
     base.mkdir()
-    for operation in [*TREE, *script]:
+    for operation in [*INITIAL_FILES, *script]:
         perform(str(base), operation)
     return tree_of(base)
 
@@ -109,42 +116,42 @@ def test_random_scripts_do_something_of_each_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("watch", HostWatch)
 def test_the_host_agrees_with_itself(here: Guest, tmp_path: Path, watch: HostWatch) -> None:
-    lanes = [random_script(random.Random(f"{watch}{lane}"), 60) for lane in range(3)]
+    threads = [random_script(random.Random(f"{watch}{thread}"), 60) for thread in range(3)]
     share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
-    with contextlib.closing(HostPerformers(3)) as several:
-        result = compare_on_the_host(here, share, tmp_path / "twin", lanes, several, watch)
+    with contextlib.closing(HostScriptRunners(3)) as several:
+        result = compare_on_the_host(here, share, tmp_path / "twin", threads, several, watch)
     assert not result.difference(), result.difference()
     assert len(result.native) > 50
 
 
 def test_the_guests_half_agrees_with_itself(here: Guest, tmp_path: Path) -> None:
-    lanes = [random_script(random.Random(lane), 60) for lane in range(3)]
+    threads = [random_script(random.Random(thread), 60) for thread in range(3)]
     share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
-    with contextlib.closing(GuestPerformers(here, 3)) as several:
+    with contextlib.closing(GuestScriptRunners(here, 3)) as several:
         result = compare_in_the_guest(
-            here, share, PurePosixPath(tmp_path / "local"), lanes, several
+            here, share, PurePosixPath(tmp_path / "local"), threads, several
         )
     assert not result.difference(), result.difference()
     assert len(result.native) > 50
 
 
 def test_a_round_is_all_or_one_operation_of_each_lane() -> None:
-    lanes = [[["read", "a"], ["read", "b"]], [["read", "c"]]]
-    assert HostWatch.INOTIFY.rounds(lanes) == [lanes]
-    assert HostWatch.FANOTIFY.rounds(lanes) == [
+    threads = [[["read", "a"], ["read", "b"]], [["read", "c"]]]
+    assert HostWatch.INOTIFY.rounds(threads) == [threads]
+    assert HostWatch.FANOTIFY.rounds(threads) == [
         [[["read", "a"]], [["read", "c"]]],
         [[["read", "b"]], []],
     ]
 
 
-def event(wd: int, mask: In, name: str = "", cookie: int = 0) -> Event:
-    return Event(wd, int(mask), cookie, name, 0.0)
+def event(wd: int, mask: In, name: str = "", cookie: int = 0) -> InotifyEvent:
+    return InotifyEvent(wd, int(mask), cookie, name, 0.0)
 
 
 def test_what_repeats_is_told_once_and_what_comes_between_is_kept() -> None:
     modify, attrib = event(1, In.MODIFY, "x"), event(1, In.ATTRIB, "x")
-    story = told([modify, modify, attrib, modify], {1: "."})
-    assert [one.what for one in story] == [In.MODIFY, In.ATTRIB, In.MODIFY]
+    events_seen = normalize([modify, modify, attrib, modify], {1: "."})
+    assert [one.what for one in events_seen] == [In.MODIFY, In.ATTRIB, In.MODIFY]
 
 
 def test_moves_are_numbered_and_unnamed_files_are_alike() -> None:
@@ -153,10 +160,10 @@ def test_moves_are_numbered_and_unnamed_files_are_alike() -> None:
         event(1, In.MOVED_TO, "b", 77),
         event(1, In.OPEN, "#4711"),
     ]
-    assert told(events, {1: "."}) == [
-        Told(".", In.MOVED_FROM, "a", 1),
-        Told(".", In.MOVED_TO, "b", 1),
-        Told(".", In.OPEN, "#"),
+    assert normalize(events, {1: "."}) == [
+        ObservedEvent(".", In.MOVED_FROM, "a", 1),
+        ObservedEvent(".", In.MOVED_TO, "b", 1),
+        ObservedEvent(".", In.OPEN, "#"),
     ]
 
 
@@ -164,25 +171,25 @@ def test_the_order_counts_within_a_lane_and_not_between_lanes() -> None:
     wds = {path: wd for wd, (path, _mask) in enumerate(watches(2), 1)}
     first, second = event(wds["0/d"], In.CREATE, "x"), event(wds["1/d"], In.CREATE, "y")
     third = event(wds["1/d"], In.DELETE, "y")
-    stories = []
+    by_thread = []
     for events in ([first, second, third], [second, third, first], [third, second, first]):
-        side = Side(list(wds.values()), 2)
+        side = EventLog(list(wds.values()), 2)
         side.take(events)
-        stories.append(side.story)
-    assert stories[0] == stories[1] != stories[2]
+        by_thread.append(side.events_seen)
+    assert by_thread[0] == by_thread[1] != by_thread[2]
 
 
 def test_an_overflow_is_told_in_each_lane() -> None:
-    side = Side(range(1, 1 + len(watches(2))), 2)
+    side = EventLog(range(1, 1 + len(watches(2))), 2)
     side.take([event(-1, In.Q_OVERFLOW)])
-    assert [one.what for one in side.story] == [In.Q_OVERFLOW] * 2
+    assert [one.what for one in side.events_seen] == [In.Q_OVERFLOW] * 2
 
 
 @pytest.mark.parametrize(
-    "guest", [[], [Told(".", In.CREATE, "a")] * 2, [Told(".", In.DELETE, "a")]]
+    "guest", [[], [ObservedEvent(".", In.CREATE, "a")] * 2, [ObservedEvent(".", In.DELETE, "a")]]
 )
-def test_a_lost_a_second_and_another_event_are_differences(guest: list[Told]) -> None:
-    native = [Told(".", In.CREATE, "a")]
+def test_a_lost_a_second_and_another_event_are_differences(guest: list[ObservedEvent]) -> None:
+    native = [ObservedEvent(".", In.CREATE, "a")]
     assert Comparison(native, native).difference() == ""
     assert "part at event" in Comparison(native, guest).difference()
 
@@ -201,18 +208,18 @@ def test_documented_differences_are_those_that_the_oracle_knows() -> None:
 
 def test_only_what_is_known_to_differ_is_taken_as_equal() -> None:
     opened, written, closed = (
-        Told("d", what, "f") for what in (In.OPEN, In.MODIFY, In.CLOSE_WRITE)
+        ObservedEvent("d", what, "f") for what in (In.OPEN, In.MODIFY, In.CLOSE_WRITE)
     )
-    made = Told("d", In.CREATE, "n")
+    made = ObservedEvent("d", In.CREATE, "n")
     # fanotify: what happens to one object comes together, each once ...
-    assert merged([opened, made, written, closed]) == merged([opened, written, closed, made])
-    assert merged([opened, written, opened]) == merged([opened, written])
+    assert coalesced([opened, made, written, closed]) == coalesced([opened, written, closed, made])
+    assert coalesced([opened, written, opened]) == coalesced([opened, written])
     # ... but nothing is missing, nothing of another object moves, and no rename does.
-    assert merged([opened, written, closed]) != merged([opened, closed])
-    assert merged([made, opened]) != merged([opened, made])
+    assert coalesced([opened, written, closed]) != coalesced([opened, closed])
+    assert coalesced([made, opened]) != coalesced([opened, made])
     moves = [
-        Told("d", In.MOVED_FROM, "f", 1),
-        Told("d", In.MOVED_TO, "g", 1),
-        Told("d", In.MOVED_FROM, "f", 2),
+        ObservedEvent("d", In.MOVED_FROM, "f", 1),
+        ObservedEvent("d", In.MOVED_TO, "g", 1),
+        ObservedEvent("d", In.MOVED_FROM, "f", 2),
     ]
-    assert merged([opened, *moves, closed])[-3:] == moves
+    assert coalesced([opened, *moves, closed])[-3:] == moves

@@ -15,7 +15,7 @@ from farwatch_harness import cli, report, results
 from farwatch_harness.bench import bench_report
 from farwatch_harness.bench import run as bench_run
 from farwatch_harness.report import benchmark, diff, events, junit, ktap, message, page, plots, text
-from farwatch_harness.results import Check, CheckName, Run, State, TestResult
+from farwatch_harness.results import CheckName, CheckResult, Run, Status, TestResult
 from farwatch_harness.util.errors import HarnessError
 from farwatchd.wire.fsnotify import Event
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -48,7 +48,7 @@ def test_escape_sequences_go_and_control_characters_are_seen() -> None:
 def test_every_string_of_a_run_is_made_harmless() -> None:
     run = text.harmless(records.hostile())
     assert "\x1b" not in json.dumps(dataclasses.asdict(run), ensure_ascii=False)
-    assert run.patches[1].checks[2].state is State.FAILED
+    assert run.patches[1].checks[2].status is Status.FAILED
     assert run.patches[0] == records.hostile().patches[0]
 
 
@@ -126,22 +126,22 @@ def test_the_table_of_events_has_each_bit_of_the_wire_once() -> None:
     }
 
 
-def test_the_verdict_names_the_worst_state_and_its_patches() -> None:
-    def verdict(run: Run) -> tuple[State, str]:
-        return page.verdict([page.row_of(patch) for patch in run.patches])
+def test_page_starts_with_the_worst_status_and_its_patches() -> None:
+    def overall(run: Run) -> tuple[Status, str]:
+        return page.overall_result([page.row_of(patch) for patch in run.patches])
 
-    assert verdict(records.green()) == (State.PASSED, "Passed: base to 0003")
-    assert verdict(records.build_error()) == (State.FAILED, "Failed: 0001")
+    assert overall(records.green()) == (Status.PASSED, "Passed: base to 0003")
+    assert overall(records.build_error()) == (Status.FAILED, "Failed: 0001")
     blocked = dataclasses.replace(records.patch(1), checks=records.checks(boot=records.blocked()))
-    assert verdict(records.with_patch(records.green(), blocked)) == (
-        State.BLOCKED,
-        "Not all was run: 0001",
+    assert overall(records.with_patch(records.green(), blocked)) == (
+        Status.BLOCKED,
+        "Incomplete: 0001",
     )
     without = dataclasses.replace(
         records.green(), patches=tuple(records.patch(number) for number in (0, 1, 3))
     )
-    assert verdict(without) == (State.PASSED, "Passed: base, 0001, 0003")
-    assert verdict(dataclasses.replace(without, patches=())) == (State.ABSENT, "Nothing was run")
+    assert overall(without) == (Status.PASSED, "Passed: base, 0001, 0003")
+    assert overall(dataclasses.replace(without, patches=())) == (Status.SKIPPED, "No check ran")
 
 
 def test_scales_begin_and_end_at_round_numbers() -> None:
@@ -183,11 +183,13 @@ def read_junit(run: Run) -> list[TestSuite]:
     return list(found)
 
 
-def state_of(case: TestCase) -> State:
+def state_of(case: TestCase) -> Status:
     if any(isinstance(entry, Failure) for entry in case.result):
-        return State.FAILED
+        return Status.FAILED
     return (
-        State.BLOCKED if any(isinstance(entry, Skipped) for entry in case.result) else State.PASSED
+        Status.BLOCKED
+        if any(isinstance(entry, Skipped) for entry in case.result)
+        else Status.PASSED
     )
 
 
@@ -197,20 +199,20 @@ def test_junit_has_a_suite_for_each_patch_with_its_checks_and_tests(make: Make) 
     suites = read_junit(make())
     assert [suite.name for suite in suites] == [junit.title(patch) for patch in run.patches]
     for suite, patch in zip(suites, run.patches, strict=True):
-        asked: list[Check | TestResult] = [
-            check for check in patch.checks if check.state is not State.ABSENT
+        asked: list[CheckResult | TestResult] = [
+            check for check in patch.checks if check.status is not Status.SKIPPED
         ]
         asked += patch.tests
         assert [(case.name, state_of(case)) for case in suite] == [
-            (each.name, each.state) for each in asked
+            (each.name, each.status) for each in asked
         ]
-        states = [each.state for each in asked]
+        statuses = [each.status for each in asked]
         assert (suite.tests, suite.failures, suite.errors) == (
             len(asked),
-            states.count(State.FAILED),
+            statuses.count(Status.FAILED),
             0,
         )
-        assert suite.skipped == states.count(State.BLOCKED)
+        assert suite.skipped == statuses.count(Status.BLOCKED)
         assert suite.time == pytest.approx(sum(check.seconds for check in patch.checks))
 
 
@@ -287,20 +289,20 @@ def test_ktap_nests_patches_checks_and_tests(make: Make) -> None:
     for line, patch in zip(ktap_of(make()), run.patches, strict=True):
         assert line.name == ktap.plain(junit.title(patch))
         assert line.ok is not bool(patch.failed)
-        asked = [check for check in patch.checks if check.state is not State.ABSENT]
+        asked = [check for check in patch.checks if check.status is not Status.SKIPPED]
         expected = [
-            (check.name, check.state is not State.FAILED, check.state is State.BLOCKED)
+            (check.name, check.status is not Status.FAILED, check.status is Status.BLOCKED)
             for check in asked
         ]
         assert [(each.name, each.ok, each.skipped) for each in line.parts] == expected
         for each, check in zip(line.parts, asked, strict=True):
             below = (
                 patch.tests
-                if check.name is CheckName.TESTS and check.state is not State.BLOCKED
+                if check.name is CheckName.TESTS and check.status is not Status.BLOCKED
                 else ()
             )
             assert [(part.name, part.ok) for part in each.parts] == [
-                (ktap.plain(test.name), test.state is State.PASSED) for test in below
+                (ktap.plain(test.name), test.status is Status.PASSED) for test in below
             ]
 
 
@@ -383,7 +385,7 @@ def test_results_of_parts_are_merged_and_kept(checkout: Path) -> None:
 def test_what_cannot_be_read_is_said_in_a_line(
     checkout: Path, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
-    (checkout / "broken.json").write_text('{"schema": 1}')
+    (checkout / "broken.json").write_text('{"schema": 2}')
     words = ["--merge", str(checkout / "broken.json")] if broken == "merged" else []
     if broken == "bench":
         results.save(records.green(), checkout / "report" / "results.json")
@@ -400,10 +402,10 @@ def test_what_cannot_be_read_is_said_in_a_line(
 @pytest.mark.parametrize(
     "path, value",
     [
-        ("facts", ["a"]),
+        ("environment", ["a"]),
         ("finished", 5),
         ("patches.1.number", "1"),
-        ("patches.1.checks.0.state", "green"),
+        ("patches.1.checks.0.status", "green"),
         ("patches.1.checks.0.seconds", "long"),
         ("patches.1.tests.0.patch", True),
         ("patches", 3),
@@ -439,6 +441,6 @@ def test_what_was_not_asked_for_is_absent() -> None:
     assert list(read_junit(run)[2]) == []
     assert ktap_of(run)[2].skipped
     absent = dataclasses.replace(
-        records.patch(2), checks=(Check(CheckName.BUILD, State.ABSENT),), tests=()
+        records.patch(2), checks=(CheckResult(CheckName.BUILD, Status.SKIPPED),), tests=()
     )
     assert ktap_of(records.with_patch(run, absent))[2].parts == []

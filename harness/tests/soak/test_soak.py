@@ -12,34 +12,41 @@ from pathlib import Path, PurePosixPath
 from random import Random
 
 import pytest
-from farwatch_harness.oracle.native_inotify import In, Native
+from farwatch_harness.oracle.native_inotify import In, NativeInotify
 from farwatch_harness.oracle.operations import perform
 from farwatch_harness.soak.load import Load
-from farwatch_harness.soak.result import MAX_MEMORY_GROWTH, Found, Sample, faults, growth, summary
+from farwatch_harness.soak.result import (
+    MAX_MEMORY_GROWTH,
+    ResourceSample,
+    StressResult,
+    faults,
+    growth,
+    summary,
+)
 from farwatch_harness.soak.run import add_options, plan_of
 from farwatch_harness.soak.stream import ALL, MARKER, Account, Judge, Kind, Tally, burst, mask_of
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Event, Guest
+from farwatch_harness.vm.guest_client import Guest, InotifyEvent
 from farwatch_harness.vm.testbed import Share
 
 MIB = 1024 * 1024
 
 
-def stream(first: int, count: int, kinds: Sequence[Kind] = ALL) -> list[Event]:
+def stream(first: int, count: int, kinds: Sequence[Kind] = ALL) -> list[InotifyEvent]:
     """What a watch is told of so many files."""
     return [
-        Event(1, int(kind.event), 0, f"{kind.letter}{number}", 0.0)
+        InotifyEvent(1, int(kind.event), 0, f"{kind.letter}{number}", 0.0)
         for number in range(first, first + count)
         for kind in kinds
     ]
 
 
-def marker(number: int) -> Event:
-    return Event(1, int(In.CREATE), 0, f"{MARKER}{number}", 0.0)
+def marker(number: int) -> InotifyEvent:
+    return InotifyEvent(1, int(In.CREATE), 0, f"{MARKER}{number}", 0.0)
 
 
-def judged(events: Sequence[Event], kinds: Sequence[Kind] = ALL, sure: int = 0) -> Tally:
+def judged(events: Sequence[InotifyEvent], kinds: Sequence[Kind] = ALL, sure: int = 0) -> Tally:
     judge = Judge(sure, kinds)
     for event in events:
         judge.see(event)
@@ -100,7 +107,7 @@ def test_what_is_wrong_is_told_in_words() -> None:
 
 
 def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
-    assert judged([Event(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
+    assert judged([InotifyEvent(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
     for mask, name in (
         (In.MODIFY, "f1"),
         (In.CREATE, "x1"),
@@ -108,12 +115,12 @@ def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
         (In.IGNORED, ""),
         (In.CREATE, "f"),
     ):
-        assert judged([Event(1, int(mask), 0, name, 0.0)]).strange == 1
+        assert judged([InotifyEvent(1, int(mask), 0, name, 0.0)]).strange == 1
 
 
 def test_native_inotify_is_judged_clean(tmp_path: Path) -> None:
     judge = Judge(100)
-    with Native() as native:
+    with NativeInotify() as native:
         native.add(tmp_path, mask_of(ALL))
         for operation in burst(100, 50):
             assert perform(str(tmp_path), operation)
@@ -122,11 +129,11 @@ def test_native_inotify_is_judged_clean(tmp_path: Path) -> None:
     assert markers[-1] == f"{MARKER}150"
 
 
-def sample(descriptors: int = 20, memory: int = 20 * MIB, watches: int = 0) -> Sample:
-    return Sample(descriptors, memory, watches)
+def sample(descriptors: int = 20, memory: int = 20 * MIB, watches: int = 0) -> ResourceSample:
+    return ResourceSample(descriptors, memory, watches)
 
 
-GOOD = Found(
+GOOD = StressResult(
     steady=Tally(3, 1000),
     passing=Tally(50, 500),
     scripts=10,

@@ -9,7 +9,7 @@ from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.operations import OPERATIONS, Rate
 from farwatch_harness.bench.synthetic import Served
 from farwatch_harness.bench.watches import WatchCost
-from farwatch_harness.results import Check, CheckName, PatchResult, Run, State, TestResult
+from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, Status, TestResult
 
 MESSAGE = """\
 A file system whose files change on a server has to know what its users
@@ -56,10 +56,10 @@ HOSTILE = (
 )
 
 
-def checks(**changed: Check) -> tuple[Check, ...]:
+def checks(**changed: CheckResult) -> tuple[CheckResult, ...]:
     """All checks, green but for the changed ones."""
     found = {
-        name: Check(name, State.PASSED, 2.5 + number, "", f"{name} says\nok\n")
+        name: CheckResult(name, Status.PASSED, 2.5 + number, "", f"{name} says\nok\n")
         for number, name in enumerate(CheckName)
     }
     return tuple(
@@ -67,36 +67,40 @@ def checks(**changed: Check) -> tuple[Check, ...]:
     )
 
 
-def failed(reason: str, output: str = "") -> Check:
+def failed(reason: str, output: str = "") -> CheckResult:
     """A red check, for checks()."""
-    return Check(CheckName.APPLY, State.FAILED, 1.0, reason, output)
+    return CheckResult(CheckName.APPLY, Status.FAILED, 1.0, reason, output)
 
 
-def blocked(reason: str = "") -> Check:
+def blocked(reason: str = "") -> CheckResult:
     """A check that could not be run, for checks()."""
-    return Check(CheckName.APPLY, State.BLOCKED, 0.0, reason)
+    return CheckResult(CheckName.APPLY, Status.BLOCKED, 0.0, reason)
 
 
 def tests(number: int) -> tuple[TestResult, ...]:
     """The tests that run on the kernel of a patch: one of each patch up to it, and a second one of
     its own."""
     found = [
-        TestResult(f"test_host.py::test_of_{patch}", patch, State.PASSED, 0.25)
+        TestResult(f"test_host.py::test_of_{patch}", patch, Status.PASSED, 0.25)
         for patch in range(number + 1)
     ]
-    return (*found, TestResult("test_host.py::test_again", number, State.PASSED, 61.5))
+    return (*found, TestResult("test_host.py::test_again", number, Status.PASSED, 61.5))
 
 
 def patch(number: int) -> PatchResult:
     """A green patch; 0 is the base."""
     if not number:
         return PatchResult(
-            0, "", "Linux 6.12", checks=checks(checkpatch=Check(CheckName.APPLY, State.ABSENT))
+            0,
+            "",
+            "Linux 6.12",
+            checks=checks(checkpatch=CheckResult(CheckName.APPLY, Status.SKIPPED)),
         )
     return PatchResult(
         number=number,
         file=f"{number:04}-fuse-Add-part-{number}.patch",
         subject=f"fuse: Add part #{number}",
+        name=f"part-{number}",
         section=SECTIONS[number],
         message=MESSAGE,
         diffstat=DIFFSTAT,
@@ -109,9 +113,13 @@ def patch(number: int) -> PatchResult:
 
 def green() -> Run:
     """A run in which everything passed: the base and three patches."""
-    facts = {"machine": "2 x CPU", "accelerator": "tcg", "QEMU": "QEMU emulator version 11.1.3"}
+    environment = {
+        "machine": "2 x CPU",
+        "accelerator": "tcg",
+        "QEMU": "QEMU emulator version 11.1.3",
+    }
     patches = tuple(patch(number) for number in range(4))
-    return Run("2026-11-24T12:00:00+00:00", "2026-11-24T12:31:05+00:00", facts, patches)
+    return Run("2026-11-24T12:00:00+00:00", "2026-11-24T12:31:05+00:00", environment, patches)
 
 
 def with_patch(run: Run, changed: PatchResult) -> Run:
@@ -148,7 +156,7 @@ def lost_event() -> Run:
     )
     found = tuple(
         (
-            replace(test, state=State.FAILED, output=output)
+            replace(test, status=Status.FAILED, output=output)
             if test.patch == 1
             else replace(test, output="well\n")
         )
@@ -161,7 +169,7 @@ def lost_event() -> Run:
 def hostile() -> Run:
     """Hostile text wherever text can be, in a patch that is red."""
     red = failed(HOSTILE, HOSTILE)
-    bad = TestResult(HOSTILE, 1, State.FAILED, 1.0, HOSTILE)
+    bad = TestResult(HOSTILE, 1, Status.FAILED, 1.0, HOSTILE)
     changed = replace(
         patch(1),
         file=HOSTILE,
@@ -171,11 +179,11 @@ def hostile() -> Run:
         diffstat=HOSTILE,
         diff=DIFF + HOSTILE,
         checks=checks(build=red, tests=red),
-        tests=(bad, replace(bad, patch=0, state=State.PASSED)),
+        tests=(bad, replace(bad, patch=0, status=Status.PASSED)),
         logs={HOSTILE: HOSTILE},
     )
     run = with_patch(green(), changed)
-    return replace(run, facts={HOSTILE: HOSTILE}, started=HOSTILE)
+    return replace(run, environment={HOSTILE: HOSTILE}, started=HOSTILE)
 
 
 def long_logs() -> Run:
@@ -189,7 +197,7 @@ def long_logs() -> Run:
 
 def bench() -> Report:
     """What a benchmark of all parts finds."""
-    facts = Surroundings(
+    environment = Surroundings(
         "2026-11-24T11:07:54+00:00",
         "CPU",
         2,
@@ -213,7 +221,7 @@ def bench() -> Report:
     cost = WatchCost(**{name: 1 for name in WatchCost.__annotations__} | {"mode": "others"})  # type: ignore[arg-type]
     inodes = InodeCost(**dict.fromkeys(InodeCost.__annotations__, 1))
     return Report(
-        facts,
+        environment,
         (
             Latency("others", 500, 240.0, 5770.0, 200.0, 446.0),
             Latency("remote", 500, 110.0, 2311.0, 107.0, 219.0),

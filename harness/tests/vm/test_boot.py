@@ -7,10 +7,10 @@ from pathlib import Path
 
 from farwatch_harness.vm.boot import Device, share_options, vng_command
 from farwatch_harness.vm.qemu import Accelerator, Qemu
-from farwatch_harness.vm.testbed import MachineSpec, daemon_words, vm_spec
+from farwatch_harness.vm.testbed import TestbedSpec, daemon_words, vm_spec
 
 QEMU = Qemu(Path("/q e/qemu"), "11.1.3", "test")
-SPEC = MachineSpec("name", Path("/k/bzImage"), QEMU, Accelerator.TCG, Path("/shared dir"))
+SPEC = TestbedSpec("name", Path("/k/bzImage"), QEMU, Accelerator.TCG, Path("/shared dir"))
 SOCKETS = Path("/run/sock ets")
 
 

@@ -74,9 +74,9 @@ def test_inotify_events_and_errors(guest: Guest, tmp_path: Path) -> None:
 
 
 def test_a_job_runs_on_and_its_lines_are_taken_in_turn(guest: Guest) -> None:
-    job = guest.spawn("sh", "-c", "echo one; echo two; exec sleep 60")
-    assert job.lines(until="two") == ["one", "two"]
-    assert job.stop() == -15
+    process = guest.spawn("sh", "-c", "echo one; echo two; exec sleep 60")
+    assert process.lines(until="two") == ["one", "two"]
+    assert process.stop() == -15
 
 
 def test_system_calls_give_data_and_errno(guest: Guest, tmp_path: Path) -> None:
@@ -95,11 +95,11 @@ def test_python_runs_in_the_agent(guest: Guest) -> None:
 
 
 def test_a_slow_request_holds_up_no_other(guest: Guest) -> None:
-    job = threading.Thread(target=guest.run, args=("sleep", "1"))
-    job.start()
+    process = threading.Thread(target=guest.run, args=("sleep", "1"))
+    process.start()
     assert guest.ping()["pid"] > 0
-    assert job.is_alive()
-    job.join()
+    assert process.is_alive()
+    process.join()
 
 
 def test_a_lost_guest_ends_the_waiting_calls(
