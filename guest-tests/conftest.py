@@ -29,9 +29,9 @@ from farwatch_harness.vm.boot import Device
 from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.shared_vm import SharedVm, log_tail
-from farwatch_harness.vm.testbed import Mark, Share, Testbed, TestbedSpec, start_testbed
+from farwatch_harness.vm.testbed import LogPosition, Share, Testbed, TestbedSpec, start_testbed
 
-WATCHED_TESTBEDS = pytest.StashKey[list[tuple[Testbed, Mark]]]()
+WATCHED_TESTBEDS = pytest.StashKey[list[tuple[Testbed, LogPosition]]]()
 Boot = Callable[..., Testbed]
 MODES = ("others", "remote", "wait")
 NUMBERS = itertools.count(1)
@@ -164,7 +164,7 @@ def shared_vms(
 
 def watch(request: pytest.FixtureRequest, testbed: Testbed) -> None:
     """Fail the test if the testbed's kernel or daemon reports a problem from now on."""
-    request.node.stash.setdefault(WATCHED_TESTBEDS, []).append((testbed, testbed.mark()))
+    request.node.stash.setdefault(WATCHED_TESTBEDS, []).append((testbed, testbed.log_position()))
 
 
 @pytest.fixture
@@ -227,11 +227,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Fail a test also if a kernel or daemon reported a problem, or has ended."""
     result = yield
     problems: list[str] = []
-    for testbed, mark in item.stash.get(WATCHED_TESTBEDS, []):
+    for testbed, position in item.stash.get(WATCHED_TESTBEDS, []):
         if testbed.alive:
             # The kernel's earlier console output arrives before this reply.
             testbed.guest.ping()
-        problems += testbed.problems(mark)
+        problems += testbed.problems(position)
         if not testbed.daemon.running:
             problems.append(
                 f"the daemon ended with {testbed.daemon.process.returncode}:"
@@ -249,7 +249,7 @@ def pytest_runtest_makereport(
     """Add the ends of the console and of the daemon's log to a failed test's report."""
     report = yield
     if report.failed:
-        for testbed, _mark in item.stash.get(WATCHED_TESTBEDS, []):
+        for testbed, _position in item.stash.get(WATCHED_TESTBEDS, []):
             report.sections.append(("guest console", testbed.vm.console.tail()))
             report.sections.append(("daemon log", log_tail(testbed.daemon.log)))
     return report

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ground under all other tests: the guest boots, the share is there both ways, local inotify
-works."""
+"""What all other tests need: the guest boots, the share works both ways, local inotify works."""
 
 import errno
 import os
@@ -21,7 +20,7 @@ IN_CREATE = 0x100
 
 @pytest.mark.patch("base")
 def test_the_guest_boots(testbed: Testbed) -> None:
-    """The matrix has this as the check of its own that comes before all tests."""
+    """Boot the guest. This is the check "boot", which runs before all other tests."""
     assert testbed.guest.os("getpid") > 0
     assert testbed.problems() == []
 
@@ -43,7 +42,7 @@ def test_an_error_in_the_guest_arrives_with_its_errno(guest: Guest, share: Share
 
 
 @pytest.mark.patch("base")
-def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
+def test_local_inotify_in_the_guest_is_unchanged(guest: Guest) -> None:
     folder = guest.shell("mktemp -d").strip()
     with guest.inotify() as listener:
         wd = listener.add(folder, IN_CREATE | IN_OPEN | IN_MODIFY | IN_CLOSE_WRITE)
@@ -55,7 +54,7 @@ def test_local_inotify_in_the_guest_works_as_ever(guest: Guest) -> None:
 
 
 @pytest.mark.patch("base")
-def test_a_guest_that_crashes_is_told_at_once_with_its_trace(boot: Callable[..., Testbed]) -> None:
+def test_kernel_panic_raises_guest_lost_error_with_its_trace(boot: Callable[..., Testbed]) -> None:
     testbed = boot(expect_trouble=True)
     with pytest.raises(
         GuestLostError, match=r"Kernel panic - not syncing(.|\n)*sysrq_handle_crash"
@@ -73,6 +72,25 @@ def test_a_plain_kernel_uses_the_share_through_the_plain_device(
     assert testbed.guest.read_file(f"{testbed.mount_point}/file") == b"seen\n"
     with testbed.guest.inotify() as listener:
         listener.add(str(testbed.mount_point), IN_CREATE)
-        (testbed.shared / "not told").touch()
-        testbed.guest.write_file(f"{testbed.mount_point}/told", b"")
-        assert [event.name for event in listener.read(until="told")] == ["told"]
+        (testbed.shared / "not reported").touch()
+        testbed.guest.write_file(f"{testbed.mount_point}/reported", b"")
+        assert [event.name for event in listener.read(until="reported")] == ["reported"]
+
+
+@pytest.mark.patch("base")
+def test_loopback_interface_is_up(guest: Guest) -> None:
+    echo = """
+import socket
+def main():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname(), 5) as client:
+            return client.getpeername()[0]
+"""
+    assert guest.python(echo) == "127.0.0.1"
+
+
+@pytest.mark.patch("base")
+def test_memory_mib_of_a_testbed_is_the_guests_memory(boot: Callable[..., Testbed]) -> None:
+    meminfo = boot(memory_mib=1536).guest.read_file("/proc/meminfo").decode()
+    total_kib = int(meminfo.split()[1])
+    assert 1300 * 1024 < total_kib <= 1536 * 1024

@@ -186,7 +186,7 @@ def test_what_a_guest_without_buffers_misses_is_told_once_to_each_listener(
         for number in range(0, BURST, CHUNK):
             made = create(testbed.shared / "burst", CHUNK, f"before-{number}-")
             assert [event.name for event in listeners.burst.read(CHUNK, limit=30.0)] == made
-        since = testbed.daemon.mark
+        since = testbed.daemon.log_length
         with frozen(testbed):
             made = create(testbed.shared / "burst", BURST, "frozen")
             testbed.daemon.wait_for_line("event queue is full", 30.0, since)

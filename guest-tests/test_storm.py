@@ -37,7 +37,7 @@ def test_a_storm_loses_no_event_and_leaves_no_memory(
 ) -> None:
     below = share.host / "sub" / "dir"
     below.mkdir(parents=True)
-    since = testbed.daemon.mark
+    since = testbed.daemon.log_length
     program = guest.spawn("inotifywait", "-m", "-r", "--format", "%e %f", str(share.guest))
     program.lines(until="Watches established")
     memory: list[int] = []

@@ -13,7 +13,7 @@ from typing import Protocol
 from farwatch_harness.oracle import operations
 from farwatch_harness.oracle.operations import DONE, FileOperation
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Guest, GuestProcess
+from farwatch_harness.vm.guest_client import Guest
 
 #: A base directory and the script that is performed in it.
 ScriptPart = tuple[PurePath, Sequence[FileOperation]]
@@ -86,11 +86,13 @@ class GuestScriptRunners:
     def __init__(self, guest: Guest, count: int) -> None:
         self.guest = guest
         argv = [str(Path(sys.executable).resolve()), *COMMAND]
-        started = [guest.call("spawn", argv=argv, stdin=True) for _ in range(count)]
-        self.jobs = [GuestProcess(guest, each["handle"], each["pid"]) for each in started]
+        self.processes = [guest.spawn(*argv, stdin=True) for _ in range(count)]
 
     def perform(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
-        texts = [(job.handle, order(own)) for job, own in zip(self.jobs, parts, strict=False)]
+        texts = [
+            (process.handle, order(own))
+            for process, own in zip(self.processes, parts, strict=False)
+        ]
         for said in self.guest.call("processes_ask", LIMIT, texts=texts, limit=LIMIT):
             if said != [DONE]:
                 words = " / ".join(said) or f"nothing was said in {LIMIT:.0f} s"
@@ -98,6 +100,6 @@ class GuestScriptRunners:
 
     def close(self) -> None:
         """Ends the processes."""
-        for job in self.jobs:
+        for process in self.processes:
             if not self.guest.lost:
-                job.stop()
+                process.stop()

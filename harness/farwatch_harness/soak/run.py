@@ -148,7 +148,7 @@ def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> St
     problems: list[str] = []
     notes: list[str] = []
     samples: list[ResourceSample] = []
-    since = testbed.mark()
+    since = testbed.log_position()
     with step(f"soaking in mode {plan.mode}") as progress:
         end = time.monotonic() + plan.seconds
         while time.monotonic() < end or len(samples) < FEWEST_SAMPLES:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent that runs in the guest: does what the tests on the host ask for, over one virtio-serial
-port.
+"""The agent in the guest: performs the operations that the host requests on a virtio-serial port.
 
-Standard library only. One JSON object per line each way: a request {"id", "op", "args"} is answered
-by {"id", "result"} or by {"id", "error": {"type", "errno", "message"}}. Each runs in a thread of
-its own: a slow one holds up no other. File names travel as str with surrogate escapes, other bytes
-as {"b64": text}. All times are in seconds.
+It uses the standard library only. Requests and replies are JSON objects, one per line: a request
+{"id", "op", "args"} gets the reply {"id", "result"} or {"id", "error": {"type", "errno",
+"message"}}. Each request runs in its own thread, so that a slow one delays no other. File names are
+str with surrogate escapes, other bytes are {"b64": text}. All times are in seconds.
 
 Usage: agent.py PORT_NAME
 """
@@ -13,10 +12,12 @@ Usage: agent.py PORT_NAME
 import base64
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -31,6 +32,8 @@ PORTS = Path("/sys/class/virtio-ports")
 READY = "farwatch agent: ready"
 EVENT_HEAD = struct.Struct("=iIII")
 LIBC = ctypes.CDLL(None, use_errno=True)
+#: netdevice(7).
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 
 
 def find_port(name: str, limit: float = 10.0) -> Path:
@@ -381,7 +384,16 @@ class Agent:
             select.select([], [], [], 0.05)
 
 
+def bring_up_loopback() -> None:
+    """Set the loopback interface up: the guest's programs expect 127.0.0.1 to work."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sH14x", b"lo", IFF_UP)
+        fcntl.ioctl(sock, SIOCSIFFLAGS, request)
+
+
 def main() -> None:
+    """Serve the port that the command line names."""
+    bring_up_loopback()
     port = os.open(find_port(sys.argv[1]), os.O_RDWR | os.O_CLOEXEC)
     print(READY, flush=True)
     Agent(port).serve()

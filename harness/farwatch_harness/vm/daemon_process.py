@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts a virtio-fs daemon, waits until it listens, keeps its log, and tells what is wrong with
-it."""
+"""Runs a virtio-fs daemon: waits until it listens, reads its log, and finds problems in it."""
 
+import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ STOP_LIMIT = 10.0
 def farwatchd_command(
     socket: Path, shared: Path, tag: str, options: Sequence[str] = ()
 ) -> list[str]:
-    """The words that start our daemon from the environment that the harness runs in."""
+    """Return the command line of farwatchd, from the virtual environment of the harness."""
     program = Path(sys.executable).parent / "farwatchd"
     return [
         str(program),
@@ -36,7 +37,11 @@ def farwatchd_command(
 
 
 class Daemon:
-    """A running daemon. Its stderr goes to `log`, line by line."""
+    """A running daemon. Its stderr goes to `log`, line by line.
+
+    The daemon gets SIGTERM when the thread that starts it ends, so it cannot outlive a script that
+    is killed. start() it in a thread that lives as long as the daemon.
+    """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -55,21 +60,25 @@ class Daemon:
 
     @staticmethod
     def run(command: Sequence[str]) -> subprocess.Popen[str]:
-        """Starts the program."""
+        """Start the program. OSError: it is missing. The caller owns the process."""
+        if shutil.which(command[0]) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
         return subprocess.Popen(
-            list(command),
+            ["setpriv", "--pdeathsig", "TERM", "--", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            # Ctrl-C is for the harness, which ends the guest first and then the daemon.
+            # Ctrl-C interrupts the harness, which stops the guest first and then the daemon.
             start_new_session=True,
         )
 
     @classmethod
     def start(cls, command: Sequence[str], log: Path, ready: str = READY) -> "Daemon":
-        """Starts a daemon and waits until it says `ready`; HarnessError with its last words when it
-        does not."""
+        """Start a daemon and wait until it logs `ready`.
+
+        HarnessError: it did not start or did not log `ready`; the text has its last lines.
+        """
         daemon = cls(command, log)
         try:
             daemon.wait_for_line(ready, START_LIMIT)
@@ -79,6 +88,7 @@ class Daemon:
         return daemon
 
     def collect(self) -> None:
+        """Read the log until the daemon ends; runs in a thread."""
         assert self.process.stderr is not None
         with self.log.open("w") as keep:
             for line in self.process.stderr:
@@ -92,8 +102,10 @@ class Daemon:
             self.changed.notify_all()
 
     def wait_for_line(self, text: str, limit: float, since: int = 0) -> None:
-        """Waits until a line of the log after the first `since` has `text`; HarnessError at the
-        limit or at its end."""
+        """Wait until a line of the log after the first `since` lines has `text`.
+
+        HarnessError: `limit` seconds have passed, or the daemon has ended.
+        """
 
         def found() -> bool:
             return any(text in line for line in self.lines[since:])
@@ -102,43 +114,43 @@ class Daemon:
             self.changed.wait_for(lambda: found() or self.ended, limit)
             if not found():
                 words = subprocesses.last_words("\n".join(self.lines))
-                state = "ended" if self.ended else f"did not say '{text}' in {limit:.0f} s"
+                state = "ended" if self.ended else f"did not log '{text}' in {limit:.0f} s"
                 raise HarnessError(
-                    f"the daemon {state}: {words or 'it said nothing'} (see {self.log})"
+                    f"the daemon {state}: {words or 'it logged nothing'} (see {self.log})"
                 )
 
     @property
-    def mark(self) -> int:
-        """How many lines the log has now, to ask for what comes after them."""
+    def log_length(self) -> int:
+        """The number of lines in the log."""
         with self.changed:
             return len(self.lines)
 
     @property
     def running(self) -> bool:
+        """Whether the daemon has not ended."""
         return self.process.poll() is None
 
     def tracebacks(self, since: int = 0) -> list[str]:
-        """The tracebacks in the log after the first `since` lines, each as one text."""
+        """Return the tracebacks in the log after the first `since` lines, each as one text."""
         with self.changed:
             lines = self.lines[since:]
         starts = [number for number, line in enumerate(lines) if TRACEBACK in line]
         return ["\n".join(lines[max(start - 1, 0) : start + 40]) for start in starts]
 
     def warnings(self, since: int = 0) -> list[str]:
-        """The lines of the log, after the first `since`, of level warning and above."""
+        """Return the lines of level warning and above, after the first `since` lines."""
         with self.changed:
             return [line for line in self.lines[since:] if WARNING.search(line)]
 
     def resident_bytes(self) -> int:
-        """The memory that the daemon uses now."""
+        """Return the daemon's resident memory, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(
             int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")
         )
 
     def stop(self) -> int:
-        """Ends the daemon, by force when it does not end by itself in time, and returns its exit
-        status."""
+        """Terminate the daemon, kill it at the limit, and return its exit status."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:

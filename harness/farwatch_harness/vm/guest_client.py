@@ -1,6 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's end of the guest's agent (agent.py): calls that look local and end within their
-limits."""
+"""The guest API: runs programs and system calls in the guest, through its agent (agent.py).
+
+vm/testbed.py has an example. Every call has a limit in seconds, plus SLACK for an emulated guest on
+a busy host. Every call may raise:
+
+- OSError, with the guest's errno: a system call failed in the guest.
+- GuestError: the agent could not perform the operation for another reason.
+- GuestLostError: the guest crashed, ended or did not answer; the text has the end of its console.
+"""
+
+from __future__ import annotations
 
 import base64
 import contextlib
@@ -10,30 +19,31 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 
-# Added to every limit that the agent keeps itself: an emulated guest on a busy host is slow to
-# answer.
+# Seconds, added to every limit of an operation: an emulated guest on a busy host is slow to answer.
 SLACK = 30.0
-# Only what fails waits so long: a guest without KVM, beside another one, can take ten times what it
-# takes alone.
+# Only failures take this long. A guest without KVM, beside another one, can take ten times as long
+# as alone.
 CALL_LIMIT, EVENT_LIMIT = 120.0, 20.0
 PathArgument = str | os.PathLike[str]
 
 
 class GuestError(HarnessError):
-    """The agent could not do what was asked, for another reason than a system call's error."""
+    """The agent could not perform an operation, for another reason than a failed system call."""
 
 
 @dataclass(frozen=True)
 class InotifyEvent:
-    """One inotify event as the guest's program read it; `time` is the guest's monotonic clock in
-    seconds."""
+    """One inotify event as the agent read it; see inotify(7).
+
+    time: when it was read, by CLOCK_MONOTONIC of the guest, in seconds.
+    """
 
     wd: int
     mask: int
@@ -44,7 +54,11 @@ class InotifyEvent:
 
 @dataclass(frozen=True)
 class CompletedProcess:
-    """A program that ran to its end in the guest, or was killed at its limit."""
+    """A program that ended in the guest.
+
+    status: as subprocess.Popen.returncode; negative for a signal.
+    timed_out: whether it was killed at its limit.
+    """
 
     status: int
     stdout: str
@@ -53,10 +67,10 @@ class CompletedProcess:
 
 
 class Guest:
-    """The guest, as its agent lets us use it. May be used from several threads at once.
+    """The guest. Several threads may use it concurrently.
 
-    OSError with the guest's errno is raised for a system call that fails there; GuestLostError once
-    the guest is gone.
+    channel: the connection to the agent. The VM owns and closes it.
+    explain_loss: returns the text of GuestLostError.
     """
 
     def __init__(self, channel: socket.socket, explain_loss: Callable[[], str]) -> None:
@@ -69,7 +83,7 @@ class Guest:
         threading.Thread(target=self.collect, name="guest agent", daemon=True).start()
 
     def collect(self) -> None:
-        """Takes the replies as they come, until the channel ends."""
+        """Read replies until the channel ends; runs in a thread."""
         try:
             with self.channel.makefile("rb") as stream:
                 for line in stream:
@@ -82,18 +96,21 @@ class Guest:
         self.mark_lost()
 
     def mark_lost(self) -> None:
-        """Ends all calls that wait, and those to come, with GuestLostError."""
+        """Fail all pending and later calls with GuestLostError."""
         with self.changed:
             self.lost = True
             self.changed.notify_all()
 
     def wait_until_ready(self, limit: float) -> None:
-        """Waits for the agent's first words."""
+        """Wait up to `limit` seconds for the agent's first message."""
         self.reply_to(0, "start", limit)
 
     def call(self, operation: str, limit: float = 0.0, /, **args: Any) -> Any:
-        """Runs one of the agent's operations; `limit` is how long the operation itself may take, in
-        seconds."""
+        """Run an operation of the agent: its method op_NAME.
+
+        limit: how long the operation itself may take, in seconds.
+        args: plain data and bytes.
+        """
         number = next(self.numbers)
         request = json.dumps({"id": number, "op": operation, "args": pack(args)}).encode() + b"\n"
         with self.changed:
@@ -112,6 +129,7 @@ class Guest:
         raise GuestError(f"{operation} in the guest: {error['type']}: {error['message']}")
 
     def reply_to(self, number: int, operation: str, limit: float) -> dict[str, Any]:
+        """Wait up to `limit` seconds for the reply to a request."""
         with self.changed:
             self.changed.wait_for(lambda: number in self.replies or self.lost, limit)
             if number in self.replies:
@@ -123,14 +141,14 @@ class Guest:
         )
 
     def leave(self) -> None:
-        """Ends the agent; the guest then powers itself off. No answer comes."""
+        """Stop the agent, upon which the guest powers off. There is no reply."""
         with contextlib.suppress(OSError):
             self.channel.sendall(
                 json.dumps({"id": next(self.numbers), "op": "leave"}).encode() + b"\n"
             )
 
     def ping(self) -> dict[str, Any]:
-        """The agent's process id, the kernel's release and the guest's monotonic clock."""
+        """Return the agent's "pid", the kernel's "release", and the guest's monotonic "time"."""
         answer: dict[str, Any] = self.call("ping")
         return answer
 
@@ -140,15 +158,23 @@ class Guest:
         limit: float = CALL_LIMIT,
         stdin: bytes = b"",
         cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> CompletedProcess:
-        """Runs a program to its end."""
+        """Run a program to its end; it is killed after `limit` seconds.
+
+        A status other than 0 is no error here.
+
+        env: variables to add to the agent's environment.
+        """
         words = [os.fspath(word) for word in argv]
-        answer = self.call("run", limit, argv=words, limit=limit, stdin=stdin, cwd=cwd)
+        answer = self.call(
+            "run", limit, argv=words, limit=limit, stdin=stdin, cwd=cwd, env=dict(env or {})
+        )
         out, err = (os.fsdecode(answer[name]) for name in ("stdout", "stderr"))
         return CompletedProcess(answer["status"], out, err, answer["timed_out"])
 
     def shell(self, script: str, limit: float = CALL_LIMIT) -> str:
-        """Runs a shell script and returns its output; GuestError when it fails."""
+        """Run a script with sh and return its stdout. GuestError: its status is not 0."""
         done = self.run("sh", "-c", script, limit=limit)
         if done.status != 0 or done.timed_out:
             raise GuestError(
@@ -156,66 +182,78 @@ class Guest:
             )
         return done.stdout
 
-    def spawn(self, *argv: PathArgument, cwd: str | None = None) -> "GuestProcess":
-        """Starts a program that is left running."""
-        answer = self.call("spawn", argv=[os.fspath(word) for word in argv], cwd=cwd)
+    def spawn(
+        self,
+        *argv: PathArgument,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bool = False,
+    ) -> GuestProcess:
+        """Start a program and leave it running. The caller stops it; the VM's end does, too.
+
+        env: variables to add to the agent's environment.
+        stdin: give the program a pipe to read from, else /dev/null.
+        """
+        words = [os.fspath(word) for word in argv]
+        answer = self.call("spawn", argv=words, cwd=cwd, env=dict(env or {}), stdin=stdin)
         return GuestProcess(self, answer["handle"], answer["pid"])
 
-    def inotify(self) -> "Inotify":
-        """A new inotify instance in the guest."""
+    def inotify(self) -> Inotify:
+        """Make an inotify instance in the guest. The caller closes it, or uses it in "with"."""
         return Inotify(self, self.call("inotify"))
 
     def os(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls Python's os.NAME in the guest: guest.os("rename", a, b), guest.os("stat",
-        path)["st_ino"]."""
+        """Call Python's os.NAME in the guest and return its result.
+
+        A stat or statvfs result is a dictionary: guest.os("stat", path)["st_ino"].
+        """
         return self.call("os", name=name, args=list(args), kwargs=kwargs)
 
     def read_file(self, path: PathArgument) -> bytes:
-        """A whole file of the guest."""
+        """Return the content of a file of the guest."""
         data: bytes = self.call("read_file", path=os.fspath(path))
         return data
 
     def write_file(self, path: PathArgument, data: bytes) -> None:
-        """Opens with O_TRUNC, writes and closes a file of the guest."""
+        """Open a file of the guest with O_CREAT and O_TRUNC, write `data`, close the file."""
         self.call("write_file", path=os.fspath(path), data=data)
 
     def mount(
         self, source: str, target: str, fstype: str, flags: int = 0, options: str = ""
     ) -> None:
-        """mount(2) in the guest."""
+        """Call mount(2) in the guest."""
         self.call(
             "mount", source=source, target=target, fstype=fstype, flags=flags, options=options
         )
 
     def umount(self, target: str, flags: int = 0) -> None:
-        """umount2(2) in the guest."""
+        """Call umount2(2) in the guest."""
         self.call("umount", target=target, flags=flags)
 
     def python(self, source: str, *args: Any, limit: float = CALL_LIMIT) -> Any:
-        """Runs Python `source` that defines main() in the agent and returns main(*args), which must
-        be plain data."""
+        """Run Python `source` in the agent and return its main(*args), which must be plain data."""
         return self.call("python", limit, source=source, args=list(args))
 
     def kernel_log(self) -> str:
-        """The guest kernel's own log."""
+        """Return the guest kernel's log, as dmesg prints it."""
         return self.run("dmesg").stdout
 
 
 class Inotify:
-    """An inotify instance in the guest."""
+    """An inotify instance in the guest; Guest.inotify() makes it."""
 
     def __init__(self, guest: Guest, handle: int) -> None:
         self.guest = guest
         self.handle = handle
 
     def add(self, path: PathArgument, mask: int) -> int:
-        """inotify_add_watch(2): the watch descriptor, or OSError with the guest's errno."""
+        """Call inotify_add_watch(2) and return the watch descriptor."""
         return int(
             self.guest.call("inotify_add", handle=self.handle, path=os.fspath(path), mask=mask)
         )
 
     def remove(self, wd: int) -> None:
-        """inotify_rm_watch(2)."""
+        """Call inotify_rm_watch(2)."""
         self.guest.call("inotify_remove", handle=self.handle, wd=wd)
 
     def read(
@@ -226,8 +264,13 @@ class Inotify:
         quiet: float | None = None,
         until: str | None = None,
     ) -> list[InotifyEvent]:
-        """Events in order: until there are `count`, one is named `until`, none came for `quiet` s,
-        or `limit` s."""
+        """Read events in order, until one of these holds; return fewer events at the limit.
+
+        count: this many events were read.
+        quiet: no event came for this many seconds.
+        until: an event has this name.
+        limit: this many seconds have passed.
+        """
         found = self.guest.call(
             "inotify_read",
             limit,
@@ -240,7 +283,7 @@ class Inotify:
         return [InotifyEvent(**fields) for fields in found]
 
     def close(self) -> None:
-        """Closes the instance, and with it all its watches."""
+        """Close the instance, which removes its watches."""
         self.guest.call("inotify_close", handle=self.handle)
 
     def __enter__(self) -> Self:
@@ -257,7 +300,7 @@ class Inotify:
 
 
 class GuestProcess:
-    """A program that runs in the guest."""
+    """A running program in the guest; Guest.spawn() starts it."""
 
     def __init__(self, guest: Guest, handle: int, pid: int) -> None:
         self.guest = guest
@@ -267,20 +310,26 @@ class GuestProcess:
     def lines(
         self, *, limit: float = CALL_LIMIT, count: int | None = None, until: str | None = None
     ) -> list[str]:
-        """Its output since the last call: waits for `count` lines, for one that contains `until`,
-        or for its end."""
+        """Return stdout and stderr since the last call, as lines.
+
+        Wait for `count` lines, for a line that contains `until`, for the program's end, or for
+        `limit` seconds.
+        """
         answer = self.guest.call(
             "process_lines", limit, handle=self.handle, limit=limit, count=count, until=until
         )
         return list(answer["lines"])
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
-        """Sends the signal and waits for its end; returns the exit status."""
+        """Send a signal, wait for the program's end, and return its status.
+
+        The program is killed after 5 seconds.
+        """
         return int(self.guest.call("process_stop", 10.0, handle=self.handle, signum=signum))
 
 
 def pack(value: Any) -> Any:
-    """`value` with every bytes object made fit for JSON."""
+    """Return `value` with every bytes object encoded for JSON."""
     if isinstance(value, bytes | bytearray | memoryview):
         return {"b64": base64.b64encode(bytes(value)).decode()}
     if isinstance(value, dict):
@@ -291,7 +340,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """The reverse of pack()."""
+    """Decode what pack() encoded."""
     if isinstance(value, dict):
         if set(value) == {"b64"}:
             return base64.b64decode(value["b64"])

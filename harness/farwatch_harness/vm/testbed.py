@@ -1,5 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest together with the daemon that serves it a share: started and ended as one."""
+"""A testbed: a VM, the daemon that serves its share, and the share. They start and stop together.
+
+The guest API in ten lines, outside pytest (run it as root, or as a user of /dev/kvm)::
+
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+    from farwatch_harness.vm.environment import patches_of_series, prepare_environment
+    from farwatch_harness.vm.testbed import start_testbed
+
+    environment = prepare_environment(patches_of_series())  # kernel, QEMU, accelerator
+    with TemporaryDirectory() as share:
+        spec = environment.testbed_spec("example", Path(share))
+        with start_testbed(spec) as testbed, testbed.guest.inotify() as inotify:
+            inotify.add(testbed.mount_point, 0x100)  # IN_CREATE
+            (testbed.shared / "file").touch()
+            print(inotify.read(count=1))
+"""
+
+from __future__ import annotations
 
 import contextlib
 import shutil
@@ -21,10 +39,21 @@ MOUNT_POINT = PurePosixPath("/run/farwatch/share")
 
 @dataclass(frozen=True)
 class TestbedSpec:
-    """What a machine is made of; `name` names its logs.
+    """What a testbed is made of. Environment.testbed_spec() fills in kernel, QEMU and accelerator.
 
-    `daemon_command` replaces farwatchd and its options: {socket}, {shared} and {tag} in its words
-    are filled in. `daemon_ready` is what that daemon says when it listens.
+    name: names the logs, build/logs/NAME-console.log and NAME-daemon.log.
+    image: the guest's kernel.
+    shared: the host directory that the daemon serves. The caller owns it.
+    device: QEMU's device; Device.PLAIN has no notification queue.
+    daemon_options: further options of farwatchd.
+    daemon_command: replaces farwatchd and its options; {socket}, {shared} and {tag} are filled in.
+    daemon_ready: the text that the daemon logs when it listens.
+    mount_options: options of mount(8) for the share.
+    request_queues: the number of request queues, 1 or more.
+    cpus: the guest's CPUs. Emulated CPUs spin while they wait for each other, so several of them
+        are slow on a busy host.
+    memory_mib: the guest's memory, in MiB.
+    kernel_options: further words of the kernel's command line.
     """
 
     #: Not a test of pytest's.
@@ -41,15 +70,14 @@ class TestbedSpec:
     daemon_ready: str = READY
     mount_options: str = ""
     request_queues: int = 1
-    # Emulated processors wait for each other actively: several that share the host's with others'
-    # are slow.
     cpus: int = 1
+    memory_mib: int = 1024
     kernel_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A moment in the logs of a machine."""
+class LogPosition:
+    """A position in the console and in the daemon's log of a testbed."""
 
     findings: int
     daemon_lines: int
@@ -57,15 +85,21 @@ class Mark:
 
 @dataclass(frozen=True)
 class Share:
-    """A directory on the share, as the host and as the guest see it."""
+    """A directory of the share, as the host and as the guest see it."""
 
     host: Path
     guest: PurePosixPath
 
 
 class Testbed:
-    """A booted guest, its daemon and the share: `shared` on the host is `mount_point` in the
-    guest."""
+    """A running VM, its daemon and its share. start_testbed() makes and owns it.
+
+    guest: runs commands in the guest; see guest_client.Guest.
+    daemon: the daemon's process and log.
+    vm: the VM and its console.
+    shared: the shared directory on the host.
+    mount_point: the shared directory in the guest.
+    """
 
     #: Not a test of pytest's.
     __test__ = False
@@ -79,37 +113,37 @@ class Testbed:
         self.guest = vm.guest_or_fail()
 
     def mount(self) -> None:
-        """Mounts the share in the guest."""
+        """Mount the share in the guest. OSError: the guest's mount(2) failed."""
         self.guest.os("makedirs", str(MOUNT_POINT), exist_ok=True)
         self.guest.mount(TAG, str(MOUNT_POINT), "virtiofs", options=self.spec.mount_options)
 
-    def problems(self, since: "Mark | None" = None) -> list[str]:
-        """What is wrong by the console and the daemon's log, of what was said after `since`."""
-        start = since or Mark(0, 0)
+    def problems(self, since: LogPosition | None = None) -> list[str]:
+        """Return the kernel's warnings and the daemon's tracebacks after `since`."""
+        start = since or LogPosition(0, 0)
         found = [finding.line for finding in self.vm.console.findings[start.findings :]]
         return [f"guest kernel: {line}" for line in found] + self.daemon.tracebacks(
             start.daemon_lines
         )
 
-    def mark(self) -> "Mark":
-        """Now, to ask later what has been said since."""
-        return Mark(len(self.vm.console.findings), self.daemon.mark)
+    def log_position(self) -> LogPosition:
+        """Return the end of both logs, for a later problems(since)."""
+        return LogPosition(len(self.vm.console.findings), self.daemon.log_length)
 
     @property
     def alive(self) -> bool:
-        """Whether both the guest and the daemon run."""
+        """Whether the guest and the daemon run."""
         return self.vm.alive and self.daemon.running
 
 
 def daemon_words(spec: TestbedSpec, socket: Path) -> list[str]:
-    """The command line of the machine's daemon."""
+    """Return the command line of the testbed's daemon."""
     if spec.daemon_command is None:
         return farwatchd_command(socket, spec.shared, TAG, spec.daemon_options)
     return [word.format(socket=socket, shared=spec.shared, tag=TAG) for word in spec.daemon_command]
 
 
 def vm_spec(spec: TestbedSpec, sockets: Path) -> VmSpec:
-    """The machine's guest, with its sockets in the directory `sockets`."""
+    """Return the testbed's VM, with its sockets in the directory `sockets`."""
     return VmSpec(
         image=spec.image,
         qemu=spec.qemu,
@@ -118,6 +152,7 @@ def vm_spec(spec: TestbedSpec, sockets: Path) -> VmSpec:
         daemon_socket=sockets / "fs",
         agent_socket=sockets / "agent",
         tag=TAG,
+        memory_mib=spec.memory_mib,
         cpus=spec.cpus,
         request_queues=spec.request_queues,
         kernel_options=spec.kernel_options,
@@ -126,10 +161,13 @@ def vm_spec(spec: TestbedSpec, sockets: Path) -> VmSpec:
 
 @contextmanager
 def start_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
-    """Starts the daemon and the guest and mounts the share; ends both when the block does.
+    """Start the daemon and the VM, mount the share, and stop both when the block ends.
 
-    Raises GuestLostError or HarnessError when one of them does not come up; its text tells where
-    the logs are. With kmemleak in the kernel, HarnessError at the end when it has leaked.
+    The daemon and the VM also stop when this process ends without leaving the block, as on SIGTERM.
+
+    GuestLostError: the guest did not boot or did not power off. HarnessError: the daemon did not
+    start, the share could not be mounted, or a kernel with kmemleak has leaked memory. The text
+    names the logs.
     """
     with contextlib.ExitStack() as stack:
         sockets = socket_folder()
@@ -145,11 +183,11 @@ def start_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
         except OSError as error:
             words = daemon.log.read_text().splitlines()[-3:]
             raise HarnessError(
-                f"the guest cannot mount the share: {error}; the daemon says: {words}"
+                f"the guest cannot mount the share: {error}; the daemon's last lines: {words}"
             ) from None
         yield testbed
         with contextlib.suppress(GuestLostError):
-            # A test that crashes its guest on purpose leaves none to ask.
+            # A test that crashes its guest on purpose leaves no guest to scan.
             fail_on_leaks(testbed.guest)
         with contextlib.suppress(GuestLostError):
             vm.shut_down()

@@ -56,6 +56,13 @@ def test_memory_is_the_same_for_virtme_ng_and_for_the_shared_backend() -> None:
     assert "memory-backend-memfd,id=mem,size=1024M,share=on" in qemu_words(command)
 
 
+def test_testbed_memory_option_reaches_virtme_ng_and_the_shared_backend() -> None:
+    spec = dataclasses.replace(SPEC, memory_mib=3072)
+    command = vng_command(vm_spec(spec, SOCKETS), "vng", "true")
+    assert "--memory=3072M" in command
+    assert "memory-backend-memfd,id=mem,size=3072M,share=on" in qemu_words(command)
+
+
 def test_the_daemon_is_ours_with_its_options_or_the_one_named() -> None:
     options = dataclasses.replace(SPEC, daemon_options=("--max-watches=3",))
     words = daemon_words(options, Path("/s"))

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting and minding a daemon, with small programs in its place."""
 
+import contextlib
+import os
+import select
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,7 +35,7 @@ def test_it_is_ready_when_it_listens_and_its_log_is_read(tmp_path: Path) -> None
         assert daemon.warnings() == ["WARNING farwatchd: odd"]
         (traceback,) = daemon.tracebacks()
         assert "ValueError: y" in traceback
-        assert daemon.tracebacks(daemon.mark) == []
+        assert daemon.tracebacks(daemon.log_length) == []
         assert daemon.resident_bytes() > 0
     finally:
         daemon.stop()
@@ -55,3 +60,31 @@ def test_one_that_ignores_the_signal_is_ended_by_force(
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + LISTENS
     daemon = Daemon.start(program(code), tmp_path / "log")
     assert daemon.stop() == -9
+
+
+SCRIPT = """
+import signal, sys
+from pathlib import Path
+from farwatch_harness.vm.daemon_process import Daemon
+daemon = Daemon.start([sys.executable, "-I", "-S", "-c", sys.argv[1]], Path(sys.argv[2]))
+daemon.wait_for_line("END", 10)
+print(daemon.process.pid, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_daemon_ends_with_a_script_that_is_killed(tmp_path: Path, signum: int) -> None:
+    words = [sys.executable, "-c", SCRIPT, LISTENS, str(tmp_path / "log")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout is not None
+        daemon = os.pidfd_open(int(script.stdout.readline()))
+        try:
+            script.send_signal(signum)
+            assert script.wait(10) == -signum
+            ended, _, _ = select.select([daemon], [], [], 10)
+            assert ended, "the daemon still ran 10 s after its script was killed"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(daemon, signal.SIGKILL)
+            os.close(daemon)

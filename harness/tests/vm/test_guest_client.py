@@ -79,6 +79,14 @@ def test_a_job_runs_on_and_its_lines_are_taken_in_turn(guest: Guest) -> None:
     assert process.stop() == -15
 
 
+def test_env_of_run_and_spawn_is_added_to_the_agents(guest: Guest) -> None:
+    words = ("sh", "-c", 'echo "$WORD ${PATH:+path}"')
+    assert guest.run(*words, env={"WORD": "run"}).stdout == "run path\n"
+    process = guest.spawn(*words, env={"WORD": "spawn"})
+    assert process.lines(count=1) == ["spawn path"]
+    process.stop()
+
+
 def test_system_calls_give_data_and_errno(guest: Guest, tmp_path: Path) -> None:
     guest.write_file(tmp_path / "file", b"\0\xff")
     assert guest.read_file(tmp_path / "file") == b"\0\xff"
