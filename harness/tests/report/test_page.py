@@ -245,7 +245,7 @@ def test_the_keyboard_reaches_the_links_and_shows_where_it_is(
     show(browser, pages["build_error"])
     browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
     focused = browser.switch_to.active_element
-    assert focused.text == "0001 build"
+    assert focused.text == "0001 part-1 build"
     assert focused.value_of_css_property("outline-style") == "solid"
 
 
