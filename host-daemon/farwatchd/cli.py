@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from farwatchd.config import UserError
 from farwatchd.listener import open_socket
@@ -50,10 +50,36 @@ def _open_standard_descriptors() -> None:
 
 
 def _serve(config: Config) -> None:
+    ready = _daemonize() if config.process.daemonize else _do_nothing
     with open_socket(config.socket) as sock:
         # The words for which Kata's runtime waits before it starts the VMM.
         _log.info("Waiting for vhost-user socket connection on %s", config.socket.name)
         # Most of the daemon, and most of the time to load it. A VMM can connect meanwhile.
         from farwatchd.daemon import run
 
-        run(config, sock)
+        run(config, sock, ready)
+
+
+def _do_nothing() -> None:
+    """Nobody waits until requests can be served."""
+
+
+def _daemonize() -> Callable[[], None]:
+    """Go on in a child; the parent exits with status 0 when the result is called, else with 1."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        os._exit(0 if os.read(reader, 1) else 1)
+    os.close(reader)
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+
+    def ready() -> None:
+        # Whoever reads the output of the command would wait for the daemon's end.
+        for number in range(3):
+            os.dup2(nothing, number)
+        os.close(nothing)
+        os.write(writer, b"\0")
+        os.close(writer)
+
+    return ready

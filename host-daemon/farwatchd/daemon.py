@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from farwatchd.config import UserError
@@ -23,9 +24,9 @@ from farwatchd.options import Config
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.procfd import ProcFd
 from farwatchd.sandbox.enter import SandboxError, enter
-from farwatchd.sandbox.limits import raise_nofile
+from farwatchd.sandbox.limits import raise_nofile, usable_cpus
 from farwatchd.sandbox.options import Seccomp
-from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop
+from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid_core_dumps
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
 from farwatchd.termination import block_signals, end_on_signals
 from farwatchd.vhost_user.server import Server
@@ -44,8 +45,11 @@ _log = logging.getLogger(__name__)
 _NEEDED_LATER = (traceback, linecache)
 
 
-def run(config: Config, sock: socket.socket) -> None:
-    """Serve on ``sock`` until a signal, or until the front-end leaves; ``UserError``."""
+def run(config: Config, sock: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on ``sock`` until a signal, or until the front-end leaves; ``UserError``.
+
+    ``ready`` is called when requests can be served.
+    """
     os.umask(0)
     if (problem := unsupported_machine(os.uname().machine)) is not None:
         raise UserError(problem)
@@ -54,6 +58,7 @@ def run(config: Config, sock: socket.socket) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     _log.debug("%d files may be open", limit)
+    cpus = usable_cpus()
     try:
         # While modules can still be found.
         seccomp = None if config.sandbox.seccomp is Seccomp.NONE else import_library()
@@ -62,11 +67,18 @@ def run(config: Config, sock: socket.socket) -> None:
         )
     except (SandboxError, SeccompError) as error:
         raise UserError(str(error)) from error
-    _serve(config, sock, root_fd, _objects(config, root_fd, limit), seccomp)
+    objects = _objects(config, root_fd, limit)
+    _serve(config, sock, root_fd, objects, seccomp, cpus, ready)
 
 
 def _serve(
-    config: Config, sock: socket.socket, root_fd: int, objects: ObjectTable, seccomp: Any
+    config: Config,
+    sock: socket.socket,
+    root_fd: int,
+    objects: ObjectTable,
+    seccomp: Any,
+    cpus: float,
+    ready: Callable[[], None],
 ) -> None:
     loop = Loop()
     queue: EventQueue | None = None
@@ -92,10 +104,10 @@ def _serve(
         queue,
     )
     # With one CPU the guest could not run while the daemon polls.
-    busy_poll = config.device.busy_poll if len(os.sched_getaffinity(0)) > 1 else 0
+    busy_poll = config.device.busy_poll if cpus > 1 else 0
     busy = BusyPoll(busy_poll * 1000, loop.has_work)
     device = Device(loop, session, config.device, queue, busy)
-    server = Server(loop, sock, device, loop.stop)
+    server = Server(loop, sock, device, loop.stop, once=not config.socket.keep_serving)
     block_signals()
     _restrict(config, capabilities, seccomp)
     try:
@@ -107,6 +119,7 @@ def _serve(
             " --thread-pool-size=0 to serve without threads"
         ) from error
     _log.info("listening on %s", config.socket.name)
+    ready()
     loop.run()
     server.close()
     session.reset()
@@ -139,6 +152,7 @@ def _drop(config: Config, backend: WatchBackend | None, objects: ObjectTable) ->
 
 def _restrict(config: Config, capabilities: Capability, seccomp: Any) -> None:
     """Load the system call filter. From here on the guest may be served."""
+    forbid_core_dumps()
     try:
         if seccomp is not None:
             restrict(seccomp, config.sandbox.seccomp)

@@ -33,6 +33,11 @@ class SocketOptions:
     socket_group: str | None = option(
         "socket-group", "let the members of this group connect", None, metavar="GROUP"
     )
+    keep_serving: bool = option(
+        "keep-serving",
+        "serve the next VMM when one has disconnected (default: end then, as virtiofsd does)",
+        False,
+    )
 
     @property
     def name(self) -> str:

@@ -19,9 +19,10 @@ from farwatchd.config import Option, UserError, declared, number, option
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.listener import SocketOptions
 from farwatchd.passthrough.id_map import make_owners
-from farwatchd.passthrough.options import Cache
+from farwatchd.passthrough.options import DEFAULT_MAX_INODES, Cache
 from farwatchd.passthrough.options import Options as ShareOptions
 from farwatchd.sandbox.idmaps import IdMaps
+from farwatchd.sandbox.limits import usable_memory
 from farwatchd.sandbox.options import Sandbox, SandboxOptions
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtiofsd_compat import WITHOUT_EFFECT, modern
@@ -41,7 +42,19 @@ LOG_LEVELS = {
 
 #: What --print-capabilities prints (QEMU's docs/interop/vhost-user.json); libvirt asks for the
 #: feature.
-CAPABILITIES = {"type": "fs", "features": ["separate-options"]}
+CAPABILITIES = {
+    "type": "fs",
+    "features": [
+        "separate-options",
+        "posix-acl-negotiation-mode",
+        "security-label-negotiation-mode",
+    ],
+}
+
+#: What an inode that the guest knows takes of the daemon's memory, as measured, and the least
+#: limit of inodes that is set by itself.
+INODE_BYTES = 640
+MIN_MAX_INODES = 65536
 
 EPILOG = """\
 attach it to QEMU 10.2 or later with (events need a guest kernel with the Farwatch patches):
@@ -74,6 +87,11 @@ class ProcessOptions:
         metavar="N",
     )
     log_level: str = option("log-level", "default: %(default)s", "info", choices=LOG_LEVELS)
+    daemonize: bool = option(
+        "daemonize",
+        "return when requests can be served, and serve on in the background",
+        False,
+    )
     syslog: bool = option("syslog", "log to syslog instead of the standard error output", False)
 
 
@@ -232,6 +250,9 @@ def _derive(given: argparse.Namespace) -> None:
         raise UserError(f"--translate-uid, --translate-gid: {error}") from error
     if given.uid_map or given.gid_map:
         given.id_maps = IdMaps(tuple(given.uid_map), tuple(given.gid_map))
+    if given.max_inodes is None:
+        quarter = usable_memory() // 4
+        given.max_inodes = max(MIN_MAX_INODES, min(DEFAULT_MAX_INODES, quarter // INODE_BYTES))
     given.notification = given.fsnotify is not FsnotifyMode.OFF
     given.readdirplus = given.readdirplus and given.cache is not Cache.NEVER
     given.xattr = (

@@ -39,6 +39,7 @@ _VALUES = {
     "modcaps": "--modcaps",
     "sandbox": "--sandbox",
     "source": "--shared-dir",
+    "timeout": "--timeout",
     "xattrmap": "--xattrmap",
 }
 #: Values that were called otherwise.
@@ -50,6 +51,7 @@ WITHOUT_EFFECT: dict[str, tuple[str | None, str]] = {
     "migration_on_error": ("ACTION", "there is no live migration"),
     "migration_verify_handles": (None, "there is no live migration"),
     "migration_confirm_paths": (None, "there is no live migration"),
+    "timeout": ("SECONDS", "--cache sets how long the guest may cache"),
 }
 
 
@@ -63,6 +65,9 @@ def modern(arguments: Sequence[str]) -> list[str]:
             text = next(rest, "")
         elif argument.startswith("-o") and not argument.startswith("--"):
             text = argument[2:].removeprefix("=")
+        elif argument == "--socket" or argument.startswith("--socket="):
+            result.append(argument.replace("--socket", "--socket-path", 1))
+            continue
         else:
             result.append(argument)
             continue

@@ -32,6 +32,8 @@ def farwatchd_command(
         f"--socket-path={socket}",
         f"--shared-dir={shared}",
         f"--tag={tag}",
+        # The harness ends the daemon itself, and sees whether it ended before.
+        "--keep-serving",
         *options,
     ]
 

@@ -70,8 +70,9 @@ def parse_rule(text: str) -> Rule:
     source, *between, count = map(int, numbers)
     target = between[0] if between else -1
     last = target if kind.startswith("squash") else target + count - 1
-    if count == 0 or source + count > _END or last >= _END:
-        raise ValueError(f"{text!r}: ids are 0 to {_END - 1}, and there must be one at least")
+    # A VM manager that counts the ids up to the last one may end with none.
+    if (count and (source + count > _END or last >= _END)) or max(source, target) > _END:
+        raise ValueError(f"{text!r}: ids are 0 to {_END - 1}")
     return Rule(text, kind, source, target, count)
 
 
@@ -83,6 +84,8 @@ class IdMap:
         to_host: list[tuple[_Range, str]] = []
         to_guest: list[tuple[_Range, str]] = []
         for text, kind, source, target, count in rules:
+            if not count:
+                continue
             squash = kind.startswith("squash")
             if kind in ("guest", "map", "squash-guest", "forbid-guest"):
                 to_host.append((_Range(source, source + count, target, squash), text))

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 
-from farwatchd.config import Option, number, option, options
+from farwatchd.config import Option, choice, choices, number, option, options
 from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.passthrough.id_map import Owners, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
@@ -68,6 +68,14 @@ def _rules(name: str, ids: str) -> Option:
     return Option(name, text, parse_rule, {"action": "append", "default": [], "metavar": "RULE"})
 
 
+def _security_label(text: str) -> bool:
+    """Parse the value: the guest decides whether it sends one, unless that is never."""
+    values = {"never": False, "auto": True, "always": True}
+    if text not in values:
+        raise ValueError(f"{text!r} is none of {', '.join(values)}")
+    return values[text]
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of the share.
@@ -94,8 +102,13 @@ class Options:
     )
     security_label: bool = option(
         "security-label",
-        "store the security xattr that the guest gives to a new file; includes --xattr",
+        "store the security xattr that the guest gives to a new file; includes --xattr (default:"
+        " never; without value: always)",
         False,
+        _security_label,
+        nargs="?",
+        const=True,
+        metavar="{never,auto,always}",
     )
     xattrmap: XattrMap | None = option(
         "xattrmap",
@@ -115,11 +128,16 @@ class Options:
         "reference inodes by file handle instead of an O_PATH descriptor (default: prefer, where"
         " that works)",
         InodeFileHandles.PREFER,
+        choice(InodeFileHandles, fallback=InodeFileHandles.PREFER),
+        metavar=choices(InodeFileHandles),
     )
-    max_inodes: int = option(
-        "max-inodes",
-        "inodes that the guest may know; one more is ENFILE (default: %(default)s)",
-        DEFAULT_MAX_INODES,
-        number(2, 1_000_000_000),
-        metavar="N",
+    max_inodes: int = options(
+        Option(
+            "max-inodes",
+            "inodes that the guest may know; one more is ENFILE (default: as many as fit a quarter"
+            f" of the memory, at most {DEFAULT_MAX_INODES})",
+            number(2, 1_000_000_000),
+            {"default": None, "metavar": "N"},
+        ),
+        default=DEFAULT_MAX_INODES,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from farwatchd.linux.capabilities import Capability, keep_only
 from farwatchd.linux.libc import check, function
 
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
 _prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
@@ -57,3 +58,8 @@ def drop(kept: Capability) -> Capability:
     those that are left."""
     check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     return keep_only(kept)
+
+
+def forbid_core_dumps() -> None:
+    """Let no core be dumped, which would hold the memory of the guest, and no debugger attach."""
+    check(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))

@@ -20,6 +20,7 @@ import pytest
 from farwatchd import virtiofsd_compat
 from farwatchd.cli import main
 from farwatchd.fuse.options import Negotiation
+from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.options import make_parser, parse
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.options import Sandbox, Seccomp
@@ -87,7 +88,14 @@ def test_help_shows_how_to_attach_qemu_both_ways(capsys: pytest.CaptureFixture[s
 def test_capabilities_are_json_and_need_no_other_option() -> None:
     done = _run("--print-capabilities")
     assert done.returncode == 0
-    assert json.loads(done.stdout) == {"type": "fs", "features": ["separate-options"]}
+    assert json.loads(done.stdout) == {
+        "type": "fs",
+        "features": [
+            "separate-options",
+            "posix-acl-negotiation-mode",
+            "security-label-negotiation-mode",
+        ],
+    }
 
 
 def test_defaults_are_those_of_virtiofsd() -> None:
@@ -160,6 +168,16 @@ def test_rules_for_owners_add_up() -> None:
         (("--no-readdirplus",), "session.readdirplus", False),
         (("--rlimit-nofile=0",), "sandbox.rlimit_nofile", 0),
         (("-d",), "process.log_level", "debug"),
+        (("--socket=/other",), "socket.socket_path", Path("/other")),
+        (("--socket", "/other"), "socket.socket_path", Path("/other")),
+        (("--inode-file-handles=fallback",), "share.inode_file_handles", InodeFileHandles.PREFER),
+        (("--security-label=auto",), "session.security_label", True),
+        (("--security-label=always",), "share.security_label", True),
+        (("--security-label=never",), "share.xattr", False),
+        (("--security-label",), "share.security_label", True),
+        (("--thread-pool-size=128",), "process.thread_pool_size", 128),
+        (("--max-inodes=7",), "share.max_inodes", 7),
+        (("--cache=never", "--cache=always"), "share.cache", Cache.ALWAYS),
         (("-o", "source=/other"), "shared_dir", Path("/other")),
         (("-osandbox=chroot",), "sandbox.sandbox", Sandbox.CHROOT),
         (("-o", "no_flock,cache=none"), "share.cache", Cache.NEVER),
@@ -182,6 +200,7 @@ def test_every_old_option_leads_to_one_that_there_is() -> None:
         "cache": "auto",
         "log_level": "err",
         "modcaps": "+chown",
+        "timeout": "5",
         "sandbox": "none",
     }
     samples["xattrmap"] = ":map::user.x.:"
@@ -281,6 +300,84 @@ def test_wrong_usage_ends_with_status_2_and_the_reason(
         parse(arguments)
     assert end.value.code == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["path", "fd"])
+def test_daemon_ends_when_its_vmm_disconnects(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        where = [f"--socket-path={path}"]
+        inherited: tuple[int, ...] = ()
+        if kind == "fd":
+            listener.bind(str(path))
+            listener.listen()
+            where, inherited = [f"--fd={listener.fileno()}"], (listener.fileno(),)
+        daemon = DaemonProcess(path, [*where, f"--shared-dir={shared}"], inherited)
+    daemon.wait_for("Waiting for vhost-user socket connection")
+    with daemon.connect() as front_end:
+        front_end.settimeout(TIMEOUT)
+        front_end.sendall(GET_FEATURES)
+        assert len(front_end.recv(20)) == 20
+    assert daemon.wait() == 0
+    assert "Traceback" not in daemon.log
+    assert path.exists() == (kind == "fd")
+
+
+def test_background_daemon_is_ready_when_the_command_returns(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    done = _run("--daemonize", f"--socket-path={path}", f"--shared-dir={shared}")
+    assert done.returncode == 0
+    assert "listening on" in done.stderr
+    with socket.socket(socket.AF_UNIX) as front_end:
+        front_end.settimeout(TIMEOUT)
+        front_end.connect(str(path))
+        front_end.sendall(GET_FEATURES)
+        assert len(front_end.recv(20)) == 20
+    wait_until(lambda: not path.exists(), "the end of the daemon")
+    refused = _run("--daemonize", f"--socket-path={path}", f"--shared-dir={tmp_path}/none")
+    assert refused.returncode == 1
+
+
+#: The words with which VM managers start virtiofsd; SOCKET and FD stand for the socket.
+COMMAND_LINES = {
+    "libvirt": "--fd=FD --cache always --sandbox namespace --xattr --thread-pool-size=4"
+    " --rlimit-nofile=4096",
+    "libvirt, older": "--fd=FD -o source=SHARE,cache=none,sandbox=chroot,no_xattr,no_flock -d",
+    "libvirt, session": "--fd=FD --uid-map=:0:0:1: --gid-map=:0:0:1: --uid-map=:1:100000:65536:",
+    "Incus": "--fd=FD --cache=metadata --posix-acl=auto",
+    "Incus, ids": "--fd=FD --translate-uid=map:0:1000000:65536"
+    " --translate-uid=forbid-guest:65536:4294901759",
+    "Incus, no ids left": "--fd=FD --translate-uid=forbid-guest:4294967295:0",
+    "Kata, Go": "--syslog --cache=auto --fd=FD --inode-file-handles=prefer --thread-pool-size=1"
+    " --announce-submounts",
+    "Kata, Rust": "--socket-path SOCKET --cache auto --thread-pool-size=1 -o announce_submounts"
+    " --xattr",
+    "Podman": "--sandbox none --socket-path SOCKET --seccomp=none",
+    "Proxmox": "--fd=FD --xattr --posix-acl --announce-submounts --allow-direct-io --cache=auto"
+    " --syslog",
+    "KubeVirt": "--socket-path=SOCKET --sandbox=none --cache=auto --migration-on-error=guest-error"
+    " --migration-mode=find-paths",
+    "systemd-vmspawn": "--xattr --fd FD --no-announce-submounts --log-level=error --modcaps=-mknod",
+    "virtme-ng": "--syslog --no-announce-submounts --posix-acl --readonly --socket-path SOCKET"
+    " --sandbox none --cache auto",
+    "bcvk": "--socket-path SOCKET --cache=never --allow-mmap --sandbox=none --readonly"
+    " --inode-file-handles=fallback",
+    "microvm.nix": "--socket-path=SOCKET --socket-group=root --rlimit-nofile 4096"
+    " --thread-pool-size 128 --posix-acl --xattr",
+    "virtiofsd 1.14": "--socket-path=SOCKET --security-label=auto --posix-acl=auto",
+    "virtiofsd, older": "--socket SOCKET -o timeout=5 -f",
+}
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES.values(), ids=COMMAND_LINES)
+def test_command_line_of_a_vm_manager_is_accepted(words: str) -> None:
+    arguments = words.replace("SOCKET", "/run/s").replace("FD", "5").split()
+    config = parse(["--shared-dir=/srv", *arguments])
+    assert config.socket.name in ("/run/s", "descriptor 5")
 
 
 def test_missing_directory_is_refused_and_no_socket_left(tmp_path: Path) -> None:

@@ -109,6 +109,22 @@ def test_files_are_the_daemon_s_when_it_may_not_change_ids(tmp_path: Path) -> No
         guest.leave()
 
 
+@pytest.mark.parametrize("kind", ["mnt", "net", "ipc", "uts"])
+def test_daemon_has_namespaces_of_its_own(kind: str, tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        own = Path(f"/proc/{daemon.pid}/ns/{kind}").stat().st_ino
+        assert own != Path(f"/proc/self/ns/{kind}").stat().st_ino
+
+
+def test_share_has_no_devices_and_no_programs_for_the_daemon(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        mounts = Path(f"/proc/{daemon.pid}/mountinfo").read_text().splitlines()
+        (root,) = [line.split() for line in mounts if line.split()[4] == "/"]
+        assert {"nosuid", "nodev", "noexec"} <= set(root[5].split(","))
+    own = Path("/proc/self/mountinfo").read_text()
+    assert str(tmp_path) not in own
+
+
 @pytest.mark.parametrize("text", ["", "chown", "+", "+chow", "+chown:", "-none,chown", "+0"])
 def test_what_is_no_change_of_capabilities_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a capability"):
@@ -158,6 +174,9 @@ def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(
     daemon.wait_for("listening on")
     assert status(daemon.pid)["Uid"].split() == [str(USER.pw_uid)] * 4
     assert status(daemon.pid)["Seccomp"] == "2"
+    if os.geteuid() == 0:
+        # Root owns what a process shows that dumps no core.
+        assert Path(f"/proc/{daemon.pid}/environ").stat().st_uid == 0
     guest = Guest(daemon)
     nodeid, fh = guest.create(ROOT, b"file")
     assert guest.write(nodeid, fh, 0, b"text") == 4

@@ -90,7 +90,8 @@ class DaemonProcess:
 @contextlib.contextmanager
 def running(socket_path: Path, shared: Path, *options: str) -> Iterator[DaemonProcess]:
     """A daemon that is ready; at the end it must have logged nothing worse than a warning."""
-    arguments = [f"--socket-path={socket_path}", f"--shared-dir={shared}", *options]
+    where = [f"--socket-path={socket_path}", f"--shared-dir={shared}", "--keep-serving"]
+    arguments = [*where, *options]
     daemon = DaemonProcess(socket_path, arguments)
     try:
         daemon.wait_for("listening on")

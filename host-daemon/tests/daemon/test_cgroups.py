@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPUs and the memory that a container leaves to the daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from farwatchd import options
+from farwatchd.options import parse
+from farwatchd.sandbox.limits import usable_cpus, usable_memory
+
+NEEDED = ("--socket-path=/run/s", "--shared-dir=/srv")
+
+
+@pytest.fixture
+def cgroups(tmp_path: Path) -> tuple[Path, Path]:
+    """A tree of cgroups, and the file that says which is the process's own."""
+    (tmp_path / "fs" / "pod" / "container").mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("1:cpu:/elsewhere\n0::/pod/container\n")
+    return tmp_path / "fs", own
+
+
+def test_quota_of_any_cgroup_above_limits_the_cpus(cgroups: tuple[Path, Path]) -> None:
+    root, own = cgroups
+    every = len(os.sched_getaffinity(0))
+    assert usable_cpus(root, own) == every
+    (root / "pod" / "container" / "cpu.max").write_text("max 100000\n")
+    assert usable_cpus(root, own) == every
+    (root / "pod" / "cpu.max").write_text("50000 100000\n")
+    assert usable_cpus(root, own) == 0.5
+    assert usable_cpus(root, root / "none") == every
+
+
+def test_limit_of_any_cgroup_above_limits_the_memory(cgroups: tuple[Path, Path]) -> None:
+    root, own = cgroups
+    everything = usable_memory(root, own)
+    assert everything > 1 << 20
+    (root / "pod" / "container" / "memory.max").write_text("max\n")
+    assert usable_memory(root, own) == everything
+    (root / "pod" / "memory.max").write_text("1048576\n")
+    assert usable_memory(root, own) == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(1 << 20, 65536), (1 << 30, 419430), (1 << 40, 10_000_000)]
+)
+def test_inodes_are_limited_by_the_memory(
+    memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "usable_memory", lambda: memory)
+    assert parse(NEEDED).share.max_inodes == expected
