@@ -16,9 +16,9 @@ from farwatchd.wire import fsnotify as wire
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import InitFlag, Opcode
 
+from farwatch_harness.adversary.script import MANY
+
 ROOT = 1
-#: How many names the directory "many" holds, which is for those who watch much.
-MANY = 120
 #: Directories and files that the tree begins with; what stands in "sub" is a file system of its own
 #: for the client.
 DIRECTORIES = ("d0", "d1", "d0/e", "sub", "sub/d", "many", "quiet")

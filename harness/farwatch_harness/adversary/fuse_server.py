@@ -15,12 +15,11 @@ from farwatch_harness.adversary import records
 from farwatch_harness.adversary.filesystem import (
     DIRECTORIES,
     FILES,
-    MANY,
     Belief,
     Known,
     Node,
 )
-from farwatch_harness.adversary.script import MOUNT, Lie, Lies, Script, init_flags
+from farwatch_harness.adversary.script import MANY, MOUNT, Lie, Lies, Script, init_flags
 from farwatch_harness.util import cache, paths, subprocesses
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest

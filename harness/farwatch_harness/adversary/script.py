@@ -32,6 +32,7 @@ MODES = ("others", "remote")
 THEMES = (
     "contention",
     "many",
+    "cross",
     "submount",
     "late",
     "refused",
@@ -58,6 +59,10 @@ THEMES = (
 #: Themes that need a new guest afterwards come seldom.
 RARE = {"dead server": 0.06, "unbind": 0.2, "faults": 0.2}
 USUAL = 0.33
+#: Of a few that were chosen each script has most.
+FEW, FEW_USUAL = 6, 0.7
+#: How many names the directory "many" holds, which is for those who watch much.
+MANY = 120
 IN_BITS = [1 << bit for bit in range(12)]
 IN_ATTRIB = 0x4
 IN_MASK_CREATE, IN_MASK_ADD, IN_ONLYDIR = 0x10000000, 0x20000000, 0x01000000
@@ -204,7 +209,9 @@ def generate(
     `pool` has the themes that it may have: what is known to fail hides what comes after it.
     """
     random = Random(seed)
-    themes = [theme for theme in THEMES if random.random() < RARE.get(theme, USUAL)]
+    usual = USUAL if len(pool) > FEW else FEW_USUAL
+    rare = RARE if len(pool) > FEW else {}
+    themes = [theme for theme in THEMES if random.random() < rare.get(theme, usual)]
     themes = [theme for theme in themes if theme in pool]
     transport = random.choice(list(transports))
     maker = Maker(random, set(themes))
@@ -263,8 +270,12 @@ class Maker:
         return f"close {slot}"
 
     def many(self, actor: int) -> str:
-        count = self.random.choice((40, 80, 120))
+        count = self.random.choice((40, 80, MANY))
         return f"imany {self.slot(actor)} {MOUNT}/many {count} {self.mask():#x}"
+
+    def cross(self, actor: int) -> str:
+        seed = self.random.getrandbits(31)
+        return f"icross {self.slot(actor)} {MOUNT}/many {MANY} {seed}"
 
     def fanotify(self, actor: int) -> str:
         mask = sum(self.random.sample(FAN_BITS, self.random.randint(1, 4))) | FAN_ATTRIB | FAN_ONDIR
@@ -336,6 +347,8 @@ class Maker:
         found: list[Callable[[int], str]] = [self.inotify, self.inotify]
         if "many" in self.themes:
             found.append(self.many)
+        if "cross" in self.themes:
+            found.append(self.cross)
         if "changes" in self.themes:
             found.append(self.change)
         if actor in ROOT_ACTORS:
@@ -494,15 +507,9 @@ class Maker:
             slot = self.slot(0)
             end = [f"imany {slot} {MOUNT}/many 120 {self.mask():#x}", f"close {slot}", *end]
         if "dead server" in self.themes:
-            lies = Lies()
-            ended = self.random.choice(
-                ([UNBIND], [REMOVE], [f"umount {MOUNT} 2", UNBIND], [f"umount {MOUNT} 0"])
-            )
-            return Round(
-                {2: [f"sleep {self.random.choice((0, 50000, 300000))}", *ended]},
-                [[0, "kill"]],
-                lies,
-            )
+            # Nobody has a request under way: those could never be answered, as ever.
+            pause = f"sleep {self.random.choice((0, 50000, 300000))}"
+            return Round({2: [pause, self.random.choice((UNBIND, REMOVE))]}, [[0, "kill"]])
         actors[0] = end
         return Round(actors, self.server(100), self.lies())
 

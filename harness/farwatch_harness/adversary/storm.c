@@ -260,6 +260,42 @@ static void op_imany(char **words)
 	}
 }
 
+/*
+ * Goes over the files of a directory and changes its watches of each at random.
+ * Who does the same at the same time meets it at the same files.
+ */
+static void op_icross(char **words)
+{
+	int fd = fd_of(slot_of(words[0]), new_inotify), wd = -1;
+	long count = number(words[2]);
+	unsigned int seed = number(words[3]);
+	char path[512];
+
+	for (long i = 0; i < count; i++) {
+		uint32_t mask = (rand_r(&seed) & IN_ALL_EVENTS) | IN_ATTRIB;
+		int kind = rand_r(&seed) % 20;
+
+		snprintf(path, sizeof(path), "%s/%ld", words[1], i);
+		if (kind < 3) {
+			inotify_rm_watch(fd, wd);
+			continue;
+		}
+		if (kind < 6)
+			mask |= IN_MASK_ADD;
+		else if (kind < 14)
+			mask |= IN_MASK_CREATE;
+		/* The second time one with IN_MASK_CREATE fails. */
+		for (int turn = 0; turn < 2; turn++) {
+			int added = inotify_add_watch(fd, path, mask);
+
+			if (added >= 0)
+				wd = added;
+			else if (errno != EEXIST)
+				return;
+		}
+	}
+}
+
 static void op_irm(char **words)
 {
 	struct marks marks;
@@ -500,7 +536,7 @@ static const struct {
 	{ "umount", op_umount, 2 },	{ "put", op_put, 2 },
 	{ "kill", op_kill, 1 },		{ "sleep", op_sleep, 1 },
 	{ "eat", op_eat, 1 },		{ "fail", op_fail, 1 },
-	{ "ask", op_ask, 1 },
+	{ "ask", op_ask, 1 },		{ "icross", op_icross, 4 },
 };
 
 static void run_op(char *text)
