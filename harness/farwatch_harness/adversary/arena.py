@@ -69,20 +69,26 @@ PLAIN_BITS = 0xFFF
 ATTRIB, Q_OVERFLOW = 0x4, 0x4000
 VIRTIO_FS_DEVICE = "0x001a"
 OURS = ("virtiofs", "fuse")
+#: The tasks that cannot be interrupted, and those of the storm that do something, by where they
+#: are.
 BLOCKED = """
 import os
+IDLE = ("pipe_read", "do_poll", "poll_schedule")
+def read(path):
+    try:
+        return open(path).read().strip()
+    except OSError:
+        return ""
 def main():
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         for task in os.listdir(f"/proc/{pid}/task") if os.path.exists(f"/proc/{pid}/task") else ():
             place = f"/proc/{pid}/task/{task}"
-            try:
-                state = open(f"{place}/stat").read().rpartition(")")[2].split()[0]
-                if state == "D":
-                    name = open(f"{place}/comm").read().strip()
-                    found.append(name + ": " + open(f"{place}/stack").read())
-            except OSError:
-                pass
+            name, state = read(f"{place}/comm"), read(f"{place}/stat").rpartition(")")[2].split()
+            where = read(f"{place}/stack") or read(f"{place}/wchan")
+            busy = name == "storm" and where and not any(idle in where for idle in IDLE)
+            if state and (state[0] == "D" or busy):
+                found.append(f"{name} ({state[0]}): {where}")
     return found
 """
 
@@ -159,6 +165,9 @@ class Arena:
         self.virtio, self.pci = self.names()
         self.round = 0
         self.seen_devices: set[int] = set()
+        #: Who watched at the last check, and whether the end of all reports was looked at.
+        self.watchers: set[tuple[int, int]] = set()
+        self.told_of_end = False
         self.unbinds = False
         self.guest.shell(f"mkdir -p {MOUNT}; echo 20 > /proc/sys/kernel/hung_task_timeout_secs")
         self.server: Opponent = (
@@ -189,7 +198,7 @@ class Arena:
         """Plays it to its end and cleans up; returns the first thing that was wrong."""
         try:
             self.server.prepare(script)
-            self.seen_devices = set()
+            self.seen_devices, self.watchers, self.told_of_end = set(), set(), False
             self.unbinds = "unbind" in script.themes
             for self.round, each in enumerate(script.rounds):
                 found = self.play_round(each) or self.check()
@@ -347,8 +356,13 @@ class Arena:
         devices = self.live_devices(known)
         if not devices or not known.initialized:
             return None
-        lost = {(each.process, each.fd) for each in self.storm.heard(0.0) if each.mask & Q_OVERFLOW}
+        already = self.storm.heard(QUIET if known.ended else INTERVAL)
+        lost = {(each.process, each.fd) for each in already if each.mask & Q_OVERFLOW}
         watches = [watch for watch in self.storm.watches() if watch.device in devices]
+        before, self.watchers = self.watchers, {(each.process, each.fd) for each in watches}
+        if known.ended:
+            return None if self.told_of_end else self.end_of_reports(before, lost)
+        self.told_of_end = False
         expected = self.probe(watches)
         missing: set[tuple[int, int, str, int]] = set()
         heard: set[Heard] = set()
@@ -367,6 +381,18 @@ class Arena:
             return None
         text = f"{len(missing)} of {len(expected)} watches hear nothing: {sorted(missing)[:5]}"
         return Finding("deaf", f"{text}; {self.server.state()}", self.round)
+
+    def end_of_reports(
+        self, before: set[tuple[int, int]], lost: set[tuple[int, int]]
+    ) -> Finding | None:
+        """Whether who watched before the server ended its reports was told that events are lost."""
+        self.told_of_end = True
+        untold = before & self.watchers
+        # Some may have begun to watch after that, by the same number of a descriptor.
+        if len(untold) < 2 or untold & lost:
+            return None
+        text = f"the server has ended its reports, and {sorted(untold)} were not told"
+        return Finding("deaf", text, self.round)
 
     def probe(self, watches: list[Watch]) -> set[tuple[int, int, str, int]]:
         """Reports a change of attributes of all that is watched; returns who must hear."""
@@ -459,7 +485,7 @@ def disagreements(tree: Known, watches: list[Watch]) -> list[str]:
     for watch in watches:
         wanted[watch.ino] = wanted.get(watch.ino, 0) | (watch.mask & PLAIN_BITS)
     found = []
-    if not tree.initialized or not tree.negotiated & wire.FUSE_HAS_FSNOTIFY:
+    if not tree.initialized or tree.ended or not tree.negotiated & wire.FUSE_HAS_FSNOTIFY:
         return []
     for ino in sorted({*wanted, *tree.beliefs}):
         belief = tree.beliefs.get(ino, Belief(0))

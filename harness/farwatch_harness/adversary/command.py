@@ -138,15 +138,20 @@ def fuzz(plan: Plan) -> None:
 
 
 def replay(plan: Plan, equipment: Equipment) -> list[Found]:
-    """Plays saved scripts; what they find."""
+    """Plays saved scripts, and shortens those that find something; what they find."""
     found = []
     for path in plan.replay:
         script = Script.load(path)
-        with step(f"playing {path.name}"):
-            finding = try_script(equipment, script, plan.times)
+        with (
+            step(f"playing {path.name}"),
+            contextlib.closing(Replayer(equipment, leaks=True)) as replayer,
+        ):
+            finding = replayer.play(script, plan.times)
         if finding:
-            say(f"  {finding}")
-            found.append(Found(script, finding))
+            say(f"  {finding.kind}")
+            result = Found(script, finding)
+            save(result, "found")
+            found.append(shortened(plan, equipment, result) if plan.shrink_seconds else result)
     return found
 
 
@@ -195,44 +200,68 @@ def play_in_one_guest(
             script = replace(following, transport=machine[0], request_queues=machine[1])
 
 
-def try_script(
-    equipment: Equipment, script: Script, times: int, kind: str | None = None
-) -> Finding | None:
-    """Plays a script in a new guest up to `times`; the first finding, of that kind if one is
-    given."""
-    machine = (script.transport, script.request_queues)
-    with arena.running(equipment, *machine, leaks=kind in (None, "leak")) as guest:
+class Replayer:
+    """Plays scripts one after the other, each in a guest that is fit for it: the last one's as long
+    as nothing broke it, else a new one. Ended by `close`."""
+
+    def __init__(self, equipment: Equipment, leaks: bool = False) -> None:
+        self.equipment = equipment
+        self.leaks = leaks
+        self.stack = contextlib.ExitStack()
+        self.guest: Arena | None = None
+        self.machine: tuple[str, int] | None = None
+
+    def play(self, script: Script, times: int) -> Finding | None:
+        """Plays a script up to `times`; its first finding."""
         for _ in range(times):
+            guest = self.fit_guest((script.transport, script.request_queues))
             finding = guest.play(script)
+            if guest.server.gone or (finding and not (finding.harmless and guest.clean_up())):
+                self.close()
             if finding:
-                return finding if kind in (None, finding.kind) else None
-            if guest.server.gone:
-                return None
-        return guest.leaks()
+                return finding
+        return self.guest.leaks() if self.guest else None
+
+    def fit_guest(self, machine: tuple[str, int]) -> Arena:
+        if self.guest is None or machine != self.machine:
+            self.close()
+            running = arena.running(self.equipment, *machine, leaks=self.leaks)
+            self.guest = self.stack.enter_context(running)
+            self.machine = machine
+        return self.guest
+
+    def close(self) -> None:
+        """Ends the guest, if there is one."""
+        self.guest = None
+        self.stack.close()
 
 
 def shortened(plan: Plan, equipment: Equipment, found: Found) -> Found:
     """The same finding with the shortest script that was seen to give it."""
     end = time.monotonic() + plan.shrink_seconds
     last = found.finding
+    kind = found.finding.kind
+    replayer = Replayer(equipment, leaks=kind == "leak")
 
     def fails(candidate: Script) -> bool:
         nonlocal last
         try:
-            finding = try_script(equipment, candidate, TRIES, found.finding.kind)
+            finding = replayer.play(candidate, TRIES)
         except (GuestLostError, HarnessError):
+            replayer.close()
             return False
-        if finding:
-            last = finding
-            save(Found(candidate, finding), "short")
-        return finding is not None
+        if finding is None or finding.kind != kind:
+            return False
+        last = finding
+        save(Found(candidate, finding), "short")
+        return True
 
-    with step(f"shortening the script {found.script.seed}") as progress:
+    with (
+        contextlib.closing(replayer),
+        step(f"shortening the script {found.script.seed}") as progress,
+    ):
         if not fails(found.script):
-            say(
-                f"  {found.script.seed} does not give '{found.finding.kind}' again; "
-                "it is kept as it is"
-            )
+            say(f"  {found.script.seed} does not give '{kind}' again; it is kept as it is")
             return found
 
         def going_on() -> bool:

@@ -31,6 +31,7 @@ from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, VirtioFsFeature, fs_config
 
 from farwatch_harness.adversary import records
 from farwatch_harness.adversary.filesystem import Known, Tree
+from farwatch_harness.adversary.protocol import WAIT_END, WATCH_ENDED, WATCHES_LOST
 from farwatch_harness.adversary.script import Lie, Lies, Script, init_flags
 from farwatch_harness.util.errors import HarnessError
 
@@ -250,6 +251,10 @@ class Device:
             lie = lie or Lie("true", 1.0)
             self.answer_fsnotify(held, header.nodeid, args, lie)
             return
+        if header.opcode == Opcode.DESTROY:
+            # It ends the waiting, too, where nothing else does.
+            self.ended_waits = True
+            self.release_waits()
         error, payload = self.answer(header.opcode, header.nodeid, args)
         if lie is not None and lie.what == "delay":
             self.later(lie.number, partial(self.reply, held, error, payload))
@@ -296,7 +301,7 @@ class Device:
             self.tree.violate("FSNOTIFY_WAIT while there is no session")
         asked = wire.fsnotify_wait_in.unpack_from(args)
         lie = self.choose(self.lies.wait)
-        if asked.flags & wire.WaitFlag.END:
+        if asked.flags & WAIT_END:
             self.ended_waits = True
             if lie is None or lie.what != "hold":
                 self.reply(held, 0, b"")
@@ -305,6 +310,7 @@ class Device:
                 self.held.append(held)
             return
         if lie is not None and lie.what == "error":
+            self.tree.ended = True
             self.reply(held, -lie.number, b"")
         elif self.ended_waits:
             self.reply(held, 0, b"")
@@ -405,6 +411,12 @@ class Device:
         ACTIONS[name](self, *words)
 
     def send_records(self, kind: str, count: int, times: int = 1) -> None:
+        if kind == "watches-lost" and WATCHES_LOST:
+            self.tree.lose_watches()
+        if kind == "watch-ended" and WATCH_ENDED:
+            # The client asks again when it meets the inode the next time.
+            for nodeid in list(self.tree.beliefs):
+                self.tree.doubt(nodeid)
         for _ in range(times):
             self.notify(records.payload(kind, count, self.tree, self.random))
 

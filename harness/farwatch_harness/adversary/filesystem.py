@@ -80,13 +80,15 @@ class Belief:
 class Known:
     """What a server knows at one moment of its nodes and of what is watched.
 
-    `device` is the number of its mount, for a server that has made the mount itself.
+    `ended`: it has answered with an error where the client waits for events, and so has ended its
+    reports. `device` is the number of its mount, for a server that has made the mount itself.
     """
 
     nodes: dict[int, Node] = field(default_factory=dict)
     beliefs: dict[int, Belief] = field(default_factory=dict)
     initialized: bool = False
     negotiated: int = 0
+    ended: bool = False
     device: int | None = None
 
 
@@ -155,7 +157,7 @@ class Tree(Known):
     def known(self) -> Known:
         """What it knows now, as a copy that does not change."""
         beliefs = {nodeid: replace(belief) for nodeid, belief in self.beliefs.items()}
-        return Known(dict(self.nodes), beliefs, self.initialized, self.negotiated)
+        return Known(dict(self.nodes), beliefs, self.initialized, self.negotiated, self.ended)
 
     # What happens behind the client's back.
 
@@ -254,7 +256,7 @@ class Tree(Known):
             node.lookups = 0
             if not node.links and node is not self.root:
                 del self.nodes[node.nodeid]
-        self.initialized = False
+        self.initialized = self.ended = False
 
     def destroy(self) -> None:
         self.forget_session()
@@ -293,6 +295,10 @@ class Tree(Known):
         belief = self.beliefs.setdefault(node.nodeid, Belief(0))
         belief.mask, belief.certain = mask, True
         belief.generations.add(node.generation)
+
+    def lose_watches(self) -> None:
+        """The server has forgotten all that was watched."""
+        self.beliefs.clear()
 
     def doubt(self, nodeid: int) -> None:
         """The client has no plain answer about the node: neither side can know what is watched."""
@@ -479,6 +485,9 @@ class Tree(Known):
 
     def fsnotify(self, node: Node, args: bytes) -> bytes:
         asked = wire.fsnotify_in.unpack_from(args)
+        # In the first edition of the protocol a request has none.
+        if getattr(asked, "generation", node.generation) != node.generation:
+            raise OSError(errno.ESTALE, "another generation")
         self.watch(node, asked.mask)
         return wire.fsnotify_out.pack(mask=asked.mask)
 

@@ -19,6 +19,7 @@ from farwatch_harness.adversary.filesystem import (
     Known,
     Node,
 )
+from farwatch_harness.adversary.protocol import WATCH_ENDED, WATCHES_LOST
 from farwatch_harness.adversary.script import MANY, MOUNT, Lie, Lies, Script, init_flags
 from farwatch_harness.util import cache, paths, subprocesses
 from farwatch_harness.util.errors import HarnessError
@@ -38,6 +39,8 @@ def program() -> Path:
         f"-DFUSE_FSNOTIFY={wire.FUSE_FSNOTIFY}",
         f"-DFUSE_NOTIFY_FSNOTIFY={wire.FUSE_NOTIFY_FSNOTIFY}",
     ]
+    if "generation" in {field.name for field in wire.FSNOTIFY_IN.subcons}:
+        numbers.append("-DHAS_GENERATION")
     key = cache.content_key(source, *numbers)
     folder = paths.cache_root() / "programs" / f"fuse-server-{key}"
 
@@ -142,6 +145,10 @@ class FuseServer:
         name, *words = action
         if name == "records":
             kind, count, times = words
+            if kind == "watches-lost" and WATCHES_LOST:
+                self.command("lose")
+            if kind == "watch-ended" and WATCH_ENDED:
+                self.command("doubt")
             payload = records.payload(kind, count, self.known(), self.random)
             self.command(f"notify {times} {payload.hex()}")
         elif name == "raw":

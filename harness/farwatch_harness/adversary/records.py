@@ -8,10 +8,10 @@ from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire.fsnotify import Event
 
 from farwatch_harness.adversary.filesystem import Known, Node
+from farwatch_harness.adversary.protocol import WATCH_ENDED, WATCHES_LOST
 
 #: The most that one notification carries here, as farwatchd's.
 ROOM = 4000
-KINDS = ("event", "rename", "delete-self", "overflow", "garbage", "mutant")
 NAMES = (b"f", b"e", b"d", b"new", b"f0", b"d0", b"q0", b"x" * 255)
 SELF_EVENTS = (
     Event.ATTRIB,
@@ -48,6 +48,10 @@ def record(kind: str, known: Known, random: Random) -> bytes:
         for _ in range(random.randint(1, 3)):
             data[random.randrange(len(data))] = random.choice((0, 1, 0xFF, random.randrange(256)))
         return bytes(data)
+    if kind == "watch-ended" and WATCH_ENDED:
+        return EventRecord(node.nodeid, node.generation, Event(WATCH_ENDED)).encode()
+    if kind == "watches-lost" and WATCHES_LOST:
+        return EventRecord(0, 0, Event(WATCHES_LOST)).encode()
     if kind == "delete-self":
         return EventRecord(node.nodeid, node.generation, Event.DELETE_SELF).encode()
     if kind == "rename":

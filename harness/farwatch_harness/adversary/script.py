@@ -17,6 +17,8 @@ from typing import Any
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fuse import InitFlag
 
+from farwatch_harness.adversary.protocol import HAS_WAIT, OTHERS_ONLY
+
 MOUNT = "/run/fw"
 #: Replaced by what the device is called in the guest.
 VIRTIO, PCI = "@VIRTIO@", "@PCI@"
@@ -43,6 +45,7 @@ THEMES = (
     "flood",
     "overflow",
     "malformed",
+    "lost watches",
     "kill",
     "changes",
     "silent",
@@ -197,8 +200,8 @@ def init_flags(mode: str) -> int:
     """What the server offers in INIT."""
     flags = InitFlag.ASYNC_READ | InitFlag.BIG_WRITES | InitFlag.MAX_PAGES
     flags |= InitFlag.PARALLEL_DIROPS | InitFlag.SUBMOUNTS | InitFlag.ATOMIC_O_TRUNC
-    offered = int(flags) | wire.FUSE_HAS_FSNOTIFY | wire.FUSE_FSNOTIFY_PARKED
-    return offered | wire.FUSE_FSNOTIFY_MERGED if mode == "others" else offered
+    offered = int(flags) | wire.FUSE_HAS_FSNOTIFY | HAS_WAIT
+    return offered | OTHERS_ONLY if mode == "others" else offered
 
 
 def generate(
@@ -226,6 +229,16 @@ def generate(
         rounds=rounds,
         themes=themes,
     )
+
+
+def at_most(count: int, name: str, steps: list[str]) -> list[str]:
+    """The steps with the first `count` of that name: these take as long as a hundred others."""
+    found = []
+    for step in steps:
+        count -= step.startswith(f"{name} ")
+        if count >= 0 or not step.startswith(f"{name} "):
+            found.append(step)
+    return found
 
 
 class Maker:
@@ -368,6 +381,7 @@ class Maker:
             if self.chance(0.15):
                 steps.append(self.sleep())
             steps.append(self.random.choice(kinds)(actor))
+        steps = at_most(2, "icross", at_most(3, "imany", steps))
         if "kill" in self.themes and actor in ROOT_ACTORS and self.chance(0.3):
             steps.insert(
                 self.random.randrange(len(steps) + 1), f"kill {self.random.randrange(len(USERS))}"
@@ -470,6 +484,9 @@ class Maker:
                 steps.append([at(), action, self.random.choice(CHANGED)])
             steps.append([at(), "records", "delete-self", 1, 1])
             steps.append([at(), "reuse", self.random.choice((True, False))])
+        if "lost watches" in self.themes:
+            kind = self.random.choice(("watches-lost", "watches-lost", "watch-ended"))
+            steps.append([at(), "records", kind, 1, self.random.choice((1, 1, 20))])
         if "freeze" in self.themes and self.chance(0.5):
             steps.append([at(), "freeze", self.random.choice((50, 500, 2000))])
         return sorted(steps, key=lambda step: int(step[0]))

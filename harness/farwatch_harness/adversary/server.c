@@ -14,6 +14,8 @@
  *   true           no more lies
  *   settle         the same, and answer what is held
  *   notify TIMES HEX                      send notifications with this payload
+ *   lose           forget what is watched
+ *   doubt          what is watched is not known to the client any more
  *   touch PATH | remove PATH | replace PATH   change the tree silently
  *   state          write "node ...", "belief ..." and "session ..." lines
  *   kill           close the connection
@@ -411,6 +413,15 @@ static void fsnotify(uint64_t unique, struct node *node, const void *args)
 	uint32_t mask, answer[4] = { 0 };
 
 	memcpy(&mask, args, sizeof(mask));
+#ifdef HAS_GENERATION
+	uint64_t generation;
+
+	memcpy(&generation, (const char *)args + 8, sizeof(generation));
+	if (generation != (node == root ? 0 : node->generation & 0xffffffff)) {
+		reply(unique, -ESTALE, 0, NULL);
+		return;
+	}
+#endif
 	if (lie && (!strcmp(lie->what, "error") || !strcmp(lie->what, "short"))) {
 		node->certain = false;
 		reply(unique, strcmp(lie->what, "error") ? 0 : -lie->number, 0, NULL);
@@ -751,6 +762,12 @@ static void command(char *line)
 		int times = (int)strtol(rest, &rest, 10);
 
 		notify(times, rest + 1);
+	} else if (!strcmp(name, "lose")) {
+		for (struct node *node = nodes; node; node = node->next)
+			node->watched = false;
+	} else if (!strcmp(name, "doubt")) {
+		for (struct node *node = nodes; node; node = node->next)
+			node->certain = node->certain && !node->watched;
 	} else if (!strcmp(name, "touch")) {
 		make_path(rest, S_IFREG | 0666);
 	} else if (!strcmp(name, "mkdir")) {

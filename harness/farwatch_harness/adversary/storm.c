@@ -691,23 +691,28 @@ static void read_inotify(int process, int number, const char *data, ssize_t leng
 	}
 }
 
+/* One line for each object that an event names: the one that it happened to and its directory. */
 static void read_fanotify(int process, int number, const char *data, ssize_t length)
 {
 	const struct fanotify_event_metadata *event = (const void *)data;
 
 	for (; FAN_EVENT_OK(event, length); event = FAN_EVENT_NEXT(event, length)) {
-		uint64_t node = 0;
+		const char *at = (const char *)event + event->metadata_len;
+		const char *end = (const char *)event + event->event_len;
 
-		if (event->event_len > event->metadata_len) {
-			const struct fanotify_event_info_fid *info = (const void *)(event + 1);
+		if (event->mask & FAN_Q_OVERFLOW)
+			say("event %d %d fanotify 0 %#x", process, number, FAN_Q_OVERFLOW);
+		while (at < end) {
+			const struct fanotify_event_info_fid *info = (const void *)at;
 			const struct file_handle *handle = (const void *)info->handle;
 			const uint32_t *words = (const void *)handle->f_handle;
 
 			if (handle->handle_bytes >= 12)
-				node = (uint64_t)words[0] << 32 | words[1];
+				say("event %d %d fanotify %llu %#llx", process, number,
+				    (unsigned long long)words[0] << 32 | words[1],
+				    (unsigned long long)event->mask);
+			at += info->hdr.len;
 		}
-		say("event %d %d fanotify %llu %#llx", process, number, (unsigned long long)node,
-		    (unsigned long long)event->mask);
 	}
 }
 
