@@ -26,7 +26,17 @@ KERNEL_BUILD = (
 QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
 GUEST = ("inotify-tools",)
 MATRIX = ("git", "perl", "sparse")
-HOST_CHECKS = ("gcc", "libc6-dev", "linux-libc-dev", "git", "patch", "chromium", "chromium-driver")
+HOST_CHECKS = (
+    "gcc",
+    "libc6-dev",
+    "linux-libc-dev",
+    "git",
+    "patch",
+    "btrfs-progs",
+    "e2fsprogs",
+    "chromium",
+    "chromium-driver",
+)
 
 
 def missing(packages: Iterable[str]) -> list[str]:

@@ -93,6 +93,7 @@ def clones(tmp_path: Path) -> Iterator[Path]:
         yield share
 
 
+@pytest.mark.packages
 def test_clone_of_a_watched_file_system_is_refused(
     clones: Path, opener: Callable[[int], FanotifyBackend], caplog: pytest.LogCaptureFixture
 ) -> None:
