@@ -535,6 +535,7 @@ def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> 
             f"--socket-path={tmp_path}/socket",
             f"--shared-dir={shared}",
             "--syslog",
+            "--keep-serving",
             f"--sandbox={sandbox}",
         ]
         daemon = LoggingDaemon(tmp_path / "socket", [str(tmp_path), *COMMAND, *options])
