@@ -23,7 +23,7 @@ from farwatchd.wire.fsnotify import Event
 pytestmark = pytest.mark.patch("notifications")
 
 MANY = 2000
-WATCH_MANY = Path(__file__).parent / "servers" / "watch_many.py"
+WATCH_MANY = Path(__file__).parent / "programs" / "watch_many.py"
 DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
 
 

@@ -19,7 +19,7 @@ LIMIT = 10.0
 MANY = 2000
 #: Open files that the daemon may have.
 FEW_FILES = 200
-WATCH_MANY = Path(__file__).parent / "servers" / "watch_many.py"
+WATCH_MANY = Path(__file__).parent / "programs" / "watch_many.py"
 MODES = pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 
 
