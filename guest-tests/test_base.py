@@ -55,12 +55,12 @@ def folder(guest: Guest) -> Iterator[str]:
     guest.umount(path)
 
 
-def test_local_fanotify_works_as_ever(guest: Guest, folder: str) -> None:
+def test_local_fanotify_reports_create_delete_and_modify(guest: Guest, folder: str) -> None:
     seen = guest.python(FANOTIFY, folder, REPORT_DFID_NAME, CREATE | DELETE | MODIFY | ON_CHILD)
     assert seen == CREATE | DELETE | MODIFY
 
 
-def test_local_dnotify_works_as_ever(guest: Guest, folder: str) -> None:
+def test_local_dnotify_reports_dn_create(guest: Guest, folder: str) -> None:
     watcher = (
         "import fcntl, os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO]);"
         " fd = os.open(sys.argv[1], os.O_RDONLY); fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_CREATE);"
@@ -76,7 +76,7 @@ def test_local_dnotify_works_as_ever(guest: Guest, folder: str) -> None:
         process.stop()
 
 
-def test_local_inotify_tells_a_rename_with_one_cookie(guest: Guest, folder: str) -> None:
+def test_local_inotify_reports_rename_with_one_cookie(guest: Guest, folder: str) -> None:
     guest.write_file(f"{folder}/old", b"")
     with guest.inotify() as listener:
         listener.add(folder, In.MOVED_FROM | In.MOVED_TO | In.DELETE)
@@ -91,13 +91,13 @@ def test_local_inotify_tells_a_rename_with_one_cookie(guest: Guest, folder: str)
     assert events[0].cookie == events[1].cookie != 0
 
 
-def test_the_guests_own_doings_on_the_share_are_told(guest: Guest, share: Share) -> None:
+def test_own_operations_on_the_share_are_reported(guest: Guest, share: Share) -> None:
     with guest.inotify() as listener:
         listener.add(share.guest, In.CREATE | In.MODIFY | In.DELETE)
         guest.write_file(f"{share.guest}/file", b"x")
         guest.os("unlink", f"{share.guest}/file")
-        told = [(In(event.mask), event.name) for event in listener.read(3)]
-    assert told == [(mask, "file") for mask in (In.CREATE, In.MODIFY, In.DELETE)]
+        reported = [(In(event.mask), event.name) for event in listener.read(3)]
+    assert reported == [(mask, "file") for mask in (In.CREATE, In.MODIFY, In.DELETE)]
 
 
 def test_files_of_the_share_can_be_changed_from_both_sides(guest: Guest, share: Share) -> None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For the guest: watches many files for IN_ATTRIB, and tells of each event by the number of its
-watch.
+"""Watches many files for IN_ATTRIB in the guest, and prints each event as it comes.
 
-Usage: watch_many.py DIRECTORY COUNT. The files are called 0, 1, ...; their watches have the numbers
-from 1 on, and an overflow has -1. Says "watching N" when there are N watches, then "event NUMBER"
-for each event.
+Usage: watch_many.py DIRECTORY COUNT. The files are named 0, 1, ...; the watch descriptors start at
+1, and an overflow has -1. Prints "watching N" once N watches exist, then "event DESCRIPTOR" for each
+event.
 """
 
 import ctypes
