@@ -2,8 +2,8 @@
 """Watches many files for IN_ATTRIB in the guest, and prints each event as it comes.
 
 Usage: watch_many.py DIRECTORY COUNT. The files are named 0, 1, ...; the watch descriptors start at
-1, and an overflow has -1. Prints "watching N" once N watches exist, then "event DESCRIPTOR" for each
-event.
+1, and an overflow has -1. It prints "watching N" once N watches exist, and "event DESCRIPTOR" for
+each event.
 """
 
 import ctypes

@@ -87,6 +87,6 @@ class ApplyCheck:
 
 @contextmanager
 def apply_check(source: Path, patches: Sequence[Patch]) -> Iterator[ApplyCheck]:
-    """An Applier, whose copies go when the block ends."""
+    """Return an ApplyCheck. Its copies are removed when the block ends."""
     with tempfile.TemporaryDirectory(prefix="farwatch-apply-") as name:
         yield ApplyCheck(Path(name), source, patches)

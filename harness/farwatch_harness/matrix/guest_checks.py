@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks in a guest: the boot, and the tests. Both are one run of pytest, so that the guest
-boots once."""
+"""The checks in a guest: the boot and the tests.
+
+Both are one run of pytest, so that the guest boots once.
+"""
 
 import json
 import os

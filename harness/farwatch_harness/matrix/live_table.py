@@ -50,6 +50,7 @@ class Caption(io.TextIOBase):
         return len(text)
 
     def isatty(self) -> bool:
+        """Return True."""
         # So that progress messages come as often as on a terminal.
         return True
 

@@ -44,6 +44,7 @@ class TestReporter:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Sort the tests: the boot test, then by patch."""
         items.sort(
             key=lambda item: (
                 name_of(item.nodeid) != BOOT_TEST,
@@ -52,17 +53,21 @@ class TestReporter:
         )
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Report how many tests will run."""
         self.session = session
         self.write(what="collected", count=len(session.items))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Report that a test starts."""
         self.phases = []
         self.write(what="started", name=name_of(nodeid))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect the reports of one test: set-up, call, teardown."""
         self.phases.append(report)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Report the result of a test; stop after a failed boot test."""
         failed = [report for report in self.phases if report.failed]
         self.write(
             what="finished",
@@ -87,6 +92,7 @@ def failure_text(report: pytest.TestReport) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the reporter, and let SIGINT interrupt the tests."""
     # The harness interrupts pytest with SIGINT, which a background job of a shell has ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(TestReporter(int(os.environ[DESCRIPTOR])), "farwatch-recorder")
