@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.wire.fsnotify import (
-    FUSE_FSNOTIFY_MERGED,
-    FUSE_FSNOTIFY_PARKED,
+    FUSE_FSNOTIFY_OTHERS_ONLY,
     FUSE_HAS_FSNOTIFY,
+    FUSE_HAS_FSNOTIFY_WAIT,
     Event,
 )
 from farwatchd.wire.fuse import KERNEL_MINOR_VERSION, KERNEL_VERSION, InitFlag, init_in, init_out
@@ -64,12 +64,12 @@ class Negotiated:
 
     @property
     def others_only(self) -> bool:
-        return bool((self.flags or 0) & FUSE_FSNOTIFY_MERGED)
+        return bool((self.flags or 0) & FUSE_FSNOTIFY_OTHERS_ONLY)
 
     @property
     def wait_requests(self) -> bool:
         """Whether WAIT requests deliver events: the guest's transport has no notifications."""
-        return bool((self.flags or 0) & FUSE_FSNOTIFY_PARKED)
+        return bool((self.flags or 0) & FUSE_HAS_FSNOTIFY_WAIT)
 
     @property
     def mode(self) -> str:
@@ -131,7 +131,7 @@ def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotia
             raise OSError(errno.EPROTO, "the guest cannot handle POSIX ACLs, start without them")
         flags &= ~int(InitFlag.POSIX_ACL | InitFlag.DONT_MASK)
     if not flags & FUSE_HAS_FSNOTIFY:
-        flags &= ~(FUSE_FSNOTIFY_MERGED | FUSE_FSNOTIFY_PARKED)
+        flags &= ~(FUSE_FSNOTIFY_OTHERS_ONLY | FUSE_HAS_FSNOTIFY_WAIT)
     minor = min(asked.minor, KERNEL_MINOR_VERSION)
     reply = init_out.pack(
         major=KERNEL_VERSION,
@@ -170,7 +170,7 @@ def _wanted(options: SessionOptions, watchable: Event) -> int:
     if options.killpriv_v2:
         wanted |= InitFlag.HANDLE_KILLPRIV_V2
     if watchable:
-        wanted |= FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_PARKED
+        wanted |= FUSE_HAS_FSNOTIFY | FUSE_HAS_FSNOTIFY_WAIT
         if options.others_only:
-            wanted |= FUSE_FSNOTIFY_MERGED
+            wanted |= FUSE_FSNOTIFY_OTHERS_ONLY
     return int(wanted)

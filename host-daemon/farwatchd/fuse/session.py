@@ -27,7 +27,7 @@ from farwatchd.iovec import gather, scatter
 from farwatchd.virtio_fs.interfaces import DeferredReply, NotificationSource
 from farwatchd.virtqueue import Chain
 from farwatchd.watch.event_record import RECORD_MAX
-from farwatchd.wire.fsnotify import Event, WaitFlag, fsnotify_in, fsnotify_out, fsnotify_wait_in
+from farwatchd.wire.fsnotify import Event, fsnotify_in, fsnotify_out, fsnotify_wait_in
 from farwatchd.wire.fuse import (
     InHeader,
     Opcode,
@@ -47,7 +47,11 @@ _HEADER_SIZE = in_header.size
 _REPLY_HEADER_SIZE = out_header.size
 _pack_header = out_header.pack_into
 #: What FUSE_FSNOTIFY may ask for.
-_REQUESTABLE = sum(event for event in Event if event not in (Event.ISDIR, Event.OVERFLOW))
+_REQUESTABLE = sum(
+    event
+    for event in Event
+    if event not in (Event.ISDIR, Event.OVERFLOW, Event.WATCH_ENDED, Event.WATCHES_LOST)
+)
 #: The client takes errors from -511 to -1.
 _ERRNO_MAX = 511
 #: Seconds that the end of a session waits for tasks that wait for a disk or a network.
@@ -264,9 +268,11 @@ class Session:
         if self._watches is None or self._negotiated is None or not self._negotiated.fsnotify:
             raise OSError(errno.ENOSYS, "was not negotiated")
         args = fsnotify_in.unpack_from(request.args)
-        if args.flags or args.reserved or args.mask & ~_REQUESTABLE:
+        if args.flags or args.mask & ~_REQUESTABLE:
             raise invalid("reserved fields or unknown events")
         watched = self._fs.watched(request.nodeid)
+        if args.generation != watched.generation:
+            raise OSError(errno.ESTALE, "the node has another generation")
         mask = self._watches.set_mask(
             request.nodeid, watched.generation, watched.fd, watched.is_dir, Event(args.mask)
         )
@@ -276,13 +282,10 @@ class Session:
         if self._negotiated is None or not self._negotiated.wait_requests:
             raise OSError(errno.ENOSYS, "was not negotiated")
         args = fsnotify_wait_in.unpack_from(request.args)
-        if args.flags & ~int(WaitFlag.END) or args.reserved:
+        if args.flags or args.reserved:
             raise invalid("reserved fields or unknown flags")
-        if args.flags & WaitFlag.END:
-            self._waits.end()
-            return EMPTY
         size = min(args.size, request.room)
-        if self._waits.accepting and size < RECORD_MAX:
+        if size < RECORD_MAX:
             raise invalid(f"room for {size} bytes of events, a record may have {RECORD_MAX}")
         return self._waits.add(request.unique, size)
 

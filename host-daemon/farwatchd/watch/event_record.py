@@ -43,7 +43,8 @@ class EventRecord:
         names += bytes(-len(names) % _ALIGN)
         head = record.pack_values(
             record.size + len(names),
-            int(RecordFlag.HALF) if self.unpaired else 0,
+            int(RecordFlag.UNPAIRED) if self.unpaired else 0,
+            record.size,
             self.nodeid,
             self.generation,
             int(self.mask),
@@ -61,3 +62,13 @@ class EventRecord:
 
 #: Events were lost at this position.
 OVERFLOW = EventRecord(0, 0, Event.OVERFLOW)
+#: No event: nothing is watched any more, the client asks again for what it wants.
+WATCHES_LOST = EventRecord(0, 0, Event.WATCHES_LOST)
+
+
+def watch_ended(nodeid: int, generation: int) -> EventRecord:
+    """Return the record, no event, that says that this object is not watched any more.
+
+    The client asks again when a name leads it to the object the next time.
+    """
+    return EventRecord(nodeid, generation, Event.WATCH_ENDED)

@@ -14,8 +14,8 @@ FUSE_FSNOTIFY = 512
 FUSE_FSNOTIFY_WAIT = 513
 FUSE_NOTIFY_FSNOTIFY = 64
 FUSE_HAS_FSNOTIFY = 1 << 56
-FUSE_FSNOTIFY_MERGED = 1 << 57
-FUSE_FSNOTIFY_PARKED = 1 << 58
+FUSE_FSNOTIFY_OTHERS_ONLY = 1 << 57
+FUSE_HAS_FSNOTIFY_WAIT = 1 << 58
 
 
 class Event(IntFlag):
@@ -35,7 +35,9 @@ class Event(IntFlag):
     MOVE_SELF = 1 << 11
     OPEN_EXEC = 1 << 12
     RENAME = 1 << 13
+    WATCHES_LOST = 1 << 27
     ON_CHILD = 1 << 28
+    WATCH_ENDED = 1 << 29
     ISDIR = 1 << 30
     OVERFLOW = 1 << 31
 
@@ -43,25 +45,21 @@ class Event(IntFlag):
 class RecordFlag(IntFlag):
     """Flags of a record (``FUSE_FSN_F_*``)."""
 
-    HALF = 1 << 0
-
-
-class WaitFlag(IntFlag):
-    """Flags of FUSE_FSNOTIFY_WAIT (``FUSE_FSN_WAIT_*``)."""
-
-    END = 1 << 0
+    UNPAIRED = 1 << 0
 
 
 #: ``struct fuse_fsnotify_in``: payload of FUSE_FSNOTIFY, 16 bytes.
-FSNOTIFY_IN = Struct("mask" / Int32ul, "flags" / Int32ul, "reserved" / Int64ul)
+FSNOTIFY_IN = Struct("mask" / Int32ul, "flags" / Int32ul, "generation" / Int64ul)
 #: ``struct fuse_fsnotify_out``: reply to FUSE_FSNOTIFY, 16 bytes.
 FSNOTIFY_OUT = Struct("mask" / Int32ul, "flags" / Int32ul, "reserved" / Int64ul)
 #: ``struct fuse_fsnotify_wait_in``: payload of FUSE_FSNOTIFY_WAIT, 16 bytes.
 FSNOTIFY_WAIT_IN = Struct("flags" / Int32ul, "size" / Int32ul, "reserved" / Int64ul)
-#: ``struct fuse_notify_fsnotify_out``: one event record without its names, 80 bytes.
+#: ``struct fuse_notify_fsnotify_out``: one event record without its names, 80 bytes. ``head`` is
+#: its size, so that it can grow.
 RECORD = Struct(
     "len" / Int32ul,
-    "flags" / Int32ul,
+    "flags" / Int16ul,
+    "head" / Int16ul,
     "nodeid" / Int64ul,
     "generation" / Int64ul,
     "mask" / Int32ul,

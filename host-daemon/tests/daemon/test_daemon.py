@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import (
-    FUSE_FSNOTIFY_MERGED,
+    FUSE_FSNOTIFY_OTHERS_ONLY,
     FUSE_HAS_FSNOTIFY,
     Event,
     fsnotify_in,
@@ -155,7 +155,7 @@ def test_watch_of_a_file_ends_with_its_last_name(guest: Guest, shared: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("offered", [0, FUSE_FSNOTIFY_MERGED])
+@pytest.mark.parametrize("offered", [0, FUSE_FSNOTIFY_OTHERS_ONLY])
 @pytest.mark.parametrize("mode", ["remote", "others", "auto"])
 def test_own_operations_are_told_unless_others_only_is_agreed(
     mode: str, offered: int, tmp_path: Path
@@ -165,7 +165,7 @@ def test_own_operations_are_told_unless_others_only_is_agreed(
     with running(tmp_path / "socket", shared, f"--fsnotify={mode}") as daemon:
         guest = Guest(daemon, extra_flags=offered)
         others_only = bool(offered) and mode != "remote"
-        assert bool(guest.flags & FUSE_FSNOTIFY_MERGED) == others_only
+        assert bool(guest.flags & FUSE_FSNOTIFY_OTHERS_ONLY) == others_only
         guest.watch(ROOT, Event.CREATE)
         guest.create(ROOT, b"from guest")
         (shared / "from host").touch()

@@ -565,19 +565,25 @@ def test_fsnotify_sets_the_mask_and_returns_the_watched_events(
 
 
 @pytest.mark.parametrize(
-    ("mask", "flags", "reserved"),
+    ("mask", "flags"),
     [
-        (Event.CREATE, 1, 0),
-        (Event.CREATE, 0, 1),
-        (Event.ISDIR, 0, 0),
-        (Event.OVERFLOW, 0, 0),
-        (1 << 14, 0, 0),
+        (Event.CREATE, 1),
+        (Event.ISDIR, 0),
+        (Event.OVERFLOW, 0),
+        (Event.WATCH_ENDED, 0),
+        (Event.WATCHES_LOST, 0),
+        (1 << 14, 0),
     ],
 )
 def test_fsnotify_with_unknown_bits_is_refused(
-    client: Client, watches: FakeWatches, mask: int, flags: int, reserved: int
+    client: Client, watches: FakeWatches, mask: int, flags: int
 ) -> None:
-    assert refused(client.fsnotify, 42, Event(mask), flags=flags, reserved=reserved) == errno.EINVAL
+    assert refused(client.fsnotify, 42, Event(mask), flags=flags) == errno.EINVAL
+    assert watches.calls == []
+
+
+def test_fsnotify_of_another_generation_is_refused(client: Client, watches: FakeWatches) -> None:
+    assert refused(client.fsnotify, 42, Event.CREATE, generation=6) == errno.ESTALE
     assert watches.calls == []
 
 

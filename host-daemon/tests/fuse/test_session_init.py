@@ -12,7 +12,7 @@ from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.wire import fuse
-from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_MERGED, FUSE_HAS_FSNOTIFY, Event
+from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_OTHERS_ONLY, FUSE_HAS_FSNOTIFY, Event
 from farwatchd.wire.fuse import InitFlag, Opcode
 from tests.support.fake_fs import FakeFs, FakeWatches
 from tests.support.fuse_client import OFFER, Client
@@ -115,22 +115,22 @@ def test_posix_acl_is_left_out_where_it_may_be() -> None:
 def test_init_reply_has_the_supported_events() -> None:
     reply = Client(Session(FakeFs(), FakeWatches(WATCHABLE), SessionOptions())).init()
     assert flags_of(reply) & FUSE_HAS_FSNOTIFY
-    assert not flags_of(reply) & FUSE_FSNOTIFY_MERGED
+    assert not flags_of(reply) & FUSE_FSNOTIFY_OTHERS_ONLY
     assert reply.fsnotify_mask == WATCHABLE
 
 
 @pytest.mark.parametrize("watches", [None, FakeWatches(Event(0))])
 def test_no_events_without_something_to_watch_with(watches: FakeWatches | None) -> None:
     reply = Client(Session(FakeFs(), watches, SessionOptions(others_only=True))).init(
-        OFFER | FUSE_FSNOTIFY_MERGED
+        OFFER | FUSE_FSNOTIFY_OTHERS_ONLY
     )
-    assert not flags_of(reply) & (FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_MERGED)
+    assert not flags_of(reply) & (FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_OTHERS_ONLY)
     assert reply.fsnotify_mask == 0
 
 
 def test_others_only_needs_option_and_offer() -> None:
-    both = FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_MERGED
-    offer = OFFER | FUSE_FSNOTIFY_MERGED
+    both = FUSE_HAS_FSNOTIFY | FUSE_FSNOTIFY_OTHERS_ONLY
+    offer = OFFER | FUSE_FSNOTIFY_OTHERS_ONLY
     assert agree(SessionOptions(others_only=True), offer, FakeWatches()) & both == both
     assert agree(SessionOptions(others_only=True), OFFER, FakeWatches()) & both == FUSE_HAS_FSNOTIFY
     assert agree(SessionOptions(), offer, FakeWatches()) & both == FUSE_HAS_FSNOTIFY
@@ -232,7 +232,9 @@ def test_an_init_reply_that_does_not_fit_changes_nothing() -> None:
         client.getattr(1)
 
 
-@pytest.mark.parametrize(("offer", "tell"), [(OFFER, True), (OFFER | FUSE_FSNOTIFY_MERGED, False)])
+@pytest.mark.parametrize(
+    ("offer", "tell"), [(OFFER, True), (OFFER | FUSE_FSNOTIFY_OTHERS_ONLY, False)]
+)
 def test_own_events_are_not_reported_in_mode_others(offer: int, tell: bool) -> None:
     watches = FakeWatches()
     Client(Session(FakeFs(), watches, SessionOptions(others_only=True))).init(offer)

@@ -20,7 +20,7 @@ from construct import Struct
 from farwatch_harness.kernel import series, source_tree
 from farwatch_harness.util import paths
 from farwatchd.wire import fsnotify, fuse
-from farwatchd.wire.fsnotify import Event, RecordFlag, WaitFlag
+from farwatchd.wire.fsnotify import Event, RecordFlag
 from farwatchd.wire.fuse import STRUCTS, InitFlag, Opcode, OpenFlag, SetattrValid
 
 # The header is made from the kernel's source.
@@ -41,7 +41,6 @@ CONSTANTS: dict[str, int] = {
     **{f"FATTR_{flag.name}": int(flag) for flag in SetattrValid},
     **{f"FUSE_FSN_{event.name}": int(event) for event in Event},
     **{f"FUSE_FSN_F_{flag.name}": int(flag) for flag in RecordFlag},
-    **{f"FUSE_FSN_WAIT_{flag.name}": int(flag) for flag in WaitFlag},
     "FUSE_KERNEL_VERSION": fuse.KERNEL_VERSION,
     "FUSE_KERNEL_MINOR_VERSION": fuse.KERNEL_MINOR_VERSION,
     "FUSE_GETATTR_FH": fuse.GETATTR_FH,
@@ -56,8 +55,8 @@ CONSTANTS: dict[str, int] = {
     "FUSE_COMPAT_SETXATTR_IN_SIZE": fuse.COMPAT_SETXATTR_IN_SIZE,
     "FUSE_NOTIFY_FSNOTIFY": fsnotify.FUSE_NOTIFY_FSNOTIFY,
     "FUSE_HAS_FSNOTIFY": fsnotify.FUSE_HAS_FSNOTIFY,
-    "FUSE_FSNOTIFY_MERGED": fsnotify.FUSE_FSNOTIFY_MERGED,
-    "FUSE_FSNOTIFY_PARKED": fsnotify.FUSE_FSNOTIFY_PARKED,
+    "FUSE_FSNOTIFY_OTHERS_ONLY": fsnotify.FUSE_FSNOTIFY_OTHERS_ONLY,
+    "FUSE_HAS_FSNOTIFY_WAIT": fsnotify.FUSE_HAS_FSNOTIFY_WAIT,
 }
 
 
@@ -158,8 +157,5 @@ def test_no_opcode_or_event_of_the_header_is_missing(header: Path) -> None:
         "INIT_BSWAP_RESERVED"
     }
     assert opcodes == {opcode.name for opcode in Opcode}
-    events = set(re.findall(r"^#define FUSE_FSN_(\w+)", text, re.MULTILINE)) - {
-        "F_HALF",
-        "WAIT_END",
-    }
+    events = set(re.findall(r"^#define FUSE_FSN_(\w+)", text, re.MULTILINE)) - {"F_UNPAIRED"}
     assert events == {event.name for event in Event}

@@ -27,7 +27,7 @@ from farwatchd.passthrough.options import Options
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
-from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_PARKED, fsnotify_wait_in
+from farwatchd.wire.fsnotify import FUSE_HAS_FSNOTIFY_WAIT, fsnotify_wait_in
 from farwatchd.wire.fuse import Opcode
 from tests.support.fuse_client import OFFER, ROOT, Client, segments
 from tests.support.fuzzing import LAST, inputs, noise, number, spoiled
@@ -142,7 +142,7 @@ class Fuzzer:
         self.files: list[tuple[int, int]] = [(ROOT, 0)]
         self.directories: list[tuple[int, int]] = [(ROOT, 0)]
         self.mounted = True
-        Client(self.session).init(OFFER | FUSE_FSNOTIFY_PARKED)
+        Client(self.session).init(OFFER | FUSE_HAS_FSNOTIFY_WAIT)
 
     def request(self, random: Random) -> bytes:
         """Something that a guest might send, or nearly."""

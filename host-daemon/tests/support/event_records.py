@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import struct
 
-from farwatchd.watch.event_record import NAME_MAX, OVERFLOW, EventRecord
+from farwatchd.watch.event_record import (
+    NAME_MAX,
+    OVERFLOW,
+    WATCHES_LOST,
+    EventRecord,
+    watch_ended,
+)
 from farwatchd.wire.fsnotify import Event, RecordFlag, record
 
 _ALIGN = 8
@@ -25,9 +31,11 @@ def decode_all(payload: bytes) -> list[EventRecord]:
             raise ValueError(
                 f"{len(payload) - offset} bytes left, a record has at least {record.size}"
             ) from error
-        if head.len % _ALIGN or not record.size <= head.len <= len(payload) - offset:
+        if head.head % _ALIGN or head.head < record.size:
+            raise ValueError(f"{head.head} bytes before the names, {record.size} are needed")
+        if head.len % _ALIGN or not head.head <= head.len <= len(payload) - offset:
             raise ValueError(f"record length {head.len}, {len(payload) - offset} bytes left")
-        records.append(_decode(head, payload[offset + record.size : offset + head.len]))
+        records.append(_decode(head, payload[offset + head.head : offset + head.len]))
         offset += head.len
     return records
 
@@ -35,7 +43,7 @@ def decode_all(payload: bytes) -> list[EventRecord]:
 def _decode(head: object, names: bytes) -> EventRecord:
     fields = head._asdict()  # type: ignore[attr-defined]
     namelen, newnamelen = fields["namelen"], fields["newnamelen"]
-    if fields["flags"] & ~int(RecordFlag.HALF) or fields["reserved0"] or fields["reserved1"]:
+    if fields["flags"] & ~int(RecordFlag.UNPAIRED) or fields["reserved0"] or fields["reserved1"]:
         raise ValueError("reserved bits are set")
     if len(names) != (namelen + newnamelen + _ALIGN - 1) // _ALIGN * _ALIGN or any(
         names[namelen + newnamelen :]
@@ -59,9 +67,10 @@ def _decode(head: object, names: bytes) -> EventRecord:
 
 def _check(decoded: EventRecord) -> None:
     mask = decoded.mask
-    if Event.OVERFLOW in mask:
-        if decoded != OVERFLOW:
-            raise ValueError("an overflow record has other fields")
+    if mask & (Event.OVERFLOW | Event.WATCHES_LOST | Event.WATCH_ENDED):
+        ended = watch_ended(decoded.nodeid or 1, decoded.generation)
+        if decoded not in (OVERFLOW, WATCHES_LOST, ended):
+            raise ValueError("a record that is no event has other fields")
         return
     for name, wanted in (
         (decoded.name, bool(mask & _NAMED)),
@@ -74,4 +83,4 @@ def _check(decoded: EventRecord) -> None:
     if bool(decoded.newdir) != (Event.RENAME in mask):
         raise ValueError("a new directory belongs to a rename, and only to a rename")
     if decoded.unpaired and not mask & (Event.MOVED_FROM | Event.MOVED_TO):
-        raise ValueError("HALF is set for what is no move")
+        raise ValueError("UNPAIRED is set for what is no move")

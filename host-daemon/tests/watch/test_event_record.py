@@ -6,7 +6,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from farwatchd.watch.event_record import OVERFLOW, RECORD_MAX, EventRecord
+from farwatchd.watch.event_record import (
+    OVERFLOW,
+    RECORD_MAX,
+    WATCHES_LOST,
+    EventRecord,
+    watch_ended,
+)
 from farwatchd.wire.fsnotify import Event
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +55,7 @@ def test_record_has_the_layout_of_the_protocol() -> None:
         0x11, 0x22, Event.MOVED_FROM | Event.ISDIR, b"abc", unpaired=True
     ).encode()
     assert encoded == (
-        (88).to_bytes(4, "little") + (1).to_bytes(4, "little")
+        (88).to_bytes(4, "little") + (1).to_bytes(2, "little") + (80).to_bytes(2, "little")
         + (0x11).to_bytes(8, "little") + (0x22).to_bytes(8, "little")
         + (1 << 6 | 1 << 30).to_bytes(4, "little") + (3).to_bytes(2, "little")
         + (0).to_bytes(2, "little")
@@ -72,6 +78,25 @@ def test_name_over_255_bytes_is_refused() -> None:
         EventRecord(1, 0, Event.CREATE, b"n" * 256).encode()
 
 
+def test_a_fixed_part_that_has_grown_is_skipped() -> None:
+    created = EventRecord(1, 0, Event.CREATE, b"name")
+    good = created.encode()
+    grown = (
+        (len(good) + 8).to_bytes(4, "little")
+        + good[4:6]
+        + (88).to_bytes(2, "little")
+        + good[8:80]
+        + b"unknown!"
+        + good[80:]
+    )
+    assert decode_all(grown + good) == [created, created]
+
+
+@pytest.mark.parametrize("record", [OVERFLOW, WATCHES_LOST, watch_ended(5, 6)])
+def test_what_is_no_event_is_read_as_it_was_written(record: EventRecord) -> None:
+    assert decode_all(record.encode()) == [record]
+
+
 GOOD = EventRecord(1, 0, Event.CREATE, b"name").encode()
 
 
@@ -83,6 +108,8 @@ GOOD = EventRecord(1, 0, Event.CREATE, b"name").encode()
         ((72).to_bytes(4, "little") + GOOD[4:], "record length 72"),
         ((96).to_bytes(4, "little") + GOOD[4:], "record length 96"),
         (GOOD[:4] + b"\2" + GOOD[5:], "reserved"),
+        (GOOD[:6] + b"\x48" + GOOD[7:], "72 bytes before the names"),
+        (GOOD[:6] + b"\x51" + GOOD[7:], "81 bytes before the names"),
         (GOOD[:64] + b"\1" + GOOD[65:], "reserved"),
         (GOOD[:28] + b"\x09" + GOOD[29:], "padding"),
         (GOOD[:-1] + b"x", "padding"),
@@ -93,8 +120,11 @@ GOOD = EventRecord(1, 0, Event.CREATE, b"name").encode()
         (EventRecord(1, 0, Event.ATTRIB, b"x").encode(), "a name"),
         (EventRecord(1, 0, Event.RENAME, b"x", newname=b"y").encode(), "new directory"),
         (EventRecord(1, 0, Event.CREATE, b"x", newdir=3).encode(), "new directory"),
-        (EventRecord(1, 0, Event.CREATE, b"x", unpaired=True).encode(), "HALF"),
-        (dataclasses.replace(OVERFLOW, nodeid=1).encode(), "overflow"),
+        (EventRecord(1, 0, Event.CREATE, b"x", unpaired=True).encode(), "UNPAIRED"),
+        (dataclasses.replace(OVERFLOW, nodeid=1).encode(), "no event"),
+        (dataclasses.replace(WATCHES_LOST, nodeid=1).encode(), "no event"),
+        (watch_ended(0, 0).encode(), "no event"),
+        (dataclasses.replace(watch_ended(1, 0), name=b"x").encode(), "no event"),
     ],
 )
 def test_record_that_breaks_a_rule_is_refused(payload: bytes, rule: str) -> None:
