@@ -25,7 +25,7 @@ from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.shared_vm import SharedVm
 from farwatch_harness.vm.testbed import Share, TestbedSpec
 
-pytestmark = pytest.mark.patch("cache-coherence")
+pytestmark = pytest.mark.patch("notifications")
 
 LIMIT = 10.0
 POLICIES = ("never", "auto", "always")

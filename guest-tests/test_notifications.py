@@ -187,7 +187,8 @@ def test_records_for_unknown_objects_are_left_out_and_are_no_error(
     before = hostile.dropped()
     hostile.send(EventRecord(999_999, 0, Event.MODIFY).encode())
     hostile.send(EventRecord(watched.file, 7, Event.MODIFY).encode())
-    hostile.send(EventRecord(watched.file, 1 << 40, Event.MODIFY).encode())
+    # A generation has 32 bits in FUSE.
+    hostile.send(EventRecord(watched.file, (1 << 40) + 7, Event.MODIFY).encode())
     hostile.send(EventRecord(watched.file, 0, Event.ATTRIB).encode())
     assert [event.mask for event in watched.listener.read(1)] == [In.ATTRIB]
     assert hostile.dropped() == before
@@ -270,8 +271,9 @@ def test_a_loss_is_told_once_to_a_listener_with_many_watches(hostile: Hostile) -
     first = hostile.nodeid(Event.ATTRIB)
     for _ in range(5):
         hostile.send(EventRecord(0, 0, Event.OVERFLOW).encode())
+        assert listener.lines(until="event -1") == ["event -1"]
         hostile.send(EventRecord(first, 0, Event.ATTRIB).encode())
-        assert listener.lines(until="event 1") == ["event -1", "event 1"]
+        assert listener.lines(until="event 1") == ["event 1"]
     listener.stop()
 
 

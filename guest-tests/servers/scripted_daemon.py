@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon that serves a share like farwatchd, but reports and answers as a test tells it to.
+
+Usage: scripted_daemon.py SOCKET SHARED_DIR TAG CONTROL CACHE. CONTROL is a UNIX seqpacket socket
+that takes one JSON object per message, {"do": WHAT, ...}, and answers each with one:
+
+- watches: the masks by nodeid, as strings
+- send: report the records whose bytes are in "payload", base64
+- delay: let each FUSE_FSNOTIFY take so many "seconds"
+- fail: answer FUSE_FSNOTIFY with "errno", 0 for none, "times" times
+- fail_wait: answer FUSE_FSNOTIFY_WAIT with "errno"
+- drop_watches: watch nothing any more
+- log: the requests since the last call, as [opcode, nodeid, mask or None]
+"""
+
+import base64
+import errno
+import json
+import logging
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from farwatchd.event_loop import Loop
+from farwatchd.fuse.operation import Operation, Reply
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.request import Request
+from farwatchd.fuse.session import Session
+from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.options import Cache, Options
+from farwatchd.vhost_user.listen import listen
+from farwatchd.vhost_user.server import Server
+from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.options import DeviceConfig
+from farwatchd.wire.fsnotify import Event, fsnotify_in, fsnotify_wait_in
+from farwatchd.wire.fuse import Opcode
+
+
+class GivenPayloads:
+    """A notification source that holds what the test sends."""
+
+    def __init__(self) -> None:
+        self.payloads: deque[bytes] = deque()
+        self.wakeup: Callable[[], None] = lambda: None
+
+    def take(self, max_bytes: int) -> bytes | None:
+        return self.payloads.popleft()[:max_bytes] if self.payloads else None
+
+    def set_wakeup(self, callback: Callable[[], None]) -> None:
+        self.wakeup = callback
+
+
+class ScriptedWatches:
+    """Watches that exist on paper only, with the delays and errors of the script."""
+
+    supported = Event(0x1FFF) | Event.ON_CHILD | Event.RENAME
+
+    def __init__(self) -> None:
+        self.masks: dict[int, int] = {}
+        self.delay = 0.0
+        self.errno = 0
+        self.times = 0
+
+    def report_own(self, report: bool) -> None:
+        """All that is reported is what the test sends."""
+
+    def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
+        time.sleep(self.delay)
+        if self.times:
+            self.times -= 1
+            raise OSError(self.errno, "as the test says")
+        if mask:
+            self.masks[nodeid] = int(mask)
+        else:
+            self.masks.pop(nodeid, None)
+        return mask
+
+    def forget(self, nodeid: int) -> None:
+        self.masks.pop(nodeid, None)
+
+    def reset(self) -> None:
+        self.masks.clear()
+
+
+class ScriptedSession(Session):
+    """A session that logs what concerns watches, and refuses waiting requests on demand."""
+
+    def __init__(self, shared: Path, watches: ScriptedWatches, options: Options) -> None:
+        session_options = SessionOptions(others_only=True)
+        super().__init__(PassthroughFs(shared, options), watches, session_options)
+        self.log: list[tuple[str, int, int | None]] = []
+        self.wait_errno = 0
+        for opcode in (Opcode.FSNOTIFY, Opcode.FORGET, Opcode.DESTROY, Opcode.INIT):
+            self._log_requests(opcode)
+        self._operations[Opcode.FSNOTIFY_WAIT] = Operation(self._maybe_wait, fsnotify_wait_in.size)
+
+    def _log_requests(self, opcode: Opcode) -> None:
+        handler, *rest = self._operations[opcode]
+
+        def logged(request: Request) -> Reply:
+            mask = None
+            if opcode is Opcode.FSNOTIFY:
+                mask = fsnotify_in.unpack_from(request.args).mask
+            self.log.append((opcode.name, request.nodeid, mask))
+            return handler(request)
+
+        self._operations[opcode] = Operation(logged, *rest)
+        if opcode in self._first_operations:
+            self._first_operations[opcode] = self._operations[opcode]
+
+    def _maybe_wait(self, request: Request) -> Reply:
+        if self.wait_errno:
+            raise OSError(self.wait_errno, "as the test says")
+        return self._wait(request)
+
+
+def main() -> None:
+    """Serve until killed."""
+    logging.basicConfig(level=logging.INFO)
+    path, shared, tag, control_path, cache = sys.argv[1:]
+    loop, source, watches = Loop(), GivenPayloads(), ScriptedWatches()
+    session = ScriptedSession(Path(shared), watches, Options(cache=Cache(cache)))
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.bind(control_path)
+    control.listen()
+
+    def obey(order: dict[str, Any]) -> object:
+        if order["do"] == "watches":
+            return {str(nodeid): mask for nodeid, mask in watches.masks.items()}
+        if order["do"] == "send":
+            source.payloads.append(base64.b64decode(order["payload"]))
+            source.wakeup()
+        elif order["do"] == "delay":
+            watches.delay = order["seconds"]
+        elif order["do"] == "fail":
+            watches.errno, watches.times = order["errno"], order["times"]
+        elif order["do"] == "fail_wait":
+            session.wait_errno = order["errno"]
+        elif order["do"] == "drop_watches":
+            watches.masks.clear()
+        elif order["do"] == "log":
+            log, session.log = session.log, []
+            return log
+        else:
+            return {"error": errno.EINVAL}
+        return {}
+
+    def accept() -> None:
+        client, _ = control.accept()
+
+        def serve() -> None:
+            message = client.recv(1 << 20)
+            if not message:
+                loop.remove(client.fileno())
+                client.close()
+                return
+            answer = json.dumps(obey(json.loads(message))).encode()
+            # What was sent is on its way before the test goes on.
+            loop.call_soon(lambda: client.sendall(answer))
+
+        loop.add(client.fileno(), serve)
+
+    loop.add(control.fileno(), accept)
+    device = Device(loop, session, DeviceConfig(tag), source)
+    server = Server(loop, listen(Path(path)), device, loop.stop)
+    logging.info("listening on %s", path)
+    loop.run()
+    server.close()
+
+
+main()

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest's kernel cannot be crashed, blinded or wedged by what the host sends, by when it sends
+it, or by not answering: events, mounts and devices end in bounded time and without a complaint."""
+
+import base64
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farwatch_harness.oracle.compare import In
+from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.testbed import Machine, running
+from farwatchd.watch.event_record import OVERFLOW, WATCHES_LOST, EventRecord, watch_ended
+from farwatchd.wire.fsnotify import Event
+
+pytestmark = pytest.mark.patch("overflow")
+
+PROGRAM = Path(__file__).parent / "servers" / "scripted_daemon.py"
+
+
+@dataclasses.dataclass
+class Scripted:
+    """A machine, and the control socket of its daemon."""
+
+    machine: Machine
+    control: socket.socket
+
+    @property
+    def guest(self) -> Guest:
+        return self.machine.guest
+
+    @property
+    def mounted(self) -> str:
+        return str(self.machine.mount_point)
+
+    def tell(self, do: str, **order: Any) -> Any:
+        """Give the daemon an order and return its answer."""
+        self.control.send(json.dumps({"do": do, **order}).encode())
+        return json.loads(self.control.recv(1 << 20))
+
+    def send(self, *records: EventRecord) -> None:
+        """Report these records in one notification."""
+        payload = b"".join(record.encode() for record in records)
+        self.tell("send", payload=base64.b64encode(payload).decode())
+
+    def watches(self) -> dict[int, int]:
+        """What the daemon watches: masks by nodeid."""
+        return {int(nodeid): mask for nodeid, mask in self.tell("watches").items()}
+
+    def log(self) -> list[tuple[str, int, int | None]]:
+        """The requests since the last call: opcode, nodeid, mask."""
+        return [tuple(entry) for entry in self.tell("log")]
+
+    def device(self) -> str:
+        """The name of the virtio device in the guest."""
+        return self.guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
+
+
+@contextmanager
+def scripted_machine(
+    equipment: Equipment, folder: Path, cache: str = "auto", **changes: Any
+) -> Iterator[Scripted]:
+    """Boot a machine with a scripted daemon; `folder`/share is shared, `changes` are MachineSpec's.
+
+    The console must have no complaint at the end.
+    """
+    shared = folder / "share"
+    shared.mkdir()
+    command = (
+        *(sys.executable, str(PROGRAM)),
+        *("{socket}", "{shared}", "{tag}", str(folder / "control"), cache),
+    )
+    spec = equipment.machine(folder.name, shared)
+    spec = dataclasses.replace(spec, daemon_command=command, **changes)
+    with running(spec) as machine, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.settimeout(20)
+        control.connect(str(folder / "control"))
+        yield Scripted(machine, control)
+        if machine.alive:
+            machine.guest.ping()
+        assert machine.problems() == []
+
+
+Start = Callable[..., Scripted]
+LIMIT = 20.0
+OVERFLOWED = (-1, In.Q_OVERFLOW, "")
+
+
+@pytest.fixture
+def start(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Boots a machine with a scripted daemon: start(cache="always"), any field of MachineSpec."""
+    with ExitStack() as stack:
+
+        def begin(**changes: Any) -> Scripted:
+            folder = tmp_path_factory.mktemp("scripted")
+            return stack.enter_context(scripted_machine(equipment, folder, **changes))
+
+        yield begin
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until the condition holds; the test fails after LIMIT seconds."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, f"waited {LIMIT:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+def rebind(scripted: Scripted) -> None:
+    """Take the device from its driver and give it back: now nothing has ever been mounted."""
+    device = scripted.device()
+    driver = "/sys/bus/virtio/drivers/virtiofs"
+    scripted.guest.umount(scripted.mounted)
+    scripted.guest.shell(f"echo {device} > {driver}/unbind; echo {device} > {driver}/bind")
+
+
+CREATED = EventRecord(1, 0, Event.CREATE, b"name")
+
+
+@pytest.mark.patch("notifications")
+def test_notification_before_the_first_mount_is_dropped(start: Start) -> None:
+    scripted = start()
+    rebind(scripted)
+    scripted.send(CREATED)
+    scripted.guest.ping()
+    scripted.machine.mount()
+    assert scripted.guest.os("listdir", scripted.mounted) == []
+
+
+@pytest.mark.patch("notifications")
+def test_notification_after_a_failed_mount_is_dropped(start: Start) -> None:
+    scripted = start()
+    rebind(scripted)
+    with pytest.raises(OSError, match=""):
+        scripted.guest.mount("share", scripted.mounted, "virtiofs", options="dax=always")
+    scripted.send(CREATED)
+    scripted.guest.ping()
+    scripted.machine.mount()
+    assert scripted.guest.os("listdir", scripted.mounted) == []
+
+
+def test_caches_are_dropped_before_an_overflow_is_reported(start: Start) -> None:
+    scripted = start(cache="always")
+    guest, top = scripted.guest, scripted.mounted
+    directory = scripted.machine.shared / "dir"
+    directory.mkdir()
+    (directory / "file").write_text("one\n")
+    (directory / "gone").touch()
+    look = (
+        f"cd {top}/dir; cat file; stat -c %s file; ls; test -e gone && echo gone is there;"
+        " test -e new && echo new is there; true"
+    )
+    with guest.inotify() as listener:
+        listener.add(f"{top}/dir", In.CREATE | In.DELETE)
+        listener.add(f"{top}/dir/file", In.MODIFY)
+        guest.shell(look)
+        (directory / "file").write_text("longer text\n")
+        (directory / "gone").unlink()
+        (directory / "new").touch()
+        size = guest.shell(f"stat -c %s {top}/dir/file; test -e {top}/dir/gone")
+        assert size == "4\n", "nothing was reported, so it is cached"
+        scripted.send(OVERFLOW)
+        told = [(event.wd, In(event.mask), event.name) for event in listener.read(1)]
+        assert told == [OVERFLOWED]
+        assert guest.shell(look) == "longer text\n12\nfile\nnew\nnew is there\n"
+
+
+def test_overflows_that_come_together_are_reported_once(start: Start) -> None:
+    scripted = start()
+    for number in range(200):
+        (scripted.machine.shared / f"file{number}").touch()
+    with scripted.guest.inotify() as listener:
+        for number in range(200):
+            listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
+        scripted.send(*([OVERFLOW] * 40))
+        assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
+        assert len(listener.read(quiet=0.5, limit=5.0)) <= 1
+
+
+def test_watch_that_the_server_ended_is_asked_for_when_a_name_leads_to_it(start: Start) -> None:
+    scripted = start(cache="never")
+    (scripted.machine.shared / "file").write_text("content")
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        ((nodeid, mask),) = scripted.watches().items()
+        scripted.tell("drop_watches")
+        scripted.send(watch_ended(nodeid, 0))
+        scripted.guest.ping()
+        assert scripted.watches() == {}
+        wait_for(
+            lambda: (
+                bool(scripted.guest.os("stat", f"{scripted.mounted}/file"))
+                and scripted.watches() == {nodeid: mask}
+            ),
+            "the guest to ask again",
+        )
+        assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
+        scripted.send(EventRecord(nodeid, 0, Event.MODIFY))
+        assert [In(event.mask) for event in listener.read(1)] == [In.MODIFY]
+
+
+def test_all_watches_are_asked_for_again_when_the_server_has_lost_them(start: Start) -> None:
+    scripted = start()
+    for number in range(100):
+        (scripted.machine.shared / f"file{number}").touch()
+    with scripted.guest.inotify() as listener:
+        for number in range(100):
+            listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
+        watched = scripted.watches()
+        assert len(watched) == 100
+        scripted.tell("drop_watches")
+        scripted.send(WATCHES_LOST)
+        wait_for(lambda: scripted.watches() == watched, "all watches to be there again")
+        assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
+        assert listener.read(quiet=0.5, limit=5.0) == []
+
+
+def test_watch_that_is_refused_later_is_asked_for_again(start: Start) -> None:
+    scripted = start()
+    (scripted.machine.shared / "file").touch()
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        watched = scripted.watches()
+        scripted.tell("drop_watches")
+        scripted.tell("fail", errno=28, times=1)
+        scripted.send(WATCHES_LOST)
+        wait_for(lambda: scripted.watches() == watched, "the guest to ask a second time")
+        assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
+
+
+@pytest.mark.patch("wait-request")
+def test_events_that_end_with_an_error_end_loudly(start: Start) -> None:
+    scripted = start(device=Device.PLAIN)
+    (scripted.machine.shared / "file").touch()
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        (nodeid,) = scripted.watches()
+        scripted.tell("fail_wait", errno=5)
+        scripted.send(EventRecord(nodeid, 0, Event.MODIFY))
+        told = [In(event.mask) for event in listener.read(2)]
+        assert told == [In.MODIFY, In.Q_OVERFLOW]
+        listener.add(f"{scripted.mounted}", In.CREATE)
+        scripted.guest.shell(f"touch {scripted.mounted}/new")
+        assert [event.name for event in listener.read(1)] == ["new"]
+
+
+@pytest.mark.patch("send-request")
+def test_no_request_names_a_node_that_was_forgotten(start: Start) -> None:
+    scripted = start()
+    names = [f"file{number}" for number in range(200)]
+    for name in names:
+        (scripted.machine.shared / name).touch()
+    with scripted.guest.inotify() as listener:
+        for name in names:
+            listener.add(f"{scripted.mounted}/{name}", In.ALL)
+        scripted.log()
+        scripted.tell("delay", seconds=0.005)
+        scripted.guest.shell(f"rm {scripted.mounted}/file*", limit=60.0)
+        scripted.tell("delay", seconds=0)
+        log: list[tuple[str, int, int | None]] = []
+
+        def all_forgotten() -> bool:
+            log.extend(scripted.log())
+            return sum(opcode == "FORGET" for opcode, _nodeid, _mask in log) >= len(names)
+
+        wait_for(all_forgotten, "every file to be forgotten")
+    forgotten: set[int] = set()
+    for opcode, nodeid, _mask in log:
+        if opcode == "FORGET":
+            forgotten.add(nodeid)
+        assert opcode != "FSNOTIFY" or nodeid not in forgotten, "asked for a forgotten node"
+
+
+@pytest.mark.patch("notifications")
+@pytest.mark.parametrize("device", [Device.EVENTS, Device.PLAIN])
+def test_destroy_is_the_last_request_of_a_mount(start: Start, device: Device) -> None:
+    scripted = start(device=device, cpus=2)
+    for number in range(150):
+        (scripted.machine.shared / f"file{number}").touch()
+    for _round in range(3):
+        with scripted.guest.inotify() as listener:
+            for number in range(150):
+                listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
+            scripted.tell("delay", seconds=0.01)
+        # The removals are on their way now.
+        scripted.guest.umount(scripted.mounted)
+        scripted.tell("delay", seconds=0)
+        opcodes = [opcode for opcode, _nodeid, _mask in scripted.log()]
+        assert opcodes[-1] == "DESTROY"
+        scripted.machine.mount()
+        assert len(scripted.guest.os("listdir", scripted.mounted)) == 150
+
+
+@pytest.mark.patch("notifications")
+@pytest.mark.parametrize("device", [Device.EVENTS, Device.PLAIN])
+def test_device_is_removed_though_its_daemon_is_dead(
+    boot: Callable[..., Machine], device: Device
+) -> None:
+    machine = boot(device=device, expect_trouble=True)
+    (machine.shared / "file").touch()
+    guest = machine.guest
+    with guest.inotify() as listener:
+        listener.add(f"{machine.mount_point}/file", In.MODIFY)
+        name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
+        os.kill(machine.daemon.process.pid, signal.SIGKILL)
+        machine.daemon.process.wait()
+        # It waits for an answer that never comes.
+        waiting = guest.spawn("touch", f"{machine.mount_point}/new")
+        unbind = f"echo {name} > /sys/bus/virtio/drivers/virtiofs/unbind"
+        done = guest.run("timeout", "15", "sh", "-c", unbind, limit=20.0)
+        assert (done.status, done.timed_out) == (0, False)
+        assert "Transport endpoint is not connected" in "\n".join(waiting.lines())
+    guest.umount(str(machine.mount_point))
+    assert [line for line in machine.problems() if line.startswith("guest kernel")] == []
