@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.boot import Device
-from farwatch_harness.vm.environment import Equipment
+from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Machine, running
+from farwatch_harness.vm.testbed import Testbed, start_testbed
 from farwatchd.watch.event_record import OVERFLOW, WATCHES_LOST, EventRecord, watch_ended
 from farwatchd.wire.fsnotify import Event
 
@@ -31,18 +31,18 @@ PROGRAM = Path(__file__).parent / "servers" / "scripted_daemon.py"
 
 @dataclasses.dataclass
 class Scripted:
-    """A machine, and the control socket of its daemon."""
+    """A testbed, and the control socket of its daemon."""
 
-    machine: Machine
+    testbed: Testbed
     control: socket.socket
 
     @property
     def guest(self) -> Guest:
-        return self.machine.guest
+        return self.testbed.guest
 
     @property
     def mounted(self) -> str:
-        return str(self.machine.mount_point)
+        return str(self.testbed.mount_point)
 
     def tell(self, do: str, **order: Any) -> Any:
         """Give the daemon an order and return its answer."""
@@ -68,10 +68,10 @@ class Scripted:
 
 
 @contextmanager
-def scripted_machine(
-    equipment: Equipment, folder: Path, cache: str = "auto", **changes: Any
+def scripted_testbed(
+    environment: Environment, folder: Path, cache: str = "auto", **changes: Any
 ) -> Iterator[Scripted]:
-    """Boot a machine with a scripted daemon; `folder`/share is shared, `changes` are MachineSpec's.
+    """Boot a testbed with a scripted daemon; `folder`/share is shared, `changes` are TestbedSpec's.
 
     The console must have no complaint at the end.
     """
@@ -81,15 +81,18 @@ def scripted_machine(
         *(sys.executable, str(PROGRAM)),
         *("{socket}", "{shared}", "{tag}", str(folder / "control"), cache),
     )
-    spec = equipment.machine(folder.name, shared)
+    spec = environment.testbed_spec(folder.name, shared)
     spec = dataclasses.replace(spec, daemon_command=command, **changes)
-    with running(spec) as machine, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+    with (
+        start_testbed(spec) as testbed,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control,
+    ):
         control.settimeout(20)
         control.connect(str(folder / "control"))
-        yield Scripted(machine, control)
-        if machine.alive:
-            machine.guest.ping()
-        assert machine.problems() == []
+        yield Scripted(testbed, control)
+        if testbed.alive:
+            testbed.guest.ping()
+        assert testbed.problems() == []
 
 
 Start = Callable[..., Scripted]
@@ -98,13 +101,13 @@ OVERFLOWED = (-1, In.Q_OVERFLOW, "")
 
 
 @pytest.fixture
-def start(equipment: Equipment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Boots a machine with a scripted daemon: start(cache="always"), any field of MachineSpec."""
+def start(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Boots a testbed with a scripted daemon: start(cache="always"), any field of TestbedSpec."""
     with ExitStack() as stack:
 
         def begin(**changes: Any) -> Scripted:
             folder = tmp_path_factory.mktemp("scripted")
-            return stack.enter_context(scripted_machine(equipment, folder, **changes))
+            return stack.enter_context(scripted_testbed(environment, folder, **changes))
 
         yield begin
 
@@ -134,7 +137,7 @@ def test_notification_before_the_first_mount_is_dropped(start: Start) -> None:
     rebind(scripted)
     scripted.send(CREATED)
     scripted.guest.ping()
-    scripted.machine.mount()
+    scripted.testbed.mount()
     assert scripted.guest.os("listdir", scripted.mounted) == []
 
 
@@ -146,14 +149,14 @@ def test_notification_after_a_failed_mount_is_dropped(start: Start) -> None:
         scripted.guest.mount("share", scripted.mounted, "virtiofs", options="dax=always")
     scripted.send(CREATED)
     scripted.guest.ping()
-    scripted.machine.mount()
+    scripted.testbed.mount()
     assert scripted.guest.os("listdir", scripted.mounted) == []
 
 
 def test_caches_are_dropped_before_an_overflow_is_reported(start: Start) -> None:
     scripted = start(cache="always")
     guest, top = scripted.guest, scripted.mounted
-    directory = scripted.machine.shared / "dir"
+    directory = scripted.testbed.shared / "dir"
     directory.mkdir()
     (directory / "file").write_text("one\n")
     (directory / "gone").touch()
@@ -179,7 +182,7 @@ def test_caches_are_dropped_before_an_overflow_is_reported(start: Start) -> None
 def test_overflows_that_come_together_are_reported_once(start: Start) -> None:
     scripted = start()
     for number in range(200):
-        (scripted.machine.shared / f"file{number}").touch()
+        (scripted.testbed.shared / f"file{number}").touch()
     with scripted.guest.inotify() as listener:
         for number in range(200):
             listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
@@ -190,7 +193,7 @@ def test_overflows_that_come_together_are_reported_once(start: Start) -> None:
 
 def test_watch_that_the_server_ended_is_asked_for_when_a_name_leads_to_it(start: Start) -> None:
     scripted = start(cache="never")
-    (scripted.machine.shared / "file").write_text("content")
+    (scripted.testbed.shared / "file").write_text("content")
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
         ((nodeid, mask),) = scripted.watches().items()
@@ -213,7 +216,7 @@ def test_watch_that_the_server_ended_is_asked_for_when_a_name_leads_to_it(start:
 def test_all_watches_are_asked_for_again_when_the_server_has_lost_them(start: Start) -> None:
     scripted = start()
     for number in range(100):
-        (scripted.machine.shared / f"file{number}").touch()
+        (scripted.testbed.shared / f"file{number}").touch()
     with scripted.guest.inotify() as listener:
         for number in range(100):
             listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
@@ -228,7 +231,7 @@ def test_all_watches_are_asked_for_again_when_the_server_has_lost_them(start: St
 
 def test_watch_that_is_refused_later_is_asked_for_again(start: Start) -> None:
     scripted = start()
-    (scripted.machine.shared / "file").touch()
+    (scripted.testbed.shared / "file").touch()
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
         watched = scripted.watches()
@@ -242,7 +245,7 @@ def test_watch_that_is_refused_later_is_asked_for_again(start: Start) -> None:
 @pytest.mark.patch("wait-request")
 def test_events_that_end_with_an_error_end_loudly(start: Start) -> None:
     scripted = start(device=Device.PLAIN)
-    (scripted.machine.shared / "file").touch()
+    (scripted.testbed.shared / "file").touch()
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
         (nodeid,) = scripted.watches()
@@ -260,7 +263,7 @@ def test_no_request_names_a_node_that_was_forgotten(start: Start) -> None:
     scripted = start()
     names = [f"file{number}" for number in range(200)]
     for name in names:
-        (scripted.machine.shared / name).touch()
+        (scripted.testbed.shared / name).touch()
     with scripted.guest.inotify() as listener:
         for name in names:
             listener.add(f"{scripted.mounted}/{name}", In.ALL)
@@ -287,7 +290,7 @@ def test_no_request_names_a_node_that_was_forgotten(start: Start) -> None:
 def test_destroy_is_the_last_request_of_a_mount(start: Start, device: Device) -> None:
     scripted = start(device=device, cpus=2)
     for number in range(150):
-        (scripted.machine.shared / f"file{number}").touch()
+        (scripted.testbed.shared / f"file{number}").touch()
     for _round in range(3):
         with scripted.guest.inotify() as listener:
             for number in range(150):
@@ -298,28 +301,28 @@ def test_destroy_is_the_last_request_of_a_mount(start: Start, device: Device) ->
         scripted.tell("delay", seconds=0)
         opcodes = [opcode for opcode, _nodeid, _mask in scripted.log()]
         assert opcodes[-1] == "DESTROY"
-        scripted.machine.mount()
+        scripted.testbed.mount()
         assert len(scripted.guest.os("listdir", scripted.mounted)) == 150
 
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", [Device.EVENTS, Device.PLAIN])
 def test_device_is_removed_though_its_daemon_is_dead(
-    boot: Callable[..., Machine], device: Device
+    boot: Callable[..., Testbed], device: Device
 ) -> None:
-    machine = boot(device=device, expect_trouble=True)
-    (machine.shared / "file").touch()
-    guest = machine.guest
+    testbed = boot(device=device, expect_trouble=True)
+    (testbed.shared / "file").touch()
+    guest = testbed.guest
     with guest.inotify() as listener:
-        listener.add(f"{machine.mount_point}/file", In.MODIFY)
+        listener.add(f"{testbed.mount_point}/file", In.MODIFY)
         name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
-        os.kill(machine.daemon.process.pid, signal.SIGKILL)
-        machine.daemon.process.wait()
+        os.kill(testbed.daemon.process.pid, signal.SIGKILL)
+        testbed.daemon.process.wait()
         # It waits for an answer that never comes.
-        waiting = guest.spawn("touch", f"{machine.mount_point}/new")
+        waiting = guest.spawn("touch", f"{testbed.mount_point}/new")
         unbind = f"echo {name} > /sys/bus/virtio/drivers/virtiofs/unbind"
         done = guest.run("timeout", "15", "sh", "-c", unbind, limit=20.0)
         assert (done.status, done.timed_out) == (0, False)
         assert "Transport endpoint is not connected" in "\n".join(waiting.lines())
-    guest.umount(str(machine.mount_point))
-    assert [line for line in machine.problems() if line.startswith("guest kernel")] == []
+    guest.umount(str(testbed.mount_point))
+    assert [line for line in testbed.problems() if line.startswith("guest kernel")] == []

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Machine, Share
+from farwatch_harness.vm.testbed import Share, Testbed
 
 pytestmark = pytest.mark.patch("watch-caches")
 
@@ -52,14 +52,14 @@ def fill(share: Share) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_watcher_of_a_directory_sees_no_older_state(
-    machine: Machine, share: Share, change: Callable[[Share], None]
+    testbed: Testbed, share: Share, change: Callable[[Share], None]
 ) -> None:
     fill(share)
-    look(machine.guest, share.guest)
-    with machine.guest.inotify() as listener:
+    look(testbed.guest, share.guest)
+    with testbed.guest.inotify() as listener:
         change(share)
         listener.add(share.guest, In.ALL)
-        seen = look(machine.guest, share.guest)
+        seen = look(testbed.guest, share.guest)
     assert seen == look_on_host(share)
 
 
@@ -76,10 +76,10 @@ def look_on_host(share: Share) -> str:
 
 @pytest.mark.parametrize("change", [rename_over, keep_the_old_one])
 def test_watch_is_on_the_file_that_has_the_name_now(
-    machine: Machine, share: Share, change: Callable[[Share], None]
+    testbed: Testbed, share: Share, change: Callable[[Share], None]
 ) -> None:
     fill(share)
-    guest = machine.guest
+    guest = testbed.guest
     guest.os("stat", str(share.guest / "file"))
     change(share)
     with guest.inotify() as listener:
@@ -89,29 +89,29 @@ def test_watch_is_on_the_file_that_has_the_name_now(
     assert (share.host / "file").read_text() == "longer text\nmore\n"
 
 
-def test_watch_on_a_name_that_is_gone_fails_as_natively(machine: Machine, share: Share) -> None:
+def test_watch_on_a_name_that_is_gone_fails_as_natively(testbed: Testbed, share: Share) -> None:
     fill(share)
-    machine.guest.os("stat", str(share.guest / "gone"))
+    testbed.guest.os("stat", str(share.guest / "gone"))
     (share.host / "gone").unlink()
-    with machine.guest.inotify() as listener, pytest.raises(FileNotFoundError):
+    with testbed.guest.inotify() as listener, pytest.raises(FileNotFoundError):
         listener.add(share.guest / "gone", In.MODIFY)
 
 
 @pytest.mark.patch("move-dentries")
 def test_process_in_a_directory_that_is_renamed_gets_the_new_path(
-    machine: Machine, share: Share
+    testbed: Testbed, share: Share
 ) -> None:
     (share.host / "old").mkdir()
     (share.host / "elsewhere").mkdir()
-    with machine.guest.inotify() as listener:
+    with testbed.guest.inotify() as listener:
         listener.add(share.guest, In.MOVED_FROM | In.MOVED_TO)
         listener.add(share.guest / "elsewhere", In.MOVED_FROM | In.MOVED_TO)
-        job = machine.guest.spawn("sh", "-c", f"cd {share.guest}/old; echo in; exec sleep 600")
+        job = testbed.guest.spawn("sh", "-c", f"cd {share.guest}/old; echo in; exec sleep 600")
         assert job.lines(until="in") == ["in"]
         place = share.host / "old"
         for name in ("new", "elsewhere/newer"):
             place = place.rename(share.host / name)
             listener.read(until=place.name)
-            cwd = machine.guest.os("readlink", f"/proc/{job.pid}/cwd")
+            cwd = testbed.guest.os("readlink", f"/proc/{job.pid}/cwd")
             assert cwd == str(share.guest / name)
         job.stop()

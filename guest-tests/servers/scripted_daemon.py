@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from farwatchd.event_loop import Loop
-from farwatchd.fuse.operation import Operation, Reply
 from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.reply import Handler, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.fuse.session import Session
 from farwatchd.passthrough.filesystem import PassthroughFs
@@ -89,28 +89,30 @@ class ScriptedWatches:
 class ScriptedSession(Session):
     """A session that logs what concerns watches, and refuses waiting requests on demand."""
 
-    def __init__(self, shared: Path, watches: ScriptedWatches, options: Options) -> None:
+    def __init__(
+        self, shared: Path, watches: ScriptedWatches, options: Options, source: GivenPayloads
+    ) -> None:
         session_options = SessionOptions(others_only=True)
-        super().__init__(PassthroughFs(shared, options), watches, session_options)
+        super().__init__(PassthroughFs(shared, options), watches, session_options, source=source)
         self.log: list[tuple[str, int, int | None]] = []
         self.wait_errno = 0
         for opcode in (Opcode.FSNOTIFY, Opcode.FORGET, Opcode.DESTROY, Opcode.INIT):
             self._log_requests(opcode)
-        self._operations[Opcode.FSNOTIFY_WAIT] = Operation(self._maybe_wait, fsnotify_wait_in.size)
+        self._handlers[Opcode.FSNOTIFY_WAIT] = Handler(self._maybe_wait, fsnotify_wait_in.size)
 
     def _log_requests(self, opcode: Opcode) -> None:
-        handler, *rest = self._operations[opcode]
+        handler = self._handlers[opcode]
 
         def logged(request: Request) -> Reply:
             mask = None
             if opcode is Opcode.FSNOTIFY:
                 mask = fsnotify_in.unpack_from(request.args).mask
             self.log.append((opcode.name, request.nodeid, mask))
-            return handler(request)
+            return handler.handle(request)
 
-        self._operations[opcode] = Operation(logged, *rest)
-        if opcode in self._first_operations:
-            self._first_operations[opcode] = self._operations[opcode]
+        self._handlers[opcode] = handler._replace(handle=logged)
+        if opcode in self._first_handlers:
+            self._first_handlers[opcode] = self._handlers[opcode]
 
     def _maybe_wait(self, request: Request) -> Reply:
         if self.wait_errno:
@@ -123,7 +125,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     path, shared, tag, control_path, cache = sys.argv[1:]
     loop, source, watches = Loop(), GivenPayloads(), ScriptedWatches()
-    session = ScriptedSession(Path(shared), watches, Options(cache=Cache(cache)))
+    session = ScriptedSession(Path(shared), watches, Options(cache=Cache(cache)), source)
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.bind(control_path)
     control.listen()
