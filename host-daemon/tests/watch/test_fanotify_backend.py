@@ -226,6 +226,7 @@ def test_file_system_without_handles_is_eopnotsupp(
     assert "use --fsnotify=remote" in warning
 
 
+@pytest.mark.root
 def test_event_of_a_deleted_directory_has_its_last_name(host: Host, share: Path) -> None:
     host.watch(1, share, ALL & ~Event.OPEN & ~Event.CLOSE_NOWRITE)
     for name in ("dir", "dir (deleted)"):
@@ -246,6 +247,7 @@ def remove(directory: Path) -> None:
     subprocess.run(["rm", "-rf", directory], check=True, timeout=30)
 
 
+@pytest.mark.root
 def test_event_of_a_directory_below_a_long_path_has_its_name(share: Path) -> None:
     """Longer than PATH_MAX, so that no link of /proc/self/fd can be read."""
     host = Host(share, max_watches=100, open_backend=FanotifyBackend)
