@@ -5,25 +5,16 @@ guest's caches."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, IntFlag
+from enum import Enum
 
 from farwatchd.config import Option, choice, choices, number, option, options
 from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.passthrough.id_map import Owners, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
+from farwatchd.wire.fuse import OpenFlag
 
 #: Inodes that the guest may know, unless another number is given.
 DEFAULT_MAX_INODES = 10_000_000
-
-
-class Open(IntFlag):
-    """``FOPEN_*`` of ``linux/fuse.h``: what the guest may do with an open file's cached
-    contents."""
-
-    NONE = 0
-    DIRECT_IO = 1 << 0
-    KEEP_CACHE = 1 << 1
-    CACHE_DIR = 1 << 3
 
 
 class Cache(Enum):
@@ -40,24 +31,24 @@ class Cache(Enum):
         return {Cache.NEVER: 0.0, Cache.AUTO: 1.0}.get(self, 86400.0)
 
     @property
-    def file_flags(self) -> Open:
+    def file_flags(self) -> OpenFlag:
         """The flags of an open file."""
         match self:
             case Cache.NEVER | Cache.METADATA:
-                return Open.DIRECT_IO
+                return OpenFlag.DIRECT_IO
             case Cache.AUTO:
-                return Open.NONE
+                return OpenFlag(0)
             case Cache.ALWAYS:
-                return Open.KEEP_CACHE
+                return OpenFlag.KEEP_CACHE
 
     @property
-    def directory_flags(self) -> Open:
+    def directory_flags(self) -> OpenFlag:
         """The flags of an open directory."""
         match self:
             case Cache.NEVER | Cache.AUTO:
-                return Open.NONE
+                return OpenFlag(0)
             case Cache.METADATA | Cache.ALWAYS:
-                return Open.CACHE_DIR | Open.KEEP_CACHE
+                return OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE
 
 
 def _rules(name: str, ids: str) -> Option:

@@ -35,11 +35,6 @@ class ProcFd:
         return open_at(self.path(fd), flags)
 
 
-def path_of(fd: int) -> str:
-    """``ProcFd.path`` for those who have no ``ProcFd``."""
-    return ProcFd().path(fd)
-
-
 def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
     """``os.open`` for the guest: see ``own_limit_as_systems``."""
     # Not with the context manager: this is called for every lookup, and most names that are looked

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
-from farwatchd.passthrough.options import Cache, Open, Options
+from farwatchd.passthrough.options import Cache, Options
+from farwatchd.wire.fuse import OpenFlag
 from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, errno_of
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -216,14 +217,14 @@ def test_direct_io_reaches_the_host_only_if_allowed(
 @pytest.mark.parametrize(
     ("cache", "seconds", "file", "directory"),
     [
-        (Cache.NEVER, 0, Open.DIRECT_IO, Open.NONE),
-        (Cache.AUTO, 1, Open.NONE, Open.NONE),
-        (Cache.METADATA, 86400, Open.DIRECT_IO, Open.CACHE_DIR | Open.KEEP_CACHE),
-        (Cache.ALWAYS, 86400, Open.KEEP_CACHE, Open.CACHE_DIR | Open.KEEP_CACHE),
+        (Cache.NEVER, 0, OpenFlag.DIRECT_IO, OpenFlag(0)),
+        (Cache.AUTO, 1, OpenFlag(0), OpenFlag(0)),
+        (Cache.METADATA, 86400, OpenFlag.DIRECT_IO, OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE),
+        (Cache.ALWAYS, 86400, OpenFlag.KEEP_CACHE, OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE),
     ],
 )
 def test_the_cache_policy_tells_the_guest_what_it_may_keep(
-    tmp_path: Path, cache: Cache, seconds: float, file: Open, directory: Open
+    tmp_path: Path, cache: Cache, seconds: float, file: OpenFlag, directory: OpenFlag
 ) -> None:
     share = Share(tmp_path, Options(cache=cache))
     _, opened = share.create(b"file")

@@ -15,7 +15,7 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.passthrough.options import Options
-from farwatchd.passthrough.procfd import path_of
+from farwatchd.passthrough.procfd import ProcFd
 from tests.support.passthrough_share import DAEMON, Share, errno_of, open_descriptors
 
 
@@ -175,7 +175,7 @@ def test_what_a_watch_needs(share: Share) -> None:
     assert (watched.generation, watched.is_dir) == (entry.generation, False)
     assert os.fstat(watched.fd).st_ino == (share.path / "file").stat().st_ino
     assert share.fs.watched(ROOT).is_dir
-    assert Path(path_of(watched.fd)).samefile(share.path / "file")
+    assert Path(ProcFd().path(watched.fd)).samefile(share.path / "file")
     assert errno_of(share.fs.watched, 12345) == errno.ENOENT
 
 
@@ -185,7 +185,7 @@ def test_it_works_when_proc_is_only_the_current_directory(
     monkeypatch.chdir("/proc/self/fd")
     share = Share(tmp_path, Options(xattr=True))
     entry, opened = share.create(b"file")
-    assert path_of(opened.fh) == f"{opened.fh}"
+    assert ProcFd().path(opened.fh) == f"{opened.fh}"
     share.write(entry.nodeid, opened.fh, 0, b"data")
     share.fs.setxattr(entry.nodeid, b"user.a", b"b", 0, False)
     share.fs.link(entry.nodeid, ROOT, b"other")
