@@ -19,7 +19,7 @@ from farwatchd.passthrough.share import Operations
 #: As much as the guest's smallest request takes. What does not fit there is read again next time.
 _BATCH = 4096
 #: struct linux_dirent64 (getdents64(2)): d_ino, d_off, d_reclen, d_type; then the name and a NUL.
-_DIRENT = struct.Struct("=QqHB")
+_DIRENT = struct.Struct("=QQHB")
 _DIRENT_SIZE = _DIRENT.size
 
 

@@ -7,11 +7,15 @@ import errno
 import itertools
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.fuse.encode import directory
 from farwatchd.fuse.filesystem import ROOT, DirEntry
+from farwatchd.passthrough import directories
+from farwatchd.wire.fuse import dirent
 from tests.support.passthrough_share import Share, errno_of
 
 MANY = 1200
@@ -133,3 +137,25 @@ def _names(share: Share, nodeid: int, fh: int) -> list[bytes]:
         return [entry.name for entry in share.fs.readdir(nodeid, fh, 0)]
     except FileNotFoundError:
         return []
+
+
+def test_position_beyond_the_signed_range_is_passed_on(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE and some network file systems use all 64 bits of d_off."""
+    position = (1 << 64) - 2
+    read = iter([struct.pack("=QQHB", 7, position, 24, stat.S_IFREG >> 12) + b"name\0"])
+    sought: list[int] = []
+
+    def getdents64(_fd: int, buffer: bytearray) -> int:
+        record = next(read, b"").ljust(24, b"\0")
+        buffer[:24] = record
+        return 24 if any(record) else 0
+
+    monkeypatch.setattr(directories, "getdents64", getdents64)
+    monkeypatch.setattr(directories.os, "lseek", lambda _fd, offset, _whence: sought.append(offset))
+    fh = share.fs.opendir(ROOT, 0).fh
+    entries = list(share.fs.readdir(ROOT, fh, position))
+    assert sought == [-2]
+    assert [(entry.name, entry.offset) for entry in entries] == [(b"name", position)]
+    assert dirent.unpack_from(directory(iter(entries), 4096, None)).off == position
