@@ -21,8 +21,9 @@ from farwatchd.passthrough.share import Operations
 
 #: Segments that one system call takes (UIO_MAXIOV).
 _IOV_MAX = 1024
-#: The most bytes that one system call moves (MAX_RW_COUNT).
-_RW_MAX = 0x7FFFF000
+#: Bytes that one copy moves at most. The guest asks for the rest again; in between the daemon may
+#: stop, and others have their turn.
+_COPY_MAX = 64 << 20
 #: The flags of open(2) with which each write waits for the disk.
 _WAITING_WRITES = os.O_DIRECT | os.O_DSYNC
 #: ``TMPFS_MAGIC``, ``RAMFS_MAGIC``, ``HUGETLBFS_MAGIC``.
@@ -134,7 +135,7 @@ class DataOperations(Operations):
         def call(source: int, target: int) -> int:
             with without(Capability.FSETID) if kill_suidgid else nullcontext():
                 return os.copy_file_range(
-                    source, target, min(length, _RW_MAX), signed(offset), signed(offset_out)
+                    source, target, min(length, _COPY_MAX), signed(offset), signed(offset_out)
                 )
 
         return on_files(call, self._handles.fd(nodeid, fh), target_handle.fd)

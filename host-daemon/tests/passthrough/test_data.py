@@ -16,7 +16,7 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.passthrough.options import Cache, Options
 from farwatchd.wire.fuse import OpenFlag
-from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, errno_of
+from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, done, errno_of
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 FAR = 2**64 - 4096
@@ -371,3 +371,13 @@ def test_set_id_bits_stay_for_a_privileged_guest_process(share: Share) -> None:
     assert _set_id_bits(path) == kept
     share.fs.setattr(nodeid, Changes(size=3))
     assert _set_id_bits(path) == kept
+
+
+def test_copy_is_short_rather_than_long(share: Share) -> None:
+    """One request must not keep a thread, and what waits for it, for gigabytes."""
+    (share.path / "source").touch()
+    os.truncate(share.path / "source", 65 << 20)
+    source, target = share.open("source"), share.open_made("target")
+    copied = done(share.fs.copy_file_range(*source, 0, *target, 0, 65 << 20, False))
+    assert copied == 64 << 20
+    assert (share.path / "target").stat().st_size == 64 << 20
