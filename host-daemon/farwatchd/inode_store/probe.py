@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 
+from farwatchd.inode_store.descriptors import for_guest
 from farwatchd.inode_store.mounts import open_mount
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable, most_open
 from farwatchd.linux.file_handles import HandleReader
@@ -34,16 +35,17 @@ def open_objects(
     the capability that handles need. ``HandlesUnavailableError`` if handles are mandatory and do
     not work.
     """
+    most = for_guest(open_files)
     if keep is InodeFileHandles.NEVER:
-        return ObjectTable()
+        return ObjectTable(most_for_guest=most)
     reason = _obstacle(root_fd) if capable else _REASONS[errno.EPERM]
     if reason is None:
         _log.info("inodes are kept by file handle")
-        return ObjectTable(keep, most_open(open_files))
+        return ObjectTable(keep, most_open(open_files), most)
     if keep is InodeFileHandles.MANDATORY:
         raise HandlesUnavailableError(f"{reason}; use --inode-file-handles=prefer")
     _log.info("inodes are kept by descriptor, each costs one of %d: %s", open_files, reason)
-    return ObjectTable()
+    return ObjectTable(most_for_guest=most)
 
 
 def _obstacle(root_fd: int) -> str | None:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 
+from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
 from farwatchd.linux.syscalls import mount_id
@@ -80,9 +82,15 @@ class ObjectTable:
     """
 
     def __init__(
-        self, keep: InodeFileHandles = InodeFileHandles.NEVER, most_open: int = _MOST_OPEN
+        self,
+        keep: InodeFileHandles = InodeFileHandles.NEVER,
+        most_open: int = _MOST_OPEN,
+        most_for_guest: int = sys.maxsize,
     ) -> None:
+        """``most_for_guest``: descriptors that the guest may use, these ``most_open`` included."""
         self.keep = keep
+        by_handle = keep is not InodeFileHandles.NEVER
+        self.budget = DescriptorBudget(most_for_guest - (most_open if by_handle else 0))
         self._most_open = max(most_open, _LEAST_OPEN_AT_ALL)
         self._reader = HandleReader()
         self._mounts = MountTable(keep is InodeFileHandles.MANDATORY)
@@ -130,6 +138,8 @@ class ObjectTable:
             self._open.pop(held, None)
             os.close(held.fd)
             held.fd = -1
+        if not held.by_handle:
+            self.budget.used -= 1
         if held.mount is not None:
             self._mounts.release(held.mount)
 
@@ -177,9 +187,18 @@ class ObjectTable:
 
     def _new(self, key: Key, fd: int, status: os.stat_result) -> HostObject:
         mount = self._mounts.hold(key, fd, status.st_mode) if isinstance(key, bytes) else None
-        held = self._by_key[key] = HostObject(key, fd, mount)
+        held = HostObject(key, fd, mount)
         if held.by_handle:
             self._remember(held)
+        else:
+            try:
+                self.budget.check(1)
+            except OSError:
+                if mount is not None:
+                    self._mounts.release(mount)
+                raise
+            self.budget.used += 1
+        self._by_key[key] = held
         return held
 
     def _remember(self, held: HostObject) -> None:

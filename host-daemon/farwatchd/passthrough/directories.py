@@ -31,6 +31,7 @@ class DirectoryOperations(Operations):
         inode = self._share.existing(nodeid)
         if not stat.S_ISDIR(inode.kind):
             raise failure(errno.ENOTDIR)
+        self._handles.check_room()
         own = os.O_RDONLY | os.O_DIRECTORY
         fd = self._proc.reopen(inode.fd, own)
         return Opened(self._handles.add(nodeid, fd, own), self._options.cache.directory_flags)

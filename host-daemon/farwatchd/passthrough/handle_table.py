@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
+from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.linux.libc import failure
 
 
@@ -43,7 +44,9 @@ class Handle:
 class HandleTable:
     """The table. It owns the descriptors in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: DescriptorBudget) -> None:
+        """``budget`` counts the descriptors in the table, too."""
+        self._budget = budget
         self._handles: dict[int, Handle] = {}
         self._by_nodeid: Counter[int] = Counter()
         self._next = 1
@@ -51,12 +54,20 @@ class HandleTable:
     def __len__(self) -> int:
         return len(self._handles)
 
+    def check_room(self, more: int = 0) -> None:
+        """Raise ENFILE if there is no room for a handle and ``more`` descriptors.
+
+        To be called before a file is opened: opening it may create or truncate it.
+        """
+        self._budget.check(1 + more)
+
     def add(self, nodeid: int, fd: int, flags: int, append_only: bool = False) -> int:
         """Take ownership of ``fd``; returns the handle's number."""
         number = self._next
         self._next += 1
         reading = Reading.BY_JOB if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
         self._by_nodeid[nodeid] += 1
+        self._budget.used += 1
         self._handles[number] = Handle(nodeid, fd, flags, reading, append_only)
         return number
 
@@ -82,6 +93,7 @@ class HandleTable:
         self._by_nodeid[nodeid] -= 1
         if not self._by_nodeid[nodeid]:
             del self._by_nodeid[nodeid]
+        self._budget.used -= 1
         os.close(fd)
 
     def clear(self) -> None:
@@ -89,5 +101,6 @@ class HandleTable:
         handles = list(self._handles.values())
         self._handles.clear()
         self._by_nodeid.clear()
+        self._budget.used -= len(handles)
         for handle in handles:
             os.close(handle.fd)

@@ -9,6 +9,7 @@ import fcntl
 import os
 
 from farwatchd.fuse.filesystem import Lock
+from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.linux.libc import failure
 
 #: Locks of all owners together; more are ENOLCK.
@@ -49,7 +50,9 @@ class _Owner:
 class LockTable:
     """The table. It owns the descriptors in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: DescriptorBudget) -> None:
+        """``budget`` counts the descriptors in the table, too."""
+        self._budget = budget
         self._inodes: dict[int, dict[int, _Owner]] = {}
         self._count = 0
 
@@ -61,8 +64,13 @@ class LockTable:
         found = self._inodes.get(nodeid, {}).get(owner)
         return None if found is None else found.fd
 
+    def check_descriptors(self) -> None:
+        """Raise ENFILE if there is no room for the descriptor of one more owner."""
+        self._budget.check(1)
+
     def open(self, nodeid: int, owner: int, fd: int) -> None:
         """Take over the descriptor for the locks of an owner that has none."""
+        self._budget.used += 1
         self._inodes.setdefault(nodeid, {})[owner] = _Owner(fd)
 
     def check_room(self, lock: Lock) -> None:
@@ -106,6 +114,7 @@ class LockTable:
         if not owners:
             del self._inodes[nodeid]
         self._count -= len(found.locks)
+        self._budget.used -= 1
         os.close(found.fd)
 
     def release(self, nodeid: int, fh: int) -> None:

@@ -59,6 +59,7 @@ class LockOperations(Operations):
         if lock.kind == fcntl.F_UNLCK and fd is None:
             return
         if fd is None:
+            self._locks.check_descriptors()
             fd = self._open_to_lock(nodeid)
             self._locks.open(nodeid, owner, fd)
         try:

@@ -40,6 +40,7 @@ class OpenOperations(Operations):
         inode = self._share.existing(nodeid)
         if not stat.S_ISREG(inode.kind):
             raise _cannot_open(inode)
+        self._handles.check_room()
         flags = self._flags(flags)
         append_only = False
         with without(Capability.FSETID) if kill_suidgid else nullcontext():
@@ -67,6 +68,8 @@ class OpenOperations(Operations):
         EEXIST)."""
         self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
+        # The inode may need a descriptor, too.
+        self._handles.check_room(1)
         own = self._flags(flags)
         exclusive = own & ~os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
@@ -100,6 +103,7 @@ class OpenOperations(Operations):
         O_EXCL."""
         self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
+        self._handles.check_room(1)
         own = self._flags(flags)
         nameless = own & ~os.O_APPEND | os.O_TMPFILE | flags & os.O_EXCL
         try:

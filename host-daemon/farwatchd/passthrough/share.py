@@ -42,11 +42,11 @@ class Share:
         self.options = options
         self.proc = ProcFd()
         self.credentials = Credentials(options.owners)
-        self.inodes = InodeTable(
-            root_fd, objects if objects is not None else ObjectTable(), options.max_inodes
-        )
-        self.handles = HandleTable()
-        self.locks = LockTable()
+        if objects is None:
+            objects = ObjectTable()
+        self.inodes = InodeTable(root_fd, objects, options.max_inodes)
+        self.handles = HandleTable(objects.budget)
+        self.locks = LockTable(objects.budget)
         self.posix_acls = False
         self.writeback = False
 

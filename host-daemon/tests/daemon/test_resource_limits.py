@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.wire import fuse as wire
+from farwatchd.wire import vhost_user as vu
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import Opcode
 from tests.support.daemon_guest import ROOT, Guest
@@ -144,3 +145,25 @@ def test_size_of_requests(tmp_path: Path, shared: Path) -> None:
         with pytest.raises(OSError, match=os.strerror(errno.E2BIG)):
             client.setxattr(node, b"user.large", bytes(65537))
         assert client.getattr(node).attr_size == most
+
+
+@pytest.mark.parametrize("handles", ["never", "prefer"])
+def test_guest_without_descriptors_keeps_its_connection(
+    handles: str, tmp_path: Path, shared: Path
+) -> None:
+    """The front-end's messages that bring a descriptor, and another connection, still work."""
+    options = ("--rlimit-nofile=64", f"--inode-file-handles={handles}")
+    with running(tmp_path / "socket", shared, *options) as daemon:
+        guest = Guest(daemon)
+        client = Client(DaemonHandler(guest))
+        client.agreed = guest.init
+        node = client.lookup(ROOT, b"7").nodeid
+        assert until_refused(lambda _: client.open(node))[1] == errno.ENFILE
+        call = os.eventfd(0, os.EFD_NONBLOCK)
+        guest.front_end.set(vu.FrontEndRequest.SET_VRING_CALL, vu.number.pack(value=2), [call])
+        other = daemon.connect()
+        assert client.getattr(node).attr_size == 1
+        assert daemon.process.poll() is None
+        other.close()
+        os.close(call)
+        guest.leave()

@@ -153,7 +153,7 @@ def test_position_beyond_the_signed_range_is_passed_on(
         return 24 if any(record) else 0
 
     monkeypatch.setattr(directories, "getdents64", getdents64)
-    monkeypatch.setattr(directories.os, "lseek", lambda _fd, offset, _whence: sought.append(offset))
+    monkeypatch.setattr(os, "lseek", lambda _fd, offset, _whence: sought.append(offset))
     fh = share.fs.opendir(ROOT, 0).fh
     entries = list(share.fs.readdir(ROOT, fh, position))
     assert sought == [-2]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Lock
+from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.passthrough import lock_table
 from farwatchd.passthrough.lock_table import LockTable
 from hypothesis import given, settings
@@ -199,7 +200,7 @@ def test_table_holds_what_the_kernel_holds(
 
 
 def test_table_counts_and_joins() -> None:
-    table = LockTable()
+    table = LockTable(DescriptorBudget(1000))
     fds = os.pipe()
     for owner, fd in zip((A, B), fds, strict=True):
         table.open(1, owner, fd)
