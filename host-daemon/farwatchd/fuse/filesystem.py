@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 #: The root's nodeid (``FUSE_ROOT_ID``).
 ROOT = 1
@@ -18,6 +18,21 @@ ROOT = 1
 #: operations are performed; it returns what the operation returns and may raise ``OSError``. What
 #: can be refused without blocking was refused before.
 Job = Callable[[], int]
+
+
+class OperationDeferred(Exception):  # noqa: N818 - not an error
+    """Raised by an operation that has to wait for a host process, such as the holder of a lease.
+
+    ``job`` is as ``Job`` says and raises nothing; ``complete`` is called once in the thread of the
+    session with what ``job`` returned. It returns what the operation would have, or raises
+    ``OSError``.
+    """
+
+    def __init__(self, job: Job, complete: Callable[[int], Any]) -> None:
+        """Take what is left to do, and what follows from it."""
+        super().__init__("the operation has to wait")
+        self.job = job
+        self.complete = complete
 
 
 class Caller(NamedTuple):
@@ -211,7 +226,8 @@ class FileSystem(Protocol):
         """Make all ``changes``, or stop at the first that fails; return the new attributes.
 
         The attributes of a symbolic link are changed, not those of its target. EPERM: the guest
-        may own nothing by the new ids.
+        may own nothing by the new ids. ``OperationDeferred``: a size is to be set, but not through
+        an open file.
         """
         ...
 
@@ -257,7 +273,7 @@ class FileSystem(Protocol):
 
         ``flags``: of open(2); O_CREAT and O_EXCL mean nothing here. ``kill_suidgid``: if O_TRUNC
         changes the file, clear its set-id bits (FUSE_OPEN_KILL_SUIDGID). EISDIR, ELOOP, ENXIO: not
-        a regular file.
+        a regular file. ``OperationDeferred``: a host process has a lease on the file.
         """
         ...
 
@@ -274,7 +290,7 @@ class FileSystem(Protocol):
         """Make a regular file and open it, or open the one that is there.
 
         ``flags`` as in ``open``; with O_EXCL a file that is there is EEXIST. ``mode`` and
-        ``umask`` as in ``mknod``.
+        ``umask`` as in ``mknod``. ``OperationDeferred`` as in ``open``.
         """
         ...
 

@@ -99,7 +99,7 @@ class Session:
         )
         self._lock_handlers = LockHandlers(fs, locks) if locks is not None else None
         self._handlers: dict[int, Handler] = {
-            **NamespaceHandlers(fs, self._killpriv).table(),
+            **NamespaceHandlers(fs, self._killpriv, self._pool).table(),
             **io_handlers.table(),
             **self._attribute_handlers.table(),
             **(self._lock_handlers.table() if self._lock_handlers is not None else {}),

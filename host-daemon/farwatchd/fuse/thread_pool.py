@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from farwatchd.fuse.filesystem import Job
+from farwatchd.fuse.filesystem import Job, OperationDeferred
 from farwatchd.fuse.reply import EMPTY, Payload, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.virtio_fs.interfaces import DeferredReply
@@ -87,6 +87,12 @@ class ThreadPool:
         self._tasks[reply] = _Task(future, request.nodeid, encode)
         future.add_done_callback(lambda _: self._call_from_thread(partial(self._finish, reply)))
         return reply
+
+    def submit_deferred(
+        self, request: Request, deferred: OperationDeferred, encode: Callable[[Any], Payload]
+    ) -> Reply:
+        """Run what an operation deferred, as ``submit``; ``encode`` gets the operation's result."""
+        return self.submit(request, deferred.job, lambda number: encode(deferred.complete(number)))
 
     def drain(self, timeout: float) -> bool:
         """Wait for all tasks, for at most ``timeout`` seconds, and reply to their requests; return

@@ -9,11 +9,12 @@ import os
 import stat
 from pathlib import Path
 
-from farwatchd.fuse.filesystem import Changes, Job, Statx, Watched
+from farwatchd.fuse.filesystem import Changes, Job, OperationDeferred, Statx, Watched
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
-from farwatchd.passthrough.inode_table import GENERATION, Inode
+from farwatchd.passthrough.inode_table import GENERATION
+from farwatchd.passthrough.jobs import descriptor, on_files_or_errno
 from farwatchd.passthrough.share import Operations
 
 #: What chown(2) takes for an id that stays.
@@ -49,18 +50,38 @@ class AttributeOperations(Operations):
         """Make all ``changes`` or stop at the first that fails; a symbolic link's are its own."""
         self._share.refuse_if_readonly()
         inode = self._share.existing(nodeid)
-        path = self._proc.path(inode.fd)
-        uid, gid = self._new_owner(changes)
+        owner = self._new_owner(changes)
+        if changes.size is not None and changes.fh is None:
+            if not stat.S_ISREG(inode.kind):
+                raise failure(errno.EISDIR if inode.is_dir else errno.EINVAL)
+            # Waits for who has a lease on the file; to look whether there is one is an event.
+            raise OperationDeferred(
+                on_files_or_errno(lambda held: self._change(held, None, changes, owner), inode.fd),
+                lambda result: self._after(descriptor(result), nodeid),
+            )
+        fh_fd = None if changes.size is None else self._handles.fd(nodeid, changes.fh or 0)
+        self._change(inode.fd, fh_fd, changes, owner)
+        return self._share.seen(os.fstat(inode.fd))
+
+    def _change(self, fd: int, fh_fd: int | None, changes: Changes, owner: tuple[int, int]) -> int:
+        """Make all changes, in any thread.
+
+        ``fd``: O_PATH. ``fh_fd``: the open file to truncate by; without it, by ``fd``.
+        """
+        path = self._proc.path(fd)
         if changes.mode is not None:
             Path(path).chmod(stat.S_IMODE(changes.mode))
-        if (uid, gid) != (_KEEP, _KEEP):
-            os.chown(path, uid, gid)
+        if owner != (_KEEP, _KEEP):
+            os.chown(path, *owner)
         if changes.size is not None:
             with without(Capability.FSETID) if changes.kill_suidgid else contextlib.nullcontext():
-                self._truncate(inode, changes.fh, signed(changes.size))
+                os.truncate(path if fh_fd is None else fh_fd, signed(changes.size))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             utimens(path, _time(changes.atime_ns), _time(changes.mtime_ns))
-        return self._share.seen(os.fstat(inode.fd))
+        return 0
+
+    def _after(self, _done: int, nodeid: int) -> os.stat_result:
+        return self._share.seen(os.fstat(self._inodes.get(nodeid).fd))
 
     def readlink(self, nodeid: int) -> bytes:
         """Where a symbolic link leads; EINVAL for anything else."""
@@ -99,14 +120,6 @@ class AttributeOperations(Operations):
         return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(
             gid
         ) if gid != _KEEP else gid
-
-    def _truncate(self, inode: Inode, fh: int | None, size: int) -> None:
-        if fh is not None:
-            os.ftruncate(self._handles.fd(inode.nodeid, fh), size)
-            return
-        if not stat.S_ISREG(inode.kind):
-            raise failure(errno.EISDIR if inode.is_dir else errno.EINVAL)
-        os.truncate(self._proc.path(inode.fd), size)
 
 
 def _id(number: int | None) -> int:

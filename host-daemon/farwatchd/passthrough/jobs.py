@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Callable
 
 from farwatchd.fuse.filesystem import Job
+from farwatchd.linux.libc import failure
 from farwatchd.passthrough.procfd import own_limit_as_systems
 
 
@@ -35,6 +37,25 @@ def on_files(call: Callable[..., int], *fds: int) -> Job:
     close = weakref.finalize(job, _close, held)
     close.atexit = False
     return job
+
+
+def on_files_or_errno(call: Callable[..., int], *fds: int) -> Job:
+    """Return a job as ``on_files`` does, which returns the negative errno of an error."""
+
+    def caught(*held: int) -> int:
+        try:
+            return call(*held)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+    return on_files(caught, *fds)
+
+
+def descriptor(result: int) -> int:
+    """Return what a job of ``on_files_or_errno`` returned; raise its error."""
+    if result < 0:
+        raise failure(-result)
+    return result
 
 
 def sync(fd: int, datasync: bool) -> Job:

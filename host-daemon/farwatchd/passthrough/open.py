@@ -5,14 +5,17 @@ others by itself."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+from collections.abc import Callable
 from contextlib import nullcontext
 
-from farwatchd.fuse.filesystem import Caller, Entry, Opened
+from farwatchd.fuse.filesystem import Caller, Entry, Opened, OperationDeferred
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.inode_table import Inode
+from farwatchd.passthrough.jobs import descriptor, on_files_or_errno
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
 from farwatchd.passthrough.share import Operations
 
@@ -42,17 +45,38 @@ class OpenOperations(Operations):
             raise _cannot_open(inode)
         self._handles.check_room()
         flags = self._flags(flags)
-        append_only = False
+        try:
+            fd = self._reopen(inode.fd, flags | os.O_NONBLOCK, kill_suidgid)
+        except BlockingIOError:
+            if flags & os.O_NONBLOCK:
+                raise
+        else:
+            return self._opened(nodeid, fd, flags)
+        # The holder of a lease has been told to give it up, which may take long.
+        raise OperationDeferred(
+            on_files_or_errno(lambda held: self._reopen(held, flags, kill_suidgid), inode.fd),
+            lambda fd: self._opened_later(nodeid, descriptor(fd), flags),
+        )
+
+    def _opened_later(self, nodeid: int, fd: int, flags: int) -> Opened:
+        """Take a descriptor for the guest, unless that has gone meanwhile."""
+        try:
+            self._inodes.get(nodeid)
+            return self._opened(nodeid, fd, flags)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _reopen(self, fd: int, flags: int, kill_suidgid: bool) -> int:
+        """Open a file anew, in any thread."""
         with without(Capability.FSETID) if kill_suidgid else nullcontext():
             try:
-                fd = self._proc.reopen(inode.fd, flags & ~os.O_APPEND)
+                return self._proc.reopen(fd, flags & ~os.O_APPEND)
             except PermissionError as error:
                 # An append-only file (chattr +a) is opened to append or not at all.
-                append_only = bool(flags & os.O_APPEND) and error.errno == errno.EPERM
-                if not append_only:
+                if not flags & os.O_APPEND or error.errno != errno.EPERM:
                     raise
-                fd = self._proc.reopen(inode.fd, flags)
-        return self._opened(nodeid, fd, flags, append_only)
+                return self._proc.reopen(fd, flags)
 
     def create(
         self,
@@ -92,6 +116,19 @@ class OpenOperations(Operations):
         entry = self._share.entry(found)
         try:
             return entry, self.open(entry.nodeid, flags, kill_suidgid)
+        except OperationDeferred as deferred:
+            complete = deferred.complete
+            raise OperationDeferred(
+                deferred.job, lambda fd: (entry, self._or_forget(entry, lambda: complete(fd)))
+            ) from None
+        except BaseException:
+            self._inodes.forget(entry.nodeid, 1)
+            raise
+
+    def _or_forget(self, entry: Entry, call: Callable[[], Opened]) -> Opened:
+        """Call; if that fails, the guest gets no entry, either."""
+        try:
+            return call()
         except BaseException:
             self._inodes.forget(entry.nodeid, 1)
             raise
@@ -144,7 +181,8 @@ class OpenOperations(Operations):
             raise
         return entry, self._opened(entry.nodeid, fd, flags)
 
-    def _opened(self, nodeid: int, fd: int, flags: int, append_only: bool = False) -> Opened:
+    def _opened(self, nodeid: int, fd: int, flags: int) -> Opened:
+        append_only = bool(flags & os.O_APPEND and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         fh = self._handles.add(nodeid, fd, flags, append_only)
         return Opened(fh, self._options.cache.file_flags)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.passthrough.options import Options
-from tests.support.passthrough_share import IS_ROOT, Share, errno_of
+from tests.support.passthrough_share import IS_ROOT, Share, errno_of, settled
 
 #: Version 2, then user::rw- group::r-- other::r-- as (tag, permissions, no id); it says no more
 #: than mode 0644.
@@ -76,16 +76,16 @@ def test_mode_is_set_with_its_special_bits(share: Share, file: Path) -> None:
 
 def test_size_is_set_with_and_without_a_handle(share: Share, file: Path) -> None:
     nodeid, fh = share.open("file")
-    assert share.fs.setattr(nodeid, Changes(size=3)).st_size == 3
+    assert settled(share.fs.setattr, nodeid, Changes(size=3)).st_size == 3
     assert file.read_bytes() == b"con"
-    assert share.fs.setattr(nodeid, Changes(size=5, fh=fh)).st_size == 5
+    assert settled(share.fs.setattr, nodeid, Changes(size=5, fh=fh)).st_size == 5
     assert file.read_bytes() == b"con\0\0"
     assert errno_of(share.fs.setattr, nodeid, Changes(size=5, fh=999)) == errno.EBADF
 
 
 def test_size_is_set_through_the_handle_of_a_file_that_may_not_be_written(share: Share) -> None:
     entry, opened = share.create(b"file", 0o444)
-    assert share.fs.setattr(entry.nodeid, Changes(size=9, fh=opened.fh)).st_size == 9
+    assert settled(share.fs.setattr, entry.nodeid, Changes(size=9, fh=opened.fh)).st_size == 9
 
 
 def test_times_are_set_apart_and_to_the_nanosecond(share: Share, file: Path) -> None:
@@ -116,7 +116,7 @@ def test_all_at_once(share: Share, file: Path) -> None:
     changes = Changes(
         mode=0o600, uid=os.geteuid(), gid=os.getegid(), size=2, atime_ns=10**18, mtime_ns=2 * 10**18
     )
-    status = share.fs.setattr(share.lookup("file"), changes)
+    status = settled(share.fs.setattr, share.lookup("file"), changes)
     assert status == file.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_size) == (0o600, 2)
     assert (status.st_atime_ns, status.st_mtime_ns) == (10**18, 2 * 10**18)

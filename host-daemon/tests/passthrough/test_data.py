@@ -16,7 +16,7 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.passthrough.options import Cache, Options
 from farwatchd.wire.fuse import OpenFlag
-from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, done, errno_of
+from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, done, errno_of, settled
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 FAR = 2**64 - 4096
@@ -347,11 +347,11 @@ def test_set_id_bits_go_when_the_guest_says_so(share: Share) -> None:
     assert not _set_id_bits(path)
 
     path = _set_id_file(share)
-    share.fs.setattr(nodeid, Changes(size=3, kill_suidgid=True))
+    settled(share.fs.setattr, nodeid, Changes(size=3, kill_suidgid=True))
     assert not _set_id_bits(path)
 
     path = _set_id_file(share)
-    share.fs.setattr(nodeid, Changes(size=2, fh=fh, kill_suidgid=True))
+    settled(share.fs.setattr, nodeid, Changes(size=2, fh=fh, kill_suidgid=True))
     assert not _set_id_bits(path)
 
     path = _set_id_file(share)
@@ -369,7 +369,7 @@ def test_set_id_bits_stay_for_a_privileged_guest_process(share: Share) -> None:
     nodeid, fh = share.open("set-id", os.O_RDWR)
     share.write(nodeid, fh, 0, b"x")
     assert _set_id_bits(path) == kept
-    share.fs.setattr(nodeid, Changes(size=3))
+    settled(share.fs.setattr, nodeid, Changes(size=3))
     assert _set_id_bits(path) == kept
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from farwatchd.fuse.filesystem import ROOT, Changes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.support.passthrough_share import DAEMON, Share, errno_of
+from tests.support.passthrough_share import DAEMON, Share, errno_of, settled
 
 NAMES = st.sampled_from([b"a", b"b", b"\xff"])
 PLACES = st.sampled_from(["", "a", "b"])
@@ -134,7 +134,7 @@ class Guest:
     def truncate(self, place: str, name: bytes) -> None:
         nodeid, is_link = self._inode(place, name)
         if not is_link:
-            self._fs.setattr(nodeid, Changes(size=3))
+            settled(self._fs.setattr, nodeid, Changes(size=3))
 
     def same_as(self, root: Path) -> bool:
         """Whether each name in ``root`` can be looked up and has the inode that the host shows."""

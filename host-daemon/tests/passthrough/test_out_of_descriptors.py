@@ -16,7 +16,7 @@ from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from tests.support.passthrough_share import DAEMON, done, open_descriptors
+from tests.support.passthrough_share import DAEMON, done, open_descriptors, settled
 
 #: Free descriptors to try: no operation needs as many.
 MOST_FREE = 30
@@ -91,7 +91,7 @@ OPERATIONS: dict[str, Callable[[Share], object]] = {
     "create there": lambda share: share.fs.create(
         DAEMON, share.b, b"x", 0o644, os.O_RDWR, 0, False
     ),
-    "setattr": lambda share: share.fs.setattr(share.ax, ALL),
+    "setattr": lambda share: settled(share.fs.setattr, share.ax, ALL),
     "setxattr": lambda share: share.fs.setxattr(share.bx, b"user.a", b"v", 0, False),
     "write": written,
     "list": listed,

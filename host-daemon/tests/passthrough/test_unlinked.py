@@ -14,12 +14,12 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.passthrough.options import Options
-from tests.support.passthrough_share import DAEMON, Share, errno_of
+from tests.support.passthrough_share import DAEMON, Share, errno_of, settled
 
 FILE: dict[str, Callable[[Share, int], object]] = {
     "open": lambda share, nodeid: share.fs.open(nodeid, os.O_RDWR | os.O_TRUNC, False),
     "open to read": lambda share, nodeid: share.fs.open(nodeid, os.O_RDONLY, False),
-    "truncate": lambda share, nodeid: share.fs.setattr(nodeid, Changes(size=0)),
+    "truncate": lambda share, nodeid: settled(share.fs.setattr, nodeid, Changes(size=0)),
     "chmod": lambda share, nodeid: share.fs.setattr(nodeid, Changes(mode=0o600)),
     "utimensat": lambda share, nodeid: share.fs.setattr(nodeid, Changes(mtime_ns=5)),
     "setxattr": lambda share, nodeid: share.fs.setxattr(nodeid, b"user.a", b"b", 0, False),

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from farwatchd.fuse.filesystem import ROOT, Caller, Entry, FileSystem, Opened
+from farwatchd.fuse.filesystem import (
+    ROOT,
+    Caller,
+    Entry,
+    FileSystem,
+    Opened,
+    OperationDeferred,
+)
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
@@ -23,7 +30,7 @@ IS_ROOT = os.geteuid() == 0
 def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
     """The errno that an operation fails with, or what it leaves to be done; 0 if it does not."""
     try:
-        done(operation(*arguments))
+        done(settled(operation, *arguments))
     except OSError as error:
         assert error.errno
         return error.errno
@@ -33,6 +40,14 @@ def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
 def done(result: Any) -> Any:
     """What an operation gives; what it leaves to be done is done here."""
     return result() if callable(result) else result
+
+
+def settled(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """What an operation gives, also if it has to wait, which is done here."""
+    try:
+        return operation(*arguments)
+    except OperationDeferred as deferred:
+        return deferred.complete(deferred.job())
 
 
 def names_in(path: Path) -> set[bytes]:

@@ -7,7 +7,7 @@ import errno
 
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
-from farwatchd.fuse.filesystem import Changes, FileSystem
+from farwatchd.fuse.filesystem import Changes, FileSystem, OperationDeferred
 from farwatchd.fuse.reply import EMPTY, Handler, Reply
 from farwatchd.fuse.request import (
     XATTR_SIZE_MAX,
@@ -98,7 +98,10 @@ class AttributeHandlers:
             fh=args.fh if valid & _FH else None,
             kill_suidgid=bool(valid & _KILL),
         )
-        return self._encode.attr(self._fs.setattr(request.nodeid, changes))
+        try:
+            return self._encode.attr(self._fs.setattr(request.nodeid, changes))
+        except OperationDeferred as deferred:
+            return self._pool.submit_deferred(request, deferred, self._encode.attr)
 
     def _statx(self, request: Request) -> Reply:
         args = statx_in.unpack_from(request.args)

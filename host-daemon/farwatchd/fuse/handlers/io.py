@@ -9,7 +9,7 @@ from functools import partial
 
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
-from farwatchd.fuse.filesystem import FileSystem
+from farwatchd.fuse.filesystem import FileSystem, OperationDeferred
 from farwatchd.fuse.init import MAX_READ, MAX_WRITE
 from farwatchd.fuse.killpriv import KillPriv
 from farwatchd.fuse.reply import EMPTY, Handler, Reply
@@ -79,7 +79,10 @@ class IoHandlers:
         flags, open_flags = open_in.values(request.args)
         check_int(flags)
         kill = self._killpriv.must_clear_on_open(request, flags, open_flags)
-        return encode.opened(self._fs.open(request.nodeid, flags, kill))
+        try:
+            return encode.opened(self._fs.open(request.nodeid, flags, kill))
+        except OperationDeferred as deferred:
+            return self._pool.submit_deferred(request, deferred, encode.opened)
 
     def _read(self, request: Request) -> Reply:
         fh, offset, size, _, _, _, _ = read_in.values(request.args)

@@ -7,10 +7,11 @@ import errno
 
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
-from farwatchd.fuse.filesystem import FileSystem
+from farwatchd.fuse.filesystem import Entry, FileSystem, Opened, OperationDeferred
 from farwatchd.fuse.killpriv import KillPriv
 from farwatchd.fuse.reply import EMPTY, NOT_FOUND, Handler, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
+from farwatchd.fuse.thread_pool import ThreadPool
 from farwatchd.wire.fuse import (
     Opcode,
     create_in,
@@ -27,8 +28,10 @@ from farwatchd.wire.fuse import (
 class NamespaceHandlers:
     """Decode a request, call the file system, encode the reply."""
 
-    def __init__(self, fs: FileSystem, killpriv: KillPriv) -> None:
+    def __init__(self, fs: FileSystem, killpriv: KillPriv, pool: ThreadPool) -> None:
+        """``pool`` runs what an operation defers."""
         self._fs = fs
+        self._pool = pool
         self._killpriv = killpriv
         self._encode = Encoder(fs.valid)
 
@@ -113,18 +116,23 @@ class NamespaceHandlers:
         name = request.name(create_in.size)
         check_int(mode, flags)
         kill = self._killpriv.must_clear_on_open(request, flags, open_flags)
-        entry, opened = self._fs.create(
-            request.caller(), request.nodeid, name, mode, flags, umask, kill
-        )
-        return self._encode.entry(entry) + encode.opened(opened)
+        try:
+            return self._created(
+                self._fs.create(request.caller(), request.nodeid, name, mode, flags, umask, kill)
+            )
+        except OperationDeferred as deferred:
+            return self._pool.submit_deferred(request, deferred, self._created)
 
     def _tmpfile(self, request: Request) -> Reply:
         # A name follows that means nothing: the client's placeholder for what has no name yet.
         args = create_in.unpack_from(request.args)
         check_int(args.mode, args.flags)
-        entry, opened = self._fs.tmpfile(
-            request.caller(), request.nodeid, args.mode, args.flags, args.umask
+        return self._created(
+            self._fs.tmpfile(request.caller(), request.nodeid, args.mode, args.flags, args.umask)
         )
+
+    def _created(self, result: tuple[Entry, Opened]) -> bytes:
+        entry, opened = result
         return self._encode.entry(entry) + encode.opened(opened)
 
     def _readlink(self, request: Request) -> Reply:

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases of host processes (fcntl(2), F_SETLEASE): who opens or truncates the file has to wait for
+the holder, and nobody else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from farwatchd.fuse.filesystem import ROOT, Changes, OperationDeferred
+from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.session import Session
+from farwatchd.wire.fuse import SetattrValid
+from tests.support.fuse_client import Client
+from tests.support.passthrough_share import DAEMON, Share, errno_of
+
+#: Holds a write lease on the file of its argument until a line comes, or, if polite, somebody else
+#: wants the file.
+HOLDER = """
+import fcntl, signal, sys
+file = open(sys.argv[1], "r+b")
+def asked(*_):
+    if sys.argv[2] == "polite":
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+signal.signal(signal.SIGIO, asked)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("held", flush=True)
+sys.stdin.readline()
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+"""
+
+
+@contextmanager
+def leased(path: Path, polite: bool = False) -> Iterator[Callable[[], None]]:
+    """Have another process hold a lease on a file; gives what makes it release the lease."""
+    command = [sys.executable, "-c", HOLDER, str(path), "polite" if polite else "stubborn"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+
+        def release() -> None:
+            holder.communicate("\n", timeout=10)
+
+        try:
+            yield release
+        finally:
+            holder.kill()
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Share]:
+    (tmp_path / "file").write_bytes(b"content")
+    share = Share(tmp_path)
+    yield share
+    share.close()
+
+
+def create(share: Share, nodeid: int) -> object:
+    return share.fs.create(DAEMON, ROOT, b"file", 0o644, os.O_WRONLY | os.O_TRUNC, 0, False)
+
+
+OPERATIONS: dict[str, Callable[[Share, int], object]] = {
+    "open": lambda share, nodeid: share.fs.open(nodeid, os.O_RDONLY, False),
+    "open to truncate": lambda share, nodeid: share.fs.open(
+        nodeid, os.O_WRONLY | os.O_TRUNC, False
+    ),
+    "create": create,
+    "truncate": lambda share, nodeid: share.fs.setattr(nodeid, Changes(size=0, mtime_ns=5)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_on_a_leased_file_is_deferred(share: Share, name: str) -> None:
+    nodeid = share.lookup("file")
+    with leased(share.path / "file") as release:
+        with pytest.raises(OperationDeferred) as caught:
+            OPERATIONS[name](share, nodeid)
+        # Others are served meanwhile.
+        assert share.fs.getattr(nodeid, None).st_size == 7
+        release()
+        result = caught.value.complete(caught.value.job())
+    assert (share.path / "file").stat().st_size == (7 if name == "open" else 0)
+    if name == "truncate":
+        assert result.st_mtime_ns == 5
+    else:
+        opened = result[1] if name == "create" else result
+        assert os.fstat(share.passthrough.share.handles.fd(nodeid, opened.fh)).st_nlink == 1
+
+
+def test_guest_that_does_not_want_to_wait_is_told_so(share: Share) -> None:
+    nodeid = share.lookup("file")
+    with leased(share.path / "file"):
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        assert errno_of(share.fs.open, nodeid, flags, False) == errno.EAGAIN
+
+
+def test_failure_after_waiting_leaves_no_inode_behind(share: Share) -> None:
+    with leased(share.path / "file"):
+        with pytest.raises(OperationDeferred) as caught:
+            create(share, 0)
+        known = len(share.passthrough.share.inodes)
+        with pytest.raises(PermissionError):
+            caught.value.complete(-errno.EACCES)
+    assert len(share.passthrough.share.inodes) == known - 1
+
+
+def test_session_replies_when_the_holder_gives_way(share: Share) -> None:
+    client = Client(Session(share.fs, None, SessionOptions()))
+    client.init()
+    path = share.path / "file"
+    node = client.lookup(ROOT, b"file").nodeid
+    with leased(path, polite=True):
+        fh = client.open(node).fh
+    assert client.read(node, fh, 0, 10) == b"content"
+    client.release(node, fh)
+    with leased(path, polite=True):
+        assert client.setattr(node, SetattrValid.SIZE, size=3).attr_size == 3
+    with leased(path, polite=True):
+        entry, opened = client.create(ROOT, b"file")
+        assert (entry.nodeid, client.read(node, opened.fh, 0, 10)) == (node, b"con")
