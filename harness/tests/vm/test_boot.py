@@ -71,6 +71,7 @@ def test_the_daemon_is_ours_with_its_options_or_the_one_named() -> None:
         "--socket-path=/s",
         "--shared-dir=/shared dir",
         "--tag=farwatch",
+        "--keep-serving",
         "--max-watches=3",
     ]
     other = dataclasses.replace(SPEC, daemon_command=("other", "--at={socket}", "{shared}"))

@@ -16,7 +16,7 @@ from farwatchd.fuse.session import Session
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import InitFlag, Opcode, SetattrValid
-from tests.support.fake_fs import STAT, FakeFs, FakeWatches
+from tests.support.fake_fs import GENERATION, STAT, FakeFs, FakeWatches
 from tests.support.fuse_client import OFFER, Client
 
 PID = os.getpid()
@@ -553,14 +553,14 @@ def test_fsnotify_sets_the_mask_and_returns_the_watched_events(
     client: Client, fs: FakeFs, watches: FakeWatches
 ) -> None:
     assert (
-        client.fsnotify(42, Event.CREATE | Event.MODIFY | Event.ON_CHILD)
+        client.fsnotify(42, Event.CREATE | Event.MODIFY | Event.ON_CHILD, generation=GENERATION)
         == Event.CREATE | Event.ON_CHILD
     )
     assert fs.calls == [("watched", 42)]
     assert watches.calls == [
-        ("set_mask", 42, 7, 33, True, Event.CREATE | Event.MODIFY | Event.ON_CHILD)
+        ("set_mask", 42, GENERATION, 33, True, Event.CREATE | Event.MODIFY | Event.ON_CHILD)
     ]
-    assert client.fsnotify(42, Event(0)) == Event(0)
+    assert client.fsnotify(42, Event(0), generation=GENERATION) == Event(0)
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ def test_fsnotify_with_unknown_bits_is_refused(
 
 
 def test_fsnotify_of_another_generation_is_refused(client: Client, watches: FakeWatches) -> None:
-    assert refused(client.fsnotify, 42, Event.CREATE, generation=6) == errno.ESTALE
+    assert refused(client.fsnotify, 42, Event.CREATE, generation=GENERATION - 1) == errno.ESTALE
     assert watches.calls == []
 
 
@@ -590,9 +590,9 @@ def test_fsnotify_s_errors_reach_the_guest(
     client: Client, fs: FakeFs, watches: FakeWatches
 ) -> None:
     watches.error = OSError(errno.ENOSPC, "no watch left")
-    assert refused(client.fsnotify, 42, Event.CREATE) == errno.ENOSPC
+    assert refused(client.fsnotify, 42, Event.CREATE, generation=GENERATION) == errno.ENOSPC
     fs.error = OSError(errno.ENOENT, "unknown")
-    assert refused(client.fsnotify, 42, Event.CREATE) == errno.ENOENT
+    assert refused(client.fsnotify, 42, Event.CREATE, generation=GENERATION) == errno.ENOENT
 
 
 def test_fsnotify_that_was_not_agreed_on_is_unknown(fs: FakeFs, watches: FakeWatches) -> None:

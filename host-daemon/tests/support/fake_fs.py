@@ -45,7 +45,8 @@ STAT = os.stat_result(
     ),
     {"st_blksize": 4096, "st_blocks": 24, "st_rdev": 0},
 )
-ENTRY = Entry(42, 7, STAT, submount=True)
+GENERATION = 7
+ENTRY = Entry(42, GENERATION, STAT, submount=True)
 OPENED = Opened(9, 2)
 JOB_LIMIT = 30.0
 STATVFS = os.statvfs_result((4096, 1024, 1000, 900, 800, 70, 60, 50, 0, 255))
@@ -103,7 +104,7 @@ class FakeFs:
 
     def watched(self, nodeid: int) -> Watched:
         self._note("watched", nodeid)
-        return Watched(7, 33, True)
+        return Watched(GENERATION, 33, True)
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         self._note("getattr", nodeid, fh)

@@ -339,8 +339,8 @@ class Client:
     def removexattr(self, nodeid: int, name: bytes) -> None:
         self.call(Opcode.REMOVEXATTR, nodeid, name + b"\0", 0)
 
-    def fsnotify(self, nodeid: int, mask: Event, *, flags: int = 0, generation: int = 7) -> Event:
-        """Set the mask of an inode; returns what is watched. FakeFs's generation is 7."""
+    def fsnotify(self, nodeid: int, mask: Event, *, flags: int = 0, generation: int = 0) -> Event:
+        """Set the mask of an inode; returns what is watched."""
         args = fsnotify_in.pack(mask=int(mask), flags=flags, generation=generation)
         return Event(
             fsnotify_out.unpack_from(
