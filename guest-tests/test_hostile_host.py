@@ -153,6 +153,35 @@ def test_notification_after_a_failed_mount_is_dropped(start: Start) -> None:
     assert scripted.guest.os("listdir", scripted.mounted) == []
 
 
+DNOTIFY = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fd = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_MULTISHOT)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.patch("notifications")
+def test_dnotify_keeps_its_mark_on_an_open_directory_that_the_server_says_is_deleted(
+    start: Start,
+) -> None:
+    scripted = start()
+    (scripted.testbed.shared / "dir").mkdir()
+    with scripted.guest.inotify() as listener:
+        watcher = scripted.guest.spawn(sys.executable, "-c", DNOTIFY, f"{scripted.mounted}/dir")
+        watcher.lines(until="ready")
+        wait_for(lambda: bool(scripted.watches()), "the watch of the directory")
+        (nodeid,) = scripted.watches()
+        listener.add(f"{scripted.mounted}/dir", In.DELETE_SELF)
+        scripted.send(EventRecord(nodeid, 0, Event.DELETE_SELF | Event.ISDIR))
+        masks = [In(event.mask) & ~In.ISDIR for event in listener.read(2)]
+        assert masks == [In.DELETE_SELF, In.IGNORED]
+        watcher.stop()
+    scripted.guest.umount(scripted.mounted)
+
+
 def test_caches_are_dropped_before_an_overflow_is_reported(start: Start) -> None:
     scripted = start(cache="always")
     guest, top = scripted.guest, scripted.mounted
