@@ -36,7 +36,7 @@ from farwatch_harness.adversary.storm import Heard, Storm, Watch
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.vm.boot import Vm, socket_folder
-from farwatch_harness.vm.environment import Environment as Equipment
+from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.kmemleak import fail_on_leaks
 from farwatch_harness.vm.testbed import TAG, vm_spec
@@ -164,11 +164,11 @@ class Arena:
         self.storm = Storm(self.guest)
         self.virtio, self.pci = self.names()
         self.round = 0
-        self.seen_devices: set[int] = set()
         #: Who watched at the last check, and whether the end of all reports was looked at.
         self.watchers: set[tuple[int, int]] = set()
         self.told_of_end = False
         self.unbinds = False
+        self.others: set[int] = set()
         self.guest.shell(f"mkdir -p {MOUNT}; echo 20 > /proc/sys/kernel/hung_task_timeout_secs")
         self.server: Opponent = (
             FuseServer(self.guest) if transport == DEV_FUSE else VirtioServer(device)
@@ -198,7 +198,7 @@ class Arena:
         """Plays it to its end and cleans up; returns the first thing that was wrong."""
         try:
             self.server.prepare(script)
-            self.seen_devices, self.watchers, self.told_of_end = set(), set(), False
+            self.watchers, self.told_of_end = set(), False
             self.unbinds = "unbind" in script.themes
             for self.round, each in enumerate(script.rounds):
                 found = self.play_round(each) or self.check()
@@ -307,13 +307,16 @@ class Arena:
         return None
 
     def mounts(self) -> list[Mount]:
-        """Our mounts, the innermost last."""
+        """Our mounts, the innermost last; takes note of the devices of the others."""
         found = []
+        self.others = set()
         for line in self.guest.read_file("/proc/self/mountinfo").decode().splitlines():
             words = line.split()
-            if words[words.index("-") + 1] in OURS:
-                major, minor = map(int, words[2].split(":"))
-                device = (major << 20) | minor
+            major, minor = map(int, words[2].split(":"))
+            device = (major << 20) | minor
+            if words[words.index("-") + 1] not in OURS:
+                self.others.add(device)
+            else:
                 found.append(Mount(words[4], device, int(words[0]), int(words[1])))
         return found
 
@@ -329,9 +332,10 @@ class Arena:
         devices |= {mount.device for mount in mounts if mount.parent in numbers}
         if known.device is not None:
             return devices | {known.device}
+        if self.unbinds:
+            return devices
         # What is detached lives on as long as it is used, and its session with it.
-        self.seen_devices = devices | (set() if self.unbinds else self.seen_devices)
-        return self.seen_devices
+        return {watch.device for watch in self.storm.watches()} - self.others | devices
 
     def beliefs(self) -> Finding | None:
         """Whether the server believes to be watched what is watched; they have some time to
@@ -340,13 +344,21 @@ class Arena:
         while True:
             known = self.server.known()
             devices = self.live_devices(known)
-            watches = [watch for watch in self.storm.watches() if watch.device in devices]
+            everything = self.storm.watches()
+            watches = [watch for watch in everything if watch.device in devices]
             different = disagreements(known, watches)
             if not different:
                 return None
             if time.monotonic() > deadline:
                 kind = words_of(different[0])
-                return Finding(f"belief: {kind}", "; ".join(different), self.round)
+                beliefs = "\n".join(
+                    f"{known.path(nodeid)} ({nodeid}): {belief}"
+                    for nodeid, belief in known.beliefs.items()
+                )
+                state = f"mounts: {self.mounts()}\ndevices: {devices}\nbeliefs:\n{beliefs}"
+                there = "\n".join(map(str, everything))
+                text = f"{'; '.join(different)}\n{state}\nwatches:\n{there}\n"
+                return Finding(f"belief: {kind}", text, self.round)
             time.sleep(INTERVAL)
 
     def events(self) -> Finding | None:
@@ -535,7 +547,7 @@ NUMBERS = itertools.count(1)
 
 @contextmanager
 def running(
-    equipment: Equipment,
+    environment: Environment,
     transport: str,
     request_queues: int = 1,
     cpus: int = 2,
@@ -552,7 +564,7 @@ def running(
         device.start(sockets / "fs")
         stack.callback(device.stop)
         spec = replace(
-            equipment.testbed_spec(name, sockets),
+            environment.testbed_spec(name, sockets),
             cpus=cpus,
             request_queues=request_queues,
             kernel_options=() if leaks else ("kmemleak=off",),

@@ -17,9 +17,7 @@ from farwatch_harness.kernel import build
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import say, step
-from farwatch_harness.vm.environment import Environment as Equipment
-from farwatch_harness.vm.environment import patches_of_series
-from farwatch_harness.vm.environment import prepare_environment as equip
+from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
 
 SAVED = paths.CHECKOUT / "build" / "adversary"
 #: A guest plays so many scripts, and is then asked for leaks.
@@ -125,8 +123,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
 def fuzz(plan: Plan) -> None:
     """Runs the plan; HarnessError when anything was found."""
     flavour = build.Flavour.DEBUG if plan.debug else build.Flavour.NORMAL
-    equipment = equip(patches_of_series(folder=plan.series), flavour)
-    found = replay(plan, equipment) if plan.replay else hunt(plan, equipment)
+    environment = prepare_environment(patches_of_series(folder=plan.series), flavour)
+    found = replay(plan, environment) if plan.replay else hunt(plan, environment)
     for each in found:
         print(
             f"{each.script.seed} ({each.script.transport}, {each.script.mode}): {each.finding.kind}"
@@ -137,25 +135,25 @@ def fuzz(plan: Plan) -> None:
         )
 
 
-def replay(plan: Plan, equipment: Equipment) -> list[Found]:
+def replay(plan: Plan, environment: Environment) -> list[Found]:
     """Plays saved scripts, and shortens those that find something; what they find."""
     found = []
     for path in plan.replay:
         script = Script.load(path)
         with (
             step(f"playing {path.name}"),
-            contextlib.closing(Replayer(equipment, leaks=True)) as replayer,
+            contextlib.closing(Replayer(environment, leaks=True)) as replayer,
         ):
             finding = replayer.play(script, plan.times)
         if finding:
             say(f"  {finding.kind}")
             result = Found(script, finding)
             save(result, "found")
-            found.append(shortened(plan, equipment, result) if plan.shrink_seconds else result)
+            found.append(shortened(plan, environment, result) if plan.shrink_seconds else result)
     return found
 
 
-def hunt(plan: Plan, equipment: Equipment) -> list[Found]:
+def hunt(plan: Plan, environment: Environment) -> list[Found]:
     """Plays random scripts until the time is over, or until one finds something."""
     found: list[Found] = []
     deadline = time.monotonic() + plan.seconds
@@ -165,7 +163,7 @@ def hunt(plan: Plan, equipment: Equipment) -> list[Found]:
         while time.monotonic() < deadline and (plan.keep_going or not found):
             guests += 1
             leaks = guests % GUESTS_PER_LEAK_SEARCH == 0
-            for result in play_in_one_guest(plan, equipment, played, leaks, deadline):
+            for result in play_in_one_guest(plan, environment, played, leaks, deadline):
                 played += 1
                 progress.update(f"{played} scripts, {guests} guests, {len(found)} found")
                 if result is not None:
@@ -173,18 +171,18 @@ def hunt(plan: Plan, equipment: Equipment) -> list[Found]:
                     save(result, "found")
     say(f"  {played} scripts were played")
     if plan.shrink_seconds:
-        found = [shortened(plan, equipment, each) for each in found]
+        found = [shortened(plan, environment, each) for each in found]
     return found
 
 
 def play_in_one_guest(
-    plan: Plan, equipment: Equipment, number: int, leaks: bool, deadline: float
+    plan: Plan, environment: Environment, number: int, leaks: bool, deadline: float
 ) -> Iterator[Found | None]:
     """Plays the scripts from `number` on in one guest, as long as it is fit for it; yields for each
     what it found."""
     script = generate(f"{plan.seed}-{number}", plan.transports, plan.pool)
     machine = (script.transport, script.request_queues)
-    with arena.running(equipment, *machine, leaks=leaks) as guest:
+    with arena.running(environment, *machine, leaks=leaks) as guest:
         for count in range(1, SCRIPTS_PER_GUEST + 1):
             finding = guest.play(script)
             last = count == SCRIPTS_PER_GUEST or guest.server.gone or time.monotonic() > deadline
@@ -204,8 +202,8 @@ class Replayer:
     """Plays scripts one after the other, each in a guest that is fit for it: the last one's as long
     as nothing broke it, else a new one. Ended by `close`."""
 
-    def __init__(self, equipment: Equipment, leaks: bool = False) -> None:
-        self.equipment = equipment
+    def __init__(self, environment: Environment, leaks: bool = False) -> None:
+        self.environment = environment
         self.leaks = leaks
         self.stack = contextlib.ExitStack()
         self.guest: Arena | None = None
@@ -225,7 +223,7 @@ class Replayer:
     def fit_guest(self, machine: tuple[str, int]) -> Arena:
         if self.guest is None or machine != self.machine:
             self.close()
-            running = arena.running(self.equipment, *machine, leaks=self.leaks)
+            running = arena.running(self.environment, *machine, leaks=self.leaks)
             self.guest = self.stack.enter_context(running)
             self.machine = machine
         return self.guest
@@ -236,12 +234,12 @@ class Replayer:
         self.stack.close()
 
 
-def shortened(plan: Plan, equipment: Equipment, found: Found) -> Found:
+def shortened(plan: Plan, environment: Environment, found: Found) -> Found:
     """The same finding with the shortest script that was seen to give it."""
     end = time.monotonic() + plan.shrink_seconds
     last = found.finding
     kind = found.finding.kind
-    replayer = Replayer(equipment, leaks=kind == "leak")
+    replayer = Replayer(environment, leaks=kind == "leak")
 
     def fails(candidate: Script) -> bool:
         nonlocal last

@@ -413,8 +413,8 @@ class Device:
     def send_records(self, kind: str, count: int, times: int = 1) -> None:
         if kind == "watches-lost" and WATCHES_LOST:
             self.tree.lose_watches()
-        if kind == "watch-ended" and WATCH_ENDED:
-            # The client asks again when it meets the inode the next time.
+        if kind in ("delete-self", "mutant") or (kind == "watch-ended" and WATCH_ENDED):
+            # The client's marks go, or it asks again when it meets the inode the next time.
             for nodeid in list(self.tree.beliefs):
                 self.tree.doubt(nodeid)
         for _ in range(times):

@@ -36,6 +36,7 @@ FILES = (
     "quiet/q2",
 )
 SUBMOUNTS = ("sub",)
+QUIET = "quiet"
 DIRECTORY_SIZE = 4096
 #: Requests that name no node.
 NODELESS = frozenset(
@@ -56,6 +57,8 @@ class Node:
     lookups: int = 0
     submount: bool = False
     changed: int = 0
+    #: Nobody deletes it, not even the server's word: who watches it knows what must stay.
+    quiet: bool = False
 
     @property
     def is_directory(self) -> bool:
@@ -90,6 +93,18 @@ class Known:
     negotiated: int = 0
     ended: bool = False
     device: int | None = None
+
+    def path(self, nodeid: int) -> str:
+        """Where a node is in the tree, if its names are known here and lead to it."""
+        found = [(self.nodes.get(ROOT), "/")]
+        while found:
+            node, path = found.pop()
+            if node is not None and node.nodeid == nodeid:
+                return path
+            if node is not None:
+                names = node.entries.items()
+                found += [(child, f"{path}{name.decode()}/") for name, child in names]
+        return "no name"
 
 
 class Tree(Known):
@@ -129,7 +144,9 @@ class Tree(Known):
         directory = self.root
         for part in parents:
             directory = directory.entries[part]
-        return self.add(directory, name, mode)
+        node = self.add(directory, name, mode)
+        node.quiet = path.startswith(QUIET)
+        return node
 
     def find(self, path: str) -> Node:
         """The object at `path`; KeyError when there is none."""

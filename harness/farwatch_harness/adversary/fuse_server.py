@@ -147,7 +147,7 @@ class FuseServer:
             kind, count, times = words
             if kind == "watches-lost" and WATCHES_LOST:
                 self.command("lose")
-            if kind == "watch-ended" and WATCH_ENDED:
+            if kind in ("delete-self", "mutant") or (kind == "watch-ended" and WATCH_ENDED):
                 self.command("doubt")
             payload = records.payload(kind, count, self.known(), self.random)
             self.command(f"notify {times} {payload.hex()}")
@@ -177,7 +177,7 @@ class FuseServer:
             elif kind == "node":
                 nodeid, generation = int(words[0]), int(words[1])
                 mode = stat.S_IFDIR if words[2] == "1" else stat.S_IFREG
-                found.nodes[nodeid] = Node(nodeid, generation, mode)
+                found.nodes[nodeid] = Node(nodeid, generation, mode, quiet=words[3] == "1")
             elif kind == "belief":
                 nodeid = int(words[0])
                 found.beliefs[nodeid] = Belief(
@@ -197,8 +197,9 @@ class FuseServer:
 
     def send(self, payloads: list[bytes]) -> None:
         """Sends notifications."""
-        for payload in payloads:
-            self.command(f"notify 1 {payload.hex()}")
+        with self.lock:
+            self.send_line(*(f"notify 1 {payload.hex()}" for payload in payloads))
+        self.command("requests")
 
     def state(self) -> str:
         """What it waits for, in words."""

@@ -38,7 +38,7 @@ def payload(kind: str, count: int, known: Known, random: Random) -> bytes:
 
 def record(kind: str, known: Known, random: Random) -> bytes:
     """One record about something that is watched, if anything is."""
-    node = some_node(known, random)
+    node = some_node(known, random, kind in ("delete-self", "mutant"))
     if kind == "overflow":
         return EventRecord(0, 0, Event.OVERFLOW).encode()
     if kind == "garbage":
@@ -90,8 +90,8 @@ def probe(node: Node) -> bytes:
     return EventRecord(node.nodeid, node.generation, Event.ATTRIB).encode()
 
 
-def some_node(known: Known, random: Random) -> Node:
-    watched = [known.nodes[nodeid] for nodeid in known.beliefs if nodeid in known.nodes]
-    if watched and random.random() < 0.8:
-        return random.choice(watched)
-    return random.choice(list(known.nodes.values()))
+def some_node(known: Known, random: Random, may_go: bool = False) -> Node:
+    """Mostly one that is watched; with `may_go` none of the quiet ones."""
+    nodes = [node for node in known.nodes.values() if not (may_go and node.quiet)]
+    watched = [node for node in nodes if node.nodeid in known.beliefs]
+    return random.choice(watched if watched and random.random() < 0.8 else nodes)

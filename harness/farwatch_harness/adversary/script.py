@@ -217,7 +217,7 @@ def generate(
     themes = [theme for theme in THEMES if random.random() < rare.get(theme, usual)]
     themes = [theme for theme in themes if theme in pool]
     transport = random.choice(list(transports))
-    maker = Maker(random, set(themes))
+    maker = Maker(random, set(themes), transport)
     rounds = [maker.first()] + [maker.storm() for _ in range(random.randint(1, 4))] + [maker.last()]
     return Script(
         seed=seed,
@@ -244,8 +244,9 @@ def at_most(count: int, name: str, steps: list[str]) -> list[str]:
 class Maker:
     """Makes the rounds of one script."""
 
-    def __init__(self, random: Random, themes: set[str]) -> None:
+    def __init__(self, random: Random, themes: set[str], transport: str) -> None:
         self.random = random
+        self.transport = transport
         self.themes = themes
 
     # Single steps.
@@ -348,7 +349,8 @@ class Maker:
     def flags(self) -> int:
         """Of an unmount: MNT_DETACH, or none. What is detached from a device that was removed
         cannot be told from what is detached from the present one."""
-        return 0 if "unbind" in self.themes else self.random.choice((0, 0, 2))
+        told = "unbind" not in self.themes and self.transport != DEV_FUSE
+        return self.random.choice((0, 0, 2)) if told else 0
 
     def sleep(self) -> str:
         return f"sleep {self.random.choice((0, 100, 1000, 5000, 20000, 50000))}"

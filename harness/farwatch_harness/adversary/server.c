@@ -56,7 +56,7 @@ struct node {
 	uint64_t generation;
 	uint32_t mode, links;
 	uint64_t lookups, changed;
-	bool submount, watched, certain;
+	bool submount, watched, certain, quiet;
 	uint32_t mask;
 	unsigned int entries, size;
 	struct entry {
@@ -213,6 +213,7 @@ static void make_path(const char *path, uint32_t mode)
 		return;
 	node = new_node(mode);
 	node->submount = !strcmp(path, "sub");
+	node->quiet = !strncmp(path, "quiet", 5);
 	add_entry(directory, name, node);
 }
 
@@ -730,8 +731,8 @@ static void state(void)
 	for (struct node *node = nodes; node; node = node->next) {
 		unsigned long long nodeid = node == root ? 1 : (uintptr_t)node;
 
-		say("node %llu %llu %d", nodeid, (unsigned long long)(node->generation & 0xffffffff),
-		    S_ISDIR(node->mode));
+		say("node %llu %llu %d %d", nodeid, (unsigned long long)(node->generation & 0xffffffff),
+		    S_ISDIR(node->mode), node->quiet);
 		if (node->watched || !node->certain)
 			say("belief %llu %u %d", nodeid, node->mask, node->certain);
 	}
