@@ -28,7 +28,7 @@ from farwatchd.sandbox.limits import raise_nofile, usable_cpus
 from farwatchd.sandbox.options import Seccomp
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid_core_dumps
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
-from farwatchd.termination import block_signals, end_on_signals
+from farwatchd.termination import SignalThread, block_signals
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
@@ -109,10 +109,11 @@ def _serve(
     device = Device(loop, session, config.device, queue, busy)
     server = Server(loop, sock, device, loop.stop, once=not config.socket.keep_serving)
     block_signals()
+    signals = SignalThread(loop.stop)
     _restrict(config, capabilities, seccomp)
     try:
         pool.start()
-        end_on_signals(loop.stop)
+        signals.start()
     except RuntimeError as error:
         raise UserError(
             f"--thread-pool-size={config.process.thread_pool_size}: {error}; use"
@@ -128,6 +129,7 @@ def _serve(
         logging.shutdown()
         # A thread in a system call that does not return would keep the interpreter.
         os._exit(0)
+    signals.close()
     _log.info("ended")
 
 

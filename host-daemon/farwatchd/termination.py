@@ -4,11 +4,11 @@ event loop does not return."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
@@ -20,25 +20,49 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def block_signals() -> None:
-    """Leave SIGTERM and SIGINT to ``end_on_signals``: call before the first thread is created."""
+    """Leave SIGTERM and SIGINT to ``SignalThread``: call before the first thread is created."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def end_on_signals(stop: Callable[[], None]) -> None:
-    """Call ``stop`` in another thread at a signal; end the process if it still runs ``GRACE``
-    seconds later."""
-    threading.Thread(target=_wait, args=(stop,), name="signals", daemon=True).start()
+class SignalThread:
+    """Waits for a signal in a thread of its own.
 
+    At the signal it calls ``stop``, which may be called from any thread. If ``close`` does not
+    follow within ``GRACE`` seconds it ends the process.
+    """
 
-def _wait(stop: Callable[[], None]) -> None:
-    signal.sigwait(_SIGNALS)
-    stop()
-    time.sleep(GRACE)
-    # A thread that hangs may have the log's lock.
-    last_line = threading.Thread(
-        target=_log.warning, args=("ended by force: the host does not finish a request",)
-    )
-    last_line.daemon = True
-    last_line.start()
-    last_line.join(_LOG_LIMIT)
-    os._exit(0)
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; ``RuntimeError`` if there can be no more threads."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread.
+
+        A thread that is left over at the interpreter's end is ended by pthread_exit(3), which loads
+        a library that the sandbox hides, and aborts.
+        """
+        self._closed.set()
+        assert self._thread.ident is not None
+        # Nothing happens if the signal has come already.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pthread_kill(self._thread.ident, signal.SIGTERM)
+        self._thread.join()
+
+    def _wait(self) -> None:
+        signal.sigwait(_SIGNALS)
+        self._stop()
+        if self._closed.wait(GRACE):
+            return
+        # A thread that hangs may have the log's lock.
+        last_line = threading.Thread(
+            target=_log.warning, args=("ended by force: the host does not finish a request",)
+        )
+        last_line.daemon = True
+        last_line.start()
+        last_line.join(_LOG_LIMIT)
+        os._exit(0)

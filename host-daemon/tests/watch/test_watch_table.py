@@ -197,7 +197,8 @@ def test_watches_by_handle_need_no_descriptors(share: Path, kind: str) -> None:
     for number in range(200):
         (share / f"{number}/below").mkdir(parents=True)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (host.backend.fileno() + 10, limits[1]))
+    highest = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, limits[1]))
     try:
         for number in range(200):
             host.watch(number + 2, share / f"{number}/below", Event.ATTRIB)
