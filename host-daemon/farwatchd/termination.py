@@ -37,7 +37,7 @@ class SignalThread:
         self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; ``RuntimeError`` if there can be no more threads."""
+        """Start the thread; ``RuntimeError`` if the system refuses a thread."""
         self._thread.start()
 
     def close(self) -> None:

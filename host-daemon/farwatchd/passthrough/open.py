@@ -68,7 +68,7 @@ class OpenOperations(Operations):
             raise
 
     def _reopen(self, fd: int, flags: int, kill_suidgid: bool) -> int:
-        """Open a file anew, in any thread."""
+        """Open a file again, in any thread."""
         with without(Capability.FSETID) if kill_suidgid else nullcontext():
             try:
                 return self._proc.reopen(fd, flags & ~os.O_APPEND)

@@ -20,7 +20,7 @@ from farwatchd.wire.fuse import SetattrValid
 from tests.support.fuse_client import Client
 from tests.support.passthrough_share import DAEMON, Share, errno_of
 
-#: Holds a write lease on the file of its argument until a line comes, or, if polite, somebody else
+#: Holds a write lease on the file of its argument until a line comes, or, if polite, another process
 #: wants the file.
 HOLDER = """
 import fcntl, signal, sys
