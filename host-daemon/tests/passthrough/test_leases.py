@@ -20,8 +20,8 @@ from farwatchd.wire.fuse import SetattrValid
 from tests.support.fuse_client import Client
 from tests.support.passthrough_share import DAEMON, Share, errno_of
 
-#: Holds a write lease on the file of its argument until a line comes, or, if polite, another process
-#: wants the file.
+#: Holds a write lease on the file of its argument until a line comes, or, if polite, another
+#: process wants the file.
 HOLDER = """
 import fcntl, signal, sys
 file = open(sys.argv[1], "r+b")
