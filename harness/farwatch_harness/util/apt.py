@@ -24,7 +24,8 @@ KERNEL_BUILD = (
     "patch",
 )
 QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
-GUEST = ("inotify-tools",)
+#: The daemon does not start without its system call filter.
+GUEST = ("inotify-tools", "libseccomp2")
 MATRIX = ("git", "perl", "sparse")
 HOST_CHECKS = (
     "gcc",
@@ -34,6 +35,7 @@ HOST_CHECKS = (
     "patch",
     "btrfs-progs",
     "e2fsprogs",
+    "libseccomp2",
     "chromium",
     "chromium-driver",
 )
