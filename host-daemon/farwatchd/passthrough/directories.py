@@ -28,7 +28,7 @@ class DirectoryOperations(Operations):
 
     def opendir(self, nodeid: int, flags: int) -> Opened:
         """Open a directory; of ``flags`` nothing concerns the host."""
-        inode = self._share.existing(nodeid)
+        inode = self._inodes.get(nodeid)
         if not stat.S_ISDIR(inode.kind):
             raise failure(errno.ENOTDIR)
         self._handles.check_room()
