@@ -106,12 +106,12 @@ def test_times_of_a_removed_file_can_be_set(share: Share) -> None:
     assert share.fs.setattr(nodeid, Changes(mtime_ns=5)).st_mtime_ns == 5
 
 
-def test_removed_directory_is_listed_as_empty(share: Share) -> None:
+def test_removed_directory_can_be_opened_and_has_ended(share: Share) -> None:
     path = share.path / "directory"
     path.mkdir()
     nodeid = share.lookup("directory")
     path.rmdir()
-    # As on a local file system for who works in it.
+    # As on a local file system for a process that works in it: getdents64(2) says ENOENT.
     opened = share.fs.opendir(nodeid, os.O_RDONLY)
-    assert list(share.fs.readdir(nodeid, opened.fh, 0)) == []
+    assert errno_of(share.fs.readdir, nodeid, opened.fh, 0) == errno.ENOENT
     share.fs.releasedir(nodeid, opened.fh)
