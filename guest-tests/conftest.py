@@ -25,7 +25,7 @@ from farwatch_harness.kernel import build
 from farwatch_harness.kernel.series import Patch, number_of
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.shared_vm import SharedVm, log_tail
@@ -84,7 +84,7 @@ def patch_of(item: pytest.Item, patches: list[Patch]) -> int:
             f"{item.nodeid} belongs to no patch: mark it with @pytest.mark.patch(name)"
         )
     chosen = parameters(item).values()
-    if "wait" in chosen or Device.PLAIN in chosen:
+    if "wait" in chosen or QemuDevice.PLAIN in chosen:
         names.append(WAIT_PATCH)
     try:
         return max(number_of(name, patches) for name in names)
@@ -151,7 +151,7 @@ def shared_vms(
             if mode == "wait":
                 # Mode others by WAIT requests: QEMU's vhost-user-fs device has no notification
                 # queue.
-                return dataclasses.replace(spec, device=Device.PLAIN)
+                return dataclasses.replace(spec, device=QemuDevice.PLAIN)
             return dataclasses.replace(spec, daemon_options=(f"--fsnotify={mode}",))
 
         return SharedVm(make_spec)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from farwatch_harness.kernel import build
 from farwatch_harness.util.errors import GuestLostError
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share, Testbed
 
@@ -67,7 +67,7 @@ def test_kernel_panic_raises_guest_lost_error_with_its_trace(boot: Callable[...,
 def test_a_plain_kernel_uses_the_share_through_the_plain_device(
     boot: Callable[..., Testbed], plain_kernel: build.Kernel
 ) -> None:
-    testbed = boot(image=plain_kernel.image, device=Device.PLAIN)
+    testbed = boot(image=plain_kernel.image, device=QemuDevice.PLAIN)
     (testbed.shared / "file").write_text("seen\n")
     assert testbed.guest.read_file(f"{testbed.mount_point}/file") == b"seen\n"
     with testbed.guest.inotify() as listener:

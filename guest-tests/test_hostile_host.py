@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from farwatch_harness.oracle.compare import In
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Testbed, start_testbed
@@ -273,7 +273,7 @@ def test_watch_that_is_refused_later_is_asked_for_again(start: Start) -> None:
 
 @pytest.mark.patch("wait-request")
 def test_events_that_end_with_an_error_end_loudly(start: Start) -> None:
-    scripted = start(device=Device.PLAIN)
+    scripted = start(device=QemuDevice.PLAIN)
     (scripted.testbed.shared / "file").touch()
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
@@ -315,8 +315,8 @@ def test_no_request_names_a_node_that_was_forgotten(start: Start) -> None:
 
 
 @pytest.mark.patch("notifications")
-@pytest.mark.parametrize("device", [Device.EVENTS, Device.PLAIN])
-def test_destroy_is_the_last_request_of_a_mount(start: Start, device: Device) -> None:
+@pytest.mark.parametrize("device", [QemuDevice.EVENTS, QemuDevice.PLAIN])
+def test_destroy_is_the_last_request_of_a_mount(start: Start, device: QemuDevice) -> None:
     scripted = start(device=device, cpus=2)
     for number in range(150):
         (scripted.testbed.shared / f"file{number}").touch()
@@ -335,9 +335,9 @@ def test_destroy_is_the_last_request_of_a_mount(start: Start, device: Device) ->
 
 
 @pytest.mark.patch("notifications")
-@pytest.mark.parametrize("device", [Device.EVENTS, Device.PLAIN])
+@pytest.mark.parametrize("device", [QemuDevice.EVENTS, QemuDevice.PLAIN])
 def test_device_is_removed_though_its_daemon_is_dead(
-    boot: Callable[..., Testbed], device: Device
+    boot: Callable[..., Testbed], device: QemuDevice
 ) -> None:
     testbed = boot(device=device, expect_trouble=True)
     (testbed.shared / "file").touch()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.environment import Environment
-from farwatch_harness.vm.guest_client import Guest, Inotify
+from farwatch_harness.vm.guest_client import Guest, GuestInotify
 from farwatch_harness.vm.testbed import Testbed, start_testbed
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.watch.event_record import EventRecord
@@ -84,7 +84,7 @@ def hostile(
 class Watched:
     """A listener on the share's directory "dir" and its file "file", with their nodeids."""
 
-    listener: Inotify
+    listener: GuestInotify
     directory: int
     file: int
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.oracle.compare import In
-from farwatch_harness.vm.boot import Device
-from farwatch_harness.vm.guest_client import Guest, Inotify
+from farwatch_harness.vm.boot import QemuDevice
+from farwatch_harness.vm.guest_client import Guest, GuestInotify
 from farwatch_harness.vm.testbed import Testbed
 
 pytestmark = pytest.mark.patch("overflow")
@@ -62,10 +62,10 @@ class Listeners:
     own tmpfs."""
 
     testbed: Testbed
-    burst: Inotify
-    file: Inotify
-    local: Inotify
-    prober: Inotify
+    burst: GuestInotify
+    file: GuestInotify
+    local: GuestInotify
+    prober: GuestInotify
 
     def await_calm(self, prefix: str) -> None:
         """Wait until what was in the queues has arrived, or its loss: until a file made later is
@@ -77,7 +77,7 @@ class Listeners:
                 return
         pytest.fail("no event arrives any more")
 
-    def waiting(self, listener: Inotify) -> list[tuple[In, str]]:
+    def waiting(self, listener: GuestInotify) -> list[tuple[In, str]]:
         """What the listener has not read yet."""
         return [(In(event.mask), event.name) for event in listener.read(quiet=0.2, limit=30.0)]
 
@@ -167,9 +167,9 @@ def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
 #: The ways in which events travel: a notification queue with buffers of the guest, or a request of
 #: it that waits.
 WAYS = {
-    "others": (Device.EVENTS, "others"),
-    "remote": (Device.EVENTS, "remote"),
-    "wait": (Device.PLAIN, "others"),
+    "others": (QemuDevice.EVENTS, "others"),
+    "remote": (QemuDevice.EVENTS, "remote"),
+    "wait": (QemuDevice.PLAIN, "others"),
 }
 #: More than this queue and all of the guest's buffers hold.
 QUEUE, BURST, CHUNK = 1024, 3000, 200

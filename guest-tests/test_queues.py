@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.testbed import Testbed
 
 pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
@@ -43,7 +43,7 @@ def requests_by_queue(testbed: Testbed) -> dict[int, int]:
 def test_each_processor_works_by_a_queue_of_its_own(boot: Any) -> None:
     options = "--num-request-queues=2", "--fsnotify=off"
     testbed: Testbed = boot(
-        cpus=PROCESSORS, request_queues=PROCESSORS, device=Device.PLAIN, daemon_options=options
+        cpus=PROCESSORS, request_queues=PROCESSORS, device=QemuDevice.PLAIN, daemon_options=options
     )
     before = requests_by_queue(testbed)
     assert len(before) == PROCESSORS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share, Testbed
 
@@ -258,9 +258,9 @@ def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
 
 
 @pytest.mark.patch("notifications")
-@pytest.mark.parametrize("device", Device)
+@pytest.mark.parametrize("device", QemuDevice)
 def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
-    boot: Callable[..., Testbed], device: Device
+    boot: Callable[..., Testbed], device: QemuDevice
 ) -> None:
     testbed = boot(device=device)
     guest = testbed.guest
@@ -280,9 +280,9 @@ def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
 
 
 @pytest.mark.patch("notifications")
-@pytest.mark.parametrize("device", Device)
+@pytest.mark.parametrize("device", QemuDevice)
 def test_the_guest_shuts_down_with_live_watches(
-    boot: Callable[..., Testbed], device: Device
+    boot: Callable[..., Testbed], device: QemuDevice
 ) -> None:
     testbed = boot(device=device)
     with testbed.guest.inotify() as listener:

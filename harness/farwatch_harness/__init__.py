@@ -1,3 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness: applies the series, builds the kernel, boots it with the daemon attached and drives
-the guest."""
+"""The harness: builds kernels of the series, boots them and tests them.
+
+It applies the patches, builds the kernel, boots it in a guest with the daemon attached, and runs
+commands in the guest.
+"""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness's command line, which the Makefile calls. Results go to stdout, everything else to
-stderr."""
+"""The harness's command line. Results go to stdout, progress and errors to stderr."""
 
 import argparse
+import inspect
 import os
 import shutil
 import signal
@@ -31,32 +31,31 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def flavour_of(options: argparse.Namespace) -> build.Flavour:
-    """The kernel configuration that was asked for."""
+    """Return the kernel configuration that the options choose."""
     return build.Flavour.DEBUG if options.debug else build.Flavour.NORMAL
 
 
 def setup(_options: argparse.Namespace) -> int:
-    """Installs the Debian packages that the other commands need."""
+    """Install the Debian packages that the other commands need."""
     for number, packages in enumerate((apt.HOST_CHECKS, apt.KERNEL_BUILD, apt.GUEST)):
         apt.install(packages, paths.LOGS / f"apt-setup-{number}.log")
     return 0
 
 
 def kernel(options: argparse.Namespace) -> int:
-    """Builds the patched kernel and prints the path of its image."""
+    """Build the patched kernel; print the path of its image."""
     print(build.build(patches_of_series(options.patches), flavour_of(options)).image)
     return 0
 
 
 def find_qemu(_options: argparse.Namespace) -> int:
-    """Finds or unpacks a QEMU that can offer the notification queue and prints the command that
-    runs it."""
+    """Find or unpack a QEMU with the notification queue; print the command that runs it."""
     print(qemu.command_line(qemu.find_qemu()))
     return 0
 
 
 def apply(options: argparse.Namespace) -> int:
-    """Applies the series to a kernel tree: commits in a git tree, else changed files."""
+    """Apply the series to a kernel tree: commits in a git tree, else changed files."""
     progress.say(
         series.apply_to(options.tree.expanduser().resolve(), patches_of_series(options.patches))
     )
@@ -64,14 +63,14 @@ def apply(options: argparse.Namespace) -> int:
 
 
 def prepare_mails(options: argparse.Namespace) -> int:
-    """Prepares the mails that would post the series, in build/send; sends nothing."""
+    """Prepare the mails that would post the series, in build/send; send nothing."""
     apt.install(apt.MATRIX, paths.LOGS / "apt-matrix.log")
     kernel = options.tree.expanduser().resolve() if options.tree else None
     prepared = mail.prepare(patches_of_series(), kernel)
     if not prepared.public_base:
         progress.say(
-            "  the base-commit is of a tree made up for this: give KERNEL=DIR, a git tree, for one"
-            " others know"
+            "  nobody else has the commit of base-commit: give KERNEL=DIR, a git tree whose commit"
+            " is public"
         )
     progress.say(f"  who it would go to is in {prepared.recipients}")
     print(f"{len(prepared.mails)} mails are in {prepared.mails[0].parent}; nothing was sent")
@@ -79,26 +78,25 @@ def prepare_mails(options: argparse.Namespace) -> int:
 
 
 def demonstrate(_options: argparse.Namespace) -> int:
-    """Shows a guest's inotifywait seeing what happens on the host; fails when an event is
-    missing."""
+    """Show how a guest's inotifywait sees changes on the host; fail if an event is missing."""
     demo.demonstrate(prepare_environment(patches_of_series()))
     return 0
 
 
 def shell(options: argparse.Namespace) -> int:
-    """Gives a shell in a guest with the share mounted."""
+    """Start a shell in a guest that has mounted the share."""
     return boot.shell(prepare_environment(patches_of_series(options.patches)))
 
 
 def matrix(options: argparse.Namespace) -> int:
-    """Checks every patch of the series: applies, checkpatch, builds, sparse, boots, tests."""
+    """Check every patch of the series: applies, checkpatch, builds, sparse, boots, tests."""
     return matrix_run.matrix(
         options.series.resolve(), options.patch, options.check or list(CheckName), options.output
     )
 
 
 def test(options: argparse.Namespace) -> int:
-    """Runs the tests that need a guest."""
+    """Run the tests that need a guest."""
     prepare_environment(patches_of_series(options.patches), flavour_of(options))
     # Some tests compare with it; built here because pytest would hide the progress.
     build.build([])
@@ -117,8 +115,10 @@ def test(options: argparse.Namespace) -> int:
 
 
 def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Runs pytest; when we are interrupted it is too, and gets the time to end its guests and
-    daemons."""
+    """Run pytest; return its exit status.
+
+    An interruption is passed on to pytest, which then gets time to end its guests and daemons.
+    """
     process = subprocess.Popen(words, cwd=paths.CHECKOUT, env=environment)
     try:
         return process.wait()
@@ -129,8 +129,10 @@ def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Measures events and file operations, beside virtiofsd; prints tables and writes
-    build/bench.json."""
+    """Measure events and file operations, beside virtiofsd.
+
+    Prints tables and writes build/bench.json.
+    """
     bench_run.bench(bench_run.plan_of(options))
     return 0
 
@@ -146,19 +148,19 @@ def check_words(_options: argparse.Namespace) -> int:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    """Writes the page, JUnit XML and KTAP of the last run, or of runs over parts of the series,
-    which are merged.
+    """Write the page, JUnit XML and KTAP of the last run, or of merged runs.
 
-    When it merges it fails as the run of the whole would.
+    Runs of parts of the series are merged into the run of the whole. A merge fails if the run of
+    the whole would fail.
     """
-    kept = report.FOLDER / report.RESULTS
+    stored = report.FOLDER / report.RESULTS
     if options.merge:
-        results.save(results.merge([results.load(part) for part in options.merge]), kept)
-    elif not kept.exists():
+        results.save(results.merge([results.load(part) for part in options.merge]), stored)
+    elif not stored.exists():
         raise HarnessError(
-            f"there are no results in {kept} yet: run make test, or name results with --merge"
+            f"there are no results in {stored} yet: run make test, or name results with --merge"
         )
-    run = results.load(kept)
+    run = results.load(stored)
     print(report.write(run, report.FOLDER, benchmark.load(bench_run.RESULT)))
     if options.merge:
         print(*matrix_run.summary(run), sep="\n")
@@ -166,20 +168,22 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def run_soak(options: argparse.Namespace) -> int:
-    """Runs the oracle under load for a given time: nothing may be lost, told twice or left
-    behind."""
+    """Run the oracle under load for a given time: no event may be lost or reported twice.
+
+    At the end, the guest and the daemon must be as idle as before.
+    """
     soak_run.soak(soak_run.plan_of(options))
     return 0
 
 
 def fuzz_kernel(options: argparse.Namespace) -> int:
-    """Plays random scripts against the guest's kernel: nothing may break, be lost or hang."""
+    """Play random scripts against the guest's kernel: nothing may break, be lost or hang."""
     adversary.fuzz(adversary.plan_of(options))
     return 0
 
 
 def run_mutants(options: argparse.Namespace) -> int:
-    """Breaks the kernel's rules one by one and sees that a guest test notices each."""
+    """Break the kernel's rules one by one, and check that a guest test notices each."""
     chosen = mutants.read_mutants(mutants.FOLDER, options.names)
     prepare_environment(patches_of_series())
     mutants.hunt(chosen)
@@ -187,7 +191,7 @@ def run_mutants(options: argparse.Namespace) -> int:
 
 
 def clean_cache(_options: argparse.Namespace) -> int:
-    """Removes the shared cache: kernel sources, kernels, QEMU."""
+    """Remove the shared cache: kernel sources, kernels, QEMU."""
     root = paths.cache_root()
     with progress.step(f"removing {root}"):
         shutil.rmtree(root)
@@ -195,12 +199,14 @@ def clean_cache(_options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     top = argparse.ArgumentParser(prog="farwatch-harness", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Command) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        description = inspect.getdoc(run) or ""
+        summary = description.partition("\n")[0]
+        sub = commands.add_parser(name, help=summary, description=description)
         sub.set_defaults(run=run)
         return sub
 
@@ -273,9 +279,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; what the user can mend is said in a line, with status 1."""
+    """Run one command; return its exit status.
+
+    An error that the user can correct is one line, with status 1.
+    """
     options = parser().parse_args(arguments)
-    # As Ctrl-C does: what was begun is cleaned up.
+    # SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status: int = options.run(options)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a run: the records that the terminal, the page, JUnit, KTAP and JSON are made
-from.
+"""The results of a run: the records behind the terminal, the page, JUnit, KTAP and JSON.
 
 docs/results.md describes the JSON form. Runs of parts of the series, made on several machines,
 merge into one.

@@ -19,7 +19,7 @@ WANTED = (
 
 
 def test_the_debug_kernel_has_what_it_is_for() -> None:
-    with build.prepared(build.wanted([], build.Flavour.DEBUG)) as place:
+    with build.prepared(build.recipe_of([], build.Flavour.DEBUG)) as place:
         options = build.read_options(place.path / ".config")
     assert [name for name in WANTED if options.get(f"CONFIG_{name}") != "y"] == []
     assert "CONFIG_SLUB_TINY" not in options and "CONFIG_DEBUG_KMEMLEAK_AUTO_SCAN" not in options

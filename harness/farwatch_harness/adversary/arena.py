@@ -272,7 +272,7 @@ class Arena:
         return self.beliefs() or self.events() or self.console()
 
     def console(self) -> Finding | None:
-        findings = self.vm.console.findings
+        findings = self.vm.console.problems
         if not findings:
             return None
         line = next(

@@ -10,7 +10,7 @@ from pathlib import Path
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm import qemu
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.daemon_process import READY
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.testbed import TestbedSpec
@@ -38,7 +38,7 @@ class Server:
 
     name: str
     version: str
-    device: Device
+    device: QemuDevice
     options: tuple[str, ...] = ()
     command: tuple[str, ...] | None = None
     ready: str = READY
@@ -59,14 +59,16 @@ def farwatchd() -> list[Server]:
     version = f"commit {commit()}"
     never = "--cache=never"
     return [
-        Server("farwatchd", version, Device.PLAIN, (never, "--fsnotify=off")),
-        Server("farwatchd events", version, Device.EVENTS, (never,)),
+        Server("farwatchd", version, QemuDevice.PLAIN, (never, "--fsnotify=off")),
+        Server("farwatchd events", version, QemuDevice.EVENTS, (never,)),
     ]
 
 
 def farwatchd_in_mode(mode: str) -> Server:
     """Ours as it is used, in one mode of events."""
-    return Server(f"farwatchd {mode}", f"commit {commit()}", Device.EVENTS, (f"--fsnotify={mode}",))
+    return Server(
+        f"farwatchd {mode}", f"commit {commit()}", QemuDevice.EVENTS, (f"--fsnotify={mode}",)
+    )
 
 
 def commit() -> str:
@@ -102,7 +104,9 @@ def virtiofsd_c() -> list[Server]:
         "cache=none",
     )
     return [
-        Server("virtiofsd C", version_of(C_PROGRAM), Device.PLAIN, command=command, ready=WAITING)
+        Server(
+            "virtiofsd C", version_of(C_PROGRAM), QemuDevice.PLAIN, command=command, ready=WAITING
+        )
     ]
 
 
@@ -115,7 +119,7 @@ def virtiofsd_rust() -> list[Server]:
         progress.say(f"  without the virtiofsd in Rust: {error}")
         return []
     command = (str(program), "--socket-path={socket}", "--shared-dir={shared}", "--cache=never")
-    return [Server("virtiofsd Rust", version, Device.PLAIN, command=command, ready=WAITING)]
+    return [Server("virtiofsd Rust", version, QemuDevice.PLAIN, command=command, ready=WAITING)]
 
 
 def unpacked_tree() -> Path:

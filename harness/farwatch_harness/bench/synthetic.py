@@ -21,7 +21,7 @@ from farwatch_harness.bench.operations import Operation, Rate, processor_ns
 from farwatch_harness.bench.vhost_frontend import FrontEnd
 from farwatch_harness.util import paths, progress
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.daemon_process import Daemon, farwatchd_command
 
 DEPTHS = (1, 16)
@@ -73,7 +73,7 @@ def measure(
     found: dict[tuple[str, Operation], list[Sample]] = {}
     with contextlib.ExitStack() as stack:
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
-        plain = [server for server in servers if server.device is Device.PLAIN]
+        plain = [server for server in servers if server.device is QemuDevice.PLAIN]
         contestants = [stack.enter_context(contestant(server, share)) for server in plain]
         with progress.step(
             f"measuring {len(OPERATIONS)} operations without a guest, {rounds} rounds"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shell in a guest that has the share mounted, to play with."""
+"""`make boot`: a shell in a guest that has mounted the share."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import socket_folder, vng_command, vng_program
 from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.environment import Environment
-from farwatch_harness.vm.testbed import MOUNT_POINT, TAG, daemon_words, vm_spec
+from farwatch_harness.vm.testbed import MOUNT_POINT, TAG, daemon_argv, vm_spec
 
 SHELL = f"""#!/bin/sh
 mkdir -p {MOUNT_POINT}
@@ -29,7 +29,7 @@ exec bash -i
 
 
 def welcome(share: Path) -> str:
-    """What the user is told before the prompt comes."""
+    """Return the text that the user sees before the first prompt."""
     return (
         f"This is the guest. The share is here: {MOUNT_POINT}\n"
         f"On the host it is: {share}\n"
@@ -40,14 +40,14 @@ def welcome(share: Path) -> str:
 
 
 def shell(environment: Environment) -> int:
-    """Boots the guest with a shell on this terminal; returns its exit status."""
+    """Boot the guest with a shell on this terminal; return the shell's exit status."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise HarnessError("make boot gives a shell in the guest: run it on a terminal")
     sockets = socket_folder()
     with tempfile.TemporaryDirectory(prefix="farwatch-share-") as name:
         share = Path(name)
         spec = environment.testbed_spec("boot", share)
-        daemon = Daemon.start(daemon_words(spec, sockets / "fs"), paths.LOGS / "boot-daemon.log")
+        daemon = Daemon.start(daemon_argv(spec, sockets / "fs"), paths.LOGS / "boot-daemon.log")
         try:
             script = sockets / "shell"
             script.write_text(SHELL.format(welcome=welcome(share)))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration: files change on the host, and Debian's own inotifywait in the guest tells what
-it sees."""
+"""`make demo`: changes files on the host; inotifywait in the guest prints the events.
+
+inotifywait is Debian's, unmodified.
+"""
 
 import contextlib
 import tempfile
@@ -21,15 +23,18 @@ EVENT_LIMIT = 10.0
 
 @dataclass(frozen=True)
 class Action:
-    """Something done on the host, as a shell user would write it, and what inotifywait must print,
-    in order."""
+    """An action on the host, and the lines that inotifywait must print for it, in order.
 
-    words: str
+    command: the action as a user of a shell would write it.
+    """
+
+    command: str
     run: Callable[[Path], object]
     expected: tuple[str, ...]
 
 
 def write(name: str, text: str) -> Callable[[Path], object]:
+    """Return an action that writes `text` to the file `name` of the share."""
     return lambda share: (share / name).write_text(text)
 
 
@@ -61,8 +66,10 @@ ACTIONS = (
 
 
 def unseen(expected: Sequence[str], seen: Sequence[str]) -> list[str]:
-    """Those of the expected events that `seen` does not have in this order; others may stand
-    between them."""
+    """Return the expected events that `seen` does not have in this order.
+
+    Other events may stand between them.
+    """
     rest = list(expected)
     for event in seen:
         if rest and event == rest[0]:
@@ -71,9 +78,11 @@ def unseen(expected: Sequence[str], seen: Sequence[str]) -> list[str]:
 
 
 def show(action: Action, share: Path, watcher: GuestProcess) -> None:
-    """Does one action and prints both sides; HarnessError when an expected event does not
-    arrive."""
-    print(f"host   $ {action.words}", flush=True)
+    """Perform one action and print both sides.
+
+    HarnessError: an expected event does not arrive.
+    """
+    print(f"host   $ {action.command}", flush=True)
     action.run(share)
     seen: list[str] = []
     while missing := unseen(action.expected, seen):
@@ -83,12 +92,15 @@ def show(action: Action, share: Path, watcher: GuestProcess) -> None:
             seen.append(line.split(" ", 1)[1])
         if not lines:
             raise HarnessError(
-                f"the guest was not told of: {', '.join(missing)}; the logs are in build/logs"
+                f"the guest did not report: {', '.join(missing)}; the logs are in build/logs"
             )
 
 
 def demonstrate(environment: Environment) -> None:
-    """The whole demonstration on a share of its own; HarnessError when an event is missing."""
+    """Run the demonstration on a share of its own.
+
+    HarnessError: an event is missing.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="farwatch-demo-") as name,
         contextlib.ExitStack() as stack,

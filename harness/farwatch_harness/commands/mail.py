@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares the mails that would post the series: cover letter, patches with the base, and who they
-would go to.
+"""`make send`: prepares the mails that would post the series, and sends nothing.
 
-Nothing is sent.
+The mails are the cover letter and the patches with their base. A file lists the recipients.
 """
 
 import shutil
@@ -22,7 +21,7 @@ from farwatch_harness.util.errors import HarnessError
 FOLDER = paths.CHECKOUT / "build" / "send"
 LETTER = paths.CHECKOUT / "patches" / "cover-letter.txt"
 README = paths.CHECKOUT / "patches" / "README.md"
-#: How the table in the README begins that tells what became of the review's comments.
+#: The first line of the README's table of review comments and their answers.
 REVIEW = "| asked by | asked for | answer |"
 RFC = "https://lore.kernel.org/linux-fsdevel/20211025204634.2517-1-iangelak@redhat.com/"
 WIDTH = 72
@@ -30,9 +29,12 @@ GET_MAINTAINER = ("scripts/get_maintainer.pl", "--no-git", "--no-git-fallback")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What was written: the mails in order, the recipients, and whether the base is a commit that
-    others know."""
+class PreparedMails:
+    """The mails that were written.
+
+    mails: in the order in which they would be sent.
+    public_base: true if the base is a commit of a tree that others have.
+    """
 
     mails: list[Path]
     recipients: Path
@@ -41,11 +43,12 @@ class Prepared:
 
 def prepare(
     patches: Sequence[Patch], kernel: Path | None = None, folder: Path = FOLDER
-) -> Prepared:
-    """Writes the mails into `folder`. `kernel` is a git tree whose commit is the base; else one is
-    made up.
+) -> PreparedMails:
+    """Write the mails into `folder`, which is emptied first.
 
-    HarnessError when the series does not apply there.
+    kernel: a git tree whose commit is the base. Without it the base is a commit that is made here
+    from the kernel source.
+    HarnessError: the series does not apply there.
     """
     source = source_tree.find_source()
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,18 +75,17 @@ def prepare(
             f"--output-directory={folder}",
             base,
         ]
-        # The letter is from whoever runs this.
+        # The letter's author is the user who runs this.
         git(place, *series.committer(kernel or paths.CHECKOUT), *words)
     mails = sorted(folder.glob("*.patch"))
     fill_letter(mails[0], source.identity if kernel is None else f"commit {base}")
     recipients = folder / "recipients.txt"
     recipients.write_text(maintainers(source.path, mails[1:]))
-    return Prepared(mails, recipients, kernel is not None)
+    return PreparedMails(mails, recipients, kernel is not None)
 
 
 def sparse_clone(kernel: Path, place: Path, patches: Sequence[Patch]) -> None:
-    """A clone of the user's tree that has only the touched files checked out; the tree itself is
-    only read."""
+    """Clone the user's tree with only the touched files checked out; only read the tree itself."""
     if not (kernel / ".git").exists():
         raise HarnessError(f"{kernel} is no git tree: the base of a series is a commit")
     place.mkdir(parents=True)
@@ -94,7 +96,7 @@ def sparse_clone(kernel: Path, place: Path, patches: Sequence[Patch]) -> None:
 
 
 def fill_letter(mail: Path, base: str) -> None:
-    """Puts our words into the cover letter that git made."""
+    """Put our subject and text into the cover letter that git made."""
     subject, _, text = LETTER.read_text().partition("\n\n")
     answers = "\n".join(answered(README.read_text()))
     blurb = (
@@ -114,8 +116,10 @@ def fill_letter(mail: Path, base: str) -> None:
 
 
 def answered(readme: str) -> Iterator[str]:
-    """The README's table of review comments, as lines for a mail; HarnessError when it is not
-    there."""
+    """Yield the README's table of review comments as lines for a mail.
+
+    HarnessError: the README has no such table.
+    """
     _, found, rest = readme.partition(f"{REVIEW}\n")
     if not found:
         raise HarnessError(f"{README} has no table '{REVIEW}'")
@@ -131,14 +135,14 @@ def answered(readme: str) -> Iterator[str]:
 
 
 def maintainers(source: Path, mails: Sequence[Path]) -> str:
-    """What get_maintainer.pl says of all patches together, and of each."""
+    """Return the output of get_maintainer.pl for all patches together, and for each."""
     parts = [f"# All\n{get_maintainer(source, mails)}"]
     parts += [f"# {mail.name}\n{get_maintainer(source, [mail])}" for mail in mails]
     return "\n".join(parts)
 
 
 def get_maintainer(source: Path, mails: Sequence[Path]) -> str:
-    """get_maintainer.pl of the kernel's own tree."""
+    """Return the output of get_maintainer.pl of the kernel's own tree."""
     argv = ["perl", *GET_MAINTAINER, *(str(mail) for mail in mails)]
     done = subprocess.run(argv, cwd=source, capture_output=True, text=True, check=False)
     if done.returncode:

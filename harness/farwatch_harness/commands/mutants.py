@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows that the guest tests can fail: each mutant is the series with one rule broken, and its
-tests must notice.
+"""`make mutants`: shows that the guest tests can fail.
 
-A mutant is a patch on top of the series: a line that says what is broken, `Test: ` and a pytest
-expression for the tests that have to fail, the diff.
+A mutant is the series with one rule broken, and its tests must notice. The file of a mutant is a
+patch on top of the series: one line that says what is broken, `Test: ` with a pytest expression for
+the tests that must fail, and the diff.
 """
 
 import os
@@ -30,7 +30,7 @@ LIMIT = 600.0
 
 @dataclass(frozen=True)
 class Mutant:
-    """One broken rule: in words, the tests that must notice, the patch that breaks it."""
+    """One broken rule: what it breaks in words, the tests that must fail, and the patch."""
 
     name: str
     rule: str
@@ -39,7 +39,10 @@ class Mutant:
 
 
 def read_mutant(path: Path) -> Mutant:
-    """Reads a mutant; HarnessError when its head is not as it should be."""
+    """Read a mutant.
+
+    HarnessError: the lines above the diff do not have the form of a mutant.
+    """
     content = path.read_text()
     head, mark, _diff = content.partition("\n--- a/")
     lines = [line for line in head.splitlines() if line]
@@ -51,7 +54,10 @@ def read_mutant(path: Path) -> Mutant:
 
 
 def read_mutants(folder: Path, names: Sequence[str] = ()) -> list[Mutant]:
-    """All mutants of a folder, or those that are named; HarnessError when one is not there."""
+    """Return all mutants of a folder, or the named ones.
+
+    HarnessError: there is no mutant with one of the names.
+    """
     found = {path.stem: path for path in sorted(folder.glob("*.patch"))}
     for name in names:
         if name not in found:
@@ -61,7 +67,7 @@ def read_mutants(folder: Path, names: Sequence[str] = ()) -> list[Mutant]:
 
 @contextmanager
 def mutated_series(mutant: Mutant) -> Iterator[Path]:
-    """A copy of the series with the mutant as its last patch."""
+    """Yield a folder with a copy of the series whose last patch is the mutant."""
     with tempfile.TemporaryDirectory(prefix="farwatch-mutant-") as name:
         folder = Path(name) / "series"
         shutil.copytree(paths.PATCHES, folder)
@@ -73,14 +79,16 @@ def mutated_series(mutant: Mutant) -> Iterator[Path]:
 
 
 def failed_tests(report: Path) -> list[str]:
-    """The tests that a JUnit file of pytest's says failed."""
+    """Return the tests that failed, from a JUnit file of pytest."""
     cases = ElementTree.parse(report).iter("testcase")
     return [str(case.get("name")) for case in cases if case.find("failure") is not None]
 
 
 def run_tests(mutant: Mutant, folder: Path) -> list[str]:
-    """Builds the mutant's kernel, runs its tests, returns those that failed; HarnessError when they
-    could not run."""
+    """Build the mutant's kernel and run its tests; return those that failed.
+
+    HarnessError: the tests could not run.
+    """
     build.build(series.read_series(folder))
     log = paths.LOGS / f"mutant-{mutant.name}.log"
     report = log.with_suffix(".xml")
@@ -118,7 +126,10 @@ def run_tests(mutant: Mutant, folder: Path) -> list[str]:
 
 
 def hunt(mutants: Iterable[Mutant]) -> None:
-    """Runs all and prints one line for each; HarnessError names those that no test noticed."""
+    """Run all mutants and print one line for each.
+
+    HarnessError: no test noticed one or more of them, which the message names.
+    """
     survivors = []
     for mutant in mutants:
         with (
@@ -126,8 +137,8 @@ def hunt(mutants: Iterable[Mutant]) -> None:
             progress.step(f"mutant {mutant.name}: {mutant.rule}"),
         ):
             noticed = run_tests(mutant, folder)
-        verdict = f"noticed by {noticed[0]}" if noticed else "NOT NOTICED"
-        print(f"{mutant.name}: {verdict}", flush=True)
+        result = f"noticed by {noticed[0]}" if noticed else "NOT NOTICED"
+        print(f"{mutant.name}: {result}", flush=True)
         if not noticed:
             survivors.append(mutant.name)
     if survivors:

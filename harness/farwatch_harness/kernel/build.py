@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds kernels, and keeps each by what it is made of: the sources with the patches, the
-configuration, the compiler.
+"""Builds kernels and caches each by what it is built from.
 
-There is one build tree per source. A patched file replaces the tree's own only when its content
-differs, so that going from one state of the series to another compiles what has changed. All is
-compiled with W=1, and what the compiler says of an object is kept beside it: so the warnings of a
-kernel are known in full, however little was compiled for it.
+That is: the sources with the patches, the configuration, and the compiler.
+
+There is one build tree for each source. A patched file replaces the tree's own only if its content
+differs, so that a change from one prefix of the series to another compiles what differs. Everything
+is compiled with W=1, and what the compiler prints for an object is stored beside that object. The
+warnings of a kernel are thereby complete, however little was compiled for it.
 """
 
 import os
@@ -32,11 +33,11 @@ BUILD_NAMES = {
 }
 
 
-#: How kernels are built; another value makes those in the cache void.
+#: The version of the way in which kernels are built: a new value invalidates the cache.
 RECIPE = "3"
 COMPILER = ".farwatch-cc"
-#: What the compiler says of DIR/NAME.o goes to DIR/.NAME.o.said, which is complete before the
-#: object is there.
+#: Runs gcc and writes what it prints for DIR/NAME.o to DIR/.NAME.o.said as well. That file is
+#: complete before the object exists.
 WRAPPER = """#!/bin/sh
 for word; do
     if [ "$before" = -o ]; then object=$word; fi
@@ -56,39 +57,40 @@ exit $status
 
 
 class Flavour(Enum):
-    """Which configuration: the one for use, or one that also looks for faults in the kernel and is
-    much slower."""
+    """A kernel configuration: NORMAL for use, or DEBUG, which detects faults and is slow."""
 
     NORMAL = (paths.KERNEL_CONFIG,)
     DEBUG = (paths.KERNEL_CONFIG, paths.DEBUG_CONFIG)
 
     def options(self) -> dict[str, str]:
-        """The options that are set on top of tinyconfig."""
+        """Return the options that are set on top of tinyconfig."""
         return {name: value for path in self.value for name, value in read_options(path).items()}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A built kernel: its image, and what it is made of in words."""
+    """A built kernel: its image, and a title for people."""
 
     image: Path
     title: str
 
     @property
     def warnings(self) -> str:
-        """All that the compiler and the linker complained of, in every part of this kernel."""
+        """All warnings of the compiler and the linker, for every part of this kernel."""
         return (self.image.parent / "warnings").read_text(errors="replace")
 
     @property
     def seconds(self) -> float:
-        """How long the build took when it was done."""
+        """How long the build took when it was done, in seconds."""
         return float((self.image.parent / "seconds").read_text())
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a kernel is made of: the source, the whole content of the files that the patches change,
-    the options."""
+class KernelRecipe:
+    """What a kernel is built from.
+
+    content: the whole content of the files that the patches touch; None for a removed file.
+    """
 
     source: source_tree.KernelSource
     content: Mapping[str, bytes | None]
@@ -97,7 +99,7 @@ class Wanted:
 
     @property
     def key(self) -> str:
-        """What tells this kernel from all others."""
+        """The digest that identifies this kernel in the cache."""
         compiler = subprocesses.run(["gcc", "--version"]).splitlines()[0]
         changed = [
             part
@@ -110,21 +112,26 @@ class Wanted:
 
     @property
     def tree_name(self) -> str:
-        """The build tree where this kernel is built."""
+        """The name of the build tree in which this kernel is built."""
         return f"{self.source.identity}-{self.flavour.name.lower()}-{RECIPE}".replace(":", ".")
 
 
 @dataclass(frozen=True)
 class BuildTree:
-    """A tree to build in, and the descriptor of its lock: a make that outlives us still holds
-    it."""
+    """A tree to build in, and the file descriptor of its lock.
+
+    make(1) inherits the descriptor, so that the lock is held until make has ended.
+    """
 
     path: Path
     lock: int
 
 
-def wanted(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> Wanted:
-    """The kernel with these patches; HarnessError when one of them does not apply."""
+def recipe_of(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> KernelRecipe:
+    """Return the recipe of the kernel with these patches.
+
+    HarnessError: a patch does not apply.
+    """
     source = source_tree.find_source()
     title = (
         f"{source.identity} with {len(patches)} patches"
@@ -133,27 +140,29 @@ def wanted(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -
     )
     if flavour is not Flavour.NORMAL:
         title += f" ({flavour.name.lower()})"
-    return Wanted(source, series.patched_content(source.path, patches), flavour, title)
+    return KernelRecipe(source, series.patched_content(source.path, patches), flavour, title)
 
 
-def cached_at(kernel: Wanted) -> Path:
-    """The directory where this kernel is, once it has been built."""
+def cached_at(kernel: KernelRecipe) -> Path:
+    """Return the directory of this kernel in the cache; it exists once the kernel is built."""
     return paths.cache_root() / "kernels" / kernel.key
 
 
 def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) -> Kernel:
-    """The kernel with these patches, from the cache or built now; HarnessError gives the compiler's
-    words."""
+    """Return the kernel with these patches, from the cache or built now.
+
+    HarnessError: has the compiler's errors.
+    """
     apt.install(apt.KERNEL_BUILD, paths.LOGS / "apt-kernel.log")
-    kernel = wanted(patches, flavour)
+    kernel = recipe_of(patches, flavour)
 
     def make(folder: Path) -> None:
         with prepared(kernel) as place:
             began = time.monotonic()
             with progress.step(f"building the kernel: {kernel.title}") as step:
                 log = compile_kernel(place, os.cpu_count() or 1, step)
-            said = compiler_said(place.path) + others_said(log)
-            (folder / "warnings").write_text(said)
+            warnings = compiler_warnings(place.path) + other_warnings(log)
+            (folder / "warnings").write_text(warnings)
             (folder / "seconds").write_text(f"{time.monotonic() - began:.1f}\n")
             for result in ("arch/x86/boot/bzImage", "System.map", ".config"):
                 shutil.copyfile(place.path / result, folder / Path(result).name.lstrip("."))
@@ -163,9 +172,8 @@ def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) ->
 
 
 @contextmanager
-def prepared(kernel: Wanted) -> Iterator[BuildTree]:
-    """The build tree with exactly the sources and the configuration of this kernel, for us
-    alone."""
+def prepared(kernel: KernelRecipe) -> Iterator[BuildTree]:
+    """Hold and yield the build tree with the sources and the configuration of this kernel."""
     with cache.locked(f"build-{kernel.tree_name}") as lock:
         place = BuildTree(prepare_tree(kernel.tree_name, kernel.source, kernel.content), lock)
         configure(place, kernel.flavour.options())
@@ -175,21 +183,23 @@ def prepared(kernel: Wanted) -> Iterator[BuildTree]:
 def prepare_tree(
     name: str, source: source_tree.KernelSource, content: Mapping[str, bytes | None]
 ) -> Path:
-    """The build tree `name` of this source, with exactly these patched files. The caller holds its
-    lock."""
+    """Return the build tree `name` of this source, with exactly these patched files.
+
+    The caller holds the lock of the tree.
+    """
     place = paths.cache_root() / "builds" / name
 
     def make(target: Path) -> None:
         with progress.step("making the build tree"):
-            # A user's tree may hold objects, which a build writes to in place: it cannot share
-            # them.
+            # A user's tree may have objects. A build writes to objects in place, so hard links
+            # would change the user's.
             sharing = "--link" if source.in_cache else "--reflink=auto"
             subprocesses.run(["cp", "--archive", sharing, f"{source.path}/.", target])
 
     cache.published(place, make)
     listing = place / ".farwatch-patched"
     before = listing.read_text().splitlines() if listing.exists() else []
-    # What an earlier state of the series had patched goes back to what the source has.
+    # A file that an earlier series patched gets the content of the source again.
     state: dict[str, bytes | None] = {file: original(source.path / file) for file in before}
     cache.write_atomically(
         listing, "".join(f"{file}\n" for file in sorted({*before, *content})).encode()
@@ -203,11 +213,15 @@ def prepare_tree(
 
 
 def original(path: Path) -> bytes | None:
+    """Return the file's content; None if there is no such file."""
     return path.read_bytes() if path.is_file() else None
 
 
 def configure(place: BuildTree, wanted: dict[str, str]) -> None:
-    """tinyconfig plus our options; HarnessError names the options that the kernel did not take."""
+    """Configure the tree as tinyconfig with these options.
+
+    HarnessError: names the options that the kernel refuses.
+    """
     log = paths.LOGS / f"kernel-config-{place.path.name}.log"
     base = place.path / ".farwatch-tinyconfig"
     if not base.exists():
@@ -223,16 +237,16 @@ def configure(place: BuildTree, wanted: dict[str, str]) -> None:
 
 
 def read_options(config: Path) -> dict[str, str]:
-    """The options that a kernel configuration sets, with their values."""
+    """Return the options that a kernel configuration sets, with their values."""
     lines = (line.strip() for line in config.read_text().splitlines())
     return dict(line.split("=", 1) for line in lines if line.startswith("CONFIG_") and "=" in line)
 
 
 def run_make(words: list[str], place: BuildTree, log: Path) -> Iterator[str]:
-    """Runs make in the tree and yields its output."""
-    # No ccache: it cannot see what the image's piggy.S includes, and once gave an image with the
-    # code of another one. kernel-doc for each file that is compiled would take minutes: the matrix
-    # asks it for those that matter.
+    """Run make in the tree and yield its output."""
+    # No ccache: it does not see what the image's piggy.S includes, and once returned an image with
+    # the code of another kernel. cmd_checkdoc= turns off kernel-doc, which would take minutes for
+    # all files: the matrix runs it on the files that the patches touch.
     argv = ["make", f"CC={place.path / COMPILER}", "W=1", "cmd_checkdoc=", *words]
     return subprocesses.lines_of(
         argv, log, cwd=place.path, env={**os.environ, **BUILD_NAMES}, inherited=[place.lock]
@@ -240,8 +254,10 @@ def run_make(words: list[str], place: BuildTree, log: Path) -> Iterator[str]:
 
 
 def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> Path:
-    """Builds bzImage, shows how far it is, and returns the log; HarnessError with the errors of the
-    compiler."""
+    """Build bzImage and show the progress; return the log's path.
+
+    HarnessError: has the errors of the compiler.
+    """
     log = paths.LOGS / f"kernel-build-{place.path.name}.log"
     count = place.path / ".farwatch-steps"
     total = int(count.read_text()) if count.exists() else USUAL_STEPS
@@ -259,8 +275,8 @@ def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> Path:
     return log
 
 
-def compiler_said(place: Path) -> str:
-    """What the compiler said of the objects in the tree, but for those whose source is gone."""
+def compiler_warnings(place: Path) -> str:
+    """Return what the compiler printed for the objects in the tree whose source still exists."""
     found = subprocesses.run(["find", ".", "-name", ".*.o.said"], cwd=place).splitlines()
     said: list[str] = []
     for path in sorted(place / name for name in found):
@@ -270,15 +286,14 @@ def compiler_said(place: Path) -> str:
     return "".join(said)
 
 
-def others_said(log: Path) -> str:
-    """The warnings in a build log that are not the compiler's: the linker's and the build
-    scripts'."""
+def other_warnings(log: Path) -> str:
+    """Return the warnings of a build log that the linker and the build scripts printed."""
     lines = log.read_text(errors="replace").splitlines(keepends=True)
     return "".join(line for line in lines if "warning: " in line.lower() and "[-W" not in line)
 
 
 def compiler_errors(log: Path) -> str:
-    """The lines of a build log that say what went wrong."""
+    """Return the lines of a build log that report errors."""
     lines = [
         line
         for line in log.read_text(errors="replace").splitlines()

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The patch series: reads its quilt `series` file and applies it, or its first patches, to a kernel
-tree.
+"""The patch series: reads its quilt `series` file and applies patches to a kernel tree.
 
-Every application is tried on copies of the files that the series touches before the tree itself is
-changed, so a tree that the series does not fit stays as it was.
+Before a tree is changed, the patches are applied to copies of the files that they touch. A tree
+that the series does not fit therefore stays unchanged.
 """
 
 import re
@@ -21,17 +20,18 @@ HEADER = re.compile(rb"^(?:---|\+\+\+) (?:[ab]/)?([^\t\n]+)", re.MULTILINE)
 NOWHERE = b"/dev/null"
 #: A comment of the series file that gives the next patch its name.
 NAME = re.compile(r"#\s*name:\s*([a-z0-9-]+)\s*")
-#: What stands for the kernel without a patch where a patch's name is expected.
+#: Names the kernel without a patch, where a patch's name is expected.
 BASE = "base"
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of the series, as it was when it was read.
+    """One patch of the series, as it was when the series was read.
 
-    `number` counts from 1 in the order of the series file and is for people: it changes when a
-    patch is inserted. `name` does not: tests name a patch by it. `section` is the heading above
-    the patch in the series file.
+    number: counts from 1 in the order of the series file, for people. It changes when a patch is
+    inserted before this one.
+    name: does not change; tests name a patch by it.
+    section: the heading above the patch in the series file.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Patch:
         return f"{self.number:04} {self.name}"
 
     def touched(self) -> list[str]:
-        """The files that the patch changes, makes or removes, relative to the kernel tree."""
+        """Return the files that the patch changes, adds or removes, relative to the kernel tree."""
         names = {name for name in HEADER.findall(self.content) if name != NOWHERE}
         return sorted(name.decode() for name in names)
 
@@ -101,15 +101,15 @@ def number_of(name: str, patches: Sequence[Patch]) -> int:
 
 
 def touched_files(patches: Iterable[Patch]) -> list[str]:
-    """All files that any of the patches touches."""
+    """Return all files that any of the patches touches."""
     return sorted({name for patch in patches for name in patch.touched()})
 
 
 def patched_content(tree: Path, patches: Sequence[Patch]) -> dict[str, bytes | None]:
-    """What the touched files of `tree` hold once the patches are applied (None: gone). The tree is
-    only read.
+    """Return the content of the touched files with the patches applied; None for a removed file.
 
-    Applied with patch(1), no fuzz; HarnessError names the first patch that does not fit.
+    `tree` is only read. patch(1) applies without fuzz.
+    HarnessError: names the first patch that does not apply.
     """
     names = touched_files(patches)
     with tempfile.TemporaryDirectory(prefix="farwatch-series-") as scratch_name:
@@ -127,31 +127,33 @@ def patched_content(tree: Path, patches: Sequence[Patch]) -> dict[str, bytes | N
 
 
 def apply_one(tree: Path, patch: Patch) -> str:
-    """Applies one patch with no fuzz and returns what patch(1) says of it.
+    """Apply one patch without fuzz; return the output of patch(1).
 
-    HarnessError names the patch when it does not fit (`tree` may be half changed).
+    HarnessError: the patch does not apply; `tree` may be half changed then.
     """
     argv = ["patch", "-p1", "--fuzz=0", "--force", "--no-backup-if-mismatch", "--reject-file=-"]
     try:
         done = subprocess.run(argv, cwd=tree, input=patch.content, capture_output=True, check=False)
     except FileNotFoundError:
         raise HarnessError("patch(1) is not installed: apt-get install patch") from None
-    said = done.stdout.decode(errors="replace")
+    output = done.stdout.decode(errors="replace")
     if done.returncode != 0:
         good = ("patching file ", "succeeded at ")
         complaints = [
-            line for line in said.splitlines() if not any(words in line for words in good)
+            line for line in output.splitlines() if not any(words in line for words in good)
         ]
         raise HarnessError(
             f"{patch.file} does not apply:"
-            f" {subprocesses.last_words(chr(10).join(complaints), lines=2)}"
+            f" {subprocesses.last_lines(chr(10).join(complaints), lines=2)}"
         )
-    return said
+    return output
 
 
 def apply_to(tree: Path, patches: Sequence[Patch]) -> str:
-    """Applies the series to `tree`: as commits where it is a git tree, else to its files. Returns
-    what was done."""
+    """Apply the series to `tree`, as commits in a git tree, else to its files.
+
+    Return a line for the user that says what was done.
+    """
     if not (tree / "fs" / "fuse").is_dir() or not (tree / "Kbuild").is_file():
         raise HarnessError(f"{tree} is not a kernel source tree; give one with KERNEL=DIR")
     try:
@@ -166,10 +168,10 @@ def apply_to(tree: Path, patches: Sequence[Patch]) -> str:
 
 
 def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
-    """`git am` of the series; HarnessError names the patch that fails.
+    """Apply the series with `git am`.
 
     The commits are made in a clone that has only the touched files checked out, and reach the tree
-    in one step.
+    in one step. HarnessError: names the patch that does not apply.
     """
     if subprocesses.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=tree).strip():
         raise HarnessError(f"{tree} has changes that are not committed: commit or stash them first")
@@ -191,8 +193,8 @@ def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
                 argv, cwd=clone, input=patch.content, capture_output=True, check=False
             )
             if done.returncode != 0:
-                # Its first words say what is wrong; the last ones are advice for a tree that the
-                # user never sees.
+                # git's first lines say what is wrong. Its last lines are advice for the clone,
+                # which the user never sees.
                 reason = " / ".join(
                     (done.stderr or done.stdout).decode(errors="replace").splitlines()[:2]
                 )
@@ -204,8 +206,7 @@ def apply_as_commits(tree: Path, patches: Sequence[Patch]) -> None:
 
 
 def committer(tree: Path) -> list[str]:
-    """The options that give git the tree's own committer, or one of ours where the user has not
-    told it any."""
+    """Return options that give git the tree's own committer; ours if it has none."""
     options: list[str] = []
     for name, fallback in (("user.name", "Farwatch"), ("user.email", "farwatch@localhost")):
         known = subprocess.run(
@@ -216,11 +217,11 @@ def committer(tree: Path) -> list[str]:
 
 
 def replace_files(tree: Path, content: Mapping[str, bytes | None]) -> list[str]:
-    """Gives the files of `tree` this content and returns those that changed; on failure all are put
-    back.
+    """Give the files of `tree` this content; return those that changed.
 
-    A file whose content is right is not touched, so that make(1) need not compile it again. A
-    changed one is a new file under the old name: other trees may share the old one by a hard link.
+    On failure all files get their old content again. A file whose content is right is not touched,
+    so that make(1) does not compile it again. A changed file is a new file with the old name:
+    another tree may share the old one by a hard link.
     """
     before = {
         name: (tree / name).read_bytes() if (tree / name).is_file() else None for name in content
@@ -237,7 +238,7 @@ def replace_files(tree: Path, content: Mapping[str, bytes | None]) -> list[str]:
 
 
 def put_file(path: Path, data: bytes | None) -> None:
-    """Replaces one file, keeping its mode; None removes it."""
+    """Replace one file but keep its mode; None removes the file."""
     if data is None:
         path.unlink(missing_ok=True)
         return

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel source: found in Debian's package (or fetched), unpacked once into the cache, never
-changed there.
+"""The kernel source: Debian's package, unpacked once into the cache and only read there.
 
-FARWATCH_KERNEL_SOURCE names another source, a tarball or an unpacked tree.
+FARWATCH_KERNEL_SOURCE names another source: a tarball, or an unpacked tree.
 """
 
 import os
@@ -22,8 +21,11 @@ OVERRIDE = "FARWATCH_KERNEL_SOURCE"
 
 @dataclass(frozen=True)
 class KernelSource:
-    """A kernel source tree that is only read, what tells it from others, and whether it is the
-    cache's own."""
+    """A kernel source tree that is only read.
+
+    identity: a name that no other source has.
+    in_cache: whether the tree is in the cache, and not the user's.
+    """
 
     identity: str
     path: Path
@@ -31,8 +33,10 @@ class KernelSource:
 
 
 def find_source() -> KernelSource:
-    """The kernel source to use, fetched and unpacked when need be; HarnessError when there is
-    none."""
+    """Return the kernel source to use; fetch and unpack it if necessary.
+
+    HarnessError: there is none.
+    """
     named = os.environ.get(OVERRIDE)
     if named:
         return source_from(Path(named).expanduser().resolve())
@@ -44,8 +48,10 @@ def find_source() -> KernelSource:
 
 
 def source_from(path: Path) -> KernelSource:
-    """A source that the user named: a tarball is unpacked into the cache, a directory is read in
-    place."""
+    """Return a source that the user named.
+
+    A tarball is unpacked into the cache; a directory is read in place.
+    """
     if path.is_file():
         return unpacked(f"{path.name.split('.tar')[0]}-{cache.content_key(str(path.stat()))}", path)
     if not (path / "Kbuild").is_file():
@@ -60,8 +66,7 @@ def source_from(path: Path) -> KernelSource:
 
 
 def package_identity() -> str | None:
-    """What tells the installed source package from other versions of it; None when it is not
-    installed."""
+    """Return name and version of the installed source package; None if it is not installed."""
     if not INSTALLED.is_file() or not shutil.which("dpkg-query"):
         return None
     query = ["dpkg-query", "--show", "--showformat=${Version}", PACKAGE]
@@ -72,8 +77,7 @@ def package_identity() -> str | None:
 
 
 def fetch_package() -> Path:
-    """The source package, downloaded and unpacked into the cache, whole; one that is there already
-    is used again."""
+    """Return the directory with the source package's files; download them if necessary."""
     if not shutil.which("apt-get"):
         raise HarnessError(
             f"no {INSTALLED} here: set {OVERRIDE} to a 6.12 kernel tarball or source tree"
@@ -112,7 +116,7 @@ def fetch_package() -> Path:
 
 
 def candidate_version() -> str | None:
-    """The version of the source package that apt would take; None when it knows none."""
+    """Return the version of the source package that apt would install; None if it has none."""
     text = subprocesses.run(["apt-cache", "policy", PACKAGE])
     found = [
         line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")
@@ -121,7 +125,7 @@ def candidate_version() -> str | None:
 
 
 def unpacked(identity: str, tarball: Path) -> KernelSource:
-    """The tarball's tree in the cache; unpacking takes about 12 s and 1.6 GB."""
+    """Return the tarball's tree in the cache; unpacking takes about 12 s and 1.6 GB."""
 
     def make(target: Path) -> None:
         with progress.step(f"unpacking {tarball.name}"):
@@ -144,7 +148,7 @@ def unpacked(identity: str, tarball: Path) -> KernelSource:
 
 
 def unpack_slowly(tarball: Path, target: Path) -> None:
-    """Unpacks with Python's own tarfile, dropping the top directory."""
+    """Unpack with Python's own tarfile, without the top directory."""
     with tarfile.open(tarball) as archive:
         for member in archive:
             member.name = member.name.partition("/")[2]

@@ -74,6 +74,6 @@ class Estimates:
 def has_cached_kernel(prefix: Prefix) -> bool:
     """Return whether the cache has the kernel of this prefix."""
     try:
-        return build.cached_at(build.wanted(prefix.patches)).is_dir()
+        return build.cached_at(build.recipe_of(prefix.patches)).is_dir()
     except HarnessError:
         return False

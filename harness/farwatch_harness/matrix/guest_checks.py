@@ -66,7 +66,7 @@ class GuestChecks:
         if found is not None and found.status is Status.PASSED:
             return CheckOutcome(seconds=found.seconds)
         run.finish()
-        output = found.output if found else run.last_words()
+        output = found.output if found else run.last_lines()
         reason = reason_of(output)
         return CheckOutcome(
             reason, output, causes=frozenset({reason}), usable=False, logs=run.logs()
@@ -83,9 +83,9 @@ class GuestChecks:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             reason = f"{failed[0].name}{more}: {reason_of(failed[0].output)}"
         elif status:
-            reason = f"pytest failed ({status}): {subprocesses.last_words(run.last_words())}"
+            reason = f"pytest failed ({status}): {subprocesses.last_lines(run.last_lines())}"
         causes = frozenset(test.name for test in failed) or frozenset({reason} - {""})
-        return CheckOutcome(reason, run.last_words(), causes=causes, tests=tests, logs=run.logs())
+        return CheckOutcome(reason, run.last_lines(), causes=causes, tests=tests, logs=run.logs())
 
     def close(self) -> None:
         """Stop the runs in progress, and refuse new ones."""
@@ -195,7 +195,7 @@ class TestRun:
         status = self.process.wait(STOP_LIMIT)
         if self.running:
             # pytest itself ended in this test.
-            self.results.append(TestResult(self.running, 0, Status.FAILED, 0.0, self.last_words()))
+            self.results.append(TestResult(self.running, 0, Status.FAILED, 0.0, self.last_lines()))
         return status
 
     def stop(self) -> None:
@@ -208,7 +208,7 @@ class TestRun:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """Return the end of pytest's output."""
         return end_of(self.log)
 

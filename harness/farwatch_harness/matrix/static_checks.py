@@ -63,7 +63,7 @@ class StaticChecks:
             done = subprocess.run(argv, cwd=self.source.path, capture_output=True, check=False)
         said = (done.stdout + done.stderr).decode(errors="replace").replace(file.name, "patch")
         if done.returncode not in (0, 1) or "total:" not in said:
-            raise HarnessError(f"checkpatch.pl fails: {subprocesses.last_words(said)}")
+            raise HarnessError(f"checkpatch.pl fails: {subprocesses.last_lines(said)}")
         return said
 
     def build(self, prefix: Prefix) -> CheckOutcome:
@@ -85,7 +85,7 @@ class StaticChecks:
 
     def documentation(self, series: Sequence[Patch], patches: Sequence[Patch]) -> ToolOutput:
         """Run kernel-doc on the files that the series touches, with these patches applied."""
-        content = build.wanted(patches).content
+        content = build.recipe_of(patches).content
         files: dict[str, bytes | None] = {}
         for name in touched_files(series):
             if name.endswith((".c", ".h")):
@@ -111,7 +111,7 @@ class StaticChecks:
 
     def run_sparse(self, prefix: Prefix) -> ToolOutput:
         """Run sparse on the directories that the series changes, in this prefix's kernel."""
-        kernel = build.wanted(prefix.patches)
+        kernel = build.recipe_of(prefix.patches)
         version = subprocesses.run(["sparse", "--version"]).strip()
         targets = sparse_targets(touched_files(prefix.series))
 
@@ -133,7 +133,7 @@ class StaticChecks:
 def build_failure(prefix: Prefix, error: str) -> CheckOutcome:
     """Return the outcome of a failed build."""
     first, *said = error.splitlines()
-    log = paths.LOGS / f"kernel-build-{build.wanted(prefix.patches).tree_name}.log"
+    log = paths.LOGS / f"kernel-build-{build.recipe_of(prefix.patches).tree_name}.log"
     lines = log.read_text(errors="replace").splitlines() if said and log.exists() else []
     output = [line for line in lines if not STEP.match(line)][-OUTPUT_LINES:]
     errors = [line for line in said if WARNING.search(line)] or said or [first]

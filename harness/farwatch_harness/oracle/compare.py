@@ -22,7 +22,7 @@ from farwatch_harness.oracle.native_inotify import NativeInotify as NativeInotif
 from farwatch_harness.oracle.operations import INITIAL_FILES, WATCHED, FileOperation, perform
 from farwatch_harness.oracle.script_runners import ScriptPart, ScriptRunners
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Guest, Inotify, InotifyEvent
+from farwatch_harness.vm.guest_client import Guest, GuestInotify, GuestInotifyEvent
 from farwatch_harness.vm.testbed import Share
 
 #: Created in the base directory after a script: a watcher that reads it has read all earlier
@@ -57,7 +57,7 @@ class ObservedEvent:
 
 
 def normalize(
-    events: Sequence[InotifyEvent], labels: dict[int, str], moves: dict[int, int] | None = None
+    events: Sequence[GuestInotifyEvent], labels: dict[int, str], moves: dict[int, int] | None = None
 ) -> list[ObservedEvent]:
     """Convert events to a form that can be compared between two watchers.
 
@@ -246,14 +246,14 @@ class EventLog:
         self.moves: list[dict[int, int]] = [{} for _ in range(threads)]
         self.by_thread: list[list[ObservedEvent]] = [[] for _ in range(threads)]
 
-    def take(self, events: Sequence[InotifyEvent]) -> None:
+    def take(self, events: Sequence[GuestInotifyEvent]) -> None:
         """Adds what the events say to the lanes' stories. What belongs to no lane, as an overflow,
         is told in each."""
         for thread, events_seen in enumerate(self.by_thread):
             own = [event for event in events if self.thread_of(event) in (thread, None)]
             events_seen += self.watch.comparable(normalize(own, self.labels, self.moves[thread]))
 
-    def thread_of(self, event: InotifyEvent) -> int | None:
+    def thread_of(self, event: GuestInotifyEvent) -> int | None:
         thread = self.labels.get(event.wd, ".").partition("/")[0]
         return None if thread == "." else int(thread)
 
@@ -263,7 +263,7 @@ class EventLog:
         return [one for events_seen in self.by_thread for one in events_seen]
 
 
-def watch_in_the_guest(listener: Inotify, base: PurePosixPath, threads: int) -> list[int]:
+def watch_in_the_guest(listener: GuestInotify, base: PurePosixPath, threads: int) -> list[int]:
     """The watches of a base directory, by one call."""
     paths = [(str(base / path), mask) for path, mask in watches(threads)]
     found = listener.guest.call("inotify_add_all", handle=listener.handle, watches=paths)
@@ -354,7 +354,7 @@ def perform_in(
     )
 
 
-def read_until(listener: Inotify, end: str) -> list[InotifyEvent]:
+def read_until(listener: GuestInotify, end: str) -> list[GuestInotifyEvent]:
     """Events up to the entry ``end``; HarnessError when it is not told of."""
     events = listener.read(until=end, limit=LIMIT)
     if not any(event.name == end for event in events):

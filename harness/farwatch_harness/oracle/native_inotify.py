@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import InotifyEvent
+from farwatch_harness.vm.guest_client import GuestInotifyEvent
 
 HEAD = struct.Struct("=iIII")
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -66,10 +66,10 @@ class NativeInotify:
         if LIBC.inotify_rm_watch(self.fd, wd) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"watch {wd}")
 
-    def read(self, until: str) -> list[InotifyEvent]:
+    def read(self, until: str) -> list[GuestInotifyEvent]:
         """All events up to the first with the name ``until``; HarnessError when it does not
         come."""
-        events: list[InotifyEvent] = []
+        events: list[GuestInotifyEvent] = []
         while not any(event.name == until for event in events):
             more = self.read_ready(LIMIT)
             if not more:
@@ -77,7 +77,7 @@ class NativeInotify:
             events += more
         return events
 
-    def read_ready(self, limit: float) -> list[InotifyEvent]:
+    def read_ready(self, limit: float) -> list[GuestInotifyEvent]:
         """What one read(2) gives, after waiting for it up to ``limit`` seconds; none when nothing
         came."""
         if not select.select([self.fd], [], [], limit)[0]:
@@ -90,7 +90,7 @@ class NativeInotify:
             at += HEAD.size
             name = os.fsdecode(data[at : at + length].rstrip(b"\0"))
             at += length
-            events.append(InotifyEvent(wd, mask, cookie, name, 0.0))
+            events.append(GuestInotifyEvent(wd, mask, cookie, name, 0.0))
         return events
 
     def close(self) -> None:

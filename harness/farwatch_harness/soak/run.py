@@ -31,7 +31,7 @@ from farwatch_harness.soak.stream import Tally
 from farwatch_harness.util import subprocesses
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import duration, say, step
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
 from farwatch_harness.vm.testbed import Share, Testbed, TestbedSpec, start_testbed
@@ -80,7 +80,7 @@ def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSp
     """A machine of that mode."""
     spec = dataclasses.replace(environment.testbed_spec(f"soak-{mode}", shared), cpus=2)
     if mode == "wait":
-        return dataclasses.replace(spec, device=Device.PLAIN, daemon_options=("--xattr",))
+        return dataclasses.replace(spec, device=QemuDevice.PLAIN, daemon_options=("--xattr",))
     return dataclasses.replace(spec, daemon_options=("--xattr", f"--fsnotify={mode}"))
 
 
@@ -135,7 +135,7 @@ def guarded(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> S
     except GuestLostError:
         if testbed.daemon.running:
             raise
-        words = subprocesses.last_words("\n".join(testbed.daemon.lines))
+        words = subprocesses.last_lines("\n".join(testbed.daemon.lines))
         raise HarnessError(
             f"the daemon ended with {testbed.daemon.process.returncode}: {words} (see"
             f" {testbed.daemon.log}); --mode {plan.mode} --seed {plan.seed} repeats it"

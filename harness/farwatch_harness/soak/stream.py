@@ -16,7 +16,7 @@ from pathlib import Path
 
 from farwatch_harness.oracle.native_inotify import In
 from farwatch_harness.oracle.operations import FileOperation
-from farwatch_harness.vm.guest_client import InotifyEvent
+from farwatch_harness.vm.guest_client import GuestInotifyEvent
 
 MARKER = "end-"
 #: So many of the things that are wrong are kept in words.
@@ -131,7 +131,7 @@ class Judge:
         self.next = 0
         self.seen = self.lost = self.duplicate = self.overflows = self.strange = 0
 
-    def see(self, event: InotifyEvent) -> str | None:
+    def see(self, event: GuestInotifyEvent) -> str | None:
         """Takes the next event of the watch; the marker's name when it is one."""
         if event.mask & In.Q_OVERFLOW:
             self.overflows += 1
@@ -155,7 +155,7 @@ class Judge:
         self.next = place + 1
         return None
 
-    def expect(self, place: int, event: InotifyEvent) -> None:
+    def expect(self, place: int, event: GuestInotifyEvent) -> None:
         """All that comes before this place, from the sure one on, must have been seen."""
         missing = place - max(self.next, self.sure)
         if missing > 0:
@@ -163,7 +163,7 @@ class Judge:
             self.note(f"{missing} lost before", event)
         self.next = max(self.next, place)
 
-    def note(self, what: str, event: InotifyEvent) -> None:
+    def note(self, what: str, event: GuestInotifyEvent) -> None:
         """Keeps what is wrong in words."""
         if len(self.notes) < MOST_NOTES:
             kinds = ",".join(kind.name for kind in self.kinds)
@@ -172,7 +172,7 @@ class Judge:
                 f" {kinds}"
             )
 
-    def place(self, event: InotifyEvent) -> int | None:
+    def place(self, event: GuestInotifyEvent) -> int | None:
         """The event's place in the stream; None when it has none."""
         for at, kind in enumerate(self.kinds):
             if (

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be installed: the Debian packages that a step needs are installed when they are
-missing."""
+"""Debian packages: installs those that a step needs and that are missing."""
 
 import os
 import shutil
@@ -42,7 +41,7 @@ HOST_CHECKS = (
 
 
 def missing(packages: Iterable[str]) -> list[str]:
-    """Those of the packages that dpkg does not know as installed."""
+    """Return the packages that dpkg does not list as installed."""
     names = list(packages)
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
@@ -53,7 +52,10 @@ def missing(packages: Iterable[str]) -> list[str]:
 
 
 def as_root() -> list[str]:
-    """The words that run a command as root; HarnessError when there is no way."""
+    """Return the words before a command that run it as root.
+
+    HarnessError: this is not root, and there is no sudo.
+    """
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo"):
@@ -62,11 +64,13 @@ def as_root() -> list[str]:
 
 
 def install(packages: Iterable[str], log: Path) -> None:
-    """Installs what is missing of the packages; HarnessError where this is not Debian or apt-get
-    fails."""
+    """Install those of the packages that are missing.
+
+    On another distribution than Debian, only print what is needed. HarnessError: apt-get fails.
+    """
     if not (shutil.which("dpkg-query") and shutil.which("apt-get")):
         progress.say(
-            "  this is not Debian: make sure that you have what these packages hold:"
+            "  this is not Debian: make sure that you have what these packages contain:"
             f" {' '.join(packages)}"
         )
         return
@@ -81,7 +85,10 @@ def install(packages: Iterable[str], log: Path) -> None:
 
 
 def try_install(packages: list[str], log: Path, step: progress.Step) -> bool:
-    """One attempt; it fails where the package lists are old or have never been fetched."""
+    """Install the packages; return whether apt-get could.
+
+    It cannot if the package lists are old, or were never fetched.
+    """
     try:
         run_apt(["install", "--yes", "--no-install-recommends", *packages], log, step)
     except HarnessError:
@@ -90,9 +97,8 @@ def try_install(packages: list[str], log: Path, step: progress.Step) -> bool:
 
 
 def run_apt(words: list[str], log: Path, step: progress.Step) -> None:
-    """Runs apt-get without questions."""
-    # Another apt may be at work, on a machine that has just started for instance: wait for it,
-    # within limits.
+    """Run apt-get with these arguments, without questions."""
+    # Another apt may be running, for example on a machine that has just started: wait up to 300 s.
     argv = [
         *as_root(),
         "env",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keeps the cache honest: locks between processes, and publication in one step.
+"""The shared cache: locks between processes, and entries that appear in one step.
 
-A thing in the cache is made in a temporary directory beside its place and renamed into it when it
-is whole. So what stands in its place can be trusted; an interrupted step leaves a temporary
-directory, which the next one removes.
+An entry is made in a temporary directory beside its path, and renamed to that path when it is
+complete. An entry that exists is therefore complete. An interrupted step leaves its temporary
+directory, and the next step for the same entry removes it.
 """
 
 import fcntl
@@ -22,11 +22,11 @@ TEMPORARY = ".making-"
 
 @contextmanager
 def locked(name: str) -> Iterator[int]:
-    """Holds the lock `name` of the shared cache; says so when it must wait. Yields the lock's file
-    descriptor.
+    """Hold the lock `name` of the shared cache; yield the lock's file descriptor.
 
-    The lock ends with the last process that has the descriptor: give it to a child that must not be
-    overtaken.
+    If another process has the lock, say so and wait without a limit. The kernel releases the lock
+    when the last process has closed the descriptor: pass it to a child that must finish before
+    anyone else gets the lock. This context manager closes its own descriptor.
     """
     folder = paths.cache_root() / "locks"
     folder.mkdir(exist_ok=True)
@@ -40,8 +40,10 @@ def locked(name: str) -> Iterator[int]:
 
 
 def published(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, a directory that make(temporary directory) fills if it is not there; one process at
-    a time."""
+    """Return the directory `target`; fill it first if it does not exist.
+
+    make: fills the temporary directory that it gets. One process at a time calls it.
+    """
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +55,8 @@ def published(target: Path, make: Callable[[Path], None]) -> Path:
             shutil.rmtree(leftover)
         workplace = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         try:
-            # mkdtemp's directory is for its owner alone; QEMU trees and kernels may be used by
-            # others.
+            # Only its owner may use mkdtemp's directory; other users may use QEMU trees and
+            # kernels.
             workplace.chmod(0o755)
             make(workplace)
             workplace.rename(target)
@@ -65,7 +67,7 @@ def published(target: Path, make: Callable[[Path], None]) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` as a whole, so that a reader sees the old content or the new one."""
+    """Replace the file as a whole: a reader sees the old content or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     number, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
@@ -79,8 +81,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def content_key(*parts: bytes | str) -> str:
-    """16 hexadecimal digits that stand for the parts; lengths count, so that parts cannot run into
-    each other."""
+    """Return 16 hexadecimal digits that identify the parts.
+
+    The digest covers the length of each part: ("ab", "c") and ("a", "bc") have different keys.
+    """
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness's own errors: each carries the one line that its user gets to see."""
+"""The harness's errors: the message of each is the line that the user sees."""
 
 
 class HarnessError(Exception):
-    """Something the user can do something about; the message is one line that says what is wrong
-    and what to do."""
+    """An error that the user can correct: one line says what is wrong and what to do."""
 
 
 class GuestLostError(HarnessError):
-    """The guest crashed, hung or went away; the message ends with where its console log is."""
+    """The guest crashed, hung or disconnected; the message ends with the path of its console."""

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are: the checkout, what is built for it alone, and the cache that all checkouts
-share."""
+"""Paths of the checkout, of its build directory, and of the cache that all checkouts share."""
 
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ LOGS = Path(os.environ.get("FARWATCH_LOGS") or CHECKOUT / "build" / "logs")
 
 
 def cache_root() -> Path:
-    """The shared cache, $XDG_CACHE_HOME/farwatch, made when it is not there yet."""
+    """Return the shared cache, $XDG_CACHE_HOME/farwatch; make it if it does not exist."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(base) / "farwatch"
     root.mkdir(parents=True, exist_ok=True)

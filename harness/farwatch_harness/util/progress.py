@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user sees while something takes long: on stderr, because stdout is for results."""
+"""Progress of long steps, on stderr: stdout is for results."""
 
 import sys
 import time
@@ -12,12 +12,12 @@ TERMINAL_INTERVAL = 0.2
 
 
 def say(text: str) -> None:
-    """One line for the user."""
+    """Print one line for the user."""
     print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """`seconds` as people write it: 0.4 s, 12 s, 3 min 44 s."""
+    """Return `seconds` as people write them: 0.4 s, 12 s, 3 min 44 s."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:
@@ -26,8 +26,7 @@ def duration(seconds: float) -> str:
 
 
 class Step:
-    """A running step: update() may be called as often as one likes, and shows as often as is good
-    to read."""
+    """A running step. `update` may be called at any rate; it limits how often it prints."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -37,10 +36,11 @@ class Step:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the step began."""
         return time.monotonic() - self.started
 
     def update(self, text: str) -> None:
-        """Shows how far the step is."""
+        """Show how far the step is."""
         now = time.monotonic()
         if now - self.shown < (TERMINAL_INTERVAL if self.terminal else PLAIN_INTERVAL):
             return
@@ -52,14 +52,14 @@ class Step:
             say(line)
 
     def end(self, word: str) -> None:
-        """Closes the step with `word`."""
+        """Print the step's last line: how it ended, and how long it took."""
         start = "\r\x1b[K" if self.terminal else ""
         say(f"{start}- {self.title}: {word}, {duration(self.elapsed)}")
 
 
 @contextmanager
 def step(title: str) -> Iterator[Step]:
-    """Announces `title`, and at the end says how long it took, or that it failed."""
+    """Print `title`, and at the end how long the step took, or that it failed."""
     running = Step(title)
     say(f"- {title} ...")
     try:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running other programs: a failure becomes one line that names the program and gives its last
-words."""
+"""Runs other programs; a failure is one line with the program's name and last output."""
 
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +8,8 @@ from pathlib import Path
 from farwatch_harness.util.errors import HarnessError
 
 
-def last_words(text: str, lines: int = 3) -> str:
-    """The last lines of a program's output, on one line."""
+def last_lines(text: str, lines: int = 3) -> str:
+    """Return the last lines of a program's output, joined into one line."""
     return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
 
@@ -21,8 +20,10 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
 ) -> str:
-    """Runs a program to its end and returns its output; HarnessError when it fails or is not
-    there."""
+    """Run a program until it exits; return its output.
+
+    HarnessError: the program fails, or is not installed.
+    """
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(
@@ -39,7 +40,7 @@ def run(
     output = done.stdout.decode(errors="replace")
     if done.returncode != 0:
         raise HarnessError(
-            f"{' '.join(words[:4])} failed ({done.returncode}): {last_words(output)}"
+            f"{' '.join(words[:4])} failed ({done.returncode}): {last_lines(output)}"
         )
     return output
 
@@ -52,10 +53,10 @@ def lines_of(
     env: Mapping[str, str] | None = None,
     inherited: Sequence[int] = (),
 ) -> Iterator[str]:
-    """Runs a program and yields its output line by line, keeping all of it in `log`; HarnessError
-    when it fails.
+    """Run a program; yield its output line by line, and write all of it to `log`.
 
-    `inherited` are file descriptors that the program and its children keep open.
+    inherited: file descriptors that the program and its children keep open. HarnessError: the
+    program fails.
     """
     words = [str(word) for word in argv]
     log.parent.mkdir(parents=True, exist_ok=True)

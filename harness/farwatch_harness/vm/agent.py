@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,31 +37,30 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 
 
 def find_port(name: str, limit: float = 10.0) -> Path:
-    """The device node of the virtio-serial port called `name`, as sysfs gives it: there may be no
-    udev."""
+    """Return the device node of the virtio-serial port `name`, from sysfs: udev may not run."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         for entry in PORTS.iterdir() if PORTS.exists() else ():
             if (entry / "name").read_text().strip() == name:
                 return Path("/dev") / entry.name
-        # A port shows up when its device is probed; sysfs offers nothing to wait on without udev.
+        # The port appears when its device is probed. Without udev, sysfs can only be polled.
         select.select([], [], [], 0.05)
     raise SystemExit(f"farwatch agent: no virtio port is called {name}")
 
 
 def pack(value: Any) -> Any:
-    """`value` with every bytes object made fit for JSON."""
+    """Return `value` with every bytes object encoded for JSON."""
     if isinstance(value, bytes | bytearray | memoryview):
         return {"b64": base64.b64encode(bytes(value)).decode()}
     if isinstance(value, dict):
         return {str(key): pack(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [pack(item) for item in value]
     return value
 
 
 def unpack(value: Any) -> Any:
-    """The reverse of pack()."""
+    """Decode what pack() encoded."""
     if isinstance(value, dict):
         if set(value) == {"b64"}:
             return base64.b64decode(value["b64"])
@@ -70,7 +69,7 @@ def unpack(value: Any) -> Any:
 
 
 class InotifyInstance:
-    """One inotify instance whose events are read in the order in which they came."""
+    """An inotify instance; its events are read in order."""
 
     def __init__(self) -> None:
         self.fd = LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -79,12 +78,14 @@ class InotifyInstance:
         self.waiting: list[dict[str, Any]] = []
 
     def add(self, path: str, mask: int) -> int:
+        """Call inotify_add_watch(2); return the watch descriptor."""
         wd = LIBC.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask))
         if wd < 0:
             raise last_error(path)
         return int(wd)
 
     def remove(self, wd: int) -> None:
+        """Call inotify_rm_watch(2)."""
         if LIBC.inotify_rm_watch(self.fd, wd) < 0:
             raise last_error(f"watch {wd}")
 
@@ -95,8 +96,11 @@ class InotifyInstance:
         quiet: float | None = None,
         until: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Events until `count` came, one is named `until`, nothing comes for `quiet` s, or `limit`
-        s have passed."""
+        """Read events until `count` were read, one has the name `until`, or a limit is reached.
+
+        limit: seconds altogether.
+        quiet: seconds without an event.
+        """
         deadline = time.monotonic() + limit
         taken: list[dict[str, Any]] = []
         while True:
@@ -114,6 +118,7 @@ class InotifyInstance:
             self.fetch()
 
     def fetch(self) -> None:
+        """Read what the kernel has queued."""
         try:
             data = os.read(self.fd, 1 << 16)
         except BlockingIOError:
@@ -130,11 +135,12 @@ class InotifyInstance:
             )
 
     def close(self) -> None:
+        """Close the instance, which removes its watches."""
         os.close(self.fd)
 
 
 class Process:
-    """A program left running, whose output lines are collected as they come."""
+    """A running program; a thread collects its output lines."""
 
     def __init__(
         self, argv: list[str], cwd: str | None, env: dict[str, str] | None, stdin: bool
@@ -150,6 +156,7 @@ class Process:
         threading.Thread(target=self.collect, daemon=True).start()
 
     def collect(self) -> None:
+        """Read the output until the program closes it; runs in a thread."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with self.changed:
@@ -160,8 +167,11 @@ class Process:
             self.changed.notify_all()
 
     def lines(self, limit: float, count: int | None, until: str | None) -> list[str]:
-        """Takes what came, after `count` lines, one that contains `until`, the program's end, or
-        `limit` s."""
+        """Return the lines since the last call.
+
+        Wait for `count` lines, for a line with `until`, for the program's end, or for `limit`
+        seconds.
+        """
 
         def enough() -> bool:
             return (
@@ -176,12 +186,16 @@ class Process:
             return taken
 
     def send(self, text: str) -> None:
-        """Gives the program input, if it was started with `stdin`."""
+        """Write to the program's stdin, if it was started with `stdin`."""
         assert self.process.stdin is not None
         self.process.stdin.write(os.fsencode(text))
         self.process.stdin.flush()
 
     def stop(self, signum: int, limit: float) -> int:
+        """Send a signal, wait for the program's end, and return its status.
+
+        The program is killed after `limit` seconds.
+        """
         if self.process.poll() is None:
             os.killpg(self.process.pid, signum)
         try:
@@ -192,13 +206,16 @@ class Process:
 
 
 def last_error(what: str) -> OSError:
+    """Return an OSError of errno, for ctypes."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), what)
 
 
 class Agent:
-    """Holds what lives longer than a request (listeners, jobs) and runs the operations: each
-    op_NAME method is one."""
+    """Performs the operations: each method op_NAME is one.
+
+    It owns the objects that outlive a request: inotify instances and running programs.
+    """
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -207,17 +224,20 @@ class Agent:
         self.objects: dict[int, Any] = {}
         self.last_handle = 0
 
-    def keep(self, thing: Any) -> int:
+    def add_object(self, thing: Any) -> int:
+        """Store an object under a new handle; return the handle."""
         with self.table_lock:
             self.last_handle += 1
             self.objects[self.last_handle] = thing
             return self.last_handle
 
-    def drop(self, handle: int) -> Any:
+    def remove_object(self, handle: int) -> Any:
+        """Remove an object and return it."""
         with self.table_lock:
             return self.objects.pop(handle)
 
     def op_ping(self) -> dict[str, Any]:
+        """Return the agent's process id, the kernel's release, and the time."""
         return {
             "pid": os.getpid(),
             "release": os.uname().release,
@@ -225,7 +245,7 @@ class Agent:
         }
 
     def op_leave(self) -> None:
-        """Ends the agent at once: the guest's init then powers off."""
+        """End the agent immediately: the guest's init then powers off."""
         os._exit(0)
 
     def op_run(
@@ -236,7 +256,7 @@ class Agent:
         cwd: str | None = None,
         env: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Runs a program to its end; on overtime it is killed and `timed_out` says so."""
+        """Run a program until it exits; after `limit` it is killed, and `timed_out` is true."""
         process = subprocess.Popen(
             argv, cwd=cwd, env={**os.environ, **(env or {})},
             stdin=subprocess.PIPE,
@@ -258,34 +278,41 @@ class Agent:
         env: dict[str, str] | None = None,
         stdin: bool = False,
     ) -> dict[str, int]:
+        """Start a program and leave it running."""
         process = Process(argv, cwd, env, stdin)
-        return {"handle": self.keep(process), "pid": process.process.pid}
+        return {"handle": self.add_object(process), "pid": process.process.pid}
 
     def op_process_lines(
         self, handle: int, limit: float, count: int | None = None, until: str | None = None
     ) -> dict[str, Any]:
+        """Return a program's output lines since the last call."""
         process = self.objects[handle]
         return {"lines": process.lines(limit, count, until), "status": process.process.poll()}
 
     def op_processes_ask(self, texts: list[tuple[int, str]], limit: float) -> list[list[str]]:
-        """Gives several programs their input, all at once; the next line of each."""
+        """Write to the stdin of all these programs; then return one line of each."""
         for handle, text in texts:
             self.objects[handle].send(text)
         return [self.objects[handle].lines(limit, 1, None) for handle, _text in texts]
 
     def op_process_stop(self, handle: int, signum: int = signal.SIGTERM, limit: float = 5.0) -> int:
-        return int(self.drop(handle).stop(signum, limit))
+        """Stop a program and return its status."""
+        return int(self.remove_object(handle).stop(signum, limit))
 
     def op_inotify(self) -> int:
-        return self.keep(InotifyInstance())
+        """Make an inotify instance."""
+        return self.add_object(InotifyInstance())
 
     def op_inotify_add(self, handle: int, path: str, mask: int) -> int:
+        """Add a watch."""
         return int(self.objects[handle].add(path, mask))
 
     def op_inotify_add_all(self, handle: int, watches: list[tuple[str, int]]) -> list[int]:
+        """Add several watches; return their watch descriptors."""
         return [self.objects[handle].add(path, mask) for path, mask in watches]
 
     def op_inotify_remove(self, handle: int, wd: int) -> None:
+        """Remove a watch."""
         self.objects[handle].remove(wd)
 
     def op_inotify_read(
@@ -296,45 +323,52 @@ class Agent:
         quiet: float | None = None,
         until: str | None = None,
     ) -> list[dict[str, Any]]:
+        """Read events of an inotify instance."""
         events: list[dict[str, Any]] = self.objects[handle].read(limit, count, quiet, until)
         return events
 
     def op_inotify_close(self, handle: int) -> None:
-        self.drop(handle).close()
+        """Close an inotify instance."""
+        self.remove_object(handle).close()
 
     def op_os(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Calls os.NAME; a result that is not plain data (stat, statvfs) comes back as a dict of
-        its fields."""
+        """Call os.NAME; return the fields of a result such as stat's as a dictionary."""
         result = getattr(os, name)(*args, **kwargs)
         fields = {key: getattr(result, key) for key in dir(result) if key.startswith(("st_", "f_"))}
         return fields or result
 
     def op_read_file(self, path: str) -> bytes:
+        """Return the content of a file."""
         return Path(path).read_bytes()
 
     def op_write_file(self, path: str, data: bytes) -> int:
+        """Open a file with O_CREAT and O_TRUNC, write `data`, close it.
+
+        Return the number of bytes written.
+        """
         return Path(path).write_bytes(data)
 
     def op_mount(
         self, source: str, target: str, fstype: str, flags: int = 0, options: str = ""
     ) -> None:
+        """Mount a file system."""
         arguments = [os.fsencode(source), os.fsencode(target), fstype.encode()]
         if LIBC.mount(*arguments, ctypes.c_ulong(flags), options.encode() or None) < 0:
             raise last_error(target)
 
     def op_umount(self, target: str, flags: int = 0) -> None:
+        """Unmount a file system."""
         if LIBC.umount2(os.fsencode(target), flags) < 0:
             raise last_error(target)
 
     def op_python(self, source: str, args: list[Any]) -> Any:
-        """Runs `source`, which defines main(), and returns main(*args): for what no other operation
-        covers."""
+        """Run `source`, which defines main(), and return main(*args)."""
         names: dict[str, Any] = {"__name__": "farwatch_guest_code", "libc": LIBC}
         exec(compile(source, "<from the host>", "exec"), names)
         return names["main"](*args)
 
     def answer(self, request: dict[str, Any]) -> None:
-        """Runs one request and sends its reply."""
+        """Run one request and send its reply."""
         reply: dict[str, Any] = {"id": request.get("id")}
         try:
             operation: Callable[..., Any] = getattr(self, f"op_{request['op']}")
@@ -358,7 +392,7 @@ class Agent:
                 data = data[os.write(self.port, data) :]
 
     def serve(self) -> None:
-        """Takes requests until the host closes the port."""
+        """Read requests until the host closes the port."""
         self.send_hello()
         buffered = b""
         while True:
@@ -368,9 +402,11 @@ class Agent:
                 threading.Thread(target=self.answer, args=(json.loads(line),), daemon=True).start()
 
     def send_hello(self) -> None:
+        """Send the first message, which says that the agent is ready."""
         os.write(self.port, json.dumps({"id": 0, "result": self.op_ping()}).encode() + b"\n")
 
     def receive(self) -> bytes:
+        """Read from the port; wait while the host has not opened it."""
         while True:
             try:
                 chunk = os.read(self.port, 1 << 16)
@@ -380,7 +416,7 @@ class Agent:
                 chunk = b""
             if chunk:
                 return chunk
-            # Nobody has the other end open: a virtio port reads as at its end until somebody does.
+            # A virtio port reads as at its end while no process has the other end open.
             select.select([], [], [], 0.05)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boots a guest with virtme-ng: pure functions turn facts into a command line, a class runs it."""
+"""Boots a guest with virtme-ng: pure functions make the command line, a class runs it."""
 
 import contextlib
 import os
@@ -29,14 +29,15 @@ CONFIG_SIZE = 44
 QUEUE_SIZE = 128
 BOOT_LIMIT = 120.0
 STOP_LIMIT = 20.0
-# Seconds for a dying kernel to write its trace.
+# Seconds for a crashing kernel to print its trace.
 TRACE_LIMIT = 5.0
 INTERVAL = 0.02
-#: virtme-ng's, and what is read of the host's root is kept: programs start in half the time.
+#: As virtme-ng's, with cache=readahead: the guest caches pages of the host's root, which halves the
+#: time to start a program.
 ROOT_FLAGS = "version=9p2000.L,trans=virtio,access=any,msize=524288,cache=readahead"
 
 
-class Device(Enum):
+class QemuDevice(Enum):
     """Which of QEMU's devices attaches the daemon."""
 
     EVENTS = "vhost-user-test-device-pci"
@@ -45,13 +46,17 @@ class Device(Enum):
 
 @dataclass(frozen=True)
 class VmSpec:
-    """All that a guest is made of. `agent_socket` is where QEMU puts the host's end of the agent's
-    channel."""
+    """What a guest is made of.
+
+    agent_socket: where QEMU makes the host's end of the agent's channel.
+    tag: names the share for mount(8).
+    memory_mib: the guest's memory, in MiB.
+    """
 
     image: Path
     qemu: Qemu
     accelerator: Accelerator
-    device: Device
+    device: QemuDevice
     daemon_socket: Path
     agent_socket: Path
     tag: str
@@ -62,13 +67,15 @@ class VmSpec:
 
 
 def share_options(
-    device: Device, daemon_socket: Path, tag: str, memory_mib: int, request_queues: int
+    device: QemuDevice, daemon_socket: Path, tag: str, memory_mib: int, request_queues: int
 ) -> list[str]:
-    """QEMU's arguments that attach a virtio-fs daemon: shared memory, the daemon's socket, the
-    device."""
-    if device is Device.EVENTS:
-        # Hiprio and notification queue, then the request queues. The tag comes from the daemon's
-        # configuration space.
+    """Return QEMU's arguments that attach a virtio-fs daemon.
+
+    They are shared memory, the daemon's socket, and the device.
+    """
+    if device is QemuDevice.EVENTS:
+        # The queues are the hiprio queue, the notification queue and the request queues. The
+        # daemon's configuration space has the tag.
         attach = f"{device.value},chardev=fs,virtio-id={VIRTIO_FS_ID},num_vqs={2 + request_queues}"
         attach += f",vq_size={QUEUE_SIZE},config_size={CONFIG_SIZE}"
     else:
@@ -89,7 +96,7 @@ def share_options(
 
 
 def agent_options(agent_socket: Path) -> list[str]:
-    """QEMU's arguments for the agent's channel."""
+    """Return QEMU's arguments for the agent's channel."""
     return [
         "-device",
         "virtio-serial-pci,id=agentbus",
@@ -101,15 +108,20 @@ def agent_options(agent_socket: Path) -> list[str]:
 
 
 def agent_command() -> str:
-    """What the guest runs: the agent, with the host's own Python, which the guest sees in its
-    root."""
+    """Return the guest's command that runs the agent.
+
+    It uses the host's own Python, which the guest sees in its root.
+    """
     python = Path(sys.executable).resolve()
     isolated = ["-X", "utf8", "-I", "-S", "-B"]
     return f"exec {shlex.join([str(python), *isolated, str(paths.GUEST_AGENT), AGENT_PORT])}"
 
 
 def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) -> list[str]:
-    """virtme-ng's command line; without `guest_command` the guest gives a shell on the console."""
+    """Return virtme-ng's command line.
+
+    guest_command: without it the guest runs a shell on the console.
+    """
     options = share_options(
         spec.device, spec.daemon_socket, spec.tag, spec.memory_mib, spec.request_queues
     )
@@ -136,7 +148,7 @@ def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) ->
 
 
 def vng_program() -> Path:
-    """virtme-ng's program, beside the interpreter that runs us or on PATH."""
+    """Return virtme-ng's program, from beside this interpreter or from PATH."""
     beside = Path(sys.executable).parent / "vng"
     found = str(beside) if beside.exists() else shutil.which("vng")
     if not found:
@@ -145,8 +157,10 @@ def vng_program() -> Path:
 
 
 class Vm:
-    """A booting or running guest. Its console is read all the time, kept in `log`, and watched for
-    trouble."""
+    """A booting or running guest.
+
+    A thread reads its console, writes it to `log`, and finds problems in it.
+    """
 
     def __init__(self, spec: VmSpec, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -176,9 +190,9 @@ class Vm:
 
     @classmethod
     def boot(cls, spec: VmSpec, log: Path, limit: float = BOOT_LIMIT) -> "Vm":
-        """Boots a guest and waits for its agent, for `limit` seconds each.
+        """Boot a guest and wait for its agent, up to `limit` seconds each.
 
-        GuestLostError with its last words when it does not come up.
+        GuestLostError: the guest did not boot; the text has the end of its console.
         """
         vm = cls(spec, log)
         try:
@@ -190,13 +204,13 @@ class Vm:
         return vm
 
     def connect(self, deadline: float) -> socket.socket:
-        """Connects to the agent's channel as soon as QEMU offers it."""
+        """Connect to the agent's channel as soon as QEMU offers it."""
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         while time.monotonic() < deadline:
             try:
                 channel.connect(str(self.spec.agent_socket))
             except (FileNotFoundError, ConnectionRefusedError):
-                # QEMU makes the socket when it starts; the wait ends at once when QEMU does.
+                # QEMU makes the socket when it starts. The wait ends early if QEMU ends.
                 if self.ended.wait(INTERVAL):
                     break
                 continue
@@ -205,7 +219,7 @@ class Vm:
         raise GuestLostError(f"QEMU did not start; {self.explain_loss()}")
 
     def watch_console(self) -> None:
-        """Reads the console to its end. After a fatal finding the guest is given up before long."""
+        """Read the console until QEMU ends; after a fatal problem the guest soon counts as lost."""
         with self.log.open("w") as keep:
             while True:
                 try:
@@ -215,44 +229,46 @@ class Vm:
                 keep.write(text)
                 keep.flush()
                 found = self.console.feed(text)
-                if any(finding.severity is Severity.FATAL for finding in found):
-                    # The trace that follows is worth a moment.
+                if any(problem.severity is Severity.FATAL for problem in found):
+                    # Leave the kernel time to print its trace.
                     threading.Thread(target=self.end_soon, daemon=True).start()
         self.ended.set()
         if self.guest:
             self.guest.mark_lost()
 
     def end_soon(self) -> None:
-        """Gives the guest up unless QEMU ends by itself, as it does after a panic."""
+        """Mark the guest lost, unless QEMU ends by itself, as it does after a panic."""
         if not self.ended.wait(TRACE_LIMIT) and self.guest:
             self.guest.mark_lost()
 
     def explain_loss(self) -> str:
-        """Why the guest is gone, as far as its console tells, and where to read on."""
+        """Return why the guest was lost, as far as its console shows it, and the console's path."""
         if self.guest and self.guest.lost:
-            # The agent's channel may end a moment before the console has been read.
+            # The agent's channel may end before the console has been read to its end.
             self.ended.wait(TRACE_LIMIT)
         fatal = [
-            finding.line for finding in self.console.findings if finding.severity is Severity.FATAL
+            problem.line for problem in self.console.problems if problem.severity is Severity.FATAL
         ]
-        gone = "the guest is gone" if self.ended.is_set() else "the guest does not answer"
-        reason = f"the guest crashed: {fatal[0]}" if fatal else gone
-        return f"{reason}\n{self.console.last_words()}\n(the whole console is in {self.log})"
+        lost = "the guest has ended" if self.ended.is_set() else "the guest does not answer"
+        reason = f"the guest crashed: {fatal[0]}" if fatal else lost
+        return f"{reason}\n{self.console.last_lines()}\n(the whole console is in {self.log})"
 
     def guest_or_fail(self) -> Guest:
-        """The guest's agent; GuestLostError when there is none."""
+        """Return the guest's agent. GuestLostError: there is none."""
         if self.guest is None:
             raise GuestLostError(self.explain_loss())
         return self.guest
 
     @property
     def alive(self) -> bool:
-        """Whether the guest runs and answers as far as is known."""
+        """Whether the guest runs and has answered so far."""
         return not self.ended.is_set() and self.guest is not None and not self.guest.lost
 
     def shut_down(self) -> None:
-        """Ends the agent, upon which virtme-ng's init powers the guest off; by force when that
-        takes too long."""
+        """End the agent, upon which virtme-ng's init powers the guest off.
+
+        GuestLostError: it took longer than STOP_LIMIT; QEMU is killed.
+        """
         if self.guest and self.alive:
             self.guest.leave()
         if not self.ended.wait(STOP_LIMIT):
@@ -263,9 +279,9 @@ class Vm:
         self.kill()
 
     def kill(self) -> None:
-        """Ends QEMU at once, whatever state it is in."""
-        # The pseudo-terminal made the child a session of its own: virtme-ng and QEMU are both in
-        # its process group.
+        """Kill QEMU immediately, in any state."""
+        # The pseudo-terminal made the child a session leader: virtme-ng and QEMU are in its process
+        # group.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.ended.wait(STOP_LIMIT)
@@ -276,5 +292,5 @@ class Vm:
 
 
 def socket_folder() -> Path:
-    """A new directory for sockets, whose paths must be short (108 bytes)."""
+    """Make a directory for sockets, whose paths must be short: 108 bytes. The caller removes it."""
     return Path(tempfile.mkdtemp(prefix="farwatch-"))

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the guest's console: finds what a kernel says when something is wrong with it. No I/O
-here."""
+"""Reads the text of the guest's console and finds the kernel's reports of faults. No I/O here."""
 
 import re
 from dataclasses import dataclass
 from enum import Enum
 
-WATCHED_TESTBEDS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
 class Severity(Enum):
-    """What a finding means for the guest."""
+    """What a problem means for the guest."""
 
     FATAL = "the guest is lost"
-    WARNING = "the kernel complains"
+    WARNING = "the kernel reports a fault and goes on"
 
 
 FATAL = re.compile(
@@ -21,7 +20,7 @@ FATAL = re.compile(
     r" fault"
     r"|kernel BUG at|double fault|Attempted to kill init"
 )
-#: Reports whose first words are no "BUG:", "WARNING:" or "INFO:", by what prints them.
+#: Reports that do not begin with "BUG:", "WARNING:" or "INFO:", by the part that prints them.
 OTHER_REPORTS = (
     # Locks and contexts.
     "turning off the locking correctness validator",
@@ -52,17 +51,17 @@ OTHER_REPORTS = (
     "cannot create duplicate filename",
     "tried to init an initialized object",
 )
-#: "INFO:" begins reports of hung tasks, stalls and lockdep; these lines alone are about the
-#: machine.
+#: Lines with "INFO:" that are about the host's speed. All others report hung tasks, stalls or
+#: locks.
 HARMLESS_INFO = "NMI handler |perf interrupt "
 WARNING = re.compile(rf"\b(?:WARNING|BUG): |\bINFO: (?!{HARMLESS_INFO})|{'|'.join(OTHER_REPORTS)}")
-# virtme-ng's init writes to the kernel's log, too, for instance when the host has no systemd.
+# virtme-ng's init also writes to the kernel's log, for instance if the host has no systemd.
 KERNEL_LINE = re.compile(r"^\[ *\d+\.\d+\] (?!virtme-)")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the console that tells of trouble; `number` counts lines from 1."""
+class ConsoleProblem:
+    """One line of the console that reports a fault; `number` counts lines from 1."""
 
     severity: Severity
     number: int
@@ -70,22 +69,23 @@ class Finding:
 
 
 class Console:
-    """The text of one guest's console, line by line, with what was found in it."""
+    """The text of one guest's console, line by line, and the problems found in it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.findings: list[Finding] = []
+        self.problems: list[ConsoleProblem] = []
         self.unfinished = ""
 
-    def feed(self, text: str) -> list[Finding]:
-        """Takes the next piece of output and returns what is new in the findings."""
+    def feed(self, text: str) -> list[ConsoleProblem]:
+        """Add the next part of the output; return the problems that it adds."""
         *lines, self.unfinished = (self.unfinished + text).split("\n")
-        before = len(self.findings)
+        before = len(self.problems)
         for line in lines:
-            self.take(WATCHED_TESTBEDS.sub("", line))
-        return self.findings[before:]
+            self.take(TERMINAL_CODES.sub("", line))
+        return self.problems[before:]
 
     def take(self, line: str) -> None:
+        """Add one line, without its line end."""
         self.lines.append(line)
         if not KERNEL_LINE.match(line):
             return
@@ -97,17 +97,16 @@ class Console:
             else None
         )
         if severity:
-            self.findings.append(Finding(severity, len(self.lines), line))
+            self.problems.append(ConsoleProblem(severity, len(self.lines), line))
 
-    def last_words(self) -> str:
-        """What tells most after a loss: the trouble and the trace that follows it, else the last
-        lines."""
-        fatal = [finding.number for finding in self.findings if finding.severity is Severity.FATAL]
+    def last_lines(self) -> str:
+        """Return the first fatal problem with its trace; without one, the last lines."""
+        fatal = [problem.number for problem in self.problems if problem.severity is Severity.FATAL]
         if not fatal:
             return self.tail()
         start = max(fatal[0] - 6, 0)
         return "\n".join(self.lines[start : start + 60])
 
     def tail(self, count: int = 25) -> str:
-        """The last lines, for a person to read."""
+        """Return the last lines, for people."""
         return "\n".join([*self.lines, self.unfinished][-count:])

@@ -115,7 +115,7 @@ class Daemon:
         with self.changed:
             self.changed.wait_for(lambda: found() or self.ended, limit)
             if not found():
-                words = subprocesses.last_words("\n".join(self.lines))
+                words = subprocesses.last_lines("\n".join(self.lines))
                 state = "ended" if self.ended else f"did not log '{text}' in {limit:.0f} s"
                 raise HarnessError(
                     f"the daemon {state}: {words or 'it logged nothing'} (see {self.log})"

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run needs beside the daemon: kernel, QEMU, accelerator. Found or made, and told to the
-user."""
+"""The environment of a run: kernel, QEMU and accelerator, found or made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,33 +7,35 @@ from pathlib import Path
 
 from farwatch_harness.kernel import build, series
 from farwatch_harness.util import apt, paths, progress
-from farwatch_harness.vm.boot import Device
+from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.qemu import Accelerator, Qemu, find_accelerator, find_qemu
 from farwatch_harness.vm.testbed import TestbedSpec
 
 
 @dataclass(frozen=True)
 class Environment:
-    """All that a guest needs beside its share."""
+    """What a guest needs beside its share."""
 
     kernel: build.Kernel
     qemu: Qemu
     accelerator: Accelerator
 
-    def testbed_spec(self, name: str, shared: Path, device: Device = Device.EVENTS) -> TestbedSpec:
-        """A machine of this equipment; dataclasses.replace() changes what is special about it."""
+    def testbed_spec(
+        self, name: str, shared: Path, device: QemuDevice = QemuDevice.EVENTS
+    ) -> TestbedSpec:
+        """Return a spec of a testbed in this environment; change it with dataclasses.replace()."""
         return TestbedSpec(name, self.kernel.image, self.qemu, self.accelerator, shared, device)
 
 
 def patches_of_series(count: int | None = None, folder: Path = paths.PATCHES) -> list[series.Patch]:
-    """The series in `folder`, or its first `count` patches."""
+    """Return the series in `folder`, or its first `count` patches."""
     return series.read_series(folder)[:count] if count != 0 else []
 
 
 def prepare_environment(
     patches: Sequence[series.Patch], flavour: build.Flavour = build.Flavour.NORMAL
 ) -> Environment:
-    """Finds or makes all of it, and says what it is."""
+    """Find or make the environment, and print what it is."""
     apt.install(apt.GUEST, paths.LOGS / "apt-guest.log")
     kernel = build.build(patches, flavour)
     qemu = find_qemu()
@@ -42,7 +43,7 @@ def prepare_environment(
     speed = (
         ""
         if accelerator is Accelerator.KVM
-        else " (no KVM that works: the guest is emulated, and slower)"
+        else " (KVM does not work here: the guest is emulated, and slower)"
     )
     progress.say(f"  kernel: {kernel.title}")
     progress.say(f"  QEMU: {qemu.version}, {qemu.origin}")

@@ -11,7 +11,6 @@ a busy host. Every call may raise:
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import json
@@ -19,12 +18,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from farwatch_harness.util.errors import GuestLostError, HarnessError
+from farwatch_harness.vm.agent import pack, unpack
 
 # Seconds, added to every limit of an operation: an emulated guest on a busy host is slow to answer.
 SLACK = 30.0
@@ -39,7 +39,7 @@ class GuestError(HarnessError):
 
 
 @dataclass(frozen=True)
-class InotifyEvent:
+class GuestInotifyEvent:
     """One inotify event as the agent read it; see inotify(7).
 
     time: when it was read, by CLOCK_MONOTONIC of the guest, in seconds.
@@ -198,9 +198,9 @@ class Guest:
         answer = self.call("spawn", argv=words, cwd=cwd, env=dict(env or {}), stdin=stdin)
         return GuestProcess(self, answer["handle"], answer["pid"])
 
-    def inotify(self) -> Inotify:
+    def inotify(self) -> GuestInotify:
         """Make an inotify instance in the guest. The caller closes it, or uses it in "with"."""
-        return Inotify(self, self.call("inotify"))
+        return GuestInotify(self, self.call("inotify"))
 
     def os(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call Python's os.NAME in the guest and return its result.
@@ -221,17 +221,26 @@ class Guest:
     def mount(
         self, source: str, target: str, fstype: str, flags: int = 0, options: str = ""
     ) -> None:
-        """Call mount(2) in the guest."""
+        """Mount a file system in the guest.
+
+        The arguments are those of mount(2).
+        """
         self.call(
             "mount", source=source, target=target, fstype=fstype, flags=flags, options=options
         )
 
     def umount(self, target: str, flags: int = 0) -> None:
-        """Call umount2(2) in the guest."""
+        """Unmount a file system in the guest.
+
+        The arguments are those of umount2(2).
+        """
         self.call("umount", target=target, flags=flags)
 
     def python(self, source: str, *args: Any, limit: float = CALL_LIMIT) -> Any:
-        """Run Python `source` in the agent and return its main(*args), which must be plain data."""
+        """Run Python `source` in the agent.
+
+        Return what its function `main` returns for these arguments, which must be plain data.
+        """
         return self.call("python", limit, source=source, args=list(args))
 
     def kernel_log(self) -> str:
@@ -239,7 +248,7 @@ class Guest:
         return self.run("dmesg").stdout
 
 
-class Inotify:
+class GuestInotify:
     """An inotify instance in the guest; Guest.inotify() makes it."""
 
     def __init__(self, guest: Guest, handle: int) -> None:
@@ -263,7 +272,7 @@ class Inotify:
         limit: float = EVENT_LIMIT,
         quiet: float | None = None,
         until: str | None = None,
-    ) -> list[InotifyEvent]:
+    ) -> list[GuestInotifyEvent]:
         """Read events in order, until one of these holds; return fewer events at the limit.
 
         count: this many events were read.
@@ -280,7 +289,7 @@ class Inotify:
             quiet=quiet,
             until=until,
         )
-        return [InotifyEvent(**fields) for fields in found]
+        return [GuestInotifyEvent(**fields) for fields in found]
 
     def close(self) -> None:
         """Close the instance, which removes its watches."""
@@ -326,23 +335,3 @@ class GuestProcess:
         The program is killed after 5 seconds.
         """
         return int(self.guest.call("process_stop", 10.0, handle=self.handle, signum=signum))
-
-
-def pack(value: Any) -> Any:
-    """Return `value` with every bytes object encoded for JSON."""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {"b64": base64.b64encode(bytes(value)).decode()}
-    if isinstance(value, dict):
-        return {str(key): pack(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [pack(item) for item in value]
-    return value
-
-
-def unpack(value: Any) -> Any:
-    """Decode what pack() encoded."""
-    if isinstance(value, dict):
-        if set(value) == {"b64"}:
-            return base64.b64decode(value["b64"])
-        return {key: unpack(item) for key, item in value.items()}
-    return [unpack(item) for item in value] if isinstance(value, list) else value

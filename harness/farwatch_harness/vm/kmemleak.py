@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks a kernel with kmemleak for memory that nothing refers to any more."""
+"""Finds memory that a kernel with kmemleak has leaked."""
 
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest
@@ -11,8 +11,11 @@ SCRIPT = f"echo scan > {KMEMLEAK} && sleep 6 && echo scan > {KMEMLEAK} && cat {K
 
 
 def fail_on_leaks(guest: Guest) -> None:
-    """HarnessError with what has leaked since the guest booted; a kernel without kmemleak is not
-    asked."""
+    """Scan for memory that was leaked since the guest booted.
+
+    Without kmemleak in the kernel, do nothing. HarnessError: something has leaked; the text lists
+    it.
+    """
     if not guest.os("access", KMEMLEAK, 0):
         return
     found = guest.shell(SCRIPT, limit=SCAN_LIMIT).strip()

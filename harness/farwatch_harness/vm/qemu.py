@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which QEMU to run and how fast it can be: found by trying, remembered, and overridable.
+"""The QEMU to run, and its accelerator: found by trying and cached.
 
-FARWATCH_QEMU names a QEMU program; FARWATCH_ACCEL (kvm or tcg) decides instead of the probe.
+FARWATCH_QEMU names a QEMU program. FARWATCH_ACCEL (kvm or tcg) replaces the trial.
 """
 
 import os
@@ -20,9 +20,9 @@ PROGRAM = "qemu-system-x86_64"
 EVENT_DEVICE = "vhost-user-test-device-pci"
 SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
-# How long a kernel may take to say its first words under KVM: it needs less than a second.
+# Seconds for a kernel under KVM to print its first line; it needs less than one.
 KVM_LIMIT = 20.0
-FIRST_WORDS = b"Linux version"
+FIRST_LINE = b"Linux version"
 
 WRAPPER = """#!/bin/sh
 # Runs the QEMU of the Debian tree beside this script with that tree's own loader and libraries;
@@ -43,7 +43,10 @@ class Accelerator(Enum):
 
 @dataclass(frozen=True)
 class Qemu:
-    """A QEMU that can offer the notification queue: its path, its version, where it comes from."""
+    """A QEMU that can offer the notification queue.
+
+    origin: where it was found, for people.
+    """
 
     program: Path
     version: str
@@ -51,8 +54,10 @@ class Qemu:
 
 
 def offers_events(program: Path | str) -> bool:
-    """Whether this QEMU has the generic vhost-user device, which passes the notification queue's
-    bit through."""
+    """Return whether this QEMU has the generic vhost-user device.
+
+    That device passes the feature bit of the notification queue through.
+    """
     try:
         done = subprocess.run(
             [str(program), "-device", f"{EVENT_DEVICE},help"],
@@ -66,8 +71,10 @@ def offers_events(program: Path | str) -> bool:
 
 
 def find_qemu() -> Qemu:
-    """The named QEMU, else the one on PATH if it will do, else one in the cache; HarnessError when
-    none will."""
+    """Return the named QEMU, else a usable one on PATH, else the one in the cache.
+
+    HarnessError: none of them is usable.
+    """
     named = os.environ.get("FARWATCH_QEMU")
     if named:
         if not offers_events(named):
@@ -87,11 +94,15 @@ def find_qemu() -> Qemu:
 
 
 def described(program: Path, origin: str) -> Qemu:
+    """Return the QEMU with its version. HarnessError: the program does not run."""
     return Qemu(program, subprocesses.run([program, "--version"]).splitlines()[0], origin)
 
 
 def mirror() -> str:
-    """The archive that this machine's own apt uses for Debian; HarnessError when apt names none."""
+    """Return the Debian archive that this machine's apt uses.
+
+    HarnessError: apt has no list of one.
+    """
     text = subprocesses.run(
         [
             "apt-get",
@@ -115,7 +126,10 @@ def mirror() -> str:
 
 
 def unpacked_tree() -> Path:
-    """A Debian tree in the cache that holds a QEMU new enough; made by mmdebstrap, about 170 MB."""
+    """Return a Debian tree in the cache with a QEMU that is new enough.
+
+    mmdebstrap makes it; it takes about 170 MB.
+    """
 
     def make(target: Path) -> None:
         apt.install(apt.QEMU_TREE, paths.LOGS / "apt-qemu.log")
@@ -145,7 +159,7 @@ def unpacked_tree() -> Path:
 
 
 def archive_of(step: progress.Step) -> str:
-    """mirror(), after fetching apt's lists when it has none yet."""
+    """Return mirror(); fetch apt's package lists first if it has none."""
     try:
         return mirror()
     except HarnessError:
@@ -154,8 +168,10 @@ def archive_of(step: progress.Step) -> str:
 
 
 def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
-    """KVM where a kernel really boots with it, else TCG; the answer is remembered per machine, host
-    kernel and QEMU."""
+    """Return KVM if a kernel boots with it, else TCG.
+
+    The answer is cached for this host, its kernel and this QEMU.
+    """
     named = os.environ.get("FARWATCH_ACCEL")
     if named:
         try:
@@ -164,35 +180,35 @@ def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
             raise HarnessError(f"FARWATCH_ACCEL={named} is not one of kvm, tcg") from None
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Accelerator.TCG
-    memory = (
+    answer = (
         paths.cache_root()
         / "kvm"
         / cache.content_key(host_identity(), str(qemu.program), qemu.version)
     )
     try:
-        return Accelerator(memory.read_text().strip())
+        return Accelerator(answer.read_text().strip())
     except (FileNotFoundError, ValueError):
         pass
     with progress.step("trying whether a kernel boots with KVM"):
         found = Accelerator.KVM if boots_with_kvm(qemu, image) else Accelerator.TCG
-    cache.write_atomically(memory, found.value.encode())
+    cache.write_atomically(answer, found.value.encode())
     return found
 
 
 def host_identity() -> str:
-    """What the answer about KVM depends on: this machine, its processor and its kernel."""
+    """Return what the answer about KVM depends on: this host, its CPU and its kernel."""
     identity = Path("/etc/machine-id")
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = [line for line in facts if line.startswith("model name")]
-    return (
-        f"{identity.read_text() if identity.exists() else ''} {processor[:1]} {platform.release()}"
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line for line in lines if line.startswith("model name")]
+    return f"{identity.read_text() if identity.exists() else ''} {model[:1]} {platform.release()}"
 
 
 def boots_with_kvm(qemu: Qemu, image: Path) -> bool:
-    """Whether a kernel says its first words under KVM within the limit; /dev/kvm alone proves
-    nothing."""
-    machine_words = [
+    """Return whether a kernel under KVM prints its first line within the limit.
+
+    That /dev/kvm exists proves nothing.
+    """
+    machine_options = [
         "-machine",
         "q35,accel=kvm",
         "-cpu",
@@ -202,7 +218,7 @@ def boots_with_kvm(qemu: Qemu, image: Path) -> bool:
         "-nodefaults",
         "-no-reboot",
     ]
-    boot_words = [
+    boot_options = [
         "-display",
         "none",
         "-serial",
@@ -212,17 +228,17 @@ def boots_with_kvm(qemu: Qemu, image: Path) -> bool:
         "-append",
         "console=ttyS0 panic=-1",
     ]
-    argv = [str(qemu.program), *machine_words, *boot_words]
+    argv = [str(qemu.program), *machine_options, *boot_options]
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=KVM_LIMIT, check=False
         )
         output = done.stdout
-    except subprocess.TimeoutExpired as late:
-        output = late.stdout or b""
-    return FIRST_WORDS in output
+    except subprocess.TimeoutExpired as expired:
+        output = expired.stdout or b""
+    return FIRST_LINE in output
 
 
 def command_line(qemu: Qemu) -> str:
-    """The QEMU as a command for a shell."""
+    """Return the QEMU as a command for a shell."""
     return shlex.quote(str(qemu.program))

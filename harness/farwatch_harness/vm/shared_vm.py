@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps one guest for many tests: boots it when the first asks for it, and again after it was
-lost."""
+"""A VM that several tests use one after the other."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from farwatch_harness.vm.testbed import Testbed, TestbedSpec, start_testbed
 
 
 class SharedVm:
-    """Holds at most one running machine, made from make_spec(name)."""
+    """At most one running testbed, made from make_spec(name)."""
 
     def __init__(self, make_spec: Callable[[str], TestbedSpec]) -> None:
         self.make_spec = make_spec
@@ -19,7 +18,7 @@ class SharedVm:
         self.current: Testbed | None = None
 
     def testbed(self) -> Testbed:
-        """The running machine; booted when there is none that is alive."""
+        """Return the running testbed; boot one if there is none, or if it is lost."""
         if self.current is not None and self.current.alive:
             return self.current
         self.close()
@@ -30,13 +29,13 @@ class SharedVm:
         return self.current
 
     def close(self) -> None:
-        """Ends the machine if there is one."""
+        """Stop the testbed, if there is one."""
         self.current = None
         self.stack.close()
 
 
 def log_tail(path: Path, lines: int = 40) -> str:
-    """The end of a log file, for a report; empty when there is none."""
+    """Return the last lines of a log file; "" if there is no such file."""
     return (
         "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
     )

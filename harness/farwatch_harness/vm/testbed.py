@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
-from farwatch_harness.vm.boot import Device, Vm, VmSpec, socket_folder
+from farwatch_harness.vm.boot import QemuDevice, Vm, VmSpec, socket_folder
 from farwatch_harness.vm.daemon_process import READY, Daemon, farwatchd_command
 from farwatch_harness.vm.kmemleak import fail_on_leaks
 from farwatch_harness.vm.qemu import Accelerator, Qemu
@@ -44,7 +44,7 @@ class TestbedSpec:
     name: names the logs, build/logs/NAME-console.log and NAME-daemon.log.
     image: the guest's kernel.
     shared: the host directory that the daemon serves. The caller owns it.
-    device: QEMU's device; Device.PLAIN has no notification queue.
+    device: QEMU's device; QemuDevice.PLAIN has no notification queue.
     daemon_options: further options of farwatchd.
     daemon_command: replaces farwatchd and its options; {socket}, {shared} and {tag} are filled in.
     daemon_ready: the text that the daemon logs when it listens.
@@ -64,7 +64,7 @@ class TestbedSpec:
     qemu: Qemu
     accelerator: Accelerator
     shared: Path
-    device: Device = Device.EVENTS
+    device: QemuDevice = QemuDevice.EVENTS
     daemon_options: tuple[str, ...] = ()
     daemon_command: tuple[str, ...] | None = None
     daemon_ready: str = READY
@@ -79,7 +79,7 @@ class TestbedSpec:
 class LogPosition:
     """A position in the console and in the daemon's log of a testbed."""
 
-    findings: int
+    problems: int
     daemon_lines: int
 
 
@@ -113,21 +113,24 @@ class Testbed:
         self.guest = vm.guest_or_fail()
 
     def mount(self) -> None:
-        """Mount the share in the guest. OSError: the guest's mount(2) failed."""
+        """Mount the share in the guest.
+
+        OSError: mount(2) failed in the guest.
+        """
         self.guest.os("makedirs", str(MOUNT_POINT), exist_ok=True)
         self.guest.mount(TAG, str(MOUNT_POINT), "virtiofs", options=self.spec.mount_options)
 
     def problems(self, since: LogPosition | None = None) -> list[str]:
         """Return the kernel's warnings and the daemon's tracebacks after `since`."""
         start = since or LogPosition(0, 0)
-        found = [finding.line for finding in self.vm.console.findings[start.findings :]]
+        found = [problem.line for problem in self.vm.console.problems[start.problems :]]
         return [f"guest kernel: {line}" for line in found] + self.daemon.tracebacks(
             start.daemon_lines
         )
 
     def log_position(self) -> LogPosition:
         """Return the end of both logs, for a later problems(since)."""
-        return LogPosition(len(self.vm.console.findings), self.daemon.log_length)
+        return LogPosition(len(self.vm.console.problems), self.daemon.log_length)
 
     @property
     def alive(self) -> bool:
@@ -135,7 +138,7 @@ class Testbed:
         return self.vm.alive and self.daemon.running
 
 
-def daemon_words(spec: TestbedSpec, socket: Path) -> list[str]:
+def daemon_argv(spec: TestbedSpec, socket: Path) -> list[str]:
     """Return the command line of the testbed's daemon."""
     if spec.daemon_command is None:
         return farwatchd_command(socket, spec.shared, TAG, spec.daemon_options)
@@ -173,7 +176,7 @@ def start_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
         sockets = socket_folder()
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         log = paths.LOGS / f"{spec.name}-daemon.log"
-        daemon = Daemon.start(daemon_words(spec, sockets / "fs"), log, spec.daemon_ready)
+        daemon = Daemon.start(daemon_argv(spec, sockets / "fs"), log, spec.daemon_ready)
         stack.callback(daemon.stop)
         vm = Vm.boot(vm_spec(spec, sockets), paths.LOGS / f"{spec.name}-console.log")
         stack.callback(vm.kill)

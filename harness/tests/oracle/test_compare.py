@@ -35,7 +35,7 @@ from farwatch_harness.oracle.operations import (
 )
 from farwatch_harness.oracle.script_runners import GuestScriptRunners, HostScriptRunners
 from farwatch_harness.util import paths
-from farwatch_harness.vm.guest_client import Guest, InotifyEvent
+from farwatch_harness.vm.guest_client import Guest, GuestInotifyEvent
 from farwatch_harness.vm.testbed import Share
 
 
@@ -144,8 +144,8 @@ def test_a_round_is_all_or_one_operation_of_each_lane() -> None:
     ]
 
 
-def event(wd: int, mask: In, name: str = "", cookie: int = 0) -> InotifyEvent:
-    return InotifyEvent(wd, int(mask), cookie, name, 0.0)
+def event(wd: int, mask: In, name: str = "", cookie: int = 0) -> GuestInotifyEvent:
+    return GuestInotifyEvent(wd, int(mask), cookie, name, 0.0)
 
 
 def test_what_repeats_is_told_once_and_what_comes_between_is_kept() -> None:

@@ -27,26 +27,28 @@ from farwatch_harness.soak.run import add_options, plan_of
 from farwatch_harness.soak.stream import ALL, MARKER, Account, Judge, Kind, Tally, burst, mask_of
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.guest_client import Guest, InotifyEvent
+from farwatch_harness.vm.guest_client import Guest, GuestInotifyEvent
 from farwatch_harness.vm.testbed import Share
 
 MIB = 1024 * 1024
 
 
-def stream(first: int, count: int, kinds: Sequence[Kind] = ALL) -> list[InotifyEvent]:
+def stream(first: int, count: int, kinds: Sequence[Kind] = ALL) -> list[GuestInotifyEvent]:
     """What a watch is told of so many files."""
     return [
-        InotifyEvent(1, int(kind.event), 0, f"{kind.letter}{number}", 0.0)
+        GuestInotifyEvent(1, int(kind.event), 0, f"{kind.letter}{number}", 0.0)
         for number in range(first, first + count)
         for kind in kinds
     ]
 
 
-def marker(number: int) -> InotifyEvent:
-    return InotifyEvent(1, int(In.CREATE), 0, f"{MARKER}{number}", 0.0)
+def marker(number: int) -> GuestInotifyEvent:
+    return GuestInotifyEvent(1, int(In.CREATE), 0, f"{MARKER}{number}", 0.0)
 
 
-def judged(events: Sequence[InotifyEvent], kinds: Sequence[Kind] = ALL, sure: int = 0) -> Tally:
+def judged(
+    events: Sequence[GuestInotifyEvent], kinds: Sequence[Kind] = ALL, sure: int = 0
+) -> Tally:
     judge = Judge(sure, kinds)
     for event in events:
         judge.see(event)
@@ -107,7 +109,7 @@ def test_what_is_wrong_is_told_in_words() -> None:
 
 
 def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
-    assert judged([InotifyEvent(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
+    assert judged([GuestInotifyEvent(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
     for mask, name in (
         (In.MODIFY, "f1"),
         (In.CREATE, "x1"),
@@ -115,7 +117,7 @@ def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
         (In.IGNORED, ""),
         (In.CREATE, "f"),
     ):
-        assert judged([InotifyEvent(1, int(mask), 0, name, 0.0)]).strange == 1
+        assert judged([GuestInotifyEvent(1, int(mask), 0, name, 0.0)]).strange == 1
 
 
 def test_native_inotify_is_judged_clean(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-from farwatch_harness.vm.boot import Device, share_options, vng_command
+from farwatch_harness.vm.boot import QemuDevice, share_options, vng_command
 from farwatch_harness.vm.qemu import Accelerator, Qemu
-from farwatch_harness.vm.testbed import TestbedSpec, daemon_words, vm_spec
+from farwatch_harness.vm.testbed import TestbedSpec, daemon_argv, vm_spec
 
 QEMU = Qemu(Path("/q e/qemu"), "11.1.3", "test")
 SPEC = TestbedSpec("name", Path("/k/bzImage"), QEMU, Accelerator.TCG, Path("/shared dir"))
@@ -21,7 +21,7 @@ def qemu_words(command: list[str]) -> list[str]:
 
 
 def test_the_event_device_has_hiprio_notification_and_request_queues() -> None:
-    words = share_options(Device.EVENTS, Path("/s"), "tag", 512, request_queues=2)
+    words = share_options(QemuDevice.EVENTS, Path("/s"), "tag", 512, request_queues=2)
     device = words[words.index("-device") + 1].split(",")
     assert device[0] == "vhost-user-test-device-pci"
     assert {"virtio-id=26", "num_vqs=4", "config_size=44"} <= set(device)
@@ -29,7 +29,7 @@ def test_the_event_device_has_hiprio_notification_and_request_queues() -> None:
 
 
 def test_the_plain_device_has_a_tag() -> None:
-    words = share_options(Device.PLAIN, Path("/s"), "tag", 512, request_queues=1)
+    words = share_options(QemuDevice.PLAIN, Path("/s"), "tag", 512, request_queues=1)
     assert words[-1].startswith("vhost-user-fs-pci,") and "tag=tag" in words[-1]
 
 
@@ -65,7 +65,7 @@ def test_testbed_memory_option_reaches_virtme_ng_and_the_shared_backend() -> Non
 
 def test_the_daemon_is_ours_with_its_options_or_the_one_named() -> None:
     options = dataclasses.replace(SPEC, daemon_options=("--max-watches=3",))
-    words = daemon_words(options, Path("/s"))
+    words = daemon_argv(options, Path("/s"))
     assert words[0].endswith("farwatchd")
     assert words[1:] == [
         "--socket-path=/s",
@@ -75,4 +75,4 @@ def test_the_daemon_is_ours_with_its_options_or_the_one_named() -> None:
         "--max-watches=3",
     ]
     other = dataclasses.replace(SPEC, daemon_command=("other", "--at={socket}", "{shared}"))
-    assert daemon_words(other, Path("/s")) == ["other", "--at=/s", "/shared dir"]
+    assert daemon_argv(other, Path("/s")) == ["other", "--at=/s", "/shared dir"]

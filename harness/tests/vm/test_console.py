@@ -93,18 +93,18 @@ def test_a_line_that_comes_in_pieces_is_found_once() -> None:
     assert console.feed("[    3.0") == []
     assert console.feed("00000] Kernel pan") == []
     assert len(console.feed("ic - not syncing: x\n[    3.1")) == 1
-    assert len(console.findings) == 1
+    assert len(console.problems) == 1
 
 
 def test_after_a_loss_the_trouble_and_its_trace_are_told_whole() -> None:
     console = Console()
     trace = "".join(f"[    3.000001]  frame_{number}\n" for number in range(40))
     console.feed(f"{QUIET}[    3.000000] Kernel panic - not syncing: x\n{trace}")
-    words = console.last_words()
+    words = console.last_lines()
     assert "Kernel panic" in words and "frame_0" in words and "frame_39" in words
 
 
 def test_without_trouble_the_last_lines_are_told() -> None:
     console = Console()
     console.feed("".join(f"line {number}\n" for number in range(100)))
-    assert console.last_words().splitlines()[-1] == "line 99"
+    assert console.last_lines().splitlines()[-1] == "line 99"
