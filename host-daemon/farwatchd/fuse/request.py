@@ -17,7 +17,9 @@ from farwatchd.iovec import gather, slices
 from farwatchd.virtqueue import Chain
 from farwatchd.wire.fuse import InHeader, Opcode, in_header, out_header, write_in
 
-NAME_MAX = 255
+#: ``FUSE_NAME_MAX``, bytes. What is too long for the host's file system is the host's error: some
+#: (vfat, exfat, ntfs3, cifs) allow 255 characters, which are more bytes.
+NAME_MAX = 1024
 #: ``XATTR_NAME_MAX`` and ``XATTR_SIZE_MAX``.
 XATTR_NAME_MAX = 255
 XATTR_SIZE_MAX = 65536

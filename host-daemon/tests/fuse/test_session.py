@@ -65,6 +65,13 @@ def test_lookup_gives_the_entry(client: Client, fs: FakeFs) -> None:
     assert (entry.attr_valid, entry.attr_valid_nsec) == (1, 250_000_000)
 
 
+def test_names_are_as_long_as_the_client_allows(client: Client, fs: FakeFs) -> None:
+    longest = b"x" * 1024
+    client.lookup(1, longest)
+    client.rename(1, longest, 1, longest)
+    assert fs.calls == [("lookup", 1, longest), ("rename", 1, longest, 1, longest, 0)]
+
+
 def test_attributes_travel_whole(client: Client) -> None:
     attr = client.getattr(42)
     assert (attr.attr_ino, attr.attr_mode, attr.attr_nlink) == (77, STAT.st_mode, 2)
@@ -281,7 +288,7 @@ BAD_NAMES = [
     (b"a/b", errno.EINVAL),
     (b"/", errno.EINVAL),
     (b"../etc/passwd", errno.EINVAL),
-    (b"x" * 256, errno.ENAMETOOLONG),
+    (b"x" * 1025, errno.ENAMETOOLONG),
 ]
 NAMED: list[Callable[[Client, bytes], object]] = [
     lambda c, n: c.lookup(1, n),
