@@ -82,6 +82,25 @@ def number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def size(low: int) -> Callable[[str], int]:
+    """Return a parser of sizes of at least ``low`` bytes: a number, K, M, G or T after it."""
+
+    def parse(text: str) -> int:
+        digits = text.rstrip("".join(_UNITS))
+        unit = text[len(digits) :]
+        if not (digits.isascii() and digits.isdigit()) or len(unit) > 1:
+            raise ValueError(f"{text!r} is not a size such as 64M")
+        value = int(digits) * _UNITS.get(unit, 1)
+        if value < low:
+            raise ValueError(f"{text} is too little: {low} bytes at least")
+        return value
+
+    return parse
+
+
 def choice(kind: type[Enum], **former: Enum) -> Callable[[str], Enum]:
     """Return a parser of an Enum's values; ``former`` are names that are accepted, not listed."""
 

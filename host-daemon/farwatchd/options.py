@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from farwatchd.config import Option, UserError, declared, number, option
+from farwatchd.config import Option, UserError, declared, number, option, size
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.listener import SocketOptions
 from farwatchd.passthrough.id_map import make_owners
@@ -26,7 +26,12 @@ from farwatchd.sandbox.limits import usable_memory
 from farwatchd.sandbox.options import Sandbox, SandboxOptions
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtiofsd_compat import WITHOUT_EFFECT, modern
-from farwatchd.watch.options import FsnotifyMode, WatchOptions
+from farwatchd.watch.options import (
+    DEFAULT_EVENT_QUEUE,
+    DEFAULT_MAX_WATCHES,
+    FsnotifyMode,
+    WatchOptions,
+)
 
 _R = TypeVar("_R")
 
@@ -51,10 +56,15 @@ CAPABILITIES = {
     ],
 }
 
-#: What an inode that the guest knows takes of the daemon's memory, as measured, and the least
-#: limit of inodes that is set by itself.
+#: What an inode that the guest knows, a watch, and an event of the longest names take of the
+#: daemon's memory, in bytes, as measured.
 INODE_BYTES = 640
+WATCH_BYTES = 420
+EVENT_BYTES = 640
+#: The least limit of inodes that is set without --max-memory.
 MIN_MAX_INODES = 65536
+#: The least value of --max-memory: enough to work with.
+MIN_MEMORY = 1 << 20
 
 EPILOG = """\
 attach it to QEMU 10.2 or later with (events need a guest kernel with the Farwatch patches):
@@ -85,6 +95,15 @@ class ProcessOptions:
         4,
         number(0, 1 << 16),
         metavar="N",
+    )
+    max_memory: int | None = option(
+        "max-memory",
+        "memory that all that the guest knows and watches may take, besides some 40M for the"
+        " daemon itself: sets --max-inodes, --max-watches and --event-queue where they are not"
+        " given (K, M, G; default: a quarter of the memory for inodes)",
+        None,
+        size(MIN_MEMORY),
+        metavar="SIZE",
     )
     log_level: str = option("log-level", "default: %(default)s", "info", choices=LOG_LEVELS)
     daemonize: bool = option(
@@ -250,17 +269,36 @@ def _derive(given: argparse.Namespace) -> None:
         raise UserError(f"--translate-uid, --translate-gid: {error}") from error
     if given.uid_map or given.gid_map:
         given.id_maps = IdMaps(tuple(given.uid_map), tuple(given.gid_map))
-    if given.max_inodes is None:
-        quarter = usable_memory() // 4
-        given.max_inodes = max(MIN_MAX_INODES, min(DEFAULT_MAX_INODES, quarter // INODE_BYTES))
+    _set_memory_limits(given)
+    given.security_labels = given.security_label is not Negotiation.NEVER
     given.notification = given.fsnotify is not FsnotifyMode.OFF
     given.readdirplus = given.readdirplus and given.cache is not Cache.NEVER
     given.xattr = (
         given.xattr
-        or given.security_label
+        or given.security_labels
         or given.xattrmap is not None
         or given.posix_acl is not Negotiation.NEVER
     )
+
+
+def _set_memory_limits(given: argparse.Namespace) -> None:
+    """Set the limits that were not given by the memory there is, or by --max-memory."""
+    if given.max_memory is None:
+        inodes = max(MIN_MAX_INODES, usable_memory() // 4 // INODE_BYTES)
+        watches, events = DEFAULT_MAX_WATCHES, DEFAULT_EVENT_QUEUE
+    else:
+        # A watched inode is a known one as well.
+        eighth = given.max_memory // 8
+        inodes = 4 * eighth // INODE_BYTES
+        watches = 3 * eighth // WATCH_BYTES
+        events = eighth // EVENT_BYTES
+    for name, number_of, most in (
+        ("max_inodes", inodes, DEFAULT_MAX_INODES),
+        ("max_watches", watches, DEFAULT_MAX_WATCHES),
+        ("event_queue", events, DEFAULT_EVENT_QUEUE),
+    ):
+        if vars(given)[name] is None:
+            setattr(given, name, min(most, number_of))
 
 
 def _without_effect(given: argparse.Namespace) -> list[str]:

@@ -26,7 +26,7 @@ _FLAGS = {
     "readdirplus": "",
     "no_readdirplus": "--no-readdirplus",
     "security_label": "--security-label",
-    "no_security_label": "",
+    "no_security_label": "--security-label=never",
     "writeback": "--writeback",
     "no_writeback": "",
     "xattr": "--xattr",

@@ -130,6 +130,10 @@ def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotia
         if options.posix_acl is Negotiation.ALWAYS:
             raise OSError(errno.EPROTO, "the guest cannot handle POSIX ACLs, start without them")
         flags &= ~int(InitFlag.POSIX_ACL | InitFlag.DONT_MASK)
+    if options.security_label is Negotiation.ALWAYS and not flags & InitFlag.SECURITY_CTX:
+        raise OSError(
+            errno.EPROTO, "the guest gives no security labels, use --security-label=auto or never"
+        )
     if not flags & FUSE_HAS_FSNOTIFY:
         flags &= ~(FUSE_FSNOTIFY_OTHERS_ONLY | FUSE_HAS_FSNOTIFY_WAIT)
     minor = min(asked.minor, KERNEL_MINOR_VERSION)
@@ -159,7 +163,7 @@ def _wanted(options: SessionOptions, watchable: Event) -> int:
         wanted |= _POSIX_ACL
     if options.announce_submounts:
         wanted |= InitFlag.SUBMOUNTS
-    if options.security_label:
+    if options.security_label is not Negotiation.NEVER:
         wanted |= InitFlag.SECURITY_CTX
     if options.allow_mmap:
         wanted |= InitFlag.DIRECT_IO_ALLOW_MMAP

@@ -22,15 +22,24 @@ class Negotiation(Enum):
 class SessionOptions:
     """The options of a session.
 
-    ``writeback``, ``announce_submounts`` and ``security_label`` are options of the share. What
-    ``others_only`` says is found out at start: the watches leave out the events that this client
-    causes.
+    ``writeback`` and ``announce_submounts`` are options of the share. What ``others_only`` says is
+    found out at start: the watches leave out the events that this client causes.
     """
 
     posix_acl: Negotiation = option(
         "posix-acl",
         "support POSIX ACLs, includes --xattr; auto: if the guest does (default: never; without"
         " value: always)",
+        Negotiation.NEVER,
+        choice(Negotiation),
+        nargs="?",
+        const=Negotiation.ALWAYS,
+        metavar=choices(Negotiation),
+    )
+    security_label: Negotiation = option(
+        "security-label",
+        "store the security xattr that the guest gives to a new file, includes --xattr; auto: if"
+        " the guest does (default: never; without value: always)",
         Negotiation.NEVER,
         choice(Negotiation),
         nargs="?",
@@ -65,5 +74,4 @@ class SessionOptions:
     )
     writeback: bool = False
     announce_submounts: bool = True
-    security_label: bool = False
     others_only: bool = False

@@ -59,14 +59,6 @@ def _rules(name: str, ids: str) -> Option:
     return Option(name, text, parse_rule, {"action": "append", "default": [], "metavar": "RULE"})
 
 
-def _security_label(text: str) -> bool:
-    """Parse the value: the guest decides whether it sends one, unless that is never."""
-    values = {"never": False, "auto": True, "always": True}
-    if text not in values:
-        raise ValueError(f"{text!r} is none of {', '.join(values)}")
-    return values[text]
-
-
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of the share.
@@ -74,7 +66,8 @@ class Options:
     ``writeback``: the guest caches writes, so it reads what it opened to write, and appends by
     itself. ``readonly``: each modification is EROFS. ``xattr``: without it the reply is ENOSYS,
     which makes the guest stop asking. ``allow_direct_io``, ``preserve_noatime``: without them
-    O_DIRECT and O_NOATIME are removed from the guest's flags.
+    O_DIRECT and O_NOATIME are removed from the guest's flags. ``security_labels``: new files get
+    the security xattrs that come with the request (``--security-label``).
     """
 
     cache: Cache = option("cache", "what the guest may cache (default: auto)", Cache.AUTO)
@@ -91,16 +84,7 @@ class Options:
         True,
         negatable=True,
     )
-    security_label: bool = option(
-        "security-label",
-        "store the security xattr that the guest gives to a new file; includes --xattr (default:"
-        " never; without value: always)",
-        False,
-        _security_label,
-        nargs="?",
-        const=True,
-        metavar="{never,auto,always}",
-    )
+    security_labels: bool = False
     xattrmap: XattrMap | None = option(
         "xattrmap",
         "other names on the host for extended attributes, by virtiofsd's rules"

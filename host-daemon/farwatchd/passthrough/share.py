@@ -94,7 +94,7 @@ class Share:
     def set_security_xattrs(self, caller: Caller, fd: int) -> None:
         """Give a new inode the security xattrs that came with the request; EINVAL if they are
         off."""
-        if caller.labels and not self.options.security_label:
+        if caller.labels and not self.options.security_labels:
             raise failure(errno.EINVAL)
         for name, value in caller.labels:
             os.setxattr(self.proc.path(fd), self.host_xattr(name), value)

@@ -6,7 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from farwatchd.config import choice, choices, number, option
+from farwatchd.config import Option, choice, choices, number, option, options
+
+DEFAULT_MAX_WATCHES = 1_000_000
+DEFAULT_EVENT_QUEUE = 16384
 
 
 class FsnotifyMode(Enum):
@@ -41,18 +44,22 @@ class WatchOptions:
     fsnotify_backend: BackendName = option(
         "fsnotify-backend", "how the host is watched (default: auto)", BackendName.AUTO
     )
-    max_watches: int = option(
-        "max-watches",
-        "watches that the guest may have; one more is ENOSPC (default: %(default)s)",
-        1_000_000,
-        number(1, 100_000_000),
-        metavar="N",
+    max_watches: int = options(
+        Option(
+            "max-watches",
+            f"watches that the guest may have; one more is ENOSPC (default: {DEFAULT_MAX_WATCHES})",
+            number(1, 100_000_000),
+            {"default": None, "metavar": "N"},
+        ),
+        default=DEFAULT_MAX_WATCHES,
     )
-    event_queue: int = option(
-        "event-queue",
-        "events that wait for the guest; more are dropped, and the guest gets an overflow event"
-        " (default: %(default)s)",
-        16384,
-        number(2, 10_000_000),
-        metavar="N",
+    event_queue: int = options(
+        Option(
+            "event-queue",
+            "events that wait for the guest; more are dropped, and the guest gets an overflow event"
+            f" (default: {DEFAULT_EVENT_QUEUE})",
+            number(2, 10_000_000),
+            {"default": None, "metavar": "N"},
+        ),
+        default=DEFAULT_EVENT_QUEUE,
     )

@@ -52,3 +52,28 @@ def test_inodes_are_limited_by_the_memory(
 ) -> None:
     monkeypatch.setattr(options, "usable_memory", lambda: memory)
     assert parse(NEEDED).share.max_inodes == expected
+
+
+def test_memory_option_limits_what_the_guest_can_make_the_daemon_remember() -> None:
+    config = parse([*NEEDED, "--max-memory=64M"])
+    used = (
+        config.share.max_inodes * options.INODE_BYTES
+        + config.watch.max_watches * options.WATCH_BYTES
+        + config.watch.event_queue * options.EVENT_BYTES
+    )
+    assert 60 << 20 < used <= 64 << 20
+    # What is given by itself holds.
+    config = parse([*NEEDED, "--max-memory=64M", "--max-inodes=7", "--max-watches=8"])
+    assert (config.share.max_inodes, config.watch.max_watches) == (7, 8)
+    # A large limit raises none of the others.
+    config = parse([*NEEDED, "--max-memory=1T"])
+    assert (config.watch.max_watches, config.watch.event_queue) == (1_000_000, 16384)
+
+
+@pytest.mark.parametrize("text", ["", "64MiB", "-1", "1048575", "M"])
+def test_memory_that_is_no_size_or_too_little_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([*NEEDED, f"--max-memory={text}"])
+    assert "--max-memory" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def test_defaults_are_those_of_virtiofsd() -> None:
         or share.readonly
         or share.xattr
         or share.allow_direct_io
-        or share.security_label
+        or share.security_labels
         or share.preserve_noatime
     )
     assert not (session.posix_lock or session.flock or session.killpriv_v2 or session.allow_mmap)
@@ -125,7 +125,8 @@ def test_defaults_are_those_of_virtiofsd() -> None:
 def test_options_of_the_share_reach_the_session() -> None:
     config = parse([*NEEDED, "--writeback", "--security-label", "--no-announce-submounts"])
     for record in (config.share, config.session):
-        assert record.writeback and record.security_label and not record.announce_submounts
+        assert record.writeback and not record.announce_submounts
+    assert config.share.security_labels
     assert not parse([*NEEDED, "--cache=never"]).session.readdirplus
     assert not parse([*NEEDED, "--fsnotify=off"]).device.notification
 
@@ -171,10 +172,10 @@ def test_rules_for_owners_add_up() -> None:
         (("--socket=/other",), "socket.socket_path", Path("/other")),
         (("--socket", "/other"), "socket.socket_path", Path("/other")),
         (("--inode-file-handles=fallback",), "share.inode_file_handles", InodeFileHandles.PREFER),
-        (("--security-label=auto",), "session.security_label", True),
-        (("--security-label=always",), "share.security_label", True),
+        (("--security-label=auto",), "session.security_label", Negotiation.AUTO),
+        (("--security-label=always",), "session.security_label", Negotiation.ALWAYS),
         (("--security-label=never",), "share.xattr", False),
-        (("--security-label",), "share.security_label", True),
+        (("--security-label",), "session.security_label", Negotiation.ALWAYS),
         (("--thread-pool-size=128",), "process.thread_pool_size", 128),
         (("--max-inodes=7",), "share.max_inodes", 7),
         (("--cache=never", "--cache=always"), "share.cache", Cache.ALWAYS),

@@ -67,7 +67,8 @@ def test_nothing_is_answered_that_was_not_offered() -> None:
         ({"posix_lock": True}, InitFlag.POSIX_LOCKS),
         ({"flock": True}, InitFlag.FLOCK_LOCKS),
         ({"announce_submounts": True}, InitFlag.SUBMOUNTS),
-        ({"security_label": True}, InitFlag.SECURITY_CTX),
+        ({"security_label": Negotiation.ALWAYS}, InitFlag.SECURITY_CTX),
+        ({"security_label": Negotiation.AUTO}, InitFlag.SECURITY_CTX),
         ({"allow_mmap": True}, InitFlag.DIRECT_IO_ALLOW_MMAP),
     ],
 )
@@ -90,6 +91,16 @@ def test_posix_acl_without_the_guest_s_support_is_refused() -> None:
     with pytest.raises(OSError) as caught:
         client.init(OFFER & ~InitFlag.DONT_MASK)
     assert caught.value.errno == errno.EPROTO
+
+
+def test_security_labels_without_the_guests_support_are_refused_only_if_mandatory() -> None:
+    offer = OFFER & ~InitFlag.SECURITY_CTX
+    client = Client(Session(FakeFs(), None, SessionOptions(security_label=Negotiation.ALWAYS)))
+    with pytest.raises(OSError) as caught:
+        client.init(offer)
+    assert caught.value.errno == errno.EPROTO
+    client.init()
+    assert not agree(SessionOptions(security_label=Negotiation.AUTO), offer) & InitFlag.SECURITY_CTX
 
 
 def test_writeback_holds_only_where_the_guest_offers_it() -> None:

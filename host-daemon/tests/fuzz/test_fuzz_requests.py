@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from farwatchd.fuse.blocking_locks import BlockingLocks
-from farwatchd.fuse.options import SessionOptions
+from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
@@ -128,11 +128,13 @@ class Fuzzer:
 
     def __init__(self, share: Path) -> None:
         self.fs = PassthroughFs(
-            share, Options(xattr=True, security_label=True, allow_direct_io=True)
+            share, Options(xattr=True, security_labels=True, allow_direct_io=True)
         )
         self.host = Host(share)
         self.waits = BlockingLocks(lambda _seconds, _callback: None)
-        options = SessionOptions(posix_lock=True, flock=True, killpriv_v2=True, security_label=True)
+        options = SessionOptions(
+            posix_lock=True, flock=True, killpriv_v2=True, security_label=Negotiation.AUTO
+        )
         self.session = Session(self.fs, self.host.table, options, self.waits)
         self.begin()
 

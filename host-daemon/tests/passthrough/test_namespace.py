@@ -350,7 +350,7 @@ def make_all(fs: FileSystem, caller: Caller, name: bytes) -> list[Callable[[], o
 
 
 def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(security_label=True, xattr=True))
+    share = Share(tmp_path, Options(security_labels=True, xattr=True))
     for make in make_all(share.fs, LABELLED, b"new"):
         make()
     assert len(names_in(tmp_path)) == 3
@@ -365,7 +365,7 @@ def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
 
 
 def test_what_cannot_have_its_label_is_not_made(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(security_label=True, xattr=True))
+    share = Share(tmp_path, Options(security_labels=True, xattr=True))
     before = open_descriptors()
     for make in make_all(share.fs, UNFIT, b"new"):
         assert errno_of(make) == errno.EOPNOTSUPP

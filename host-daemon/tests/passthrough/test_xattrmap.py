@@ -108,7 +108,7 @@ def test_a_rule_that_is_none_is_explained(rules: str, problem: str) -> None:
 
 def test_the_file_system_uses_the_hosts_names(tmp_path: Path) -> None:
     share = Share(
-        tmp_path, Options(xattr=True, security_label=True, xattrmap=parse(":map::user.guest.:"))
+        tmp_path, Options(xattr=True, security_labels=True, xattrmap=parse(":map::user.guest.:"))
     )
     file = tmp_path / "file"
     file.touch()
