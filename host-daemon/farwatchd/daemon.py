@@ -81,6 +81,7 @@ def _serve(
     ready: Callable[[], None],
 ) -> None:
     loop = Loop()
+    objects.use_timer(loop.call_later)
     queue: EventQueue | None = None
     watches: WatchTable | None = None
     backend: WatchBackend | None = None
@@ -137,7 +138,13 @@ def _objects(config: Config, root_fd: int, limit: int) -> ObjectTable:
     """Return the inode store; ``limit`` is how many files may be open."""
     capable = not FILE_HANDLES & config.sandbox.modcaps.drop
     try:
-        return open_objects(config.share.inode_file_handles, root_fd, limit, capable)
+        return open_objects(
+            config.share.inode_file_handles,
+            root_fd,
+            limit,
+            capable,
+            config.share.inode_descriptors,
+        )
     except HandlesUnavailableError as error:
         raise UserError(f"--inode-file-handles=mandatory: {error}") from error
 

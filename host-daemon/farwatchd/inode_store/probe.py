@@ -10,7 +10,7 @@ import os
 
 from farwatchd.inode_store.descriptors import for_guest
 from farwatchd.inode_store.mounts import open_mount
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable, most_open
+from farwatchd.inode_store.store import MOST_OPEN, InodeFileHandles, ObjectTable, most_open
 from farwatchd.linux.file_handles import HandleReader
 
 _log = logging.getLogger(__name__)
@@ -27,12 +27,17 @@ class HandlesUnavailableError(Exception):
 
 
 def open_objects(
-    keep: InodeFileHandles, root_fd: int, open_files: int, capable: bool = True
+    keep: InodeFileHandles,
+    root_fd: int,
+    open_files: int,
+    capable: bool = True,
+    inode_descriptors: int = MOST_OPEN,
 ) -> ObjectTable:
     """A table that keeps objects as ``keep`` says; ``root_fd`` is the share's root directory.
 
     ``open_files`` is how many files the process may have open; ``capable`` is False if it will lose
-    the capability that handles need. ``HandlesUnavailableError`` if handles are mandatory and do
+    the capability that handles need. Of inodes by handle ``inode_descriptors`` at most are open.
+    ``HandlesUnavailableError`` if handles are mandatory and do
     not work.
     """
     most = for_guest(open_files)
@@ -41,7 +46,7 @@ def open_objects(
     reason = _obstacle(root_fd) if capable else _REASONS[errno.EPERM]
     if reason is None:
         _log.info("inodes are kept by file handle")
-        return ObjectTable(keep, most_open(open_files), most)
+        return ObjectTable(keep, most_open(open_files, inode_descriptors), most)
     if keep is InodeFileHandles.MANDATORY:
         raise HandlesUnavailableError(f"{reason}; use --inode-file-handles=prefer")
     _log.info("inodes are kept by descriptor, each costs one of %d: %s", open_files, reason)

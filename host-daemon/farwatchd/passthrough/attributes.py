@@ -33,12 +33,16 @@ class AttributeOperations(Operations):
         return Watched(GENERATION, inode.fd, inode.is_dir)
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
-        """stat(2)."""
-        return self._share.seen(
-            os.fstat(
-                self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)
-            )
-        )
+        """stat(2). A deleted directory keeps its attributes: a process of the guest may work in it,
+        and the host has deleted the inode if no descriptor was open."""
+        try:
+            fd = self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)
+            return self._share.seen(os.fstat(fd))
+        except OSError as error:
+            deleted = self._inodes.deleted_directory(nodeid)
+            if error.errno != errno.ESTALE or deleted is None:
+                raise
+        return self._share.seen(deleted)
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """statx(2)."""

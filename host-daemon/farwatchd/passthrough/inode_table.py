@@ -12,7 +12,12 @@ import stat
 from dataclasses import dataclass
 
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store.store import OUT_OF_DESCRIPTORS, HostObject, ObjectTable
+from farwatchd.inode_store.store import (
+    OUT_OF_DESCRIPTORS,
+    HostObject,
+    ObjectTable,
+    deleted_directory,
+)
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import open_path
 from farwatchd.passthrough.options import DEFAULT_MAX_INODES
@@ -79,6 +84,17 @@ class InodeTable:
         except OSError as error:
             raise as_systems_limit(error) from None
         return inode
+
+    def nodeid(self, held: HostObject) -> int | None:
+        """Return the guest's number of an object; None if the guest does not know it."""
+        inode = self._by_object.get(held)
+        return None if inode is None else inode.nodeid
+
+    def deleted_directory(self, nodeid: int) -> os.stat_result | None:
+        """Return the last attributes of a known directory that cannot be opened any more; None if
+        it is none, or they were not seen."""
+        inode = self._by_nodeid.get(nodeid)
+        return None if inode is None else deleted_directory(inode.held)
 
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result] | None:
         """Look up one name and count it; None if it is not there."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from farwatchd.config import Option, choice, choices, number, option, options
-from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.inode_store.store import MOST_OPEN, InodeFileHandles
 from farwatchd.passthrough.id_map import Owners, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
 from farwatchd.wire.fuse import OpenFlag
@@ -105,6 +105,15 @@ class Options:
         InodeFileHandles.PREFER,
         choice(InodeFileHandles, fallback=InodeFileHandles.PREFER),
         metavar=choices(InodeFileHandles),
+    )
+    inode_descriptors: int = option(
+        "inode-descriptors",
+        "inodes referenced by file handle that have a descriptor while they are in use; it is"
+        f" closed after a second or two (default: {MOST_OPEN}, at most an eighth of"
+        " --rlimit-nofile)",
+        MOST_OPEN,
+        number(2, 1_000_000),
+        metavar="N",
     )
     max_inodes: int = options(
         Option(

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Caller, Entry
-from farwatchd.inode_store.store import ObjectTable
+from farwatchd.inode_store.store import HostObject, ObjectTable
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.creds import Credentials
 from farwatchd.passthrough.handle_table import HandleTable
@@ -47,6 +47,7 @@ class Share:
         self.inodes = InodeTable(root_fd, objects, options.max_inodes)
         self.handles = HandleTable(objects.budget)
         self.locks = LockTable(objects.budget)
+        objects.needed = self._open_in_guest
         self.posix_acls = False
         self.writeback = False
 
@@ -77,6 +78,10 @@ class Share:
         if self.removed(inode) and not self.handles.any_of(nodeid):
             raise failure(errno.ESTALE)
         return inode
+
+    def _open_in_guest(self, held: HostObject) -> bool:
+        nodeid = self.inodes.nodeid(held)
+        return nodeid is not None and self.handles.any_of(nodeid)
 
     def missing(self, *directories: Inode) -> OSError:
         """Return the error of a name that is missing: ESTALE if a directory itself was removed."""

@@ -123,7 +123,7 @@ def free_descriptors(count: int) -> Iterator[None]:
 def closed(share: Share, keep: int) -> None:
     """Leave ``keep`` inodes with a descriptor: those that were used last."""
     objects = share.fs.share.inodes._objects
-    while len(objects._open) > keep:
+    while objects._count_open() > keep:
         objects._close_oldest()
 
 

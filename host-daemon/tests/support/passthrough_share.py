@@ -83,9 +83,10 @@ class Share:
         path: Path,
         options: Options | None = None,
         keep: InodeFileHandles = InodeFileHandles.PREFER,
+        most_open: int = 4,
     ) -> None:
         self.path = path
-        self.objects = ObjectTable(keep, most_open=4)
+        self.objects = ObjectTable(keep, most_open)
         self.passthrough = PassthroughFs(path, options or Options(xattr=True), self.objects)
         self.fs: FileSystem = self.passthrough
 
