@@ -16,8 +16,8 @@ from pathlib import Path
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.headers import notification
 from farwatchd.virtqueue import Chain
 from farwatchd.watch.event_queue import EventQueue

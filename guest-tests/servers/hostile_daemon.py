@@ -17,8 +17,8 @@ from pathlib import Path
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device

@@ -30,8 +30,8 @@ from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.reply import Handler, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Cache, Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device

@@ -17,11 +17,11 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.session import Session
 from farwatchd.fuse.thread_pool import ThreadPool
-from farwatchd.inode_store.probe import HandlesUnavailableError, open_objects
+from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_objects
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.linux.capabilities import Capability
 from farwatchd.options import Config
-from farwatchd.passthrough.filesystem import PassthroughFs
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.passthrough.procfd import ProcFd
 from farwatchd.sandbox.enter import SandboxError, enter
 from farwatchd.sandbox.limits import raise_nofile, usable_cpus
@@ -33,10 +33,10 @@ from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtqueue import unsupported_machine
-from farwatchd.watch.backend import WatchBackend
+from farwatchd.watch.backend_probe import BackendUnavailableError, WatchMode, open_backend
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.options import BackendName, FsnotifyMode, WatchOptions
-from farwatchd.watch.probe import BackendUnavailableError, WatchMode, open_backend
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.watch.watch_table import WatchTable
 
 _log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.watch_table import WatchTable

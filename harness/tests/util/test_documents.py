@@ -15,7 +15,7 @@ FOLDERS = (
     "host-daemon/farwatchd/passthrough",
     "host-daemon/tests",
 )
-#: A file or a folder, as `watch/probe.py` or `vm/`.
+#: A file or a folder, as `watch/backend_probe.py` or `vm/`.
 NAMED = re.compile(r"`([\w.-]+(?:/[\w*.-]+)*(?:\.(?:py|c|md|toml|config)|/))`")
 DOCUMENTS = (
     "ARCHITECTURE.md",

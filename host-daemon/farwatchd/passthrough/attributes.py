@@ -14,8 +14,8 @@ from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
 from farwatchd.passthrough.inode_table import GENERATION
-from farwatchd.passthrough.jobs import descriptor, on_files_or_errno
 from farwatchd.passthrough.share import Operations
+from farwatchd.passthrough.tasks import descriptor, on_files_or_errno
 
 #: What chown(2) takes for an id that stays.
 _KEEP = -1

@@ -15,9 +15,9 @@ from farwatchd.fuse.filesystem import Job
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
-from farwatchd.passthrough.handle_table import Reading
-from farwatchd.passthrough.jobs import on_files, sync
+from farwatchd.passthrough.open_file_table import Reading
 from farwatchd.passthrough.share import Operations
+from farwatchd.passthrough.tasks import on_files, sync
 
 #: Segments that one system call takes (UIO_MAXIOV).
 _IOV_MAX = 1024

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from farwatchd.fuse.filesystem import DirEntry, Job, Opened
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import getdents64, signed
-from farwatchd.passthrough.jobs import sync
 from farwatchd.passthrough.share import Operations
+from farwatchd.passthrough.tasks import sync
 
 #: As much as the guest's smallest request takes. What does not fit there is read again next time.
 _BATCH = 4096

@@ -15,9 +15,9 @@ from farwatchd.fuse.filesystem import Caller, Entry, Opened, OperationDeferred
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.inode_table import Inode
-from farwatchd.passthrough.jobs import descriptor, on_files_or_errno
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
 from farwatchd.passthrough.share import Operations
+from farwatchd.passthrough.tasks import descriptor, on_files_or_errno
 
 #: The open(2) flags that mean something for the host's file; all others are the guest's matter.
 _PASSED = (

@@ -13,9 +13,9 @@ from farwatchd.fuse.filesystem import Caller, Entry
 from farwatchd.inode_store.store import HostObject, ObjectTable
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.creds import Credentials
-from farwatchd.passthrough.handle_table import HandleTable
 from farwatchd.passthrough.inode_table import GENERATION, Inode, InodeTable
 from farwatchd.passthrough.lock_table import LockTable
+from farwatchd.passthrough.open_file_table import HandleTable
 from farwatchd.passthrough.options import Options
 from farwatchd.passthrough.procfd import ProcFd, open_at
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from farwatchd.inode_store.store import ObjectTable
 from farwatchd.linux.group import NotificationGroup
-from farwatchd.watch.backend import HostEvent
 from farwatchd.watch.event_stream import EventStream, MarkEvent
+from farwatchd.watch.watch_backend import HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
 

@@ -11,7 +11,7 @@ import logging
 from typing import NamedTuple
 
 from farwatchd.linux.inotify import In
-from farwatchd.watch.backend import DIRENT, WATCH_ENDED, HostEvent
+from farwatchd.watch.watch_backend import DIRENT, WATCH_ENDED, HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
 

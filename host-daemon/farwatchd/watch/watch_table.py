@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from farwatchd.watch.backend import WATCH_ENDED, HostEvent, WatchBackend
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import NAME_MAX, EventRecord
+from farwatchd.watch.watch_backend import WATCH_ENDED, HostEvent, WatchBackend
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
-from farwatchd.watch.backend import WatchBackend
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.watch.watch_table import WatchTable
 from farwatchd.wire.fsnotify import Event
 from tests.support.passthrough_share import open_descriptors

@@ -15,8 +15,8 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import MAX_PENDING, RETRY_INTERVAL, BlockingLocks
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.wire import fuse
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import InitFlag, Opcode

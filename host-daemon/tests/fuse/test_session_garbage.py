@@ -15,8 +15,8 @@ import pytest
 from farwatchd.fuse.filesystem import DirEntry
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import SetattrValid
 from tests.support.fuse_client import ROOT, Client

@@ -17,8 +17,8 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import CANCEL_LIMIT, Session
 from farwatchd.fuse.thread_pool import ThreadPool
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.device import DRAIN_LIMIT
 from farwatchd.wire import fuse
 from farwatchd.wire import vhost_user as wire

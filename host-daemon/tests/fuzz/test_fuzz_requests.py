@@ -22,8 +22,8 @@ import pytest
 from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse

@@ -13,8 +13,8 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT, Lock
 from farwatchd.inode_store.descriptors import for_guest
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.passthrough_share import DAEMON, errno_of, names_in
 
 MOST = 10

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from farwatchd.inode_store import mounts, probe, store
-from farwatchd.inode_store.probe import HandlesUnavailableError, open_objects
+from farwatchd.inode_store import handle_probe, mounts, store
+from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_objects
 from farwatchd.inode_store.store import HostObject, InodeFileHandles, ObjectTable, most_open
 from farwatchd.linux import file_handles
 from tests.support.daemon_process import DaemonProcess, running
@@ -284,7 +284,7 @@ def test_without_the_capability_descriptors_serve(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(mounts, "open_handle", refuse)
     root_fd = os.open(tmp_path, os.O_PATH)
-    assert probe.open_objects(InodeFileHandles.PREFER, root_fd, 1000).keep is InodeFileHandles.NEVER
+    assert handle_probe.open_objects(InodeFileHandles.PREFER, root_fd, 1000).keep is InodeFileHandles.NEVER
     assert "CAP_DAC_READ_SEARCH" in caplog.text
     os.close(root_fd)
 

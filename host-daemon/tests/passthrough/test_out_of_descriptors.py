@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.passthrough_share import DAEMON, done, open_descriptors, settled
 
 #: Free descriptors to try: no operation needs as many.

@@ -19,8 +19,8 @@ from farwatchd.fuse.filesystem import (
     OperationDeferred,
 )
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.filesystem import PassthroughFs
 from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 
 DAEMON = Caller(os.geteuid(), os.getegid(), 1)
 USER = Caller(1000, 1001, 1)

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.watch.watch_table import WatchTable
 from farwatchd.wire.fsnotify import Event
 from tests.support.event_records import decode_all

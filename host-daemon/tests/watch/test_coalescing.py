@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from farwatchd.linux.syscalls import renameat2
-from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.wire.fsnotify import Event
 from hypothesis import given, settings
 from hypothesis import strategies as st

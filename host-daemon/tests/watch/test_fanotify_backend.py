@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from farwatchd.linux import fanotify
-from farwatchd.watch.backend import WATCH_ENDED, WatchBackend
 from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
+from farwatchd.watch.watch_backend import WATCH_ENDED, WatchBackend
 from farwatchd.wire.fsnotify import Event
 from tests.support.watch_host import ALL, Host, by_handle
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
 from farwatchd.watch import fanotify_backend
+from farwatchd.watch.backend_probe import WatchMode, open_backend
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.options import BackendName
-from farwatchd.watch.probe import WatchMode, open_backend
 from farwatchd.wire.fsnotify import Event
 from tests.support.watch_host import Host, by_handle
 

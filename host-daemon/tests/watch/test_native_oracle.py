@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from farwatchd.linux.inotify import In, Inotify
-from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.watch.watch_table import WatchTable
 from farwatchd.wire.fsnotify import Event
 from hypothesis import given, settings

@@ -17,10 +17,10 @@ import pytest
 from farwatchd.linux.fanotify import Fanotify
 from farwatchd.linux.file_handles import HandleReader, handle_of, open_handle
 from farwatchd.linux.inotify import Inotify
-from farwatchd.watch.backend import WATCH_ENDED, WatchBackend
 from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
+from farwatchd.watch.watch_backend import WATCH_ENDED, WatchBackend
 from farwatchd.wire.fsnotify import Event
 from tests.support.watch_host import ALL, BACKENDS, MAX_WATCHES, Host
 

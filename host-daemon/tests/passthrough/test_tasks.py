@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.passthrough.jobs import on_files
+from farwatchd.passthrough.tasks import on_files
 from tests.support.passthrough_share import open_descriptors
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from enum import Enum
 
 from farwatchd.inode_store.store import ObjectTable
-from farwatchd.watch.backend import WatchBackend
 from farwatchd.watch.backend_base import proc_path
 from farwatchd.watch.fanotify_backend import FanotifyBackend, UnwatchableError
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.options import BackendName
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import pytest
 from farwatchd.inode_store.store import ObjectTable
 from farwatchd.linux.fanotify import Fanotify
 from farwatchd.linux.inotify import Inotify
+from farwatchd.watch.backend_probe import BackendUnavailableError, WatchMode, open_backend
 from farwatchd.watch.options import BackendName
-from farwatchd.watch.probe import BackendUnavailableError, WatchMode, open_backend
 from tests.support.passthrough_share import open_descriptors
 
 
