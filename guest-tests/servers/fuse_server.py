@@ -16,7 +16,7 @@ from pathlib import Path
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.headers import notification
 from farwatchd.virtqueue import Chain
@@ -46,7 +46,7 @@ def main() -> None:
     loop, queue = Loop(), EventQueue(1000)
     backend = InotifyBackend(os.open(directory, os.O_PATH))
     watches = WatchTable(backend, queue, 1000, loop.call_later)
-    session = Session(PassthroughFs(Path(directory), Options()), watches, SessionOptions())
+    session = Session(PassthroughFs(Path(directory), ShareOptions()), watches, SessionOptions())
     request, reply = memoryview(bytearray(BUFFER_SIZE)), memoryview(bytearray(BUFFER_SIZE))
 
     def serve() -> None:

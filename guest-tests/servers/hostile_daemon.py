@@ -17,7 +17,7 @@ from pathlib import Path
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
@@ -92,7 +92,7 @@ def main() -> None:
         loop.add(client.fileno(), serve)
 
     loop.add(control.fileno(), accept)
-    session = Session(PassthroughFs(Path(shared), Options()), watches, SessionOptions())
+    session = Session(PassthroughFs(Path(shared), ShareOptions()), watches, SessionOptions())
     device = Device(loop, session, DeviceConfig(tag), source)
     server = Server(loop, listen(Path(path)), device, loop.stop)
     logging.info("listening on %s", path)

@@ -30,7 +30,7 @@ from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.reply import Handler, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import Cache, Options
+from farwatchd.passthrough.options import Cache, ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
@@ -90,7 +90,7 @@ class ScriptedSession(Session):
     """A session that logs what concerns watches, and refuses waiting requests on demand."""
 
     def __init__(
-        self, shared: Path, watches: ScriptedWatches, options: Options, source: GivenPayloads
+        self, shared: Path, watches: ScriptedWatches, options: ShareOptions, source: GivenPayloads
     ) -> None:
         session_options = SessionOptions(others_only=True)
         super().__init__(PassthroughFs(shared, options), watches, session_options, source=source)
@@ -125,7 +125,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     path, shared, tag, control_path, cache = sys.argv[1:]
     loop, source, watches = Loop(), GivenPayloads(), ScriptedWatches()
-    session = ScriptedSession(Path(shared), watches, Options(cache=Cache(cache)), source)
+    session = ScriptedSession(Path(shared), watches, ShareOptions(cache=Cache(cache)), source)
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.bind(control_path)
     control.listen()

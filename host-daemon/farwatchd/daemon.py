@@ -17,8 +17,8 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.session import Session
 from farwatchd.fuse.thread_pool import ThreadPool
-from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_objects
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
+from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.linux.capabilities import Capability
 from farwatchd.options import Config
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
@@ -67,37 +67,37 @@ def run(config: Config, sock: socket.socket, ready: Callable[[], None]) -> None:
         )
     except (SandboxError, SeccompError) as error:
         raise UserError(str(error)) from error
-    objects = _objects(config, root_fd, limit)
-    _serve(config, sock, root_fd, objects, seccomp, cpus, ready)
+    store = _open_store(config, root_fd, limit)
+    _serve(config, sock, root_fd, store, seccomp, cpus, ready)
 
 
 def _serve(
     config: Config,
     sock: socket.socket,
     root_fd: int,
-    objects: ObjectTable,
+    store: InodeStore,
     seccomp: Any,
     cpus: float,
     ready: Callable[[], None],
 ) -> None:
     loop = Loop()
-    objects.use_timer(loop.call_later)
+    store.use_timer(loop.call_later)
     queue: EventQueue | None = None
     watches: WatchTable | None = None
     backend: WatchBackend | None = None
     if config.watch.fsnotify is not FsnotifyMode.OFF:
         queue = EventQueue(config.watch.event_queue)
-        backend = _backend(config.watch, root_fd, objects)
+        backend = _backend(config.watch, root_fd, store)
         if backend is not None:
             watches = WatchTable(backend, queue, config.watch.max_watches, loop.call_later)
             loop.add(backend.fileno(), watches.process)
     locks = BlockingLocks(loop.call_later)
     pool = ThreadPool(config.process.thread_pool_size, loop.call_from_thread)
     # Before the file system, which asks what it may do.
-    capabilities = _drop(config, backend, objects)
+    capabilities = _drop(config, backend, store)
     others_only = backend is not None and backend.others_only
     session = Session(
-        PassthroughFs(root_fd, config.share, objects),
+        PassthroughFs(root_fd, config.share, store),
         watches,
         dataclasses.replace(config.session, others_only=others_only),
         locks,
@@ -134,11 +134,11 @@ def _serve(
     _log.info("ended")
 
 
-def _objects(config: Config, root_fd: int, limit: int) -> ObjectTable:
+def _open_store(config: Config, root_fd: int, limit: int) -> InodeStore:
     """Return the inode store; ``limit`` is how many files may be open."""
     capable = not FILE_HANDLES & config.sandbox.modcaps.drop
     try:
-        return open_objects(
+        return open_store(
             config.share.inode_file_handles,
             root_fd,
             limit,
@@ -149,11 +149,11 @@ def _objects(config: Config, root_fd: int, limit: int) -> ObjectTable:
         raise UserError(f"--inode-file-handles=mandatory: {error}") from error
 
 
-def _drop(config: Config, backend: WatchBackend | None, objects: ObjectTable) -> Capability:
+def _drop(config: Config, backend: WatchBackend | None, store: InodeStore) -> Capability:
     """Give up the capabilities that only the set-up needed; return those that are left."""
     changes = config.sandbox.modcaps
     kept = FILE_SERVER | changes.add
-    by_handle = objects.keep is not InodeFileHandles.NEVER
+    by_handle = store.keep is not InodeFileHandles.NEVER
     if by_handle or (backend is not None and backend.name == BackendName.FANOTIFY.value):
         kept |= FILE_HANDLES
     return drop(kept & ~changes.drop)
@@ -184,13 +184,13 @@ _MODES = {
 }
 
 
-def _backend(options: WatchOptions, root_fd: int, objects: ObjectTable) -> WatchBackend | None:
+def _backend(options: WatchOptions, root_fd: int, store: InodeStore) -> WatchBackend | None:
     """Return the watch back end for the best mode that works here; None if none does and the user
     did not ask for one."""
     problems = []
     for mode in _MODES[options.fsnotify]:
         try:
-            return open_backend(options.fsnotify_backend, root_fd, objects, ProcFd().path, mode)
+            return open_backend(options.fsnotify_backend, root_fd, store, ProcFd().path, mode)
         except BackendUnavailableError as error:
             problems.append(f"mode {mode.value}: {error}")
             _log.info("no %s", problems[-1])

@@ -18,9 +18,9 @@ from typing import TypeVar
 from farwatchd.config import Option, UserError, declared, number, option, size
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.listener import SocketOptions
-from farwatchd.passthrough.id_map import make_owners
+from farwatchd.passthrough.id_map import make_translation
 from farwatchd.passthrough.options import DEFAULT_MAX_INODES, Cache
-from farwatchd.passthrough.options import Options as ShareOptions
+from farwatchd.passthrough.options import ShareOptions as ShareOptions
 from farwatchd.sandbox.idmaps import IdMaps
 from farwatchd.sandbox.limits import usable_memory
 from farwatchd.sandbox.options import Sandbox, SandboxOptions
@@ -264,7 +264,7 @@ def _check(given: argparse.Namespace) -> None:
 def _derive(given: argparse.Namespace) -> None:
     """Set what follows from several options; ``UserError``."""
     try:
-        given.owners = make_owners(given.translate_uid, given.translate_gid)
+        given.id_translation = make_translation(given.translate_uid, given.translate_gid)
     except ValueError as error:
         raise UserError(f"--translate-uid, --translate-gid: {error}") from error
     if given.uid_map or given.gid_map:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.options import Options
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.fanotify_backend import FanotifyBackend
@@ -97,9 +97,9 @@ class Served:
 
     def __init__(self, shared: Path) -> None:
         self.shared = shared
-        objects = ObjectTable(InodeFileHandles.MANDATORY)
-        self.fs = PassthroughFs(shared, Options(), objects)
-        self.backend = FanotifyBackend(self.fs.watched(ROOT).fd, objects)
+        store = InodeStore(InodeFileHandles.MANDATORY)
+        self.fs = PassthroughFs(shared, ShareOptions(), store)
+        self.backend = FanotifyBackend(self.fs.watch_target(ROOT).fd, store)
         self.queue = EventQueue(10 * SAMPLE)
         self.table = WatchTable(self.backend, self.queue, LIMIT, lambda _seconds, _callback: None)
         self.directories: list[int] = []
@@ -121,7 +121,7 @@ class Served:
         return entry.nodeid
 
     def watch(self, nodeid: int, mask: Event) -> None:
-        watched = self.fs.watched(nodeid)
+        watched = self.fs.watch_target(nodeid)
         self.table.set_mask(nodeid, watched.generation, watched.fd, watched.is_dir, mask)
 
     def open_and_close(self, number: int) -> None:

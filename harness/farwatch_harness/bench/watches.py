@@ -103,14 +103,14 @@ def cost(testbed: Testbed, programs: Programs, mode: str, count: int) -> WatchCo
     with step(f"{count} watches, mode {mode}"):
         before = memory(testbed)
         limit = 30 + count * WATCH_LIMIT
-        job = testbed.guest.spawn(str(programs.events), "watches", str(share.guest), str(count))
-        looked_up = said(job.lines(limit=limit, until="looked-up"), "looked-up")[0]
+        task = testbed.guest.spawn(str(programs.events), "watches", str(share.guest), str(count))
+        looked_up = said(task.lines(limit=limit, until="looked-up"), "looked-up")[0]
         known = memory(testbed)
-        testbed.guest.shell(f"kill -USR1 {job.pid}")
-        watching, reached = said(job.lines(limit=limit, until="watched"), "watched")
+        testbed.guest.shell(f"kill -USR1 {task.pid}")
+        watching, reached = said(task.lines(limit=limit, until="watched"), "watched")
         full = memory(testbed)
-        testbed.guest.shell(f"kill -TERM {job.pid}")
-        closing = said(job.lines(limit=limit, until="closed"), "closed")[0]
+        testbed.guest.shell(f"kill -TERM {task.pid}")
+        closing = said(task.lines(limit=limit, until="closed"), "closed")[0]
         left = wait_until_gone(
             testbed.daemon.process.pid, before.marks, GONE_LIMIT + count * GONE_LIMIT_PER_WATCH
         )

@@ -14,11 +14,11 @@ from typing import Any
 
 from farwatchd.virtio_fs.interfaces import DeferredReply
 
-#: More requests get ENOLCK: each pending one keeps a place in its queue, which must not fill up.
+#: More requests get ENOLCK: each pending one occupies its queue, which must not fill up.
 MAX_PENDING = 64
 #: Seconds between attempts.
 RETRY_INTERVAL = 0.05
-#: Interrupts remembered of requests that have not arrived yet: they travel on another queue.
+#: Interrupts of requests that have not arrived yet: they come by another queue.
 _MAX_EARLY_INTERRUPTS = 16
 
 CallLater = Callable[[float, Callable[[], None]], Any]
@@ -39,11 +39,11 @@ class BlockingLocks:
         return len(self._pending)
 
     def add(self, unique: int, attempt: Callable[[], None]) -> DeferredReply:
-        """Defer the reply to the request ``unique`` until ``attempt`` does not raise
-        ``BlockingIOError``.
+        """Defer the reply to the request ``unique`` until ``attempt`` succeeds.
 
-        ``OSError``: ENOLCK when too many are pending, EINTR when the request has been interrupted
-        already.
+        ``attempt`` raises ``BlockingIOError`` while another owner has the lock; any other result is
+        the reply. ``OSError``: ENOLCK when too many are pending, EINTR when the request has been
+        interrupted already.
         """
         if unique in self._early:
             self._early.remove(unique)
@@ -70,7 +70,7 @@ class BlockingLocks:
         self._early.append(unique)
 
     def clear(self) -> None:
-        """Complete all with EINTR: the session ends."""
+        """Complete all requests with EINTR: the session ends."""
         self._early.clear()
         for reply in list(self._pending):
             self._complete(reply, errno.EINTR)

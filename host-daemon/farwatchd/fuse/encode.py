@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from farwatchd.fuse.filesystem import DirEntry, Entry, Opened, Statx
+from farwatchd.fuse.filesystem import DirEntry, Entry, OpenResult, Statx
 from farwatchd.fuse.request import invalid
+from farwatchd.linux.libc import NANOSECONDS
 from farwatchd.wire.fuse import (
     ATTR_SUBMOUNT,
     attr_out,
@@ -19,7 +20,6 @@ from farwatchd.wire.fuse import (
     statx_out,
 )
 
-_SECOND = 1_000_000_000
 _U64 = (1 << 64) - 1
 _U32 = (1 << 32) - 1
 _U16 = (1 << 16) - 1
@@ -41,7 +41,7 @@ class Encoder:
 
     def __init__(self, timeout: float) -> None:
         self._seconds = int(timeout)
-        self._nanoseconds = int((timeout - self._seconds) * _SECOND)
+        self._nanoseconds = int((timeout - self._seconds) * NANOSECONDS)
 
     def entry(self, value: Entry) -> bytes:
         """Return ``fuse_entry_out``."""
@@ -59,10 +59,10 @@ class Encoder:
     def statx(self, value: Statx) -> bytes:
         """Return ``fuse_statx_out``."""
         stat = value.stat
-        atime, atime_nsec = divmod(stat.st_atime_ns, _SECOND)
-        btime, btime_nsec = divmod(value.btime_ns or 0, _SECOND)
-        ctime, ctime_nsec = divmod(stat.st_ctime_ns, _SECOND)
-        mtime, mtime_nsec = divmod(stat.st_mtime_ns, _SECOND)
+        atime, atime_nsec = divmod(stat.st_atime_ns, NANOSECONDS)
+        btime, btime_nsec = divmod(value.btime_ns or 0, NANOSECONDS)
+        ctime, ctime_nsec = divmod(stat.st_ctime_ns, NANOSECONDS)
+        mtime, mtime_nsec = divmod(stat.st_mtime_ns, NANOSECONDS)
         return statx_out.pack(
             attr_valid=self._seconds,
             attr_valid_nsec=self._nanoseconds,
@@ -107,9 +107,9 @@ def _attr(stat: os.stat_result) -> tuple[int, ...]:
         atime & _U64,
         mtime & _U64,
         ctime & _U64,
-        stat.st_atime_ns % _SECOND,
-        stat.st_mtime_ns % _SECOND,
-        stat.st_ctime_ns % _SECOND,
+        stat.st_atime_ns % NANOSECONDS,
+        stat.st_mtime_ns % NANOSECONDS,
+        stat.st_ctime_ns % NANOSECONDS,
         mode,
         nlink if nlink <= _U32 else _U32,
         uid,
@@ -119,7 +119,7 @@ def _attr(stat: os.stat_result) -> tuple[int, ...]:
     )
 
 
-def opened(value: Opened) -> bytes:
+def opened(value: OpenResult) -> bytes:
     """Return ``fuse_open_out``."""
     return open_out.pack_values(value.fh, value.flags, 0)
 
@@ -141,12 +141,11 @@ def statfs(value: os.statvfs_result) -> bytes:
 def directory(
     entries: Iterable[DirEntry], room: int, lookup: Callable[[bytes], bytes] | None
 ) -> bytes:
-    """Encode the reply to READDIR, or with ``lookup``, which returns ``fuse_entry_out``, to
-    READDIRPLUS: as many ``entries`` as fit ``room`` bytes.
+    """Encode as many ``entries`` as fit ``room`` bytes, in reply to READDIR.
 
-    Each entry that ``lookup`` returns is in the reply, as the client owes a FORGET for it: a later
-    error ends the reply early and comes back on the next read. EINVAL when not even the first entry
-    fits.
+    With ``lookup``, which returns ``fuse_entry_out``, the reply is that to READDIRPLUS. Each entry
+    that ``lookup`` returns is in the reply, as the client owes a FORGET for it: a later error ends
+    the reply early, and the next read raises it again. EINVAL: not even the first entry fits.
     """
     parts: list[bytes] = []
     left = room
@@ -170,8 +169,10 @@ def directory(
 
 
 def _looked_up(name: bytes, lookup: Callable[[bytes], bytes]) -> bytes:
-    """Return an entry's ``fuse_entry_out``; NO_ENTRY for '.' and '..', which are not looked up, and
-    for a name that cannot be looked up."""
+    """Return an entry's ``fuse_entry_out``.
+
+    NO_ENTRY: the name is '.' or '..', which are not looked up, or looking it up fails.
+    """
     if name == b"." or name == b"..":
         return NO_ENTRY
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file system behind the FUSE session: one method for each operation, no wire formats.
+"""The interface of the file system for the FUSE session, without wire formats.
 
 What is made for every request is a named tuple: that takes half the time of a frozen dataclass.
 """
@@ -15,42 +15,42 @@ from typing import Any, NamedTuple, Protocol
 ROOT = 1
 
 #: The part of an operation that may block. The session calls it once, in any thread, while other
-#: operations are performed; it returns what the operation returns and may raise ``OSError``. What
-#: can be refused without blocking was refused before.
-Job = Callable[[], int]
+#: operations are performed; it returns the result of the operation and may raise ``OSError``. The
+#: operation has raised the errors that it can find without blocking.
+Task = Callable[[], int]
 
 
 class OperationDeferred(Exception):  # noqa: N818 - not an error
     """Raised by an operation that has to wait for a host process, such as the holder of a lease.
 
-    ``job`` is as ``Job`` says and raises nothing; ``complete`` is called once in the thread of the
-    session with what ``job`` returned. It returns what the operation would have, or raises
-    ``OSError``.
+    ``task`` raises nothing, and is as ``Task`` describes it. ``complete`` is called once, in the
+    thread of the session, with the result of ``task``; it returns the result of the operation, or
+    raises ``OSError``.
     """
 
-    def __init__(self, job: Job, complete: Callable[[int], Any]) -> None:
-        """Take what is left to do, and what follows from it."""
+    def __init__(self, task: Task, complete: Callable[[int], Any]) -> None:
+        """Take the task, and what completes the operation."""
         super().__init__("the operation has to wait")
-        self.job = job
+        self.task = task
         self.complete = complete
 
 
-class Caller(NamedTuple):
-    """The requester, in the guest's ids.
+class Requester(NamedTuple):
+    """The uid, gid and pid for which the guest sends a request, in the guest's ids.
 
-    ``group``: a supplementary group to create with (FUSE_CREATE_SUPP_GROUP), or -1. ``labels``:
-    security xattrs that a new inode must have (FUSE_SECURITY_CTX), names and values.
+    ``group``: a supplementary group to create with (FUSE_CREATE_SUPP_GROUP), or -1.
+    ``security_xattrs``: names and values that a new inode must have (FUSE_SECURITY_CTX).
     """
 
     uid: int
     gid: int
     pid: int
     group: int = -1
-    labels: tuple[tuple[bytes, bytes], ...] = ()
+    security_xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Entry(NamedTuple):
-    """The inode that a name has. Each ``Entry`` that is returned adds 1 to its lookup count.
+    """The inode of a name. Each ``Entry`` that is returned adds 1 to its lookup count.
 
     ``stat``: its attributes. ``submount``: it is a mount point (FUSE_ATTR_SUBMOUNT).
     """
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
     submount: bool = False
 
 
-class Opened(NamedTuple):
+class OpenResult(NamedTuple):
     """An open file or directory: ``flags`` are FOPEN_*."""
 
     fh: int
@@ -85,8 +85,10 @@ class Changes:
 
 
 class Lock(NamedTuple):
-    """A lock of the bytes from ``start`` to ``end``, both included; ``kind`` is F_RDLCK, F_WRLCK or
-    F_UNLCK."""
+    """A lock of the bytes from ``start`` to ``end``, both included.
+
+    ``kind`` is F_RDLCK, F_WRLCK or F_UNLCK.
+    """
 
     kind: int
     start: int
@@ -95,8 +97,10 @@ class Lock(NamedTuple):
 
 
 class DirEntry(NamedTuple):
-    """One directory entry; ``offset`` is where reading goes on after it (d_off), ``kind`` is
-    DT_*."""
+    """One directory entry.
+
+    ``offset`` is where reading goes on after it (d_off), ``kind`` is DT_*.
+    """
 
     name: bytes
     ino: int
@@ -106,7 +110,7 @@ class DirEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Statx:
-    """The attributes of statx(2): those of stat(2), and what is more.
+    """The attributes of stat(2), and those that statx(2) adds.
 
     ``btime_ns``: the birth time in nanoseconds since the epoch, None if it is unknown.
     ``file_attributes`` and their mask: STATX_ATTR_*.
@@ -119,7 +123,7 @@ class Statx:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class WatchTarget:
     """An inode that is to be watched. ``fd`` is O_PATH and borrowed until the next operation."""
 
     generation: int
@@ -137,18 +141,18 @@ class FileSystem(Protocol):
     not by the host's kernel.
 
     A name is ``bytes`` that the session has checked: not empty, no '/', no NUL, not '.' or '..'.
-    Offsets and sizes are in bytes, 0 to 2^64 - 1 as they came; what the host's kernel has no use
-    for, it refuses. All methods are called in the thread of the event loop, and none may block: an
-    operation that may have to wait returns a ``Job``.
+    Offsets and sizes are in bytes, 0 to 2^64 - 1 as the guest sent them; the host's kernel refuses
+    invalid ones. All methods are called in the thread of the event loop, and none may block: an
+    operation that may have to wait returns a ``Task``.
     """
 
     @property
-    def valid(self) -> float:
+    def timeout(self) -> float:
         """The entry timeout and attr timeout in seconds, which never change."""
         ...
 
-    def agree(self, *, posix_acls: bool, writeback: bool) -> None:
-        """Take note of what INIT agreed on: FUSE_POSIX_ACL, FUSE_WRITEBACK_CACHE.
+    def set_negotiated(self, *, posix_acls: bool, writeback: bool) -> None:
+        """Record what INIT negotiated: FUSE_POSIX_ACL, FUSE_WRITEBACK_CACHE.
 
         Without ``posix_acls`` the xattrs that hold ACLs are hidden. With ``writeback`` the guest
         caches writes: it also reads a file that it opened to write, and finds the end of a file
@@ -157,13 +161,13 @@ class FileSystem(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget all inodes but the root, close all files, release all locks: the guest is gone."""
+        """End the session: forget all inodes but the root, close all files, release all locks."""
         ...
 
-    # Names
+    # Namespace operations
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
-        """Look up a name in the directory ``parent``; return None where there is none.
+        """Look up a name in the directory ``parent``; return None if there is no such name.
 
         A symbolic link is not followed. Most names that are looked up do not exist, and None is
         cheaper than ``FileNotFoundError``.
@@ -178,12 +182,12 @@ class FileSystem(Protocol):
         """
         ...
 
-    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
+    def symlink(self, requester: Requester, parent: int, name: bytes, target: bytes) -> Entry:
         """Make a symbolic link to ``target``, which may be any bytes but NUL."""
         ...
 
     def mknod(
-        self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int
+        self, requester: Requester, parent: int, name: bytes, mode: int, rdev: int, umask: int
     ) -> Entry:
         """Make a regular file, FIFO, socket or device.
 
@@ -192,7 +196,7 @@ class FileSystem(Protocol):
         """
         ...
 
-    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
+    def mkdir(self, requester: Requester, parent: int, name: bytes, mode: int, umask: int) -> Entry:
         """Make a directory; ``mode`` and ``umask`` as in ``mknod``."""
         ...
 
@@ -219,7 +223,7 @@ class FileSystem(Protocol):
         ...
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
-        """Return the attributes of statx(2); arguments as in ``getattr``."""
+        """Return the attributes, the birth time among them; arguments as in ``getattr``."""
         ...
 
     def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
@@ -232,14 +236,14 @@ class FileSystem(Protocol):
         ...
 
     def readlink(self, nodeid: int) -> bytes:
-        """Return the target of a symbolic link; EINVAL for what is none."""
+        """Return the target of a symbolic link; EINVAL for another file type."""
         ...
 
     def statfs(self, nodeid: int) -> os.statvfs_result:
         """Return sizes and limits of the file system that the inode is on."""
         ...
 
-    def watched(self, nodeid: int) -> Watched:
+    def watch_target(self, nodeid: int) -> WatchTarget:
         """Return what the watch table needs of an inode; ENOENT for an unknown nodeid."""
         ...
 
@@ -253,22 +257,29 @@ class FileSystem(Protocol):
         ...
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
-        """Return the value of an extended attribute; ENODATA where there is none, else as
-        ``setxattr``."""
+        """Return the value of an extended attribute.
+
+        ENODATA: it is not set. Other errors as of ``setxattr``.
+        """
         ...
 
     def listxattr(self, nodeid: int) -> Iterable[bytes]:
-        """Return the names of all extended attributes that the guest may see; ENOSYS as
-        ``setxattr``."""
+        """Return the names of all extended attributes that the guest may see.
+
+        ENOSYS as of ``setxattr``.
+        """
         ...
 
     def removexattr(self, nodeid: int, name: bytes) -> None:
-        """Remove an extended attribute; ENODATA where there is none, else as ``setxattr``."""
+        """Remove an extended attribute.
+
+        ENODATA: it is not set. Other errors as of ``setxattr``.
+        """
         ...
 
     # Open files
 
-    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> OpenResult:
         """Open a regular file; the file system owns the descriptor until ``release``.
 
         ``flags``: of open(2); O_CREAT and O_EXCL mean nothing here. ``kill_suidgid``: if O_TRUNC
@@ -279,14 +290,14 @@ class FileSystem(Protocol):
 
     def create(
         self,
-        caller: Caller,
+        requester: Requester,
         parent: int,
         name: bytes,
         mode: int,
         flags: int,
         umask: int,
         kill_suidgid: bool,
-    ) -> tuple[Entry, Opened]:
+    ) -> tuple[Entry, OpenResult]:
         """Make a regular file and open it, or open the one that is there.
 
         ``flags`` as in ``open``; with O_EXCL a file that is there is EEXIST. ``mode`` and
@@ -295,8 +306,8 @@ class FileSystem(Protocol):
         ...
 
     def tmpfile(
-        self, caller: Caller, parent: int, mode: int, flags: int, umask: int
-    ) -> tuple[Entry, Opened]:
+        self, requester: Requester, parent: int, mode: int, flags: int, umask: int
+    ) -> tuple[Entry, OpenResult]:
         """Make and open a file without a name on the file system of ``parent`` (O_TMPFILE).
 
         ``flags`` as in ``open``; with O_EXCL ``link`` cannot give it a name.
@@ -305,11 +316,11 @@ class FileSystem(Protocol):
 
     def read(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
-    ) -> int | Job:
+    ) -> int | Task:
         """Fill ``views``, which are ``size`` bytes of guest memory; return how many were read.
 
         Fewer than ``size`` only at the end of the file. The caller owns ``views`` and keeps them
-        until a returned ``Job`` has ended.
+        until a returned ``Task`` has ended.
         """
         ...
 
@@ -321,7 +332,7 @@ class FileSystem(Protocol):
         views: Sequence[memoryview],
         kill_suidgid: bool,
         cached: bool,
-    ) -> int | Job:
+    ) -> int | Task:
         """Write ``views`` of guest memory; return how many bytes were written.
 
         A file that was opened with O_APPEND is written at its end. ``cached``: pages of the
@@ -339,7 +350,7 @@ class FileSystem(Protocol):
         """Close a file, and release the locks that were taken through it."""
         ...
 
-    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Task:
         """Write a file's data and metadata to its disk.
 
         ``datasync``: without the metadata that reading the data does not need.
@@ -348,13 +359,15 @@ class FileSystem(Protocol):
 
     def fallocate(
         self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
-    ) -> Job:
-        """Allocate, punch, zero, collapse or insert; ``mode`` is FALLOC_FL_* (fallocate(2))."""
+    ) -> Task:
+        """Allocate, punch, zero, collapse or insert a range; ``mode`` is FALLOC_FL_*."""
         ...
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
-        """Return where data or a hole begins (SEEK_DATA, SEEK_HOLE) or the file ends; ENXIO beyond
-        the end."""
+        """Return where data or a hole begins (SEEK_DATA, SEEK_HOLE) or the file ends.
+
+        ENXIO: ``offset`` is beyond the end.
+        """
         ...
 
     def copy_file_range(
@@ -367,20 +380,20 @@ class FileSystem(Protocol):
         offset_out: int,
         length: int,
         kill_suidgid: bool,
-    ) -> Job:
+    ) -> Task:
         """Copy between two open files; return how many bytes were copied, which may be fewer.
 
         EBADF: the target was opened with O_APPEND.
         """
         ...
 
-    def syncfs(self, nodeid: int) -> Job:
+    def syncfs(self, nodeid: int) -> Task:
         """Write the file system that the directory is on to its disk."""
         ...
 
     # Open directories
 
-    def opendir(self, nodeid: int, flags: int) -> Opened:
+    def opendir(self, nodeid: int, flags: int) -> OpenResult:
         """Open a directory; the file system owns the descriptor until ``releasedir``."""
         ...
 
@@ -397,16 +410,16 @@ class FileSystem(Protocol):
         """Close a directory."""
         ...
 
-    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Job:
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Task:
         """Write a directory to its disk; ``datasync`` as in ``fsync``."""
         ...
 
-    # Locks, which never wait: ``BlockingIOError`` where another owner has what is asked for
+    # Locks, which never wait: ``BlockingIOError`` where another owner has a conflicting lock
 
     def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
-        """Return a lock that keeps ``owner`` from having ``lock``, or None.
+        """Return a lock that conflicts with ``lock`` of ``owner``, or None.
 
-        Its pid is 0 if a process of the host has it.
+        Its pid is 0 if a process of the host has the lock.
         """
         ...
 
@@ -415,7 +428,10 @@ class FileSystem(Protocol):
         ...
 
     def flock(self, nodeid: int, fh: int, kind: int) -> None:
-        """Take or release the flock(2) lock of an open file; ``kind`` as in ``Lock``."""
+        """Take or release the lock of an open file; ``kind`` as in ``Lock``.
+
+        It is a lock of flock(2).
+        """
         ...
 
     def unlock_owner(self, nodeid: int, owner: int) -> None:

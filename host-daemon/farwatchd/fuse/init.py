@@ -16,7 +16,7 @@ from farwatchd.wire.fsnotify import (
 )
 from farwatchd.wire.fuse import KERNEL_MINOR_VERSION, KERNEL_VERSION, InitFlag, init_in, init_out
 
-#: The oldest client that is served: before 7.27 nothing speaks virtio-fs, and structures differ.
+#: The oldest client that is served: before 7.27 no client speaks virtio-fs, and structures differ.
 MIN_MINOR = 27
 #: ``fuse_init_in`` before 7.36.
 _SHORT_INIT_IN_SIZE = 16
@@ -24,7 +24,7 @@ _SHORT_INIT_IN_SIZE = 16
 _VERSION_SIZE = 8
 #: Bytes of one WRITE.
 MAX_WRITE = 1 << 20
-#: ``max_pages`` counts the guest's pages, of a size that INIT does not say: the host's, mostly.
+#: ``max_pages`` counts the guest's pages, whose size INIT does not contain: mostly the host's.
 _MAX_PAGES = max(1, MAX_WRITE // mmap.PAGESIZE)
 #: Bytes of one READ or READDIR: ``max_pages`` of the largest pages that Linux has.
 MAX_READ = _MAX_PAGES * (64 << 10)
@@ -51,8 +51,10 @@ _POSIX_ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """The outcome: the reply's payload, and the negotiated flags; ``flags`` is None when the client
-    must send INIT again, with another version."""
+    """The outcome: the reply's payload, and the negotiated flags.
+
+    ``flags`` is None when the client must send INIT again, with another version.
+    """
 
     reply: bytes
     flags: int | None
@@ -60,10 +62,12 @@ class Negotiated:
 
     @property
     def fsnotify(self) -> bool:
+        """Whether the client gets events of the host."""
         return bool((self.flags or 0) & FUSE_HAS_FSNOTIFY)
 
     @property
     def others_only(self) -> bool:
+        """Whether the events that this client causes are left out: mode ``others``."""
         return bool((self.flags or 0) & FUSE_FSNOTIFY_OTHERS_ONLY)
 
     @property
@@ -82,33 +86,40 @@ class Negotiated:
 
     @property
     def posix_lock(self) -> bool:
+        """Whether the client sends POSIX locks."""
         return bool((self.flags or 0) & InitFlag.POSIX_LOCKS)
 
     @property
     def posix_acl(self) -> bool:
+        """Whether the client checks POSIX ACLs."""
         return bool((self.flags or 0) & InitFlag.POSIX_ACL)
 
     @property
     def writeback(self) -> bool:
+        """Whether the client caches writes."""
         return bool((self.flags or 0) & InitFlag.WRITEBACK_CACHE)
 
     @property
     def killpriv_v2(self) -> bool:
+        """Whether the client says when to clear set-id bits."""
         return bool((self.flags or 0) & InitFlag.HANDLE_KILLPRIV_V2)
 
     @property
     def flock(self) -> bool:
+        """Whether the client sends whole-file locks."""
         return bool((self.flags or 0) & InitFlag.FLOCK_LOCKS)
 
     @property
     def setxattr_ext(self) -> bool:
+        """Whether SETXATTR has its long form."""
         return bool((self.flags or 0) & InitFlag.SETXATTR_EXT)
 
 
 def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotiated:
     """Negotiate by INIT's arguments; ``watchable`` is 0 when there are no watches.
 
-    ``OSError``: EPROTO for a client too old, EINVAL for a short request.
+    ``OSError``: EPROTO for a client that is too old, or lacks a feature that must be there; EINVAL
+    for a short request.
     """
     if len(args) < _SHORT_INIT_IN_SIZE:
         raise OSError(errno.EINVAL, "a short INIT")

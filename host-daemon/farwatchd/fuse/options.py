@@ -10,8 +10,10 @@ from farwatchd.config import choice, choices, option
 
 
 class Negotiation(Enum):
-    """Whether a feature is offered that needs the client's consent: ALWAYS refuses a client
-    without it."""
+    """Whether a feature is offered that needs the client's consent.
+
+    ALWAYS refuses a client without it.
+    """
 
     NEVER = "never"
     AUTO = "auto"
@@ -22,8 +24,8 @@ class Negotiation(Enum):
 class SessionOptions:
     """The options of a session.
 
-    ``writeback`` and ``announce_submounts`` are options of the share. What ``others_only`` says is
-    found out at start: the watches leave out the events that this client causes.
+    ``writeback`` and ``announce_submounts`` are options of the share. ``others_only`` is probed at
+    start: whether the watches can leave out the events that this client causes.
     """
 
     posix_acl: Negotiation = option(

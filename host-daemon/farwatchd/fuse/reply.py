@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the handler of a request returns, and how it is registered with the session."""
+"""The reply types of a request handler, and how a handler is registered with the session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from farwatchd.virtio_fs.interfaces import DeferredReply
 
 
 class ErrorReply(NamedTuple):
-    """A reply with this errno, where it is too frequent for an exception."""
+    """A reply with this errno, where errors are too frequent for an exception."""
 
     errno: int
 
@@ -28,8 +28,8 @@ EMPTY = b""
 class Handler(NamedTuple):
     """How the requests of one opcode are handled.
 
-    The sizes are checked before ``handle`` is called, so nothing is done whose result could not be
-    replied.
+    The sizes are checked before ``handle`` is called, so that it has no effects whose result does
+    not fit the reply.
     """
 
     handle: Callable[[Request], Reply]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One FUSE request: its header, arguments, names and extensions, copied from guest memory and
-checked.
+"""One FUSE request: its header, arguments, names and extensions, copied from guest memory.
 
-The copy comes first, since the guest may change its memory meanwhile. The guest gets an ``OSError``
-as the reply's errno.
+The arguments are copied first and checked then, since the guest may change its memory meanwhile.
+The errno of an ``OSError`` is the reply's.
 """
 
 from __future__ import annotations
@@ -11,25 +10,22 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from farwatchd.fuse.extensions import XATTR_NAME_MAX
 from farwatchd.fuse.extensions import parse as parse_extensions
-from farwatchd.fuse.filesystem import Caller
+from farwatchd.fuse.filesystem import Requester
 from farwatchd.iovec import gather, slices
+from farwatchd.linux.libc import NO_ID, OFFSET_MAX
 from farwatchd.virtqueue import Chain
 from farwatchd.wire.fuse import InHeader, Opcode, in_header, out_header, write_in
 
-#: ``FUSE_NAME_MAX``, bytes. What is too long for the host's file system is the host's error: some
+#: ``FUSE_NAME_MAX``, bytes. The host's file system refuses a name that is too long for it: some
 #: (vfat, exfat, ntfs3, cifs) allow 255 characters, which are more bytes.
 NAME_MAX = 1024
-#: ``XATTR_NAME_MAX`` and ``XATTR_SIZE_MAX``.
-XATTR_NAME_MAX = 255
-XATTR_SIZE_MAX = 65536
 #: A symbolic link's target, without the NUL.
 TARGET_MAX = 4095
 #: Arguments of all but WRITE: the largest is a BATCH_FORGET that fills the client's largest
 #: request.
 MAX_ARGS = 1 << 20
-_NO_ID = 0xFFFFFFFF
-OFFSET_MAX = (1 << 63) - 1
 _INT_MAX = (1 << 31) - 1
 _HEADER_SIZE = in_header.size
 _REPLY_HEADER_SIZE = out_header.size
@@ -40,8 +36,8 @@ _WRITE = int(Opcode.WRITE)
 class Request:
     """A request after its header: ``args`` are copied, ``writable`` is guest memory.
 
-    ``room`` is what ``writable`` holds after the reply's header. Only WRITE has ``data``, which is
-    guest memory and holds ``data_size`` bytes.
+    ``room`` is the size of ``writable`` after the reply's header. Only WRITE has ``data``, which is
+    guest memory of ``data_size`` bytes.
     """
 
     __slots__ = (
@@ -58,7 +54,7 @@ class Request:
         "writable",
     )
 
-    # Not a dataclass: attributes of few requests cost nothing for the others.
+    # Not a dataclass: attributes that few requests have cost the others no time.
     def __init__(
         self, header: InHeader, args: bytes, writable: Sequence[memoryview], room: int
     ) -> None:
@@ -68,22 +64,22 @@ class Request:
         self.room = room
         self.data: Sequence[memoryview]
         self.data_size: int
-        #: What follows the arguments (7.38); empty for most requests.
+        #: The bytes after the arguments (7.38); empty for most requests.
         self.extensions = b""
 
     def target(self, size: int) -> Sequence[memoryview]:
-        """Return where a payload of ``size`` bytes, at most ``room``, goes after its header."""
+        """Return the memory of a payload after the reply's header; ``size`` is at most ``room``."""
         if size == self.room and len(self.writable[0]) == _REPLY_HEADER_SIZE:
             return self.writable[1:]
         return slices(self.writable, _REPLY_HEADER_SIZE, size)
 
-    def caller(self) -> Caller:
-        """Return the requester, who makes something new; EINVAL without valid ids."""
-        if self.uid == _NO_ID or self.gid == _NO_ID:
+    def requester(self) -> Requester:
+        """Return the requester, for a new inode; EINVAL without valid ids."""
+        if self.uid == NO_ID or self.gid == NO_ID:
             raise invalid("no owner for a new inode")
         if not self.extensions:
-            return Caller(self.uid, self.gid, self.pid)
-        return Caller(self.uid, self.gid, self.pid, *parse_extensions(self.extensions))
+            return Requester(self.uid, self.gid, self.pid)
+        return Requester(self.uid, self.gid, self.pid, *parse_extensions(self.extensions))
 
     def name(self, start: int) -> bytes:
         """Return the file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is invalid."""
@@ -101,8 +97,10 @@ class Request:
         return names
 
     def strings(self, start: int, count: int) -> list[bytes]:
-        """Return ``count`` strings, each ended by NUL, from ``args[start:]`` on; EINVAL when one
-        has no end."""
+        """Return ``count`` strings, each ended by NUL, from ``args[start:]`` on.
+
+        EINVAL: a string has no end.
+        """
         parts = self.args[start:].split(b"\0", count)
         if len(parts) <= count:
             raise _endless()
@@ -112,7 +110,7 @@ class Request:
 def decode(header: InHeader, chain: Chain, room: int) -> Request:
     """Decode the request with this header; EINVAL when its lengths are impossible.
 
-    ``room``: bytes that ``chain`` holds for the reply's payload.
+    ``room``: bytes of ``chain`` for the reply's payload.
     """
     readable = chain.readable
     size = header[0]
@@ -182,7 +180,10 @@ def invalid(what: str) -> OSError:
 
 
 def check_name(name: bytes) -> None:
-    """Refuse what is not one name in a directory, so that no name reaches outside the share."""
+    """Refuse all but one name in a directory, so that no name reaches outside the share.
+
+    ENAMETOOLONG, EINVAL.
+    """
     if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, "a name is too long")
     if not name or b"/" in name or name == b"." or name == b"..":
@@ -190,20 +191,20 @@ def check_name(name: bytes) -> None:
 
 
 def check_xattr_name(name: bytes) -> None:
-    """Refuse what xattr(7) refuses: ERANGE."""
+    """Refuse a name that xattr(7) refuses: ERANGE."""
     if not 0 < len(name) <= XATTR_NAME_MAX:
         raise OSError(errno.ERANGE, "not an attribute's name")
 
 
 def check_offset(*offsets: int) -> None:
-    """Refuse what is negative as an ``loff_t``: EINVAL."""
+    """Refuse an offset that is negative as an ``loff_t``: EINVAL."""
     for offset in offsets:
         if offset > OFFSET_MAX:
             raise invalid("a negative offset")
 
 
 def check_int(*values: int) -> None:
-    """Refuse what is negative as an ``int``, flags and modes with the highest bit: EINVAL."""
+    """Refuse flags and modes that are negative as an ``int``: EINVAL."""
     for value in values:
         if value > _INT_MAX:
             raise invalid("unknown flags")

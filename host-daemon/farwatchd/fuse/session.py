@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FUSE session: takes requests, dispatches them by opcode to a file system, writes replies
-(FUSE 7.41)."""
+"""The FUSE session: dispatches requests by opcode to a file system, and writes replies (7.41)."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ _log = logging.getLogger(__name__)
 _HEADER_SIZE = in_header.size
 _REPLY_HEADER_SIZE = out_header.size
 _pack_header = out_header.pack_into
-#: What FUSE_FSNOTIFY may ask for.
+#: The events that FUSE_FSNOTIFY may request.
 _REQUESTABLE = sum(
     event
     for event in Event
@@ -61,8 +60,8 @@ CANCEL_LIMIT = 1.0
 class Session:
     """Serves one guest after the other; implements the device's ``RequestHandler``.
 
-    An error of a request goes to the guest: an errno in the reply, and a line in the debug log. An
-    exception of the file system other than ``OSError`` is a bug and goes to the device.
+    An error of a request becomes the errno of its reply, and a line in the debug log. An exception
+    of the file system other than ``OSError`` is a bug, and the device handles it.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Session:
     ) -> None:
         """Serve ``fs``.
 
-        ``watches``: None disables events. ``locks``: where requests wait for locks; without it the
+        ``watches``: None disables events. ``locks``: the pending blocking locks; without it the
         guest's locks do not reach the host. ``pool``: runs tasks that may take long; without it
         they run immediately. ``source``: the events for WAIT requests.
         """
@@ -113,7 +112,7 @@ class Session:
             Opcode.FSNOTIFY: Handler(self._fsnotify, fsnotify_in.size, fsnotify_out.size),
             Opcode.FSNOTIFY_WAIT: Handler(self._wait, fsnotify_wait_in.size),
         }
-        #: Those that may come before INIT has succeeded.
+        #: The requests that are served before INIT has succeeded.
         self._first_handlers: dict[int, Handler] = {
             opcode: self._handlers[opcode] for opcode in (Opcode.INIT, Opcode.DESTROY)
         }
@@ -144,7 +143,7 @@ class Session:
         if isinstance(reply, bytes):
             length = _REPLY_HEADER_SIZE + len(reply)
             if len(writable) == 2 and len(writable[0]) == _REPLY_HEADER_SIZE:
-                # As Linux has room for most.
+                # The layout of most replies to Linux.
                 writable[1][: len(reply)] = reply
             elif reply:
                 scatter(writable, _REPLY_HEADER_SIZE, reply)
@@ -167,8 +166,10 @@ class Session:
         return self._pool.drain(timeout)
 
     def reset(self) -> None:
-        """Forget the guest: its inodes, handles, locks and watches. The next one begins with
-        INIT."""
+        """End the session: release the guest's inodes, files, locks and watches.
+
+        The next session begins with INIT.
+        """
         self._negotiated = None
         self._served = self._first_handlers
         self._waits.end()
@@ -188,7 +189,7 @@ class Session:
     def _refuse(
         self, header: InHeader, writable: Sequence[memoryview], room: int, error: OSError
     ) -> int:
-        """Reply with an error, where the request has a reply and room for it."""
+        """Reply with an error, if the request has a reply and room for it."""
         _, opcode, unique, nodeid, *_ = header
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s of node %d: %s", _OpcodeName(opcode), nodeid, error.strerror or error)
@@ -223,7 +224,7 @@ class Session:
         if negotiated.wait_requests:
             self._waits.start()
         self._attribute_handlers.use_setxattr_ext(negotiated.setxattr_ext)
-        self._fs.agree(posix_acls=negotiated.posix_acl, writeback=negotiated.writeback)
+        self._fs.set_negotiated(posix_acls=negotiated.posix_acl, writeback=negotiated.writeback)
         self._killpriv.set_negotiated(negotiated.killpriv_v2)
         if self._lock_handlers is not None:
             self._lock_handlers.use(negotiated.posix_lock, negotiated.flock)
@@ -270,7 +271,7 @@ class Session:
         args = fsnotify_in.unpack_from(request.args)
         if args.flags or args.mask & ~_REQUESTABLE:
             raise invalid("reserved fields or unknown events")
-        watched = self._fs.watched(request.nodeid)
+        watched = self._fs.watch_target(request.nodeid)
         if args.generation != watched.generation:
             raise OSError(errno.ESTALE, "the node has another generation")
         mask = self._watches.set_mask(
@@ -291,8 +292,10 @@ class Session:
 
 
 def _scattered_header(readable: Sequence[memoryview]) -> InHeader:
-    """Return the fields of a request's header that is not in one view; the length is 0, which is
-    refused, if there is no header."""
+    """Return the fields of a request's header that is not in one view.
+
+    Without a whole header the length is 0, which is refused.
+    """
     start = gather(readable, 0, _HEADER_SIZE)
     header: InHeader = in_header.values(start.ljust(_HEADER_SIZE, b"\0"))
     return header if len(start) == _HEADER_SIZE else (0, *header[1:])
@@ -308,7 +311,7 @@ def _write_header(writable: Sequence[memoryview], length: int, error: int, uniqu
 
 
 class _OpcodeName:
-    """An opcode's name, made only where it is logged."""
+    """An opcode's name, which is made only if it is logged."""
 
     def __init__(self, opcode: int) -> None:
         self._opcode = opcode
@@ -325,7 +328,7 @@ def _no_locks() -> None:
 
 
 def _notify_reply(request: Request) -> Reply:
-    """Ignore the reply to a notification: none of those sent asks for one."""
+    """Ignore the reply to a notification: no notification of this daemon asks for one."""
     return None
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads for tasks that may have to wait for a disk or a network, so that other requests are
-served meanwhile.
+"""Threads for tasks that may wait for a disk or a network while other requests are served.
 
-Everything else is faster without: to hand a task to a thread and back costs more than most
+Everything else is faster without: to pass a task to a thread and back costs more than most
 requests.
 """
 
@@ -17,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, NamedTuple
 
-from farwatchd.fuse.filesystem import Job, OperationDeferred
+from farwatchd.fuse.filesystem import OperationDeferred, Task
 from farwatchd.fuse.reply import EMPTY, Payload, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.virtio_fs.interfaces import DeferredReply
@@ -32,18 +31,17 @@ def _call(callback: Callable[[], None]) -> None:
     callback()
 
 
-class _Task(NamedTuple):
+class _PendingTask(NamedTuple):
     future: Future[int]
     nodeid: int
     encode: Encode
 
 
 class ThreadPool:
-    """Runs at most ``threads`` tasks concurrently, others wait for their turn; without threads each
-    runs immediately.
+    """Runs at most ``threads`` tasks concurrently; without threads each task runs immediately.
 
-    All methods are for the event loop's thread, to which ``call_from_thread`` hands callbacks. The
-    pending tasks are bounded by the queues that the requests came by.
+    All methods are for the event loop's thread, to which ``call_from_thread`` passes callbacks. The
+    queues of the requests bound the number of pending tasks.
     """
 
     def __init__(
@@ -51,12 +49,15 @@ class ThreadPool:
         threads: int = 0,
         call_from_thread: Callable[[Callable[[], None]], None] = _call,
     ) -> None:
-        """Create a pool. No thread is created before ``start``, or the first task: a thread has the
-        privileges that its creator has at that moment."""
+        """Create a pool.
+
+        No thread is created before ``start``, or the first task: a thread has the privileges that
+        its creator has at that moment.
+        """
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
         self._call_from_thread = call_from_thread
-        self._tasks: dict[DeferredReply, _Task] = {}
+        self._tasks: dict[DeferredReply, _PendingTask] = {}
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -74,9 +75,11 @@ class ThreadPool:
             raise
         wait(started)
 
-    def submit(self, request: Request, task: Job, encode: Encode) -> Reply:
-        """Run ``task``; return the reply that ``encode`` makes of its result, now or deferred. A
-        task's ``OSError`` becomes a reply with its errno."""
+    def submit(self, request: Request, task: Task, encode: Encode) -> Reply:
+        """Run ``task``; return the reply that ``encode`` makes of its result, now or deferred.
+
+        A task's ``OSError`` becomes a reply with its errno.
+        """
         if self._pool is None:
             return encode(task())
         try:
@@ -84,19 +87,24 @@ class ThreadPool:
         except RuntimeError as error:
             raise OSError(errno.EIO, f"no thread for a task: {error}") from error
         reply = DeferredReply(request.unique, in_thread=True)
-        self._tasks[reply] = _Task(future, request.nodeid, encode)
+        self._tasks[reply] = _PendingTask(future, request.nodeid, encode)
         future.add_done_callback(lambda _: self._call_from_thread(partial(self._finish, reply)))
         return reply
 
     def submit_deferred(
         self, request: Request, deferred: OperationDeferred, encode: Callable[[Any], Payload]
     ) -> Reply:
-        """Run what an operation deferred, as ``submit``; ``encode`` gets the operation's result."""
-        return self.submit(request, deferred.job, lambda number: encode(deferred.complete(number)))
+        """Run the task of a deferred operation as ``submit`` does.
+
+        ``encode`` gets the operation's result.
+        """
+        return self.submit(request, deferred.task, lambda number: encode(deferred.complete(number)))
 
     def drain(self, timeout: float) -> bool:
-        """Wait for all tasks, for at most ``timeout`` seconds, and reply to their requests; return
-        false if some are left."""
+        """Wait for all tasks, at most ``timeout`` seconds, and reply to their requests.
+
+        Return false if some have not finished.
+        """
         deadline = time.monotonic() + timeout
         for reply, task in list(self._tasks.items()):
             done, _ = wait([task.future], max(0.0, deadline - time.monotonic()))
@@ -105,10 +113,10 @@ class ThreadPool:
         return not self._tasks
 
     def cancel(self, timeout: float) -> None:
-        """Cancel the tasks that have not begun, with EINTR; wait at most ``timeout`` seconds for
-        the others.
+        """Cancel the tasks that have not begun, with EINTR, and wait for the others.
 
-        A task that takes longer keeps its reply pending, since it may use the request's memory.
+        A task that takes longer than ``timeout`` seconds keeps its reply pending, since it may use
+        the request's memory.
         """
         for reply, task in list(self._tasks.items()):
             if task.future.cancel():
@@ -120,8 +128,10 @@ class ThreadPool:
             )
 
     def close(self, timeout: float) -> bool:
-        """Cancel tasks as ``cancel`` does and end the threads; return false if some still run: then
-        only ``os._exit`` ends the process."""
+        """Cancel tasks as ``cancel`` does and end the threads.
+
+        Return false if some tasks still run: then only ``os._exit`` ends the process.
+        """
         self.cancel(timeout)
         if self._pool is not None:
             self._pool.shutdown(wait=not self._tasks)
@@ -148,5 +158,5 @@ class ThreadPool:
 
 
 def nothing(_: int) -> bytes:
-    """Encode the reply of a task whose success is the only result."""
+    """Encode the reply of a task that has no result."""
     return EMPTY

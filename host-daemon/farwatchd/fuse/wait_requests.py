@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pending WAIT requests: a guest without a notification queue gets its events as their replies
-(docs/protocol.md, "without a queue")."""
+"""Pending WAIT requests, whose replies carry events to a guest without a notification queue.
+
+See "without a queue" in docs/protocol.md.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE
 
 #: If more are pending the oldest gets an empty reply; Linux sends one.
 MAX_PENDING = 8
-#: The longest payload: as much as a notification carries.
+#: The longest payload: that of a notification.
 MAX_PAYLOAD = NOTIFY_BUF_SIZE - OUT_HEADER_SIZE
 
 
@@ -47,8 +49,10 @@ class WaitRequests:
             self._pending.popleft().reply.complete()
 
     def add(self, unique: int, size: int) -> Reply:
-        """Reply to the request ``unique`` with at most ``size`` bytes of records, now or when there
-        are some."""
+        """Reply to the request ``unique`` with at most ``size`` bytes of records.
+
+        The reply is deferred until there are records.
+        """
         if not self.accepting:
             return EMPTY
         if not self._pending and (payload := self._take(size)) is not None:

@@ -1,3 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's files as inodes and watches hold on to them: by file handle where that works, else by
-descriptor."""
+"""The host's inodes that a guest knows or watches, by file handle or by descriptor."""

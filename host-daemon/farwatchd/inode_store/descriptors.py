@@ -2,7 +2,7 @@
 """The part of the process's descriptors that the guest may use up.
 
 The rest is the daemon's own: memory regions, queues, threads, event groups, the next connection,
-and what an operation opens while it lasts.
+and descriptors that an operation opens and closes itself.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ _RESERVE = 256
 
 
 class DescriptorBudget:
-    """Counts the descriptors that are open for the guest: open files, inodes without a file handle,
-    lock owners."""
+    """Counts the descriptors that are open for the guest.
+
+    These are open files, inodes without a file handle, and lock owners.
+    """
 
     __slots__ = ("_most", "used")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mounts that objects are on, each with the descriptor through which its objects are opened by
-handle.
+"""The mounts of the stored inodes, each with a descriptor to open its inodes by handle.
 
-A mount is kept while an object of it is, so its id, which the host uses again, stays its own.
+The host reuses the ids of mounts. While the table has a mount, its descriptor or an
+inode on it keeps the mount, and so its id.
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ from farwatchd.linux.syscalls import file_system_type
 
 _log = logging.getLogger(__name__)
 
-#: A FUSE file system forgets the handles of what it has no use for at the moment
-#: (``FUSE_SUPER_MAGIC``).
+#: ``FUSE_SUPER_MAGIC``: a FUSE file system does not know the handles of inodes that it has evicted.
 _FORGETFUL = 0x65735546
 
 
 @dataclass(slots=True, eq=False)
 class Mount:
-    """A mount. ``fd`` is -1 while, and where (``refused``), objects cannot be opened by handle;
-    ``objects`` counts."""
+    """A mount.
+
+    ``fd`` is -1 while inodes cannot be opened by handle, and stays so where the file system has
+    refused (``refused``). ``inodes`` counts the inodes on the mount.
+    """
 
     ident: int
     fd: int = -1
     refused: bool = False
-    objects: int = 0
+    inodes: int = 0
 
 
 class MountTable:
-    """The mounts by their ids. ``mandatory``: a mount on which handles do not work is an error."""
+    """The mounts by their ids.
+
+    ``mandatory``: a mount on which file handles do not work is an error.
+    """
 
     def __init__(self, mandatory: bool) -> None:
         self._mandatory = mandatory
@@ -44,13 +49,13 @@ class MountTable:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def hold(self, key: bytes, fd: int, mode: int) -> Mount:
-        """The mount of the object that has that key (``HandleReader``), descriptor and mode; counts
-        the object.
+    def get(self, key: bytes, fd: int, mode: int) -> Mount:
+        """Return the mount of an inode, and count the inode.
 
-        A directory is needed to open the mount. It is entered by its root, so that is seen first,
-        and what is seen before is a single file that is mounted: a descriptor for its mount would
-        be one more than for the file.
+        ``key`` is the inode's (``HandleReader``), ``fd`` its descriptor, ``mode`` its ``st_mode``.
+        The mount is opened by a directory. The guest enters a mount by its root, which is seen
+        first, unless a single file is mounted: for that one, a descriptor of the mount would be one
+        more than for the file.
         """
         ident = mount_of(key)
         mount = self._by_id.get(ident)
@@ -59,13 +64,13 @@ class MountTable:
         if mount.fd < 0 and not mount.refused and stat.S_ISDIR(mode):
             self._open(mount, key, fd)
         self._by_id[ident] = mount
-        mount.objects += 1
+        mount.inodes += 1
         return mount
 
-    def release(self, mount: Mount) -> None:
-        """One object less; the last one ends the mount."""
-        mount.objects -= 1
-        if not mount.objects:
+    def put(self, mount: Mount) -> None:
+        """Count one inode less; the last one closes the mount."""
+        mount.inodes -= 1
+        if not mount.inodes:
             del self._by_id[mount.ident]
             if mount.fd >= 0:
                 os.close(mount.fd)
@@ -77,15 +82,17 @@ class MountTable:
             if self._mandatory or error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
             _log.info(
-                "a file system in the share has no file handles of use (%s): descriptors serve",
+                "a file system in the share has no usable file handles (%s): using descriptors",
                 error.strerror,
             )
             mount.refused = True
 
 
 def open_mount(key: bytes, fd: int) -> int:
-    """A descriptor for ``open_handle`` from a directory's key and descriptor, tried out;
-    ``OSError`` if it fails."""
+    """Return a descriptor for ``open_handle``, opened by a directory's key and descriptor.
+
+    The caller owns it. ``OSError``: opening the directory by its handle fails.
+    """
     mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
     try:
         if file_system_type(mount_fd) == _FORGETFUL:

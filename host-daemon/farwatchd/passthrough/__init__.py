@@ -1,3 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passthrough file system: the shared directory's files, by file descriptors and never by
-path."""
+"""The passthrough file system: the shared directory's files, by descriptors and never by path."""

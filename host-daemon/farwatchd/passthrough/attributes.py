@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from farwatchd.fuse.filesystem import Changes, Job, OperationDeferred, Statx, Watched
+from farwatchd.fuse.filesystem import Changes, OperationDeferred, Statx, Task, WatchTarget
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
@@ -17,41 +17,47 @@ from farwatchd.passthrough.inode_table import GENERATION
 from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.tasks import descriptor, on_files_or_errno
 
-#: What chown(2) takes for an id that stays.
+#: chown(2): leave this id unchanged.
 _KEEP = -1
 
 
 class AttributeOperations(Operations):
     """Operations on attributes."""
 
-    def watched(self, nodeid: int) -> Watched:
-        """What a watch needs to know of an inode; ENOENT if there is none."""
+    def watch_target(self, nodeid: int) -> WatchTarget:
+        """Return what the watch table needs of an inode; ENOENT for an unknown nodeid."""
         try:
             inode = self._inodes.get(nodeid)
         except OSError as error:
             raise failure(errno.ENOENT) if error.errno == errno.ESTALE else error from None
-        return Watched(GENERATION, inode.fd, inode.is_dir)
+        return WatchTarget(GENERATION, inode.fd, inode.is_dir)
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
-        """stat(2). A deleted directory keeps its attributes: a process of the guest may work in it,
-        and the host has deleted the inode if no descriptor was open."""
+        """Return the attributes of an inode, by ``fh`` if the guest has it open."""
         try:
-            fd = self._inodes.get(nodeid).held.fd if fh is None else self._handles.fd(nodeid, fh)
-            return self._share.seen(os.fstat(fd))
+            fd = (
+                self._inodes.get(nodeid).host_inode.fd
+                if fh is None
+                else self._open_files.fd(nodeid, fh)
+            )
+            return self._share.status_for_guest(os.fstat(fd))
         except OSError as error:
             deleted = self._inodes.deleted_directory(nodeid)
             if error.errno != errno.ESTALE or deleted is None:
                 raise
-        return self._share.seen(deleted)
+        return self._share.status_for_guest(deleted)
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
-        """statx(2)."""
+        """Return the attributes of an inode, its birth time among them."""
         fd = self._fd(nodeid, fh)
         more = statx(fd)
         return Statx(self.getattr(nodeid, fh), more.btime_ns, more.attributes, more.attributes_mask)
 
     def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
-        """Make all ``changes`` or stop at the first that fails; a symbolic link's are its own."""
+        """Make all ``changes`` or stop at the first that fails.
+
+        A symbolic link is not followed.
+        """
         self._share.refuse_if_readonly()
         if (changes.mode, changes.uid, changes.gid, changes.size) == (None,) * 4:
             # With a write-back cache the guest sends times after it has removed the file.
@@ -62,14 +68,16 @@ class AttributeOperations(Operations):
         if changes.size is not None and changes.fh is None:
             if not stat.S_ISREG(inode.kind):
                 raise failure(errno.EISDIR if inode.is_dir else errno.EINVAL)
-            # Waits for who has a lease on the file; to look whether there is one is an event.
+            # truncate(2) waits for the holder of a lease; probing for one would be an event.
             raise OperationDeferred(
-                on_files_or_errno(lambda held: self._change(held, None, changes, owner), inode.fd),
+                on_files_or_errno(
+                    lambda own_fd: self._change(own_fd, None, changes, owner), inode.fd
+                ),
                 lambda result: self._after(descriptor(result), nodeid),
             )
-        fh_fd = None if changes.size is None else self._handles.fd(nodeid, changes.fh or 0)
+        fh_fd = None if changes.size is None else self._open_files.fd(nodeid, changes.fh or 0)
         self._change(inode.fd, fh_fd, changes, owner)
-        return self._share.seen(os.fstat(inode.fd))
+        return self._share.status_for_guest(os.fstat(inode.fd))
 
     def _change(self, fd: int, fh_fd: int | None, changes: Changes, owner: tuple[int, int]) -> int:
         """Make all changes, in any thread.
@@ -89,42 +97,41 @@ class AttributeOperations(Operations):
         return 0
 
     def _after(self, _done: int, nodeid: int) -> os.stat_result:
-        return self._share.seen(os.fstat(self._inodes.get(nodeid).fd))
+        return self._share.status_for_guest(os.fstat(self._inodes.get(nodeid).fd))
 
     def readlink(self, nodeid: int) -> bytes:
-        """Where a symbolic link leads; EINVAL for anything else."""
+        """Return the target of a symbolic link; EINVAL for another file type."""
         inode = self._inodes.get(nodeid)
         if not stat.S_ISLNK(inode.kind):
             raise failure(errno.EINVAL)
         return os.readlink(b"", dir_fd=inode.fd)
 
     def statfs(self, nodeid: int) -> os.statvfs_result:
-        """statvfs(3) of the file system that the inode is on."""
+        """Return the statvfs(3) data of the file system that the inode is on."""
         return os.fstatvfs(self._inodes.get(nodeid).fd)
 
-    def syncfs(self, nodeid: int) -> Job:
-        """Bring the file system that the directory is on to its disk."""
+    def syncfs(self, nodeid: int) -> Task:
+        """Return a task that writes the file system that the directory is on to its disk."""
         fd = self._proc.reopen(self._inodes.get(nodeid).fd, os.O_RDONLY | os.O_DIRECTORY)
 
-        def job() -> int:
+        def task() -> int:
             try:
                 syncfs(fd)
             finally:
                 os.close(fd)
             return 0
 
-        return job
+        return task
 
     def _fd(self, nodeid: int, fh: int | None) -> int:
-        return self._inodes.get(nodeid).fd if fh is None else self._handles.fd(nodeid, fh)
+        return self._inodes.get(nodeid).fd if fh is None else self._open_files.fd(nodeid, fh)
 
     def _new_owner(self, changes: Changes) -> tuple[int, int]:
-        """The host's ids of the owner and group that a file gets; EPERM where the guest may own
-        nothing by them."""
+        """Return the host's uid and gid for a new owner; EPERM where a rule forbids one."""
         uid, gid = _id(changes.uid), _id(changes.gid)
-        if self._options.owners is None:
+        if self._options.id_translation is None:
             return uid, gid
-        users, groups = self._options.owners.users, self._options.owners.groups
+        users, groups = self._options.id_translation.users, self._options.id_translation.groups
         return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(
             gid
         ) if gid != _KEEP else gid

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of open files. Data moves between the file and the guest's memory without a copy
-here."""
+"""The contents of open files, between the file and guest memory without a copy here."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
-from farwatchd.fuse.filesystem import Job
+from farwatchd.fuse.filesystem import Task
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
@@ -19,10 +18,10 @@ from farwatchd.passthrough.open_file_table import Reading
 from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.tasks import on_files, sync
 
-#: Segments that one system call takes (UIO_MAXIOV).
+#: The longest iovec of one system call (UIO_MAXIOV).
 _IOV_MAX = 1024
-#: Bytes that one copy moves at most. The guest asks for the rest again; in between the daemon may
-#: stop, and others have their turn.
+#: Bytes that one copy moves at most. The guest sends another request for the rest; in between the
+#: daemon can stop, and other requests are served.
 _COPY_MAX = 64 << 20
 #: The flags of open(2) with which each write waits for the disk.
 _WAITING_WRITES = os.O_DIRECT | os.O_DSYNC
@@ -38,28 +37,28 @@ class DataOperations(Operations):
 
     def read(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
-    ) -> int | Job:
-        """Fill ``views``, of ``size`` bytes; gives bytes read, fewer than that only at the end of
-        the file.
+    ) -> int | Task:
+        """Fill ``views``, of ``size`` bytes; return the bytes read.
 
-        At once what is in memory, and by a job what has to be waited for.
+        They are fewer than ``size`` only at the end of the file. What the page cache has is read
+        immediately; what has to be waited for, by a task.
         """
-        handle = self._handles.get(nodeid, fh)
+        handle = self._open_files.get(nodeid, fh)
         fd, start = handle.fd, signed(offset)
         if handle.reading is _IF_IN_MEMORY and len(views) <= _IOV_MAX:
             try:
                 done = os.preadv(fd, views, start, os.RWF_NOWAIT)
             except OSError as error:
                 if error.errno == errno.EOPNOTSUPP:
-                    handle.reading = Reading.AT_ONCE if _is_memory(fd) else Reading.BY_JOB
+                    handle.reading = Reading.IMMEDIATE if _is_memory(fd) else Reading.BY_TASK
                 elif error.errno != errno.EAGAIN:
                     raise
             else:
                 if done == size or start + done >= os.fstat(fd).st_size:
                     return done
-        if handle.reading is Reading.AT_ONCE:
+        if handle.reading is Reading.IMMEDIATE:
             return _transfer(os.preadv, fd, views, start)
-        return on_files(lambda held: _transfer(os.preadv, held, views, start), fd)
+        return on_files(lambda own_fd: _transfer(os.preadv, own_fd, views, start), fd)
 
     def write(
         self,
@@ -69,15 +68,15 @@ class DataOperations(Operations):
         views: Sequence[memoryview],
         kill_suidgid: bool,
         cached: bool,
-    ) -> int | Job:
-        """Write ``views``; gives bytes written. ``kill_suidgid``: takes the file's set-id bits
-        away.
+    ) -> int | Task:
+        """Write ``views``; return the bytes written.
 
-        ``cached``: pages of the guest's cache, of any size and with a place of their own, through
-        whichever handle the guest chose: O_DIRECT and O_APPEND do not hold for them. By a job
-        where the file waits for its disk. EPERM: a page of a file that can only be appended to.
+        ``kill_suidgid``: clear the file's set-id bits. ``cached``: pages of the guest's cache, of
+        any size and with an offset of their own, through whichever handle the guest chose: O_DIRECT
+        and O_APPEND do not hold for them. By a task where each write waits for the disk. EPERM: a
+        page of a file that can only be appended to.
         """
-        handle = self._handles.get(nodeid, fh)
+        handle = self._open_files.get(nodeid, fh)
         fd, start = handle.fd, signed(offset)
         if cached:
             if handle.append_only:
@@ -86,32 +85,37 @@ class DataOperations(Operations):
                 return _write(fd, views, start, kill_suidgid)
         transfer = _append if handle.flags & os.O_APPEND else os.pwritev
         if handle.flags & _WAITING_WRITES:
-            return on_files(lambda held: _write(held, views, start, kill_suidgid, transfer), fd)
+            return on_files(lambda own_fd: _write(own_fd, views, start, kill_suidgid, transfer), fd)
         if not kill_suidgid and len(views) <= _IOV_MAX:
             return transfer(fd, views, start)
         return _write(fd, views, start, kill_suidgid, transfer)
 
-    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
-        """Bring a file to its disk; ``datasync``: without metadata that is not needed to read
-        it."""
-        return sync(self._handles.fd(nodeid, fh), datasync)
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Task:
+        """Return a task that writes a file to its disk.
+
+        ``datasync``: without metadata that reading the data does not need.
+        """
+        return sync(self._open_files.fd(nodeid, fh), datasync)
 
     def fallocate(
         self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
-    ) -> Job:
-        """fallocate(2) with its modes. ``kill_suidgid``: takes the file's set-id bits away."""
+    ) -> Task:
+        """Return a task that allocates or frees space; ``mode`` is FALLOC_FL_*.
+
+        ``kill_suidgid``: clear the file's set-id bits.
+        """
         self._share.refuse_if_readonly()
 
-        def call(held: int) -> int:
+        def call(own_fd: int) -> int:
             with without(Capability.FSETID) if kill_suidgid else nullcontext():
-                fallocate(held, mode, offset, length)
+                fallocate(own_fd, mode, offset, length)
             return 0
 
-        return on_files(call, self._handles.fd(nodeid, fh))
+        return on_files(call, self._open_files.fd(nodeid, fh))
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
-        """Where data or a hole begins, or the file ends; ENXIO beyond the end."""
-        return os.lseek(self._handles.fd(nodeid, fh), signed(offset), whence)
+        """Return where data or a hole begins, or the file ends; ENXIO beyond the end."""
+        return os.lseek(self._open_files.fd(nodeid, fh), signed(offset), whence)
 
     def copy_file_range(
         self,
@@ -123,11 +127,13 @@ class DataOperations(Operations):
         offset_out: int,
         length: int,
         kill_suidgid: bool,
-    ) -> Job:
-        """Copy on the host; gives bytes copied. ``kill_suidgid``: takes the target's set-id bits
-        away."""
+    ) -> Task:
+        """Return a task that copies on the host and returns the bytes copied.
+
+        ``kill_suidgid``: clear the target's set-id bits.
+        """
         self._share.refuse_if_readonly()
-        target_handle = self._handles.get(nodeid_out, fh_out)
+        target_handle = self._open_files.get(nodeid_out, fh_out)
         if target_handle.flags & os.O_APPEND:
             # As copy_file_range(2) has it; the descriptor itself does not append.
             raise failure(errno.EBADF)
@@ -138,12 +144,12 @@ class DataOperations(Operations):
                     source, target, min(length, _COPY_MAX), signed(offset), signed(offset_out)
                 )
 
-        return on_files(call, self._handles.fd(nodeid, fh), target_handle.fd)
+        return on_files(call, self._open_files.fd(nodeid, fh), target_handle.fd)
 
 
 @contextlib.contextmanager
 def _through_cache(fd: int) -> Iterator[None]:
-    """Switch off O_DIRECT, with which the file was opened, for a while."""
+    """Switch off O_DIRECT, with which the file was opened, for one write."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
     try:
@@ -153,12 +159,12 @@ def _through_cache(fd: int) -> Iterator[None]:
 
 
 def _is_memory(fd: int) -> bool:
-    """Whether the file is on a file system that is memory and nothing else."""
+    """Return whether the file is on a file system without a disk."""
     return file_system_type(fd) in _MEMORY
 
 
 def _append(fd: int, views: Sequence[memoryview], _offset: int) -> int:
-    """Write to the end of the file, wherever that is when the write is done."""
+    """Write to the end of the file, as it is at the time of the write."""
     return os.pwritev(fd, views, 0, os.RWF_APPEND)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading directories. Positions are the host file system's own, so they hold while entries come
-and go."""
+"""Reads directories.
+
+Offsets are the host file system's own, so they stay valid while entries are added and removed.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,14 @@ import stat
 import struct
 from collections.abc import Iterator
 
-from farwatchd.fuse.filesystem import DirEntry, Job, Opened
+from farwatchd.fuse.filesystem import DirEntry, OpenResult, Task
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import getdents64, signed
 from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.tasks import sync
 
-#: As much as the guest's smallest request takes. What does not fit there is read again next time.
+#: Bytes of one getdents64(2): the guest's smallest request. Entries that do not fit the reply are
+#: read again by the next request.
 _BATCH = 4096
 #: struct linux_dirent64 (getdents64(2)): d_ino, d_off, d_reclen, d_type; then the name and a NUL.
 _DIRENT = struct.Struct("=QQHB")
@@ -26,34 +29,36 @@ _DIRENT_SIZE = _DIRENT.size
 class DirectoryOperations(Operations):
     """Operations on open directories."""
 
-    def opendir(self, nodeid: int, flags: int) -> Opened:
-        """Open a directory; of ``flags`` nothing concerns the host."""
+    def opendir(self, nodeid: int, flags: int) -> OpenResult:
+        """Open a directory; none of ``flags`` concerns the host."""
         inode = self._inodes.get(nodeid)
         if not stat.S_ISDIR(inode.kind):
             raise failure(errno.ENOTDIR)
-        self._handles.check_room()
+        self._open_files.check_room()
         own = os.O_RDONLY | os.O_DIRECTORY
         fd = self._proc.reopen(inode.fd, own)
-        return Opened(self._handles.add(nodeid, fd, own), self._options.cache.directory_flags)
+        return OpenResult(
+            self._open_files.add(nodeid, fd, own), self._options.cache.directory_flags
+        )
 
     def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:
-        """The entries from ``offset`` on (0, or an entry's), as they are now.
+        """Return the entries from ``offset`` on (0, or that of an entry), as they are now.
 
-        Errors of the first batch are raised at once, later ones end the iteration: they come again
-        in the next call.
+        Errors of the first batch are raised here; a later one ends the iteration, and the next call
+        raises it again.
         """
-        fd = self._handles.fd(nodeid, fh)
+        fd = self._open_files.fd(nodeid, fh)
         os.lseek(fd, signed(offset), os.SEEK_SET)
         buffer = bytearray(_BATCH)
         return _entries(fd, buffer, getdents64(fd, buffer))
 
     def releasedir(self, nodeid: int, fh: int) -> None:
         """Close a directory."""
-        self._handles.release(nodeid, fh)
+        self._open_files.release(nodeid, fh)
 
-    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Job:
-        """Bring a directory to its disk."""
-        return sync(self._handles.fd(nodeid, fh), datasync)
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Task:
+        """Return a task that writes a directory to its disk."""
+        return sync(self._open_files.fd(nodeid, fh), datasync)
 
 
 def _entries(fd: int, buffer: bytearray, size: int) -> Iterator[DirEntry]:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other owners on the host than in the guest (``--translate-uid``, ``--translate-gid``):
-virtiofsd's rules.
+"""Uid and gid translation (``--translate-uid``, ``--translate-gid``), by virtiofsd's rules.
 
-A rule is ``type:source base:target base:count``: ``guest`` and ``host`` move a range of the guest's
-or the host's ids to as many of the other side, ``map`` does both, ``squash-guest`` and
-``squash-host`` make one id of all, and ``forbid-guest:base:count`` lets the guest own nothing by
-such an id. An id that no rule names is the same on both sides.
+A rule is ``type:source base:target base:count``. ``guest`` and ``host`` translate a range of the
+guest's or the host's ids to a range of the other side, ``map`` does both; ``squash-guest`` and
+``squash-host`` translate a range to one id. ``forbid-guest:base:count`` forbids the guest to use
+the ids of a range. An id that no rule names is the same on both sides.
 """
 
 from __future__ import annotations
@@ -18,23 +17,22 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from farwatchd.fuse.filesystem import Caller
+from farwatchd.fuse.filesystem import Requester
 from farwatchd.linux.libc import failure
 
-#: Ids are 0 to 2^32 - 2; the last one means nobody.
+#: Ids are 0 to 2^32 - 2; the last number is no id.
 _END = (1 << 32) - 1
 
 
-#: The fields of a stat_result that go beyond its ten numbers, among which the times are whole
-#: seconds.
+#: The fields of a stat_result beyond its ten numbers, in which the times are whole seconds.
 _NAMED = (
     *("st_atime", "st_mtime", "st_ctime", "st_atime_ns", "st_mtime_ns", "st_ctime_ns"),
     *("st_blksize", "st_blocks", "st_rdev"),
 )
 
 
-class Rule(NamedTuple):
-    """One rule, as it was written. ``target`` is -1 where there is none."""
+class TranslationRule(NamedTuple):
+    """One rule, as it was written. ``target`` is -1 where the rule has none."""
 
     text: str
     kind: str
@@ -44,8 +42,10 @@ class Rule(NamedTuple):
 
 
 class _Range(NamedTuple):
-    """Ids from ``start`` to before ``end`` become those from ``target`` on, or all ``target``, or
-    are refused (-1)."""
+    """Ids from ``start`` to before ``end``, and what they are translated to.
+
+    They become those from ``target`` on, or with ``squash`` all ``target``; -1 refuses them.
+    """
 
     start: int
     end: int
@@ -57,8 +57,8 @@ class _Range(NamedTuple):
 _KINDS = {"guest": 3, "host": 3, "squash-guest": 3, "squash-host": 3, "map": 3, "forbid-guest": 2}
 
 
-def parse_rule(text: str) -> Rule:
-    """One rule; ``ValueError`` with a text for the user."""
+def parse_rule(text: str) -> TranslationRule:
+    """Parse one rule; ``ValueError`` with a text for the user."""
     kind, *numbers = text.split(":")
     if kind not in _KINDS:
         raise ValueError(f"{text!r}: {kind!r} is none of {', '.join(_KINDS)}")
@@ -70,17 +70,20 @@ def parse_rule(text: str) -> Rule:
     source, *between, count = map(int, numbers)
     target = between[0] if between else -1
     last = target if kind.startswith("squash") else target + count - 1
-    # A VM manager that counts the ids up to the last one may end with none.
+    # A VM manager that computes the last range may give it a count of 0.
     if (count and (source + count > _END or last >= _END)) or max(source, target) > _END:
         raise ValueError(f"{text!r}: ids are 0 to {_END - 1}")
-    return Rule(text, kind, source, target, count)
+    return TranslationRule(text, kind, source, target, count)
 
 
 class IdMap:
-    """The rules for users, or those for groups."""
+    """The rules for uids, or those for gids."""
 
-    def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        """``ValueError`` with a text for the user when two rules say different things of an id."""
+    def __init__(self, rules: Iterable[TranslationRule] = ()) -> None:
+        """Compile the rules.
+
+        ``ValueError``, with a text for the user: two rules translate the same id.
+        """
         to_host: list[tuple[_Range, str]] = []
         to_guest: list[tuple[_Range, str]] = []
         for text, kind, source, target, count in rules:
@@ -96,14 +99,14 @@ class IdMap:
         self._to_host, self._to_guest = _Table(to_host), _Table(to_guest)
 
     def to_host(self, number: int) -> int:
-        """The host's id for one of the guest's; EPERM where it is forbidden."""
+        """Return the host's id for one of the guest's; EPERM where a rule forbids it."""
         found = self._to_host.find(number)
         if found < 0:
             raise failure(errno.EPERM)
         return found
 
     def to_guest(self, number: int) -> int:
-        """The guest's id for one of the host's."""
+        """Return the guest's id for one of the host's."""
         return self._to_guest.find(number)
 
 
@@ -127,21 +130,23 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Owners:
-    """How users and groups are called on the two sides."""
+class IdTranslation:
+    """The translation of uids and gids between guest and host."""
 
     users: IdMap
     groups: IdMap
 
-    def caller(self, caller: Caller) -> Caller:
-        """Who asks, in the host's ids; EPERM where one is forbidden."""
-        group = self.groups.to_host(caller.group) if caller.group >= 0 else -1
-        return caller._replace(
-            uid=self.users.to_host(caller.uid), gid=self.groups.to_host(caller.gid), group=group
+    def requester_on_host(self, requester: Requester) -> Requester:
+        """Return the requester with the host's ids; EPERM where a rule forbids one."""
+        group = self.groups.to_host(requester.group) if requester.group >= 0 else -1
+        return requester._replace(
+            uid=self.users.to_host(requester.uid),
+            gid=self.groups.to_host(requester.gid),
+            group=group,
         )
 
-    def seen(self, status: os.stat_result) -> os.stat_result:
-        """What the guest sees of a file's status."""
+    def status_for_guest(self, status: os.stat_result) -> os.stat_result:
+        """Return a file's status with the guest's ids."""
         uid, gid = self.users.to_guest(status.st_uid), self.groups.to_guest(status.st_gid)
         if (uid, gid) == (status.st_uid, status.st_gid):
             return status
@@ -150,6 +155,8 @@ class Owners:
         return os.stat_result((*numbered[:4], uid, gid, *numbered[6:]), named)
 
 
-def make_owners(users: Sequence[Rule], groups: Sequence[Rule]) -> Owners | None:
+def make_translation(
+    users: Sequence[TranslationRule], groups: Sequence[TranslationRule]
+) -> IdTranslation | None:
     """Return the translation by the rules, None without any; ``ValueError`` as ``IdMap``."""
-    return Owners(IdMap(users), IdMap(groups)) if users or groups else None
+    return IdTranslation(IdMap(users), IdMap(groups)) if users or groups else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inodes that the guest knows: nodeid, the host's object, how many lookups it owes us.
+"""The inodes that the guest knows: nodeid, host inode, lookup count.
 
 A nodeid is used once in the life of the table, so every inode has generation 0.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import (
     OUT_OF_DESCRIPTORS,
-    HostObject,
-    ObjectTable,
+    HostInode,
+    InodeStore,
     deleted_directory,
 )
 from farwatchd.linux.libc import failure
@@ -31,74 +31,83 @@ class Inode:
     """One inode.
 
     ``kind`` is its file type (``S_IFMT`` bits of the mode), which never changes. ``named``: it had
-    a name when it was found; one that has none any more has been removed.
+    a name at some lookup; such an inode is unlinked when it has none.
     """
 
     nodeid: int
-    held: HostObject
+    host_inode: HostInode
     kind: int
     lookups: int
     named: bool
 
     @property
     def fd(self) -> int:
-        """An O_PATH descriptor, from ``InodeTable.get`` or ``lookup`` to the end of the
-        operation."""
-        return self.held.fd
+        """Return an O_PATH descriptor.
+
+        It is valid from ``InodeTable.get`` or ``lookup`` to the end of the operation.
+        """
+        return self.host_inode.fd
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a directory."""
+        """Return whether the inode is a directory."""
         return stat.S_ISDIR(self.kind)
 
 
 class InodeTable:
-    """The table, over the objects of ``objects``, for at most ``most`` inodes. ``root_fd`` is taken
-    over."""
+    """The table, for at most ``most`` inodes; ``store`` has their host inodes.
 
-    def __init__(self, root_fd: int, objects: ObjectTable, most: int = DEFAULT_MAX_INODES) -> None:
-        self._objects = objects
-        self._touch = objects.touch
+    ``root_fd`` is the share's root; the table takes ownership.
+    """
+
+    def __init__(self, root_fd: int, store: InodeStore, most: int = DEFAULT_MAX_INODES) -> None:
+        self._store = store
+        self._touch = store.touch
         self._most = most
         self._next = ROOT
         self._by_nodeid: dict[int, Inode] = {}
-        self._by_object: dict[HostObject, Inode] = {}
+        self._by_host_inode: dict[HostInode, Inode] = {}
         self._root = self.adopt(root_fd)[0]
 
     def __len__(self) -> int:
         return len(self._by_nodeid)
 
     def get(self, nodeid: int) -> Inode:
-        """The inode, open; ESTALE if the guest was never told of it or has forgotten it, or the
-        host has removed it."""
+        """Return the inode, open.
+
+        ESTALE: the nodeid is unknown, or the guest has forgotten it, or the host has deleted the
+        inode.
+        """
         inode = self._by_nodeid.get(nodeid)
         if inode is None:
             raise failure(errno.ESTALE)
-        held = inode.held
-        if held.fd >= 0:
-            if held.by_handle:
-                self._touch(held)
+        host_inode = inode.host_inode
+        if host_inode.fd >= 0:
+            if host_inode.by_handle:
+                self._touch(host_inode)
             return inode
         try:
-            self._objects.open(held)
+            self._store.open(host_inode)
         except OSError as error:
             raise as_systems_limit(error) from None
         return inode
 
-    def nodeid(self, held: HostObject) -> int | None:
+    def nodeid(self, host_inode: HostInode) -> int | None:
         """Return the guest's number of an object; None if the guest does not know it."""
-        inode = self._by_object.get(held)
+        inode = self._by_host_inode.get(host_inode)
         return None if inode is None else inode.nodeid
 
     def deleted_directory(self, nodeid: int) -> os.stat_result | None:
-        """Return the last attributes of a known directory that cannot be opened any more; None if
-        it is none, or they were not seen."""
+        """Return the last known attributes of a directory that cannot be opened any more.
+
+        None: the nodeid is unknown or no directory, or the attributes are unknown.
+        """
         inode = self._by_nodeid.get(nodeid)
-        return None if inode is None else deleted_directory(inode.held)
+        return None if inode is None else deleted_directory(inode.host_inode)
 
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result] | None:
-        """Look up one name and count it; None if it is not there."""
-        fd = open_path(parent.held.fd, name)
+        """Look up one name and count it; return None if there is no such name."""
+        fd = open_path(parent.host_inode.fd, name)
         if fd < 0:
             if fd == -errno.ENOENT:
                 return None
@@ -108,39 +117,43 @@ class InodeTable:
         return self.adopt(fd)
 
     def adopt(self, fd: int) -> tuple[Inode, os.stat_result]:
-        """Take over an O_PATH descriptor as one lookup of its inode."""
+        """Count one lookup of the inode of an O_PATH descriptor, whose ownership is taken."""
         try:
             status = os.fstat(fd)
         except BaseException:
             os.close(fd)
             raise
         try:
-            held = self._objects.take(fd, status)
+            host_inode = self._store.adopt(fd, status)
         except OSError as error:
             raise as_systems_limit(error) from None
-        inode = self._by_object.get(held)
+        inode = self._by_host_inode.get(host_inode)
         if inode is None:
             if len(self._by_nodeid) >= self._most:
-                self._objects.drop(held)
+                self._store.put(host_inode)
                 raise failure(errno.ENFILE)
-            inode = Inode(self._next, held, stat.S_IFMT(status.st_mode), 1, status.st_nlink > 0)
+            inode = Inode(
+                self._next, host_inode, stat.S_IFMT(status.st_mode), 1, status.st_nlink > 0
+            )
             self._next += 1
-            self._by_nodeid[inode.nodeid] = self._by_object[held] = inode
+            self._by_nodeid[inode.nodeid] = self._by_host_inode[host_inode] = inode
         else:
-            self._objects.drop(held)
+            self._store.put(host_inode)
             inode.lookups += 1
             inode.named = inode.named or status.st_nlink > 0
         return inode, status
 
     def count_again(self, inode: Inode) -> os.stat_result:
-        """Count one more lookup of an open inode; returns its attributes."""
+        """Count one more lookup of an open inode; return its attributes."""
         status = os.fstat(inode.fd)
         inode.lookups += 1
         return status
 
     def forget(self, nodeid: int, count: int) -> bool:
-        """Take back ``count`` lookups; True if that was the last one. The root stays, unknown
-        inodes are ignored."""
+        """Subtract ``count`` lookups; return whether the lookup count is 0 now.
+
+        The root stays, and unknown nodeids are ignored.
+        """
         inode = self._by_nodeid.get(nodeid)
         if inode is None or inode is self._root:
             return False
@@ -151,25 +164,25 @@ class InodeTable:
         return True
 
     def clear(self) -> None:
-        """Forget all but the root."""
+        """Forget all inodes but the root."""
         for inode in list(self._by_nodeid.values()):
             if inode is not self._root:
                 self._drop(inode)
 
     def close(self) -> None:
-        """Forget all, the root too."""
+        """Forget all inodes, the root too."""
         self.clear()
         self._drop(self._root)
 
     def _open_again(self, parent: Inode, name: bytes) -> int:
-        """Open a name when there was no descriptor left: with one that the objects give back."""
+        """Open a name when there was no descriptor left: the store closes one first."""
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return self._objects.with_room(lambda: os.open(name, flags, dir_fd=parent.fd))
+            return self._store.with_room(lambda: os.open(name, flags, dir_fd=parent.fd))
         except OSError as error:
             raise as_systems_limit(error) from None
 
     def _drop(self, inode: Inode) -> None:
         del self._by_nodeid[inode.nodeid]
-        del self._by_object[inode.held]
-        self._objects.drop(inode.held)
+        del self._by_host_inode[inode.host_inode]
+        self._store.put(inode.host_inode)

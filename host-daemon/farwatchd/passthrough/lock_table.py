@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which POSIX locks the guest's lock owners hold, and the open file description that each has for
-it."""
+"""The POSIX locks of the guest's lock owners, and an open file description for each owner."""
 
 from __future__ import annotations
 
@@ -25,8 +24,10 @@ class _Owner:
         self.locks: list[Lock] = []
 
     def put(self, lock: Lock) -> None:
-        """Take or give back, as fcntl(2) does: parts of former locks remain where they are not
-        covered."""
+        """Take or release a lock as fcntl(2) does.
+
+        Parts of former locks stay where ``lock`` does not cover them.
+        """
         rest: list[Lock] = []
         start, end = lock.start, lock.end
         for held in self.locks:
@@ -48,10 +49,10 @@ class _Owner:
 
 
 class LockTable:
-    """The table. It owns the descriptors in it."""
+    """The locks of all owners on all inodes. Owns the owners' descriptors."""
 
     def __init__(self, budget: DescriptorBudget) -> None:
-        """``budget`` counts the descriptors in the table, too."""
+        """``budget`` counts the owners' descriptors, too."""
         self._budget = budget
         self._inodes: dict[int, dict[int, _Owner]] = {}
         self._count = 0
@@ -60,28 +61,26 @@ class LockTable:
         return self._count
 
     def fd(self, nodeid: int, owner: int) -> int | None:
-        """The descriptor that holds an owner's locks on an inode, if it has any."""
+        """Return the descriptor for an owner's locks on an inode, None if it has none."""
         found = self._inodes.get(nodeid, {}).get(owner)
         return None if found is None else found.fd
 
     def check_descriptors(self) -> None:
-        """Raise ENFILE if there is no room for the descriptor of one more owner."""
+        """Raise ENFILE if there is no descriptor left for one more owner."""
         self._budget.check(1)
 
     def open(self, nodeid: int, owner: int, fd: int) -> None:
-        """Take over the descriptor for the locks of an owner that has none."""
+        """Take ownership of the descriptor for the locks of an owner that has none."""
         self._budget.used += 1
         self._inodes.setdefault(nodeid, {})[owner] = _Owner(fd)
 
     def check_room(self, lock: Lock) -> None:
-        """ENOLCK when taking or giving back ``lock`` might make too many; it may split one into
-        three."""
+        """Raise ENOLCK if taking ``lock`` might make too many; it may split one into three."""
         if self._count + 2 > MAX_LOCKS and lock.kind != fcntl.F_UNLCK:
             raise failure(errno.ENOLCK)
 
     def put(self, nodeid: int, owner: int, lock: Lock, fh: int) -> None:
-        """Note what the kernel has granted, and through which of the guest's open files it was
-        asked for."""
+        """Record a lock or unlock that the kernel has performed, for the open file ``fh``."""
         found = self._inodes[nodeid][owner]
         found.handles.add(fh)
         self._count -= len(found.locks)
@@ -90,7 +89,7 @@ class LockTable:
         self.close_if_unused(nodeid, owner)
 
     def conflict(self, nodeid: int, owner: int, lock: Lock) -> Lock | None:
-        """A lock of another owner that keeps ``owner`` from having ``lock``."""
+        """Return a lock of another owner that conflicts with ``lock``; None if there is none."""
         for other, found in self._inodes.get(nodeid, {}).items():
             if other == owner:
                 continue
@@ -101,12 +100,12 @@ class LockTable:
         return None
 
     def close_if_unused(self, nodeid: int, owner: int) -> None:
-        """Let go of an owner that holds nothing."""
+        """Close the descriptor of an owner without locks."""
         if not self._inodes[nodeid][owner].locks:
             self.close(nodeid, owner)
 
     def close(self, nodeid: int, owner: int) -> None:
-        """Give back all of an owner's locks on an inode, if it has any."""
+        """Release all of an owner's locks on an inode, if it has any."""
         owners = self._inodes.get(nodeid)
         found = None if owners is None else owners.pop(owner, None)
         if owners is None or found is None:
@@ -118,17 +117,17 @@ class LockTable:
         os.close(found.fd)
 
     def release(self, nodeid: int, fh: int) -> None:
-        """Give back the locks of those who took them through an open file that is closed now."""
+        """Release the locks of each owner that has taken one through the open file ``fh``."""
         for owner, found in list(self._inodes.get(nodeid, {}).items()):
             if fh in found.handles:
                 self.close(nodeid, owner)
 
     def drop(self, nodeid: int) -> None:
-        """Give back all locks on an inode: the guest has forgotten it."""
+        """Release all locks on an inode that the guest has forgotten."""
         for owner in list(self._inodes.get(nodeid, ())):
             self.close(nodeid, owner)
 
     def clear(self) -> None:
-        """Give back all."""
+        """Release all locks."""
         for nodeid in list(self._inodes):
             self.drop(nodeid)

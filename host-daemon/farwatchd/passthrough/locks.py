@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locks on the host for the guest's lock owners.
 
-A POSIX lock belongs to a process there, and all of the guest's are one process here. So each owner
-has an open file description of its own for each inode, with open-file-description locks (fcntl(2)):
-they conflict with POSIX locks and with one another in the same way. flock(2) belongs to the guest's
-open file, which is an open file here.
+A POSIX lock belongs to a process of the host, and all processes of the guest are one process there.
+So each owner has an open file description of its own for each inode, with open-file-description
+locks (fcntl(2)): they conflict with POSIX locks and with one another in the same way. A flock(2)
+lock belongs to the guest's open file, which is an open file here.
 
-A process gives its locks back with every close(2), which is told by FLUSH. Locks of the guest's
-open file descriptions have these as owners and end with RELEASE, of which nothing else is told.
+A process releases its POSIX locks on a file with every close(2) of it: the guest sends FLUSH. An
+open file description of the guest that is a lock owner sends nothing but RELEASE at its end.
 
-What owners hold is kept as well: the kernel does not say which of them has a lock. Opening to write
-and closing are events on the host, as they would be if the file were opened there to lock it.
+The table records the locks of each owner as well, because the kernel does not say which owner has a
+lock. Opening a file to write and closing it are events on the host, as if the file were opened
+there to lock it.
 """
 
 from __future__ import annotations
@@ -35,26 +36,27 @@ _FLOCK_OPERATIONS = {
 
 
 class LockOperations(Operations):
-    """Operations on locks. None of them waits: ``BlockingIOError`` when somebody else has what is
-    asked for."""
+    """Operations on locks. None waits: ``BlockingIOError`` when another owner has the lock."""
 
     def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
-        """A lock that keeps ``owner`` from having ``lock``, or None; its pid is 0 if a process of
-        the host has it."""
-        handle = self._handles.fd(nodeid, fh)
+        """Return a lock that conflicts with ``lock`` of ``owner``, or None.
+
+        Its pid is 0 if a process of the host has it.
+        """
+        handle = self._open_files.fd(nodeid, fh)
         found = self._locks.conflict(nodeid, owner, lock)
         if found is not None:
             return found
-        held = self._locks.fd(nodeid, owner)
-        reply = fcntl.fcntl(handle if held is None else held, fcntl.F_OFD_GETLK, _packed(lock))
+        own_fd = self._locks.fd(nodeid, owner)
+        reply = fcntl.fcntl(handle if own_fd is None else own_fd, fcntl.F_OFD_GETLK, _packed(lock))
         kind, _whence, start, length, _pid = _FLOCK.unpack(reply)
         if kind == fcntl.F_UNLCK:
             return None
         return Lock(kind, start, start + length - 1 if length else OFFSET_MAX, 0)
 
     def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
-        """Take or give back a POSIX lock. ENOLCK when there are too many of them."""
-        self._handles.fd(nodeid, fh)
+        """Take or release a POSIX lock. ENOLCK when there are too many of them."""
+        self._open_files.fd(nodeid, fh)
         fd = self._locks.fd(nodeid, owner)
         if lock.kind == fcntl.F_UNLCK and fd is None:
             return
@@ -73,12 +75,11 @@ class LockOperations(Operations):
         self._locks.put(nodeid, owner, lock, fh)
 
     def flock(self, nodeid: int, fh: int, kind: int) -> None:
-        """flock(2) on an open file."""
-        fcntl.flock(self._handles.fd(nodeid, fh), _FLOCK_OPERATIONS[kind] | fcntl.LOCK_NB)
+        """Take or release the lock of an open file (flock in section 2 of the manual)."""
+        fcntl.flock(self._open_files.fd(nodeid, fh), _FLOCK_OPERATIONS[kind] | fcntl.LOCK_NB)
 
     def unlock_owner(self, nodeid: int, owner: int) -> None:
-        """Give back all POSIX locks that ``owner`` has on an inode, as close(2) of any descriptor
-        of it does."""
+        """Release all POSIX locks of ``owner`` on an inode, as close(2) of any descriptor does."""
         self._locks.close(nodeid, owner)
 
     def _open_to_lock(self, nodeid: int) -> int:

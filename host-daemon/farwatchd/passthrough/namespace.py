@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names: looking up, making, removing, moving. A symbolic link is never followed on the host."""
+"""Looks up, makes, removes and renames directory entries.
+
+A symbolic link is never followed on the host.
+"""
 
 from __future__ import annotations
 
@@ -8,55 +11,55 @@ import os
 import stat
 from collections.abc import Callable
 
-from farwatchd.fuse.filesystem import Caller, Entry
+from farwatchd.fuse.filesystem import Entry, Requester
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import renameat2
 from farwatchd.passthrough.share import Operations
 
 
 class NamespaceOperations(Operations):
-    """Operations on directories' names."""
+    """Operations on directory entries."""
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
-        """Look up a name, None if it is not there; counts as one lookup."""
+        """Look up a name and count one lookup; return None if there is no such name."""
         directory = self._inodes.get(parent)
         found = self._inodes.lookup(directory, name)
         return None if found is None else self._share.entry(found, directory)
 
-    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
+    def symlink(self, requester: Requester, parent: int, name: bytes, target: bytes) -> Entry:
         """Make a symbolic link."""
         self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
-            with self._credentials.of(caller, 0):
+            with self._credentials.of(requester, 0):
                 os.symlink(target, name, dir_fd=directory.fd)
         except FileNotFoundError:
             raise self._share.missing(directory) from None
-        return self._made(caller, parent, name, os.unlink)
+        return self._made(requester, parent, name, os.unlink)
 
     def mknod(
-        self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int
+        self, requester: Requester, parent: int, name: bytes, mode: int, rdev: int, umask: int
     ) -> Entry:
         """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
         self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
-            with self._credentials.of(caller, umask):
+            with self._credentials.of(requester, umask):
                 os.mknod(name, mode, rdev, dir_fd=directory.fd)
         except FileNotFoundError:
             raise self._share.missing(directory) from None
-        return self._made(caller, parent, name, os.unlink)
+        return self._made(requester, parent, name, os.unlink)
 
-    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
+    def mkdir(self, requester: Requester, parent: int, name: bytes, mode: int, umask: int) -> Entry:
         """Make a directory."""
         self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         try:
-            with self._credentials.of(caller, umask):
+            with self._credentials.of(requester, umask):
                 os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
         except FileNotFoundError:
             raise self._share.missing(directory) from None
-        return self._made(caller, parent, name, os.rmdir)
+        return self._made(requester, parent, name, os.rmdir)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of what is not a directory."""
@@ -86,8 +89,7 @@ class NamespaceOperations(Operations):
             raise self._share.missing(source, target) from None
 
     def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
-        """Give an inode one more name, a symbolic link too, or a file made by ``tmpfile`` its
-        first."""
+        """Give an inode one more name; a file made by ``tmpfile`` gets its first one."""
         self._share.refuse_if_readonly()
         inode = self._share.existing(nodeid)
         directory = self._inodes.get(newparent)
@@ -100,20 +102,24 @@ class NamespaceOperations(Operations):
         return self._share.entry((inode, self._inodes.count_again(inode)))
 
     def _there(self, parent: int, name: bytes) -> Entry:
-        """Look up a name that was just made; ENOENT if somebody has removed it."""
+        """Look up a name that was just made; ENOENT if another process has removed it."""
         entry = self.lookup(parent, name)
         if entry is None:
             raise failure(errno.ENOENT)
         return entry
 
-    def _made(self, caller: Caller, parent: int, name: bytes, undo: Callable[..., None]) -> Entry:
-        """Look up what was just made there, and give it its labels; what cannot be is taken away by
-        ``undo``."""
+    def _made(
+        self, requester: Requester, parent: int, name: bytes, undo: Callable[..., None]
+    ) -> Entry:
+        """Look up a name that was just made, and set its security xattrs.
+
+        On an error ``undo`` removes it.
+        """
         entry = None
         try:
             entry = self._there(parent, name)
-            if caller.labels:
-                self._share.set_security_xattrs(caller, self._inodes.get(entry.nodeid).fd)
+            if requester.security_xattrs:
+                self._share.set_security_xattrs(requester, self._inodes.get(entry.nodeid).fd)
         except BaseException:
             if entry is not None:
                 self._inodes.forget(entry.nodeid, 1)

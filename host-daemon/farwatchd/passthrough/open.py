@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, creating and closing files. Only regular files are ever opened: the guest handles the
-others by itself."""
+"""Opens, creates and closes files.
+
+Only regular files are ever opened: the guest handles other file types itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import stat
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from farwatchd.fuse.filesystem import Caller, Entry, Opened, OperationDeferred
+from farwatchd.fuse.filesystem import Entry, OpenResult, OperationDeferred, Requester
 from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.inode_table import Inode
@@ -19,7 +21,7 @@ from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
 from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.tasks import descriptor, on_files_or_errno
 
-#: The open(2) flags that mean something for the host's file; all others are the guest's matter.
+#: The open(2) flags that concern the host's file; the guest's kernel implements all others.
 _PASSED = (
     os.O_ACCMODE
     | os.O_APPEND
@@ -34,16 +36,16 @@ _PASSED = (
 
 
 class OpenOperations(Operations):
-    """Operations that make and end file handles."""
+    """Operations that open and close files."""
 
-    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
-        """Open a regular file; ``kill_suidgid``: truncating it takes its set-id bits away."""
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> OpenResult:
+        """Open a regular file; ``kill_suidgid``: if it is truncated, clear its set-id bits."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._share.refuse_if_readonly()
         inode = self._share.existing(nodeid)
         if not stat.S_ISREG(inode.kind):
             raise _cannot_open(inode)
-        self._handles.check_room()
+        self._open_files.check_room()
         flags = self._flags(flags)
         try:
             fd = self._reopen(inode.fd, flags | os.O_NONBLOCK, kill_suidgid)
@@ -52,14 +54,14 @@ class OpenOperations(Operations):
                 raise
         else:
             return self._opened(nodeid, fd, flags)
-        # The holder of a lease has been told to give it up, which may take long.
+        # The kernel has asked the holder of a lease to release it, which may take long.
         raise OperationDeferred(
-            on_files_or_errno(lambda held: self._reopen(held, flags, kill_suidgid), inode.fd),
+            on_files_or_errno(lambda own_fd: self._reopen(own_fd, flags, kill_suidgid), inode.fd),
             lambda fd: self._opened_later(nodeid, descriptor(fd), flags),
         )
 
-    def _opened_later(self, nodeid: int, fd: int, flags: int) -> Opened:
-        """Take a descriptor for the guest, unless that has gone meanwhile."""
+    def _opened_later(self, nodeid: int, fd: int, flags: int) -> OpenResult:
+        """Add a descriptor that a task has opened, unless the guest has forgotten the inode."""
         try:
             self._inodes.get(nodeid)
             return self._opened(nodeid, fd, flags)
@@ -80,24 +82,26 @@ class OpenOperations(Operations):
 
     def create(
         self,
-        caller: Caller,
+        requester: Requester,
         parent: int,
         name: bytes,
         mode: int,
         flags: int,
         umask: int,
         kill_suidgid: bool,
-    ) -> tuple[Entry, Opened]:
-        """Make and open a file, or open the one that is there unless ``flags`` say O_EXCL (then
-        EEXIST)."""
+    ) -> tuple[Entry, OpenResult]:
+        """Make and open a file, or open an existing one.
+
+        EEXIST: the file exists and ``flags`` have O_EXCL.
+        """
         self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
         # The inode may need a descriptor, too.
-        self._handles.check_room(1)
+        self._open_files.check_room(1)
         own = self._flags(flags)
         exclusive = own & ~os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            with self._credentials.of(caller, umask):
+            with self._credentials.of(requester, umask):
                 fd = open_at(name, exclusive, stat.S_IMODE(mode), dir_fd=directory.fd)
         except FileNotFoundError:
             raise self._share.missing(directory) from None
@@ -106,7 +110,7 @@ class OpenOperations(Operations):
                 raise
         else:
             try:
-                return self._created(caller, fd, own)
+                return self._created(requester, fd, own)
             except BaseException:
                 os.unlink(name, dir_fd=self._inodes.get(parent).fd)
                 raise
@@ -119,14 +123,14 @@ class OpenOperations(Operations):
         except OperationDeferred as deferred:
             complete = deferred.complete
             raise OperationDeferred(
-                deferred.job, lambda fd: (entry, self._or_forget(entry, lambda: complete(fd)))
+                deferred.task, lambda fd: (entry, self._or_forget(entry, lambda: complete(fd)))
             ) from None
         except BaseException:
             self._inodes.forget(entry.nodeid, 1)
             raise
 
-    def _or_forget(self, entry: Entry, call: Callable[[], Opened]) -> Opened:
-        """Call; if that fails, the guest gets no entry, either."""
+    def _or_forget(self, entry: Entry, call: Callable[[], OpenResult]) -> OpenResult:
+        """Call ``call``; if it fails, the guest gets no entry, so subtract its lookup."""
         try:
             return call()
         except BaseException:
@@ -134,28 +138,30 @@ class OpenOperations(Operations):
             raise
 
     def tmpfile(
-        self, caller: Caller, parent: int, mode: int, flags: int, umask: int
-    ) -> tuple[Entry, Opened]:
-        """Make and open a file without a name; ``link`` may give it one unless ``flags`` say
-        O_EXCL."""
+        self, requester: Requester, parent: int, mode: int, flags: int, umask: int
+    ) -> tuple[Entry, OpenResult]:
+        """Make and open a file without a name.
+
+        ``link`` may give it one unless ``flags`` have O_EXCL.
+        """
         self._share.refuse_if_readonly()
         directory = self._inodes.get(parent)
-        self._handles.check_room(1)
+        self._open_files.check_room(1)
         own = self._flags(flags)
         nameless = own & ~os.O_APPEND | os.O_TMPFILE | flags & os.O_EXCL
         try:
-            with self._credentials.of(caller, umask):
+            with self._credentials.of(requester, umask):
                 fd = open_at(b".", nameless, stat.S_IMODE(mode), dir_fd=directory.fd)
         except OSError:
             # ext4 says EPERM of a directory that was removed, others ENOENT.
             if self._share.removed(directory):
                 raise failure(errno.ESTALE) from None
             raise
-        return self._created(caller, fd, own)
+        return self._created(requester, fd, own)
 
     def flush(self, nodeid: int, fh: int) -> None:
         """Report what close(2) would, for a guest process that closes one of its descriptors."""
-        fd = self._handles.fd(nodeid, fh)
+        fd = self._open_files.fd(nodeid, fh)
         with own_limit_as_systems():
             os.close(os.dup(fd))
 
@@ -171,20 +177,20 @@ class OpenOperations(Operations):
             flags &= ~os.O_APPEND
         return flags
 
-    def _created(self, caller: Caller, fd: int, flags: int) -> tuple[Entry, Opened]:
+    def _created(self, requester: Requester, fd: int, flags: int) -> tuple[Entry, OpenResult]:
         # By the descriptor and not by name, which may mean something else already.
         try:
-            self._share.set_security_xattrs(caller, fd)
+            self._share.set_security_xattrs(requester, fd)
             entry = self._share.entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
         except BaseException:
             os.close(fd)
             raise
         return entry, self._opened(entry.nodeid, fd, flags)
 
-    def _opened(self, nodeid: int, fd: int, flags: int) -> Opened:
+    def _opened(self, nodeid: int, fd: int, flags: int) -> OpenResult:
         append_only = bool(flags & os.O_APPEND and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
-        fh = self._handles.add(nodeid, fd, flags, append_only)
-        return Opened(fh, self._options.cache.file_flags)
+        fh = self._open_files.add(nodeid, fd, flags, append_only)
+        return OpenResult(fh, self._options.cache.file_flags)
 
 
 def _cannot_open(inode: Inode) -> OSError:

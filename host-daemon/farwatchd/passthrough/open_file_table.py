@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files and directories that the guest holds open. A handle's number is used once in the life
-of the table."""
+"""The files and directories that the guest has open.
+
+A file's number (``fh``) is used once in the life of the table.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,20 @@ from farwatchd.linux.libc import failure
 class Reading(Enum):
     """How a file is read."""
 
-    #: Nobody has to wait for it.
-    AT_ONCE = "at once"
-    #: What is in memory at once, all else by a job.
+    #: Reading never waits for a disk.
+    IMMEDIATE = "immediate"
+    #: What is in memory immediately, the rest by a task.
     IF_IN_MEMORY = "if in memory"
-    #: It always has to be waited for, or that cannot be told.
-    BY_JOB = "by job"
+    #: Reading may wait for a disk, and the kernel cannot say when.
+    BY_TASK = "by task"
 
 
 @dataclass(slots=True)
-class Handle:
+class OpenFile:
     """An open file or directory of one inode.
 
-    ``flags`` are those of open(2) that the guest meant. With O_APPEND among them each write is to
-    go to the end of the file, but for pages of the guest's cache; ``fd`` itself appends only if
+    ``flags`` are those of open(2) that the guest meant. With O_APPEND among them each write goes to
+    the end of the file, but for pages of the guest's cache; ``fd`` itself appends only if
     ``append_only``, where the host allows nothing else.
     """
 
@@ -41,39 +43,39 @@ class Handle:
     append_only: bool = False
 
 
-class HandleTable:
-    """The table. It owns the descriptors in it."""
+class OpenFileTable:
+    """The open files and directories by number. Owns their descriptors."""
 
     def __init__(self, budget: DescriptorBudget) -> None:
         """``budget`` counts the descriptors in the table, too."""
         self._budget = budget
-        self._handles: dict[int, Handle] = {}
+        self._files: dict[int, OpenFile] = {}
         self._by_nodeid: Counter[int] = Counter()
         self._next = 1
 
     def __len__(self) -> int:
-        return len(self._handles)
+        return len(self._files)
 
     def check_room(self, more: int = 0) -> None:
-        """Raise ENFILE if there is no room for a handle and ``more`` descriptors.
+        """Raise ENFILE if no descriptor is left for an open file and ``more`` descriptors.
 
-        To be called before a file is opened: opening it may create or truncate it.
+        Call it before a file is opened: opening it may create or truncate it.
         """
         self._budget.check(1 + more)
 
     def add(self, nodeid: int, fd: int, flags: int, append_only: bool = False) -> int:
-        """Take ownership of ``fd``; returns the handle's number."""
+        """Take ownership of ``fd``; return the number of the open file."""
         number = self._next
         self._next += 1
-        reading = Reading.BY_JOB if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
+        reading = Reading.BY_TASK if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
         self._by_nodeid[nodeid] += 1
         self._budget.used += 1
-        self._handles[number] = Handle(nodeid, fd, flags, reading, append_only)
+        self._files[number] = OpenFile(nodeid, fd, flags, reading, append_only)
         return number
 
-    def get(self, nodeid: int, fh: int) -> Handle:
-        """The handle; EBADF unless ``fh`` is an open one of that inode."""
-        handle = self._handles.get(fh)
+    def get(self, nodeid: int, fh: int) -> OpenFile:
+        """Return the open file; EBADF unless ``fh`` is an open one of that inode."""
+        handle = self._files.get(fh)
         if handle is None or handle.nodeid != nodeid:
             raise failure(errno.EBADF)
         return handle
@@ -83,13 +85,13 @@ class HandleTable:
         return nodeid in self._by_nodeid
 
     def fd(self, nodeid: int, fh: int) -> int:
-        """The descriptor; EBADF as in ``get``."""
+        """Return the descriptor; EBADF as in ``get``."""
         return self.get(nodeid, fh).fd
 
     def release(self, nodeid: int, fh: int) -> None:
-        """Close a handle; EBADF as in ``get``."""
+        """Close a file; EBADF as in ``get``."""
         fd = self.fd(nodeid, fh)
-        del self._handles[fh]
+        del self._files[fh]
         self._by_nodeid[nodeid] -= 1
         if not self._by_nodeid[nodeid]:
             del self._by_nodeid[nodeid]
@@ -97,9 +99,9 @@ class HandleTable:
         os.close(fd)
 
     def clear(self) -> None:
-        """Close all."""
-        handles = list(self._handles.values())
-        self._handles.clear()
+        """Close all files."""
+        handles = list(self._files.values())
+        self._files.clear()
         self._by_nodeid.clear()
         self._budget.used -= len(handles)
         for handle in handles:

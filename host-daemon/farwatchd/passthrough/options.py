@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user can choose about the passthrough file system, and what follows from it for the
-guest's caches."""
+"""The options of the share, and what the guest may cache by them."""
 
 from __future__ import annotations
 
@@ -9,11 +8,11 @@ from enum import Enum
 
 from farwatchd.config import Option, choice, choices, number, option, options
 from farwatchd.inode_store.store import MOST_OPEN, InodeFileHandles
-from farwatchd.passthrough.id_map import Owners, parse_rule
+from farwatchd.passthrough.id_map import IdTranslation, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
 from farwatchd.wire.fuse import OpenFlag
 
-#: Inodes that the guest may know, unless another number is given.
+#: Inodes that the guest may know, without ``--max-inodes``.
 DEFAULT_MAX_INODES = 10_000_000
 
 
@@ -27,7 +26,7 @@ class Cache(Enum):
 
     @property
     def seconds(self) -> float:
-        """How long names and attributes hold in the guest."""
+        """The entry timeout and attr timeout, in seconds."""
         return {Cache.NEVER: 0.0, Cache.AUTO: 1.0}.get(self, 86400.0)
 
     @property
@@ -60,14 +59,15 @@ def _rules(name: str, ids: str) -> Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ShareOptions:
     """The options of the share.
 
-    ``writeback``: the guest caches writes, so it reads what it opened to write, and appends by
-    itself. ``readonly``: each modification is EROFS. ``xattr``: without it the reply is ENOSYS,
-    which makes the guest stop asking. ``allow_direct_io``, ``preserve_noatime``: without them
-    O_DIRECT and O_NOATIME are removed from the guest's flags. ``security_labels``: new files get
-    the security xattrs that come with the request (``--security-label``).
+    ``writeback``: the guest caches writes, so it reads files that it opened to write, and finds the
+    end of a file itself when it appends. ``readonly``: each modification is EROFS. ``xattr``:
+    without it the reply is ENOSYS, and the guest stops asking. ``allow_direct_io``,
+    ``preserve_noatime``: without them O_DIRECT and O_NOATIME are removed from the guest's flags.
+    ``security_labels``: new files get the security xattrs that the request carries
+    (``--security-label``).
     """
 
     cache: Cache = option("cache", "what the guest may cache (default: auto)", Cache.AUTO)
@@ -93,7 +93,7 @@ class Options:
         parse,
         metavar="RULES",
     )
-    owners: Owners | None = options(
+    id_translation: IdTranslation | None = options(
         _rules("translate-uid", "uids"),
         _rules("translate-gid", "gids"),
         default=None,

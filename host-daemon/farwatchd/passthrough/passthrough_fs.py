@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passthrough file system as the FUSE session sees it
-(``farwatchd.fuse.filesystem.FileSystem``)."""
+"""Implements the FUSE server's interface (``farwatchd.fuse.filesystem.FileSystem``)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from farwatchd.inode_store.store import ObjectTable
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.attributes import AttributeOperations
 from farwatchd.passthrough.data import DataOperations
 from farwatchd.passthrough.directories import DirectoryOperations
 from farwatchd.passthrough.locks import LockOperations
 from farwatchd.passthrough.namespace import NamespaceOperations
 from farwatchd.passthrough.open import OpenOperations
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.share import Share
 from farwatchd.passthrough.xattrs import XattrOperations
 
@@ -21,17 +20,17 @@ from farwatchd.passthrough.xattrs import XattrOperations
 class PassthroughFs:
     """A directory of the host.
 
-    The errno of an error is the host kernel's mostly. What the groups of operations have in common
-    is their ``share``; an operation is the method of its group, without a call in between.
+    Most errors have the errno of the host's kernel. The groups of operations have their ``share``
+    in common; an operation is the method of its group, without a call in between.
     """
 
     def __init__(
-        self, root: Path | int, options: Options, objects: ObjectTable | None = None
+        self, root: Path | int, options: ShareOptions, store: InodeStore | None = None
     ) -> None:
         """Open the share; arguments as of ``Share``."""
-        self.share = share = Share(root, options, objects)
-        self.valid = options.cache.seconds
-        self.agree = share.agree
+        self.share = share = Share(root, options, store)
+        self.timeout = options.cache.seconds
+        self.set_negotiated = share.set_negotiated
         self.reset = share.reset
         self.close = share.close
 
@@ -52,7 +51,7 @@ class PassthroughFs:
         self.readlink = attributes.readlink
         self.statfs = attributes.statfs
         self.syncfs = attributes.syncfs
-        self.watched = attributes.watched
+        self.watch_target = attributes.watch_target
 
         xattrs = XattrOperations(share)
         self.setxattr = xattrs.setxattr
@@ -95,5 +94,5 @@ class PassthroughFs:
 
     def release(self, nodeid: int, fh: int) -> None:
         """Close a file, and release the locks that were taken through it."""
-        self.share.handles.release(nodeid, fh)
+        self.share.open_files.release(nodeid, fh)
         self.share.locks.release(nodeid, fh)

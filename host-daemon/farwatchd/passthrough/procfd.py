@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reaching an object of which only an O_PATH descriptor is held: by its link in /proc/self/fd.
+"""Reaches an inode by its link in /proc/self/fd when only an O_PATH descriptor is open.
 
-Such a link leads to the object itself, wherever it has been moved to and even if it is a symbolic
-link, and cannot be influenced by the guest. In the sandbox /proc has no name any more, but
-/proc/self/fd is the current directory.
+Such a link refers to the inode itself, wherever it was moved and even if it is a symbolic link; the
+guest cannot influence it. In the sandbox no path leads to /proc, but /proc/self/fd is the current
+directory.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ _PROC_SUPER_MAGIC = 0x9FA0
 
 
 class ProcFd:
-    """The directory /proc/self/fd, by name or as the current directory, as it is when this is
-    made."""
+    """The directory /proc/self/fd, by path or as the current directory.
+
+    Which of them, is found out when this is made.
+    """
 
     def __init__(self) -> None:
         self._prefix = "" if _current_directory_is_proc() else "/proc/self/fd/"
 
     def path(self, fd: int) -> str:
-        """A path that leads to what ``fd`` refers to, when followed."""
+        """Return a path that refers to the inode of ``fd`` when it is followed."""
         return f"{self._prefix}{fd}"
 
     def reopen(self, fd: int, flags: int) -> int:
-        """Another descriptor of what ``fd`` refers to; the offset is its own."""
+        """Open the inode of ``fd`` again and return the new descriptor; its offset is its own."""
         return open_at(self.path(fd), flags)
 
 
 def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
     """``os.open`` for the guest: see ``own_limit_as_systems``."""
-    # Not with the context manager: this is called for every lookup, and most names that are looked
-    # up are not there.
+    # Without the context manager, which costs time: this is called for every lookup, and most names
+    # that are looked up do not exist.
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     except OSError as error:
@@ -47,8 +49,10 @@ def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None 
 
 @contextlib.contextmanager
 def own_limit_as_systems() -> Iterator[None]:
-    """Report the daemon's own limit of descriptors as the system's, since it is not the guest
-    process's own."""
+    """Report the daemon's own limit of descriptors as the system's.
+
+    EMFILE would say that the guest's process has too many.
+    """
     try:
         yield
     except OSError as error:
@@ -56,7 +60,7 @@ def own_limit_as_systems() -> Iterator[None]:
 
 
 def as_systems_limit(error: OSError) -> OSError:
-    """What to raise for an error, by ``own_limit_as_systems``."""
+    """Return the error to raise for ``error``, by ``own_limit_as_systems``."""
     return failure(errno.ENFILE) if error.errno == errno.EMFILE else error
 
 

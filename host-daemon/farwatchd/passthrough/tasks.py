@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left of an operation to be done in any thread: system calls on descriptors of its own."""
+"""The part of an operation that runs in any thread: system calls on descriptors of its own."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ import os
 import weakref
 from collections.abc import Callable
 
-from farwatchd.fuse.filesystem import Job
+from farwatchd.fuse.filesystem import Task
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.procfd import own_limit_as_systems
 
 
-def on_files(call: Callable[..., int], *fds: int) -> Job:
-    """A job that calls ``call`` with duplicates of ``fds``, which may be closed before; ENFILE
-    without room for them.
+def on_files(call: Callable[..., int], *fds: int) -> Task:
+    """Return a task that calls ``call`` with duplicates of ``fds``.
 
-    The duplicates are closed when the job has been done, or is dropped without that.
+    ``fds`` may be closed before the task runs. The duplicates are closed when the task has run, or
+    is dropped before. ENFILE: no descriptor is left.
     """
-    held: list[int] = []
+    duplicates: list[int] = []
     try:
         with own_limit_as_systems():
             for fd in fds:
-                held.append(os.dup(fd))
+                duplicates.append(os.dup(fd))
     except OSError:
-        _close(held)
+        _close(duplicates)
         raise
 
-    def job() -> int:
+    def task() -> int:
         try:
-            return call(*held)
+            return call(*duplicates)
         finally:
             close()
 
-    close = weakref.finalize(job, _close, held)
+    close = weakref.finalize(task, _close, duplicates)
     close.atexit = False
-    return job
+    return task
 
 
-def on_files_or_errno(call: Callable[..., int], *fds: int) -> Job:
-    """Return a job as ``on_files`` does, which returns the negative errno of an error."""
+def on_files_or_errno(call: Callable[..., int], *fds: int) -> Task:
+    """Return a task as ``on_files`` does, which returns the negative errno of an error."""
 
-    def caught(*held: int) -> int:
+    def caught(*duplicates: int) -> int:
         try:
-            return call(*held)
+            return call(*duplicates)
         except OSError as error:
             return -(error.errno or errno.EIO)
 
@@ -52,21 +52,23 @@ def on_files_or_errno(call: Callable[..., int], *fds: int) -> Job:
 
 
 def descriptor(result: int) -> int:
-    """Return what a job of ``on_files_or_errno`` returned; raise its error."""
+    """Return the descriptor that a task of ``on_files_or_errno`` returned; raise its error."""
     if result < 0:
         raise failure(-result)
     return result
 
 
-def sync(fd: int, datasync: bool) -> Job:
-    """Brings a file or a directory to its disk; ``datasync``: without metadata that is not needed
-    to read it."""
+def sync(fd: int, datasync: bool) -> Task:
+    """Return a task that writes a file or a directory to its disk.
 
-    def call(held: int) -> int:
+    ``datasync``: without metadata that reading the data does not need.
+    """
+
+    def call(duplicates: int) -> int:
         if datasync:
-            os.fdatasync(held)
+            os.fdatasync(duplicates)
         else:
-            os.fsync(held)
+            os.fsync(duplicates)
         return 0
 
     return on_files(call, fd)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other names on the host for extended attributes of the guest, by the rules of virtiofsd's
-``--xattrmap``.
+"""Translates names of extended attributes, by the rules of virtiofsd's ``--xattrmap``.
 
-The rules' language is described in virtiofsd's doc/xattr-mapping.md.
+virtiofsd's doc/xattr-mapping.md describes the rules.
 """
 
 from __future__ import annotations
@@ -27,26 +26,29 @@ class Type(Enum):
 
 
 class Scope(Enum):
-    """Whose names a rule matches: what the guest asks for, what the host lists, or both."""
+    """Which names a rule matches: those the guest asks for, those the host lists, or both."""
 
     CLIENT = "client"
     SERVER = "server"
     ALL = "all"
 
 
-#: What the guest gets for a name that is refused.
+#: The guest's error for a refused name.
 _ERRORS = {Type.BAD: errno.EPERM, Type.UNSUPPORTED: errno.EOPNOTSUPP}
-#: Stands for several rules: names that begin with its key get a prefix, which no other name may
-#: have.
+#: A shorthand for several rules: names that begin with its key get a prefix, which no other name
+#: may have.
 _MAP = "map"
 
 _Choice = TypeVar("_Choice", bound=Enum)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """Matches the guest's names that begin with ``key``, and the host's that begin with
-    ``prepend``."""
+class XattrRule:
+    """A rule.
+
+    It matches the guest's names that begin with ``key``, and the host's that begin with
+    ``prepend``.
+    """
 
     type: Type
     scope: Scope
@@ -55,15 +57,17 @@ class Rule:
 
 
 class XattrMap:
-    """Rules, of which the first that matches holds. A name that none matches is refused, or
-    hidden."""
+    """A list of rules; the first that matches holds.
 
-    def __init__(self, rules: tuple[Rule, ...]) -> None:
+    A name of the guest that none matches is refused; one of the host is hidden.
+    """
+
+    def __init__(self, rules: tuple[XattrRule, ...]) -> None:
         self._client = [rule for rule in rules if rule.scope is not Scope.SERVER]
         self._server = [rule for rule in rules if rule.scope is not Scope.CLIENT]
 
     def to_host(self, name: bytes) -> bytes:
-        """The host's name of the guest's ``name``; EPERM or EOPNOTSUPP as the rule says."""
+        """Return the host's name of the guest's ``name``; EPERM or EOPNOTSUPP as the rule says."""
         for rule in self._client:
             if name.startswith(rule.key):
                 match rule.type:
@@ -76,7 +80,7 @@ class XattrMap:
         raise failure(errno.EPERM)
 
     def to_guest(self, name: bytes) -> bytes | None:
-        """The guest's name of the host's ``name``; None for one that it is not to see."""
+        """Return the guest's name of the host's ``name``; None for a hidden one."""
         for rule in self._server:
             if name.startswith(rule.prepend):
                 match rule.type:
@@ -90,12 +94,12 @@ class XattrMap:
 
 
 def parse(text: str) -> XattrMap:
-    """The rules of a text; ``ValueError`` says what is wrong with it.
+    """Parse rules; ``ValueError`` says what is wrong.
 
     A rule is ``:type:scope:key:prepend:`` or ``:map:key:prepend:``, with any character in the
     colon's place.
     """
-    rules: list[Rule] = []
+    rules: list[XattrRule] = []
     rest = text.strip()
     if not rest:
         raise ValueError("there is no rule")
@@ -114,22 +118,21 @@ def parse(text: str) -> XattrMap:
             key, rest = _field(rest, separator, "key")
             prepend, rest = _field(rest, separator, "prepend")
             rules.append(
-                Rule(chosen, _choice(Scope, scope), os.fsencode(key), os.fsencode(prepend))
+                XattrRule(chosen, _choice(Scope, scope), os.fsencode(key), os.fsencode(prepend))
             )
         rest = rest.lstrip()
     return XattrMap(tuple(rules))
 
 
-def _map_rules(key: bytes, prepend: bytes) -> Iterator[Rule]:
-    yield Rule(Type.PREFIX, Scope.ALL, key, prepend)
+def _map_rules(key: bytes, prepend: bytes) -> Iterator[XattrRule]:
+    yield XattrRule(Type.PREFIX, Scope.ALL, key, prepend)
     if not key:
-        yield Rule(Type.BAD, Scope.ALL, b"", b"")
+        yield XattrRule(Type.BAD, Scope.ALL, b"", b"")
         return
-    # What the host calls so is not the guest's, and what the guest calls so would be taken for a
-    # mapped name.
-    yield Rule(Type.BAD, Scope.SERVER, b"", key)
-    yield Rule(Type.BAD, Scope.CLIENT, prepend, b"")
-    yield Rule(Type.OK, Scope.ALL, b"", b"")
+    # Such a name of the host is hidden, and such a name of the guest would look like a mapped one.
+    yield XattrRule(Type.BAD, Scope.SERVER, b"", key)
+    yield XattrRule(Type.BAD, Scope.CLIENT, prepend, b"")
+    yield XattrRule(Type.OK, Scope.ALL, b"", b"")
 
 
 def _field(rest: str, separator: str, what: str) -> tuple[str, str]:

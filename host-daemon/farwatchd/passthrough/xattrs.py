@@ -17,14 +17,16 @@ _ACLS = frozenset({_ACCESS_ACL, b"system.posix_acl_default"})
 
 
 class XattrOperations(Operations):
-    """Operations on extended attributes. ENOSYS if they are off, EOPNOTSUPP for ACLs if those
-    are."""
+    """Operations on extended attributes.
+
+    ENOSYS: they are off. EOPNOTSUPP: an ACL, and ACLs are off.
+    """
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
         """Set one; ``flags`` are XATTR_CREATE and XATTR_REPLACE.
 
-        ``kill_sgid``: the caller sets an access ACL and is not in the file's group, so the
-        set-group-id bit goes.
+        ``kill_sgid``: the requester sets an access ACL and is not in the file's group, so clear the
+        set-group-id bit.
         """
         path = self._xattr_path(nodeid, name)
         self._share.refuse_if_readonly()
@@ -35,23 +37,23 @@ class XattrOperations(Operations):
                 Path(path).chmod(stat.S_IMODE(mode) & ~stat.S_ISGID)
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
-        """The value; ENODATA if it is not set."""
+        """Return the value; ENODATA if the attribute is not set."""
         path = self._xattr_path(nodeid, name)
         try:
             host_name = self._share.host_xattr(name)
         except PermissionError:
-            # Nothing is set by a name that cannot be: what backs up or copies a file goes on.
+            # A name that cannot be set is not set: programs that back up or copy files go on.
             raise failure(errno.ENODATA) from None
         return os.getxattr(path, host_name)
 
     def listxattr(self, nodeid: int) -> Iterable[bytes]:
-        """The names of all that the guest may see."""
+        """Return the names of all attributes that the guest may see."""
         found = map(os.fsencode, os.listxattr(self._xattr_path(nodeid, b"")))
         names = map(self._options.xattrmap.to_guest, found) if self._options.xattrmap else found
         return [name for name in names if name and not self._hidden(name)]
 
     def removexattr(self, nodeid: int, name: bytes) -> None:
-        """Remove one; ENODATA if it is not set."""
+        """Remove one; ENODATA if the attribute is not set."""
         path = self._xattr_path(nodeid, name)
         self._share.refuse_if_readonly()
         os.removexattr(path, self._share.host_xattr(name))

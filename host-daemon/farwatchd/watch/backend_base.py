@@ -6,7 +6,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 
-from farwatchd.inode_store.store import ObjectTable
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.linux.group import NotificationGroup
 from farwatchd.watch.event_stream import EventStream, MarkEvent
 from farwatchd.watch.watch_backend import HostEvent
@@ -31,11 +31,11 @@ class TreeBackend(abc.ABC):
         self,
         group: NotificationGroup,
         root_fd: int,
-        inodes: ObjectTable | None = None,
+        inodes: InodeStore | None = None,
         path_of: Callable[[int], str] = proc_path,
     ) -> None:
         self._group = group
-        self._inodes = inodes if inodes is not None else ObjectTable()
+        self._inodes = inodes if inodes is not None else InodeStore()
         self._path_of = path_of
         self._by_mark: dict[int, Node] = {}
         self._tree = WatchTree(root_fd, self._inodes, path_of, self)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from farwatchd.inode_store.store import ObjectTable
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.watch.backend_base import proc_path
 from farwatchd.watch.fanotify_backend import FanotifyBackend, UnwatchableError
 from farwatchd.watch.inotify_backend import InotifyBackend
@@ -56,7 +56,7 @@ _LIMITS = {
 def open_backend(
     choice: BackendName,
     root_fd: int,
-    inodes: ObjectTable,
+    inodes: InodeStore,
     path_of: Callable[[int], str] = proc_path,
     mode: WatchMode = WatchMode.REMOTE,
 ) -> WatchBackend:
@@ -89,7 +89,7 @@ def open_backend(
 def _try(
     name: BackendName,
     root_fd: int,
-    inodes: ObjectTable,
+    inodes: InodeStore,
     path_of: Callable[[int], str],
     mode: WatchMode,
 ) -> WatchBackend:

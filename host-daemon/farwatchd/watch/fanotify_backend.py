@@ -12,7 +12,7 @@ import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from farwatchd.inode_store.store import OUT_OF_DESCRIPTORS, ObjectTable
+from farwatchd.inode_store.store import OUT_OF_DESCRIPTORS, InodeStore
 from farwatchd.linux.fanotify import (
     FSID_SIZE,
     INFO_DFID_NAME,
@@ -110,7 +110,7 @@ class FanotifyBackend(TreeBackend):
     def __init__(
         self,
         root_fd: int,
-        inodes: ObjectTable | None = None,
+        inodes: InodeStore | None = None,
         path_of: Callable[[int], str] = proc_path,
         own_pid: int = NO_PID,
     ) -> None:

@@ -7,7 +7,7 @@ import errno
 import time
 from collections.abc import Callable
 
-from farwatchd.inode_store.store import ObjectTable
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.linux.inotify import In, Inotify, InotifyEvent
 from farwatchd.watch.backend_base import TreeBackend, proc_path
 from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
@@ -35,7 +35,7 @@ class InotifyBackend(TreeBackend):
     def __init__(
         self,
         root_fd: int,
-        inodes: ObjectTable | None = None,
+        inodes: InodeStore | None = None,
         path_of: Callable[[int], str] = proc_path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from farwatchd.inode_store.store import GONE, HostObject, Identity, ObjectTable
+from farwatchd.inode_store.store import GONE, HostInode, Identity, InodeStore
 
 _log = logging.getLogger(__name__)
 _DELETED = b" (deleted)"
@@ -96,7 +96,7 @@ class Node:
     """
 
     watch_id: int
-    inode: HostObject
+    inode: HostInode
     identity: Identity
     is_dir: bool
     wanted: int = 0
@@ -145,11 +145,11 @@ class WatchTree:
     """
 
     def __init__(
-        self, root_fd: int, inodes: ObjectTable, path_of: Callable[[int], str], marks: HostMarks
+        self, root_fd: int, inodes: InodeStore, path_of: Callable[[int], str], marks: HostMarks
     ) -> None:
         self._inodes = inodes
         status = os.fstat(root_fd)
-        self._root_inode: HostObject | None = inodes.hold(root_fd, status)
+        self._root_inode: HostInode | None = inodes.get(root_fd, status)
         self._root = self._root_inode.identity(status)
         self._path_of = path_of
         self._marks = marks
@@ -192,11 +192,11 @@ class WatchTree:
         leaves everything unchanged.
         """
         status = os.fstat(fd)
-        inode = self._inodes.hold(fd, status)
+        inode = self._inodes.get(fd, status)
         identity = inode.identity(status)
         node = self._by_identity.get(identity)
         if node is not None:
-            self._inodes.drop(inode)
+            self._inodes.put(inode)
             self.change(node, node.wanted | wanted, explicit=True)
             return node
         node = self._new(inode, identity, is_dir)
@@ -257,7 +257,7 @@ class WatchTree:
             for child in node.children or ():
                 child.parent = None
             self._marks.remove_mark(node)
-            self._inodes.drop(node.inode)
+            self._inodes.put(node.inode)
             parent, node.parent = node.parent, None
             if parent is None:
                 return
@@ -274,13 +274,13 @@ class WatchTree:
         self._suspects.clear()
         self._marks.remove_all_marks(nodes)
         for node in nodes:
-            self._inodes.drop(node.inode)
+            self._inodes.put(node.inode)
 
     def close(self) -> None:
         """Remove all nodes, and drop the reference to the root."""
         self.clear()
         if self._root_inode is not None:
-            self._inodes.drop(self._root_inode)
+            self._inodes.put(self._root_inode)
             self._root_inode = None
 
     def open(self, node: Node) -> int:
@@ -373,11 +373,11 @@ class WatchTree:
                 )
                 return True
             status = os.fstat(fd)
-            inode = self._inodes.take(fd, status)
+            inode = self._inodes.adopt(fd, status)
             identity = inode.identity(status)
             parent = self._by_identity.get(identity)
             if parent is not None:
-                self._inodes.drop(inode)
+                self._inodes.put(inode)
             else:
                 parent = self._new(inode, identity, is_dir=True)
             self._adopt(parent, node)
@@ -432,7 +432,7 @@ class WatchTree:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         return self._inodes.with_room(lambda: os.open("..", flags, dir_fd=fd))
 
-    def _new(self, inode: HostObject, identity: Identity, is_dir: bool) -> Node:
+    def _new(self, inode: HostInode, identity: Identity, is_dir: bool) -> Node:
         node = Node(next(self._watch_ids), inode, identity, is_dir)
         self._by_watch_id[node.watch_id] = self._by_identity[identity] = node
         return node

@@ -151,11 +151,11 @@ def test_rules_for_owners_add_up() -> None:
         "--translate-uid=guest:0:7:1",
         "--translate-gid=squash-host:0:3:10",
     )
-    found = parse([*NEEDED, *rules]).share.owners
+    found = parse([*NEEDED, *rules]).share.id_translation
     assert found is not None
     assert [found.users.to_host(number) for number in (0, 1, 1000)] == [7, 1, 5000]
     assert [found.groups.to_guest(number) for number in (0, 9, 10)] == [3, 3, 10]
-    assert parse(NEEDED).share.owners is None
+    assert parse(NEEDED).share.id_translation is None
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.options import Options
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.fanotify_backend import FanotifyBackend
@@ -61,7 +61,7 @@ class Served:
         return entry.nodeid
 
     def watch(self, nodeid: int, mask: Event) -> None:
-        watched = self.fs.watched(nodeid)
+        watched = self.fs.watch_target(nodeid)
         assert (
             self.table.set_mask(nodeid, watched.generation, watched.fd, watched.is_dir, mask)
             == mask
@@ -102,9 +102,9 @@ class Served:
 
 @pytest.fixture(params=[InotifyBackend, FanotifyBackend])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
-    objects = ObjectTable(InodeFileHandles.PREFER, MOST_OPEN)
-    fs = PassthroughFs(tmp_path, Options(), objects)
-    backend = request.param(fs.watched(ROOT).fd, objects)
+    store = InodeStore(InodeFileHandles.PREFER, MOST_OPEN)
+    fs = PassthroughFs(tmp_path, ShareOptions(), store)
+    backend = request.param(fs.watch_target(ROOT).fd, store)
     queue = EventQueue(10 * BATCH)
     served = Served(
         tmp_path, fs, backend, queue, WatchTable(backend, queue, 10 * MANY, lambda _s, _c: None), []

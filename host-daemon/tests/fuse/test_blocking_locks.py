@@ -15,7 +15,7 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import MAX_PENDING, RETRY_INTERVAL, BlockingLocks
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.wire import fuse
 from farwatchd.wire import vhost_user as wire
@@ -34,7 +34,7 @@ class Guest(DeferredGuest):
 
     def __init__(self, share: Path) -> None:
         loop = Loop()
-        self.fs = PassthroughFs(share, Options())
+        self.fs = PassthroughFs(share, ShareOptions())
         self.waits = BlockingLocks(loop.call_later)
         session = Session(self.fs, None, SessionOptions(posix_lock=True, flock=True), self.waits)
         flags = int(InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.INIT_EXT)

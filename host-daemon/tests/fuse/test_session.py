@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from farwatchd.fuse.filesystem import Caller, Changes, DirEntry
+from farwatchd.fuse.filesystem import Changes, DirEntry, Requester
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.request import MAX_ARGS
 from farwatchd.fuse.session import Session
@@ -20,7 +20,7 @@ from tests.support.fake_fs import GENERATION, STAT, FakeFs, FakeWatches
 from tests.support.fuse_client import OFFER, Client
 
 PID = os.getpid()
-CALLER = Caller(1000, 1001, PID)
+REQUESTER = Requester(1000, 1001, PID)
 U64 = 1 << 64
 
 
@@ -109,9 +109,12 @@ SIMPLE: list[tuple[Callable[[Client], object], tuple[Any, ...]]] = [
     (lambda c: c.getattr(3), ("getattr", 3, None)),
     (lambda c: c.getattr(3, 0), ("getattr", 3, 0)),
     (lambda c: c.statx(3), ("statx", 3, None)),
-    (lambda c: c.symlink(1, b"l", b"../to"), ("symlink", CALLER, 1, b"l", b"../to")),
-    (lambda c: c.mknod(1, b"n", 0o020600, 0x103), ("mknod", CALLER, 1, b"n", 0o020600, 0x103, 0)),
-    (lambda c: c.mkdir(1, b"d", 0o750, 0o22), ("mkdir", CALLER, 1, b"d", 0o750, 0o22)),
+    (lambda c: c.symlink(1, b"l", b"../to"), ("symlink", REQUESTER, 1, b"l", b"../to")),
+    (
+        lambda c: c.mknod(1, b"n", 0o020600, 0x103),
+        ("mknod", REQUESTER, 1, b"n", 0o020600, 0x103, 0),
+    ),
+    (lambda c: c.mkdir(1, b"d", 0o750, 0o22), ("mkdir", REQUESTER, 1, b"d", 0o750, 0o22)),
     (lambda c: c.unlink(1, b"n"), ("unlink", 1, b"n")),
     (lambda c: c.rmdir(1, b"d"), ("rmdir", 1, b"d")),
     (lambda c: c.rename(1, b"a", 2, b"b"), ("rename", 1, b"a", 2, b"b", 0)),
@@ -121,9 +124,9 @@ SIMPLE: list[tuple[Callable[[Client], object], tuple[Any, ...]]] = [
     (lambda c: c.open(42, os.O_RDWR, 1), ("open", 42, os.O_RDWR, True)),
     (
         lambda c: c.create(1, b"n", 0o600, os.O_RDWR),
-        ("create", CALLER, 1, b"n", 0o600, os.O_RDWR, 0, False),
+        ("create", REQUESTER, 1, b"n", 0o600, os.O_RDWR, 0, False),
     ),
-    (lambda c: c.tmpfile(1, 0o600, os.O_RDWR), ("tmpfile", CALLER, 1, 0o600, os.O_RDWR, 0)),
+    (lambda c: c.tmpfile(1, 0o600, os.O_RDWR), ("tmpfile", REQUESTER, 1, 0o600, os.O_RDWR, 0)),
     (lambda c: c.flush(42, 9), ("flush", 42, 9)),
     (lambda c: c.release(42, 9), ("release", 42, 9)),
     (lambda c: c.fsync(42, 9), ("fsync", 42, 9, False)),
@@ -420,16 +423,16 @@ GROUP = fuse.ext_header.pack(size=16, type=fuse.EXT_GROUPS) + fuse.supp_groups.p
 
 def test_a_supplementary_group_reaches_the_file_system(client: Client, fs: FakeFs) -> None:
     extension = GROUP + (4321).to_bytes(4, "little")
-    caller = Caller(1000, 1001, PID, 4321)
+    requester = Requester(1000, 1001, PID, 4321)
     client.mkdir(1, b"d", extensions=extension)
     client.mknod(1, b"n", 0o100600, extensions=extension)
     client.symlink(1, b"l", b"t", extensions=extension)
     client.create(1, b"c", extensions=extension)
-    assert [call[1] for call in fs.calls] == [caller] * 4
+    assert [call[1] for call in fs.calls] == [requester] * 4
 
 
-def labels(*items: tuple[bytes, bytes]) -> bytes:
-    """A list of security labels, as Linux writes it."""
+def security_contexts(*items: tuple[bytes, bytes]) -> bytes:
+    """Encode a list of security contexts, as Linux does."""
     body = b""
     for name, value in items:
         body += fuse.secctx.pack(size=len(value)) + name + b"\0" + value
@@ -437,14 +440,14 @@ def labels(*items: tuple[bytes, bytes]) -> bytes:
     return fuse.ext_header.pack(size=fuse.ext_header.size + len(body), type=len(items)) + body
 
 
-def test_labels_reach_the_file_system(client: Client, fs: FakeFs) -> None:
+def test_security_contexts_reach_the_file_system(client: Client, fs: FakeFs) -> None:
     label = (b"security.selinux", b"system_u:object_r:a_t\0")
     other = (b"security.SMACK64", b"")
-    client.mkdir(1, b"d", extensions=labels(label))
-    client.mknod(1, b"n", 0o100600, extensions=labels(label, other))
-    client.symlink(1, b"l", b"t", extensions=labels())
-    client.create(1, b"c", extensions=labels(label) + GROUP + (5).to_bytes(4, "little"))
-    assert [(call[1].labels, call[1].group) for call in fs.calls] == [
+    client.mkdir(1, b"d", extensions=security_contexts(label))
+    client.mknod(1, b"n", 0o100600, extensions=security_contexts(label, other))
+    client.symlink(1, b"l", b"t", extensions=security_contexts())
+    client.create(1, b"c", extensions=security_contexts(label) + GROUP + (5).to_bytes(4, "little"))
+    assert [(call[1].security_xattrs, call[1].group) for call in fs.calls] == [
         ((label,), -1),
         ((label, other), -1),
         ((), -1),

@@ -15,7 +15,7 @@ import pytest
 from farwatchd.fuse.filesystem import DirEntry
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
@@ -167,7 +167,7 @@ def real(tmp_path: Path) -> Iterator[tuple[Path, PassthroughFs]]:
     (share / "file").write_bytes(b"content" * 100)
     (share / "link").symlink_to("../outside")
     (tmp_path / "outside").write_text("untouched")
-    fs = PassthroughFs(share, Options(xattr=True))
+    fs = PassthroughFs(share, ShareOptions(xattr=True))
     yield share, fs
     fs.close()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import SetattrValid
@@ -24,7 +24,7 @@ class Mounted:
 
     def __init__(self, share: Path) -> None:
         self.share = share
-        self.fs = PassthroughFs(share, Options(xattr=True))
+        self.fs = PassthroughFs(share, ShareOptions(xattr=True))
         self.host = Host(share)
         self.session = Session(self.fs, self.host.table, SessionOptions())
         self.client = Client(self.session)

@@ -17,7 +17,7 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import CANCEL_LIMIT, Session
 from farwatchd.fuse.thread_pool import ThreadPool
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.device import DRAIN_LIMIT
 from farwatchd.wire import fuse
@@ -52,7 +52,7 @@ class Guest(DeferredGuest):
 
 @pytest.fixture
 def fs() -> Iterator[FakeFs]:
-    """A file system whose jobs are held, which is to be ended before the guest is."""
+    """A file system whose tasks are held, which is to be ended before the guest is."""
     fs = FakeFs()
     fs.hold = threading.Event()
     yield fs
@@ -122,7 +122,7 @@ def test_tasks_beyond_the_number_of_threads_are_queued(guest: Guest, fs: FakeFs)
 
 
 def test_error_of_a_task_is_the_reply(guest: Guest, fs: FakeFs) -> None:
-    fs.job_error = OSError(errno.EDQUOT, "no more room")
+    fs.task_error = OSError(errno.EDQUOT, "no more room")
     waiting = guest.send(Opcode.FALLOCATE, NODE, fuse.fallocate_in.pack(fh=FH, length=1))
     let_go(fs)
     guest.settle_until(lambda: waiting in guest.answers)
@@ -132,7 +132,7 @@ def test_error_of_a_task_is_the_reply(guest: Guest, fs: FakeFs) -> None:
 def test_bug_in_a_task_is_logged_and_the_reply_is_eio(
     guest: Guest, fs: FakeFs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fs.job_error = ZeroDivisionError("oh")
+    fs.task_error = ZeroDivisionError("oh")
     with caplog.at_level(logging.ERROR):
         waiting = guest.send(Opcode.FSYNC, NODE, FSYNC)
         let_go(fs)
@@ -360,7 +360,7 @@ def test_start_without_resources_for_threads_raises_and_leaves_no_thread(
 @pytest.fixture
 def share(tmp_path: Path) -> Iterator[Guest]:
     (tmp_path / "file").write_bytes(b"content")
-    passthrough = PassthroughFs(tmp_path, Options(allow_direct_io=True))
+    passthrough = PassthroughFs(tmp_path, ShareOptions(allow_direct_io=True))
     guest = Guest(passthrough)
     yield guest
     guest.close()

@@ -22,7 +22,7 @@ import pytest
 from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtqueue import Chain
@@ -128,7 +128,7 @@ class Fuzzer:
 
     def __init__(self, share: Path) -> None:
         self.fs = PassthroughFs(
-            share, Options(xattr=True, security_labels=True, allow_direct_io=True)
+            share, ShareOptions(xattr=True, security_labels=True, allow_direct_io=True)
         )
         self.host = Host(share)
         self.waits = BlockingLocks(lambda _seconds, _callback: None)

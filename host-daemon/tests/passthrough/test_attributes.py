@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from tests.support.passthrough_share import IS_ROOT, Share, errno_of, settled
 
 #: Version 2, then user::rw- group::r-- other::r-- as (tag, permissions, no id); it says no more
@@ -23,8 +23,8 @@ ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff
 
 @pytest.fixture
 def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, Options(xattr=True))
-    share.fs.agree(posix_acls=True, writeback=False)
+    share = Share(tmp_path, ShareOptions(xattr=True))
+    share.fs.set_negotiated(posix_acls=True, writeback=False)
     yield share
     share.close()
 
@@ -154,7 +154,7 @@ def test_extended_attributes_come_and_go(share: Share, file: Path, name: str) ->
 
 
 def test_extended_attributes_can_be_off(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(xattr=False))
+    share = Share(tmp_path, ShareOptions(xattr=False))
     assert errno_of(share.fs.setxattr, ROOT, b"user.a", b"b", 0, False) == errno.ENOSYS
     assert errno_of(share.fs.getxattr, ROOT, b"user.a") == errno.ENOSYS
     assert errno_of(share.fs.listxattr, ROOT) == errno.ENOSYS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
-from farwatchd.passthrough.options import Cache, Options
+from farwatchd.passthrough.options import Cache, ShareOptions
 from farwatchd.wire.fuse import OpenFlag
 from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, done, errno_of, settled
 
@@ -111,7 +111,7 @@ def test_appending_appends_on_the_host(share: Share) -> None:
 def test_page_of_the_guests_cache_is_written_where_it_was(
     tmp_path: Path, by_create: bool, direct: bool
 ) -> None:
-    share = Share(tmp_path, Options(allow_direct_io=True))
+    share = Share(tmp_path, ShareOptions(allow_direct_io=True))
     flags = os.O_RDWR | os.O_APPEND | (os.O_DIRECT if direct else 0)
     if by_create:
         entry, opened = share.create(b"file", flags=flags)
@@ -167,11 +167,11 @@ def test_with_writeback_agreed_the_guest_reads_what_it_writes_and_appends_itself
     share: Share,
 ) -> None:
     (share.path / "file").write_bytes(b"abc")
-    share.fs.agree(posix_acls=False, writeback=True)
+    share.fs.set_negotiated(posix_acls=False, writeback=True)
     nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
     share.write(nodeid, fh, 0, b"d")
     assert share.read(nodeid, fh, 0, 10) == b"dbc"
-    share.fs.agree(posix_acls=False, writeback=False)
+    share.fs.set_negotiated(posix_acls=False, writeback=False)
     nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
     share.write(nodeid, fh, 0, b"e")
     assert errno_of(share.read, nodeid, fh, 0, 10) == errno.EBADF
@@ -197,7 +197,7 @@ def test_direct_io_reaches_the_host_only_if_allowed(
     tmp_path: Path, allowed: bool, on_host: int
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(8192))
-    share = Share(tmp_path, Options(allow_direct_io=allowed))
+    share = Share(tmp_path, ShareOptions(allow_direct_io=allowed))
 
     def read_unaligned_on_host() -> None:
         fd = os.open(tmp_path / "file", os.O_RDONLY | on_host)
@@ -226,9 +226,9 @@ def test_direct_io_reaches_the_host_only_if_allowed(
 def test_the_cache_policy_tells_the_guest_what_it_may_keep(
     tmp_path: Path, cache: Cache, seconds: float, file: OpenFlag, directory: OpenFlag
 ) -> None:
-    share = Share(tmp_path, Options(cache=cache))
+    share = Share(tmp_path, ShareOptions(cache=cache))
     _, opened = share.create(b"file")
-    assert share.fs.valid == seconds
+    assert share.fs.timeout == seconds
     assert (opened.flags, share.fs.opendir(ROOT, 0).flags) == (file, directory)
     share.close()
 
@@ -252,13 +252,13 @@ def test_lseek_finds_data_and_holes_as_on_the_host(share: Share) -> None:
 
 
 def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(allow_direct_io=True))
+    share = Share(tmp_path, ShareOptions(allow_direct_io=True))
     (tmp_path / "file").write_bytes(bytes(10_000))
     nodeid, fh = share.open("file", os.O_RDWR | os.O_DIRECT)
     assert share.write(nodeid, fh, 5000, b"unaligned", cached=True) == 9
     assert (tmp_path / "file").read_bytes()[5000:5009] == b"unaligned"
     # Everything else is the guest's own, and stays direct.
-    flags = fcntl.fcntl(share.passthrough.share.handles.fd(nodeid, fh), fcntl.F_GETFL)
+    flags = fcntl.fcntl(share.passthrough.share.open_files.fd(nodeid, fh), fcntl.F_GETFL)
     assert flags & os.O_DIRECT
     share.close()
 

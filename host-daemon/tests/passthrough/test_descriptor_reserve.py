@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Lock
 from farwatchd.inode_store.descriptors import for_guest
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.options import Options
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.passthrough_share import DAEMON, errno_of, names_in
 
@@ -23,7 +23,7 @@ KEEP = [InodeFileHandles.NEVER, InodeFileHandles.PREFER]
 
 
 def share(path: Path, keep: InodeFileHandles) -> PassthroughFs:
-    return PassthroughFs(path, Options(), ObjectTable(keep, MOST_OPEN, MOST))
+    return PassthroughFs(path, ShareOptions(), InodeStore(keep, MOST_OPEN, MOST))
 
 
 def test_half_of_a_low_limit_is_reserved() -> None:
@@ -38,7 +38,7 @@ def test_operation_beyond_the_limit_is_refused_before_it_changes_a_file(
     fs = share(tmp_path, keep)
     entry = fs.lookup(ROOT, b"file")
     assert entry
-    before = fs.share.inodes._objects.budget.used
+    before = fs.share.inodes._store.budget.used
     handles = []
     while not errno_of(lambda: handles.append(fs.open(entry.nodeid, os.O_RDWR, False).fh)):
         assert len(handles) < MOST
@@ -60,12 +60,12 @@ def test_operation_beyond_the_limit_is_refused_before_it_changes_a_file(
     assert (tmp_path / "file").read_bytes() == b"content"
     for fh in handles:
         fs.release(entry.nodeid, fh)
-    assert fs.share.inodes._objects.budget.used == before
+    assert fs.share.inodes._store.budget.used == before
     fh = fs.open(entry.nodeid, os.O_RDWR, False).fh
     fs.setlk(entry.nodeid, fh, 1, lock)
     fs.reset()
     fs.close()
-    assert fs.share.inodes._objects.budget.used == 0
+    assert fs.share.inodes._store.budget.used == 0
 
 
 def test_inodes_without_a_file_handle_count(tmp_path: Path) -> None:

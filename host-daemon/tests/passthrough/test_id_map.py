@@ -9,9 +9,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.filesystem import ROOT, Caller, Changes
-from farwatchd.passthrough.id_map import IdMap, Owners, make_owners, parse_rule
-from farwatchd.passthrough.options import Options
+from farwatchd.fuse.filesystem import ROOT, Changes, Requester
+from farwatchd.passthrough.id_map import IdMap, IdTranslation, make_translation, parse_rule
+from farwatchd.passthrough.options import ShareOptions
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.passthrough_share import Share, errno_of
@@ -122,9 +122,11 @@ def test_rules_that_contradict_each_other_are_refused(rules: tuple[str, ...], nu
 
 
 def shared(path: Path, users: tuple[str, ...], groups: tuple[str, ...]) -> Share:
-    found = make_owners([parse_rule(text) for text in users], [parse_rule(text) for text in groups])
-    assert isinstance(found, Owners)
-    return Share(path, Options(xattr=True, owners=found))
+    found = make_translation(
+        [parse_rule(text) for text in users], [parse_rule(text) for text in groups]
+    )
+    assert isinstance(found, IdTranslation)
+    return Share(path, ShareOptions(xattr=True, id_translation=found))
 
 
 @pytest.mark.root
@@ -132,13 +134,13 @@ def test_what_the_guest_makes_is_the_host_s_owner_s_and_the_guest_sees_its_own(
     tmp_path: Path,
 ) -> None:
     share = shared(tmp_path, ("map:1000:5000:1",), ("map:1001:6000:1", "map:7:70:1"))
-    caller = Caller(1000, 1001, 1)
+    requester = Requester(1000, 1001, 1)
     made = [
-        share.create(b"file", caller=caller)[0],
-        share.fs.mkdir(caller, ROOT, b"directory", 0o755, 0),
-        share.fs.mknod(caller, ROOT, b"fifo", stat.S_IFIFO | 0o600, 0, 0),
-        share.fs.symlink(caller, ROOT, b"link", b"target"),
-        share.fs.tmpfile(caller, ROOT, 0o600, os.O_RDWR, 0)[0],
+        share.create(b"file", requester=requester)[0],
+        share.fs.mkdir(requester, ROOT, b"directory", 0o755, 0),
+        share.fs.mknod(requester, ROOT, b"fifo", stat.S_IFIFO | 0o600, 0, 0),
+        share.fs.symlink(requester, ROOT, b"link", b"target"),
+        share.fs.tmpfile(requester, ROOT, 0o600, os.O_RDWR, 0)[0],
         share.fs.link(share.lookup("file"), ROOT, b"second"),
     ]
     assert {(entry.stat.st_uid, entry.stat.st_gid) for entry in made} == {(1000, 1001)}
@@ -180,10 +182,10 @@ def test_who_may_own_nothing_makes_nothing_and_is_given_nothing(tmp_path: Path) 
     (tmp_path / "file").touch()
     nodeid = share.lookup("file")
     before = (tmp_path / "file").stat()
-    for caller in (Caller(1000, 0, 1), Caller(0, 1009, 1), Caller(0, 0, 1, group=1005)):
-        assert errno_of(share.fs.mkdir, caller, ROOT, b"new", 0o755, 0) == errno.EPERM
+    for requester in (Requester(1000, 0, 1), Requester(0, 1009, 1), Requester(0, 0, 1, group=1005)):
+        assert errno_of(share.fs.mkdir, requester, ROOT, b"new", 0o755, 0) == errno.EPERM
         assert (
-            errno_of(share.fs.create, caller, ROOT, b"new", 0o644, os.O_RDWR, 0, False)
+            errno_of(share.fs.create, requester, ROOT, b"new", 0o644, os.O_RDWR, 0, False)
             == errno.EPERM
         )
     changes = Changes(mode=0o777, uid=1000), Changes(gid=1000)

@@ -15,9 +15,9 @@ import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.inode_store import store
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.filesystem import PassthroughFs
-from farwatchd.passthrough.options import Options
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.passthrough.options import ShareOptions
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.daemon_guest import Guest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
 from tests.support.passthrough_share import DAEMON, Share, errno_of, names_in, open_descriptors
@@ -30,7 +30,7 @@ KEEP = [InodeFileHandles.NEVER, pytest.param(InodeFileHandles.PREFER, marks=pyte
 
 @pytest.fixture(params=KEEP)
 def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, Options(xattr=True), request.param, most_open=2 * FILES)
+    share = Share(tmp_path, ShareOptions(xattr=True), request.param, most_open=2 * FILES)
     yield share
     share.close()
 
@@ -46,8 +46,8 @@ def is_open(share: Share, inode: int) -> bool:
 
 def wait_until_idle(share: Share) -> None:
     """What a second without a request does, twice."""
-    share.objects.close_idle()
-    share.objects.close_idle()
+    share.store.close_idle()
+    share.store.close_idle()
 
 
 def test_descriptor_of_a_deleted_file_is_closed_when_idle(share: Share) -> None:
@@ -86,12 +86,12 @@ def test_idle_descriptors_are_closed_and_opened_when_used(tmp_path: Path) -> Non
     before = open_descriptors()
     nodeids = [share.lookup(f"{number}") for number in range(FILES)]
     assert open_descriptors() >= before + FILES
-    share.objects.close_idle()
+    share.store.close_idle()
     # One look does not know which of them are idle.
     assert open_descriptors() >= before + FILES
     for nodeid in nodeids[:10]:
         share.fs.getattr(nodeid, None)
-    share.objects.close_idle()
+    share.store.close_idle()
     assert open_descriptors() <= before + 10
     for number, nodeid in enumerate(nodeids):
         assert share.fs.getattr(nodeid, None).st_ino == (tmp_path / f"{number}").stat().st_ino
@@ -106,7 +106,7 @@ def test_most_open_holds_between_looks(tmp_path: Path) -> None:
         (tmp_path / f"{number}").touch()
         share.lookup(f"{number}")
         if number % 7 == 0:
-            share.objects.close_idle()
+            share.store.close_idle()
     assert open_descriptors() <= before + 4
     share.close()
 
@@ -147,17 +147,17 @@ def test_new_inode_with_the_number_of_a_deleted_one_is_another(share: Share) -> 
 
 
 def test_descriptors_of_deleted_files_do_not_count_against_the_guest(tmp_path: Path) -> None:
-    objects = ObjectTable(InodeFileHandles.NEVER, most_for_guest=3)
-    fs = PassthroughFs(tmp_path, Options(), objects)
+    store = InodeStore(InodeFileHandles.NEVER, most_for_guest=3)
+    fs = PassthroughFs(tmp_path, ShareOptions(), store)
     for number in range(50):
         path = tmp_path / f"{number}"
         path.touch()
         assert fs.lookup(ROOT, os.fsencode(path.name)) is not None
         path.unlink()
-        objects.close_idle()
-    assert objects.budget.used == 1
+        store.close_idle()
+    assert store.budget.used == 1
     fs.reset()
-    assert objects.budget.used == 1
+    assert store.budget.used == 1
     fs.close()
 
 
@@ -190,7 +190,7 @@ def test_timer_runs_while_there_is_something_to_close(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timers: list[Callable[[], None]] = []
-    share.objects.use_timer(lambda _seconds, call: timers.append(call))
+    share.store.use_timer(lambda _seconds, call: timers.append(call))
     path = share.path / "file"
     path.touch()
     nodeid = share.lookup("file")
@@ -213,7 +213,7 @@ def test_timer_runs_while_there_is_something_to_close(
 def test_loop_closes_idle_descriptors(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "IDLE_SECONDS", 0.01)
     loop = Loop()
-    share.objects.use_timer(loop.call_later)
+    share.store.use_timer(loop.call_later)
     path = share.path / "file"
     path.touch()
     number = path.stat().st_ino

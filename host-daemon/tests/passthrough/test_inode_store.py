@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.inode_store import handle_probe, mounts, store
-from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_objects
-from farwatchd.inode_store.store import HostObject, InodeFileHandles, ObjectTable, most_open
+from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
+from farwatchd.inode_store.store import HostInode, InodeFileHandles, InodeStore, most_open
 from farwatchd.linux import file_handles
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.passthrough_share import USER, Share, errno_of, open_descriptors
@@ -48,9 +48,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return descriptors
 
 
-def take(objects: ObjectTable, path: Path) -> HostObject:
+def take(store: InodeStore, path: Path) -> HostInode:
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
-    return objects.take(fd, os.fstat(fd))
+    return store.adopt(fd, os.fstat(fd))
 
 
 @pytest.mark.root
@@ -201,20 +201,20 @@ def test_a_mount_without_handles_is_served_by_descriptor_unless_they_are_mandato
 
 @pytest.mark.root
 def test_a_mount_is_let_go_with_its_last_object() -> None:
-    objects = ObjectTable(InodeFileHandles.PREFER)
+    store = InodeStore(InodeFileHandles.PREFER)
     before = open_descriptors()
-    held = [take(objects, DEVICES / "shm"), take(objects, DEVICES / "shm"), take(objects, DEVICES)]
+    inodes = [take(store, DEVICES / "shm"), take(store, DEVICES / "shm"), take(store, DEVICES)]
     # Each object has its own, and each of the two mounts.
     assert open_descriptors() == before + 4
-    assert held[0] is held[1]
-    assert held[0].mount_id != held[2].mount_id
-    objects.drop(held[0])
+    assert inodes[0] is inodes[1]
+    assert inodes[0].mount_id != inodes[2].mount_id
+    store.put(inodes[0])
     assert open_descriptors() == before + 4
-    objects.drop(held[1])
+    store.put(inodes[1])
     assert open_descriptors() == before + 2
-    objects.drop(held[2])
+    store.put(inodes[2])
     assert open_descriptors() == before
-    assert len(objects) == 0
+    assert len(store) == 0
 
 
 def test_a_file_system_that_forgets_its_handles_is_served_by_descriptor(
@@ -222,25 +222,25 @@ def test_a_file_system_that_forgets_its_handles_is_served_by_descriptor(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(mounts, "file_system_type", lambda _fd: mounts._FORGETFUL)
-    objects = ObjectTable(InodeFileHandles.PREFER, most_open=1)
-    held = [take(objects, tmp_path), take(objects, tmp_path / "file")]
-    assert [each.by_handle for each in held] == [False, False]
-    assert all(each.fd >= 0 for each in held)
-    for each in held:
-        objects.drop(each)
+    store = InodeStore(InodeFileHandles.PREFER, most_open=1)
+    inodes = [take(store, tmp_path), take(store, tmp_path / "file")]
+    assert [each.by_handle for each in inodes] == [False, False]
+    assert all(each.fd >= 0 for each in inodes)
+    for each in inodes:
+        store.put(each)
 
 
 def test_holding_leaves_the_callers_descriptor_alone(tmp_path: Path) -> None:
     for keep in (InodeFileHandles.NEVER, InodeFileHandles.PREFER):
-        objects = ObjectTable(keep)
+        store = InodeStore(keep)
         before = open_descriptors()
         fd = os.open(tmp_path, os.O_PATH)
-        held = objects.hold(fd, os.fstat(fd))
-        assert objects.hold(fd, os.fstat(fd)) is held
+        inodes = store.get(fd, os.fstat(fd))
+        assert store.get(fd, os.fstat(fd)) is inodes
         os.close(fd)
-        assert os.fstat(objects.open(held)).st_ino == tmp_path.stat().st_ino
-        objects.drop(held)
-        objects.drop(held)
+        assert os.fstat(store.open(inodes)).st_ino == tmp_path.stat().st_ino
+        store.put(inodes)
+        store.put(inodes)
         assert open_descriptors() == before
 
 
@@ -265,11 +265,11 @@ def test_where_handles_do_not_work_descriptors_serve_and_it_is_said(
     before = open_descriptors()
     root_fd = os.open(path, os.O_PATH)
     assert (
-        open_objects(InodeFileHandles.PREFER, root_fd, 1000, capable).keep is InodeFileHandles.NEVER
+        open_store(InodeFileHandles.PREFER, root_fd, 1000, capable).keep is InodeFileHandles.NEVER
     )
     assert reason in caplog.text
     with pytest.raises(HandlesUnavailableError, match=reason) as caught:
-        open_objects(InodeFileHandles.MANDATORY, root_fd, 1000, capable)
+        open_store(InodeFileHandles.MANDATORY, root_fd, 1000, capable)
     assert "\n" not in str(caught.value)
     os.close(root_fd)
     assert open_descriptors() == before
@@ -284,7 +284,10 @@ def test_without_the_capability_descriptors_serve(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(mounts, "open_handle", refuse)
     root_fd = os.open(tmp_path, os.O_PATH)
-    assert handle_probe.open_objects(InodeFileHandles.PREFER, root_fd, 1000).keep is InodeFileHandles.NEVER
+    assert (
+        handle_probe.open_store(InodeFileHandles.PREFER, root_fd, 1000).keep
+        is InodeFileHandles.NEVER
+    )
     assert "CAP_DAC_READ_SEARCH" in caplog.text
     os.close(root_fd)
 
@@ -312,7 +315,7 @@ def test_the_daemon_says_how_it_keeps_inodes(tmp_path: Path) -> None:
     share.mkdir()
     for options, said in (((), True), (("--inode-file-handles=never",), False)):
         with running(tmp_path / "socket", share, *options) as daemon:
-            assert ("inodes are kept by file handle" in daemon.log) == said
+            assert ("inodes are referenced by file handle" in daemon.log) == said
 
 
 def test_the_daemon_refuses_mandatory_handles_where_there_are_none(tmp_path: Path) -> None:

@@ -87,13 +87,13 @@ def test_operation_on_a_leased_file_is_deferred(share: Share, name: str) -> None
         # Others are served meanwhile.
         assert share.fs.getattr(nodeid, None).st_size == 7
         release()
-        result = caught.value.complete(caught.value.job())
+        result = caught.value.complete(caught.value.task())
     assert (share.path / "file").stat().st_size == (7 if name == "open" else 0)
     if name == "truncate":
         assert result.st_mtime_ns == 5
     else:
         opened = result[1] if name == "create" else result
-        assert os.fstat(share.passthrough.share.handles.fd(nodeid, opened.fh)).st_nlink == 1
+        assert os.fstat(share.passthrough.share.open_files.fd(nodeid, opened.fh)).st_nlink == 1
 
 
 def test_guest_that_does_not_want_to_wait_is_told_so(share: Share) -> None:

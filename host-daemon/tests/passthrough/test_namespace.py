@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.filesystem import ROOT, Caller, Changes, FileSystem
-from farwatchd.passthrough.options import Options
+from farwatchd.fuse.filesystem import ROOT, Changes, FileSystem, Requester
+from farwatchd.passthrough.options import ShareOptions
 from tests.support.passthrough_share import (
     DAEMON,
     IS_ROOT,
@@ -84,7 +84,7 @@ def test_unknown_nodeids_are_stale(share: Share) -> None:
     assert errno_of(fs.open, 77, os.O_RDONLY, False) == errno.ESTALE
     assert errno_of(fs.setattr, 77, Changes(mode=0o600)) == errno.ESTALE
     # docs/protocol.md
-    assert errno_of(fs.watched, 77) == errno.ENOENT
+    assert errno_of(fs.watch_target, 77) == errno.ENOENT
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK])
@@ -242,7 +242,7 @@ def test_create_opens_what_is_there_unless_exclusive(share: Share) -> None:
 def test_each_new_thing_belongs_to_the_caller_if_the_daemon_is_root(share: Share) -> None:
     fs = share.fs
     made = [
-        share.create(b"file", caller=USER)[0],
+        share.create(b"file", requester=USER)[0],
         fs.mkdir(USER, ROOT, b"directory", 0o755, 0),
         fs.symlink(USER, ROOT, b"link", b"target"),
         fs.mknod(USER, ROOT, b"fifo", stat.S_IFIFO | 0o644, 0, 0),
@@ -254,7 +254,7 @@ def test_each_new_thing_belongs_to_the_caller_if_the_daemon_is_root(share: Share
 
 def test_the_daemon_is_itself_again_after_success_and_failure(share: Share) -> None:
     before = identity()
-    share.create(b"file", caller=USER)
+    share.create(b"file", requester=USER)
     assert errno_of(share.create, b"file", 0o644, os.O_RDWR | os.O_EXCL, 0, USER) == errno.EEXIST
     assert errno_of(share.fs.mkdir, USER, ROOT, b"file", 0o755, 0) == errno.EEXIST
     assert identity() == before
@@ -267,7 +267,7 @@ def test_permission_is_the_guests_matter(share: Share) -> None:
 
 
 def test_ids_that_mean_no_id_are_refused_by_root(share: Share) -> None:
-    nobody = Caller(0xFFFFFFFF, 0, 1)
+    nobody = Requester(0xFFFFFFFF, 0, 1)
     assert errno_of(share.create, b"file", 0o644, os.O_RDWR, 0, nobody) == (
         errno.EINVAL if IS_ROOT else 0
     )
@@ -277,8 +277,8 @@ def test_the_supplementary_group_counts_in_a_set_group_id_directory(share: Share
     group = 4321 if IS_ROOT else os.getegid()
     os.chown(share.path, -1, group)
     share.path.chmod(0o2777)
-    outsider, _ = share.create(b"outsider", 0o2755, caller=USER)
-    insider, _ = share.create(b"insider", 0o2755, caller=Caller(USER.uid, USER.gid, 1, group))
+    outsider, _ = share.create(b"outsider", 0o2755, requester=USER)
+    insider, _ = share.create(b"insider", 0o2755, requester=Requester(USER.uid, USER.gid, 1, group))
     assert outsider.stat.st_gid == insider.stat.st_gid == group
     assert insider.stat.st_mode & stat.S_ISGID
     if IS_ROOT:
@@ -305,7 +305,7 @@ def test_a_readonly_share_is_not_changed_by_anything(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     (tmp_path / "directory").mkdir()
     before = tmp_path.stat()
-    share = Share(tmp_path, Options(readonly=True, xattr=True))
+    share = Share(tmp_path, ShareOptions(readonly=True, xattr=True))
     fs = share.fs
     file, fh = share.open("file", os.O_RDONLY)
     refused = [
@@ -333,24 +333,26 @@ def test_a_readonly_share_is_not_changed_by_anything(tmp_path: Path) -> None:
     share.close()
 
 
-LABELLED = Caller(
-    DAEMON.uid, DAEMON.gid, 1, labels=((b"user.label", b"secret"), (b"user.other", b""))
+LABELLED = Requester(
+    DAEMON.uid, DAEMON.gid, 1, security_xattrs=((b"user.label", b"secret"), (b"user.other", b""))
 )
 #: Not one that a user may set.
-UNFIT = Caller(DAEMON.uid, DAEMON.gid, 1, labels=((b"user.label", b"x"), (b"nonsense.label", b"x")))
+UNFIT = Requester(
+    DAEMON.uid, DAEMON.gid, 1, security_xattrs=((b"user.label", b"x"), (b"nonsense.label", b"x"))
+)
 
 
-def make_all(fs: FileSystem, caller: Caller, name: bytes) -> list[Callable[[], object]]:
+def make_all(fs: FileSystem, requester: Requester, name: bytes) -> list[Callable[[], object]]:
     """Ways to make what can have an attribute of a user's."""
     return [
-        lambda: fs.mknod(caller, ROOT, name + b"-node", stat.S_IFREG | 0o600, 0, 0),
-        lambda: fs.mkdir(caller, ROOT, name + b"-directory", 0o700, 0),
-        lambda: fs.create(caller, ROOT, name + b"-file", 0o600, os.O_RDWR, 0, False),
+        lambda: fs.mknod(requester, ROOT, name + b"-node", stat.S_IFREG | 0o600, 0, 0),
+        lambda: fs.mkdir(requester, ROOT, name + b"-directory", 0o700, 0),
+        lambda: fs.create(requester, ROOT, name + b"-file", 0o600, os.O_RDWR, 0, False),
     ]
 
 
 def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(security_labels=True, xattr=True))
+    share = Share(tmp_path, ShareOptions(security_labels=True, xattr=True))
     for make in make_all(share.fs, LABELLED, b"new"):
         make()
     assert len(names_in(tmp_path)) == 3
@@ -365,7 +367,7 @@ def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
 
 
 def test_what_cannot_have_its_label_is_not_made(tmp_path: Path) -> None:
-    share = Share(tmp_path, Options(security_labels=True, xattr=True))
+    share = Share(tmp_path, ShareOptions(security_labels=True, xattr=True))
     before = open_descriptors()
     for make in make_all(share.fs, UNFIT, b"new"):
         assert errno_of(make) == errno.EOPNOTSUPP

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.options import Options
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.passthrough_share import DAEMON, done, open_descriptors, settled
 
@@ -35,8 +35,8 @@ class Share:
             for name in ("x", "y"):
                 (path / directory / name).write_text(f"{directory}/{name}")
             (path / directory / "link").symlink_to(f"{directory}-target")
-        objects = ObjectTable(InodeFileHandles.PREFER, most_open=8)
-        self.fs = PassthroughFs(path, Options(xattr=True), objects)
+        store = InodeStore(InodeFileHandles.PREFER, most_open=8)
+        self.fs = PassthroughFs(path, ShareOptions(xattr=True), store)
         self.a, self.b = (self.find(ROOT, name) for name in (b"a", b"b"))
         self.ax, self.bx = (self.find(parent, b"x") for parent in (self.a, self.b))
         self.link = self.find(self.a, b"link")
@@ -122,9 +122,9 @@ def free_descriptors(count: int) -> Iterator[None]:
 
 def closed(share: Share, keep: int) -> None:
     """Leave ``keep`` inodes with a descriptor: those that were used last."""
-    objects = share.fs.share.inodes._objects
-    while objects._count_open() > keep:
-        objects._close_oldest()
+    store = share.fs.share.inodes._store
+    while store._count_open() > keep:
+        store._close_oldest()
 
 
 @pytest.mark.root

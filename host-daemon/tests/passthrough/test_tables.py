@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import ProcFd
 from tests.support.passthrough_share import DAEMON, Share, errno_of, open_descriptors
 
 
 @pytest.fixture(params=[InodeFileHandles.NEVER, InodeFileHandles.PREFER])
 def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, Options(xattr=True), request.param)
+    share = Share(tmp_path, ShareOptions(xattr=True), request.param)
     yield share
     share.close()
 
@@ -171,19 +171,19 @@ def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(
 
 def test_what_a_watch_needs(share: Share) -> None:
     entry, _ = share.create(b"file")
-    watched = share.fs.watched(entry.nodeid)
+    watched = share.fs.watch_target(entry.nodeid)
     assert (watched.generation, watched.is_dir) == (entry.generation, False)
     assert os.fstat(watched.fd).st_ino == (share.path / "file").stat().st_ino
-    assert share.fs.watched(ROOT).is_dir
+    assert share.fs.watch_target(ROOT).is_dir
     assert Path(ProcFd().path(watched.fd)).samefile(share.path / "file")
-    assert errno_of(share.fs.watched, 12345) == errno.ENOENT
+    assert errno_of(share.fs.watch_target, 12345) == errno.ENOENT
 
 
 def test_it_works_when_proc_is_only_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/proc/self/fd")
-    share = Share(tmp_path, Options(xattr=True))
+    share = Share(tmp_path, ShareOptions(xattr=True))
     entry, opened = share.create(b"file")
     assert ProcFd().path(opened.fh) == f"{opened.fh}"
     share.write(entry.nodeid, opened.fh, 0, b"data")

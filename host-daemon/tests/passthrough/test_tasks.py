@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job owns its descriptors until it is done or dropped."""
+"""A task owns its descriptors until it is done or dropped."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def fd(tmp_path: Path) -> Iterator[int]:
 def test_job_that_is_done_closes_its_descriptors(fd: int) -> None:
     gc.collect()
     before = open_descriptors()
-    job = on_files(lambda first, second: int(first != second), fd, fd)
+    task = on_files(lambda first, second: int(first != second), fd, fd)
     assert open_descriptors() == before + 2
-    assert job() == 1
+    assert task() == 1
     assert open_descriptors() == before
 
 
 def test_job_that_is_dropped_closes_its_descriptors(fd: int) -> None:
     gc.collect()
     before = open_descriptors()
-    job = on_files(lambda held: held, fd)
+    task = on_files(lambda held: held, fd)
     assert open_descriptors() == before + 1
-    del job
+    del task
     gc.collect()
     assert open_descriptors() == before

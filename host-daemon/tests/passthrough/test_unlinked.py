@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.inode_store.store import InodeFileHandles
-from farwatchd.passthrough.options import Options
+from farwatchd.passthrough.options import ShareOptions
 from tests.support.passthrough_share import DAEMON, Share, errno_of, settled
 
 FILE: dict[str, Callable[[Share, int], object]] = {
@@ -42,7 +42,7 @@ DIRECTORY: dict[str, Callable[[Share, int], object]] = {
     params=[InodeFileHandles.NEVER, pytest.param(InodeFileHandles.PREFER, marks=pytest.mark.root)]
 )
 def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, Options(xattr=True), request.param)
+    share = Share(tmp_path, ShareOptions(xattr=True), request.param)
     (tmp_path / "other").touch()
     yield share
     share.close()

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.filesystem import Caller
-from farwatchd.passthrough.options import Options
+from farwatchd.fuse.filesystem import Requester
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.xattrmap import XattrMap, parse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,7 +108,8 @@ def test_a_rule_that_is_none_is_explained(rules: str, problem: str) -> None:
 
 def test_the_file_system_uses_the_hosts_names(tmp_path: Path) -> None:
     share = Share(
-        tmp_path, Options(xattr=True, security_labels=True, xattrmap=parse(":map::user.guest.:"))
+        tmp_path,
+        ShareOptions(xattr=True, security_labels=True, xattrmap=parse(":map::user.guest.:")),
     )
     file = tmp_path / "file"
     file.touch()
@@ -121,14 +122,17 @@ def test_the_file_system_uses_the_hosts_names(tmp_path: Path) -> None:
     assert errno_of(share.fs.getxattr, nodeid, b"user.host") == errno.ENODATA
     share.fs.removexattr(nodeid, b"security.label")
     assert os.listxattr(file) == ["user.host"]
-    labelled = Caller(os.geteuid(), os.getegid(), 1, labels=((b"security.selinux", b"label"),))
-    share.create(b"new", caller=labelled)
+    labelled = Requester(
+        os.geteuid(), os.getegid(), 1, security_xattrs=((b"security.selinux", b"label"),)
+    )
+    share.create(b"new", requester=labelled)
     assert os.getxattr(tmp_path / "new", "user.guest.security.selinux") == b"label"
 
 
 def test_what_is_refused_cannot_be_set_and_is_not_there(tmp_path: Path) -> None:
     share = Share(
-        tmp_path, Options(xattr=True, xattrmap=parse(":bad:all:user.:user.::unsupported:all:::"))
+        tmp_path,
+        ShareOptions(xattr=True, xattrmap=parse(":bad:all:user.:user.::unsupported:all:::")),
     )
     os.setxattr(tmp_path, "user.a", b"value")
     nodeid = share.lookup("")

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from farwatchd.fuse.filesystem import (
-    Caller,
     Changes,
     DirEntry,
     Entry,
-    Job,
     Lock,
-    Opened,
+    OpenResult,
+    Requester,
     Statx,
-    Watched,
+    Task,
+    WatchTarget,
 )
 from farwatchd.wire.fsnotify import Event
 
@@ -47,8 +47,8 @@ STAT = os.stat_result(
 )
 GENERATION = 7
 ENTRY = Entry(42, GENERATION, STAT, submount=True)
-OPENED = Opened(9, 2)
-JOB_LIMIT = 30.0
+OPENED = OpenResult(9, 2)
+TASK_LIMIT = 30.0
 STATVFS = os.statvfs_result((4096, 1024, 1000, 900, 800, 70, 60, 50, 0, 255))
 
 
@@ -56,16 +56,16 @@ class FakeFs:
     """Implements ``FileSystem``. ``calls`` holds (operation, arguments); ``error`` is raised when
     set.
 
-    Jobs fail with ``job_error`` when it is set, and with ``hold`` wait for it; then READ and WRITE
-    are jobs as well.
+    Tasks fail with ``task_error`` when it is set. With ``hold`` they wait for it; READ and WRITE
+    are tasks then.
     """
 
-    valid = 1.25
+    timeout = 1.25
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
-        self.job_error: Exception | None = None
+        self.task_error: Exception | None = None
         self.hold: threading.Event | None = None
         self.jobs_done = self.jobs_done_at_reset = 0
         self.gone: set[int] = set()
@@ -83,16 +83,16 @@ class FakeFs:
         if self.error is not None:
             raise self.error
 
-    def _job(self, call: Job = lambda: 0) -> Job:
-        def job() -> int:
-            if self.hold is not None and not self.hold.wait(JOB_LIMIT):
-                raise TimeoutError(f"a job was held for {JOB_LIMIT} s")
-            if self.job_error is not None:
-                raise self.job_error
+    def _task(self, call: Task = lambda: 0) -> Task:
+        def task() -> int:
+            if self.hold is not None and not self.hold.wait(TASK_LIMIT):
+                raise TimeoutError(f"a task was held for {TASK_LIMIT} s")
+            if self.task_error is not None:
+                raise self.task_error
             self.jobs_done += 1
             return call()
 
-        return job
+        return task
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
         self._note("lookup", parent, name)
@@ -102,9 +102,9 @@ class FakeFs:
         self.calls.append(("forget", nodeid, nlookup))
         return nodeid in self.gone
 
-    def watched(self, nodeid: int) -> Watched:
+    def watch_target(self, nodeid: int) -> WatchTarget:
         self._note("watched", nodeid)
-        return Watched(GENERATION, 33, True)
+        return WatchTarget(GENERATION, 33, True)
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         self._note("getattr", nodeid, fh)
@@ -122,18 +122,18 @@ class FakeFs:
         self._note("readlink", nodeid)
         return b"target"
 
-    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Entry:
-        self._note("symlink", caller, parent, name, target)
+    def symlink(self, requester: Requester, parent: int, name: bytes, target: bytes) -> Entry:
+        self._note("symlink", requester, parent, name, target)
         return ENTRY
 
     def mknod(
-        self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int, umask: int
+        self, requester: Requester, parent: int, name: bytes, mode: int, rdev: int, umask: int
     ) -> Entry:
-        self._note("mknod", caller, parent, name, mode, rdev, umask)
+        self._note("mknod", requester, parent, name, mode, rdev, umask)
         return ENTRY
 
-    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int, umask: int) -> Entry:
-        self._note("mkdir", caller, parent, name, mode, umask)
+    def mkdir(self, requester: Requester, parent: int, name: bytes, mode: int, umask: int) -> Entry:
+        self._note("mkdir", requester, parent, name, mode, umask)
         return ENTRY
 
     def unlink(self, parent: int, name: bytes) -> None:
@@ -149,36 +149,36 @@ class FakeFs:
         self._note("link", nodeid, newparent, newname)
         return ENTRY
 
-    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> Opened:
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> OpenResult:
         self._note("open", nodeid, flags, kill_suidgid)
         return OPENED
 
     def create(
         self,
-        caller: Caller,
+        requester: Requester,
         parent: int,
         name: bytes,
         mode: int,
         flags: int,
         umask: int,
         kill_suidgid: bool,
-    ) -> tuple[Entry, Opened]:
-        self._note("create", caller, parent, name, mode, flags, umask, kill_suidgid)
+    ) -> tuple[Entry, OpenResult]:
+        self._note("create", requester, parent, name, mode, flags, umask, kill_suidgid)
         return ENTRY, OPENED
 
     def tmpfile(
-        self, caller: Caller, parent: int, mode: int, flags: int, umask: int
-    ) -> tuple[Entry, Opened]:
-        self._note("tmpfile", caller, parent, mode, flags, umask)
+        self, requester: Requester, parent: int, mode: int, flags: int, umask: int
+    ) -> tuple[Entry, OpenResult]:
+        self._note("tmpfile", requester, parent, mode, flags, umask)
         return ENTRY, OPENED
 
     def read(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
-    ) -> int | Job:
+    ) -> int | Task:
         self._note("read", nodeid, fh, offset, size)
         if self.hold is None:
             return self._read(offset, views)
-        return self._job(lambda: self._read(offset, views))
+        return self._task(lambda: self._read(offset, views))
 
     def _read(self, offset: int, views: Sequence[memoryview]) -> int:
         data = self.content[offset:]
@@ -197,12 +197,12 @@ class FakeFs:
         views: Sequence[memoryview],
         kill_suidgid: bool,
         cached: bool,
-    ) -> int | Job:
+    ) -> int | Task:
         self.cached.append(cached)
         self._note("write", nodeid, fh, offset, kill_suidgid)
         if self.hold is None:
             return self._write(views)
-        return self._job(lambda: self._write(views))
+        return self._task(lambda: self._write(views))
 
     def _write(self, views: Sequence[memoryview]) -> int:
         self.written = b"".join(views)
@@ -227,15 +227,15 @@ class FakeFs:
     def release(self, nodeid: int, fh: int) -> None:
         self._note("release", nodeid, fh)
 
-    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Job:
+    def fsync(self, nodeid: int, fh: int, datasync: bool) -> Task:
         self._note("fsync", nodeid, fh, datasync)
-        return self._job()
+        return self._task()
 
     def fallocate(
         self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
-    ) -> Job:
+    ) -> Task:
         self._note("fallocate", nodeid, fh, mode, offset, length, kill_suidgid)
-        return self._job()
+        return self._task()
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         self._note("lseek", nodeid, fh, offset, whence)
@@ -251,7 +251,7 @@ class FakeFs:
         offset_out: int,
         length: int,
         kill_suidgid: bool,
-    ) -> Job:
+    ) -> Task:
         self._note(
             "copy_file_range",
             nodeid,
@@ -263,9 +263,9 @@ class FakeFs:
             length,
             kill_suidgid,
         )
-        return self._job(lambda: length)
+        return self._task(lambda: length)
 
-    def opendir(self, nodeid: int, flags: int) -> Opened:
+    def opendir(self, nodeid: int, flags: int) -> OpenResult:
         self._note("opendir", nodeid, flags)
         return OPENED
 
@@ -276,19 +276,19 @@ class FakeFs:
     def releasedir(self, nodeid: int, fh: int) -> None:
         self._note("releasedir", nodeid, fh)
 
-    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Job:
+    def fsyncdir(self, nodeid: int, fh: int, datasync: bool) -> Task:
         self._note("fsyncdir", nodeid, fh, datasync)
-        return self._job()
+        return self._task()
 
     def statfs(self, nodeid: int) -> os.statvfs_result:
         self._note("statfs", nodeid)
         return STATVFS
 
-    def syncfs(self, nodeid: int) -> Job:
+    def syncfs(self, nodeid: int) -> Task:
         self._note("syncfs", nodeid)
-        return self._job()
+        return self._task()
 
-    def agree(self, *, posix_acls: bool, writeback: bool) -> None:
+    def set_negotiated(self, *, posix_acls: bool, writeback: bool) -> None:
         self.posix_acls = posix_acls
         self.writeback = writeback
 

@@ -12,18 +12,18 @@ from typing import Any
 
 from farwatchd.fuse.filesystem import (
     ROOT,
-    Caller,
     Entry,
     FileSystem,
-    Opened,
+    OpenResult,
     OperationDeferred,
+    Requester,
 )
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
-from farwatchd.passthrough.options import Options
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 
-DAEMON = Caller(os.geteuid(), os.getegid(), 1)
-USER = Caller(1000, 1001, 1)
+DAEMON = Requester(os.geteuid(), os.getegid(), 1)
+USER = Requester(1000, 1001, 1)
 IS_ROOT = os.geteuid() == 0
 
 
@@ -47,7 +47,7 @@ def settled(operation: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return operation(*arguments)
     except OperationDeferred as deferred:
-        return deferred.complete(deferred.job())
+        return deferred.complete(deferred.task())
 
 
 def names_in(path: Path) -> set[bytes]:
@@ -81,13 +81,13 @@ class Share:
     def __init__(
         self,
         path: Path,
-        options: Options | None = None,
+        options: ShareOptions | None = None,
         keep: InodeFileHandles = InodeFileHandles.PREFER,
         most_open: int = 4,
     ) -> None:
         self.path = path
-        self.objects = ObjectTable(keep, most_open)
-        self.passthrough = PassthroughFs(path, options or Options(xattr=True), self.objects)
+        self.store = InodeStore(keep, most_open)
+        self.passthrough = PassthroughFs(path, options or ShareOptions(xattr=True), self.store)
         self.fs: FileSystem = self.passthrough
 
     def close(self) -> None:
@@ -113,9 +113,9 @@ class Share:
         mode: int = 0o644,
         flags: int = os.O_RDWR,
         umask: int = 0,
-        caller: Caller = DAEMON,
-    ) -> tuple[Entry, Opened]:
-        return self.fs.create(caller, ROOT, name, mode, flags, umask, False)
+        requester: Requester = DAEMON,
+    ) -> tuple[Entry, OpenResult]:
+        return self.fs.create(requester, ROOT, name, mode, flags, umask, False)
 
     def open(
         self, path: str, flags: int = os.O_RDWR, kill_suidgid: bool = False

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
@@ -78,10 +78,10 @@ class Host:
         self.backend.close()
 
 
-def by_handle(kind: Callable[[int, ObjectTable], WatchBackend]) -> Callable[[int], WatchBackend]:
+def by_handle(kind: Callable[[int, InodeStore], WatchBackend]) -> Callable[[int], WatchBackend]:
     """How to open a back end whose objects are kept by handle, and have no descriptor soon after
     they were used."""
-    return lambda root_fd: kind(root_fd, ObjectTable(InodeFileHandles.PREFER, most_open=1))
+    return lambda root_fd: kind(root_fd, InodeStore(InodeFileHandles.PREFER, most_open=1))
 
 
 BACKENDS: dict[str, Callable[[int], WatchBackend]] = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.inode_store.store import ObjectTable
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.linux.fanotify import Fanotify
 from farwatchd.linux.inotify import Inotify
 from farwatchd.watch.backend_probe import BackendUnavailableError, WatchMode, open_backend
@@ -39,7 +39,7 @@ def test_working_back_end_is_opened_without_a_watch(
     choice: BackendName, mode: WatchMode, name: str, root_fd: int
 ) -> None:
     before = open_descriptors()
-    backend = open_backend(choice, root_fd, ObjectTable(), mode=mode)
+    backend = open_backend(choice, root_fd, InodeStore(), mode=mode)
     assert backend.name == name
     assert backend.count == 0
     assert backend.others_only == (mode is WatchMode.OTHERS)
@@ -50,7 +50,7 @@ def test_working_back_end_is_opened_without_a_watch(
 
 def test_inotify_cannot_serve_mode_others(root_fd: int) -> None:
     with pytest.raises(BackendUnavailableError, match="mode others needs fanotify"):
-        open_backend(BackendName.INOTIFY, root_fd, ObjectTable(), mode=WatchMode.OTHERS)
+        open_backend(BackendName.INOTIFY, root_fd, InodeStore(), mode=WatchMode.OTHERS)
 
 
 @pytest.mark.parametrize("choice", BackendName)
@@ -59,7 +59,7 @@ def test_missing_proc_is_an_error_of_one_line(
 ) -> None:
     before = open_descriptors()
     with pytest.raises(BackendUnavailableError, match="is /proc mounted") as caught:
-        open_backend(choice, root_fd, ObjectTable(), lambda fd: f"{tmp_path}/no-proc/{fd}")
+        open_backend(choice, root_fd, InodeStore(), lambda fd: f"{tmp_path}/no-proc/{fd}")
     assert "\n" not in str(caught.value)
     assert open_descriptors() <= before
 
@@ -86,7 +86,7 @@ def test_refused_watch_names_the_remedy(
     monkeypatch.setattr(Inotify, "add", refuse)
     monkeypatch.setattr(Fanotify, "add", refuse)
     with pytest.raises(BackendUnavailableError, match=advice):
-        open_backend(choice, root_fd, ObjectTable())
+        open_backend(choice, root_fd, InodeStore())
     assert open_descriptors() <= before
 
 
@@ -97,7 +97,7 @@ def test_fanotify_is_used_when_inotify_has_no_watch_left(
         raise OSError(errno.ENOSPC, "refused")
 
     monkeypatch.setattr(Inotify, "add", refuse)
-    backend = open_backend(BackendName.AUTO, root_fd, ObjectTable())
+    backend = open_backend(BackendName.AUTO, root_fd, InodeStore())
     assert backend.name == "fanotify"
     assert not backend.others_only
     backend.close()

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from farwatchd.inode_store.store import InodeFileHandles, ObjectTable
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.watch import fanotify_backend
 from farwatchd.watch.backend_probe import WatchMode, open_backend
 from farwatchd.watch.event_record import EventRecord
@@ -54,7 +54,7 @@ def test_overlayfs_is_watched_in_mode_others() -> None:
         layers = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
         share = base / "share"
         stack.enter_context(mounted(share, "-t", "overlay", "-o", layers, "overlay"))
-        inodes = ObjectTable(InodeFileHandles.PREFER)
+        inodes = InodeStore(InodeFileHandles.PREFER)
         host = Host(
             share,
             open_backend=lambda fd: open_backend(

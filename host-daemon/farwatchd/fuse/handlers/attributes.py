@@ -7,10 +7,10 @@ import errno
 
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
+from farwatchd.fuse.extensions import XATTR_SIZE_MAX
 from farwatchd.fuse.filesystem import Changes, FileSystem, OperationDeferred
 from farwatchd.fuse.reply import EMPTY, Handler, Reply
 from farwatchd.fuse.request import (
-    XATTR_SIZE_MAX,
     Request,
     check_int,
     check_offset,
@@ -18,6 +18,7 @@ from farwatchd.fuse.request import (
     invalid,
 )
 from farwatchd.fuse.thread_pool import ThreadPool, nothing
+from farwatchd.linux.libc import NANOSECONDS, NO_ID
 from farwatchd.wire.fuse import (
     COMPAT_SETXATTR_IN_SIZE,
     GETATTR_FH,
@@ -35,8 +36,6 @@ from farwatchd.wire.fuse import (
     statx_out,
 )
 
-_SECOND = 1_000_000_000
-_NO_ID = 0xFFFFFFFF
 _MODE, _UID, _GID, _SIZE = (
     int(v) for v in (SetattrValid.MODE, SetattrValid.UID, SetattrValid.GID, SetattrValid.SIZE)
 )
@@ -52,11 +51,11 @@ class AttributeHandlers:
         """``pool`` runs tasks that may take long."""
         self._fs = fs
         self._pool = pool
-        self._encode = Encoder(fs.valid)
+        self._encode = Encoder(fs.timeout)
         self._setxattr_in_size = COMPAT_SETXATTR_IN_SIZE
 
     def use_setxattr_ext(self, extended: bool) -> None:
-        """Whether SETXATTR has its long form; negotiated in INIT."""
+        """Choose whether SETXATTR has its long form, as INIT negotiated."""
         self._setxattr_in_size = setxattr_in.size if extended else COMPAT_SETXATTR_IN_SIZE
 
     def table(self) -> dict[int, Handler]:
@@ -86,7 +85,7 @@ class AttributeHandlers:
             check_offset(args.size)
         if valid & _MODE:
             check_int(args.mode)
-        if (valid & _UID and args.uid == _NO_ID) or (valid & _GID and args.gid == _NO_ID):
+        if (valid & _UID and args.uid == NO_ID) or (valid & _GID and args.gid == NO_ID):
             raise invalid("not an owner")
         changes = Changes(
             mode=args.mode if valid & _MODE else None,
@@ -148,7 +147,10 @@ class AttributeHandlers:
 
 
 def _sized(request: Request, value: bytes) -> bytes:
-    """The value where it fits the size that is asked for, the size where that is 0."""
+    """Return the value if it fits the requested size, or its size if that is 0.
+
+    ERANGE: the value is longer.
+    """
     size = getxattr_in.unpack_from(request.args).size
     if size == 0:
         reply = getxattr_out.pack_values(len(value), 0)
@@ -165,8 +167,8 @@ def _time(given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
         return Changes.NOW
     if not given:
         return None
-    if nanoseconds >= _SECOND:
+    if nanoseconds >= NANOSECONDS:
         raise invalid("a time with too many nanoseconds")
     if seconds >= 1 << 63:
         seconds -= 1 << 64
-    return seconds * _SECOND + nanoseconds
+    return seconds * NANOSECONDS + nanoseconds

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of open files and directories: data moves between file and guest memory without a copy
-here."""
+"""Handlers of open files and directories.
+
+Data moves between file and guest memory without a copy here.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from farwatchd.fuse.filesystem import FileSystem, OperationDeferred
 from farwatchd.fuse.init import MAX_READ, MAX_WRITE
 from farwatchd.fuse.killpriv import KillPriv
 from farwatchd.fuse.reply import EMPTY, Handler, Reply
-from farwatchd.fuse.request import OFFSET_MAX, Request, check_int, check_offset, invalid
+from farwatchd.fuse.request import Request, check_int, check_offset, invalid
 from farwatchd.fuse.thread_pool import ThreadPool, nothing
 from farwatchd.iovec import slices
+from farwatchd.linux.libc import OFFSET_MAX
 from farwatchd.wire.fuse import (
     FSYNC_FDATASYNC,
     WRITE_CACHE,
@@ -36,7 +39,7 @@ from farwatchd.wire.fuse import (
 )
 
 #: The most that one COPY_FILE_RANGE copies, in bytes: a task that has begun cannot be cancelled.
-#: The client asks again for the rest.
+#: The client sends another request for the rest.
 _MAX_COPY = 64 << 20
 
 
@@ -46,10 +49,12 @@ class IoHandlers:
     def __init__(
         self, fs: FileSystem, killpriv: KillPriv, pool: ThreadPool, unlocked: Callable[[], None]
     ) -> None:
-        """``pool`` runs tasks that may take long; ``unlocked`` is called when locks may have been
-        released."""
+        """``pool`` runs tasks that may take long.
+
+        ``unlocked`` is called when locks may have been released.
+        """
         self._fs = fs
-        self._encode = Encoder(fs.valid)
+        self._encode = Encoder(fs.timeout)
         self._killpriv = killpriv
         self._pool = pool
         self._unlocked = unlocked
@@ -93,10 +98,10 @@ class IoHandlers:
 
     def _write(self, request: Request) -> Reply:
         fh, offset, size, write_flags, _, _, _ = write_in.values(request.args)
-        held = request.data_size
-        if offset > OFFSET_MAX or size > held or size > MAX_WRITE:
-            raise invalid(f"a write of {size} bytes from {offset} on with {held} present")
-        views = request.data if size == held else slices(request.data, 0, size)
+        present = request.data_size
+        if offset > OFFSET_MAX or size > present or size > MAX_WRITE:
+            raise invalid(f"a write of {size} bytes from {offset} on with {present} present")
+        views = request.data if size == present else slices(request.data, 0, size)
         kill = bool(write_flags & WRITE_KILL_SUIDGID)
         done = self._fs.write(
             request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE)
@@ -120,16 +125,18 @@ class IoHandlers:
 
     def _fsync(self, request: Request) -> Reply:
         args = fsync_in.unpack_from(request.args)
-        job = self._fs.fsync(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
-        return self._pool.submit(request, job, nothing)
+        task = self._fs.fsync(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
+        return self._pool.submit(request, task, nothing)
 
     def _fallocate(self, request: Request) -> Reply:
         args = fallocate_in.unpack_from(request.args)
         check_offset(args.offset, args.length)
         check_int(args.mode)
         kill = self._killpriv.must_clear_on_modify(request)
-        job = self._fs.fallocate(request.nodeid, args.fh, args.mode, args.offset, args.length, kill)
-        return self._pool.submit(request, job, nothing)
+        task = self._fs.fallocate(
+            request.nodeid, args.fh, args.mode, args.offset, args.length, kill
+        )
+        return self._pool.submit(request, task, nothing)
 
     def _lseek(self, request: Request) -> Reply:
         args = lseek_in.unpack_from(request.args)
@@ -143,7 +150,7 @@ class IoHandlers:
         check_offset(args.off_in, args.off_out, args.len)
         if args.flags:
             raise invalid("flags of copy_file_range")
-        job = self._fs.copy_file_range(
+        task = self._fs.copy_file_range(
             request.nodeid,
             args.fh_in,
             args.off_in,
@@ -153,7 +160,7 @@ class IoHandlers:
             min(args.len, _MAX_COPY),
             self._killpriv.must_clear_on_modify(request),
         )
-        return self._pool.submit(request, job, _written)
+        return self._pool.submit(request, task, _written)
 
     def _opendir(self, request: Request) -> Reply:
         args = open_in.unpack_from(request.args)
@@ -173,7 +180,7 @@ class IoHandlers:
 
     def _entries(self, request: Request, lookup: Callable[[bytes], bytes] | None) -> Reply:
         fh, offset, size, *_ = read_in.values(request.args)
-        # Not checked: a position is the host file system's, which may use all 64 bits of it.
+        # The offset is not checked: it is the host file system's, which may use all 64 bits.
         room = min(size, request.room, MAX_READ)
         return encode.directory(self._fs.readdir(request.nodeid, fh, offset), room, lookup)
 
@@ -183,8 +190,8 @@ class IoHandlers:
 
     def _fsyncdir(self, request: Request) -> Reply:
         args = fsync_in.unpack_from(request.args)
-        job = self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
-        return self._pool.submit(request, job, nothing)
+        task = self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
+        return self._pool.submit(request, task, nothing)
 
 
 def _written(size: int) -> bytes:

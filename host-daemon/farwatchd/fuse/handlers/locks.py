@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of locks: POSIX record locks and flock(2) that also hold against processes of the
-host and other guests."""
+"""Handlers of locks: POSIX record locks and flock(2) locks on the host.
+
+They also hold against processes of the host and other guests.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.filesystem import FileSystem, Lock
 from farwatchd.fuse.reply import EMPTY, Handler, Reply
 from farwatchd.fuse.request import Request, invalid
+from farwatchd.linux.libc import OFFSET_MAX
 from farwatchd.wire.fuse import LK_FLOCK, Opcode, lk_in, lk_out
 
-_OFFSET_MAX = (1 << 63) - 1
 _KINDS = (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)
 
 
@@ -27,7 +29,7 @@ class LockHandlers:
         self._posix = self._flock = False
 
     def use(self, posix: bool, flock: bool) -> None:
-        """Which kinds of locks the guest takes here and not by itself; negotiated in INIT."""
+        """Choose which kinds of locks are taken on the host, as INIT negotiated."""
         self._posix, self._flock = posix, flock
 
     def table(self) -> dict[int, Handler]:
@@ -43,7 +45,7 @@ class LockHandlers:
         if not self._posix:
             raise OSError(errno.ENOSYS, "was not negotiated")
         if args.lk_flags:
-            raise invalid("flags of a lock to find")
+            raise invalid("unknown flags of GETLK")
         found = self._fs.getlk(request.nodeid, args.fh, args.owner, _lock(args))
         if found is None:
             return lk_out.pack(lk_type=fcntl.F_UNLCK)
@@ -81,6 +83,6 @@ class LockHandlers:
 
 def _lock(args: Any) -> Lock:
     start, end, kind, pid = args.lk_start, args.lk_end, args.lk_type, args.lk_pid
-    if kind not in _KINDS or not start <= end <= _OFFSET_MAX:
+    if kind not in _KINDS or not start <= end <= OFFSET_MAX:
         raise invalid("not a lock")
     return Lock(kind, start, end, pid)

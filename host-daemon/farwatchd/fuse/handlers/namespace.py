@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of names in directories: lookup, create, remove, rename, symbolic links."""
+"""Handlers of directory entries: look up, make, remove, rename, and symbolic links."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
-from farwatchd.fuse.filesystem import Entry, FileSystem, Opened, OperationDeferred
+from farwatchd.fuse.filesystem import Entry, FileSystem, OpenResult, OperationDeferred
 from farwatchd.fuse.killpriv import KillPriv
 from farwatchd.fuse.reply import EMPTY, NOT_FOUND, Handler, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
@@ -29,11 +29,11 @@ class NamespaceHandlers:
     """Decode a request, call the file system, encode the reply."""
 
     def __init__(self, fs: FileSystem, killpriv: KillPriv, pool: ThreadPool) -> None:
-        """``pool`` runs what an operation defers."""
+        """``pool`` runs the tasks of deferred operations."""
         self._fs = fs
         self._pool = pool
         self._killpriv = killpriv
-        self._encode = Encoder(fs.valid)
+        self._encode = Encoder(fs.timeout)
 
     def table(self) -> dict[int, Handler]:
         """Return the handlers by opcode."""
@@ -65,15 +65,17 @@ class NamespaceHandlers:
             raise OSError(errno.ENOENT, "an empty target")
         if len(target) > TARGET_MAX:
             raise OSError(errno.ENAMETOOLONG, "a target is too long")
-        return self._encode.entry(self._fs.symlink(request.caller(), request.nodeid, name, target))
+        return self._encode.entry(
+            self._fs.symlink(request.requester(), request.nodeid, name, target)
+        )
 
     def _mknod(self, request: Request) -> Reply:
         args = mknod_in.unpack_from(request.args)
         name = request.name(mknod_in.size)
         check_int(args.mode)
-        caller = request.caller()
+        requester = request.requester()
         return self._encode.entry(
-            self._fs.mknod(caller, request.nodeid, name, args.mode, args.rdev, args.umask)
+            self._fs.mknod(requester, request.nodeid, name, args.mode, args.rdev, args.umask)
         )
 
     def _mkdir(self, request: Request) -> Reply:
@@ -81,7 +83,7 @@ class NamespaceHandlers:
         name = request.name(mkdir_in.size)
         check_int(mode)
         return self._encode.entry(
-            self._fs.mkdir(request.caller(), request.nodeid, name, mode, umask)
+            self._fs.mkdir(request.requester(), request.nodeid, name, mode, umask)
         )
 
     def _unlink(self, request: Request) -> Reply:
@@ -118,20 +120,20 @@ class NamespaceHandlers:
         kill = self._killpriv.must_clear_on_open(request, flags, open_flags)
         try:
             return self._created(
-                self._fs.create(request.caller(), request.nodeid, name, mode, flags, umask, kill)
+                self._fs.create(request.requester(), request.nodeid, name, mode, flags, umask, kill)
             )
         except OperationDeferred as deferred:
             return self._pool.submit_deferred(request, deferred, self._created)
 
     def _tmpfile(self, request: Request) -> Reply:
-        # A name follows that means nothing: the client's placeholder for what has no name yet.
+        # The name that follows has no meaning: it is the client's placeholder.
         args = create_in.unpack_from(request.args)
         check_int(args.mode, args.flags)
         return self._created(
-            self._fs.tmpfile(request.caller(), request.nodeid, args.mode, args.flags, args.umask)
+            self._fs.tmpfile(request.requester(), request.nodeid, args.mode, args.flags, args.umask)
         )
 
-    def _created(self, result: tuple[Entry, Opened]) -> bytes:
+    def _created(self, result: tuple[Entry, OpenResult]) -> bytes:
         entry, opened = result
         return self._encode.entry(entry) + encode.opened(opened)
 
