@@ -31,13 +31,14 @@ from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, VirtioFsFeature, fs_config
 
 from farwatch_harness.adversary import records
 from farwatch_harness.adversary.filesystem import Known, Tree
-from farwatch_harness.adversary.protocol import WAIT_END, WATCH_ENDED, WATCHES_LOST
 from farwatch_harness.adversary.script import Lie, Lies, Script, init_flags
 from farwatch_harness.util.errors import HarnessError
 
 log = logging.getLogger(__name__)
 
 CALL_LIMIT = 20.0
+#: What a WAIT request must have room for at least (docs/protocol.md).
+WAIT_ROOM = 592
 #: Payloads that wait for buffers; those beyond are not sent.
 MOST_WAITING = 5000
 T = TypeVar("T")
@@ -300,15 +301,9 @@ class Device:
         if not self.tree.initialized:
             self.tree.violate("FSNOTIFY_WAIT while there is no session")
         asked = wire.fsnotify_wait_in.unpack_from(args)
+        if asked.flags or asked.reserved or asked.size < WAIT_ROOM:
+            self.tree.violate(f"FSNOTIFY_WAIT with {asked}")
         lie = self.choose(self.lies.wait)
-        if asked.flags & WAIT_END:
-            self.ended_waits = True
-            if lie is None or lie.what != "hold":
-                self.reply(held, 0, b"")
-                self.release_waits()
-            else:
-                self.held.append(held)
-            return
         if lie is not None and lie.what == "error":
             self.tree.ended = True
             self.reply(held, -lie.number, b"")
@@ -411,9 +406,9 @@ class Device:
         ACTIONS[name](self, *words)
 
     def send_records(self, kind: str, count: int, times: int = 1) -> None:
-        if kind == "watches-lost" and WATCHES_LOST:
+        if kind == "watches-lost":
             self.tree.lose_watches()
-        if kind in ("delete-self", "mutant") or (kind == "watch-ended" and WATCH_ENDED):
+        if kind in records.UNCERTAIN:
             # The client's marks go, or it asks again when it meets the inode the next time.
             for nodeid in list(self.tree.beliefs):
                 self.tree.doubt(nodeid)

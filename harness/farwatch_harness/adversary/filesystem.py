@@ -502,8 +502,9 @@ class Tree(Known):
 
     def fsnotify(self, node: Node, args: bytes) -> bytes:
         asked = wire.fsnotify_in.unpack_from(args)
-        # In the first edition of the protocol a request has none.
-        if getattr(asked, "generation", node.generation) != node.generation:
+        if asked.flags:
+            self.violate(f"FSNOTIFY for node {node.nodeid} with the flags {asked.flags:#x}")
+        if asked.generation != node.generation:
             raise OSError(errno.ESTALE, "another generation")
         self.watch(node, asked.mask)
         return wire.fsnotify_out.pack(mask=asked.mask)

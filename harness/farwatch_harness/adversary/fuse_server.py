@@ -19,7 +19,6 @@ from farwatch_harness.adversary.filesystem import (
     Known,
     Node,
 )
-from farwatch_harness.adversary.protocol import WATCH_ENDED, WATCHES_LOST
 from farwatch_harness.adversary.script import MANY, MOUNT, Lie, Lies, Script, init_flags
 from farwatch_harness.util import cache, paths, subprocesses
 from farwatch_harness.util.errors import HarnessError
@@ -39,8 +38,6 @@ def program() -> Path:
         f"-DFUSE_FSNOTIFY={wire.FUSE_FSNOTIFY}",
         f"-DFUSE_NOTIFY_FSNOTIFY={wire.FUSE_NOTIFY_FSNOTIFY}",
     ]
-    if "generation" in {field.name for field in wire.FSNOTIFY_IN.subcons}:
-        numbers.append("-DHAS_GENERATION")
     key = cache.content_key(source, *numbers)
     folder = paths.cache_root() / "programs" / f"fuse-server-{key}"
 
@@ -145,9 +142,9 @@ class FuseServer:
         name, *words = action
         if name == "records":
             kind, count, times = words
-            if kind == "watches-lost" and WATCHES_LOST:
+            if kind == "watches-lost":
                 self.command("lose")
-            if kind in ("delete-self", "mutant") or (kind == "watch-ended" and WATCH_ENDED):
+            if kind in records.UNCERTAIN:
                 self.command("doubt")
             payload = records.payload(kind, count, self.known(), self.random)
             self.command(f"notify {times} {payload.hex()}")

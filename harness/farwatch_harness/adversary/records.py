@@ -4,11 +4,10 @@ protocol."""
 
 from random import Random
 
-from farwatchd.watch.event_record import EventRecord
+from farwatchd.watch.event_record import OVERFLOW, WATCHES_LOST, EventRecord, watch_ended
 from farwatchd.wire.fsnotify import Event
 
 from farwatch_harness.adversary.filesystem import Known, Node
-from farwatch_harness.adversary.protocol import WATCH_ENDED, WATCHES_LOST
 
 #: The most that one notification carries here, as farwatchd's.
 ROOM = 4000
@@ -22,6 +21,8 @@ SELF_EVENTS = (
     Event.MOVE_SELF,
 )
 ENTRY_EVENTS = (Event.CREATE, Event.DELETE, Event.MOVED_FROM, Event.MOVED_TO)
+#: Kinds after which neither side can know what is watched.
+UNCERTAIN = ("delete-self", "mutant", "watch-ended")
 CHILD_EVENTS = (Event.ATTRIB, Event.MODIFY, Event.OPEN, Event.CLOSE_WRITE)
 
 
@@ -40,7 +41,7 @@ def record(kind: str, known: Known, random: Random) -> bytes:
     """One record about something that is watched, if anything is."""
     node = some_node(known, random, kind in ("delete-self", "mutant"))
     if kind == "overflow":
-        return EventRecord(0, 0, Event.OVERFLOW).encode()
+        return OVERFLOW.encode()
     if kind == "garbage":
         return random.randbytes(8 * random.randint(1, 40))
     if kind == "mutant":
@@ -48,10 +49,10 @@ def record(kind: str, known: Known, random: Random) -> bytes:
         for _ in range(random.randint(1, 3)):
             data[random.randrange(len(data))] = random.choice((0, 1, 0xFF, random.randrange(256)))
         return bytes(data)
-    if kind == "watch-ended" and WATCH_ENDED:
-        return EventRecord(node.nodeid, node.generation, Event(WATCH_ENDED)).encode()
-    if kind == "watches-lost" and WATCHES_LOST:
-        return EventRecord(0, 0, Event(WATCHES_LOST)).encode()
+    if kind == "watch-ended":
+        return watch_ended(node.nodeid, node.generation).encode()
+    if kind == "watches-lost":
+        return WATCHES_LOST.encode()
     if kind == "delete-self":
         return EventRecord(node.nodeid, node.generation, Event.DELETE_SELF).encode()
     if kind == "rename":

@@ -17,8 +17,6 @@ from typing import Any
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fuse import InitFlag
 
-from farwatch_harness.adversary.protocol import HAS_WAIT, OTHERS_ONLY
-
 MOUNT = "/run/fw"
 #: Replaced by what the device is called in the guest.
 VIRTIO, PCI = "@VIRTIO@", "@PCI@"
@@ -200,8 +198,8 @@ def init_flags(mode: str) -> int:
     """What the server offers in INIT."""
     flags = InitFlag.ASYNC_READ | InitFlag.BIG_WRITES | InitFlag.MAX_PAGES
     flags |= InitFlag.PARALLEL_DIROPS | InitFlag.SUBMOUNTS | InitFlag.ATOMIC_O_TRUNC
-    offered = int(flags) | wire.FUSE_HAS_FSNOTIFY | HAS_WAIT
-    return offered | OTHERS_ONLY if mode == "others" else offered
+    offered = int(flags) | wire.FUSE_HAS_FSNOTIFY | wire.FUSE_HAS_FSNOTIFY_WAIT
+    return offered | wire.FUSE_FSNOTIFY_OTHERS_ONLY if mode == "others" else offered
 
 
 def generate(

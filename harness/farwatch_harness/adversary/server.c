@@ -414,7 +414,6 @@ static void fsnotify(uint64_t unique, struct node *node, const void *args)
 	uint32_t mask, answer[4] = { 0 };
 
 	memcpy(&mask, args, sizeof(mask));
-#ifdef HAS_GENERATION
 	uint64_t generation;
 
 	memcpy(&generation, (const char *)args + 8, sizeof(generation));
@@ -422,7 +421,6 @@ static void fsnotify(uint64_t unique, struct node *node, const void *args)
 		reply(unique, -ESTALE, 0, NULL);
 		return;
 	}
-#endif
 	if (lie && (!strcmp(lie->what, "error") || !strcmp(lie->what, "short"))) {
 		node->certain = false;
 		reply(unique, strcmp(lie->what, "error") ? 0 : -lie->number, 0, NULL);
