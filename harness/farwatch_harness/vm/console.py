@@ -50,6 +50,8 @@ OTHER_REPORTS = (
     "is not a head!",
     "cannot create duplicate filename",
     "tried to init an initialized object",
+    # Whatever it is about: where nothing is wrong no trace is printed.
+    "Call Trace:",
 )
 #: Lines with "INFO:" that are about the host's speed. All others report hung tasks, stalls or
 #: locks.
