@@ -18,12 +18,16 @@ from farwatchd.wire import fsnotify as wire
 
 from farwatch_harness.adversary import records
 from farwatch_harness.adversary.device import Device, VirtioServer
+from farwatch_harness.adversary.faults import Faults
 from farwatch_harness.adversary.filesystem import Belief, Known, Tree
 from farwatch_harness.adversary.fuse_server import WATCHABLE, FuseServer
 from farwatch_harness.adversary.script import (
     DEV_FUSE,
     MOUNT,
     PCI,
+    PORT,
+    REMOVING,
+    SECONDARY_BUS,
     USERS,
     VIRTIO,
     WAIT,
@@ -61,7 +65,7 @@ VARYING = (
     r"\bby task .*",
 )
 #: Kinds of findings after which the guest can go on.
-HARMLESS = ("belief", "deaf", "call")
+HARMLESS = ("belief", "deaf", "call", "objects")
 #: A debug kernel takes a minute to boot on a quiet machine.
 BOOT_LIMIT = 400.0
 #: Events that inotify and the wire number alike.
@@ -69,6 +73,34 @@ PLAIN_BITS = 0xFFF
 ATTRIB, Q_OVERFLOW = 0x4, 0x4000
 VIRTIO_FS_DEVICE = "0x001a"
 OURS = ("virtiofs", "fuse")
+CGROUP = "/run/fw-cgroup"
+SET_UP = f"""
+set -e
+mkdir -p {MOUNT} {CGROUP}
+mount -t cgroup2 none {CGROUP}
+mkdir {CGROUP}/storm
+echo 20 > /proc/sys/kernel/hung_task_timeout_secs
+"""
+#: Caches whose objects are all gone when nothing is mounted and nothing is watched.
+CACHES = (
+    "fuse_inode",
+    "fuse_request",
+    "inotify_inode_mark",
+    "fanotify_mark",
+    "dnotify_mark",
+    "fsnotify_mark_connector",
+)
+#: Free objects that a CPU or KASAN keeps count as used until the cache is shrunk.
+COUNT_OBJECTS = f"""
+for name in {" ".join(CACHES)}; do
+    place=/sys/kernel/slab/$name
+    [ -e $place/objects ] || continue
+    echo 1 > $place/shrink
+    read -r count rest < $place/objects
+    echo $name $count
+done
+"""
+OBJECTS_LIMIT = 20.0
 #: The tasks that cannot be interrupted, and those of the storm that do something, by where they
 #: are.
 BLOCKED = """
@@ -162,26 +194,30 @@ class Arena:
         self.guest: Guest = vm.guest_or_fail()
         self.transport = transport
         self.storm = Storm(self.guest)
-        self.virtio, self.pci = self.names()
+        self.virtio, self.pci, self.port = self.names()
         self.round = 0
         #: Who watched at the last check, and whether the end of all reports was looked at.
         self.watchers: set[tuple[int, int]] = set()
         self.told_of_end = False
         self.unbinds = False
         self.others: set[int] = set()
-        self.guest.shell(f"mkdir -p {MOUNT}; echo 20 > /proc/sys/kernel/hung_task_timeout_secs")
+        self.guest.shell(SET_UP)
+        self.faults = Faults(self.guest)
         self.server: Opponent = (
             FuseServer(self.guest) if transport == DEV_FUSE else VirtioServer(device)
         )
         for process, user in enumerate(USERS):
             self.storm.spawn(process, user)
+        self.objects = self.count_objects()
 
-    def names(self) -> tuple[str, str]:
-        """What the guest calls the device on its virtio and PCI buses."""
+    def names(self) -> tuple[str, str, str]:
+        """What the guest calls the device on its virtio and PCI buses, and the port above it."""
         script = f"grep -l {VIRTIO_FS_DEVICE} /sys/bus/virtio/devices/*/device | head -1"
-        place = Path(self.guest.shell(script).strip()).parent
-        pci = self.guest.shell(f"basename $(readlink -f {place}/..)").strip()
-        return place.name, pci
+        place = self.guest.shell(f"dirname $(readlink -f $({script}))").strip()
+        if not place.startswith("/sys/devices/"):
+            raise HarnessError("the guest has no virtio-fs device any more")
+        pci = Path(place).parent
+        return Path(place).name, pci.name, pci.parent.name
 
     # A script.
 
@@ -199,7 +235,7 @@ class Arena:
         try:
             self.server.prepare(script)
             self.watchers, self.told_of_end = set(), False
-            self.unbinds = "unbind" in script.themes
+            self.unbinds = bool(REMOVING & set(script.themes))
             for self.round, each in enumerate(script.rounds):
                 found = self.play_round(each) or self.check()
                 if found:
@@ -214,12 +250,14 @@ class Arena:
         for process in sorted(self.storm.dead):
             self.storm.spawn(process, USERS[process])
         self.server.begin(each.lies, each.server)
+        self.faults.begin(each.faults)
         self.storm.start(parts)
         longest = max((at for at, *_ in each.server), default=0) / 1000
         # The storm itself: until all are done, or as long as those wait that the server does not
         # answer.
         self.storm.wait(max(longest, 2.0))
         self.server.settle()
+        self.faults.end()
         running = self.wait(STUCK_LIMIT)
         if running:
             return Finding(
@@ -245,7 +283,7 @@ class Arena:
     def named(self, op: str) -> str:
         if self.transport == DEV_FUSE and op.startswith("mount farwatch "):
             return "ask mount allow_other,default_permissions"
-        return op.replace(VIRTIO, self.virtio).replace(PCI, self.pci)
+        return op.replace(VIRTIO, self.virtio).replace(PCI, self.pci).replace(PORT, self.port)
 
     def blocked(self) -> str:
         """The tasks that cannot be interrupted, with where they are."""
@@ -460,14 +498,37 @@ class Arena:
         known = self.server.known()
         if known.initialized and known.beliefs:
             return Finding("belief: watches after the unmount", str(known.beliefs), self.round)
-        return None
+        return self.left_objects()
+
+    def count_objects(self) -> dict[str, int]:
+        """How many objects each slab cache of interest has in use; without SLUB_DEBUG nothing."""
+        lines = self.guest.shell(COUNT_OBJECTS, limit=OBJECTS_LIMIT).splitlines()
+        return {name: int(count) for name, count in map(str.split, lines)}
+
+    def left_objects(self) -> Finding | None:
+        """Whether anything of what a script has made is left; works and RCU have some time."""
+        deadline = time.monotonic() + OBJECTS_LIMIT
+        while True:
+            left = {
+                name: (self.objects.get(name, 0), count)
+                for name, count in self.count_objects().items()
+                if count > self.objects.get(name, 0)
+            }
+            if not left:
+                return None
+            if time.monotonic() > deadline:
+                text = "; ".join(f"{name}: {was}, now {now}" for name, (was, now) in left.items())
+                return Finding(f"objects stay: {', '.join(sorted(left))}", text, self.round)
+            time.sleep(INTERVAL)
 
     def restore_device(self) -> Finding | None:
         """Binds the driver again where a script has unbound it."""
         place = f"/sys/bus/virtio/devices/{self.virtio}"
         if not self.guest.os("access", place, 0):
-            self.guest.shell("echo 1 > /sys/bus/pci/rescan")
-            self.virtio, self.pci = self.names()
+            config = f"/sys/bus/pci/devices/{self.port}/config"
+            plug = f"printf '\\001' | dd of={config} bs=1 seek={SECONDARY_BUS} conv=notrunc"
+            self.guest.shell(f"{plug} && echo 1 > /sys/bus/pci/rescan")
+            self.virtio, self.pci, self.port = self.names()
             place = f"/sys/bus/virtio/devices/{self.virtio}"
         if not self.guest.os("access", f"{place}/driver", 0):
             self.guest.shell(f"echo {self.virtio} > /sys/bus/virtio/drivers/virtiofs/bind")
@@ -570,6 +631,6 @@ def running(
             kernel_options=() if leaks else ("kmemleak=off",),
         )
         log = paths.LOGS / f"{name}-console.log"
-        vm = Vm.boot(vm_spec(spec, sockets), log, BOOT_LIMIT)
+        vm = Vm.boot(replace(vm_spec(spec, sockets), behind_port=True), log, BOOT_LIMIT)
         stack.callback(vm.kill)
         yield Arena(vm, device, transport, leaks)

@@ -189,6 +189,8 @@ def play_in_one_guest(
             if not finding and last:
                 finding = guest.leaks()
             yield Found(script, finding) if finding else None
+            if last:
+                guest.faults.check()
             if last or (finding and not (finding.harmless and guest.clean_up())):
                 return
             if finding and not plan.keep_going:

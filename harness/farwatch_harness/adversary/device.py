@@ -23,6 +23,7 @@ from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtqueue import Chain, VirtqueueError
+from farwatchd.watch.event_record import WATCHES_LOST
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fuse import Opcode, in_header, out_header
 from farwatchd.wire.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
@@ -290,6 +291,7 @@ class Device:
             payload = wire.fsnotify_out.pack(mask=asked.mask & self.random.getrandbits(14))
         if lie.what == "hold":
             self.held.append(held)
+        if lie.what in ("hold", "never"):
             return
         if lie.what == "delay":
             self.later(lie.number, partial(self.reply, held, error, payload))
@@ -435,6 +437,14 @@ class Device:
             self.server.close()
             self.server = None
 
+    def restart(self, milliseconds: int) -> None:
+        """Serves nothing for a while, and watches nothing when it is back, as a daemon does that
+        has replaced another one and has taken its session."""
+        self.payloads.clear()
+        self.tree.lose_watches()
+        self.notify(WATCHES_LOST.encode())
+        self.freeze(milliseconds)
+
     def remove_silently(self, path: str) -> None:
         self.tree.remove_silently(path)
 
@@ -465,6 +475,7 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "records": Device.send_records,
     "raw": Device.send_raw_header,
     "freeze": Device.freeze,
+    "restart": Device.restart,
     "kill": Device.kill,
     "remove": Device.remove_silently,
     "replace": Device.replace_silently,

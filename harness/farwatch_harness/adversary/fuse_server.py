@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from farwatchd.watch.event_record import WATCHES_LOST
 from farwatchd.wire import fsnotify as wire
 
 from farwatch_harness.adversary import records
@@ -150,6 +151,12 @@ class FuseServer:
             self.command(f"notify {times} {payload.hex()}")
         elif name == "raw":
             self.command(f"notify 1 {self.random.randbytes(8 * words[0]).hex()}")
+        elif name == "freeze":
+            self.command(f"pause {words[0]}")
+        elif name == "restart":
+            self.command("lose")
+            self.command(f"pause {words[0]}")
+            self.command(f"notify 1 {WATCHES_LOST.encode().hex()}")
         elif name in ("remove", "replace"):
             self.command(f"{name} {words[0]}")
         elif name == "kill":

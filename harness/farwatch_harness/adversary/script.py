@@ -18,8 +18,8 @@ from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fuse import InitFlag
 
 MOUNT = "/run/fw"
-#: Replaced by what the device is called in the guest.
-VIRTIO, PCI = "@VIRTIO@", "@PCI@"
+#: Replaced by what the device, and the PCIe port above it, are called in the guest.
+VIRTIO, PCI, PORT = "@VIRTIO@", "@PCI@", "@PORT@"
 #: The user of each process; two actors are the threads of one process.
 USERS = (0, 0, 1000, 1001)
 ACTORS = range(2 * len(USERS))
@@ -53,12 +53,30 @@ THEMES = (
     "unbind",
     "faults",
     "freeze",
+    "frozen",
+    "meet",
+    "never",
+    "restart",
+    "unplug",
     "fanotify",
     "dnotify",
     "dead server",
 )
 #: Themes that need a new guest afterwards come seldom.
-RARE = {"dead server": 0.06, "unbind": 0.2, "faults": 0.2}
+RARE = {
+    "dead server": 0.06,
+    "never": 0.1,
+    "unplug": 0.1,
+    "meet": 0.1,
+    "unbind": 0.2,
+    "faults": 0.2,
+    "frozen": 0.2,
+    "restart": 0.2,
+}
+#: Themes in which a device goes while its mount stays.
+REMOVING = frozenset({"unbind", "unplug", "never"})
+#: What fails in a round with faults: calls of actors that want it, or whatever calls FUSE's code.
+ACTORS_FAIL, FUSE_FAILS = "actors", "fuse"
 USUAL = 0.33
 #: Of a few that were chosen each script has most.
 FEW, FEW_USUAL = 6, 0.7
@@ -106,6 +124,11 @@ REFUSALS = (1, 2, 5, 12, 13, 22, 28, 95, 107)
 DRIVER = "/sys/bus/virtio/drivers/virtiofs"
 UNBIND, BIND = f"put {DRIVER}/unbind {VIRTIO}", f"put {DRIVER}/bind {VIRTIO}"
 REMOVE, RESCAN = f"put /sys/bus/pci/devices/{PCI}/remove 1", "put /sys/bus/pci/rescan 1"
+#: The number of the bus behind a port (PCI-to-PCI Bridge Architecture Specification 3.2.5.4): with
+#: another one nothing answers there any more, as if the device had been pulled out.
+SECONDARY_BUS = 0x19
+UNPLUG = f"poke /sys/bus/pci/devices/{PORT}/config {SECONDARY_BUS} 0x7f"
+PLUG = f"poke /sys/bus/pci/devices/{PORT}/config {SECONDARY_BUS} 1"
 
 
 @dataclass(frozen=True)
@@ -114,8 +137,9 @@ class Lie:
     it.
 
     delay: milliseconds late. error: with the negated errno, negative numbers being errors that are
-    no errno. hold: when the server is let go. partial: with fewer events than were asked for.
-    short: with a header alone. twice: where the transport allows it.
+    no errno. hold: when the server is let go. never: not before the connection ends. partial: with
+    fewer events than were asked for. short: with a header alone. twice: where the transport allows
+    it.
     """
 
     what: str
@@ -140,6 +164,9 @@ class Round:
     actors: dict[int, list[str]] = field(default_factory=dict)
     server: list[list[Any]] = field(default_factory=list)
     lies: Lies = field(default_factory=Lies)
+    #: What fails by itself meanwhile, where the kernel can inject faults: nothing, ACTORS_FAIL or
+    #: FUSE_FAILS.
+    faults: str = ""
 
     @property
     def size(self) -> int:
@@ -183,6 +210,7 @@ class Script:
                         for kind, lies in each["lies"].items()
                     }
                 ),
+                each.get("faults", ""),
             )
             for each in data.pop("rounds")
         ]
@@ -289,6 +317,13 @@ class Maker:
         seed = self.random.getrandbits(31)
         return f"icross {self.slot(actor)} {MOUNT}/many {MANY} {seed}"
 
+    def meeting(self, actor: int) -> str:
+        role = "fail" if actor % 2 else "add"
+        # A thread's own slot: a failing call of the one must not be the other one's watch.
+        slot = 2 if actor % 2 else 0
+        seed = self.random.getrandbits(31)
+        return f"imeet {slot} {MOUNT}/many {MANY} {role} {seed}"
+
     def fanotify(self, actor: int) -> str:
         mask = sum(self.random.sample(FAN_BITS, self.random.randint(1, 4))) | FAN_ATTRIB | FAN_ONDIR
         if self.chance(0.3):
@@ -347,7 +382,7 @@ class Maker:
     def flags(self) -> int:
         """Of an unmount: MNT_DETACH, or none. What is detached from a device that was removed
         cannot be told from what is detached from the present one."""
-        told = "unbind" not in self.themes and self.transport != DEV_FUSE
+        told = not REMOVING & self.themes and self.transport != DEV_FUSE
         return self.random.choice((0, 0, 2)) if told else 0
 
     def sleep(self) -> str:
@@ -382,6 +417,9 @@ class Maker:
                 steps.append(self.sleep())
             steps.append(self.random.choice(kinds)(actor))
         steps = at_most(2, "icross", at_most(3, "imany", steps))
+        if "meet" in self.themes:
+            # Last, so that what is watched stays as it is from then on.
+            steps.append(self.meeting(actor))
         if "kill" in self.themes and actor in ROOT_ACTORS and self.chance(0.3):
             steps.insert(
                 self.random.randrange(len(steps) + 1), f"kill {self.random.randrange(len(USERS))}"
@@ -406,6 +444,8 @@ class Maker:
                     [UNBIND, self.umount(), BIND, self.mount()],
                 )
             )
+        if "unplug" in self.themes and self.chance(0.5):
+            steps += [self.sleep(), UNPLUG, REMOVE, self.sleep(), PLUG, RESCAN, self.mount()]
         if "submount" in self.themes:
             steps += [
                 f"stat {MOUNT}/sub/",
@@ -435,10 +475,10 @@ class Maker:
         if "held" in self.themes and self.chance(0.5):
             fsnotify.insert(0, Lie("hold", self.random.choice((0.05, 0.3))))
         if "odd answers" in self.themes:
-            odd = self.random.choice(
-                (Lie("partial", 0.3), Lie("short", 0.2), Lie("error", 0.2, -5))
-            )
-            fsnotify.insert(0, odd)
+            odd = [Lie("partial", 0.3), Lie("short", 0.2), Lie("error", 0.2, -5)]
+            if self.transport == DEV_FUSE:
+                odd.append(Lie("twice", 0.3))
+            fsnotify.insert(0, self.random.choice(odd))
         if "broken wait" in self.themes:
             wait.append(Lie("error", self.random.choice((0.3, 1.0)), self.random.choice(REFUSALS)))
         return Lies(tuple(fsnotify), tuple(wait), tuple(rest))
@@ -487,6 +527,8 @@ class Maker:
         if "lost watches" in self.themes:
             kind = self.random.choice(("watches-lost", "watches-lost", "watch-ended"))
             steps.append([at(), "records", kind, 1, self.random.choice((1, 1, 20))])
+        if "restart" in self.themes and self.chance(0.5):
+            steps.append([at(), "restart", self.random.choice((0, 50, 500))])
         if "freeze" in self.themes and self.chance(0.5):
             steps.append([at(), "freeze", self.random.choice((50, 500, 2000))])
         return sorted(steps, key=lambda step: int(step[0]))
@@ -508,10 +550,25 @@ class Maker:
     def storm(self) -> Round:
         """Everybody does something."""
         actors = {actor: self.part(actor, 30) for actor in ACTORS if self.chance(0.6)}
+        if "meet" in self.themes:
+            for actor in (4, 5, 6, 7):
+                actors.setdefault(actor, self.part(actor, 5))
         mounting = self.mounting(2)
         if mounting:
             actors[2] = mounting + self.part(2, 5)
-        return Round(actors, self.server(300), self.lies())
+        if "frozen" in self.themes:
+            for _ in range(self.random.randint(1, 3)):
+                actor = self.random.choice(ROOT_ACTORS)
+                pause = self.random.choice((1000, 20000, 200000))
+                actors.setdefault(actor, []).insert(0, f"frozen {pause}")
+                actors[actor].insert(0, self.sleep())
+        return Round(actors, self.server(300), self.lies(), self.faults())
+
+    def faults(self) -> str:
+        """What fails by itself in a round."""
+        if "faults" not in self.themes:
+            return ""
+        return self.random.choice((ACTORS_FAIL, FUSE_FAILS))
 
     def last(self) -> Round:
         """Ends it all at the same time: watchers close or are killed while it is unmounted."""
@@ -527,8 +584,14 @@ class Maker:
             # Nobody has a request under way: those could never be answered, as ever.
             pause = f"sleep {self.random.choice((0, 50000, 300000))}"
             return Round({2: [pause, self.random.choice((UNBIND, REMOVE))]}, [[0, "kill"]])
+        if "never" in self.themes:
+            # Only the end of the connection ends the wait of those who watch now.
+            pause = f"sleep {self.random.choice((20000, 300000))}"
+            cut = "ask kill" if self.transport == DEV_FUSE else self.random.choice((UNBIND, REMOVE))
+            actors[2] = [pause, cut]
+            return Round(actors, self.server(100), Lies((Lie("never", 0.3),)))
         actors[0] = end
-        return Round(actors, self.server(100), self.lies())
+        return Round(actors, self.server(100), self.lies(), self.faults())
 
 
 def with_rounds(script: Script, rounds: list[Round]) -> Script:

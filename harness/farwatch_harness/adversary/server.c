@@ -16,6 +16,7 @@
  *   notify TIMES HEX                      send notifications with this payload
  *   lose           forget what is watched
  *   doubt          what is watched is not known to the client any more
+ *   pause MILLISECONDS                    serve nothing for so long
  *   touch PATH | remove PATH | replace PATH   change the tree silently
  *   state          write "node ...", "belief ..." and "session ..." lines
  *   kill           close the connection
@@ -429,6 +430,8 @@ static void fsnotify(uint64_t unique, struct node *node, const void *args)
 	node->watched = mask != 0;
 	node->mask = mask;
 	node->certain = true;
+	if (lie && !strcmp(lie->what, "never"))
+		return;
 	answer[0] = lie && !strcmp(lie->what, "partial") ? mask & rand() : mask;
 	memcpy(payload, answer, sizeof(answer));
 	reply(unique, 0, sizeof(answer), lie);
@@ -761,6 +764,8 @@ static void command(char *line)
 		int times = (int)strtol(rest, &rest, 10);
 
 		notify(times, rest + 1);
+	} else if (!strcmp(name, "pause")) {
+		usleep(1000 * (useconds_t)strtoul(rest, NULL, 10));
 	} else if (!strcmp(name, "lose")) {
 		for (struct node *node = nodes; node; node = node->next)
 			node->watched = false;

@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -49,6 +50,8 @@
 #define ACTORS (2 * PROCESSES)
 #define SLOTS 9
 #define LINE (1 << 17)
+/* Where the processes are, so that they can be frozen. */
+#define CGROUP "/run/fw-cgroup/storm"
 
 #ifndef FAN_RENAME
 #define FAN_RENAME 0x10000000
@@ -70,6 +73,9 @@ struct shared {
 static struct shared *shared;
 static int pipes[ACTORS][2];
 static int own_process;
+/* Which of the two threads of its process a thread is, and whether its calls may fail. */
+static __thread int own_thread;
+static __thread bool failing;
 
 /* One line at a time, whole, whoever writes. */
 static void say(const char *format, ...)
@@ -86,6 +92,37 @@ static void say(const char *format, ...)
 	line[length++] = '\n';
 	if (write(1, line, length) < 0)
 		_exit(1);
+}
+
+/* Writes to a file of the kernel: what would be echo TEXT > FILE. */
+static bool put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done;
+
+	if (fd < 0)
+		return false;
+	done = write(fd, text, strlen(text)) >= 0;
+	close(fd);
+	return done;
+}
+
+/*
+ * Lets this thread's allocations and copies fail, as far as the kernel has been
+ * asked to, or ends that.  To end it may take some attempts, which fail, too.
+ */
+static void inject(bool on)
+{
+	char path[64];
+
+	if (!failing)
+		return;
+	snprintf(path, sizeof(path), "/proc/self/task/%d/make-it-fail", gettid());
+	for (int attempt = 0; attempt < 1000; attempt++) {
+		if (put(path, on ? "1" : "0") || errno == ENOENT)
+			return;
+	}
+	say("bad command fail: make-it-fail cannot be set, errno %d", errno);
 }
 
 /* What a process holds: one descriptor a slot, used by both of its threads. */
@@ -238,11 +275,15 @@ static void op_iadd(char **words)
 	int fd = fd_of(slot, new_inotify), wd, error;
 
 	if (checked) {
+		/* What is read here must be whole. */
+		inject(false);
 		mount = mount_of(words[1]);
 		checked = mount && read_marks(fd, &before);
+		inject(true);
 	}
 	wd = inotify_add_watch(fd, words[1], mask);
 	error = errno;
+	inject(false);
 	if (checked && mount == mount_of(words[1]))
 		check_add(fd, words[1], mask, wd, error, &before);
 }
@@ -296,12 +337,71 @@ static void op_icross(char **words)
 	}
 }
 
+/* At which file each of the two threads is, or LONG_MAX outside of op_imeet(). */
+static _Atomic long meeting[2] = { LONG_MAX, LONG_MAX };
+
+/* Waits until the other thread has come to a file, or has gone, but not for long. */
+static void meet(long place)
+{
+	for (int turn = 0; turn < 1000 && meeting[!own_thread] < place; turn++)
+		usleep(20);
+}
+
+/*
+ * Goes over the files of a directory together with the other thread: at each
+ * file one of them ("fail") has a watch and fails to add it again, over and over,
+ * while the other one ("add") adds its own watch.  What a failing call undoes
+ * must not be what the other one has just done.
+ */
+static void op_imeet(char **words)
+{
+	int fd = fd_of(slot_of(words[0]), new_inotify);
+	long count = number(words[2]);
+	bool fails = !strcmp(words[3], "fail");
+	unsigned int seed = number(words[4]);
+	char path[512];
+
+	meeting[own_thread] = -1;
+	for (int turn = 0; turn < 20000 && meeting[!own_thread] == LONG_MAX; turn++)
+		usleep(100);
+	for (long i = 0; i < count; i++) {
+		uint32_t mask = (rand_r(&seed) & IN_ALL_EVENTS) | IN_ATTRIB;
+
+		snprintf(path, sizeof(path), "%s/%ld", words[1], i);
+		if (fails) {
+			if (inotify_add_watch(fd, path, mask & 0x3f) < 0)
+				break;
+			meeting[own_thread] = i;
+			meet(i);
+			for (int turn = 0; turn < 5000 && meeting[!own_thread] <= i; turn++)
+				inotify_add_watch(fd, path, IN_ATTRIB | IN_MASK_CREATE);
+			meeting[own_thread] = i + 1;
+		} else {
+			meeting[own_thread] = i;
+			meet(i);
+			for (volatile int turn = rand_r(&seed) % 20000; turn > 0; turn--)
+				;
+			if (inotify_add_watch(fd, path, mask) < 0)
+				break;
+			meeting[own_thread] = i + 1;
+			meet(i + 1);
+		}
+	}
+	meeting[own_thread] = LONG_MAX;
+}
+
 static void op_irm(char **words)
 {
 	struct marks marks;
 	int fd = slots[slot_of(words[0])];
+	bool read;
 
-	if (fd < 0 || !read_marks(fd, &marks) || !marks.count)
+	if (fd < 0)
+		return;
+	inject(false);
+	read = read_marks(fd, &marks);
+	inject(true);
+	if (!read || !marks.count)
 		return;
 	inotify_rm_watch(fd, marks.mark[number(words[1]) % marks.count].wd);
 }
@@ -449,16 +549,43 @@ static void op_umount(char **words)
 	umount2(words[0], number(words[1]));
 }
 
-/* Writes to a file of the kernel: what would be echo TEXT > FILE. */
 static void op_put(char **words)
 {
-	int fd = open(words[0], O_WRONLY | O_CLOEXEC);
+	put(words[0], words[1]);
+}
 
-	if (fd < 0)
-		return;
-	if (write(fd, words[1], strlen(words[1])) < 0)
-		errno = 0;
-	close(fd);
+/* Writes one byte at an offset: a register of a PCI device, for instance. */
+static void op_poke(char **words)
+{
+	int fd = open(words[0], O_WRONLY | O_CLOEXEC);
+	uint8_t byte = number(words[2]);
+
+	if (fd < 0 || pwrite(fd, &byte, 1, number(words[1])) != 1)
+		say("bad command poke: %s: errno %d", words[0], errno);
+	if (fd >= 0)
+		close(fd);
+}
+
+/*
+ * Freezes all processes for so many microseconds, this one with them, wherever
+ * they are.  Who thaws them is outside of their control group.
+ */
+static void op_frozen(char **words)
+{
+	pid_t child;
+
+	inject(false);
+	child = fork();
+	if (!child) {
+		signal(SIGTERM, SIG_IGN);
+		if (put(CGROUP "/../cgroup.procs", "0") && put(CGROUP "/cgroup.freeze", "1"))
+			usleep(number(words[0]));
+		else
+			say("bad command frozen: errno %d", errno);
+		_exit(!put(CGROUP "/cgroup.freeze", "0"));
+	}
+	if (child > 0)
+		waitpid(child, NULL, 0);
 }
 
 static void op_kill(char **words)
@@ -504,19 +631,10 @@ static void op_ask(char **words)
 	usleep(50000);
 }
 
-/* From here on allocations of this thread fail, if they are made to. */
+/* From here on steps of this thread may fail because there is no memory. */
 static void op_fail(char **words)
 {
-	char path[64];
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/self/task/%d/make-it-fail", gettid());
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	if (write(fd, words[0], 1) < 0)
-		errno = 0;
-	close(fd);
+	failing = number(words[0]) != 0;
 }
 
 static const struct {
@@ -537,6 +655,8 @@ static const struct {
 	{ "kill", op_kill, 1 },		{ "sleep", op_sleep, 1 },
 	{ "eat", op_eat, 1 },		{ "fail", op_fail, 1 },
 	{ "ask", op_ask, 1 },		{ "icross", op_icross, 4 },
+	{ "imeet", op_imeet, 5 },	{ "poke", op_poke, 3 },
+	{ "frozen", op_frozen, 1 },
 };
 
 static void run_op(char *text)
@@ -550,7 +670,9 @@ static void run_op(char *text)
 		return;
 	for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
 		if (!strcmp(words[0], ops[i].name) && count > ops[i].words) {
+			inject(true);
 			ops[i].run(words + 1);
+			inject(false);
 			return;
 		}
 	}
@@ -563,6 +685,7 @@ static void *actor_main(void *argument)
 	FILE *commands = fdopen(pipes[actor][0], "r");
 	static __thread char line[LINE];
 
+	own_thread = actor % 2;
 	while (commands && fgets(line, sizeof(line), commands)) {
 		char *save = NULL;
 
@@ -601,6 +724,7 @@ static void process_main(int process, uid_t uid)
 
 static void spawn(int process, uid_t uid)
 {
+	char text[16];
 	pid_t pid;
 
 	memset(shared->dnotify[process], 0, sizeof(shared->dnotify[process]));
@@ -615,6 +739,8 @@ static void spawn(int process, uid_t uid)
 	if (!pid)
 		process_main(process, uid);
 	shared->pid[process] = pid;
+	snprintf(text, sizeof(text), "%d", pid);
+	put(CGROUP "/cgroup.procs", text);
 	close(pipes[2 * process][0]);
 	close(pipes[2 * process + 1][0]);
 }

@@ -64,15 +64,24 @@ class VmSpec:
     cpus: int = 1
     request_queues: int = 1
     kernel_options: tuple[str, ...] = ()
+    #: Whether the share's device is behind a PCIe port of its own, where it can be pulled out.
+    behind_port: bool = False
 
 
 def share_options(
-    device: QemuDevice, daemon_socket: Path, tag: str, memory_mib: int, request_queues: int
+    device: QemuDevice,
+    daemon_socket: Path,
+    tag: str,
+    memory_mib: int,
+    request_queues: int,
+    behind_port: bool = False,
 ) -> list[str]:
     """Return QEMU's arguments that attach a virtio-fs daemon.
 
-    They are shared memory, the daemon's socket, and the device.
+    They are shared memory, the daemon's socket, and the device, with `behind_port` behind a PCIe
+    port of its own.
     """
+    port = ["-device", "pcie-root-port,id=fsport,chassis=1"] if behind_port else []
     if device is QemuDevice.EVENTS:
         # The queues are the hiprio queue, the notification queue and the request queues. The
         # daemon's configuration space has the tag.
@@ -83,7 +92,10 @@ def share_options(
             f"{device.value},chardev=fs,tag={tag},"
             f"num-request-queues={request_queues},queue-size={QUEUE_SIZE}"
         )
+    if behind_port:
+        attach += ",bus=fsport"
     return [
+        *port,
         "-object",
         f"memory-backend-memfd,id=mem,size={memory_mib}M,share=on",
         "-numa",
@@ -123,7 +135,12 @@ def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) ->
     guest_command: without it the guest runs a shell on the console.
     """
     options = share_options(
-        spec.device, spec.daemon_socket, spec.tag, spec.memory_mib, spec.request_queues
+        spec.device,
+        spec.daemon_socket,
+        spec.tag,
+        spec.memory_mib,
+        spec.request_queues,
+        spec.behind_port,
     )
     options += agent_options(spec.agent_socket)
     command = [

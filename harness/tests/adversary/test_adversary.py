@@ -6,13 +6,23 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from farwatch_harness.adversary.arena import disagreements, signature
+from farwatch_harness.adversary.faults import TIMES, Faults
 from farwatch_harness.adversary.filesystem import ROOT, Tree
-from farwatch_harness.adversary.script import Script, generate, init_flags
+from farwatch_harness.adversary.script import (
+    ACTORS_FAIL,
+    FUSE_FAILS,
+    Script,
+    generate,
+    init_flags,
+)
 from farwatch_harness.adversary.shrink import shrink
 from farwatch_harness.adversary.storm import Watch, program
+from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm.guest_client import Guest
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
@@ -51,6 +61,89 @@ def test_a_seed_gives_the_same_script_each_time() -> None:
 def test_a_script_that_was_saved_is_the_same_when_it_is_read(seed: int) -> None:
     script = generate(str(seed))
     assert Script.from_json(script.to_json()) == script
+
+
+@pytest.mark.parametrize(
+    ("theme", "step"),
+    [
+        ("unplug", "poke "),
+        ("unbind", "put /sys/bus/"),
+        ("frozen", "frozen "),
+        ("meet", "imeet "),
+        ("faults", "fail 1"),
+        ("kill", "kill "),
+        ("reclaim", "put /proc/sys/vm/drop_caches"),
+    ],
+)
+def test_actors_do_what_a_theme_is_about(theme: str, step: str) -> None:
+    scripts = [generate(str(seed), pool=[theme]) for seed in range(40)]
+    with_theme = [script for script in scripts if script.themes == [theme]]
+    assert len(with_theme) > 10
+    found = [
+        any(
+            op.startswith(step)
+            for each in script.rounds
+            for ops in each.actors.values()
+            for op in ops
+        )
+        for script in with_theme
+    ]
+    assert sum(found) > len(found) / 2
+
+
+def test_servers_restart_and_never_answer_where_a_theme_is_about_it() -> None:
+    restarts = [generate(str(seed), pool=["restart"]) for seed in range(20)]
+    actions = [action[1] for script in restarts for each in script.rounds for action in each.server]
+    assert "restart" in actions
+    never = [generate(str(seed), ["queue"], ["never"]) for seed in range(20)]
+    ends = [script.rounds[-1] for script in never if script.themes]
+    assert ends
+    for each in ends:
+        assert [lie.what for lie in each.lies.fsnotify] == ["never"]
+        # Only the end of the connection ends the wait.
+        assert each.actors[2][-1].startswith("put /sys/")
+
+
+def test_rounds_with_faults_are_saved_with_what_fails() -> None:
+    scripts = [generate(str(seed), pool=["faults"]) for seed in range(40)]
+    kinds = {each.faults for script in scripts for each in script.rounds}
+    assert kinds == {"", ACTORS_FAIL, FUSE_FAILS}
+
+
+class InjectingGuest:
+    """A guest whose fault injection fails `failures` calls of each capability in a round."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.scripts: list[str] = []
+
+    def os(self, _name: str, _path: str, _mode: int) -> bool:
+        return True
+
+    def shell(self, script: str) -> str:
+        self.scripts.append(script)
+        if "kallsyms" in script:
+            return "ffffffff81000000\nffffffff81000100\nffffffff8f000000\n"
+        return f"{TIMES - self.failures}\n" * 3 if "cat " in script else ""
+
+
+def test_faults_that_came_are_counted() -> None:
+    guest = InjectingGuest(7)
+    faults = Faults(cast(Guest, guest))
+    faults.begin(FUSE_FAILS)
+    assert any("echo 0xffffffff81000100 > " in script for script in guest.scripts)
+    faults.end()
+    assert faults.injected == 21
+    faults.check()
+
+
+def test_faults_that_never_come_are_an_error() -> None:
+    faults = Faults(cast(Guest, InjectingGuest(0)))
+    faults.check()
+    faults.begin(ACTORS_FAIL)
+    faults.end()
+    with pytest.raises(HarnessError, match="none was injected"):
+        faults.check()
 
 
 def test_what_is_not_needed_for_a_finding_is_left_out() -> None:
@@ -178,6 +271,21 @@ def test_the_storm_program_reports_what_is_watched(
     assert any(line.endswith("0x100") for line in ask(storm, "heard 100", "ok heard"))
     ask(storm, "do 3 kill 1", "died 1")
     assert ask(storm, "report", "ok report") == []
+
+
+def test_the_storm_program_has_two_threads_meet_at_each_file(
+    storm: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    for number in range(20):
+        (tmp_path / str(number)).touch()
+    ask(storm, "spawn 2 0", "ok spawn")
+    assert storm.stdin is not None
+    print(f"do 4 imeet 0 {tmp_path} 20 add 1", file=storm.stdin, flush=True)
+    ended = set(ask(storm, f"do 5 imeet 2 {tmp_path} 20 fail 2", "done 4"))
+    if "done 5" not in ended:
+        ask(storm, "steps", "done 5")
+    inodes = [line.split()[5] for line in ask(storm, "report", "ok report") if "inotify" in line]
+    assert sorted(inodes.count(each) for each in set(inodes)) == [2] * 20
 
 
 def test_a_script_keeps_what_a_round_is_made_of() -> None:
