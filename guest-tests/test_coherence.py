@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness.oracle.compare import Action, In
+from farwatch_harness.oracle.compare import HostScript, In
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.shared_vm import SharedVm
@@ -124,14 +124,14 @@ class Change:
     nobody watches the directory.
     """
 
-    run: Action
+    run: HostScript
     event: In
     watched: tuple[tuple[str, ...], ...] = ((".",),)
     untold: tuple[str, ...] = ()
-    prepare: Action = lambda base: None
+    prepare: HostScript = lambda base: None
 
 
-def write(name: str, text: str, flags: int) -> Action:
+def write(name: str, text: str, flags: int) -> HostScript:
     def run(base: Path) -> None:
         fd = os.open(base / name, os.O_WRONLY | flags)
         os.write(fd, text.encode())

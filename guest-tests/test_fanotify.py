@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from farwatch_harness.oracle.compare import Action, In
+from farwatch_harness.oracle.compare import HostScript, In
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
@@ -176,7 +176,7 @@ def append(path: Path) -> None:
 
 
 #: Each step on the host, what the directory's listener reads of it, and of which name.
-STEPS: list[tuple[Action, list[tuple[FanMask, str]]]] = [
+STEPS: list[tuple[HostScript, list[tuple[FanMask, str]]]] = [
     (lambda base: (base / "a").touch(), [(FanMask.CREATE, "a")]),
     (lambda base: append(base / "a"), [(FanMask.MODIFY, "a")]),
     (lambda base: (base / "a").chmod(0o600), [(FanMask.ATTRIB, "a")]),
@@ -496,7 +496,7 @@ while signal.sigtimedwait([signal.SIGRTMIN], 20):
         ),
     ],
 )
-def test_dnotify_sends_its_signal(guest: Guest, share: Share, event: str, step: Action) -> None:
+def test_dnotify_sends_its_signal(guest: Guest, share: Share, event: str, step: HostScript) -> None:
     (share.host / "file").touch()
     process = guest.spawn("python3", "-c", DNOTIFY, share.guest, event)
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from farwatch_harness.oracle.compare import Action, In, compare
+from farwatch_harness.oracle.compare import HostScript, In, compare
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
@@ -22,9 +22,9 @@ class Case:
     """A script: `prepare` and `run` get the base directory; the bits of `expect` must occur, so
     that none is empty."""
 
-    run: Action
+    run: HostScript
     expect: In
-    prepare: Action = lambda base: None
+    prepare: HostScript = lambda base: None
     watched: dict[str, int] = field(default_factory=lambda: ALL)
 
 
@@ -32,7 +32,7 @@ def a_file(base: Path) -> None:
     (base / "file").write_bytes(b"content")
 
 
-def in_turn(*steps: Action) -> Action:
+def in_turn(*steps: HostScript) -> HostScript:
     def run(base: Path) -> None:
         for step in steps:
             step(base)

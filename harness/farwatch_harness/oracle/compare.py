@@ -84,50 +84,50 @@ def normalize(
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Where the guest is not told what a local file system tells, and why that stays so."""
+class KnownDifference:
+    """How the guest's events differ from those of a local file system, and why this stays so."""
 
     what: str
     why: str
 
 
-#: All of them, as docs/modes.md lists them. The comparison allows the first (merged()), leaves the
-#: second out (of what the guest does in mode remote nothing is compared) and takes the third as
-#: equal (UNNAMED); scripts reach no other.
+#: The list of docs/modes.md. The comparison allows the first difference (coalesced()). It leaves
+#: out the second: in mode remote it compares no operation of the guest. It takes the third as equal
+#: (UNNAMED). No script reaches the others.
 KNOWN_DIFFERENCES = (
-    Difference(
+    KnownDifference(
         "In mode `others`, pending events of one process of the host on one object are coalesced"
         " and reported at the position of the first, once per type, in the order open, access,"
         " modify, attrib, close; the reported names of a directory always end as on the host",
         "fanotify does this before the daemon reads its queue",
     ),
-    Difference(
+    KnownDifference(
         "In mode `remote`, the guest's own operations are reported as they reach the host: a write"
         " to a shared mapping as a read and a write, and the last events of a file that the guest"
         " deletes possibly not at all",
         "they come from the host's inotify, and the guest's kernel may have forgotten the file by"
         " then",
     ),
-    Difference(
+    KnownDifference(
         'A file without a name (`O_TMPFILE`) is "/" in events of the guest\'s own operations, where'
         " other file systems have its inode number",
         "Linux's FUSE names it so, with or without the patches",
     ),
-    Difference(
+    KnownDifference(
         "A new watch may get events of what the host did just before it was added",
         "the events were on their way to the guest for another watch",
     ),
-    Difference(
+    KnownDifference(
         "`IN_DELETE_SELF` comes, and ends the watch, when the last name is deleted, not when the"
         " last process of the host closes the file; an unlinked object cannot be watched"
         " (`ENOENT`)",
         "the daemon may be the last one that has the file open, and then the host reports nothing",
     ),
-    Difference(
+    KnownDifference(
         "fanotify groups without `FAN_REPORT_FID` get no events of the host",
         "their events are open files, which a path on the host is not",
     ),
-    Difference(
+    KnownDifference(
         "A program that reads an event of a file may find the file's other names, in unwatched"
         " directories, as they were cached",
         "the event does not contain them",
@@ -136,12 +136,13 @@ KNOWN_DIFFERENCES = (
 
 
 def coalesced(step: Sequence[ObservedEvent]) -> list[ObservedEvent]:
-    """The events of one reading as the host's fanotify may have merged them: what happens to one
-    object, renames apart, comes together, where the first of it came, each kind of event once.
+    """Return the events of one reading as fanotify on the host may have coalesced them.
+
+    All events of one object, without renames, stand at the position of the first, each type once.
     """
     first: dict[object, int] = {}
-    for place, one in enumerate(step):
-        first.setdefault(one if one.what & MOVES else (one.where, one.name), place)
+    for position, one in enumerate(step):
+        first.setdefault(one if one.what & MOVES else (one.where, one.name), position)
     together = sorted(
         step, key=lambda one: first[one if one.what & MOVES else (one.where, one.name)]
     )
@@ -150,13 +151,13 @@ def coalesced(step: Sequence[ObservedEvent]) -> list[ObservedEvent]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The two streams of one script."""
+    """The events of one script, from both watchers."""
 
     native: list[ObservedEvent]
     guest: list[ObservedEvent]
 
     def difference(self) -> str:
-        """Empty when both tell the same, else where they part and both in full."""
+        """Return "" if both are equal, else where they begin to differ, and both in full."""
         if self.native == self.guest:
             return ""
         pairs = zip(self.native, self.guest, strict=False)
@@ -169,21 +170,21 @@ class Comparison:
         return f"the streams part at event {same}\nnative:\n  {native}\nguest:\n  {guest}"
 
 
-Action = Callable[[Path], object]
+HostScript = Callable[[Path], object]
 
 
 def compare(
     guest: Guest,
     share: Share,
     reference: Path,
-    prepare: Action,
-    script: Action,
+    prepare: HostScript,
+    script: HostScript,
     watched: dict[str, int],
 ) -> Comparison:
-    """Run ``script`` in both directories after ``prepare``; ``watched`` maps paths below the base
-    to inotify masks.
+    """Run `script` in both directories after `prepare`; return the events of both.
 
-    The base itself, ".", must be watched for IN_CREATE: that is how the end is seen.
+    watched: inotify masks by path below the base. The base itself, ".", must be watched for
+    IN_CREATE, because the end is an entry in it.
     """
     prepare(reference)
     prepare(share.host)
@@ -205,28 +206,31 @@ ThreadScript = Sequence[FileOperation]
 
 
 class HostWatch(Enum):
-    """How the daemon watches the host, which says how close a comparison can be."""
+    """How the daemon watches the host, which decides how exactly events can be compared."""
 
-    INOTIFY = "tells all in order: a script is done as a whole and compared exactly"
-    FANOTIFY = (
-        "merges what is not read yet: both sides are read after each step, and compared as merged"
-    )
+    #: inotify reports all events in order: a script runs as a whole, and is compared exactly.
+    INOTIFY = "inotify"
+    #: fanotify coalesces pending events: both sides are read after each step, and compared as
+    #: coalesced.
+    FANOTIFY = "fanotify"
 
     def rounds(self, threads: Sequence[ThreadScript]) -> list[list[ThreadScript]]:
-        """What the lanes do from one reading to the next."""
+        """Return what each thread performs between two readings."""
         if self is HostWatch.INOTIFY:
             return [list(threads)]
         steps = itertools.zip_longest(*threads)
         return [[[] if operation is None else [operation] for operation in step] for step in steps]
 
     def comparable(self, step: list[ObservedEvent]) -> list[ObservedEvent]:
-        """What one lane is told from one reading to the next, without what may differ."""
+        """Return the events of one thread between two readings, without what may differ."""
         return coalesced(step) if self is HostWatch.FANOTIFY else step
 
 
 def watches(threads: int) -> list[tuple[str, int]]:
-    """The paths below the base and their masks: the base for the end of the script, and in each
-    lane's all WATCHED."""
+    """Return the watched paths below the base, with their masks.
+
+    They are the base, for the end of the script, and all WATCHED paths of each thread.
+    """
     return [
         (".", int(In.CREATE)),
         *((f"{thread}/{path}", int(In.ALL)) for thread in range(threads) for path in WATCHED),
@@ -234,7 +238,7 @@ def watches(threads: int) -> list[tuple[str, int]]:
 
 
 class EventLog:
-    """What one listener is told of one base directory, lane by lane."""
+    """The events of one watcher in one base directory, by thread."""
 
     def __init__(
         self, descriptors: Sequence[int], threads: int, watch: HostWatch = HostWatch.INOTIFY
@@ -247,24 +251,27 @@ class EventLog:
         self.by_thread: list[list[ObservedEvent]] = [[] for _ in range(threads)]
 
     def take(self, events: Sequence[GuestInotifyEvent]) -> None:
-        """Adds what the events say to the lanes' stories. What belongs to no lane, as an overflow,
-        is told in each."""
+        """Add events to their threads.
+
+        An event of no thread, such as an overflow, is added to all.
+        """
         for thread, events_seen in enumerate(self.by_thread):
             own = [event for event in events if self.thread_of(event) in (thread, None)]
             events_seen += self.watch.comparable(normalize(own, self.labels, self.moves[thread]))
 
     def thread_of(self, event: GuestInotifyEvent) -> int | None:
+        """Return the thread in whose directory the event happened; None: in the base directory."""
         thread = self.labels.get(event.wd, ".").partition("/")[0]
         return None if thread == "." else int(thread)
 
     @property
     def events_seen(self) -> list[ObservedEvent]:
-        """The lanes' stories, one after the other."""
+        """The events of all threads, one thread after the other."""
         return [one for events_seen in self.by_thread for one in events_seen]
 
 
 def watch_in_the_guest(listener: GuestInotify, base: PurePosixPath, threads: int) -> list[int]:
-    """The watches of a base directory, by one call."""
+    """Add the watches of a base directory with one call of the agent."""
     paths = [(str(base / path), mask) for path, mask in watches(threads)]
     found = listener.guest.call("inotify_add_all", handle=listener.handle, watches=paths)
     return [int(wd) for wd in found]
@@ -278,7 +285,7 @@ def compare_on_the_host(
     runners: ScriptRunners,
     watch: HostWatch,
 ) -> Comparison:
-    """The lanes are performed on the host, in the new directories ``reference`` and ``share``."""
+    """Perform the threads on the host, in the new directories `reference` and `share`."""
     for base in (reference, share.host):
         for thread in range(len(threads)):
             (base / str(thread)).mkdir(parents=True)
@@ -297,7 +304,7 @@ def compare_on_the_host(
             perform_in(runners, (reference, share.host), scripts)
             end = f"{END} {number}"
             for base in (reference, share.host):
-                # A symlink: made by one event, and without an open.
+                # A symlink, because it is created without an open and raises one event.
                 (base / end).symlink_to("nowhere")
             local.take(native.read(end))
             remote.take(read_until(listener, end))
@@ -311,8 +318,10 @@ def compare_in_the_guest(
     threads: Sequence[ThreadScript],
     runners: ScriptRunners,
 ) -> Comparison:
-    """The lanes are performed in the guest, in the new directories ``local``, the native side, and
-    ``share``."""
+    """Perform the threads in the guest, in the new directories `local` and `share`.
+
+    `local` is the native side.
+    """
     share.host.mkdir()
     bases = (local, share.guest)
     runners.perform([prepared_in_the_guest(bases, str(thread)) for thread in range(len(threads))])
@@ -322,8 +331,7 @@ def compare_in_the_guest(
             for base in bases
         ]
         perform_in(runners, bases, threads)
-        # Done on the host: told after all that the host, wrongly or late, tells of what the guest
-        # did.
+        # The host creates it: a wrong or late report of the guest's own operations comes before.
         (share.host / END).symlink_to("nowhere")
         events = read_until(listener, END)
     for side in sides:
@@ -332,8 +340,10 @@ def compare_in_the_guest(
 
 
 def prepared_in_the_guest(bases: Sequence[PurePath], thread: str) -> list[ScriptPart]:
-    """What makes one lane's directory with its TREE in each base, and the bases themselves unless
-    they are there."""
+    """Return the parts that make one thread's directory with its INITIAL_FILES in each base.
+
+    They make the bases, too, if they do not exist.
+    """
     parts: list[ScriptPart] = []
     for base in bases:
         parts += [
@@ -347,7 +357,7 @@ def prepared_in_the_guest(bases: Sequence[PurePath], thread: str) -> list[Script
 def perform_in(
     runners: ScriptRunners, bases: Sequence[PurePath], threads: Sequence[ThreadScript]
 ) -> None:
-    """All lanes at once, each in its directory of the first base and then of the next."""
+    """Perform all threads concurrently, each in its directory of each base in turn."""
     scripts = list(enumerate(threads))
     runners.perform(
         [[(base / str(number), script) for base in bases] for number, script in scripts]
@@ -355,10 +365,10 @@ def perform_in(
 
 
 def read_until(listener: GuestInotify, end: str) -> list[GuestInotifyEvent]:
-    """Events up to the entry ``end``; HarnessError when it is not told of."""
+    """Return the events up to the entry `end`. HarnessError: it was not reported."""
     events = listener.read(until=end, limit=LIMIT)
     if not any(event.name == end for event in events):
         raise HarnessError(
-            f"the guest's inotify did not report {end!r} in {LIMIT:.0f} s, but {len(events)} others"
+            f"the guest's inotify reported {len(events)} events, but not {end!r}, in {LIMIT:.0f} s"
         )
     return events

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inotify(7) as a program of the system that it runs on sees it: the host's, or the guest's."""
+"""inotify(7) of the system on which this process runs: the host, or the guest."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ LIMIT = 20.0
 
 
 class In(IntFlag):
-    """inotify(7)'s bits."""
+    """The bits of inotify(7)."""
 
     ACCESS = 0x1
     MODIFY = 0x2
@@ -55,20 +55,28 @@ class NativeInotify:
             raise OSError(ctypes.get_errno(), "inotify_init1")
 
     def add(self, path: Path, mask: int) -> int:
-        """inotify_add_watch(2): the watch descriptor, or ``OSError``."""
+        """Add or change a watch; return its watch descriptor.
+
+        OSError: inotify_add_watch(2) failed.
+        """
         wd = LIBC.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask))
         if wd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
         return int(wd)
 
     def remove(self, wd: int) -> None:
-        """inotify_rm_watch(2)."""
+        """Remove a watch.
+
+        OSError: inotify_rm_watch(2) failed.
+        """
         if LIBC.inotify_rm_watch(self.fd, wd) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"watch {wd}")
 
     def read(self, until: str) -> list[GuestInotifyEvent]:
-        """All events up to the first with the name ``until``; HarnessError when it does not
-        come."""
+        """Return all events up to the first one with the name `until`.
+
+        HarnessError: no such event came in LIMIT seconds.
+        """
         events: list[GuestInotifyEvent] = []
         while not any(event.name == until for event in events):
             more = self.read_ready(LIMIT)
@@ -78,8 +86,7 @@ class NativeInotify:
         return events
 
     def read_ready(self, limit: float) -> list[GuestInotifyEvent]:
-        """What one read(2) gives, after waiting for it up to ``limit`` seconds; none when nothing
-        came."""
+        """Wait up to `limit` seconds for an event; return the events of one read(2)."""
         if not select.select([self.fd], [], [], limit)[0]:
             return []
         data = os.read(self.fd, 1 << 20)

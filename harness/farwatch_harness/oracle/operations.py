@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """File operations as data, for scripts that run alike on the host and in the guest.
 
-An operation is a list: its kind and the names it is about, relative to the script's base directory.
-What cannot be done (a name is there already, is missing, is a directory) is left out, on both sides
-alike.
+An operation is a list: its kind, and its arguments, which are names relative to the script's base
+directory. An operation that fails, because a name exists, is missing or is a directory, is left out
+on both sides alike.
 
-As a program it is a performer: each line of its input is a JSON list of [base, operations], which
-it performs in that order and answers with a line that says DONE; it ends with its input. Standard
-library only: the guest runs it, too.
+As a program this is a script runner. Each line of its input is a JSON list of [base, operations],
+which it performs in that order; then it prints DONE. It ends at the end of its input. It uses the
+standard library only, because the guest runs it, too.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from typing import Any
 FileOperation = list[str]
 
 DONE = "done"
-#: What is there before a script begins, and which of it is watched.
+#: The files that exist before a script begins, and those of them that are watched.
 INITIAL_FILES: Sequence[FileOperation] = (
     ["mkdir", "d"],
     ["mkdir", "e"],
@@ -32,9 +32,9 @@ INITIAL_FILES: Sequence[FileOperation] = (
     ["symlink", "d/f", "link"],
 )
 WATCHED = (".", "d", "e", "d/sub", "d/f", "e/g")
-#: Names to choose from: what is there, what may come, what can never be.
+#: The names of random operations: they exist at first, may be created, or can never exist.
 NAMES = ("d", "e", "d/f", "d/n", "d/sub", "d/sub/f", "e/g", "e/d", "e/d/f", "e/sub", "top", "link")
-#: What are files at first, directories, and neither.
+#: The names that are files at first, directories, and free.
 FILES = ("d/f", "e/g", "link")
 DIRECTORIES = ("d", "e", "d/sub", ".")
 FREE = ("d/n", "e/d", "d/sub/f", "top")
@@ -77,21 +77,23 @@ def write_mapped(path: str) -> None:
 
 
 def write_unnamed(directory: str, name: str | None = None) -> None:
-    """Write a file that has no name (O_TMPFILE) and, before it is closed, give it one, if there is
-    one to give."""
+    """Write a file that has no name (O_TMPFILE).
+
+    name: the name that the file gets before it is closed; None for none.
+    """
     fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o644)
     try:
         os.write(fd, b"unnamed")
         if name is not None:
-            # Python passes AT_SYMLINK_FOLLOW only together with a descriptor, which an absolute
-            # path makes no use of.
+            # Python passes AT_SYMLINK_FOLLOW only together with a descriptor, which the kernel
+            # ignores for an absolute path.
             os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=fd, follow_symlinks=True)
     finally:
         os.close(fd)
 
 
 def rename(old: str, new: str, flags: int) -> None:
-    """renameat2(2)."""
+    """Call renameat2(2)."""
     names = os.fsencode(old), os.fsencode(new)
     if LIBC.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], flags) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), old)
@@ -122,13 +124,13 @@ TWO: Mapping[str, Callable[[str, str], Any]] = {
     "rename new": lambda old, new: rename(old, new, RENAME_NOREPLACE),
     "exchange": lambda old, new: rename(old, new, RENAME_EXCHANGE),
     "link": os.link,
-    # The target is no name below the base, but what the symlink holds.
+    # The first name is the target: it is used as it is, not below the base.
     "symlink": os.symlink,
     "link unnamed": write_unnamed,
 }
 KINDS = (*ONE, *TWO)
-#: For each kind and each of its names those that it can be done with at first; for the other kinds
-#: all NAMES are alike.
+#: For each kind and each of its arguments, the names with which it succeeds at first. The other
+#: kinds take all NAMES.
 FITTING: Mapping[str, Sequence[Sequence[str]]] = {
     "create": (FREE,),
     "write": (FILES,),
@@ -151,13 +153,16 @@ FITTING: Mapping[str, Sequence[Sequence[str]]] = {
 
 
 def choices(kind: str) -> list[list[str]]:
-    """For each name of a kind those to choose from: all, the fitting ones more often."""
+    """Return for each argument of a kind the names to choose from.
+
+    They are all NAMES, and the fitting ones twice more.
+    """
     fitting = FITTING.get(kind, (NAMES, NAMES)[: 1 if kind in ONE else 2])
     return [[*names, *names, *NAMES] for names in fitting]
 
 
 def perform(base: str, operation: FileOperation) -> bool:
-    """Run one operation below `base`, if it can be done; whether it could."""
+    """Run one operation below `base`; return whether it succeeded."""
     kind, *names = operation
     paths = [
         name if (kind, at) == ("symlink", 0) else f"{base}/{name}" for at, name in enumerate(names)
@@ -173,13 +178,13 @@ def perform(base: str, operation: FileOperation) -> bool:
 
 
 def random_script(random: Random, length: int) -> list[FileOperation]:
-    """A script of so many operations, of all kinds alike."""
+    """Return a script of `length` operations; all kinds are equally likely."""
     kinds = random.choices(KINDS, k=length)
     return [[kind, *(random.choice(names) for names in choices(kind))] for kind in kinds]
 
 
 def main() -> None:
-    """Perform what standard input asks for, until it ends."""
+    """Perform the scripts from standard input until it ends."""
     for line in sys.stdin:
         for base, script in json.loads(line):
             for operation in script:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that perform scripts of operations, on the host or in the guest, several at once if
-several are started."""
+"""Script runners: processes that perform scripts of operations, on the host or in the guest.
+
+Several of them run concurrently.
+"""
 
 import json
 import select
@@ -17,31 +19,29 @@ from farwatch_harness.vm.guest_client import Guest
 
 #: A base directory and the script that is performed in it.
 ScriptPart = tuple[PurePath, Sequence[FileOperation]]
-#: Seconds for one order, and for the program to come up: in an emulated guest that reads its Python
-#: over 9p.
+#: Seconds for one request and for the program's start: an emulated guest reads Python over 9p.
 LIMIT = 60.0
-# Nothing of the environment has a say in what is performed, and no byte code is written.
+# Isolated from the environment, and without writing byte code.
 COMMAND = ("-I", "-S", "-B", operations.__file__)
 
 
 class ScriptRunners(Protocol):
-    """Several processes that do as they are told."""
+    """Several processes that perform scripts."""
 
     def perform(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
-        """Each process performs parts of its own, one after the other, all processes at the same
-        time.
+        """Have each process perform its parts, one after the other; all processes run concurrently.
 
-        Returns when all is done; HarnessError when that takes too long or a process is gone.
+        Return when all have finished. HarnessError: it took too long, or a process has ended.
         """
 
 
-def order(parts: Sequence[ScriptPart]) -> str:
-    """What a process reads."""
+def request_line(parts: Sequence[ScriptPart]) -> str:
+    """Return the line of input that has a process perform these parts."""
     return json.dumps([[str(base), list(script)] for base, script in parts]) + "\n"
 
 
 class HostScriptRunners:
-    """Performers on the system that this runs on."""
+    """Script runners on the system on which this process runs."""
 
     def __init__(self, count: int) -> None:
         self.processes = [
@@ -52,18 +52,19 @@ class HostScriptRunners:
         ]
 
     def perform(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
+        """Have each process perform its parts; return when all have finished."""
         self.start(parts)
         self.finish(len(parts))
 
     def start(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
-        """As ``perform``, without waiting for the end."""
+        """Do as `perform`, but do not wait for the end."""
         for process, own in zip(self.processes, parts, strict=False):
             assert process.stdin is not None
-            process.stdin.write(order(own))
+            process.stdin.write(request_line(own))
             process.stdin.flush()
 
     def finish(self, count: int) -> None:
-        """Waits until the first ``count`` have done what they were started for."""
+        """Wait until the first `count` processes have performed what they were started with."""
         for process in self.processes[:count]:
             assert process.stdout is not None
             if not select.select([process.stdout], [], [], LIMIT)[0]:
@@ -74,14 +75,14 @@ class HostScriptRunners:
                 )
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         for process in self.processes:
             process.kill()
             process.communicate()
 
 
 class GuestScriptRunners:
-    """Performers in the guest."""
+    """Script runners in the guest."""
 
     def __init__(self, guest: Guest, count: int) -> None:
         self.guest = guest
@@ -89,17 +90,18 @@ class GuestScriptRunners:
         self.processes = [guest.spawn(*argv, stdin=True) for _ in range(count)]
 
     def perform(self, parts: Sequence[Sequence[ScriptPart]]) -> None:
+        """Have each process perform its parts; return when all have finished."""
         texts = [
-            (process.handle, order(own))
+            (process.handle, request_line(own))
             for process, own in zip(self.processes, parts, strict=False)
         ]
-        for said in self.guest.call("processes_ask", LIMIT, texts=texts, limit=LIMIT):
-            if said != [DONE]:
-                words = " / ".join(said) or f"nothing was said in {LIMIT:.0f} s"
+        for output in self.guest.call("processes_ask", LIMIT, texts=texts, limit=LIMIT):
+            if output != [DONE]:
+                words = " / ".join(output) or f"no answer in {LIMIT:.0f} s"
                 raise HarnessError(f"a script in the guest was not performed: {words}")
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         for process in self.processes:
             if not self.guest.lost:
                 process.stop()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak's programs in the guest: watchers of the numbered streams, and a writer of one.
+"""The programs of the stress test in the guest: watchers of streams, and a writer of one.
 
-    steady DIR FIRST            watches a stream that the host writes, says each marker it sees,
-    ends upon any input own DIR FIRST SECONDS       lets a process of its own write a stream, and
-    watches it passing SECONDS SEED DIR... watchers that come and go
+    steady DIR FIRST           watch a stream that the host writes, print each marker, end on input
+    own DIR FIRST SECONDS      write a stream in a process of its own, and watch it
+    passing SECONDS SEED DIR.. run watchers that come and go
 
-FIRST is the number of the stream's next file. Each says "ready" first; its last line is JSON:
-{"tally": {...}, "notes": [...]} or {"error": "..."}.
+FIRST is the number of the stream's next file. Each program first prints "ready"; its last line is
+JSON: {"tally": {...}, "notes": [...]} or {"error": "..."}.
 """
 
 import contextlib
@@ -24,38 +24,38 @@ from farwatch_harness.oracle.script_runners import HostScriptRunners
 from farwatch_harness.soak.stream import (
     ALL,
     MARKER,
-    Account,
     Counter,
-    Judge,
-    Kind,
+    FileStage,
+    StreamChecker,
+    WatcherReport,
     burst,
     mask_of,
-    not_begun,
+    next_file,
 )
 from farwatch_harness.util.errors import HarnessError
 
-#: Seconds without an event after which a stream that should go on is taken for dead.
+#: Seconds without an event after which a stream counts as lost.
 LIMIT = 60.0
-#: Seconds in which an event would come that should not.
-LATE = 0.2
+#: Seconds to wait for surplus events.
+SURPLUS_LIMIT = 0.2
 BURST = 50
-#: A marker comes and goes.
+#: A marker is created and deleted.
 MARKER_EVENTS = 2
-#: What watchers that come and go watch for.
-CHOICES: Sequence[Sequence[Kind]] = (
+#: The masks of watchers that come and go.
+CHOICES: Sequence[Sequence[FileStage]] = (
     ALL,
-    (Kind.CREATED,),
-    (Kind.LEFT, Kind.CAME),
-    (Kind.CREATED, Kind.DELETED),
+    (FileStage.CREATED,),
+    (FileStage.LEFT, FileStage.CAME),
+    (FileStage.CREATED, FileStage.DELETED),
 )
-#: Seconds that one of them stays at most.
+#: Seconds that such a watcher stays at most, before and after it removes a watch.
 STAY = 0.5
 MOST_DIRECTORIES = 3
 
 
-def steady(directory: Path, first: int, account: Account) -> None:
-    """Watches a stream that another writes, until told to end."""
-    judge = Judge(first)
+def steady(directory: Path, first: int, report: WatcherReport) -> None:
+    """Watch a stream that another process writes, until there is input."""
+    checker = StreamChecker(first)
     with NativeInotify() as native:
         native.add(directory, mask_of(ALL))
         print("ready", flush=True)
@@ -63,19 +63,19 @@ def steady(directory: Path, first: int, account: Account) -> None:
             ready = select.select([native.fd, sys.stdin], [], [], LIMIT)[0]
             if not ready:
                 raise HarnessError(f"no event in {directory} for {LIMIT:.0f} s")
-            # Told to end when all has been seen: what still comes is too much.
-            events = native.read_ready(LATE if sys.stdin in ready else 0)
+            # The host ends this program after the last marker was seen: later events are surplus.
+            events = native.read_ready(SURPLUS_LIMIT if sys.stdin in ready else 0)
             for event in events:
-                if (marker := judge.see(event)) and event.mask & In.DELETE:
+                if (marker := checker.see(event)) and event.mask & In.DELETE:
                     print(marker, flush=True)
             if sys.stdin in ready and not events:
-                account.add(directory.name, judge)
+                report.add(directory.name, checker)
                 return
 
 
-def own(directory: Path, first: int, seconds: float, account: Account) -> None:
-    """Writes a stream for so long, and watches it."""
-    judge = Judge(first)
+def own(directory: Path, first: int, seconds: float, report: WatcherReport) -> None:
+    """Write a stream for `seconds`, and watch it."""
+    checker = StreamChecker(first)
     end = time.monotonic() + seconds
     with (
         NativeInotify() as native,
@@ -93,60 +93,60 @@ def own(directory: Path, first: int, seconds: float, account: Account) -> None:
                 events = native.read_ready(LIMIT)
                 if not events:
                     raise HarnessError(f"no event in {directory} for {LIMIT:.0f} s")
-                markers += sum(judge.see(event) == f"{MARKER}{first}" for event in events)
+                markers += sum(checker.see(event) == f"{MARKER}{first}" for event in events)
             runners.finish(1)
-    account.add(directory.name, judge)
+    report.add(directory.name, checker)
 
 
-def passing(seconds: float, random: Random, directories: Sequence[Path], account: Account) -> None:
-    """Watchers that come and go for so long, each on some of the directories, for some of the
-    events."""
+def passing(
+    seconds: float, random: Random, directories: Sequence[Path], report: WatcherReport
+) -> None:
+    """Run watchers for `seconds`, each on some of the directories, for some of the events."""
     end = time.monotonic() + seconds
     print("ready", flush=True)
     while time.monotonic() < end:
         count = random.randint(1, min(MOST_DIRECTORIES, len(directories)))
-        passer(random, random.sample(list(directories), count), account)
+        passer(random, random.sample(list(directories), count), report)
 
 
-def passer(random: Random, directories: Sequence[Path], account: Account) -> None:
-    """One watcher: comes, reads for a while, takes one of its watches away, reads on, and goes with
-    events unread."""
+def passer(random: Random, directories: Sequence[Path], report: WatcherReport) -> None:
+    """Run one watcher. It removes one of its watches half-way, and ends with events unread."""
     removed = None
     with NativeInotify() as native:
-        judges = {}
+        checkers = {}
         for directory in directories:
-            kinds = random.choice(CHOICES)
-            wd = native.add(directory, mask_of(kinds))
-            judges[wd] = directory.name, Judge(not_begun(directory), kinds)
+            stages = random.choice(CHOICES)
+            wd = native.add(directory, mask_of(stages))
+            checkers[wd] = directory.name, StreamChecker(next_file(directory), stages)
         for stay in (random.uniform(0, STAY), random.uniform(0, STAY)):
             end = time.monotonic() + stay
             while (left := end - time.monotonic()) > 0:
                 for event in native.read_ready(left):
                     if event.mask & In.IGNORED and event.wd == removed:
                         continue
-                    _name, judge = judges.get(event.wd) or next(iter(judges.values()))
-                    judge.see(event)
+                    _name, checker = checkers.get(event.wd) or next(iter(checkers.values()))
+                    checker.see(event)
             if removed is None:
-                removed = random.choice(list(judges))
+                removed = random.choice(list(checkers))
                 native.remove(removed)
-    for name, judge in judges.values():
-        account.add(name, judge)
+    for name, checker in checkers.values():
+        report.add(name, checker)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the program that is asked for."""
-    kind, *words = arguments
-    account = Account()
+    """Run the program that the arguments name."""
+    program, *words = arguments
+    report = WatcherReport()
     try:
-        if kind == "steady":
-            steady(Path(words[0]), int(words[1]), account)
-        elif kind == "own":
-            own(Path(words[0]), int(words[1]), float(words[2]), account)
+        if program == "steady":
+            steady(Path(words[0]), int(words[1]), report)
+        elif program == "own":
+            own(Path(words[0]), int(words[1]), float(words[2]), report)
         else:
-            passing(float(words[0]), Random(words[1]), [Path(word) for word in words[2:]], account)
-        print(json.dumps(dataclasses.asdict(account)), flush=True)
+            passing(float(words[0]), Random(words[1]), [Path(word) for word in words[2:]], report)
+        print(json.dumps(dataclasses.asdict(report)), flush=True)
     except (HarnessError, OSError) as error:
-        print(json.dumps({"error": f"{kind}: {error}"}), flush=True)
+        print(json.dumps({"error": f"{program}: {error}"}), flush=True)
 
 
 if __name__ == "__main__":

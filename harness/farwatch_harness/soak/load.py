@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak's load for one round: writers on the host and in the guest, watchers in the guest, all
-at once."""
+"""The load of one round: writers on the host and in the guest, and watchers in the guest."""
 
 import contextlib
 import json
@@ -17,21 +16,20 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest, GuestProcess
 from farwatch_harness.vm.testbed import Share
 
-#: Streams that the host writes as fast as a steady watcher in the guest takes it; each has a writer
-#: of its own.
+#: The number of streams that the host writes as fast as a steady watcher in the guest reads them.
+#: Each has its own writer.
 PACED = 2
-#: Files at once; the queues of daemon and guest hold a few such bursts.
+#: Files of a burst; the queues of daemon and guest have room for a few bursts.
 SMALLEST_BURST, LARGEST_BURST = 10, 200
-#: Seconds from one burst to the next at most, by chance.
+#: Seconds from one burst to the next; a random time up to this.
 LONGEST_PAUSE = 0.3
-#: A stream that no steady watcher paces: so many files at once, and the seconds from one time to
-#: the next.
+#: A stream that no steady watcher paces: the files of a burst, and the seconds between two bursts.
 FREE_BURST, FREE_INTERVAL = 10, 0.1
-#: Processes with watchers that come and go.
+#: The number of processes whose watchers come and go.
 PASSERS = 3
 #: Seconds for a program in the guest to start, for a burst to arrive, and for a program to end.
 START_LIMIT, BURST_LIMIT, END_LIMIT = 60.0, 60.0, 90.0
-#: Of what a round's writer in the guest may number, as long as it lasts.
+#: The files that the guest's writer may create in one round.
 NUMBERS_OF_A_ROUND = 1_000_000
 
 
@@ -45,7 +43,7 @@ class Stream:
     next: int = 0
 
     def write(self, count: int) -> str:
-        """So many files, and the marker after them, whose name is returned."""
+        """Write `count` files and the marker after them; return the marker's name."""
         self.counter.set(self.next + count)
         self.writer.perform([[(self.share.host, burst(self.next, count))]])
         self.next += count
@@ -54,10 +52,10 @@ class Stream:
 
 @dataclass
 class RoundResult:
-    """What the watchers of one round saw; `problems` are those of programs that did not do their
-    part.
+    """What the watchers of one round saw.
 
-    `notes` are the first faults in words.
+    problems: the programs that failed, and how.
+    notes: the first faults in words.
     """
 
     steady: Tally = field(default_factory=Tally)
@@ -79,6 +77,7 @@ class Load:
         self.own = directory(root, "guest-own")
 
     def stream(self, root: Share, name: str) -> Stream:
+        """Make the directory of a stream, its writer and its counter."""
         share = directory(root, name)
         writer = self.stack.enter_context(contextlib.closing(HostScriptRunners(1)))
         counter = self.stack.enter_context(contextlib.closing(Counter(share.host)))
@@ -86,16 +85,19 @@ class Load:
         return Stream(share, writer, counter)
 
     def close(self) -> None:
+        """End the writers."""
         self.stack.close()
 
     @contextlib.contextmanager
     def round(self, seconds: float) -> Iterator[RoundResult]:
-        """Load while the block runs, which should be `seconds`; after it the outcome is
-        complete."""
+        """Apply the load while the block runs, which should take `seconds`.
+
+        The yielded result is complete after the block.
+        """
         result = RoundResult()
         steady = [self.started("steady", stream.share.guest, stream.next) for stream in self.paced]
         first = self.rounds * NUMBERS_OF_A_ROUND
-        # The guest sets it from then on.
+        # The guest sets the counter from then on.
         with contextlib.closing(Counter(self.own.host)) as counter:
             counter.set(first)
         own = self.started("own", self.own.guest, first, seconds)
@@ -108,17 +110,19 @@ class Load:
             for _ in range(PASSERS)
         ]
         self.rounds += 1
-        for job in (*steady, own, *passers):
-            if "ready" not in (said := job.lines(until="ready", limit=START_LIMIT)):
+        for program in (*steady, own, *passers):
+            if "ready" not in (output := program.lines(until="ready", limit=START_LIMIT)):
                 raise HarnessError(
-                    f"a program of the soak did not start in the guest: {' / '.join(said)}"
+                    f"a program of the stress test did not start in the guest: {' / '.join(output)}"
                 )
         stop = threading.Event()
         with ThreadPoolExecutor() as pool:
             work = [
                 *(
-                    pool.submit(self.write_paced, stream, job, Random(self.random.random()), stop)
-                    for stream, job in zip(self.paced, steady, strict=True)
+                    pool.submit(
+                        self.write_paced, stream, watcher, Random(self.random.random()), stop
+                    )
+                    for stream, watcher in zip(self.paced, steady, strict=True)
                 ),
                 pool.submit(self.write_freely, stop),
             ]
@@ -130,63 +134,65 @@ class Load:
         ends = self.guest.call(
             "processes_ask",
             END_LIMIT,
-            texts=[(job.handle, "end\n") for job in steady],
+            texts=[(watcher.handle, "end\n") for watcher in steady],
             limit=END_LIMIT,
         )
-        ends += [job.lines(until="{", limit=END_LIMIT) for job in (own, *passers)]
-        for number, (job, lines) in enumerate(zip((*steady, own, *passers), ends, strict=True)):
-            job.stop()
+        ends += [program.lines(until="{", limit=END_LIMIT) for program in (own, *passers)]
+        for number, (program, lines) in enumerate(zip((*steady, own, *passers), ends, strict=True)):
+            program.stop()
             take(lines, result, passing=number > len(steady))
 
     def started(self, *words: object) -> GuestProcess:
+        """Start a program of soak.guest in the guest."""
         argv = [sys.executable, "-m", "farwatch_harness.soak.guest", *map(str, words)]
         answer = self.guest.call("spawn", argv=argv, stdin=True)
         return GuestProcess(self.guest, answer["handle"], answer["pid"])
 
     @staticmethod
     def write_paced(
-        stream: Stream, job: GuestProcess, random: Random, stop: threading.Event
+        stream: Stream, watcher: GuestProcess, random: Random, stop: threading.Event
     ) -> None:
-        """Burst after burst, each when the steady watcher has seen the last one."""
+        """Write bursts, each after the steady watcher has seen the previous one."""
         while not stop.is_set():
             marker = stream.write(random.randint(SMALLEST_BURST, LARGEST_BURST))
-            said = job.lines(until=marker, limit=BURST_LIMIT)
-            if marker not in said:
+            output = watcher.lines(until=marker, limit=BURST_LIMIT)
+            if marker not in output:
                 raise HarnessError(
-                    f"{stream.share.host.name}: {marker} was not told of: {' / '.join(said[-2:])}"
+                    f"{stream.share.host.name}: {marker} was not reported:"
+                    f" {' / '.join(output[-2:])}"
                 )
             stop.wait(random.uniform(0, LONGEST_PAUSE))
 
     def write_freely(self, stop: threading.Event) -> None:
-        """Bursts in fixed intervals."""
+        """Write bursts in fixed intervals."""
         while not stop.wait(FREE_INTERVAL):
             self.free.write(FREE_BURST)
 
 
 def take(lines: Sequence[str], result: RoundResult, *, passing: bool) -> None:
-    """Adds what a program in the guest says in its last line."""
+    """Add the report that a program in the guest prints as its last line."""
     try:
-        said = json.loads(lines[-1]) if lines else {}
+        report = json.loads(lines[-1]) if lines else {}
     except ValueError:
-        said = {}
-    if "tally" not in said:
+        report = {}
+    if "tally" not in report:
         result.problems.append(
-            f"a watcher in the guest failed: {said.get('error') or ' / '.join(lines[-3:])}"
+            f"a watcher in the guest failed: {report.get('error') or ' / '.join(lines[-3:])}"
         )
         return
-    result.notes += said["notes"]
+    result.notes += report["notes"]
     if passing:
-        result.passing += Tally(**said["tally"])
+        result.passing += Tally(**report["tally"])
     else:
-        result.steady += Tally(**said["tally"])
+        result.steady += Tally(**report["tally"])
 
 
 def directory(root: Share, name: str) -> Share:
-    """A new directory of the share."""
+    """Make a directory of the share."""
     (root.host / name).mkdir()
     return Share(root.host / name, root.guest / name)
 
 
 def failures(work: Sequence[Future[None]]) -> list[str]:
-    """What went wrong in the threads."""
+    """Return the errors of the threads."""
     return [str(error) for each in work if (error := each.exception()) is not None]

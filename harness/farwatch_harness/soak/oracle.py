@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle within the soak: random scripts from a seed, on the host and in the guest in turn."""
+"""The oracle in the stress test: random scripts from a seed, alternately on host and guest."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ from farwatch_harness.util.progress import Step
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.testbed import Share
 
-MOST_LANES = 3
+MAX_THREADS = 3
 LONGEST = 12
 TMPFS = PurePosixPath("/run/farwatch/tmpfs")
 ThreadScripts = list[list[FileOperation]]
@@ -29,48 +29,50 @@ ThreadScripts = list[list[FileOperation]]
 class Oracle:
     """Compares scripts, in directories of its own on the share; close() ends its processes.
 
-    `scripts` counts them, `differences` tells of each that differs, with the script.
+    scripts: the number of scripts compared.
+    differences: a text for each script that differs, with the script.
     """
 
     def __init__(self, guest: Guest, root: Share, mode: str, folder: Path, random: Random) -> None:
         self.guest = guest
         self.random = random
-        self.twins = folder / "twins"
+        self.references = folder / "references"
         self.share = Share(root.host / "oracle", root.guest / "oracle")
         self.share.host.mkdir()
         self.watch = HostWatch.INOTIFY if mode == "remote" else HostWatch.FANOTIFY
-        # In mode remote what the guest does is told as it reaches the host, which is known to
-        # differ.
+        # In mode remote, the guest's own operations are reported as they reach the host: a known
+        # difference.
         self.sides = (
             (self.on_the_host,) if mode == "remote" else (self.on_the_host, self.in_the_guest)
         )
         self.scripts = 0
         self.differences: list[str] = []
         self.guest.os("makedirs", str(TMPFS), exist_ok=True)
-        self.host_performers = HostScriptRunners(MOST_LANES)
-        self.guest_performers = GuestScriptRunners(guest, MOST_LANES)
+        self.host_runners = HostScriptRunners(MAX_THREADS)
+        self.guest_runners = GuestScriptRunners(guest, MAX_THREADS)
 
     def close(self) -> None:
-        self.host_performers.close()
-        self.guest_performers.close()
+        """End the script runners."""
+        self.host_runners.close()
+        self.guest_runners.close()
 
     def run(self, end: float, progress: Step) -> None:
-        """Compares until that time of the monotonic clock."""
-        self.twins.mkdir()
+        """Compare scripts until the monotonic clock shows `end`."""
+        self.references.mkdir()
         self.guest.mount("farwatch", str(TMPFS), "tmpfs")
         while time.monotonic() < end:
             progress.update(f"{self.scripts} scripts, {len(self.differences)} differ")
             self.check(self.sides[self.scripts % len(self.sides)])
         self.guest.umount(str(TMPFS))
-        shutil.rmtree(self.twins)
+        shutil.rmtree(self.references)
 
     def check(self, side: "Side") -> None:
-        """One more script, from the seed alone and whatever came of those before."""
+        """Compare one more script, which depends on the seed and on its number alone."""
         self.scripts += 1
         random = Random(self.random.random())
         threads = [
             random_script(random, random.randint(1, LONGEST))
-            for _ in range(random.randint(1, MOST_LANES))
+            for _ in range(random.randint(1, MAX_THREADS))
         ]
         name = f"script-{self.scripts}"
         try:
@@ -86,14 +88,16 @@ class Oracle:
         shutil.rmtree(self.share.host / name)
 
     def on_the_host(self, name: str, threads: ThreadScripts) -> Comparison:
+        """Perform the script on the host."""
         part = Share(self.share.host / name, self.share.guest / name)
         return compare_on_the_host(
-            self.guest, part, self.twins / name, threads, self.host_performers, self.watch
+            self.guest, part, self.references / name, threads, self.host_runners, self.watch
         )
 
     def in_the_guest(self, name: str, threads: ThreadScripts) -> Comparison:
+        """Perform the script in the guest."""
         part = Share(self.share.host / name, self.share.guest / name)
-        return compare_in_the_guest(self.guest, part, TMPFS / name, threads, self.guest_performers)
+        return compare_in_the_guest(self.guest, part, TMPFS / name, threads, self.guest_runners)
 
 
 Side = Callable[[str, ThreadScripts], Comparison]

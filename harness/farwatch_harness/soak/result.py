@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a soak found, and whether that is good. Pure: no I/O."""
+"""What a stress test found, and whether it passes. Pure: no I/O."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from farwatch_harness.soak.stream import Tally
 
-#: Of the samples, so many at the beginning belong to the warm-up: tables and the allocator's pools
-#: find their size.
+#: The part of the samples, from the first on, that belongs to the warm-up. In it, tables and the
+#: allocator's pools reach their size.
 WARM_UP = 1 / 4
-#: Growth from the first third of the other samples to the last third, by their medians, that is no
-#: leak: pools grow with the longest backlog, which is met by chance. A record kept for each event
-#: would be more within a minute.
+#: Bytes by which the memory may grow from the first third of the other samples to the last third,
+#: by their medians. Pools grow with the longest backlog, whose length is random. A leak of a record
+#: for each event exceeds this within a minute.
 MAX_MEMORY_GROWTH = 2 * 1024 * 1024
-#: What the guest's cache holds on to by chance, though it was told to let go.
+#: Inodes that may stay in the guest's cache although it was dropped.
 MAX_DESCRIPTOR_GROWTH = 8
-#: Growth cannot be told from fewer.
+#: With fewer samples, growth is not computed.
 FEWEST_SAMPLES = 4
 MOST_NOTES = 10
 MIB = 1024 * 1024
@@ -24,8 +24,10 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class ResourceSample:
-    """The daemon between two rounds, when nobody watches and the guest has dropped its caches;
-    memory in bytes."""
+    """The daemon between two rounds, without a watcher and after the guest has dropped its caches.
+
+    memory: in bytes.
+    """
 
     descriptors: int
     memory: int
@@ -34,22 +36,25 @@ class ResourceSample:
 
 @dataclass(frozen=True)
 class Growth:
-    """From when to when it is measured, as medians."""
+    """A value at the beginning and at the end, as medians."""
 
     before: float
     after: float
 
     @property
     def amount(self) -> float:
+        """By how much the value has grown."""
         return self.after - self.before
 
 
 @dataclass(frozen=True)
 class StressResult:
-    """All that was found.
+    """Everything that the stress test found.
 
-    `scripts` were compared, `differences` tells of those that differ; `notes` tell more of what the
-    watchers saw wrong.
+    scripts: the number of scripts compared.
+    differences: a text for each script that differs.
+    dropped: notifications that the guest's kernel dropped as malformed.
+    notes: the first faults that watchers saw, in words.
     """
 
     steady: Tally
@@ -64,66 +69,64 @@ class StressResult:
 
 
 def after_warm_up(values: Sequence[float]) -> Sequence[float]:
-    """The values that are judged."""
+    """Return the values that follow the warm-up."""
     return values[max(1, round(len(values) * WARM_UP)) :]
 
 
 def growth(values: Sequence[float]) -> Growth:
-    """From the first third to the last third of what comes after the warm-up."""
+    """Compare the first third with the last third of the values after the warm-up."""
     judged = after_warm_up(values)
     third = max(1, len(judged) // 3)
     return Growth(statistics.median(judged[:third]), statistics.median(judged[-third:]))
 
 
 def descriptors_growth(found: StressResult) -> Growth:
-    """The daemon's descriptors."""
+    """Return the growth of the number of the daemon's descriptors."""
     return growth([sample.descriptors for sample in found.samples])
 
 
 def memory_growth(found: StressResult) -> Growth:
-    """The daemon's memory, in bytes."""
+    """Return the growth of the daemon's memory, in bytes."""
     return growth([sample.memory for sample in found.samples])
 
 
 def faults(found: StressResult) -> list[str]:
-    """What is wrong, a line each; none when all is well."""
-    said = []
+    """Return a line for each fault."""
+    lines = []
     for who, tally in (("steady", found.steady), ("passing", found.passing)):
         if not tally.seen:
-            said.append(f"the {who} watchers saw nothing")
+            lines.append(f"the {who} watchers saw nothing")
         if not tally.clean:
-            said.append(f"the {who} watchers saw {described(tally)}")
-    said += found.notes[:MOST_NOTES]
+            lines.append(f"the {who} watchers saw {described(tally)}")
+    lines += found.notes[:MOST_NOTES]
     if not found.scripts:
-        said.append("the oracle compared nothing")
-    said += found.differences
+        lines.append("the oracle compared nothing")
+    lines += found.differences
     if found.dropped:
-        said.append(f"the guest's kernel dropped {found.dropped} notifications as malformed")
-    said += [f"the daemon warns: {line}" for line in found.daemon_warnings]
-    said += found.problems
+        lines.append(f"the guest's kernel dropped {found.dropped} notifications as malformed")
+    lines += [f"the daemon warns: {line}" for line in found.daemon_warnings]
+    lines += found.problems
     if len(found.samples) < FEWEST_SAMPLES:
-        said.append(
-            f"{len(found.samples)} samples of the daemon say nothing of growth; give it more time"
-        )
-        return said
+        lines.append(f"{len(found.samples)} samples of the daemon show no growth: raise --minutes")
+        return lines
     if left := max(sample.watches for sample in found.samples):
-        said.append(f"up to {left} watches were left on the host when nobody watched")
+        lines.append(f"up to {left} watches were left on the host when there was no watcher")
     descriptors, memory = descriptors_growth(found), memory_growth(found)
     if descriptors.amount > MAX_DESCRIPTOR_GROWTH:
-        said.append(
+        lines.append(
             f"the daemon's descriptors grew from {descriptors.before:.0f} to"
             f" {descriptors.after:.0f}"
         )
     if memory.amount > MAX_MEMORY_GROWTH:
-        said.append(
+        lines.append(
             f"the daemon's memory grew from {memory.before / MIB:.1f} to"
             f" {memory.after / MIB:.1f} MiB"
         )
-    return said
+    return lines
 
 
 def described(tally: Tally) -> str:
-    """What of a tally can be good or bad."""
+    """Return the counts of a tally, except the number of events, in words."""
     return (
         f"{tally.lost} lost, {tally.duplicate} duplicate, {tally.overflows} overflows,"
         f" {tally.strange} that are strange"
@@ -131,7 +134,7 @@ def described(tally: Tally) -> str:
 
 
 def summary(found: StressResult) -> list[str]:
-    """A few lines for the user."""
+    """Return a few lines for the user."""
     lines = [
         f"steady watchers:  {found.steady.seen} events; {described(found.steady)}",
         (

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak: the oracle under load for a given time, with a verdict.
+"""The stress test: the oracle under load for a given time.
 
-Round after round, all at once in directories of their own: processes on the host and in the guest
-write numbered streams (soak_stream), watchers in the guest stay or come and go (soak_guest), and
-the oracle compares random scripts. Between two rounds nobody watches, the guest drops its caches
-and the daemon is measured (soak_verdict).
+In each round these run concurrently, in directories of their own: processes on the host and in the
+guest write numbered streams (soak.stream), watchers in the guest stay or come and go (soak.guest),
+and the oracle compares random scripts (soak.oracle). Between two rounds there is no watcher, the
+guest drops its caches, and the daemon is measured (soak.result).
 """
 
 import argparse
@@ -40,14 +40,13 @@ MODES = ("others", "remote", "wait")
 ROUNDS = 12
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 30.0
 DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
-# Seconds without a change after which the daemon has let go of what the guest does not need, and
-# for that at most.
+# Seconds without a change after which the daemon counts as idle, and the longest wait for that.
 SETTLED, SETTLE_LIMIT, INTERVAL = 0.5, 20.0, 0.05
 
 
 @dataclass(frozen=True)
 class StressPlan:
-    """What to do: `seconds` altogether, in rounds of `length` seconds."""
+    """What to run: `seconds` altogether, in rounds of `length` seconds."""
 
     mode: str
     seconds: float
@@ -55,11 +54,12 @@ class StressPlan:
 
     @property
     def length(self) -> float:
+        """The length of a round, in seconds."""
         return min(max(self.seconds / ROUNDS, SHORTEST_ROUND), LONGEST_ROUND)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "--minutes", type=float, default=5.0, metavar="N", help="how long (%(default)s)"
     )
@@ -70,14 +70,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_of(options: argparse.Namespace) -> StressPlan:
-    """The plan that the options ask for; HarnessError when it makes no sense."""
+    """Return the plan that the options ask for. HarnessError: the time is too short."""
     if options.minutes < 1:
-        raise HarnessError("soak: --minutes must be 1 or more, or growth cannot be told")
+        raise HarnessError("soak: --minutes must be 1 or more: less shows no growth of memory")
     return StressPlan(options.mode, options.minutes * 60, options.seed or secrets.token_hex(4))
 
 
 def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSpec:
-    """A machine of that mode."""
+    """Return the spec of a testbed in this mode."""
     spec = dataclasses.replace(environment.testbed_spec(f"soak-{mode}", shared), cpus=2)
     if mode == "wait":
         return dataclasses.replace(spec, device=QemuDevice.PLAIN, daemon_options=("--xattr",))
@@ -85,7 +85,10 @@ def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSp
 
 
 def soak(plan: StressPlan) -> None:
-    """Runs the plan and prints a summary; HarnessError with the seed when anything was wrong."""
+    """Run the plan and print a summary.
+
+    HarnessError: there was a fault; the text has the seed.
+    """
     environment = prepare_environment(patches_of_series())
     try:
         with contextlib.ExitStack() as stack:
@@ -107,7 +110,7 @@ def soak(plan: StressPlan) -> None:
             found = guarded(testbed, plan, load, oracle)
     except GuestLostError as error:
         raise HarnessError(
-            f"the soak --mode {plan.mode} --seed {plan.seed} lost its guest: {error}"
+            f"the stress test --mode {plan.mode} --seed {plan.seed} lost its guest: {error}"
         ) from None
     wrong = faults(found)
     print(f"soak --mode {plan.mode} --seed {plan.seed}, {duration(plan.seconds)}:")
@@ -115,15 +118,14 @@ def soak(plan: StressPlan) -> None:
         print(f"  {line}")
     if wrong:
         raise HarnessError(
-            f"the soak failed ({len(wrong)} faults); --mode {plan.mode} --seed {plan.seed}"
+            f"the stress test failed ({len(wrong)} faults); --mode {plan.mode} --seed {plan.seed}"
             " repeats it"
         )
-    say("  nothing lost, nothing twice, nothing left behind")
+    say("  no event was lost or reported twice, and the daemon did not grow")
 
 
 def guarded(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> StressResult:
-    """All rounds; a daemon that ends is an error at once, instead of one when the guest has waited
-    long enough."""
+    """Run all rounds; fail immediately if the daemon ends, instead of at the guest's limits."""
 
     def give_up() -> None:
         testbed.daemon.process.wait()
@@ -143,13 +145,13 @@ def guarded(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> S
 
 
 def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> StressResult:
-    """Round after round until the time is over, and enough have been."""
+    """Run rounds until the time is over and there are enough samples."""
     steady, passing = Tally(), Tally()
     problems: list[str] = []
     notes: list[str] = []
     samples: list[ResourceSample] = []
     since = testbed.log_position()
-    with step(f"soaking in mode {plan.mode}") as progress:
+    with step(f"stress test in mode {plan.mode}") as progress:
         end = time.monotonic() + plan.seconds
         while time.monotonic() < end or len(samples) < FEWEST_SAMPLES:
             with load.round(plan.length) as outcome:
@@ -174,13 +176,12 @@ def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> St
 
 
 def sample(testbed: Testbed) -> ResourceSample:
-    """The daemon, when the guest holds on to nothing that it does not use."""
+    """Measure the daemon after the guest has dropped its caches and the daemon is idle."""
     testbed.guest.write_file("/proc/sys/vm/drop_caches", b"3")
     deadline = time.monotonic() + SETTLE_LIMIT
     now, since = measured(testbed.daemon), time.monotonic()
     while time.monotonic() < min(deadline, since + SETTLED):
-        # What the guest lets go of arrives without an answer, and nothing says that it was the
-        # last.
+        # FORGET requests have no reply, and nothing marks the last one.
         time.sleep(INTERVAL)
         if (then := measured(testbed.daemon)) != now:
             now, since = then, time.monotonic()
@@ -188,16 +189,16 @@ def sample(testbed: Testbed) -> ResourceSample:
 
 
 def measured(daemon: Daemon) -> ResourceSample:
-    """The daemon now."""
+    """Measure the daemon."""
     process = Path(f"/proc/{daemon.process.pid}")
     status = (process / "status").read_text()
-    # Not the guest's memory, which the daemon shares.
+    # RssAnon leaves out the guest's memory, which the daemon maps.
     memory = next(
         int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")
     )
     watches = 0
     for entry in (process / "fdinfo").iterdir():
-        # Closed since the directory was read, perhaps.
+        # The descriptor may have been closed since the directory was read.
         with contextlib.suppress(FileNotFoundError):
             text = entry.read_text()
             watches += text.count("inotify wd:") + text.count("fanotify ino:")

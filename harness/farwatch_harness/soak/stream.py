@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak's numbered streams: files that come, move and go one after the other, so that each event
-says its place.
+"""The numbered streams of the stress test: each event of a stream has a known position.
 
-File number N is made as fN, renamed to mN and removed; no number comes twice. So whoever watches
-the directory must see one event after the other, none twice, and none missing of the files that
-were made after the watch was there. To know these, each stream has a counter: a file beside the
-directory with the number of the first file that is not begun yet.
+File number N is created as fN, renamed to mN and deleted; no number is used twice. A watcher of the
+directory must therefore see these events in order and none of them twice. It must see all events of
+the files that are created after its watch was added. To know these files, each stream has a
+counter: a file beside the directory that has the number of the next file to be created.
 """
 
 import os
@@ -19,12 +18,12 @@ from farwatch_harness.oracle.operations import FileOperation
 from farwatch_harness.vm.guest_client import GuestInotifyEvent
 
 MARKER = "end-"
-#: So many of the things that are wrong are kept in words.
+#: The number of faults that are described in words.
 MOST_NOTES = 3
 
 
-class Kind(Enum):
-    """What happens to each file, in this order: the event, and what its name begins with."""
+class FileStage(Enum):
+    """What happens to each file, in this order: the event, and the first letter of the name."""
 
     CREATED = (In.CREATE, "f")
     LEFT = (In.MOVED_FROM, "f")
@@ -33,27 +32,28 @@ class Kind(Enum):
 
     @property
     def event(self) -> In:
+        """The event's bit."""
         return self.value[0]
 
     @property
     def letter(self) -> str:
+        """The first letter of the file's name in the event."""
         return self.value[1]
 
 
-ALL = tuple(Kind)
+ALL = tuple(FileStage)
 
 
-def mask_of(kinds: Sequence[Kind]) -> In:
-    """What to watch a stream's directory for."""
+def mask_of(stages: Sequence[FileStage]) -> In:
+    """Return the mask for a watch of a stream's directory."""
     mask = In.ONLYDIR
-    for kind in kinds:
-        mask |= kind.event
+    for stage in stages:
+        mask |= stage.event
     return mask
 
 
 def burst(first: int, count: int) -> list[FileOperation]:
-    """The operations of so many files from number `first` on; a marker at the end says that they
-    are all through."""
+    """Return the operations of `count` files from number `first` on, and of their marker."""
     script = []
     for number in range(first, first + count):
         script += [
@@ -66,7 +66,7 @@ def burst(first: int, count: int) -> list[FileOperation]:
 
 
 class Counter:
-    """The counter of the stream in a directory, for its writer; close() it."""
+    """The counter of a stream, for the stream's writer; close() it."""
 
     DIGITS = 12
 
@@ -74,20 +74,21 @@ class Counter:
         self.fd = os.open(counter_of(directory), os.O_WRONLY | os.O_CREAT, 0o644)
 
     def set(self, number: int) -> None:
-        """Before a burst: files from this number on are made later."""
+        """Announce, before a burst, that the files from this number on are created later."""
         os.pwrite(self.fd, f"{number:0{self.DIGITS}}".encode(), 0)
 
     def close(self) -> None:
+        """Close the counter's file."""
         os.close(self.fd)
 
 
 def counter_of(directory: Path) -> Path:
-    """Where the counter of the stream in a directory is."""
+    """Return the path of the counter of the stream in a directory."""
     return directory.with_name(f"{directory.name}.number")
 
 
-def not_begun(directory: Path) -> int:
-    """The first file of the stream that is made after this call."""
+def next_file(directory: Path) -> int:
+    """Return the number of the first file of the stream that is created after this call."""
     return int(counter_of(directory).read_text())
 
 
@@ -95,7 +96,8 @@ def not_begun(directory: Path) -> int:
 class Tally:
     """What watchers of streams saw.
 
-    `duplicate` counts events that came a second time or out of order, `strange` what no stream has.
+    duplicate: events that came a second time or out of order.
+    strange: events that do not belong to a stream.
     """
 
     watchers: int = 0
@@ -112,91 +114,90 @@ class Tally:
 
     @property
     def clean(self) -> bool:
-        """Whether each event was told once."""
+        """Whether each event was reported once."""
         return not (self.lost or self.duplicate or self.overflows or self.strange)
 
 
-class Judge:
-    """Judges what one watch, for just these kinds of events, is told of a stream.
+class StreamChecker:
+    """Checks the events that one watch, for just these stages, reports of a stream.
 
-    All must be told of files from the number `sure` on. Of those before, something may be told:
-    what happened just before the watch was there can still be on its way to the guest. `notes` are
-    the first faults.
+    All events of the files from number `sure` on must be reported. Events of earlier files may be:
+    when the watch is added, they may be on their way to the guest. `notes` are the first faults.
     """
 
-    def __init__(self, sure: int, kinds: Sequence[Kind] = ALL) -> None:
-        self.kinds = kinds
-        self.sure = sure * len(kinds)
+    def __init__(self, sure: int, stages: Sequence[FileStage] = ALL) -> None:
+        self.stages = stages
+        self.sure = sure * len(stages)
         self.notes: list[str] = []
         self.next = 0
         self.seen = self.lost = self.duplicate = self.overflows = self.strange = 0
 
     def see(self, event: GuestInotifyEvent) -> str | None:
-        """Takes the next event of the watch; the marker's name when it is one."""
+        """Check the next event of the watch; return the marker's name if it is one."""
         if event.mask & In.Q_OVERFLOW:
             self.overflows += 1
             self.note("an overflow:", event)
             return None
         if event.name.startswith(MARKER):
             if event.mask & (In.CREATE | In.DELETE):
-                self.expect(int(event.name.removeprefix(MARKER)) * len(self.kinds), event)
+                self.expect(int(event.name.removeprefix(MARKER)) * len(self.stages), event)
             return event.name
-        place = self.place(event)
-        if place is None:
+        position = self.position(event)
+        if position is None:
             self.strange += 1
-            self.note("no event of a stream:", event)
+            self.note("not an event of the stream:", event)
             return None
         self.seen += 1
-        if place < self.next:
+        if position < self.next:
             self.duplicate += 1
-            self.note("told before:", event)
+            self.note("reported before:", event)
             return None
-        self.expect(place, event)
-        self.next = place + 1
+        self.expect(position, event)
+        self.next = position + 1
         return None
 
-    def expect(self, place: int, event: GuestInotifyEvent) -> None:
-        """All that comes before this place, from the sure one on, must have been seen."""
-        missing = place - max(self.next, self.sure)
+    def expect(self, position: int, event: GuestInotifyEvent) -> None:
+        """Count as lost what should have been reported before this position."""
+        missing = position - max(self.next, self.sure)
         if missing > 0:
             self.lost += missing
             self.note(f"{missing} lost before", event)
-        self.next = max(self.next, place)
+        self.next = max(self.next, position)
 
     def note(self, what: str, event: GuestInotifyEvent) -> None:
-        """Keeps what is wrong in words."""
+        """Describe a fault in words."""
         if len(self.notes) < MOST_NOTES:
-            kinds = ",".join(kind.name for kind in self.kinds)
+            stages = ",".join(stage.name for stage in self.stages)
             self.notes.append(
                 f"{what} {In(event.mask).name} {event.name!r}, number {self.seen} of a watch for"
-                f" {kinds}"
+                f" {stages}"
             )
 
-    def place(self, event: GuestInotifyEvent) -> int | None:
-        """The event's place in the stream; None when it has none."""
-        for at, kind in enumerate(self.kinds):
+    def position(self, event: GuestInotifyEvent) -> int | None:
+        """Return the event's position in the stream; None if it does not belong to it."""
+        for at, stage in enumerate(self.stages):
             if (
-                event.mask == kind.event
-                and event.name[:1] == kind.letter
+                event.mask == stage.event
+                and event.name[:1] == stage.letter
                 and event.name[1:].isdecimal()
             ):
-                return int(event.name[1:]) * len(self.kinds) + at
+                return int(event.name[1:]) * len(self.stages) + at
         return None
 
     @property
     def tally(self) -> Tally:
-        """What was found up to now."""
+        """What was found so far."""
         return Tally(1, self.seen, self.lost, self.duplicate, self.overflows, self.strange)
 
 
 @dataclass
-class Account:
+class WatcherReport:
     """What several watches found, and the first faults in words."""
 
     tally: Tally = field(default_factory=Tally)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, where: str, judge: Judge) -> None:
-        """Adds what a watch of the directory `where` found."""
-        self.tally += judge.tally
-        self.notes += [f"{where}: {note}" for note in judge.notes[: MOST_NOTES - len(self.notes)]]
+    def add(self, where: str, checker: StreamChecker) -> None:
+        """Add what a watch of the directory `where` found."""
+        self.tally += checker.tally
+        self.notes += [f"{where}: {note}" for note in checker.notes[: MOST_NOTES - len(self.notes)]]

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle itself, with this machine in the guest's place: both sides are native inotify and must
-agree."""
+"""The oracle itself, with this machine instead of a guest: both sides are native inotify."""
 
 import contextlib
 import random
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -37,29 +33,18 @@ from farwatch_harness.oracle.script_runners import GuestScriptRunners, HostScrip
 from farwatch_harness.util import paths
 from farwatch_harness.vm.guest_client import Guest, GuestInotifyEvent
 from farwatch_harness.vm.testbed import Share
+from tests.support.agent import local_agent
 
 
 @pytest.fixture
 def here() -> Iterator[Guest]:
-    """The agent, as a process of this machine."""
-    ours, theirs = socket.socketpair()
-    number = theirs.fileno()
-    code = f"import agent; agent.Agent({number}).serve()"
-    with (
-        ours,
-        theirs,
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]
-        ) as process,
-    ):
-        client = Guest(ours, lambda: "the test's guest is gone")
-        client.wait_until_ready(10)
+    """Yield a client of an agent that runs on this machine instead of in a guest."""
+    with local_agent() as client:
         yield client
-        process.kill()
 
 
 def tree_after(base: Path, *script: list[str]) -> set[str]:
-    """The names below the base after TREE and the script."""
+    """Return the names below the base after INITIAL_FILES and the script."""
     base.mkdir()
     for operation in [*INITIAL_FILES, *script]:
         perform(str(base), operation)
@@ -70,7 +55,7 @@ def tree_of(base: Path) -> set[str]:
     return {str(path.relative_to(base)) for path in base.rglob("*")}
 
 
-def test_each_kind_of_operation_does_what_it_says(tmp_path: Path) -> None:
+def test_each_kind_of_operation_has_its_effect(tmp_path: Path) -> None:
     base = tmp_path / "base"
     assert tree_after(base) == {"d", "e", "d/sub", "d/f", "e/g", "link"}
     (base / "e/g").write_bytes(b"g")
@@ -86,21 +71,21 @@ def test_each_kind_of_operation_does_what_it_says(tmp_path: Path) -> None:
     assert {path.name for path in (base / "e").iterdir()} == {"g"}
 
 
-def test_what_cannot_be_done_is_left_out(tmp_path: Path) -> None:
+def test_impossible_operations_are_left_out(tmp_path: Path) -> None:
     before = tree_after(tmp_path / "base")
     for kind in KINDS:
         assert not perform(str(tmp_path / "base"), [kind, *(["e/d/f"] * len(choices(kind)))])
     assert tree_of(tmp_path / "base") == before
 
 
-def test_a_seed_makes_the_same_script_again() -> None:
+def test_same_seed_makes_the_same_script() -> None:
     scripts = [random_script(random.Random("seed"), 1000) for _ in range(2)]
     assert scripts[0] == scripts[1]
     assert {kind for kind, *_names in scripts[0]} == set(KINDS)
     assert {name for _kind, *names in scripts[0] for name in names} >= set(NAMES)
 
 
-def test_random_scripts_do_something_of_each_kind(tmp_path: Path) -> None:
+def test_random_scripts_succeed_with_each_kind(tmp_path: Path) -> None:
     tried, done = Counter[str](), Counter[str]()
     for number in range(200):
         base = tmp_path / str(number)
@@ -109,22 +94,24 @@ def test_random_scripts_do_something_of_each_kind(tmp_path: Path) -> None:
             tried[operation[0]] += 1
             done[operation[0]] += perform(str(base), operation)
     rare = {kind: done[kind] / tried[kind] for kind in KINDS if done[kind] < tried[kind] / 10}
-    # An attribute is seldom there to be removed.
+    # A file seldom has the attribute that is to be removed.
     assert rare.keys() <= {"removexattr"}, rare
     assert done["removexattr"] > 0
 
 
 @pytest.mark.parametrize("watch", HostWatch)
-def test_the_host_agrees_with_itself(here: Guest, tmp_path: Path, watch: HostWatch) -> None:
+def test_host_comparison_with_the_host_finds_no_difference(
+    here: Guest, tmp_path: Path, watch: HostWatch
+) -> None:
     threads = [random_script(random.Random(f"{watch}{thread}"), 60) for thread in range(3)]
     share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
     with contextlib.closing(HostScriptRunners(3)) as several:
-        result = compare_on_the_host(here, share, tmp_path / "twin", threads, several, watch)
+        result = compare_on_the_host(here, share, tmp_path / "reference", threads, several, watch)
     assert not result.difference(), result.difference()
     assert len(result.native) > 50
 
 
-def test_the_guests_half_agrees_with_itself(here: Guest, tmp_path: Path) -> None:
+def test_guest_comparison_with_the_host_finds_no_difference(here: Guest, tmp_path: Path) -> None:
     threads = [random_script(random.Random(thread), 60) for thread in range(3)]
     share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
     with contextlib.closing(GuestScriptRunners(here, 3)) as several:
@@ -135,7 +122,7 @@ def test_the_guests_half_agrees_with_itself(here: Guest, tmp_path: Path) -> None
     assert len(result.native) > 50
 
 
-def test_a_round_is_all_or_one_operation_of_each_lane() -> None:
+def test_round_is_whole_script_or_one_operation_of_each_thread() -> None:
     threads = [[["read", "a"], ["read", "b"]], [["read", "c"]]]
     assert HostWatch.INOTIFY.rounds(threads) == [threads]
     assert HostWatch.FANOTIFY.rounds(threads) == [
@@ -148,13 +135,13 @@ def event(wd: int, mask: In, name: str = "", cookie: int = 0) -> GuestInotifyEve
     return GuestInotifyEvent(wd, int(mask), cookie, name, 0.0)
 
 
-def test_what_repeats_is_told_once_and_what_comes_between_is_kept() -> None:
+def test_normalize_removes_repeats_of_the_previous_event_only() -> None:
     modify, attrib = event(1, In.MODIFY, "x"), event(1, In.ATTRIB, "x")
     events_seen = normalize([modify, modify, attrib, modify], {1: "."})
     assert [one.what for one in events_seen] == [In.MODIFY, In.ATTRIB, In.MODIFY]
 
 
-def test_moves_are_numbered_and_unnamed_files_are_alike() -> None:
+def test_normalize_numbers_moves_and_hides_names_of_unnamed_files() -> None:
     events = [
         event(1, In.MOVED_FROM, "a", 77),
         event(1, In.MOVED_TO, "b", 77),
@@ -167,7 +154,7 @@ def test_moves_are_numbered_and_unnamed_files_are_alike() -> None:
     ]
 
 
-def test_the_order_counts_within_a_lane_and_not_between_lanes() -> None:
+def test_order_counts_within_a_thread_and_not_between_threads() -> None:
     wds = {path: wd for wd, (path, _mask) in enumerate(watches(2), 1)}
     first, second = event(wds["0/d"], In.CREATE, "x"), event(wds["1/d"], In.CREATE, "y")
     third = event(wds["1/d"], In.DELETE, "y")
@@ -179,7 +166,7 @@ def test_the_order_counts_within_a_lane_and_not_between_lanes() -> None:
     assert by_thread[0] == by_thread[1] != by_thread[2]
 
 
-def test_an_overflow_is_told_in_each_lane() -> None:
+def test_overflow_is_added_to_each_thread() -> None:
     side = EventLog(range(1, 1 + len(watches(2))), 2)
     side.take([event(-1, In.Q_OVERFLOW)])
     assert [one.what for one in side.events_seen] == [In.Q_OVERFLOW] * 2
@@ -188,13 +175,13 @@ def test_an_overflow_is_told_in_each_lane() -> None:
 @pytest.mark.parametrize(
     "guest", [[], [ObservedEvent(".", In.CREATE, "a")] * 2, [ObservedEvent(".", In.DELETE, "a")]]
 )
-def test_a_lost_a_second_and_another_event_are_differences(guest: list[ObservedEvent]) -> None:
+def test_lost_repeated_and_other_events_are_differences(guest: list[ObservedEvent]) -> None:
     native = [ObservedEvent(".", In.CREATE, "a")]
     assert Comparison(native, native).difference() == ""
     assert "part at event" in Comparison(native, guest).difference()
 
 
-def test_documented_differences_are_those_that_the_oracle_knows() -> None:
+def test_documents_list_the_known_differences_of_the_oracle() -> None:
     listed = (
         (paths.CHECKOUT / "docs" / "modes.md")
         .read_text()
@@ -206,15 +193,15 @@ def test_documented_differences_are_those_that_the_oracle_knows() -> None:
     assert bullets == {f"{known.what}: {known.why}." for known in KNOWN_DIFFERENCES}
 
 
-def test_only_what_is_known_to_differ_is_taken_as_equal() -> None:
+def test_coalesced_joins_events_of_one_object_and_nothing_else() -> None:
     opened, written, closed = (
         ObservedEvent("d", what, "f") for what in (In.OPEN, In.MODIFY, In.CLOSE_WRITE)
     )
     made = ObservedEvent("d", In.CREATE, "n")
-    # fanotify: what happens to one object comes together, each once ...
+    # All events of one object stand together, each type once.
     assert coalesced([opened, made, written, closed]) == coalesced([opened, written, closed, made])
     assert coalesced([opened, written, opened]) == coalesced([opened, written])
-    # ... but nothing is missing, nothing of another object moves, and no rename does.
+    # No event is missing, and neither events of another object nor renames move.
     assert coalesced([opened, written, closed]) != coalesced([opened, closed])
     assert coalesced([made, opened]) != coalesced([opened, made])
     moves = [

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a soak judges, and its programs, with this machine in the guest's place."""
+"""The stress test's checks, and its programs with this machine instead of a guest."""
 
 import argparse
 import contextlib
 import dataclasses
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from random import Random
@@ -24,21 +21,30 @@ from farwatch_harness.soak.result import (
     summary,
 )
 from farwatch_harness.soak.run import add_options, plan_of
-from farwatch_harness.soak.stream import ALL, MARKER, Account, Judge, Kind, Tally, burst, mask_of
-from farwatch_harness.util import paths
+from farwatch_harness.soak.stream import (
+    ALL,
+    MARKER,
+    FileStage,
+    StreamChecker,
+    Tally,
+    WatcherReport,
+    burst,
+    mask_of,
+)
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest, GuestInotifyEvent
 from farwatch_harness.vm.testbed import Share
+from tests.support.agent import local_agent
 
 MIB = 1024 * 1024
 
 
-def stream(first: int, count: int, kinds: Sequence[Kind] = ALL) -> list[GuestInotifyEvent]:
-    """What a watch is told of so many files."""
+def stream(first: int, count: int, stages: Sequence[FileStage] = ALL) -> list[GuestInotifyEvent]:
+    """Return the events that a watch reports of `count` files."""
     return [
-        GuestInotifyEvent(1, int(kind.event), 0, f"{kind.letter}{number}", 0.0)
+        GuestInotifyEvent(1, int(stage.event), 0, f"{stage.letter}{number}", 0.0)
         for number in range(first, first + count)
-        for kind in kinds
+        for stage in stages
     ]
 
 
@@ -46,22 +52,22 @@ def marker(number: int) -> GuestInotifyEvent:
     return GuestInotifyEvent(1, int(In.CREATE), 0, f"{MARKER}{number}", 0.0)
 
 
-def judged(
-    events: Sequence[GuestInotifyEvent], kinds: Sequence[Kind] = ALL, sure: int = 0
+def check_stream(
+    events: Sequence[GuestInotifyEvent], stages: Sequence[FileStage] = ALL, sure: int = 0
 ) -> Tally:
-    judge = Judge(sure, kinds)
+    checker = StreamChecker(sure, stages)
     for event in events:
-        judge.see(event)
-    return judge.tally
+        checker.see(event)
+    return checker.tally
 
 
-@pytest.mark.parametrize("kinds", [ALL, (Kind.CREATED,), (Kind.LEFT, Kind.CAME)])
-def test_a_whole_stream_is_clean(kinds: Sequence[Kind]) -> None:
-    events = stream(7, 5, kinds)
-    assert judged([*events, marker(12)], kinds, sure=7) == Tally(1, len(events))
+@pytest.mark.parametrize("stages", [ALL, (FileStage.CREATED,), (FileStage.LEFT, FileStage.CAME)])
+def test_complete_stream_is_clean(stages: Sequence[FileStage]) -> None:
+    events = stream(7, 5, stages)
+    assert check_stream([*events, marker(12)], stages, sure=7) == Tally(1, len(events))
 
 
-def test_what_was_on_its_way_before_the_watch_may_be_told_or_not() -> None:
+def test_events_from_before_the_watch_may_be_reported_or_missing() -> None:
     sure = stream(10, 3)
     for before in (
         [],
@@ -69,47 +75,47 @@ def test_what_was_on_its_way_before_the_watch_may_be_told_or_not() -> None:
         stream(8, 2)[5:],
         [stream(4, 1)[0], *stream(6, 1)[2:], stream(9, 1)[1]],
     ):
-        assert judged([*before, *sure], sure=10).clean
-        assert judged([*before, *sure[1:]], sure=10).lost == 1
-    assert judged([*reversed(stream(8, 1)), *sure], sure=10).duplicate == 3
+        assert check_stream([*before, *sure], sure=10).clean
+        assert check_stream([*before, *sure[1:]], sure=10).lost == 1
+    assert check_stream([*reversed(stream(8, 1)), *sure], sure=10).duplicate == 3
 
 
-def test_what_is_missing_is_lost() -> None:
+def test_missing_event_counts_as_lost() -> None:
     events = stream(0, 5)
-    for gone in range(len(events) - 1):
-        assert judged(events[:gone] + events[gone + 1 :]).lost == 1
-    assert judged([*stream(0, 1), *stream(3, 1)]).lost == 8
+    for missing in range(len(events) - 1):
+        assert check_stream(events[:missing] + events[missing + 1 :]).lost == 1
+    assert check_stream([*stream(0, 1), *stream(3, 1)]).lost == 8
 
 
-def test_what_is_missing_at_the_end_is_lost_when_the_marker_comes() -> None:
-    assert judged([*stream(0, 5)[:-1], marker(5)]).lost == 1
+def test_missing_last_event_counts_as_lost_at_the_marker() -> None:
+    assert check_stream([*stream(0, 5)[:-1], marker(5)]).lost == 1
 
 
-def test_what_comes_again_is_duplicate() -> None:
+def test_repeated_event_counts_as_duplicate() -> None:
     events = stream(0, 5)
     for again in range(len(events)):
-        tally = judged([*events, events[again]], sure=0)
+        tally = check_stream([*events, events[again]], sure=0)
         assert (tally.duplicate, tally.lost) == (1, 0)
 
 
-def test_what_comes_out_of_order_is_not_clean() -> None:
+def test_reordered_stream_is_not_clean() -> None:
     events = stream(0, 2)
-    assert not judged([*events[:2], events[3], events[2], *events[4:]]).clean
+    assert not check_stream([*events[:2], events[3], events[2], *events[4:]]).clean
 
 
-def test_what_is_wrong_is_told_in_words() -> None:
-    judge, account = Judge(3), Account()
+def test_fault_is_described_in_a_note() -> None:
+    checker, report = StreamChecker(3), WatcherReport()
     for event in [*stream(3, 1), *stream(5, 1)]:
-        judge.see(event)
-    account.add("dir", judge)
-    assert account.notes == [
+        checker.see(event)
+    report.add("dir", checker)
+    assert report.notes == [
         "dir: 4 lost before CREATE 'f5', number 5 of a watch for CREATED,LEFT,CAME,DELETED",
     ]
-    assert account.tally == judge.tally
+    assert report.tally == checker.tally
 
 
-def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
-    assert judged([GuestInotifyEvent(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
+def test_overflows_and_strange_events_are_counted() -> None:
+    assert check_stream([GuestInotifyEvent(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
     for mask, name in (
         (In.MODIFY, "f1"),
         (In.CREATE, "x1"),
@@ -117,17 +123,17 @@ def test_an_overflow_and_what_no_stream_has_are_counted() -> None:
         (In.IGNORED, ""),
         (In.CREATE, "f"),
     ):
-        assert judged([GuestInotifyEvent(1, int(mask), 0, name, 0.0)]).strange == 1
+        assert check_stream([GuestInotifyEvent(1, int(mask), 0, name, 0.0)]).strange == 1
 
 
-def test_native_inotify_is_judged_clean(tmp_path: Path) -> None:
-    judge = Judge(100)
+def test_native_inotify_reports_a_clean_stream(tmp_path: Path) -> None:
+    checker = StreamChecker(100)
     with NativeInotify() as native:
         native.add(tmp_path, mask_of(ALL))
         for operation in burst(100, 50):
             assert perform(str(tmp_path), operation)
-        markers = [judge.see(event) for event in native.read(f"{MARKER}150")]
-    assert judge.tally == Tally(1, 200)
+        markers = [checker.see(event) for event in native.read(f"{MARKER}150")]
+    assert checker.tally == Tally(1, 200)
     assert markers[-1] == f"{MARKER}150"
 
 
@@ -147,7 +153,7 @@ GOOD = StressResult(
 )
 
 
-def test_a_good_soak_has_no_fault_and_a_short_summary() -> None:
+def test_good_result_has_no_fault_and_a_short_summary() -> None:
     assert faults(GOOD) == []
     assert len(summary(GOOD)) == 5
 
@@ -172,24 +178,24 @@ def test_a_good_soak_has_no_fault_and_a_short_summary() -> None:
     ],
     ids=str,
 )
-def test_each_fault_is_found(change: dict[str, object]) -> None:
+def test_each_fault_is_found_once(change: dict[str, object]) -> None:
     assert len(faults(dataclasses.replace(GOOD, **change))) == 1  # type: ignore[arg-type]
 
 
-def test_growth_within_the_warm_up_and_a_single_peak_are_none() -> None:
+def test_warm_up_and_a_single_peak_are_no_growth() -> None:
     assert growth([1, 90, 100, 100, 100, 100, 100, 100]).amount == 0
     assert growth([100, 100, 100, 100, 100, 100, 900, 100, 100]).amount == 0
     assert growth([100, 100, 100, 110]).amount == 10
 
 
-def test_a_leak_of_a_record_for_each_event_is_found_in_a_minute() -> None:
+def test_leak_of_a_record_per_event_is_found_in_a_minute() -> None:
     events, size = 60 * 500, 300
     leaking = tuple(sample(memory=20 * MIB + number * events // 8 * size) for number in range(8))
     assert leaking[-1].memory - leaking[0].memory > MAX_MEMORY_GROWTH
     assert faults(dataclasses.replace(GOOD, samples=leaking))
 
 
-def test_options_that_make_no_sense_are_refused() -> None:
+def test_too_short_time_is_refused() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser)
     assert plan_of(parser.parse_args(["--minutes", "2", "--seed", "x"])).seed == "x"
@@ -200,24 +206,12 @@ def test_options_that_make_no_sense_are_refused() -> None:
 
 @pytest.fixture
 def here() -> Iterator[Guest]:
-    """The agent, as a process of this machine."""
-    ours, theirs = socket.socketpair()
-    number = theirs.fileno()
-    code = f"import agent; agent.Agent({number}).serve()"
-    with (
-        ours,
-        theirs,
-        subprocess.Popen(
-            [sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]
-        ) as process,
-    ):
-        client = Guest(ours, lambda: "the test's guest is gone")
-        client.wait_until_ready(10)
+    """Yield a client of an agent that runs on this machine instead of in a guest."""
+    with local_agent() as client:
         yield client
-        process.kill()
 
 
-def test_a_round_of_load_is_told_without_a_fault(here: Guest, tmp_path: Path) -> None:
+def test_round_of_load_ends_without_a_fault(here: Guest, tmp_path: Path) -> None:
     root = Share(tmp_path, PurePosixPath(tmp_path))
     with contextlib.closing(Load(here, root, Random("seed"))) as load, load.round(1.0) as outcome:
         load.paced[0].share.host.joinpath("f-is-no-number").mkdir()

@@ -3,23 +3,21 @@
 
 import errno
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError
 from farwatch_harness.vm.guest_client import Guest, GuestError
+from tests.support.agent import agent_at
 
 IN_CREATE = 0x100
 
 
 @pytest.fixture
 def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The host's end and the guest's."""
+    """Yield the host's end and the guest's."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -27,16 +25,9 @@ def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def guest(channel: tuple[socket.socket, socket.socket]) -> Iterator[Guest]:
-    """The client, with the real agent at the other end, in a process of its own."""
-    number = channel[1].fileno()
-    code = f"import agent; agent.Agent({number}).serve()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=paths.GUEST_AGENT.parent, pass_fds=[number]
-    ) as process:
-        client = Guest(channel[0], lambda: "the test's guest is gone")
-        client.wait_until_ready(10)
+    """Yield the client, with the real agent at the other end, in a process of its own."""
+    with agent_at(*channel) as client:
         yield client
-        process.kill()
 
 
 def test_programs_run_with_input_output_and_status(guest: Guest) -> None:
@@ -114,7 +105,7 @@ def test_a_lost_guest_ends_the_waiting_calls(
     guest: Guest, channel: tuple[socket.socket, socket.socket]
 ) -> None:
     channel[1].shutdown(socket.SHUT_RDWR)
-    with pytest.raises(GuestLostError, match="the test's guest is gone"):
+    with pytest.raises(GuestLostError, match="the test's guest has ended"):
         guest.ping()
 
 
