@@ -4,9 +4,10 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests docs
 HOST_TESTS := host-daemon/tests harness/tests
+DISTRIBUTION = $(if $(filter stock,$(KERNEL)),--distribution)
 MARKDOWN = $(filter-out docs/protocol.md patches/%,$(shell git ls-files '*.md'))
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module test test-module test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -17,17 +18,23 @@ venv: ## make .venv, with the daemon at .venv/bin/farwatchd
 setup: venv ## install the Debian packages that are needed (root or sudo)
 	@$(HARNESS) setup
 
-demo: venv ## see files changed on the host arrive at inotifywait in a guest
-	@$(HARNESS) demo
+demo: venv ## see files changed on the host arrive at inotifywait in a guest; KERNEL=stock takes Debian's kernel
+	@$(HARNESS) demo $(DISTRIBUTION)
 
 boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the first N patches
-	@$(HARNESS) boot $(if $(PATCH),--patches '$(PATCH)')
+	@$(HARNESS) boot $(if $(PATCH),--patches '$(PATCH)') $(DISTRIBUTION)
+
+module: venv ## build the driver for a kernel that you do not rebuild; HEADERS=DIR are its headers
+	@$(HARNESS) module $(if $(HEADERS),--headers '$(HEADERS)')
 
 test: setup check ## check each patch of the series; PATCH=N, N-M or a name chooses patches, K=expr guest tests of the last
 	@$(HARNESS) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
 
 test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (4 min)
 	@$(HARNESS) test -m daemon
+
+test-module: setup ## run the guest tests that apply to the module on Debian's own kernel
+	@$(HARNESS) test --distribution -m 'not daemon'
 
 test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
 	@$(HARNESS) test --debug -m 'not daemon'

@@ -26,7 +26,12 @@ from farwatch_harness.kernel.series import Patch, number_of
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
-from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
+from farwatch_harness.vm.environment import (
+    Environment,
+    patches_of_series,
+    prepare_distribution_environment,
+    prepare_environment,
+)
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.shared_vm import SharedVm, log_tail
 from farwatch_harness.vm.testbed import LogPosition, Share, Testbed, TestbedSpec, start_testbed
@@ -66,6 +71,11 @@ def patch_count() -> int | None:
 def scope() -> str:
     """Return which tests run: all, series or patch."""
     return os.environ.get("FARWATCH_SCOPE", "all")
+
+
+def on_distribution_kernel() -> bool:
+    """Return whether the kernel is Debian's own, with the module."""
+    return os.environ.get("FARWATCH_FLAVOUR") == "DISTRIBUTION"
 
 
 def parameters(item: pytest.Item) -> dict[str, object]:
@@ -128,6 +138,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def environment() -> Environment:
     """Build or find the patched kernel, QEMU and the accelerator."""
+    if on_distribution_kernel():
+        return prepare_distribution_environment()
     flavour = build.Flavour[os.environ.get("FARWATCH_FLAVOUR", build.Flavour.NORMAL.name)]
     return prepare_environment(chosen_patches(patch_count()), flavour)
 

@@ -15,7 +15,7 @@ from farwatch_harness import report, results
 from farwatch_harness.adversary import command as adversary
 from farwatch_harness.bench import run as bench_run
 from farwatch_harness.commands import boot, demo, mail, mutants, words
-from farwatch_harness.kernel import build, series
+from farwatch_harness.kernel import build, distribution, module, series
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
 from farwatch_harness.results import CheckName
@@ -23,7 +23,12 @@ from farwatch_harness.soak import run as soak_run
 from farwatch_harness.util import apt, paths, progress
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm import qemu
-from farwatch_harness.vm.environment import patches_of_series, prepare_environment
+from farwatch_harness.vm.environment import (
+    Environment,
+    patches_of_series,
+    prepare_distribution_environment,
+    prepare_environment,
+)
 
 # Seconds for pytest to end its guests after an interruption.
 INTERRUPTED_LIMIT = 60.0
@@ -45,6 +50,19 @@ def setup(_options: argparse.Namespace) -> int:
 def kernel(options: argparse.Namespace) -> int:
     """Build the patched kernel; print the path of its image."""
     print(build.build(patches_of_series(options.patches), flavour_of(options)).image)
+    return 0
+
+
+def build_module(options: argparse.Namespace) -> int:
+    """Build the module for a kernel that is not rebuilt; print its path.
+
+    Without --headers it is built for Debian's own kernel. Its sources stay beside it, for DKMS.
+    """
+    apt.install(apt.MODULE_BUILD, paths.LOGS / "apt-module.log")
+    headers = options.headers or distribution.find_kernel().headers
+    folder = paths.CHECKOUT / "build" / "module"
+    module.write_sources(folder, module.sources())
+    print(module.compile_in(folder, headers.expanduser().resolve()))
     return 0
 
 
@@ -77,15 +95,22 @@ def prepare_mails(options: argparse.Namespace) -> int:
     return 0
 
 
-def demonstrate(_options: argparse.Namespace) -> int:
+def environment_of(options: argparse.Namespace) -> Environment:
+    """Return the environment that the options choose."""
+    if options.distribution:
+        return prepare_distribution_environment()
+    return prepare_environment(patches_of_series(options.patches))
+
+
+def demonstrate(options: argparse.Namespace) -> int:
     """Show how a guest's inotifywait sees changes on the host; fail if an event is missing."""
-    demo.demonstrate(prepare_environment(patches_of_series()))
+    demo.demonstrate(environment_of(options))
     return 0
 
 
 def shell(options: argparse.Namespace) -> int:
     """Start a shell in a guest that has mounted the share."""
-    return boot.shell(prepare_environment(patches_of_series(options.patches)))
+    return boot.shell(environment_of(options))
 
 
 def matrix(options: argparse.Namespace) -> int:
@@ -97,14 +122,19 @@ def matrix(options: argparse.Namespace) -> int:
 
 def test(options: argparse.Namespace) -> int:
     """Run the tests that need a guest."""
-    prepare_environment(patches_of_series(options.patches), flavour_of(options))
-    # Some tests compare with it; built here because pytest would hide the progress.
-    build.build([])
+    if options.distribution:
+        prepare_distribution_environment()
+    else:
+        prepare_environment(patches_of_series(options.patches), flavour_of(options))
+        # Some tests compare with it; built here because pytest would hide the progress.
+        build.build([])
     words = [sys.executable, "-m", "pytest", "guest-tests", "--junitxml=build/guest-tests.xml"]
     for option, value in (("-k", options.k), ("-m", options.m)):
         if value:
             words += [option, value]
     environment = {**os.environ, "FARWATCH_FLAVOUR": flavour_of(options).name}
+    if options.distribution:
+        environment["FARWATCH_FLAVOUR"] = "DISTRIBUTION"
     if options.patches is not None:
         environment["FARWATCH_PATCHES"] = str(options.patches)
     with progress.step("guest tests"):
@@ -220,10 +250,24 @@ def parser() -> argparse.ArgumentParser:
             "--debug", action="store_true", help="a kernel with lockdep, KASAN and kmemleak"
         )
 
+    def add_distribution(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--distribution",
+            action="store_true",
+            help="Debian's own kernel, unmodified, with the module",
+        )
+
     add("setup", setup)
     building = add("kernel", kernel)
     add_prefix(building)
     add_debug(building)
+    building = add("module", build_module)
+    building.add_argument(
+        "--headers",
+        type=Path,
+        metavar="DIR",
+        help="the kernel's headers, as /usr/src/linux-headers-RELEASE",
+    )
     add("qemu", find_qemu)
     applying = add("apply", apply)
     applying.add_argument("tree", type=Path, metavar="DIR", help="the kernel source tree")
@@ -232,8 +276,9 @@ def parser() -> argparse.ArgumentParser:
     sending.add_argument(
         "tree", type=Path, nargs="?", metavar="DIR", help="a git tree whose commit is the base"
     )
-    add("demo", demonstrate)
-    add_prefix(add("boot", shell))
+    for sub in (add("demo", demonstrate), add("boot", shell)):
+        add_prefix(sub)
+        add_distribution(sub)
     checking = add("matrix", matrix)
     checking.add_argument(
         "--patch",
@@ -264,6 +309,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_prefix(testing)
     add_debug(testing)
+    add_distribution(testing)
     bench_run.add_options(add("bench", measure))
     reporting = add("report", make_report)
     reporting.add_argument(

@@ -14,11 +14,19 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import socket_folder, vng_command, vng_program
 from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.environment import Environment
-from farwatch_harness.vm.testbed import MOUNT_POINT, TAG, daemon_argv, vm_spec
+from farwatch_harness.vm.testbed import (
+    MOUNT_POINT,
+    TAG,
+    VIRTIOFS,
+    bind_module,
+    daemon_argv,
+    vm_spec,
+)
 
 SHELL = f"""#!/bin/sh
 mkdir -p {MOUNT_POINT}
-mount -t virtiofs {TAG} {MOUNT_POINT} || echo "the share could not be mounted"
+{{prepare}}
+mount -t {{file_system}} {TAG} {MOUNT_POINT} || echo "the share could not be mounted"
 cd {MOUNT_POINT} || cd /
 cat <<'END'
 
@@ -50,7 +58,14 @@ def shell(environment: Environment) -> int:
         daemon = Daemon.start(daemon_argv(spec, sockets / "fs"), paths.LOGS / "boot-daemon.log")
         try:
             script = sockets / "shell"
-            script.write_text(SHELL.format(welcome=welcome(share)))
+            module = environment.module
+            script.write_text(
+                SHELL.format(
+                    welcome=welcome(share),
+                    prepare=f"({bind_module(module)})" if module else "",
+                    file_system=module.stem if module else VIRTIOFS,
+                )
+            )
             script.chmod(0o755)
             program = vng_program()
             command = [*vng_command(vm_spec(spec, sockets), program, None), f"--shell={script}"]

@@ -115,9 +115,9 @@ def fetch_package() -> Path:
     return cache.published(folder / f"{PACKAGE}_{version}", make)
 
 
-def candidate_version() -> str | None:
-    """Return the version of the source package that apt would install; None if it has none."""
-    text = subprocesses.run(["apt-cache", "policy", PACKAGE])
+def candidate_version(package: str = PACKAGE) -> str | None:
+    """Return the version of the package that apt would install; None if it has none."""
+    text = subprocesses.run(["apt-cache", "policy", package])
     found = [
         line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")
     ]

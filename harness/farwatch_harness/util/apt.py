@@ -25,6 +25,9 @@ KERNEL_BUILD = (
 QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
 #: The daemon does not start without its system call filter.
 GUEST = ("inotify-tools", "libseccomp2")
+MODULE_BUILD = ("gcc-12", "make", "libelf-dev", "patch")
+#: virtme-ng boots a kernel that has 9p as a module from an initramfs.
+DISTRIBUTION_KERNEL = ("kmod", "busybox-static")
 MATRIX = ("git", "perl", "sparse")
 HOST_CHECKS = (
     "gcc",

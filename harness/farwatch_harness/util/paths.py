@@ -6,6 +6,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PATCHES = CHECKOUT / "patches" / "linux-6.12"
+MODULE_PATCHES = CHECKOUT / "patches" / "module"
 HARNESS = Path(__file__).resolve().parents[1]
 KERNEL_CONFIG = HARNESS / "kernel" / "kernel.config"
 DEBUG_CONFIG = KERNEL_CONFIG.with_name("debug.config")

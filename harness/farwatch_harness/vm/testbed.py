@@ -35,6 +35,7 @@ from farwatch_harness.vm.qemu import Accelerator, Qemu
 
 TAG = "farwatch"
 MOUNT_POINT = PurePosixPath("/run/farwatch/share")
+VIRTIOFS = "virtiofs"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class TestbedSpec:
         are slow on a busy host.
     memory_mib: the guest's memory, in MiB.
     kernel_options: further words of the kernel's command line.
+    module: the virtio-fs driver that the guest loads, and binds in the place of the kernel's own;
+        None uses the kernel's own.
     """
 
     #: Not a test of pytest's.
@@ -73,6 +76,7 @@ class TestbedSpec:
     cpus: int = 1
     memory_mib: int = 1024
     kernel_options: tuple[str, ...] = ()
+    module: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,10 @@ class Testbed:
         OSError: mount(2) failed in the guest.
         """
         self.guest.os("makedirs", str(MOUNT_POINT), exist_ok=True)
-        self.guest.mount(TAG, str(MOUNT_POINT), "virtiofs", options=self.spec.mount_options)
+        if self.spec.module is not None:
+            self.guest.shell(bind_module(self.spec.module))
+        file_system = VIRTIOFS if self.spec.module is None else self.spec.module.stem
+        self.guest.mount(TAG, str(MOUNT_POINT), file_system, options=self.spec.mount_options)
 
     def problems(self, since: LogPosition | None = None) -> list[str]:
         """Return the kernel's warnings and the daemon's tracebacks after `since`."""
@@ -136,6 +143,19 @@ class Testbed:
     def alive(self) -> bool:
         """Whether the guest and the daemon run."""
         return self.vm.alive and self.daemon.running
+
+
+def bind_module(module: Path) -> str:
+    """Return a shell script that loads the module and gives it the devices of virtiofs."""
+    name = module.stem
+    return f"""set -e
+[ -e /sys/module/{name} ] || insmod {module}
+for device in /sys/bus/virtio/drivers/{VIRTIOFS}/virtio*; do
+    [ -e "$device" ] || continue
+    echo "${{device##*/}}" > /sys/bus/virtio/drivers/{VIRTIOFS}/unbind
+    echo "${{device##*/}}" > /sys/bus/virtio/drivers/{name}/bind
+done
+"""
 
 
 def daemon_argv(spec: TestbedSpec, socket: Path) -> list[str]:
