@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""farwatchd: a virtio-fs daemon that tells its guest about changes on the host."""
+"""farwatchd: a virtio-fs daemon that reports changes on the host to its guest."""

@@ -17,8 +17,10 @@ _log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; return the exit status: 0 ended, 1 cannot serve (one line says
-    why), 2 usage."""
+    """Serve until SIGTERM or SIGINT, and return the exit status.
+
+    0: ended; 1: cannot serve, one line says why; 2: wrong usage.
+    """
     _open_standard_descriptors()
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -16,8 +16,10 @@ _METADATA = "farwatchd.options"
 
 
 class UserError(Exception):
-    """The daemon cannot serve as it was asked to. The text is one line: what is wrong and what to
-    do."""
+    """The daemon cannot serve with these options.
+
+    The text is one line: what is wrong and what to do.
+    """
 
 
 @dataclass(frozen=True)

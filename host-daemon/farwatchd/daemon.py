@@ -185,8 +185,10 @@ _MODES = {
 
 
 def _backend(options: WatchOptions, root_fd: int, store: InodeStore) -> WatchBackend | None:
-    """Return the watch back end for the best mode that works here; None if none does and the user
-    did not ask for one."""
+    """Return the watch back end for the best mode that works here.
+
+    None: no back end works, and the user did not ask for one.
+    """
     problems = []
     for mode in _MODES[options.fsnotify]:
         try:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's event loop: descriptors that become readable, timers, calls deferred to the next
-turn; one thread."""
+"""The daemon's event loop, for one thread.
+
+It calls back for readable descriptors, for timers, and at the next turn.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,17 @@ class Loop:
         self.add(self._wakeup_fd, self._drain_wake)
 
     def add(self, fd: int, callback: Callback) -> None:
-        """Call ``callback`` whenever ``fd`` is readable or hung up; ``OSError`` when ``fd`` cannot
-        be waited for."""
+        """Call ``callback`` whenever ``fd`` is readable or hung up.
+
+        ``OSError`` when ``fd`` cannot be waited for.
+        """
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
     def add_eventfd(self, fd: int, callback: Callback) -> None:
-        """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been; the
-        eventfd need not be read.
+        """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been.
+
+        The eventfd need not be read.
 
         A write while the callback runs calls it again. ``OSError`` when ``fd`` cannot be waited
         for.
@@ -74,8 +79,7 @@ class Loop:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), callback))
 
     def call_soon(self, callback: Callback) -> None:
-        """Call ``callback`` once, at the next turn of the loop, after the descriptors that are
-        ready then."""
+        """Call ``callback`` once, at the next turn of the loop, after the ready descriptors."""
         self._soon.append(callback)
 
     def stop(self) -> None:
@@ -99,8 +103,10 @@ class Loop:
         self._stopping = False
 
     def run_once(self, timeout: float | None) -> bool:
-        """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit); return whether
-        anything was called."""
+        """Do one turn, waiting at most ``timeout`` seconds (``None``: no limit).
+
+        Return whether anything was called.
+        """
         if self._soon or self._timers:
             timeout = self._timeout(timeout)
         ready = self._epoll.poll(timeout, MAX_READY)

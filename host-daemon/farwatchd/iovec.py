@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 
 def slices(iovec: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
-    """Return views of ``length`` bytes from ``start`` on, fewer when there are fewer; nothing is
-    copied."""
+    """Return views of ``length`` bytes from ``start`` on, fewer when there are fewer.
+
+    Nothing is copied.
+    """
     first = 0
     while first < len(iovec) and start >= len(iovec[first]):
         start -= len(iovec[first])

@@ -24,8 +24,7 @@ _PRIORITIES = {
 
 
 def start_logging(level: int, to_syslog: bool) -> None:
-    """Log messages from ``level`` on to the standard error output, or to syslog where there is
-    one."""
+    """Log messages from ``level`` on, to standard error or, where there is one, to syslog."""
     handler: logging.Handler = logging.StreamHandler()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     problem = None
@@ -44,8 +43,9 @@ def start_logging(level: int, to_syslog: bool) -> None:
 
 
 class _SyslogHandler(logging.Handler):
-    """Sends messages to syslog through a socket that is connected once: the sandbox lets no other
-    be connected. ``OSError`` where there is no syslog.
+    """Sends messages to syslog through a socket that is connected once.
+
+    The sandbox forbids to connect another one. ``OSError`` where there is no syslog.
     """
 
     def __init__(self) -> None:

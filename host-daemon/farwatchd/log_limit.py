@@ -22,10 +22,9 @@ class _Window:
 
 
 class RepetitionLimit(logging.Filter):
-    """Lets at most ``BURST`` messages of one place in the code pass in each ``INTERVAL``, and says
-    how many were left out.
+    """Limits the messages of one place in the code to ``BURST`` in each ``INTERVAL``.
 
-    Messages of level debug all pass: they are logged only where the user asks for them.
+    It logs how many were left out.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

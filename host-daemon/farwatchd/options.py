@@ -314,8 +314,10 @@ def _without_effect(given: argparse.Namespace) -> list[str]:
 
 
 def _converter(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """Return what argparse calls for a value: the text of ``parse``'s ``ValueError`` is for the
-    user."""
+    """Return what argparse calls for a value.
+
+    The text of ``parse``'s ``ValueError`` is for the user.
+    """
 
     def convert(text: str) -> object:
         try:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of the process at SIGTERM and SIGINT: in order, or by force where a system call of the
-event loop does not return."""
+"""Ends the process at SIGTERM and SIGINT.
+
+The event loop ends in order, or by force when one of its system calls does not return.
+"""
 
 from __future__ import annotations
 

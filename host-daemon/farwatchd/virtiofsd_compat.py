@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines made for virtiofsd: its older form ``-o name[=value],...`` and what has no meaning
-here."""
+"""Accepts command lines made for virtiofsd.
+
+These are the older form ``-o name[=value],...``, and options that have no meaning here.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,10 @@ WITHOUT_EFFECT: dict[str, tuple[str | None, str]] = {
 
 
 def modern(arguments: Sequence[str]) -> list[str]:
-    """Replace each ``-o`` by the options that it stands for; ``ValueError`` names what is not
-    understood."""
+    """Replace each ``-o`` by the options that it stands for.
+
+    ``ValueError`` names what is not understood.
+    """
     result: list[str] = []
     rest = iter(arguments)
     for argument in rest:

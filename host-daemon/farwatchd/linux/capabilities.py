@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thread's capabilities (capabilities(7)): read, given up for a moment, or for good."""
+"""The thread's capabilities (capabilities(7)): read them, drop them for a while, or for good."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ class _Sets(NamedTuple):
 
 
 def effective() -> Capability:
-    """The effective capabilities."""
+    """Return the effective capabilities."""
     return Capability(_get().effective)
 
 
 @contextlib.contextmanager
 def without(capability: Capability) -> Iterator[None]:
-    """Give up ``capability`` for a while, if it is there."""
+    """Drop ``capability`` for a while, if it is effective."""
     sets = _get()
     if not sets.effective & capability:
         yield
@@ -108,8 +108,10 @@ def raise_permitted(capability: Capability) -> None:
 
 
 def keep_only(kept: Capability) -> Capability:
-    """Give up all others for good, for programs executed later as well; returns what is left of
-    ``kept``."""
+    """Drop all capabilities but ``kept`` for good, for programs executed later as well.
+
+    Return those of ``kept`` that were permitted.
+    """
     sets = _get()
     if sets.effective & Capability.SETPCAP:
         number = 0

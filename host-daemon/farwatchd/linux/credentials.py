@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ids of the calling thread alone, as credentials(7) has it in the kernel.
+"""The ids of the calling thread alone, as credentials(7) describes them for the kernel.
 
-The C library's functions, and so Python's, change those of all threads, one after the other: what
-another thread does meanwhile would be done as somebody else, or with capabilities that it has just
-given up.
+The C library's functions, and so Python's, change the ids of all threads, one after the other.
+Another thread would meanwhile act with the requester's ids, or with capabilities that it has just
+dropped.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _KEEP = -1
 
 
 def set_effective_uid(uid: int) -> None:
-    """setresuid(2) of the effective id, 0 to 2^32 - 2."""
+    """Set the thread's effective uid, 0 to 2^32 - 2 (setresuid(2))."""
     assert _NUMBERS is not None
     check(_syscall(_NUMBERS.setresuid, _KEEP, ctypes.c_uint32(uid), _KEEP))
 
 
 def set_effective_gid(gid: int) -> None:
-    """setresgid(2) of the effective id, 0 to 2^32 - 2."""
+    """Set the thread's effective gid, 0 to 2^32 - 2 (setresgid(2))."""
     assert _NUMBERS is not None
     check(_syscall(_NUMBERS.setresgid, _KEEP, ctypes.c_uint32(gid), _KEEP))
 
 
 def set_groups(groups: Sequence[int]) -> None:
-    """setgroups(2)."""
+    """Set the thread's supplementary groups (setgroups(2))."""
     assert _NUMBERS is not None
     check(_syscall(_NUMBERS.setgroups, len(groups), (ctypes.c_uint32 * len(groups))(*groups)))

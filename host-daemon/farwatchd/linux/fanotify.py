@@ -62,16 +62,22 @@ class Fan(IntFlag):
 
 
 class Info(NamedTuple):
-    """One information record: the inode's file system id, handle type and handle, in one string,
-    and the name of an entry in it where the record has one."""
+    """One information record.
+
+    ``identity``: the inode's file system id, handle type and handle, as one string. ``name``: that
+    of an entry in the inode, where the record has one.
+    """
 
     identity: bytes
     name: bytes
 
 
 class FanEvent(NamedTuple):
-    """One event. Coalesced events are one: each bit happened to the same inode and name, caused by
-    the same process ``pid``, at least once and in an unknown order."""
+    """One event.
+
+    Coalesced events are one: each bit happened to the same inode and name, caused by the same
+    process ``pid``, at least once and in an unknown order.
+    """
 
     mask: int
     pid: int

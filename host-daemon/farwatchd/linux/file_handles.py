@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File handles (name_to_handle_at(2)): they name an object of a mount for good, its generation
-included."""
+"""File handles (name_to_handle_at(2)).
+
+A handle identifies an inode of a mount for good, since its generation is part of it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ _MOUNT = struct.Struct("=i")
 _HEADER = struct.Struct("=Ii")
 _START = _MOUNT.size + _HEADER.size
 
-#: While the inode's number is being given to a new object, ext4 and others say ENOMEM of a handle
-#: with the old one's generation (iget_locked() finds I_CREATING). That is over as soon as who makes
-#: the new object has had its turn.
+#: While the inode's number is being reused for a new inode, ext4 and others return ENOMEM for a
+#: handle with the old generation (iget_locked() finds I_CREATING), until the process that makes the
+#: new inode has run.
 _TRIES = 1000
 
 # Without types: this is called for every lookup.
@@ -28,7 +30,7 @@ _open_by_handle_at = function("open_by_handle_at", ctypes.c_int, ctypes.c_char_p
 
 
 class HandleReader:
-    """Asks for handles, with one buffer for all calls: for one thread."""
+    """Reads file handles, with one buffer for all calls: for one thread."""
 
     def __init__(self) -> None:
         self._buffer = ctypes.create_string_buffer(_START + _MAX_HANDLE)
@@ -43,10 +45,10 @@ class HandleReader:
         )
 
     def read(self, fd: int) -> bytes:
-        """The mount's id and the handle of what ``fd``, which may be O_PATH, refers to.
+        """Return the mount's id and the file handle of the inode of ``fd``, which may be O_PATH.
 
-        ``mount_of`` and ``handle_of`` take it apart. ``OSError``: EOPNOTSUPP where the file system
-        has no handles.
+        ``mount_of`` and ``handle_of`` split the result. ``OSError``: EOPNOTSUPP where the file
+        system has no handles.
         """
         _HEADER.pack_into(self._buffer, _MOUNT.size, _MAX_HANDLE, 0)
         check(_name_to_handle_at(fd, *self._arguments))
@@ -55,30 +57,30 @@ class HandleReader:
 
 
 def mount_of(key: bytes) -> int:
-    """The mount's id in what ``HandleReader.read`` returned."""
+    """Return the mount's id from the result of ``HandleReader.read``."""
     return int(_MOUNT.unpack_from(key)[0])
 
 
 def handle_of(key: bytes) -> bytes:
-    """The ``struct file_handle`` in what ``HandleReader.read`` returned."""
+    """Return the ``struct file_handle`` from the result of ``HandleReader.read``."""
     return key[_MOUNT.size :]
 
 
 def type_and_handle(key: bytes) -> bytes:
-    """The handle's type, 4 bytes, and the handle itself."""
+    """Return the handle's type, 4 bytes, and the handle itself."""
     return key[_MOUNT.size + 4 :]
 
 
 def file_handle(kind_and_handle: bytes) -> bytes:
-    """``struct file_handle`` of what ``type_and_handle`` returns, or of a part of an event."""
+    """Return the ``struct file_handle`` of a type and a handle, as a fanotify event has them."""
     return _MOUNT.pack(len(kind_and_handle) - 4) + kind_and_handle
 
 
 def open_handle(mount_fd: int, handle: bytes) -> int:
-    """Open a ``struct file_handle`` with O_PATH, through a descriptor, not O_PATH, of anything on
-    its mount.
+    """Open the inode of a ``struct file_handle`` with O_PATH; the caller owns the descriptor.
 
-    ``OSError``: ESTALE the object is no more, EPERM without CAP_DAC_READ_SEARCH.
+    ``mount_fd`` is a descriptor, not O_PATH, of any inode on its mount. ``OSError``: ESTALE the
+    inode was deleted, EPERM without CAP_DAC_READ_SEARCH.
     """
     for _ in range(_TRIES):
         fd = _open_by_handle_at(mount_fd, handle, os.O_PATH | os.O_CLOEXEC)

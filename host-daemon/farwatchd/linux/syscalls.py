@@ -49,8 +49,10 @@ _OPEN_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class ExtendedStat:
-    """What statx(2) knows beyond stat(2). ``btime_ns`` is None where the file system keeps no birth
-    time."""
+    """The attributes that statx(2) adds to those of stat(2).
+
+    ``btime_ns`` is None where the file system has no birth time.
+    """
 
     btime_ns: int | None
     attributes: int
@@ -65,52 +67,55 @@ class Time(NamedTuple):
 
     @classmethod
     def of(cls, nanoseconds: int) -> Time:
-        """From nanoseconds since the epoch, negative ones before it."""
+        """Make a time from nanoseconds since the epoch, negative ones before it."""
         return cls(*divmod(nanoseconds, NANOSECONDS))
 
 
 def signed(value: int) -> int:
-    """A 64-bit number as ``off_t``, so that the kernel and not Python refuses what is out of
-    range."""
+    """Return a 64-bit number as ``off_t``; the kernel, and not Python, refuses a negative one."""
     return value if value <= OFFSET_MAX else value - (1 << 64)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2), with its mode."""
+    """Allocate or free space (section 2 of the manual); ``mode`` is FALLOC_FL_*."""
     check(_fallocate(fd, mode, signed(offset), signed(length)))
 
 
 def getdents64(fd: int, buffer: bytearray) -> int:
-    """Fill ``buffer`` with ``struct linux_dirent64``; returns bytes, 0 at the end of the
-    directory."""
+    """Fill ``buffer`` with ``struct linux_dirent64``.
+
+    Return the bytes, 0 at the end of the directory.
+    """
     return check(_getdents64(fd, _pointer(buffer), len(buffer)))
 
 
 def file_system_type(place: int | bytes) -> int:
-    """The type of the file system of a descriptor or a path: ``f_type`` of statfs(2), ``*_MAGIC``
-    of linux/magic.h."""
+    """Return the type of the file system of a descriptor or a path.
+
+    It is ``f_type`` of statfs(2), ``*_MAGIC`` of linux/magic.h.
+    """
     buffer = ctypes.create_string_buffer(_STATFS_SIZE)
     check(_statfs(place, buffer) if isinstance(place, bytes) else _fstatfs(place, buffer))
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
 
 
 def open_path(directory: int, name: bytes) -> int:
-    """openat(2) of what ``name`` itself is, with O_PATH: the descriptor, or the negative errno.
+    """Open ``name`` itself with O_PATH; return the descriptor, or the negative errno.
 
-    Most names that are looked up are not there, and an exception that says so takes longer than the
-    call.
+    Most names that are looked up do not exist, and an exception takes longer than the call. The
+    caller owns the descriptor.
     """
     fd: int = _openat(directory, name, _OPEN_PATH)
     return fd if fd >= 0 else -last_errno()
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
-    """renameat2(2)."""
+    """Rename with flags RENAME_*."""
     check(_renameat2(old_fd, old, new_fd, new, flags))
 
 
 def statx(fd: int) -> ExtendedStat:
-    """statx(2) of what ``fd`` refers to, also if it is only O_PATH."""
+    """Return the extended attributes of the inode of ``fd``, which may be O_PATH."""
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     check(_statx(fd, b"", AT_EMPTY_PATH, _STATX_BTIME, buffer))
     mask, attributes, attributes_mask, seconds, nanoseconds = _STATX_FIELDS.unpack_from(buffer)
@@ -119,7 +124,7 @@ def statx(fd: int) -> ExtendedStat:
 
 
 def mount_id(fd: int) -> int:
-    """Return the id, as in /proc/self/mountinfo, of the mount of what ``fd`` refers to.
+    """Return the id, as in /proc/self/mountinfo, of the mount of ``fd``.
 
     Before Linux 5.8 it is 0 for all.
     """
@@ -129,12 +134,12 @@ def mount_id(fd: int) -> int:
 
 
 def syncfs(fd: int) -> None:
-    """syncfs(2)."""
+    """Write the file system of ``fd`` to its disk."""
     check(_syncfs(fd))
 
 
 def utimens(path: str, atime: Time, mtime: Time) -> None:
-    """utimensat(2) of a path, following it."""
+    """Set the times of a path (utimensat(2)), following it."""
     check(_utimensat(AT_FDCWD, os.fsencode(path), _TIMESPEC_PAIR.pack(*atime, *mtime), 0))
 
 

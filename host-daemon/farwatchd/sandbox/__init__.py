@@ -1,3 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Confinement: the daemon's root becomes the shared directory, and limits are set, before a guest
-is served."""
+"""Confinement, before a guest is served: the shared directory becomes the root, limits are set."""

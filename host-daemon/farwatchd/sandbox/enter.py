@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the shared directory the daemon's root, so that nothing outside it can be named any more.
+"""Makes the shared directory the daemon's root, so that no path leads outside.
 
-Afterwards the current directory is /proc/self/fd, which is how objects are reached whose descriptor
-is all we have.
+Afterwards the current directory is /proc/self/fd, by which an inode is opened again if only its
+O_PATH descriptor is open.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import logging
 import os
 from pathlib import Path
 
+from farwatchd.linux.libc import AT_FDCWD, function, last_errno
+from farwatchd.sandbox.disable_imports import disable_imports, hold_time_zone
 from farwatchd.sandbox.idmaps import IdMaps, MapError, unshare_mapped
 from farwatchd.sandbox.options import Sandbox
-from farwatchd.sandbox.seal_imports import hold_time_zone, seal
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWNET = 0x40000000
@@ -33,14 +34,23 @@ _SYS_MOUNT_SETATTR = 442
 _MOUNT_ATTR_NOSUID = 2
 _MOUNT_ATTR_NODEV = 4
 _MOUNT_ATTR_NOEXEC = 8
-_AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 
 _PROC_FD = "/proc/self/fd"
 
 _log = logging.getLogger(__name__)
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_mount = function(
+    "mount",
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+)
+_umount2 = function("umount2", ctypes.c_char_p, ctypes.c_int)
+_unshare = function("unshare", ctypes.c_int)
+_syscall = function("syscall", result=ctypes.c_long)
 
 
 class SandboxError(Exception):
@@ -48,11 +58,11 @@ class SandboxError(Exception):
 
 
 def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int:
-    """Enter the sandbox; returns an O_PATH descriptor of the share's root. ``SandboxError`` when
-    that cannot be done.
+    """Enter the sandbox and return an O_PATH descriptor of the share's root.
 
-    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; with ``maps``
-    its ids are these. ``CHROOT`` works for root only.
+    The caller owns it. ``NAMESPACE`` works for root, and for others where user namespaces are
+    allowed; with ``maps`` its ids are these. ``CHROOT`` works for root only. ``SandboxError``: the
+    sandbox cannot be entered.
     """
     hold_time_zone()
     proc_fd = _open_proc(_PROC_FD)
@@ -70,10 +80,10 @@ def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int
         if sandbox is Sandbox.CHROOT:
             _chroot(shared_dir)
         else:
-            alone = _namespace(shared_dir, maps)
+            sandbox_proc_fd = _namespace(shared_dir, maps)
             os.close(proc_fd)
-            proc_fd = alone
-        seal()
+            proc_fd = sandbox_proc_fd
+        disable_imports()
         root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.fchdir(proc_fd)
     finally:
@@ -90,7 +100,7 @@ def _open_proc(path: str) -> int:
 
 def _check(result: int, what: str, advice: str) -> None:
     if result < 0:
-        raise SandboxError(f"cannot {what}: {os.strerror(ctypes.get_errno())}{advice}")
+        raise SandboxError(f"cannot {what}: {os.strerror(last_errno())}{advice}")
 
 
 def _chroot(shared_dir: Path) -> None:
@@ -105,29 +115,24 @@ def _chroot(shared_dir: Path) -> None:
 
 
 def _namespace(shared_dir: Path, maps: IdMaps | None) -> int:
-    """Enter namespaces and change the root; returns a descriptor of /proc/self/fd."""
+    """Enter namespaces and change the root; return a descriptor of /proc/self/fd."""
     advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
-    _unshare(maps, advice)
-    # What is mounted here later on the host still shows in the share, what we do here does not show
-    # on the host.
+    _enter_namespaces(maps, advice)
+    # Later mounts on the host still appear in the share; mounts made here are never on the host.
     _check(
-        _libc.mount(None, b"/", None, _MS_SLAVE | _MS_REC, None),
+        _mount(None, b"/", None, _MS_SLAVE | _MS_REC, None),
         "detach from the host's mounts",
         advice,
     )
     if shared_dir.resolve() == Path("/"):
-        # Nothing is outside it, and it cannot take its own place.
+        # Nothing is outside of it, and pivot_root(2) cannot replace it by itself.
         os.chdir("/")
         return _open_proc(_PROC_FD)
-    # So that nothing of /proc is above the current directory later on.
-    _check(
-        _libc.mount(_PROC_FD.encode(), b"/proc", None, _MS_BIND, None), "bind /proc/self/fd", advice
-    )
+    # Then the current directory, which is below /proc, has nothing else of /proc above it.
+    _check(_mount(_PROC_FD.encode(), b"/proc", None, _MS_BIND, None), "bind /proc/self/fd", advice)
     proc_fd = _open_proc("/proc")
     path = os.fsencode(shared_dir)
-    _check(
-        _libc.mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice
-    )
+    _check(_mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice)
     _forbid_programs(shared_dir)
     try:
         os.chdir(shared_dir)
@@ -140,22 +145,23 @@ def _namespace(shared_dir: Path, maps: IdMaps | None) -> int:
         raise SandboxError(
             f"no --sandbox=namespace on {os.uname().machine}; choose --sandbox=chroot"
         )
-    # The old root ends up mounted over the new one, where it can be taken away without a directory
-    # for it.
-    _check(_libc.syscall(ctypes.c_long(number), b".", b"."), "change the root", advice)
-    _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root", advice)
+    # The old root is then mounted over the new one, so no directory for it is needed.
+    _check(_syscall(ctypes.c_long(number), b".", b"."), "change the root", advice)
+    _check(_umount2(b".", _MNT_DETACH), "leave the old root", advice)
     os.chdir("/")
     return proc_fd
 
 
 def _forbid_programs(shared_dir: Path) -> None:
-    """Mount the share so that the daemon itself can use no device and no program in it; Linux
-    5.12."""
+    """Mount the share so that the daemon itself can use no device and no program in it.
+
+    Needs Linux 5.12; without it, log that.
+    """
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
     attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC)
-    result = _libc.syscall(
+    result = _syscall(
         ctypes.c_long(_SYS_MOUNT_SETATTR),
-        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_int(AT_FDCWD),
         os.fsencode(shared_dir),
         ctypes.c_uint(_AT_RECURSIVE),
         ctypes.byref(attributes),
@@ -164,11 +170,11 @@ def _forbid_programs(shared_dir: Path) -> None:
     if result < 0:
         _log.info(
             "the share is not mounted nodev, nosuid, noexec for the daemon: %s",
-            os.strerror(ctypes.get_errno()),
+            os.strerror(last_errno()),
         )
 
 
-def _unshare(maps: IdMaps | None, advice: str) -> None:
+def _enter_namespaces(maps: IdMaps | None, advice: str) -> None:
     uid, gid = os.geteuid(), os.getegid()
     flags = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS
     if maps is not None:
@@ -177,7 +183,7 @@ def _unshare(maps: IdMaps | None, advice: str) -> None:
         except MapError as error:
             raise SandboxError(f"--uid-map, --gid-map: {error}") from error
         return
-    _check(_libc.unshare(flags | (_CLONE_NEWUSER if uid != 0 else 0)), "make namespaces", advice)
+    _check(_unshare(flags | (_CLONE_NEWUSER if uid != 0 else 0)), "make namespaces", advice)
     if uid != 0:
         _map_ids(uid, gid)
 

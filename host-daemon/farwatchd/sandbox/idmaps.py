@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user namespace with ids of its own (``--uid-map``, ``--gid-map``), as user_namespaces(7) has
-it.
+"""A user namespace with an id map of its own (``--uid-map``, ``--gid-map``).
 
-Whoever is in the namespace may not say what its ids are outside: a process that stays outside does
-it.
+A process in the namespace may not set the map (user_namespaces(7)), so one that stays outside does.
 """
 
 from __future__ import annotations
@@ -15,12 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from farwatchd.linux.libc import function, last_errno
+
 _ID_END = (1 << 32) - 1
-_libc = ctypes.CDLL(None, use_errno=True)
+_unshare = function("unshare", ctypes.c_int)
 
 
 class MapError(Exception):
-    """There is no such namespace. The text says why, for the user."""
+    """The namespace cannot be made. The text says why, for the user."""
 
 
 class IdRange(NamedTuple):
@@ -32,15 +32,17 @@ class IdRange(NamedTuple):
 
 
 class IdMaps(NamedTuple):
-    """The ids of a namespace. Without ranges for groups, or for users, the daemon's own one is the
-    only one."""
+    """The ids of a namespace.
+
+    Without ranges for users, or for groups, the namespace has the daemon's id only.
+    """
 
     users: tuple[IdRange, ...]
     groups: tuple[IdRange, ...]
 
 
 def parse_range(text: str) -> IdRange:
-    """``:namespace id:host id:count:``, with whatever separator it begins with; ``ValueError``."""
+    """Parse ``:namespace id:host id:count:``, with any separator for the colon; ``ValueError``."""
     parts = text.split(text[:1]) if text else []
     numbers = parts[1:-1]
     if (
@@ -57,32 +59,32 @@ def parse_range(text: str) -> IdRange:
 
 
 def unshare_mapped(flags: int, maps: IdMaps) -> None:
-    """unshare(2) with ``flags``, which have CLONE_NEWUSER, and be the root of the namespace, where
-    it has one.
+    """Enter new namespaces, and be the root of the user namespace if its map has one.
 
-    For a process with one thread. ``MapError``.
+    ``flags`` are those of unshare(2), CLONE_NEWUSER among them. For a process with one thread.
+    ``MapError``.
     """
     uid, gid = os.geteuid(), os.getegid()
     users = maps.users or (IdRange(uid, uid, 1),)
     groups = maps.groups or (IdRange(gid, gid, 1),)
     ready, go = os.pipe()
-    answer, tell = os.pipe()
+    problems, report = os.pipe()
     parent = os.getpid()
     child = os.fork()
     if not child:
         os.close(go)
-        _map_from_outside(parent, users, groups, ready, tell)
+        _map_from_outside(parent, users, groups, ready, report)
     os.close(ready)
-    os.close(tell)
+    os.close(report)
     try:
-        if _libc.unshare(flags) < 0:
-            raise MapError(f"cannot make namespaces: {os.strerror(ctypes.get_errno())}")
+        if _unshare(flags) < 0:
+            raise MapError(f"cannot make namespaces: {os.strerror(last_errno())}")
         os.write(go, b"\0")
-        with os.fdopen(answer, "rb", closefd=False) as stream:
+        with os.fdopen(problems, "rb", closefd=False) as stream:
             problem = stream.read().decode(errors="replace")
     finally:
         os.close(go)
-        os.close(answer)
+        os.close(problems)
         os.waitpid(child, 0)
     if problem:
         raise MapError(problem)
@@ -90,16 +92,18 @@ def unshare_mapped(flags: int, maps: IdMaps) -> None:
 
 
 def _map_from_outside(
-    pid: int, users: Iterable[IdRange], groups: Iterable[IdRange], ready: int, tell: int
+    pid: int, users: Iterable[IdRange], groups: Iterable[IdRange], ready: int, report: int
 ) -> None:
-    """The other process: map the ids of ``pid`` when it says that it is ready, tell what went
-    wrong, and exit."""
+    """Map the ids of ``pid`` when it is ready, write what went wrong to ``report``, and exit.
+
+    This runs in a process of its own.
+    """
     try:
         if os.read(ready, 1):
             for name, ranges in (("gid", groups), ("uid", users)):
                 _map(pid, name, ranges)
     except (OSError, MapError) as error:
-        os.write(tell, str(error).encode())
+        os.write(report, str(error).encode())
     finally:
         os._exit(0)
 
@@ -112,14 +116,14 @@ def _map(pid: int, name: str, ranges: Iterable[IdRange]) -> None:
         except OSError as error:
             raise MapError(f"cannot write {name}_map: {error.strerror}") from error
         return
-    # Programs that may do it for an ordinary user, as far as /etc/subuid and /etc/subgid allow.
+    # These programs may map for an ordinary user the ids that /etc/subuid and /etc/subgid allow.
     words = [f"new{name}map", str(pid), *(str(number) for each in ranges for number in each)]
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     except OSError as error:
-        # Permission denied is what a directory says where programs are looked for.
+        # EACCES too: a directory of PATH may be unreadable.
         raise MapError(f"cannot run {words[0]}: {error.strerror}; install uidmap") from error
     if done.returncode:
         raise MapError(f"{words[0]}: {done.stderr.strip() or done.returncode}")

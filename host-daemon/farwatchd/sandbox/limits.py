@@ -10,17 +10,15 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-#: Open files asked for when the user names no number: without file handles each inode that the
-#: guest knows costs one.
+#: The default limit of open files: without file handles each inode that the guest knows takes one.
 DEFAULT_NOFILE = 1_000_000
 
 
 def raise_nofile(wanted: int | None) -> int:
-    """Let the process open ``wanted`` files (default: as many as can be had, 1 000 000 at most);
-    returns the limit.
+    """Raise the limit of open files to ``wanted``, and return the limit.
 
-    0 leaves the limit as it is.
-    ``ValueError`` with a text for the user when a number that was asked for cannot be had.
+    None: as many as the system allows, at most 1 000 000. 0: the limit stays unchanged.
+    ``ValueError``, with a text for the user: ``wanted`` is not allowed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if wanted == 0:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon may still do once it serves: the capabilities of a file server, and no way to
-more."""
+"""Drops privileges: what remains are the capabilities of a file server, and no way to more."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 _prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
-#: What serving files for all of the guest's users takes; the same as virtiofsd's. fanotify needs
-#: none of its own: what a group may do is settled when it is made, and that was before.
+#: The capabilities to serve files for all users of the guest; the same as virtiofsd's. fanotify
+#: needs none: the kernel checked them when the group was made, which was before.
 FILE_SERVER = (
     Capability.CHOWN
     | Capability.DAC_OVERRIDE
@@ -54,12 +53,14 @@ def parse_changes(text: str) -> CapabilityChanges:
 
 
 def drop(kept: Capability) -> Capability:
-    """Give up all capabilities but ``kept`` and every way to new privileges, for good; returns
-    those that are left."""
+    """Drop all capabilities but ``kept`` and every way to new privileges, for good.
+
+    Return the remaining capabilities.
+    """
     check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     return keep_only(kept)
 
 
 def forbid_core_dumps() -> None:
-    """Let no core be dumped, which would hold the memory of the guest, and no debugger attach."""
+    """Disable core dumps, which would have the guest's memory, and debuggers."""
     check(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let the process make only the system calls that serving takes (seccomp(2)).
+"""Lets the process make only the system calls that serving takes (seccomp(2)).
 
-The allow list holds what the daemon, the interpreter and the C library call once the sandbox has
-been entered. What they may call in another version is no reason to end: it gets an errno. What only
-an attacker calls ends the process. The filter must be loaded last: afterwards no program can be
-run, no memory made executable, nothing mounted and no address connected to.
+The allow list has what the daemon, the interpreter and the C library call once the sandbox has been
+entered. A call that another version of them might make gets an errno. A call that only an attacker
+makes ends the process. The filter must be loaded last: afterwards no program can be run, no memory
+made executable, nothing mounted and no address connected to.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class _Rules:
         self._add_threads()
         self._allow_with("prctl", 0, _NAMING)
         self._allow_with("ioctl", 1, _IOCTLS)
-        # The logger connects again when syslog has gone; nothing connects to a network.
+        # The logger connects again when syslog was restarted; nothing connects to a network.
         self._add(self._refuse(errno.EPERM), "socket", self._is(0, socket.AF_UNIX))
         self._add(self._attack, "socket", self._is_not(0, socket.AF_UNIX))
         self._filter.load()

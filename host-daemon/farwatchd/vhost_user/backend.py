@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vhost-user back-end's state: what each message of the front-end does to features, memory and
-rings."""
+"""The vhost-user back-end's state.
+
+What each message of the front-end does to features, memory and rings.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,10 @@ _IGNORED_WITHOUT_FD = (FrontEndRequest.SET_VRING_CALL, FrontEndRequest.SET_VRING
 
 
 class RequestError(Exception):
-    """A message was understood and cannot be done. A front-end that asked for an acknowledgement
-    gets one that says so, and may go on."""
+    """A message was understood and cannot be done.
+
+    The front-end gets an error if it asked for an acknowledgement, and may send other messages.
+    """
 
 
 class DeviceModel(Protocol):
@@ -57,16 +61,19 @@ class DeviceModel(Protocol):
         """The device's configuration space; None if the front-end has one itself."""
 
     def ring_started(self, vring: Vring, features: int) -> None:
-        """Serve ``vring`` from now on, with the acked ``features``; ``OSError`` when the event loop
-        cannot wait for its kicks."""
+        """Serve ``vring`` from now on, with the acked ``features``.
+
+        ``OSError`` when the event loop cannot wait for its kicks.
+        """
 
     def ring_stopped(self, vring: Vring) -> None:
-        """Leave ``vring`` alone, if it was served, until it is started again. Takes a limited
-        time."""
+        """Stop serving ``vring`` until it is started again; takes a limited time."""
 
     def drain(self) -> bool:
-        """Complete what other threads do with guest memory, within a limit; return false if some is
-        left."""
+        """Complete what other threads do with guest memory, within a limit.
+
+        Return false if some of it is not complete.
+        """
 
     def reset(self) -> None:
         """Forget the guest: it was reset, or the front-end has left. Takes a limited time."""
@@ -83,10 +90,9 @@ class Backend:
         self._vrings = [Vring(index) for index in range(device.queue_count)]
 
     def handle(self, message: Message) -> bytes | None:
-        """Do what ``message`` says; return the reply, if it gets one. Its descriptors are taken or
-        closed.
+        """Do what ``message`` says; return the reply, if it has one.
 
-        ``ProtocolError`` when the connection has to end.
+        The descriptors of the message get an owner, or are closed.
         """
         try:
             if message.truncated:
@@ -110,8 +116,7 @@ class Backend:
         )
 
     def close(self) -> None:
-        """Reset the device, stop every ring, release memory and descriptors: the front-end has
-        gone."""
+        """Reset the device, stop every ring, release memory and descriptors."""
         try:
             self._device.reset()
         finally:
@@ -157,8 +162,10 @@ class Backend:
         return wire.number.pack(value=self._device.features)
 
     def _set_features(self, message: Message) -> None:
-        """Take the acked feature bits; without protocol features rings start enabled
-        (VHOST_USER_SET_FEATURES; "Ring states")."""
+        """Take the acked feature bits.
+
+        Without protocol features rings start enabled (VHOST_USER_SET_FEATURES; "Ring states").
+        """
         features = wire.number.unpack_from(message.payload).value
         surplus = features & ~self._device.features
         if surplus:
@@ -196,8 +203,10 @@ class Backend:
         return wire.number.pack(value=len(self._vrings))
 
     def _get_config(self, message: Message) -> bytes:
-        """Return a part of the configuration space; on error a payload of no bytes
-        (VHOST_USER_GET_CONFIG)."""
+        """Return a part of the configuration space (VHOST_USER_GET_CONFIG).
+
+        On error the payload has no bytes.
+        """
         try:
             wanted = self._config_range(message)
         except RequestError as error:
@@ -254,8 +263,11 @@ class Backend:
     # Memory
 
     def _set_mem_table(self, message: Message) -> None:
-        """Replace the memory regions; running rings go on in the new ones
-        (VHOST_USER_SET_MEM_TABLE; "Memory regions description")."""
+        """Replace the memory regions.
+
+        Running rings go on in the new ones (VHOST_USER_SET_MEM_TABLE; "Memory regions
+        description").
+        """
         table, region = wire.memory_table, wire.memory_region
         if len(message.payload) < table.size:
             raise ProtocolError(f"SET_MEM_TABLE with {len(message.payload)} bytes")
@@ -297,8 +309,7 @@ class Backend:
         self._change_memory(lambda: [*self._memory.regions, _map(message.fds[0], wanted)])
 
     def _rem_mem_reg(self, message: Message) -> None:
-        """Remove a memory region, which must not be used after the reply
-        (VHOST_USER_REM_MEM_REG)."""
+        """Remove a memory region, which is not used after the reply (VHOST_USER_REM_MEM_REG)."""
         wanted = wire.single_region.unpack_from(message.payload)
         key = (wanted.guest_addr, wanted.size, wanted.user_addr)
         remaining = [r for r in self._memory.regions if (r.guest_addr, r.size, r.user_addr) != key]
@@ -367,8 +378,10 @@ class Backend:
         vring.set_base(state.num)
 
     def _get_vring_base(self, message: Message) -> bytes:
-        """Stop a ring and return the index of its next chain (VHOST_USER_GET_VRING_BASE;
-        "Starting and stopping rings")."""
+        """Stop a ring and return the index of its next chain (VHOST_USER_GET_VRING_BASE).
+
+        See "Starting and stopping rings".
+        """
         vring = self._vring(wire.vring_state.unpack_from(message.payload).index)
         self._stop(vring)
         vring.set_kick(None)
@@ -376,8 +389,10 @@ class Backend:
         return wire.vring_state.pack(index=vring.index, num=vring.base)
 
     def _set_vring_kick(self, message: Message) -> None:
-        """Take the descriptor by which the driver kicks, and start the ring
-        (VHOST_USER_SET_VRING_KICK; "Starting and stopping rings")."""
+        """Take the kick descriptor, and start the ring (VHOST_USER_SET_VRING_KICK).
+
+        See "Starting and stopping rings".
+        """
         vring = self._event_vring(message)
         fd = message.take_fd()
         if fd is None:
@@ -466,8 +481,10 @@ _NUMBER, _STATE, _SINGLE = wire.number.size, wire.vring_state.size, wire.single_
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """The form of a message, and its handler. ``size`` is the payload's, ``None`` when that
-    varies."""
+    """The form of a message, and its handler.
+
+    ``size`` is the payload's, ``None`` when that varies.
+    """
 
     handler: Callable[[Backend, Message], bytes | None]
     size: int | None

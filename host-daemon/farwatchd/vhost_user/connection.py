@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connected front-end: reads its messages, with the descriptors they carry, and writes the
-replies."""
+"""One connected front-end.
+
+Reads its messages, with the descriptors they carry, and writes the replies.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,19 @@ _FD_SIZE = array.array("i").itemsize
 
 
 class Connection:
-    """Owns the socket. Ends, resetting the device, when the front-end leaves or breaks the
-    protocol, or when the socket fails."""
+    """A connection, which owns its socket.
+
+    It ends, and resets the device, when the front-end closes it or breaks the protocol, or when the
+    socket fails.
+    """
 
     def __init__(
         self, loop: Loop, sock: socket.socket, device: DeviceModel, on_close: Callable[[], None]
     ) -> None:
-        """Serve ``sock``, whose ownership is taken. ``OSError`` when the loop cannot wait for it;
-        the socket is closed then."""
+        """Serve ``sock``, whose ownership is taken.
+
+        ``OSError`` when the loop cannot wait for it; the socket is closed then.
+        """
         self._loop = loop
         self._sock = sock
         self._backend = Backend(device)

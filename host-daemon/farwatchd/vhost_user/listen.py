@@ -24,8 +24,9 @@ class ListenError(Exception):
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """Make a listening socket at ``path`` with permission bits ``mode``; ``ListenError`` when that
-    is impossible.
+    """Make a listening socket at ``path`` with permission bits ``mode``.
+
+    ``ListenError`` when that is impossible.
 
     The socket of a daemon that has died is replaced, that of a living one is not.
     """
@@ -48,8 +49,10 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
 
 
 def inherit(fd: int) -> socket.socket:
-    """Take over an inherited UNIX stream socket, listening or connected; ``ListenError`` when
-    ``fd`` is none."""
+    """Take ownership of an inherited UNIX stream socket, listening or connected.
+
+    ``ListenError``: ``fd`` is not such a socket.
+    """
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:

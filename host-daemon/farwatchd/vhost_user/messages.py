@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user messages without I/O: bytes and descriptors in, whole messages out, and replies as
-bytes."""
+"""Decodes and encodes vhost-user messages, without I/O.
+
+Bytes and descriptors become messages, and replies become bytes.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,7 @@ class Message:
         return bool(self.flags & HeaderFlag.NEED_REPLY)
 
     def take_fd(self) -> int | None:
-        """Return the first descriptor, which the caller owns from then on; ``None`` when there is
-        none left."""
+        """Return the first descriptor, which the caller owns from then on; ``None`` without one."""
         return self.fds.pop(0) if self.fds else None
 
     def close_fds(self) -> None:
@@ -54,8 +55,10 @@ class Message:
 
 
 class MessageDecoder:
-    """Assembles messages. Feed it at most ``wanted`` bytes at a time: descriptors then stay with
-    their message."""
+    """Assembles messages.
+
+    Feed it at most ``wanted`` bytes at a time: descriptors then stay with their message.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -75,12 +78,9 @@ class MessageDecoder:
         return bool(self._buffer) or self._head is not None
 
     def feed(self, data: bytes, fds: Sequence[int] = (), truncated: bool = False) -> Message | None:
-        """Take bytes and the descriptors that came with them; returns the message that they
-        complete, if any.
+        """Take bytes and the descriptors that came with them.
 
-        ``truncated``: the kernel dropped descriptors. ``ProtocolError`` when the header makes no
-        sense or descriptors come late or in excess. The decoder owns the descriptors from here on;
-        ``close`` ends those of an unfinished message.
+        Return the message that they complete, if any.
         """
         self._fds.extend(fds)
         self._truncated |= truncated

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors that are kept free, so that messages of the front-end find room for theirs whatever
-the guest has open."""
+"""A reserve of descriptors for those in the front-end's messages, which the guest cannot use up."""
 
 from __future__ import annotations
 

@@ -53,8 +53,10 @@ class Server:
             self._connect(sock)
 
     def close(self) -> None:
-        """End everything without calling ``on_end``. The path of the listening socket stays: its
-        creator removes it."""
+        """End everything without calling ``on_end``.
+
+        The path of the listening socket stays: its creator removes it.
+        """
         self._closing = True
         self._stop_listening()
         self._reserve.close()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One ring as the front-end set it up: size, addresses, event descriptors; running when it holds a
-``SplitRing``."""
+"""One ring as the front-end set it up: size, addresses, event descriptors.
+
+It runs while it has a ``SplitRing``.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,9 @@ class Vring:
         )
 
     def start(self, memory: GuestMemory, event_idx: bool, indirect: bool) -> None:
-        """Find the ring in ``memory`` and go on at ``base``; ``VirtqueueError`` when the addresses
-        are wrong.
+        """Find the ring in ``memory`` and go on at ``base``.
+
+        ``VirtqueueError`` when the addresses are wrong.
 
         A ring that was running or stopped before goes on with the chains that are in flight.
         """
@@ -75,8 +78,10 @@ class Vring:
             self.ring = None
 
     def set_base(self, base: int) -> None:
-        """Set the index of the next chain of a stopped ring; at another index than where it stopped
-        nothing is in flight."""
+        """Set the index of the next chain of a stopped ring.
+
+        If it is not the index at which the ring stopped, no chain is in flight.
+        """
         if base != self.base:
             self.base, self._used = base, None
 
@@ -92,8 +97,10 @@ class Vring:
         self.enabled = self.broken = False
 
     def fail(self) -> None:
-        """Stop a ring that broke the rules until the front-end sets it up again, and notify driver
-        and front-end."""
+        """Stop a ring that broke the rules, and notify driver and front-end.
+
+        It stays stopped until the front-end sets it up again.
+        """
         self.stop()
         self.broken = True
         self.interrupt()
@@ -115,8 +122,10 @@ class Vring:
 
     @property
     def kick_is_eventfd(self) -> bool:
-        """Whether the kick descriptor looks like an eventfd, not like a pipe or socket whose other
-        end may close. An eventfd need not be read."""
+        """Whether the kick descriptor looks like an eventfd, which need not be read.
+
+        The other end of a pipe or a socket may close.
+        """
         return (
             self.kick_fd is not None
             and stat.S_IFMT(os.fstat(self.kick_fd).st_mode) == _NO_FILE_TYPE
@@ -135,18 +144,24 @@ class Vring:
             return KickState.CLOSED
 
     def set_kick(self, fd: int | None) -> None:
-        """Take ownership of ``fd`` as the descriptor by which the driver kicks; close
-        the former one."""
+        """Take ownership of ``fd`` as the descriptor by which the driver kicks.
+
+        The former one is closed.
+        """
         self.kick_fd = _replace(self.kick_fd, fd)
 
     def set_call(self, fd: int | None) -> None:
-        """Take ownership of ``fd`` as the descriptor that interrupts the driver; close
-        the former one."""
+        """Take ownership of ``fd`` as the descriptor that interrupts the driver.
+
+        The former one is closed.
+        """
         self._call_fd = _replace(self._call_fd, fd)
 
     def set_err(self, fd: int | None) -> None:
-        """Take ownership of ``fd`` as the descriptor that reports a broken ring; the former one is
-        closed."""
+        """Take ownership of ``fd`` as the descriptor that reports a broken ring.
+
+        The former one is closed.
+        """
         self._err_fd = _replace(self._err_fd, fd)
 
     def close(self) -> None:

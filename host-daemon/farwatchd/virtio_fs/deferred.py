@@ -53,8 +53,7 @@ class PendingReplies:
                 _send(held, *held.completed)
 
     def release(self) -> None:
-        """Forget every chain: the guest or the front-end has been reset, and the memory is
-        another's."""
+        """Forget every chain: after a reset its memory may have another use."""
         for reply in self._held:
             reply.drop()
         self._held.clear()

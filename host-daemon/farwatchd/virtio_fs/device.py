@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtio-fs device: takes requests from the rings to the FUSE session, and notifications to the
-driver."""
+"""The virtio-fs device: passes requests to the FUSE session, and notifications to the driver."""
 
 from __future__ import annotations
 
@@ -68,8 +67,11 @@ class Device:
         source: NotificationSource | None = None,
         busy_poll: BusyPoll | None = None,
     ) -> None:
-        """``source``: where notifications come from. ``busy_poll``: polls for requests before
-        sleeping; None disables polling."""
+        """Make a device.
+
+        ``source``: has the notifications. ``busy_poll``: polls for requests before sleeping; None
+        disables polling.
+        """
         self._loop = loop
         self._handler = handler
         self._config = config
@@ -120,8 +122,10 @@ class Device:
         )
 
     def ring_started(self, vring: Vring, features: int) -> None:
-        """Serve ``vring`` from now on; the acked ``features`` decide its role (Virtio 1.2,
-        5.11.2)."""
+        """Serve ``vring`` from now on.
+
+        The acked ``features`` decide its role (Virtio 1.2, 5.11.2).
+        """
         role = _role(vring.index, features)
         if vring.kick_fd is not None:
             if vring.kick_is_eventfd:
@@ -137,8 +141,10 @@ class Device:
         self._schedule(vring.index)
 
     def ring_stopped(self, vring: Vring) -> None:
-        """Leave ``vring`` alone, if it was served. What threads do for it is completed within a
-        limit."""
+        """Stop serving ``vring``, if it was served.
+
+        The tasks of threads for it are completed within a limit.
+        """
         if self._running.pop(vring.index, None) is None:
             return
         if vring.kick_fd is not None:
@@ -152,8 +158,10 @@ class Device:
         _log.debug("queue %d stopped", vring.index)
 
     def drain(self) -> bool:
-        """Complete what threads do with the guest's memory, within a limit; return false if some is
-        left."""
+        """Complete what threads do with the guest's memory, within a limit.
+
+        Return false if some of it is not complete.
+        """
         # Also what was begun before a reset: its replies are dropped, its memory is in use.
         now = time.monotonic()
         if self._handler.drain(DRAIN_LIMIT if now >= self._next_drain else 0):
@@ -278,8 +286,10 @@ class Device:
     # Notifications
 
     def _serve_notifications(self, vring: Vring, ring: SplitRing) -> bool:
-        """Send pending notifications while there are buffers; return whether there may be more to
-        do."""
+        """Send pending notifications while there are buffers.
+
+        Return whether there may be more to do.
+        """
         for _ in range(CHAINS_PER_TURN):
             popped = ring.pop()
             if popped is None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FUSE headers that the device itself writes: of notifications, of deferred replies, and of
-replies to requests that hit a bug."""
+"""The FUSE headers that the device itself writes.
+
+These are headers of notifications, of deferred replies, and of replies to requests that hit a bug.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ def reply_header(unique: int, error: int, length: int) -> bytes:
 
 
 def write_error_reply(chain: Chain, error: int) -> int:
-    """Write a reply with an errno; return the bytes written, 0 where the chain is too short for a
-    request or a reply."""
+    """Write a reply with an errno.
+
+    Return the bytes written, 0 where the chain is too short for a request or a reply.
+    """
     request = gather(chain.readable, 0, in_header.size)
     if len(request) < in_header.size or chain.writable_size < OUT_HEADER_SIZE:
         return 0

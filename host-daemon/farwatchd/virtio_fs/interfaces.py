@@ -37,8 +37,9 @@ class DeferredReply:
         self._send = None
 
     def complete(self, error: int = 0, payload: bytes | int = b"") -> None:
-        """Send an errno, or the payload; a number is the length of a payload that the writable
-        memory already holds.
+        """Send an errno, or the payload.
+
+        A number is the length of a payload that the writable memory already holds.
 
         Only the first call has an effect.
         """
@@ -65,8 +66,10 @@ class RequestHandler(Protocol):
         """Complete pending WAIT requests: the notification source has events."""
 
     def drain(self, timeout: float) -> bool:
-        """Complete what threads work on, for at most ``timeout`` seconds; false if some is
-        left."""
+        """Complete what threads work on, for at most ``timeout`` seconds.
+
+        Return false if some of it is not complete.
+        """
 
     def reset(self) -> None:
         """Forget the guest: its inodes, handles, locks and watches. Takes a limited time."""
@@ -76,9 +79,10 @@ class NotificationSource(Protocol):
     """A bounded queue of notification payloads."""
 
     def take(self, max_bytes: int) -> bytes | None:
-        """Remove and return the next payload, at most ``max_bytes`` long; ``None`` if the queue is
-        empty."""
+        """Remove and return the next payload, at most ``max_bytes`` long.
+
+        ``None`` if the queue is empty.
+        """
 
     def set_wakeup(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called, in the event loop's thread, whenever there is something to
-        take."""
+        """Set the callback for new payloads; it is called in the event loop's thread."""

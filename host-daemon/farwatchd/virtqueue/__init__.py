@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split virtqueues over guest memory (Virtio 1.2, section 2.7); knows nothing of devices or file
-systems.
+"""Split virtqueues over guest memory (Virtio 1.2, section 2.7).
+
+Knows nothing of devices or file systems.
 
 Everything that the guest writes is read once and checked.
 

@@ -31,12 +31,7 @@ _NO_SPAN: Span = (0, 0, memoryview(b""))
 
 @dataclass(slots=True)
 class Chain:
-    """One checked descriptor chain: what the driver lets the device read and write, as views of
-    guest memory.
-
-    The sizes are the bytes of all its views. Not to be changed: requests with equal tables
-    share one chain.
-    """
+    """One checked descriptor chain: its readable and its writable memory, as views."""
 
     readable: Sequence[memoryview]
     readable_size: int
@@ -64,8 +59,10 @@ class ChainReader:
         self._cached_bytes = 0
 
     def chain(self, head: int) -> Chain:
-        """Return the chain that begins with descriptor ``head``; ``VirtqueueError`` when it breaks
-        the rules."""
+        """Return the chain that begins with descriptor ``head``.
+
+        ``VirtqueueError`` when it breaks the rules.
+        """
         if self._indirect and head < self._size:
             addr, length, flags, _ = _unpack(self._descriptors, head * _DESCRIPTOR_SIZE)
             if flags == DESC_INDIRECT and length <= _MAX_TABLE:
@@ -75,8 +72,9 @@ class ChainReader:
         return self._any_chain(head)
 
     def _chain_of_table(self, addr: int, length: int) -> Chain | None:
-        """Return the chain of the indirect table at ``addr``; None when the table is unusual or
-        wrong.
+        """Return the chain of the indirect table at ``addr``.
+
+        None when the table is unusual or wrong.
 
         A driver uses the same memory again and again, so most tables equal an earlier one.
         """
@@ -104,10 +102,9 @@ class ChainReader:
         self._cached[table] = chain
 
     def _usual_chain(self, table: bytes) -> Chain | None:
-        """Return the chain of a table as Linux writes it, each descriptor's next being the one
-        behind it; None for others.
+        """Return the chain of a table as Linux writes it; None for another one.
 
-        Buffers that are adjacent in memory, as large ones mostly are, become one slice.
+        In such a table each descriptor's next is the one after it.
         """
         count = len(table) // _DESCRIPTOR_SIZE
         if len(table) != count * _DESCRIPTOR_SIZE:
@@ -140,8 +137,10 @@ class ChainReader:
         return Chain(readable, readable_size, writable, total - readable_size)
 
     def _views(self, starts: list[int], ends: list[int]) -> tuple[memoryview, ...]:
-        """Return the memory from each of ``starts`` to that of ``ends``; ``VirtqueueError`` when
-        some of it is outside the guest's memory."""
+        """Return the memory from each of ``starts`` to that of ``ends``.
+
+        ``VirtqueueError``: some of it is outside the guest's memory.
+        """
         if not starts:
             return ()
         low, size, view = self._span

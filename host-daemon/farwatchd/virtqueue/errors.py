@@ -5,5 +5,7 @@ from __future__ import annotations
 
 
 class VirtqueueError(Exception):
-    """The ring or a chain breaks the specification: the queue cannot be served any further. The
-    text is for the log."""
+    """The ring or a chain breaks the specification: the queue is not served any more.
+
+    The text is for the log.
+    """

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory: regions of it that are mapped here, and the one place where guest addresses are
-translated."""
+"""Guest memory: the regions that are mapped here, and the one translation of guest addresses."""
 
 from __future__ import annotations
 
@@ -21,8 +20,10 @@ Span = tuple[int, int, memoryview]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Consecutive guest memory: ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in
-    the front-end."""
+    """Consecutive guest memory.
+
+    ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in the front-end.
+    """
 
     guest_addr: int
     size: int
@@ -31,8 +32,9 @@ class Region:
 
     @classmethod
     def map(cls, fd: int, offset: int, guest_addr: int, size: int, user_addr: int) -> Region:
-        """Map ``size`` bytes of ``fd`` from ``offset`` on as guest memory; ``fd`` stays the
-        caller's.
+        """Map ``size`` bytes of ``fd`` from ``offset`` on as guest memory.
+
+        ``fd`` stays the caller's.
 
         The mapping ends with the last view of it. ``ValueError`` with a text for the log when the
         description is impossible or the kernel refuses. A front-end that shrinks the file
@@ -58,16 +60,17 @@ class Region:
 
 
 class GuestMemory:
-    """An unchangeable set of regions that do not overlap; a change of the guest's memory makes a
-    new one.
+    """An immutable set of regions that do not overlap.
 
-    The views handed out keep their mapping alive, so a region that is removed disappears with
-    the last view of it.
+    A change of the guest's memory makes a new one.
     """
 
     def __init__(self, regions: Iterable[Region] = ()) -> None:
-        """``ValueError`` when a region is empty, leaves the address space or overlaps another in
-        either space."""
+        """Make a set of ``regions``.
+
+        ``ValueError``: a region is empty, leaves the address space, or overlaps another one in the
+        guest's or the front-end's addresses.
+        """
         self.regions = tuple(sorted(regions, key=attrgetter("guest_addr")))
         for region in self.regions:
             if (
@@ -95,8 +98,10 @@ class GuestMemory:
         ]
 
     def span_of(self, addr: int, length: int) -> Span | None:
-        """Return the region that holds all of ``length`` > 0 bytes at guest address ``addr``;
-        ``None`` when no region does."""
+        """Return the region that holds all of ``length`` > 0 bytes at guest address ``addr``.
+
+        ``None`` when no region does.
+        """
         index = bisect_right(self._starts, addr) - 1
         if index < 0 or length <= 0:
             return None
@@ -104,10 +109,9 @@ class GuestMemory:
         return span if addr - span[0] + length <= span[1] else None
 
     def append_slices(self, addr: int, length: int, slices: list[memoryview]) -> None:
-        """Append views of ``length`` > 0 bytes at guest address ``addr``; more than one where
-        regions meet.
+        """Append views of ``length`` > 0 bytes at guest address ``addr``.
 
-        ``VirtqueueError`` when a byte of it is outside the guest's memory.
+        There are several where regions meet.
         """
         index = bisect_right(self._starts, addr) - 1
         if index >= 0:
@@ -118,8 +122,10 @@ class GuestMemory:
         self._append_across(index, addr, length, slices)
 
     def slices(self, addr: int, length: int) -> list[memoryview]:
-        """Return the views of ``length`` > 0 bytes at guest address ``addr``; raises as
-        ``append_slices``."""
+        """Return the views of ``length`` > 0 bytes at guest address ``addr``.
+
+        Raises as ``append_slices``.
+        """
         found: list[memoryview] = []
         self.append_slices(addr, length, found)
         return found

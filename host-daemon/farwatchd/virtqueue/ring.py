@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device's side of a split virtqueue: available chains, the used ring, and notification
-(Virtio 1.2, 2.7)."""
+"""The device's side of a split virtqueue (Virtio 1.2, 2.7).
+
+These are the available ring, the used ring, and notification.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,10 @@ class RingMemory:
     def at_user_addresses(
         cls, memory: GuestMemory, size: int, at: RingAddress, event_idx: bool
     ) -> RingMemory:
-        """Find a ring by the front-end's addresses; ``VirtqueueError`` when size, alignment or
-        address is wrong."""
+        """Find a ring by the front-end's addresses.
+
+        ``VirtqueueError`` when size, alignment or address is wrong.
+        """
         if not 0 < size <= MAX_RING_SIZE or size & (size - 1):
             raise VirtqueueError(f"ring size {size} is not a power of two up to {MAX_RING_SIZE}")
         if at.descriptors % 16 or at.available % 2 or at.used % 4:
@@ -146,13 +150,17 @@ class SplitRing:
         return self._next_used
 
     def has_more(self) -> bool:
-        """Return whether the driver has made a chain available that has not been popped; cheap, and
-        checks nothing."""
+        """Return whether the available ring has a chain that was not popped.
+
+        It is cheap, and checks nothing.
+        """
         return self._available[1] != self._next_available
 
     def pop(self) -> tuple[int, Chain] | None:
-        """Take the next available chain; return its head and the chain, checked, or ``None`` when
-        there is none."""
+        """Take the next available chain.
+
+        Return its head and the checked chain, or ``None`` when there is none.
+        """
         index = self._next_available
         if index == self._seen_available and not self._read_available_index():
             return None
@@ -166,8 +174,10 @@ class SplitRing:
         self._next_available = (self._next_available - 1) & 0xFFFF
 
     def add_used(self, head: int, written: int) -> None:
-        """Complete a popped chain of which ``written`` bytes were written; the driver can see it
-        when this returns."""
+        """Complete a popped chain of which ``written`` bytes were written.
+
+        The driver can see it when this returns.
+        """
         index = self._next_used
         _put_used(self._used, 4 + 8 * (index & self._mask), head, written)
         self._next_used = index = (index + 1) & 0xFFFF
@@ -186,8 +196,10 @@ class SplitRing:
         return self._wants_interrupt(old, new)
 
     def enable_notification(self) -> bool:
-        """Ask the driver to kick for new chains; return whether some are available already, since
-        no kick may come for these."""
+        """Ask the driver to kick for new chains.
+
+        Return whether some are available already, since no kick may come for these.
+        """
         if self._event_idx:
             self._used_shorts[self._avail_event] = self._next_available
         else:
@@ -196,8 +208,10 @@ class SplitRing:
         return self._read_available_index()
 
     def go_idle(self) -> tuple[bool, bool]:
-        """Do ``enable_notification`` and ``needs_notification`` with one fence; return both
-        results."""
+        """Do ``enable_notification`` and ``needs_notification`` with one fence.
+
+        Return both results.
+        """
         if self._event_idx:
             self._used_shorts[self._avail_event] = self._next_available
         else:
@@ -225,8 +239,10 @@ class SplitRing:
         return ahead != 0
 
     def _wants_interrupt(self, old: int | None, new: int) -> bool:
-        """Return whether the driver wants an interrupt for what was added since ``old``; needs a
-        fence before."""
+        """Return whether the driver wants an interrupt for what was added since ``old``.
+
+        Needs a fence before.
+        """
         if not self._event_idx:
             return not self._available[0] & AVAIL_NO_INTERRUPT
         if old is None:

@@ -28,8 +28,8 @@ _LIMIT = 16384
 class EntryHistory:
     """The entry events since the host's queue was empty.
 
-    ``look_up(mark_id, name)`` returns the identity of the inode that a name leads to, None when the
-    name does not exist; ``OSError`` when that is unknown.
+    ``look_up(mark_id, name)`` returns the identity of the inode of a name, None when the name does
+    not exist; ``OSError`` when that is unknown.
     """
 
     def __init__(self, look_up: Callable[[int, bytes], bytes | None], limit: int = _LIMIT) -> None:
@@ -129,10 +129,10 @@ class EntryHistory:
         event: MarkEvent,
         inode: bytes,
     ) -> None:
-        """Keep the last event; an own one does not replace another process's.
+        """Record the last event; one of this process does not replace another process's.
 
-        Which of two equal events is the hidden one is unknown then, and a report too many is better
-        than a lost one.
+        Which of two equal events is the hidden one is unknown then, and a duplicate report is
+        better than a lost one.
         """
         former = table.get((entry, inode))
         if former is None or former[1].own or not event.own:

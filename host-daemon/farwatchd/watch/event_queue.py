@@ -37,8 +37,10 @@ class EventQueue:
         return len(self._records)
 
     def push(self, event: EventRecord) -> None:
-        """Add one record. Call ``announce`` once after a batch, so that its records are sent
-        together."""
+        """Add one record.
+
+        Call ``announce`` once after a batch, so that its records are sent together.
+        """
         encoded = event.encode()
         records = self._records
         # Two equal renames are two moves with two cookies.

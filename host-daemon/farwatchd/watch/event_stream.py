@@ -113,8 +113,8 @@ class EventStream:
     def interpret(self, batch: list[MarkEvent]) -> list[HostEvent]:
         """Interpret the next events and return the events of watches, in order.
 
-        The link count of an inode is read when its events are, which is late. DELETE_SELF is put
-        where the kernel would have raised it if the daemon had not kept the inode alive: behind all
+        The link count of an inode is read when its events are, which is late. DELETE_SELF comes
+        where the kernel would have raised it if the daemon had no reference to the inode: after all
         other events of a file, and right before the DELETE of a directory.
         """
         last = {}
@@ -166,7 +166,7 @@ class EventStream:
         return events
 
     def verify_some(self) -> list[HostEvent]:
-        """Verify some of the nodes that may have changed unseen, and return what has ended.
+        """Verify some of the nodes that may have changed unseen; return the ends of watches.
 
         To be called when all events are read.
         """
@@ -175,10 +175,10 @@ class EventStream:
             if node is None:
                 break
             if self._tree.unlinked(node):
-                # Who unlinked it is lost. A report too many is better than a lost one.
+                # It is unknown who unlinked it. A duplicate report is better than a lost one.
                 self._end(node)
             else:
-                self._update_place(node)
+                self._update_position(node)
         events, self._events = self._events, []
         return events
 
@@ -187,11 +187,11 @@ class EventStream:
         node = self._by_mark.get(mark_id)
         if node is None or not self._tree.is_suspect(node):
             return node
-        # What happens outside of the share must not be reported.
-        self._update_place(node)
+        # Events outside of the share must not be reported.
+        self._update_position(node)
         return self._by_mark.get(mark_id)
 
-    def _update_place(self, node: Node) -> None:
+    def _update_position(self, node: Node) -> None:
         for left in self._tree.moved(node):
             _log.info("a watched directory has left the share; its watch ends")
             self._report_end(left)
@@ -229,7 +229,7 @@ class EventStream:
                 # The last of these changes was the removal.
                 node.pending_removal, node.removed_by_own = True, raw.own
         if mask & _MOVE_SELF:
-            self._update_place(node)
+            self._update_position(node)
 
     def _report(self, node: Node, raw: MarkEvent) -> None:
         wire = self._wire.get(raw.mask)
@@ -271,8 +271,10 @@ class EventStream:
         self._events.append(event)
 
     def _end(self, node: Node) -> None:
-        """End the watch of an unlinked inode. DELETE_SELF is left out when this process removed
-        it."""
+        """End the watch of an unlinked inode.
+
+        DELETE_SELF is left out when this process removed it.
+        """
         if self._tree.get(node.watch_id) is node:
             isdir = Event.ISDIR if node.is_dir else Event(0)
             mask = Event(0) if node.removed_by_own else Event.DELETE_SELF | isdir
@@ -280,8 +282,10 @@ class EventStream:
         self._tree.drop(node)
 
     def _shows_own_removal(self, node: Node, raw: MarkEvent) -> bool:
-        """Return whether an ATTRIB shows the last unlink of a file. A directory's removal shows in
-        an event of its parent, if the parent is known."""
+        """Return whether an ATTRIB shows the last unlink of a file.
+
+        A directory's removal shows in an event of its parent, if the parent is known.
+        """
         return bool(
             raw.mask & _ATTRIB
             and not raw.name

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fanotify watch back end: knows which process caused an event, so it can leave out this
-daemon's own, as mode ``others`` needs."""
+"""The fanotify watch back end.
+
+It knows which process caused an event, so it can leave out this daemon's own, as mode ``others``
+needs.
+"""
 
 from __future__ import annotations
 

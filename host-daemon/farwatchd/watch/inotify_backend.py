@@ -48,14 +48,14 @@ class InotifyBackend(TreeBackend):
         """Do nothing: inotify reports the events of all processes."""
 
     def delay(self) -> float | None:
-        """Return the seconds until a held MOVED_FROM stays unpaired; see ``TreeBackend``."""
+        """Return the seconds until a queued MOVED_FROM stays unpaired; see ``TreeBackend``."""
         deadline = self._joiner.deadline
         if deadline is None:
             return super().delay()
         return max(0.0, deadline - self._clock())
 
     def reset(self) -> None:
-        """End all watches and drop what is held."""
+        """End all watches and drop all queued events."""
         super().reset()
         self._joiner.clear()
 

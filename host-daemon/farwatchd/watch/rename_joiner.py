@@ -24,15 +24,15 @@ class _Queued:
 
 
 class RenameJoiner:
-    """Holds a MOVED_FROM, and all later events, until its MOVED_TO has come or cannot come.
+    """Queues a MOVED_FROM, and all later events, until its MOVED_TO has come or cannot come.
 
     A MOVED_TO cannot come any more after another entry event of the same directory, because the
     kernel holds the directory's lock across both events. A MOVED_FROM is also left unpaired after
-    ``hold`` seconds, or when more than ``limit`` events are queued.
+    ``patience`` seconds, or when more than ``limit`` events are queued.
     """
 
-    def __init__(self, hold: float = 0.010, limit: int = 1024) -> None:
-        self._hold = hold
+    def __init__(self, patience: float = 0.010, limit: int = 1024) -> None:
+        self._patience = patience
         self._limit = limit
         self._ready: list[MarkEvent] = []
         self._queued: deque[_Queued] = deque()
@@ -40,13 +40,17 @@ class RenameJoiner:
 
     @property
     def deadline(self) -> float | None:
-        """When the oldest held MOVED_FROM stays unpaired, in seconds of the clock of ``feed``; None
-        when no event is held."""
+        """When the oldest queued MOVED_FROM stays unpaired, in seconds of the clock of ``feed``.
+
+        None: no MOVED_FROM is queued.
+        """
         return min((item.deadline for item in self._unmatched.values()), default=None)
 
     def feed(self, event: MarkEvent, cookie: int, now: float) -> None:
-        """Add the next event of the stream. ``cookie`` is 0 for what is no move, ``now`` is in
-        seconds."""
+        """Add the next event of the stream.
+
+        ``cookie`` is 0 for an event that is not part of a rename, ``now`` is in seconds.
+        """
         mask = event.mask
         if not self._unmatched and not mask & _MOVED_FROM:
             self._ready.append(event)
@@ -68,7 +72,7 @@ class RenameJoiner:
                 if item.event.mark_id == event.mark_id
             ]:
                 self._leave_unpaired(other)
-        item = _Queued(event, cookie, now + self._hold)
+        item = _Queued(event, cookie, now + self._patience)
         if mask & _MOVED_FROM and cookie:
             item.matched = False
             self._unmatched[cookie] = item
@@ -78,7 +82,10 @@ class RenameJoiner:
             self._leave_unpaired(self._queued[0].cookie)
 
     def take(self, now: float) -> list[MarkEvent]:
-        """Remove and return the events before which none is held. ``now`` is in seconds."""
+        """Remove and return the events before the oldest queued MOVED_FROM.
+
+        ``now`` is in seconds.
+        """
         for cookie in [c for c, item in self._unmatched.items() if item.deadline <= now]:
             self._leave_unpaired(cookie)
         ready, self._ready = self._ready, []

@@ -103,8 +103,10 @@ class WatchBackend(Protocol):
         """
 
     def delay(self) -> float | None:
-        """Return the seconds after which ``read`` must be called although the descriptor is not
-        readable; None when that is not necessary."""
+        """Return the seconds after which ``read`` must be called although nothing is readable.
+
+        None: that is not necessary.
+        """
 
     def close(self) -> None:
         """End all watches and close all descriptors. A second call does nothing."""

@@ -123,8 +123,10 @@ class WatchTable:
         self._queue.clear()
 
     def process(self) -> None:
-        """Move a bounded number of events from the back end to the queue: the event loop's
-        callback."""
+        """Move a bounded number of events from the back end to the queue.
+
+        The event loop calls this when the back end is readable.
+        """
         self._read()
         self._queue.announce()
 
@@ -178,7 +180,7 @@ class WatchTable:
         events = self._backend.read()
         for event in events:
             if event.mask & Event.OVERFLOW:
-                # Whoever writes much on the host must not fill the log.
+                # A process that causes many events on the host must not fill the log.
                 _log.log(
                     logging.DEBUG if self._overflows else logging.WARNING,
                     "the host's event queue overflowed: events are lost, the guest gets an"
@@ -225,10 +227,10 @@ class WatchTable:
                 )
 
     def _rename_records(self, event: HostEvent) -> Iterator[EventRecord]:
-        """Yield a rename as pairs of nodeids of both sides; a nodeid without a partner gets its
-        side unpaired.
+        """Yield a rename as pairs of nodeids of both sides.
 
-        A pair is reported when one of its sides wants it, because the guest invalidates both names.
+        A nodeid without a partner gets its side unpaired. A pair is reported when one of its sides
+        wants it, because the guest invalidates both names.
         """
         isdir = event.mask & Event.ISDIR
         sources = self._interested_first(event.watch_id, _FROM)

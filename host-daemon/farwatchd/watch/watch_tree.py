@@ -85,9 +85,9 @@ class Node:
     """One host watch of an inode.
 
     ``watch_id`` is the number of the watch, ``mark_id`` the back end's number of its host mark, 0
-    while there is none. ``identity`` tells inodes apart, through whatever mount they are reached.
-    ``mark_identity`` is what the host's events call the inode and ``mark_mask`` the mask of its
-    mark, in back ends that need them.
+    while there is none. ``identity`` is the inode's on any mount. ``mark_identity`` is the
+    inode's identity in the host's events and ``mark_mask`` the mask of its mark, in back ends that
+    need them.
 
     An explicit watch is the guest's, with the mask ``wanted``. An implicit one serves the watches
     below it. ``pending_removal``: the inode is unlinked, and that is not reported yet;
@@ -156,8 +156,7 @@ class WatchTree:
         self._watch_ids = itertools.count(1)
         self._by_watch_id: dict[int, Node] = {}
         self._by_identity: dict[Identity, Node] = {}
-        # After lost events: the nodes of which it is unknown whether they are still where they
-        # were.
+        # After lost events: the nodes that may have been moved or unlinked.
         self._suspects: dict[int, Node] = {}
 
     def __len__(self) -> int:
@@ -249,8 +248,10 @@ class WatchTree:
         self.drop(node)
 
     def drop(self, node: Node) -> None:
-        """Remove the node, and the ancestors that only it needed. Its children stay, without a
-        parent."""
+        """Remove the node, and the ancestors that only it needed.
+
+        Its children stay, without a parent.
+        """
         while self._by_watch_id.pop(node.watch_id, None) is not None:
             del self._by_identity[node.identity]
             self._suspects.pop(node.watch_id, None)
@@ -348,17 +349,16 @@ class WatchTree:
         return [each for each in left if each.explicit]
 
     def removed_children(self, parent: Node, name: bytes) -> list[Node]:
-        """Return the watched directories that were the entry ``name`` of ``parent`` and are
-        unlinked."""
+        """Return the watched directories that were the entry ``name`` and are unlinked."""
         candidates = parent.children.named(name) if parent.children else []
         return [child for child in candidates if self.unlinked(child)]
 
     def _attach(self, node: Node) -> bool:
-        """Watch the directories from ``node`` up to the root; return False when it is outside of
-        the share.
+        """Watch the directories from ``node`` up to the root.
 
-        Concurrent moves are safe: each node is watched for moves before its parent is looked up. A
-        move after the look-up has an event that is still unread, and its handling attaches again.
+        Return False if ``node`` is outside of the share. Concurrent moves are safe: each node is
+        watched for moves before its parent is looked up. A move after the look-up has an event that
+        is still unread, and its handling attaches again.
         """
         if not self._inside(node):
             return False
@@ -479,7 +479,7 @@ def entry_name(fd: int, link: str) -> bytes | None:
         if error.errno != errno.ENAMETOOLONG:
             raise
         return _name_in_parent(fd, status.st_ino)
-    # The kernel marks the path of an unlinked inode so. Another name may end so as well.
+    # The kernel appends this to the path of an unlinked inode. A name may end with it as well.
     if status.st_nlink == 0:
         path = path.removesuffix(_DELETED)
     return path.rpartition(b"/")[2] or None

@@ -56,11 +56,15 @@ class Codec:
             raise TypeError(f"{name}: codec has {self.size} bytes, declaration {layout.sizeof()}")
 
     def unpack_from(self, buffer: Any, offset: int = 0) -> Any:
-        """Decode ``size`` bytes at ``offset``; raises ``struct.error`` when the buffer is
-        shorter."""
+        """Decode ``size`` bytes at ``offset``.
+
+        Raises ``struct.error`` when the buffer is shorter.
+        """
         return self._type._make(self._struct.unpack_from(buffer, offset))
 
     def pack(self, **fields: Any) -> bytes:
-        """Encode the given fields, the others zero; ``ValueError`` on an unknown field,
-        ``struct.error`` on range."""
+        """Encode the given fields, the others zero.
+
+        ``ValueError`` on an unknown field, ``struct.error`` on range.
+        """
         return self._struct.pack(*self._zero._replace(**fields))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wire formats of the fsnotify opcode and notification (docs/protocol.md; include/uapi/linux/fuse.h
-after patch 1)."""
+"""Wire formats of the fsnotify opcode and notification (docs/protocol.md).
+
+They are those of include/uapi/linux/fuse.h after the series.
+"""
 
 from __future__ import annotations
 

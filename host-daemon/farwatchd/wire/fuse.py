@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wire formats of FUSE 7.41 (Linux 6.12, include/uapi/linux/fuse.h after the series), as far as
-they are served.
+"""Wire formats of FUSE 7.41 that are served.
 
-The declarations have the C names; a test compiles the header and compares. Reserved arrays are
-``Bytes``.
+They are those of Linux 6.12, include/uapi/linux/fuse.h after the series.
 """
 
 from __future__ import annotations
@@ -76,8 +74,10 @@ class Opcode(IntEnum):
 
 
 class InitFlag(IntFlag):
-    """Capabilities in INIT: ``flags``, and above bit 31 ``flags2``. FUSE_HAS_FSNOTIFY is in
-    wire/fsnotify.py."""
+    """Capabilities in INIT: ``flags``, and above bit 31 ``flags2``.
+
+    FUSE_HAS_FSNOTIFY is in wire/fsnotify.py.
+    """
 
     ASYNC_READ = 1 << 0
     POSIX_LOCKS = 1 << 1
@@ -388,8 +388,7 @@ STRUCTS: dict[str, Struct] = {
 
 
 def _flat(layout: Struct) -> Struct:
-    """Return the declaration with nested structures laid open: field ``b`` of ``a`` becomes
-    ``a_b``."""
+    """Return the declaration without nested structures: field ``b`` of ``a`` becomes ``a_b``."""
     fields = []
     for field in layout.subcons:
         inner = field.subcon

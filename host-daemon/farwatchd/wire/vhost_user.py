@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wire formats of the vhost-user protocol (QEMU's docs/interop/vhost-user.rst): messages of a front
-end, replies."""
+"""Wire formats of vhost-user: messages of a front-end, replies.
+
+See QEMU's docs/interop/vhost-user.rst.
+"""
 
 from __future__ import annotations
 

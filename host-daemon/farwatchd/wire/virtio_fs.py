@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtio-fs device as the driver sees it: its feature bit and configuration space (Virtio 1.2,
-5.11)."""
+"""The virtio-fs device as the driver sees it (Virtio 1.2, 5.11).
+
+These are its feature bit and configuration space.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_events_after_a_held_moved_from_wait_for_it() -> None:
 
 
 def test_moved_from_stays_unpaired_after_the_deadline() -> None:
-    joiner = RenameJoiner(hold=0.01)
+    joiner = RenameJoiner(patience=0.01)
     joiner.feed(FROM, 5, now=1)
     joiner.feed(OTHER, 0, now=1)
     assert joiner.deadline == 1.01

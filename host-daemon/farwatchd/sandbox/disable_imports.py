@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disable imports and the quoting of source: once the share is the root, the interpreter's paths
-lead to the guest's files."""
+"""Disables imports, and source lines in tracebacks.
+
+Once the share is the root, the interpreter's paths lead to the guest's files.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,19 @@ from typing import Any
 
 
 def hold_time_zone() -> None:
-    """Keep the C library from looking at /etc/localtime, which would be the share's, for every line
-    that is logged."""
+    """Read the time zone now, so that the C library does not read the share's /etc/localtime.
+
+    It would do that for every line that is logged.
+    """
     os.environ.setdefault("TZ", ":/etc/localtime")
     time.tzset()
 
 
-def seal() -> None:
-    """Let no module be imported and no source be read from files any more, for the rest of the
-    process's life.
+def disable_imports() -> None:
+    """Let no module be imported and no source be read from files, until the process ends.
 
-    Modules that are loaded stay; importing another one is ``ModuleNotFoundError``. Tracebacks name
-    file and line, but do not quote.
+    Loaded modules stay; importing another one raises ``ModuleNotFoundError``. Tracebacks name file
+    and line, without the source line.
     """
     importers: list[Any] = [BuiltinImporter, FrozenImporter]
     sys.meta_path[:] = importers
@@ -50,7 +53,7 @@ def _no_lines(filename: str, module_globals: dict[str, Any] | None = None) -> li
 def _report(
     kind: type[BaseException], error: BaseException | None, where: TracebackType | None
 ) -> None:
-    # A hook that fails brings the interpreter's own one back.
+    # If a hook fails, the interpreter prints the exception itself, with the source line.
     with contextlib.suppress(Exception):
         traceback.print_exception(kind, error, where)
 
