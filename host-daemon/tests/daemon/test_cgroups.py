@@ -16,7 +16,7 @@ NEEDED = ("--socket-path=/run/s", "--shared-dir=/srv")
 
 @pytest.fixture
 def cgroups(tmp_path: Path) -> tuple[Path, Path]:
-    """A tree of cgroups, and the file that says which is the process's own."""
+    """Return a tree of cgroups, and the file that names that of the process."""
     (tmp_path / "fs" / "pod" / "container").mkdir(parents=True)
     own = tmp_path / "own"
     own.write_text("1:cpu:/elsewhere\n0::/pod/container\n")

@@ -36,12 +36,12 @@ from tests.support.sandboxes import CONFINING, SANDBOXES
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something that nobody tells of."""
+    """Wait for a condition of which there is no event."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {TIMEOUT} s"
@@ -60,7 +60,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _refusal(*arguments: str) -> str:
-    """The error with which the command ends that cannot serve."""
+    """Return the error line of a command that cannot serve."""
     done = _run(*arguments)
     assert done.returncode == 1, done
     assert done.stdout == ""
@@ -140,12 +140,12 @@ def test_mode_others_is_accepted_by_its_former_name(name: str) -> None:
 @pytest.mark.parametrize(
     "option", ["--posix-acl", "--posix-acl=auto", "--security-label", "--xattrmap=:map::user.x.:"]
 )
-def test_what_needs_extended_attributes_brings_them(option: str) -> None:
+def test_options_that_need_xattrs_enable_them(option: str) -> None:
     assert parse([*NEEDED, option]).share.xattr
     assert not parse([*NEEDED, "--posix-acl=never"]).share.xattr
 
 
-def test_rules_for_owners_add_up() -> None:
+def test_rules_for_uid_and_gid_translation_add_up() -> None:
     rules = (
         "--translate-uid=map:1000:5000:1",
         "--translate-uid=guest:0:7:1",
@@ -195,7 +195,7 @@ def test_both_forms_of_options_are_understood(
     assert attrgetter(field)(parse([*NEEDED, *arguments])) == value
 
 
-def test_every_old_option_leads_to_one_that_there_is() -> None:
+def test_each_old_option_is_translated_to_an_existing_one() -> None:
     samples = {
         "source": "/srv",
         "cache": "auto",
@@ -211,7 +211,7 @@ def test_every_old_option_leads_to_one_that_there_is() -> None:
         parse([*NEEDED, "-o", f"{name}={samples[name]}"])
 
 
-def test_options_without_effect_are_told_at_start(tmp_path: Path) -> None:
+def test_options_without_effect_are_logged_at_start(tmp_path: Path) -> None:
     options = (
         "--migration-on-error=abort",
         "--migration-mode=find-paths",
@@ -228,18 +228,18 @@ def test_options_without_effect_are_told_at_start(tmp_path: Path) -> None:
         assert "--migration-verify-handles" not in daemon.log
 
 
-def test_nothing_is_said_of_options_that_were_not_given() -> None:
+def test_options_that_were_not_given_are_not_logged() -> None:
     assert parse(NEEDED).without_effect == ()
 
 
-def test_version_is_told() -> None:
+def test_version_option_prints_the_version() -> None:
     for option in ("-V", "--version"):
         done = _run(option)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("farwatchd ")
 
 
-def test_limit_of_open_files_can_be_left_alone(tmp_path: Path) -> None:
+def test_limit_of_open_files_can_stay_unchanged(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with running(tmp_path / "socket", tmp_path, "--rlimit-nofile=0") as daemon:
         assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE) == (soft, hard)
@@ -343,7 +343,7 @@ def test_background_daemon_is_ready_when_the_command_returns(tmp_path: Path) -> 
     assert refused.returncode == 1
 
 
-#: The words with which VM managers start virtiofsd; SOCKET and FD stand for the socket.
+#: The command lines with which VM managers start virtiofsd; SOCKET and FD stand for the socket.
 COMMAND_LINES = {
     "libvirt": "--fd=FD --cache always --sandbox namespace --xattr --thread-pool-size=4"
     " --rlimit-nofile=4096",
@@ -381,21 +381,21 @@ def test_command_line_of_a_vm_manager_is_accepted(words: str) -> None:
     assert config.socket.name in ("/run/s", "descriptor 5")
 
 
-def test_missing_directory_is_refused_and_no_socket_left(tmp_path: Path) -> None:
+def test_missing_directory_is_refused_without_a_socket_left(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     line = _refusal(f"--socket-path={path}", f"--shared-dir={tmp_path}/none")
     assert f"{tmp_path}/none" in line and "No such file or directory" in line
     assert not path.exists()
 
 
-def test_file_is_no_shared_directory(tmp_path: Path) -> None:
+def test_file_as_the_shared_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "Not a directory" in _refusal(
         f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}/file"
     )
 
 
-def test_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
+def test_file_at_the_path_of_the_socket_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "socket").write_text("precious")
     line = _refusal(f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}")
     assert "is not a socket" in line
@@ -438,10 +438,10 @@ def test_killed_daemon_s_socket_is_removed_but_not_another_s(tmp_path: Path) -> 
     assert pid_file.read_text() == "another's"
 
 
-def test_helper_that_removes_the_socket_holds_nothing_of_the_daemon(tmp_path: Path) -> None:
+def test_socket_cleanup_has_no_descriptor_of_the_daemon(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path) as daemon:
         (helper,) = children(daemon.pid)
-        # It comes to rest by itself.
+        # It becomes idle by itself.
         wait_until(lambda: len(list(Path(f"/proc/{helper}/fd").iterdir())) == 4, "few descriptors")
         targets = {Path(f"/proc/{helper}/fd/{number}").readlink() for number in range(3)}
         assert targets == {Path(os.devnull)}
@@ -526,7 +526,7 @@ class LoggingDaemon(DaemonProcess):
 
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
 @pytest.mark.root
-def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> None:
+def test_messages_go_to_syslog_which_may_end(sandbox: str, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(tmp_path / "log"))
         syslog.settimeout(TIMEOUT)
@@ -554,7 +554,7 @@ def test_syslog_gets_what_is_logged_and_may_go(sandbox: str, tmp_path: Path) -> 
 
 
 @pytest.mark.root
-def test_where_there_is_no_syslog_the_daemon_says_so_and_logs_as_ever(tmp_path: Path) -> None:
+def test_without_syslog_the_daemon_warns_and_logs_to_stderr(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     options = [f"--socket-path={tmp_path}/socket", f"--shared-dir={shared}", "--syslog"]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole daemon as a process, driven through its socket by a front end with a guest's memory: no
-VM is needed."""
+"""The whole daemon as a process, driven through its socket by a front-end with guest memory.
+
+No VM is needed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from tests.support.sandboxes import SANDBOXES
 
 @pytest.fixture(params=SANDBOXES)
 def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonProcess]:
-    """A daemon in each sandbox, sharing ``tmp_path/shared``."""
+    """Yield a daemon in each sandbox, sharing ``tmp_path/shared``."""
     (tmp_path / "shared").mkdir()
     with running(
         tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", "--xattr"
@@ -40,7 +42,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonPro
 
 @pytest.fixture
 def guest(daemon: DaemonProcess) -> Iterator[Guest]:
-    """A guest with the notification queue that has mounted the share."""
+    """Yield a guest with the notification queue that has mounted the share."""
     guest = Guest(daemon)
     yield guest
     guest.leave()
@@ -48,11 +50,11 @@ def guest(daemon: DaemonProcess) -> Iterator[Guest]:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """The shared directory on the host."""
+    """Return the shared directory on the host."""
     return tmp_path / "shared"
 
 
-def test_files_go_both_ways(guest: Guest, shared: Path) -> None:
+def test_files_of_each_side_are_seen_by_the_other(guest: Guest, shared: Path) -> None:
     nodeid, fh = guest.create(ROOT, b"from guest")
     data = os.urandom(300_000)
     assert guest.write(nodeid, fh, 5, data) == len(data)
@@ -102,7 +104,7 @@ def test_xattrs_and_symlinks_work_where_proc_has_no_name(guest: Guest, shared: P
     guest.release(nodeid, fh)
 
 
-def test_nothing_outside_the_share_is_reached(guest: Guest, shared: Path) -> None:
+def test_paths_outside_the_share_are_unreachable(guest: Guest, shared: Path) -> None:
     outside = shared.parent / "outside"
     outside.mkdir()
     (outside / "secret").write_text("secret")
@@ -157,7 +159,7 @@ def test_watch_of_a_file_ends_with_its_last_name(guest: Guest, shared: Path) -> 
 
 @pytest.mark.parametrize("offered", [0, FUSE_FSNOTIFY_OTHERS_ONLY])
 @pytest.mark.parametrize("mode", ["remote", "others", "auto"])
-def test_own_operations_are_told_unless_others_only_is_agreed(
+def test_own_operations_are_reported_unless_others_only_is_negotiated(
     mode: str, offered: int, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
@@ -182,7 +184,7 @@ def test_thousand_files_lose_no_event_with_few_buffers(guest: Guest, shared: Pat
     assert [r.name for r in guest.events(len(names))] == names
 
 
-def test_guest_that_comes_again_finds_all_and_nothing_is_left_open(
+def test_guest_that_mounts_again_finds_all_and_no_descriptor_is_left_open(
     daemon: DaemonProcess, shared: Path
 ) -> None:
     for name in ("open", *(f"file {number}" for number in range(50))):
@@ -216,7 +218,7 @@ def test_rebooted_guest_starts_with_nothing(guest: Guest, shared: Path) -> None:
     assert guest.lookup(ROOT, b"file").nodeid != nodeid
 
 
-def test_forgotten_inodes_give_their_descriptors_back(
+def test_descriptors_of_forgotten_inodes_are_closed(
     daemon: DaemonProcess, guest: Guest, shared: Path
 ) -> None:
     before = daemon.descriptors()
@@ -235,7 +237,7 @@ def test_forgotten_inodes_give_their_descriptors_back(
     assert daemon.descriptors() == before
 
 
-def test_plain_vmm_without_the_queue_has_a_share_without_events(tmp_path: Path) -> None:
+def test_vmm_without_a_notification_queue_has_a_share_without_events(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with running(tmp_path / "socket", tmp_path) as daemon:
         guest = Guest(daemon, notification=False)
@@ -264,7 +266,7 @@ def test_tag_and_number_of_queues_are_in_the_configuration(tmp_path: Path) -> No
         guest.close()
 
 
-def test_limit_of_watches_is_no_space_for_the_guest(tmp_path: Path) -> None:
+def test_watch_beyond_max_watches_is_enospc(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).touch()
     with running(tmp_path / "socket", tmp_path, "--max-watches=2") as daemon:

@@ -80,7 +80,7 @@ def test_a_descriptor_that_cannot_be_waited_for_is_an_error(loop: Loop, tmp_path
         loop.remove(12345)
 
 
-def test_work_is_seen_without_being_done(loop: Loop, event: int) -> None:
+def test_has_work_does_not_call_back(loop: Loop, event: int) -> None:
     calls: list[str] = []
     assert not loop.has_work()
     loop.add_eventfd(event, lambda: calls.append("event"))
@@ -114,7 +114,9 @@ def test_timers_run_in_order(loop: Loop) -> None:
     assert time.monotonic() - start >= 0.03
 
 
-def test_deferred_calls_run_once_and_do_not_shut_out_descriptors(loop: Loop, event: int) -> None:
+def test_deferred_calls_run_once_and_descriptors_are_served_meanwhile(
+    loop: Loop, event: int
+) -> None:
     calls: list[str] = []
 
     def again() -> None:

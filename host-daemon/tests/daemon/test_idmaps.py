@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon in a user namespace with ids of its own: whose the guest's files are, what it may do,
-what goes wrong."""
+"""A daemon in a user namespace with an id map of its own.
+
+The tests check who owns the guest's files, what the guest may do, and the errors.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ MAPS = f"--uid-map=:0:{FIRST}:1000:", f"--gid-map=:0:{FIRST + 1}:1000:"
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that everybody can reach."""
+    """Yield a directory that every user can reach."""
     path = Path(tempfile.mkdtemp(prefix="farwatch-maps-"))
     path.chmod(0o755)
     yield path
@@ -34,7 +36,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def shared(place: Path) -> Path:
-    """A shared directory of the namespace's root."""
+    """Return a shared directory of the namespace's root."""
     shared = place / "shared"
     shared.mkdir()
     os.chown(shared, FIRST, FIRST + 1)
@@ -42,7 +44,7 @@ def shared(place: Path) -> Path:
 
 
 def mkdir(guest: Guest, name: bytes, uid: int, gid: int) -> int:
-    """The errno that making a directory fails with, 0 if it does not."""
+    """Return the errno of making a directory, 0 if it succeeds."""
     payload = fuse.mkdir_in.pack(mode=0o755) + name + b"\0"
     return guest.front_end.request(
         Opcode.MKDIR, ROOT, payload, fuse.entry_out.size, uid=uid, gid=gid
@@ -51,7 +53,7 @@ def mkdir(guest: Guest, name: bytes, uid: int, gid: int) -> int:
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", [(), ("--inode-file-handles=never",)])
-def test_what_the_guest_makes_is_of_the_range_and_the_guest_sees_its_own_ids(
+def test_new_files_have_ids_of_the_range_and_the_guest_sees_its_own_ids(
     place: Path, shared: Path, options: tuple[str, ...]
 ) -> None:
     with running(place / "socket", shared, *MAPS, *options) as daemon:
@@ -75,7 +77,7 @@ def test_what_the_guest_makes_is_of_the_range_and_the_guest_sees_its_own_ids(
 
 
 @pytest.mark.root
-def test_the_daemon_is_nobody_outside(place: Path, shared: Path) -> None:
+def test_daemon_in_a_user_namespace_has_no_rights_outside(place: Path, shared: Path) -> None:
     with running(place / "socket", shared, *MAPS) as daemon:
         kept = status(daemon.pid)
         assert (set(kept["Uid"].split()), set(kept["Gid"].split())) == (
@@ -95,7 +97,7 @@ def test_the_daemon_is_nobody_outside(place: Path, shared: Path) -> None:
 
 
 def refusal(place: Path, shared: Path, *options: str) -> str:
-    """The last line of a daemon that cannot start."""
+    """Return the last line of a daemon that cannot start."""
     command = [*COMMAND, f"--socket-path={place}/socket", f"--shared-dir={shared}", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert done.returncode == 1
@@ -104,9 +106,7 @@ def refusal(place: Path, shared: Path, *options: str) -> str:
 
 
 @pytest.mark.root
-def test_directory_that_is_not_open_to_the_namespace_s_root_is_one_line(
-    place: Path, shared: Path
-) -> None:
+def test_share_unreadable_by_userns_root_fails_with_one_line(place: Path, shared: Path) -> None:
     os.chown(shared, 0, 0)
     shared.chmod(0o700)
     line = refusal(place, shared, *MAPS)
@@ -114,7 +114,7 @@ def test_directory_that_is_not_open_to_the_namespace_s_root_is_one_line(
 
 
 @pytest.mark.root
-def test_ranges_that_cannot_be_had_are_one_line(place: Path, shared: Path) -> None:
+def test_ranges_that_are_not_permitted_fail_with_one_line(place: Path, shared: Path) -> None:
     line = refusal(place, shared, *MAPS, f"--uid-map=:5:{FIRST + 5000}:10:")
     assert line == "farwatchd: --uid-map, --gid-map: cannot write uid_map: Invalid argument"
 
@@ -123,13 +123,13 @@ def test_ranges_that_cannot_be_had_are_one_line(place: Path, shared: Path) -> No
     ("text", "found"),
     [(":0:100000:65536:", IdRange(0, 100000, 65536)), ("/7/8/1/", IdRange(7, 8, 1))],
 )
-def test_ranges(text: str, found: IdRange) -> None:
+def test_valid_ranges_are_parsed(text: str, found: IdRange) -> None:
     assert parse_range(text) == found
 
 
 @pytest.mark.parametrize(
     "text", ["", ":", "0:1:2", ":0:1:2", ":0:1:-2:", ":a:1:2:", ":0:1:0:", ":0:4294967295:1:"]
 )
-def test_what_is_no_range(text: str) -> None:
+def test_invalid_ranges_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not :namespace id|there must be one at least"):
         parse_range(text)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed: the daemon alone, one command, and the description that libvirt finds it
-by."""
+"""The installed package: the daemon only, one command, and the description for libvirt."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ DESCRIPTION = "share/qemu/vhost-user/50-farwatchd.json"
 
 
 def run(words: Sequence[str], **environment: str) -> str:
-    """Run a program that must succeed, and sees no other packages than its own; returns its
-    output."""
+    """Run a program that must succeed, and that sees only its own packages; return its output."""
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         words,
@@ -40,7 +38,7 @@ def run(words: Sequence[str], **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, built of a copy."""
+    """Build the package of a copy of the tree, and return it."""
     source = tmp_path_factory.mktemp("source")
     shutil.copy(CHECKOUT / "pyproject.toml", source)
     shutil.copytree(
@@ -66,7 +64,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_package_has_the_daemon_alone_and_needs_little(wheel: Path) -> None:
+def test_package_has_the_daemon_only_and_few_requirements(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         folder = next(name for name in names if name.endswith("/METADATA")).partition("/")[0]
@@ -105,12 +103,12 @@ def test_new_environment_gets_one_command_and_the_description(wheel: Path, tmp_p
     )
     (command,) = set((environment / "bin").iterdir()) - before
     assert command.name == "farwatchd"
-    # What it needs comes from the environment that runs the tests.
+    # The packages that it requires come from the environment that runs the tests.
     libraries = sysconfig.get_path("purelib")
     assert run([str(command), "--version"], PYTHONPATH=libraries).startswith("farwatchd ")
-    told = json.loads(run([str(command), "--print-capabilities"], PYTHONPATH=libraries))
+    printed = json.loads(run([str(command), "--print-capabilities"], PYTHONPATH=libraries))
     described = json.loads((environment / DESCRIPTION).read_text())
-    assert told == CAPABILITIES == {name: described[name] for name in ("type", "features")}
+    assert printed == CAPABILITIES == {name: described[name] for name in ("type", "features")}
     assert (
         Path(described["binary"]).is_absolute() and Path(described["binary"]).name == command.name
     )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a serving daemon may still do: capabilities, privileges, system calls; as root and as an
-ordinary user."""
+"""The privileges of a serving daemon: capabilities, namespaces, system calls.
+
+The tests run it as root and as an ordinary user.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,12 @@ sys.exit(main(sys.argv[1:]))
 
 
 def sets(pid: int) -> dict[str, Capability]:
-    """The capability sets of a process."""
+    """Return the capability sets of a process."""
     found = status(pid)
     return {name: Capability(int(found[name], 16)) for name in SETS}
 
 
-def test_threads_may_do_what_the_daemon_may_and_no_more(tmp_path: Path) -> None:
+def test_threads_have_the_capabilities_of_the_daemon(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--thread-pool-size=3") as daemon:
         threads = [int(task.name) for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
         # The event loop, the pool, and the one that waits for signals.
@@ -89,7 +91,7 @@ def test_inodes_by_file_handle_keep_file_handles_and_nothing_else(tmp_path: Path
         assert sets(daemon.pid)["CapPrm"] == FILE_SERVER | FILE_HANDLES
 
 
-def test_capabilities_can_be_kept_and_given_up(tmp_path: Path) -> None:
+def test_modcaps_adds_and_drops_capabilities(tmp_path: Path) -> None:
     options = (*NO_FILE_HANDLES, "--modcaps=+sys_admin:-MKNOD:-cap_setfcap")
     with running(tmp_path / "socket", tmp_path, *options) as daemon:
         wanted = FILE_SERVER & ~(Capability.MKNOD | Capability.SETFCAP) | Capability.SYS_ADMIN
@@ -97,7 +99,7 @@ def test_capabilities_can_be_kept_and_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_files_are_the_daemon_s_when_it_may_not_change_ids(tmp_path: Path) -> None:
+def test_new_files_belong_to_the_daemon_when_it_may_not_change_ids(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--modcaps=-setuid") as daemon:
         guest = Guest(daemon)
         payload = create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=0o100644) + b"file\0"
@@ -126,14 +128,14 @@ def test_share_has_no_devices_and_no_programs_for_the_daemon(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "chown", "+", "+chow", "+chown:", "-none,chown", "+0"])
-def test_what_is_no_change_of_capabilities_is_refused(text: str) -> None:
+def test_invalid_modcaps_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a capability"):
         parse_changes(text)
 
 
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 @pytest.mark.parametrize("action", ["kill", "log", "trap", "none"])
-def test_filter_is_loaded_but_for_none(action: str, sandbox: str, tmp_path: Path) -> None:
+def test_filter_is_loaded_unless_seccomp_is_none(action: str, sandbox: str, tmp_path: Path) -> None:
     with running(
         tmp_path / "socket", tmp_path, f"--seccomp={action}", f"--sandbox={sandbox}"
     ) as daemon:
@@ -145,7 +147,7 @@ def test_filter_is_loaded_but_for_none(action: str, sandbox: str, tmp_path: Path
 
 @pytest.fixture
 def theirs() -> Iterator[Path]:
-    """A directory of an ordinary user's, who can also reach it."""
+    """Yield a directory of an ordinary user, who can also reach it."""
     path = Path(tempfile.mkdtemp(prefix="farwatch-user-"))
     (path / "shared").mkdir()
     for each in (path, path / "shared"):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest may use up in a running daemon: an error for each, all else goes on, and it can be
-had again."""
+"""The resource limits of a guest in a running daemon.
+
+Beyond a limit the guest gets an error, all else goes on, and released resources can be used again.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def shared(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def client_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Client]:
-    """A client of a daemon that has used up nothing yet."""
+    """Yield a client of a daemon in which it uses nothing yet."""
     with running(tmp_path / "socket", shared, *options) as daemon:
         guest = Guest(daemon)
         client = Client(DaemonHandler(guest))
@@ -44,7 +46,7 @@ def client_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Client]:
 
 
 def until_refused(what: Callable[[int], object]) -> tuple[int, int]:
-    """Do it until it fails; how often it did not, and the errno."""
+    """Call until it fails; return the number of successes, and the errno."""
     for number in range(FILES):
         try:
             what(number)
@@ -53,7 +55,7 @@ def until_refused(what: Callable[[int], object]) -> tuple[int, int]:
     raise AssertionError(f"it was done {FILES} times")
 
 
-def test_open_files(tmp_path: Path, shared: Path) -> None:
+def test_open_files_beyond_the_limit_are_enfile(tmp_path: Path, shared: Path) -> None:
     with client_of(tmp_path, shared, "--rlimit-nofile=80") as client:
         node = client.lookup(ROOT, b"7").nodeid
         handles = [client.open(node).fh]
@@ -62,7 +64,7 @@ def test_open_files(tmp_path: Path, shared: Path) -> None:
         for attempt in (lambda: client.create(ROOT, b"new"), lambda: client.opendir(ROOT)):
             with pytest.raises(OSError, match=os.strerror(errno.ENFILE)):
                 attempt()
-        # What is open can be used, what is known can be asked for.
+        # Open files can be used, known inodes can be looked up.
         assert client.read(node, handles[0], 0, 10) == b"7"
         assert client.getattr(node).attr_size == 1
         for fh in handles:
@@ -72,7 +74,7 @@ def test_open_files(tmp_path: Path, shared: Path) -> None:
 
 
 @pytest.mark.parametrize("handles", ["never", "prefer"])
-def test_inodes(handles: str, tmp_path: Path, shared: Path) -> None:
+def test_inodes_beyond_the_limit_are_enfile(handles: str, tmp_path: Path, shared: Path) -> None:
     options = ("--max-inodes=50", f"--inode-file-handles={handles}")
     with client_of(tmp_path, shared, *options) as client:
         nodes: list[int] = []
@@ -100,7 +102,7 @@ def test_inodes(handles: str, tmp_path: Path, shared: Path) -> None:
             client.lookup(ROOT, b"%d" % (100 + which))
 
 
-def test_inodes_kept_by_descriptor(tmp_path: Path, shared: Path) -> None:
+def test_inodes_by_descriptor_beyond_the_limit_are_enfile(tmp_path: Path, shared: Path) -> None:
     with client_of(tmp_path, shared, "--rlimit-nofile=80", "--inode-file-handles=never") as client:
         nodes: list[int] = []
         count, number = until_refused(
@@ -112,7 +114,7 @@ def test_inodes_kept_by_descriptor(tmp_path: Path, shared: Path) -> None:
         assert client.lookup(ROOT, b"150").nodeid
 
 
-def test_watches(tmp_path: Path, shared: Path) -> None:
+def test_watches_beyond_the_limit_are_enospc(tmp_path: Path, shared: Path) -> None:
     with client_of(tmp_path, shared, "--max-watches=10") as client:
         count, number = until_refused(
             lambda which: client.fsnotify(client.lookup(ROOT, b"%d" % which).nodeid, Event.MODIFY)
@@ -126,7 +128,7 @@ def test_watches(tmp_path: Path, shared: Path) -> None:
         client.fsnotify(client.lookup(ROOT, b"150").nodeid, Event.MODIFY)
 
 
-def test_size_of_requests(tmp_path: Path, shared: Path) -> None:
+def test_requests_beyond_the_size_limits_are_refused(tmp_path: Path, shared: Path) -> None:
     with client_of(tmp_path, shared, "--xattr") as client:
         node = client.lookup(ROOT, b"7").nodeid
         fh = client.open(node).fh

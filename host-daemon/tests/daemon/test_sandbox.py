@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox, entered by processes of their own: what can be reached from inside, and what from
-the interpreter."""
+"""The sandbox, entered by processes of their own.
+
+The tests check what can be reached from inside, by paths and by the interpreter.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,7 @@ from farwatchd.sandbox.options import Sandbox
 
 
 def _inside(sandbox: str, shared: Path, code: str) -> str:
-    """Run ``code`` in a process that has entered the sandbox; returns what it prints on both
-    outputs."""
+    """Run ``code`` in a process that has entered the sandbox; return both of its outputs."""
     script = (
         f"{PRELUDE}\nroot = enter(Sandbox.{sandbox},"
         f" Path({str(shared)!r}))\n{textwrap.dedent(code)}"
@@ -45,7 +46,7 @@ def _inside(sandbox: str, shared: Path, code: str) -> str:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A shared directory with a file in it and one beside it."""
+    """Return a shared directory with a file in it and one beside it."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "inside").write_text("inside")
@@ -91,7 +92,7 @@ def test_nothing_of_proc_is_above_the_descriptors(shared: Path) -> None:
 
 
 @CONFINED
-def test_time_zone_is_not_looked_up_in_the_share(sandbox: str, shared: Path) -> None:
+def test_time_zone_is_not_read_from_the_share(sandbox: str, shared: Path) -> None:
     (shared / "etc").mkdir()
     (shared / "etc" / "localtime").write_bytes(b"TZif2" + bytes(15) + bytes(24))
     code = """
@@ -119,7 +120,7 @@ def test_no_module_comes_from_the_share(sandbox: str, shared: Path) -> None:
 
 
 @CONFINED
-def test_traceback_quotes_nothing_from_the_share(sandbox: str, shared: Path) -> None:
+def test_traceback_has_no_source_lines_of_the_share(sandbox: str, shared: Path) -> None:
     source = shared / Path(traceback_source()).relative_to("/")
     source.parent.mkdir(parents=True)
     source.write_text("the guest's words\n" * 5000)
@@ -143,7 +144,7 @@ def test_traceback_quotes_nothing_from_the_share(sandbox: str, shared: Path) -> 
 
 
 @CONFINED
-def test_no_hook_of_the_interpreter_quotes_the_share(sandbox: str, shared: Path) -> None:
+def test_hooks_of_the_interpreter_read_no_source_of_the_share(sandbox: str, shared: Path) -> None:
     source = shared / Path(event_loop.__file__).relative_to("/")
     source.parent.mkdir(parents=True)
     source.write_text("the guest's words\n" * 5000)
@@ -168,7 +169,7 @@ def test_no_hook_of_the_interpreter_quotes_the_share(sandbox: str, shared: Path)
 
 
 def traceback_source() -> str:
-    """The file that the traceback leads to."""
+    """Return the file that the traceback names."""
     file = sys.modules[Path.__module__].__file__
     assert file is not None
     return file

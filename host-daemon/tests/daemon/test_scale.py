@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operation costs does not depend on how many inodes are known and how many watches there
-are.
+"""The cost of an operation does not depend on the number of known inodes and of watches.
 
-Each is timed with few and with many in one run, by processor time, the least of some rounds. A cost
-that grows with the number would be as many times higher as there are more; noise is not.
+Each is timed with few and with many in one run, by CPU time, the least of some rounds. A cost
 """
 
 from __future__ import annotations
@@ -68,7 +66,7 @@ class Served:
         )
 
     def spread(self) -> list[int]:
-        """Some numbers of files, from the first to the last."""
+        """Return some numbers of files, from the first to the last."""
         return list(range(0, len(self.nodeids), len(self.nodeids) // BATCH))[:BATCH]
 
     def getattr(self) -> None:
@@ -142,7 +140,7 @@ def test_no_operation_costs_more_with_many_inodes_and_watches(served: Served) ->
     assert open_descriptors() <= before + MOST_OPEN
 
 
-def test_letting_everything_go_takes_time_in_proportion(served: Served) -> None:
+def test_releasing_everything_takes_linear_time(served: Served) -> None:
     def seconds(count: int) -> float:
         served.know(count)
         began = time.process_time()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every operation, its success and its failure, in a daemon whose system calls are restricted: none
-ends it."""
+"""Every operation, its success and its failure, in a daemon whose system calls are restricted.
+
+No operation ends it.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,7 @@ WRITES = os.O_RDWR | os.O_CREAT
 
 @pytest.fixture(params=["namespace", "none"])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
-    """A client of a daemon that ends at the first forbidden call, with all that can be switched
-    on."""
+    """Yield a client of a daemon that ends at the first forbidden call, with all options on."""
     (tmp_path / "shared").mkdir()
     options = (
         "--xattr",

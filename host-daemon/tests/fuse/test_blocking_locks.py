@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request for a lock waits, is answered when it can be had, interrupted, or given up; no other
-waits."""
+"""Blocking locks: a pending request is completed by a release, an interrupt, or the end.
+
+No other request waits meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ END = (1 << 63) - 1
 ROOT = 1
 
 
-class Guest(DeferredGuest):
-    """A guest whose client takes its locks from the daemon. ``errors``: what ended the waits, by
-    unique number."""
+class LockingGuest(DeferredGuest):
+    """A guest whose client takes its locks from the daemon.
+
+    ``errors``: the errno of each completed request, by unique number.
+    """
 
     def __init__(self, share: Path) -> None:
         loop = Loop()
@@ -88,20 +92,22 @@ class Guest(DeferredGuest):
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Guest]:
+def guest(tmp_path: Path) -> Iterator[LockingGuest]:
     (tmp_path / "file").write_bytes(bytes(10))
-    guest = Guest(tmp_path)
+    guest = LockingGuest(tmp_path)
     yield guest
     guest.close()
 
 
-def test_free_lock_is_taken_immediately(guest: Guest) -> None:
+def test_free_lock_is_taken_immediately(guest: LockingGuest) -> None:
     waiting = guest.wait_for_lock(guest.open(), 1)
     assert guest.errors == {waiting: 0}
 
 
 @pytest.mark.parametrize("flags", [0, fuse.LK_FLOCK])
-def test_unlock_completes_a_pending_lock_while_others_are_served(guest: Guest, flags: int) -> None:
+def test_unlock_completes_a_pending_lock_while_others_are_served(
+    guest: LockingGuest, flags: int
+) -> None:
     first, second = guest.open(), guest.open()
     assert guest.lock(first, 1, WRITE, flags=flags) == 0
     waiting = guest.wait_for_lock(second, 2, flags=flags)
@@ -115,7 +121,7 @@ def test_unlock_completes_a_pending_lock_while_others_are_served(guest: Guest, f
     assert guest.lock(first, 1, WRITE, flags=flags) == errno.EAGAIN
 
 
-def test_flush_of_the_owner_completes_a_pending_lock(guest: Guest) -> None:
+def test_flush_of_the_owner_completes_a_pending_lock(guest: LockingGuest) -> None:
     first = guest.open()
     guest.lock(first, 1, WRITE)
     waiting = guest.wait_for_lock(guest.open(), 2)
@@ -124,7 +130,7 @@ def test_flush_of_the_owner_completes_a_pending_lock(guest: Guest) -> None:
     assert guest.errors == {waiting: 0}
 
 
-def test_release_of_the_owner_s_file_completes_a_pending_flock(guest: Guest) -> None:
+def test_release_of_the_owner_s_file_completes_a_pending_flock(guest: LockingGuest) -> None:
     first = guest.open()
     guest.lock(first, 1, WRITE, flags=fuse.LK_FLOCK)
     waiting = guest.wait_for_lock(guest.open(), 2, flags=fuse.LK_FLOCK)
@@ -133,7 +139,7 @@ def test_release_of_the_owner_s_file_completes_a_pending_flock(guest: Guest) -> 
     assert guest.errors == {waiting: 0}
 
 
-def test_pending_locks_are_completed_in_order(guest: Guest) -> None:
+def test_pending_locks_are_completed_in_order(guest: LockingGuest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     waiting = [guest.wait_for_lock(fh, owner) for owner in (2, 3)]
@@ -146,7 +152,7 @@ def test_pending_locks_are_completed_in_order(guest: Guest) -> None:
 
 
 def test_lock_of_a_host_process_is_retried_until_it_is_released(
-    guest: Guest, tmp_path: Path
+    guest: LockingGuest, tmp_path: Path
 ) -> None:
     with (tmp_path / "file").open("r+b") as other:
         fcntl.lockf(other, fcntl.LOCK_EX)
@@ -158,7 +164,7 @@ def test_lock_of_a_host_process_is_retried_until_it_is_released(
     guest.settle_until(lambda: guest.errors == {waiting: 0}, 2 * RETRY_INTERVAL)
 
 
-def test_interrupt_completes_a_pending_lock_with_eintr(guest: Guest) -> None:
+def test_interrupt_completes_a_pending_lock_with_eintr(guest: LockingGuest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     kept, ended = guest.wait_for_lock(fh, 2), guest.wait_for_lock(fh, 3)
@@ -171,7 +177,7 @@ def test_interrupt_completes_a_pending_lock_with_eintr(guest: Guest) -> None:
     assert len(guest.fs.share.locks) == 1
 
 
-def test_interrupt_before_its_request_completes_it_with_eintr(guest: Guest) -> None:
+def test_interrupt_before_its_request_completes_it_with_eintr(guest: LockingGuest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     guest.interrupt(4711)
@@ -179,7 +185,7 @@ def test_interrupt_before_its_request_completes_it_with_eintr(guest: Guest) -> N
     assert guest.errors == {4711: errno.EINTR}
 
 
-def test_interrupts_of_unknown_requests_are_forgotten(guest: Guest) -> None:
+def test_interrupts_of_unknown_requests_are_forgotten(guest: LockingGuest) -> None:
     for unique in range(2, 200, 2):
         guest.interrupt(unique)
     fh = guest.open()
@@ -188,7 +194,7 @@ def test_interrupts_of_unknown_requests_are_forgotten(guest: Guest) -> None:
     assert guest.errors == {}
 
 
-def test_too_many_pending_locks_are_enolck(guest: Guest) -> None:
+def test_too_many_pending_locks_are_enolck(guest: LockingGuest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     for owner in range(2, MAX_PENDING + 2):
@@ -203,7 +209,7 @@ def test_too_many_pending_locks_are_enolck(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("while_stopped", [True, False])
-def test_blocking_lock_outlives_a_pause_of_the_vm(guest: Guest, while_stopped: bool) -> None:
+def test_blocking_lock_outlives_a_pause_of_the_vm(guest: LockingGuest, while_stopped: bool) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     pending = guest.wait_for_lock(fh, 2)
@@ -226,7 +232,7 @@ def test_blocking_lock_outlives_a_pause_of_the_vm(guest: Guest, while_stopped: b
     guest.ask(Opcode.GETATTR, ROOT, fuse.getattr_in.pack(), fuse.attr_out.size)
 
 
-def test_reset_of_the_device_forgets_pending_locks(guest: Guest) -> None:
+def test_reset_of_the_device_forgets_pending_locks(guest: LockingGuest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     guest.wait_for_lock(fh, 2)
@@ -239,7 +245,7 @@ def test_reset_of_the_device_forgets_pending_locks(guest: Guest) -> None:
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
 def test_end_of_the_session_completes_pending_locks_with_eintr(
-    guest: Guest, opcode: Opcode
+    guest: LockingGuest, opcode: Opcode
 ) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
@@ -249,7 +255,7 @@ def test_end_of_the_session_completes_pending_locks_with_eintr(
     assert len(guest.waits) == len(guest.fs.share.locks) == 0
 
 
-def test_release_of_the_file_completes_a_pending_lock_with_ebadf(guest: Guest) -> None:
+def test_release_of_the_file_completes_a_pending_lock_with_ebadf(guest: LockingGuest) -> None:
     first, second = guest.open(), guest.open()
     guest.lock(first, 1, WRITE)
     waiting = guest.wait_for_lock(second, 2)
@@ -258,7 +264,7 @@ def test_release_of_the_file_completes_a_pending_lock_with_ebadf(guest: Guest) -
     assert guest.errors == {waiting: errno.EBADF}
 
 
-def test_pending_lock_outlives_a_change_of_memory_regions(guest: Guest) -> None:
+def test_pending_lock_outlives_a_change_of_memory_regions(guest: LockingGuest) -> None:
     fh = guest.open()
     guest.lock(fh, 1, WRITE)
     waiting = guest.wait_for_lock(fh, 2)
@@ -280,12 +286,12 @@ def test_pending_lock_outlives_a_change_of_memory_regions(guest: Guest) -> None:
     [(3, 0, END, 0), (WRITE, 5, 4, 0), (WRITE, 0, END + 1, 0), (WRITE, 0, END, 2)],
 )
 def test_malformed_locks_are_refused(
-    guest: Guest, kind: int, start: int, end: int, flags: int
+    guest: LockingGuest, kind: int, start: int, end: int, flags: int
 ) -> None:
     assert guest.lock(guest.open(), 1, kind, start, end, flags) == errno.EINVAL
 
 
-def test_getlk_returns_the_owner_of_a_lock(guest: Guest) -> None:
+def test_getlk_returns_the_owner_of_a_lock(guest: LockingGuest) -> None:
     fh = guest.open()
 
     def holder(owner: int) -> tuple[int, int, int, int]:

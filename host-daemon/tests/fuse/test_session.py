@@ -51,13 +51,13 @@ def client(request: pytest.FixtureRequest, fs: FakeFs, watches: FakeWatches) -> 
 
 
 def refused(call: Callable[..., object], *args: Any, **fields: Any) -> int | None:
-    """The errno that a call is refused with."""
+    """Return the errno that a call is refused with."""
     with pytest.raises(OSError) as caught:
         call(*args, **fields)
     return caught.value.errno
 
 
-def test_lookup_gives_the_entry(client: Client, fs: FakeFs) -> None:
+def test_lookup_returns_the_entry(client: Client, fs: FakeFs) -> None:
     entry = client.lookup(1, b"name")
     assert fs.calls == [("lookup", 1, b"name")]
     assert (entry.nodeid, entry.generation) == (42, 7)
@@ -72,7 +72,7 @@ def test_names_are_as_long_as_the_client_allows(client: Client, fs: FakeFs) -> N
     assert fs.calls == [("lookup", 1, longest), ("rename", 1, longest, 1, longest, 0)]
 
 
-def test_attributes_travel_whole(client: Client) -> None:
+def test_attributes_are_encoded_completely(client: Client) -> None:
     attr = client.getattr(42)
     assert (attr.attr_ino, attr.attr_mode, attr.attr_nlink) == (77, STAT.st_mode, 2)
     assert (attr.attr_uid, attr.attr_gid, attr.attr_size) == (1000, 1001, 12345)
@@ -83,7 +83,7 @@ def test_attributes_travel_whole(client: Client) -> None:
     assert attr.attr_flags == 0
 
 
-def test_statx_tells_the_birth_time(client: Client, fs: FakeFs) -> None:
+def test_statx_returns_the_birth_time(client: Client, fs: FakeFs) -> None:
     statx = client.statx(42, 5)
     assert fs.calls == [("statx", 42, 5)]
     assert statx.stat_mask == 0xFFF
@@ -93,7 +93,7 @@ def test_statx_tells_the_birth_time(client: Client, fs: FakeFs) -> None:
     assert (statx.stat_ino, statx.stat_size, statx.stat_mode) == (77, 12345, STAT.st_mode)
 
 
-def test_statfs_travels_whole(client: Client) -> None:
+def test_statfs_is_encoded_completely(client: Client) -> None:
     st = client.statfs()
     assert (st.st_blocks, st.st_bfree, st.st_bavail, st.st_files, st.st_ffree) == (
         1000,
@@ -165,12 +165,12 @@ def test_an_error_of_the_file_system_reaches_the_guest(
     assert refused(call, client) == errno.EDQUOT
 
 
-def test_create_gives_entry_and_handle(client: Client) -> None:
+def test_create_returns_entry_and_fh(client: Client) -> None:
     entry, opened = client.create(1, b"n")
     assert (entry.nodeid, opened.fh, opened.open_flags) == (42, 9, 2)
 
 
-def test_readlink_gives_the_target_without_nul(client: Client) -> None:
+def test_readlink_returns_the_target_without_nul(client: Client) -> None:
     assert client.readlink(42) == b"target"
 
 
@@ -180,13 +180,13 @@ def test_write_flag_cache_reaches_the_file_system(client: Client, fs: FakeFs, ca
     assert fs.cached == [cached]
 
 
-def test_lseek_and_copy_file_range_give_their_results(client: Client, fs: FakeFs) -> None:
+def test_lseek_and_copy_file_range_return_their_results(client: Client, fs: FakeFs) -> None:
     assert client.lseek(42, 9, 100, os.SEEK_DATA) == 101
     assert client.copy_file_range((42, 9, 1), (43, 10, 2), 1000) == 1000
     assert fs.calls[1] == ("copy_file_range", 42, 9, 1, 43, 10, 2, 1000, False)
 
 
-def test_copy_file_range_is_cut_to_64_mib(client: Client) -> None:
+def test_copy_file_range_copies_at_most_64_mib(client: Client) -> None:
     assert client.copy_file_range((42, 9, 0), (43, 10, 0), 1 << 40) == 64 << 20
 
 
@@ -238,7 +238,7 @@ def test_setattr_passes_only_the_valid_fields(client: Client, fs: FakeFs) -> Non
     (True, 1000, 0, False),
     (True, 0, fuse.OPEN_KILL_SUIDGID, True),
 ])  # fmt: skip
-def test_truncating_takes_set_id_bits_for_whom_the_guest_cannot_say_it(
+def test_truncate_clears_set_id_bits_unless_killpriv_v2_is_negotiated(
     fs: FakeFs, agreed: bool, uid: int, open_flags: int, kill: bool
 ) -> None:
     client = Client(Session(fs, None, SessionOptions(killpriv_v2=agreed)), uid=uid)
@@ -311,7 +311,7 @@ NAMED: list[Callable[[Client, bytes], object]] = [
 
 @pytest.mark.parametrize(("name", "error"), BAD_NAMES)
 @pytest.mark.parametrize("call", NAMED)
-def test_names_that_are_none_never_reach_the_file_system(
+def test_invalid_names_never_reach_the_file_system(
     client: Client, fs: FakeFs, call: Callable[[Client, bytes], object], name: bytes, error: int
 ) -> None:
     assert refused(call, client, name) == error
@@ -320,14 +320,14 @@ def test_names_that_are_none_never_reach_the_file_system(
 
 @pytest.mark.parametrize("name", [b"x" * 255, b"\xff\xfe", b"...", b" ", b"-", b".a"])
 @pytest.mark.parametrize("call", NAMED)
-def test_odd_names_do(
+def test_unusual_names_reach_the_file_system(
     client: Client, fs: FakeFs, call: Callable[[Client, bytes], object], name: bytes
 ) -> None:
     call(client, name)
     assert name in fs.calls[0]
 
 
-def test_a_name_without_an_end_is_refused(client: Client, fs: FakeFs) -> None:
+def test_name_without_nul_is_refused(client: Client, fs: FakeFs) -> None:
     assert refused(client.call, Opcode.LOOKUP, 1, b"abc") == errno.EINVAL
     assert (
         refused(client.call, Opcode.RENAME, 1, fuse.rename_in.pack(newdir=1) + b"a\0bcdef")
@@ -341,7 +341,7 @@ def test_a_name_without_an_end_is_refused(client: Client, fs: FakeFs) -> None:
     assert fs.calls == []
 
 
-def test_targets_and_xattr_names_have_their_limits(client: Client, fs: FakeFs) -> None:
+def test_symlink_targets_and_xattr_names_are_limited(client: Client, fs: FakeFs) -> None:
     assert refused(client.symlink, 1, b"l", b"") == errno.ENOENT
     assert refused(client.symlink, 1, b"l", b"t" * 4096) == errno.ENAMETOOLONG
     assert refused(client.setxattr, 42, b"", b"v") == errno.ERANGE
@@ -387,7 +387,7 @@ def test_numbers_out_of_range_are_refused(client: Client, call: Callable[[Client
     assert refused(call, client) == errno.EINVAL
 
 
-def test_nothing_new_without_an_owner(client: Client, fs: FakeFs) -> None:
+def test_new_inode_without_an_owner_is_refused(client: Client, fs: FakeFs) -> None:
     client.uid = 0xFFFFFFFF
     assert refused(client.mkdir, 1, b"d") == errno.EINVAL
     client.getattr(1)
@@ -406,14 +406,14 @@ def test_nothing_new_without_an_owner(client: Client, fs: FakeFs) -> None:
         Opcode.WRITE,
     ],
 )
-def test_nothing_is_done_whose_reply_would_not_fit(
+def test_request_whose_reply_would_not_fit_has_no_effect(
     client: Client, fs: FakeFs, opcode: Opcode
 ) -> None:
     args = bytes(16) + b"name\0" if opcode != Opcode.LOOKUP else b"name\0"
     args = args.ljust(40, b"\0") if opcode == Opcode.WRITE else args
     assert refused(client.call, opcode, 1, args, 7) == errno.EINVAL
     assert fs.calls == []
-    # No room for a header even: the request is given back without a reply.
+    # No room even for a header: the request is completed without a reply.
     assert client.send(client.request(opcode, 1, args), 15) == b""
     assert fs.calls == []
 
@@ -455,7 +455,7 @@ def test_security_contexts_reach_the_file_system(client: Client, fs: FakeFs) -> 
     ]
 
 
-def test_other_extensions_are_passed_over(client: Client, fs: FakeFs) -> None:
+def test_unknown_extensions_are_ignored(client: Client, fs: FakeFs) -> None:
     other = fuse.ext_header.pack(size=24, type=99) + bytes(16)
     none = fuse.ext_header.pack(size=16, type=fuse.EXT_GROUPS) + bytes(8)
     client.mkdir(1, b"d", extensions=other + GROUP + (5).to_bytes(4, "little"))
@@ -506,13 +506,13 @@ def test_a_directory_is_read_in_parts(client: Client, fs: FakeFs, plus: bool, si
     assert [(e.name, e.ino, e.kind, e.offset) for e in listed] == [
         (e.name, e.ino, e.kind, e.offset) for e in fs.entries
     ]
-    # Each lookup is one that the guest was told of.
+    # Each lookup was reported to the guest.
     looked_up = [call[2] for call in fs.calls if call[0] == "lookup"]
     assert looked_up == [e.name for e in listed if e.entry is not None]
     assert len(looked_up) == (100 if plus else 0)
 
 
-def test_a_name_that_vanished_is_listed_without_its_inode(client: Client, fs: FakeFs) -> None:
+def test_deleted_name_is_listed_without_its_inode(client: Client, fs: FakeFs) -> None:
     fs.entries = [DirEntry(b"a", 5, 8, 1), DirEntry(b"b", 6, 8, 2)]
     fs.vanished = {b"a"}
     assert [(e.name, e.entry is None) for e in client.readdir(1, 9, plus=True)] == [
@@ -530,7 +530,7 @@ def test_room_for_no_entry_at_all_is_refused(client: Client, fs: FakeFs) -> None
     assert client.readdir(1, 9, size=0) == []
 
 
-def test_an_error_amid_a_directory_ends_the_part_before_it(client: Client, fs: FakeFs) -> None:
+def test_error_within_a_directory_ends_the_reply_before_it(client: Client, fs: FakeFs) -> None:
     class Broken(list[DirEntry]):
         def __iter__(self) -> Any:
             yield DirEntry(b"a", 5, 8, 1)
@@ -552,7 +552,7 @@ def test_forget_of_the_last_lookup_ends_the_watch(
     assert watches.calls == [("forget", 42), ("forget", 44)]
 
 
-def test_a_batch_longer_than_its_request_is_left_alone(client: Client, fs: FakeFs) -> None:
+def test_batch_forget_longer_than_its_request_is_ignored(client: Client, fs: FakeFs) -> None:
     client.silent(Opcode.BATCH_FORGET, 0, fuse.batch_forget_in.pack(count=2) + bytes(31))
     client.silent(Opcode.BATCH_FORGET, 0, fuse.batch_forget_in.pack(count=0xFFFFFFFF))
     client.silent(Opcode.FORGET, 5, b"")
@@ -605,7 +605,7 @@ def test_fsnotify_s_errors_reach_the_guest(
     assert refused(client.fsnotify, 42, Event.CREATE, generation=GENERATION) == errno.ENOENT
 
 
-def test_fsnotify_that_was_not_agreed_on_is_unknown(fs: FakeFs, watches: FakeWatches) -> None:
+def test_fsnotify_without_negotiation_is_enosys(fs: FakeFs, watches: FakeWatches) -> None:
     client = Client(Session(fs, watches, SessionOptions()))
     client.init(int(InitFlag.INIT_EXT))
     assert refused(client.fsnotify, 42, Event.CREATE) == errno.ENOSYS
@@ -641,7 +641,7 @@ def test_an_error_that_linux_would_not_take_becomes_eio(
     assert refused(client.getattr, 1) == errno.EIO
 
 
-def test_an_exception_other_than_oserror_is_a_bug_and_comes_out(client: Client, fs: FakeFs) -> None:
+def test_exception_other_than_oserror_is_raised(client: Client, fs: FakeFs) -> None:
     fs.error = ZeroDivisionError("bug")
     with pytest.raises(ZeroDivisionError):
         client.getattr(1)

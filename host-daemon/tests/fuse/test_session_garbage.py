@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arbitrary requests: the session never raises, writes no more than it says, and replies in order.
+"""Arbitrary requests: the session never raises, writes only what it returns, replies in order.
 
 Against the fake file system, and against the real one on a directory that holds a few files.
 """
@@ -59,7 +59,7 @@ SIZES = st.lists(st.integers(0, 60), max_size=6)
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """A request that is well-formed, or all but that."""
+    """Make a request that is well-formed, or anything but that."""
     opcode = draw(st.sampled_from(sorted(SHAPES)))
     codec, names = SHAPES[opcode]
     args = b""
@@ -161,7 +161,7 @@ def test_any_bytes_have_a_reply_in_order(
 
 @pytest.fixture
 def real(tmp_path: Path) -> Iterator[tuple[Path, PassthroughFs]]:
-    """A share inside a directory that must stay as it is."""
+    """Yield a share inside a directory that must stay unchanged."""
     share = tmp_path / "share"
     (share / "dir").mkdir(parents=True)
     (share / "file").write_bytes(b"content" * 100)
@@ -177,7 +177,7 @@ def real(tmp_path: Path) -> Iterator[tuple[Path, PassthroughFs]]:
 )
 @given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=6))
 @pytest.mark.root
-def test_the_real_file_system_answers_any_request_and_keeps_to_its_share(
+def test_any_request_is_replied_and_nothing_outside_the_share_changes(
     real: tuple[Path, PassthroughFs], batch: list[tuple[bytes, int, list[int], list[int]]]
 ) -> None:
     share, fs = real

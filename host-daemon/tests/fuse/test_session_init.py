@@ -41,7 +41,7 @@ def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | No
         loop.close()
 
 
-def test_limits_are_virtiofsd_s() -> None:
+def test_init_reply_has_the_limits_of_virtiofsd() -> None:
     reply = Client(Session(FakeFs(), None, SessionOptions())).init()
     assert (reply.major, reply.minor) == (7, 41)
     assert (reply.max_write, reply.max_pages, reply.time_gran) == (1 << 20, 256, 1)
@@ -50,7 +50,7 @@ def test_limits_are_virtiofsd_s() -> None:
     assert reply.unused == bytes(20)
 
 
-def test_nothing_is_answered_that_was_not_offered() -> None:
+def test_init_reply_has_only_offered_flags() -> None:
     assert agree(SessionOptions(), 0) == 0
     assert agree(SessionOptions(), int(InitFlag.ASYNC_READ)) == InitFlag.ASYNC_READ
 
@@ -103,7 +103,7 @@ def test_security_labels_without_the_guests_support_are_refused_only_if_mandator
     assert not agree(SessionOptions(security_label=Negotiation.AUTO), offer) & InitFlag.SECURITY_CTX
 
 
-def test_writeback_holds_only_where_the_guest_offers_it() -> None:
+def test_writeback_needs_the_offer_of_the_guest() -> None:
     fs = FakeFs()
     client = Client(Session(fs, None, SessionOptions(writeback=True)))
     client.init(OFFER & ~InitFlag.WRITEBACK_CACHE)
@@ -112,7 +112,7 @@ def test_writeback_holds_only_where_the_guest_offers_it() -> None:
     assert fs.writeback
 
 
-def test_posix_acl_is_left_out_where_it_may_be() -> None:
+def test_posix_acl_auto_is_not_negotiated_without_the_guest_s_support() -> None:
     fs = FakeFs()
     client = Client(Session(fs, None, SessionOptions(posix_acl=Negotiation.AUTO)))
     assert not flags_of(client.init(OFFER & ~InitFlag.DONT_MASK)) & (
@@ -131,7 +131,7 @@ def test_init_reply_has_the_supported_events() -> None:
 
 
 @pytest.mark.parametrize("watches", [None, FakeWatches(Event(0))])
-def test_no_events_without_something_to_watch_with(watches: FakeWatches | None) -> None:
+def test_events_are_not_negotiated_without_a_watch_back_end(watches: FakeWatches | None) -> None:
     reply = Client(Session(FakeFs(), watches, SessionOptions(others_only=True))).init(
         OFFER | FUSE_FSNOTIFY_OTHERS_ONLY
     )
@@ -152,7 +152,7 @@ def test_others_only_needs_option_and_offer() -> None:
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(27, 27), (31, 31), (36, 36), (41, 41), (45, 41)])
-def test_the_smaller_minor_version_holds(theirs: int, ours: int) -> None:
+def test_smaller_minor_version_is_negotiated(theirs: int, ours: int) -> None:
     assert Client(Session(FakeFs(), None, SessionOptions())).init(minor=theirs).minor == ours
 
 
@@ -208,7 +208,7 @@ def test_init_after_destroy_starts_an_empty_session() -> None:
     client.getattr(1)
 
 
-def test_init_without_destroy_is_a_new_guest() -> None:
+def test_init_without_destroy_resets_the_session() -> None:
     fs, watches = FakeFs(), FakeWatches()
     client = Client(Session(fs, watches, SessionOptions()))
     client.init()
@@ -252,7 +252,7 @@ def test_own_events_are_not_reported_in_mode_others(offer: int, tell: bool) -> N
     assert watches.reported_own is tell
 
 
-def test_a_guest_that_tries_in_vain_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_init_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     client = Client(Session(FakeFs(), None, SessionOptions()))
     for _ in range(3):
         with pytest.raises(OSError):

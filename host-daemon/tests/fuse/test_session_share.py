@@ -46,7 +46,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_a_file_s_life(mounted: Mounted) -> None:
+def test_file_is_created_written_read_renamed_and_deleted(mounted: Mounted) -> None:
     client, share = mounted.client, mounted.share
     entry, opened = client.create(ROOT, b"file", 0o100640)
     data = os.urandom(300_000)
@@ -69,7 +69,7 @@ def test_a_file_s_life(mounted: Mounted) -> None:
     assert list(share.iterdir()) == []
 
 
-def test_a_file_without_a_name_gets_one(mounted: Mounted) -> None:
+def test_tmpfile_gets_a_name_by_link(mounted: Mounted) -> None:
     entry, opened = mounted.client.tmpfile(ROOT)
     mounted.client.write(entry.nodeid, opened.fh, 0, b"late")
     assert list(mounted.share.iterdir()) == []
@@ -101,8 +101,8 @@ def test_changes_of_the_host_after_the_reply_are_reported(mounted: Mounted) -> N
     assert client.fsnotify(nodeid, wanted) == wanted
     (share / "dir" / "new").write_text("text")
     (share / "dir" / "new").unlink()
-    told = [(record.nodeid, record.mask, record.name) for record in mounted.host.records()]
-    assert told == [
+    reported = [(record.nodeid, record.mask, record.name) for record in mounted.host.records()]
+    assert reported == [
         (nodeid, Event.CREATE, b"new"),
         (nodeid, Event.MODIFY | Event.ON_CHILD, b"new"),
         (nodeid, Event.DELETE, b"new"),

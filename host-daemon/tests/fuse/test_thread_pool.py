@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for a disk is done by threads: others are served meanwhile, and nothing is lost when
-the guest leaves."""
+"""Threads run the tasks that wait for a disk.
+
+Other requests are served meanwhile, and nothing is lost when the guest leaves.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ NODE, FH = 42, 9
 FSYNC = fuse.fsync_in.pack(fh=FH)
 
 
-class Guest(DeferredGuest):
+class ThreadedGuest(DeferredGuest):
     """A guest whose requests are done by threads where they take long."""
 
     def __init__(self, fs: FakeFs | PassthroughFs, threads: int = THREADS) -> None:
@@ -52,7 +54,7 @@ class Guest(DeferredGuest):
 
 @pytest.fixture
 def fs() -> Iterator[FakeFs]:
-    """A file system whose tasks are held, which is to be ended before the guest is."""
+    """Yield a file system whose tasks block; they are released before the guest ends."""
     fs = FakeFs()
     fs.hold = threading.Event()
     yield fs
@@ -60,8 +62,8 @@ def fs() -> Iterator[FakeFs]:
 
 
 @pytest.fixture
-def guest(fs: FakeFs) -> Iterator[Guest]:
-    guest = Guest(fs)
+def guest(fs: FakeFs) -> Iterator[ThreadedGuest]:
+    guest = ThreadedGuest(fs)
     yield guest
     assert fs.hold is not None
     fs.hold.set()
@@ -99,7 +101,7 @@ WAITING = [
     ("opcode", "payload", "room", "reply"), WAITING, ids=[str(row[0].name) for row in WAITING]
 )
 def test_other_requests_are_served_while_a_task_runs(
-    guest: Guest, fs: FakeFs, opcode: Opcode, payload: bytes, room: int, reply: bytes
+    guest: ThreadedGuest, fs: FakeFs, opcode: Opcode, payload: bytes, room: int, reply: bytes
 ) -> None:
     fs.content = b"content"
     waiting = guest.send(opcode, NODE, payload, room)
@@ -112,7 +114,7 @@ def test_other_requests_are_served_while_a_task_runs(
         assert fs.written == b"12345"
 
 
-def test_tasks_beyond_the_number_of_threads_are_queued(guest: Guest, fs: FakeFs) -> None:
+def test_tasks_beyond_the_number_of_threads_are_queued(guest: ThreadedGuest, fs: FakeFs) -> None:
     waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(3 * THREADS)]
     assert guest.answers == {}
     let_go(fs)
@@ -121,8 +123,8 @@ def test_tasks_beyond_the_number_of_threads_are_queued(guest: Guest, fs: FakeFs)
     assert len(guest.pool) == 0
 
 
-def test_error_of_a_task_is_the_reply(guest: Guest, fs: FakeFs) -> None:
-    fs.task_error = OSError(errno.EDQUOT, "no more room")
+def test_error_of_a_task_is_the_reply(guest: ThreadedGuest, fs: FakeFs) -> None:
+    fs.task_error = OSError(errno.EDQUOT, "no room left")
     waiting = guest.send(Opcode.FALLOCATE, NODE, fuse.fallocate_in.pack(fh=FH, length=1))
     let_go(fs)
     guest.settle_until(lambda: waiting in guest.answers)
@@ -130,7 +132,7 @@ def test_error_of_a_task_is_the_reply(guest: Guest, fs: FakeFs) -> None:
 
 
 def test_bug_in_a_task_is_logged_and_the_reply_is_eio(
-    guest: Guest, fs: FakeFs, caplog: pytest.LogCaptureFixture
+    guest: ThreadedGuest, fs: FakeFs, caplog: pytest.LogCaptureFixture
 ) -> None:
     fs.task_error = ZeroDivisionError("oh")
     with caplog.at_level(logging.ERROR):
@@ -141,13 +143,13 @@ def test_bug_in_a_task_is_logged_and_the_reply_is_eio(
     assert "bug: a task failed" in caplog.text
 
 
-def test_refused_request_needs_no_thread(guest: Guest, fs: FakeFs) -> None:
+def test_refused_request_needs_no_thread(guest: ThreadedGuest, fs: FakeFs) -> None:
     fs.error = OSError(errno.EBADF, "not open")
     refused = guest.send(Opcode.FSYNC, NODE, FSYNC)
     assert guest.answers == {refused: (errno.EBADF, b"")}
 
 
-def test_stop_of_a_ring_waits_for_running_tasks(guest: Guest, fs: FakeFs) -> None:
+def test_stop_of_a_ring_waits_for_running_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
     waiting = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
@@ -159,7 +161,7 @@ def test_stop_of_a_ring_waits_for_running_tasks(guest: Guest, fs: FakeFs) -> Non
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
 def test_end_of_the_session_closes_files_after_running_tasks(
-    guest: Guest, fs: FakeFs, opcode: Opcode
+    guest: ThreadedGuest, fs: FakeFs, opcode: Opcode
 ) -> None:
     waiting = guest.send(Opcode.FSYNC, NODE, FSYNC)
     timer = threading.Timer(0.05, let_go, [fs])
@@ -174,7 +176,7 @@ def test_end_of_the_session_closes_files_after_running_tasks(
     assert fs.jobs_done_at_reset == 1
 
 
-def test_disconnect_waits_for_running_tasks(guest: Guest, fs: FakeFs) -> None:
+def test_disconnect_waits_for_running_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
     guest.send(Opcode.FSYNC, NODE, FSYNC)
     timer = threading.Timer(0.05, let_go, [fs])
     timer.start()
@@ -196,7 +198,7 @@ def duration(operation: Callable[[], object]) -> float:
 
 
 def test_ring_that_stops_leaves_a_hung_task_in_flight(
-    guest: Guest, fs: FakeFs, caplog: pytest.LogCaptureFixture
+    guest: ThreadedGuest, fs: FakeFs, caplog: pytest.LogCaptureFixture
 ) -> None:
     hung = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
     assert duration(lambda: guest.front_end.stop_ring(1)) < 2 * DRAIN_LIMIT
@@ -216,7 +218,7 @@ def test_ring_that_stops_leaves_a_hung_task_in_flight(
 
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
 def test_end_of_the_session_cancels_tasks_that_have_not_begun(
-    guest: Guest, fs: FakeFs, opcode: Opcode
+    guest: ThreadedGuest, fs: FakeFs, opcode: Opcode
 ) -> None:
     tasks = [guest.send(Opcode.FSYNC, NODE, FSYNC) for _ in range(2 * THREADS)]
     payload = fuse.init_in.pack(major=7, minor=41)
@@ -236,7 +238,7 @@ def test_end_of_the_session_cancels_tasks_that_have_not_begun(
     assert fs.jobs_done == THREADS
 
 
-def test_reset_of_the_device_forgets_hung_tasks(guest: Guest, fs: FakeFs) -> None:
+def test_reset_of_the_device_forgets_hung_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
     for _ in range(2 * THREADS):
         guest.send(Opcode.FSYNC, NODE, FSYNC)
     assert duration(guest.front_end.reboot) < 2 * (DRAIN_LIMIT + CANCEL_LIMIT)
@@ -249,7 +251,7 @@ def test_reset_of_the_device_forgets_hung_tasks(guest: Guest, fs: FakeFs) -> Non
     assert guest.front_end.requests().queue.used_count() == 0
 
 
-def test_front_end_that_leaves_waits_for_no_hung_task(guest: Guest, fs: FakeFs) -> None:
+def test_front_end_that_leaves_waits_for_no_hung_task(guest: ThreadedGuest, fs: FakeFs) -> None:
     for _ in range(2 * THREADS):
         guest.send(Opcode.FSYNC, NODE, FSYNC)
     guest.front_end.sock.close()
@@ -262,7 +264,9 @@ def test_front_end_that_leaves_waits_for_no_hung_task(guest: Guest, fs: FakeFs) 
     assert len(guest.pool) == THREADS
 
 
-def test_pool_that_is_closed_says_whether_threads_are_left(guest: Guest, fs: FakeFs) -> None:
+def test_close_of_the_pool_returns_whether_threads_have_ended(
+    guest: ThreadedGuest, fs: FakeFs
+) -> None:
     for _ in range(2 * THREADS):
         guest.send(Opcode.FSYNC, NODE, FSYNC)
     assert not guest.pool.close(0)
@@ -270,7 +274,7 @@ def test_pool_that_is_closed_says_whether_threads_are_left(guest: Guest, fs: Fak
     assert guest.pool.close(LIMIT)
 
 
-def test_memory_region_is_removed_when_no_task_uses_it(guest: Guest, fs: FakeFs) -> None:
+def test_memory_region_is_removed_when_no_task_uses_it(guest: ThreadedGuest, fs: FakeFs) -> None:
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)
     region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
@@ -284,7 +288,7 @@ def test_memory_region_is_removed_when_no_task_uses_it(guest: Guest, fs: FakeFs)
 
 
 def test_memory_region_is_not_removed_while_a_task_of_a_former_guest_uses_it(
-    guest: Guest, fs: FakeFs
+    guest: ThreadedGuest, fs: FakeFs
 ) -> None:
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)
@@ -301,7 +305,7 @@ def test_memory_region_is_not_removed_while_a_task_of_a_former_guest_uses_it(
     assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 0
 
 
-def test_removal_of_a_memory_region_waits_for_a_task(guest: Guest, fs: FakeFs) -> None:
+def test_removal_of_a_memory_region_waits_for_a_task(guest: ThreadedGuest, fs: FakeFs) -> None:
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)
     region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
@@ -319,7 +323,7 @@ def test_removal_of_a_memory_region_waits_for_a_task(guest: Guest, fs: FakeFs) -
 
 def test_pool_without_threads_runs_tasks_immediately() -> None:
     before = threading.active_count()
-    guest = Guest(FakeFs(), threads=0)
+    guest = ThreadedGuest(FakeFs(), threads=0)
     done = guest.send(Opcode.FSYNC, NODE, FSYNC)
     assert guest.answers == {done: (0, b"")}
     assert threading.active_count() == before
@@ -358,22 +362,22 @@ def test_start_without_resources_for_threads_raises_and_leaves_no_thread(
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Guest]:
+def share(tmp_path: Path) -> Iterator[ThreadedGuest]:
     (tmp_path / "file").write_bytes(b"content")
     passthrough = PassthroughFs(tmp_path, ShareOptions(allow_direct_io=True))
-    guest = Guest(passthrough)
+    guest = ThreadedGuest(passthrough)
     yield guest
     guest.close()
     passthrough.close()
 
 
-def opened(guest: Guest, flags: int) -> tuple[int, int]:
+def opened(guest: ThreadedGuest, flags: int) -> tuple[int, int]:
     entry = fuse.entry_out.unpack_from(guest.ask(Opcode.LOOKUP, 1, b"file\0", fuse.entry_out.size))
     reply = guest.ask(Opcode.OPEN, entry.nodeid, fuse.open_in.pack(flags=flags), fuse.open_out.size)
     return int(entry.nodeid), int(fuse.open_out.unpack_from(reply).fh)
 
 
-def test_file_released_during_fsync_is_synced(share: Guest) -> None:
+def test_file_released_during_fsync_is_synced(share: ThreadedGuest) -> None:
     nodeid, fh = opened(share, os.O_RDWR)
     waiting = share.send(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
     released = share.send(Opcode.RELEASE, nodeid, fuse.release_in.pack(fh=fh))
@@ -382,7 +386,7 @@ def test_file_released_during_fsync_is_synced(share: Guest) -> None:
 
 
 @pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
-def test_synchronous_writes_are_tasks(share: Guest, tmp_path: Path, flag: int) -> None:
+def test_synchronous_writes_are_tasks(share: ThreadedGuest, tmp_path: Path, flag: int) -> None:
     nodeid, fh = opened(share, os.O_RDWR | flag)
     payload = fuse.write_in.pack(fh=fh, size=3, offset=7) + b"end"
     written = share.send(Opcode.WRITE, nodeid, payload, fuse.write_out.size)
@@ -392,7 +396,7 @@ def test_synchronous_writes_are_tasks(share: Guest, tmp_path: Path, flag: int) -
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 19])
-def test_uncached_data_is_read_by_a_task(share: Guest, tmp_path: Path, kept: int) -> None:
+def test_uncached_data_is_read_by_a_task(share: ThreadedGuest, tmp_path: Path, kept: int) -> None:
     # With ``kept`` bytes in memory, reading without waiting ends early.
     data = os.urandom(1 << 20)
     with (tmp_path / "file").open("r+b") as file:
@@ -409,7 +413,9 @@ def test_uncached_data_is_read_by_a_task(share: Guest, tmp_path: Path, kept: int
 @pytest.mark.parametrize(
     ("offset", "size", "found"), [(0, 7, 7), (0, 100, 7), (3, 100, 4), (7, 10, 0), (100, 10, 0)]
 )
-def test_cached_data_is_read_immediately(share: Guest, offset: int, size: int, found: int) -> None:
+def test_cached_data_is_read_immediately(
+    share: ThreadedGuest, offset: int, size: int, found: int
+) -> None:
     nodeid, fh = opened(share, os.O_RDONLY)
     payload = fuse.read_in.pack(fh=fh, offset=offset, size=size)
     assert share.ask(Opcode.READ, nodeid, payload, size) == b"content"[offset : offset + found]

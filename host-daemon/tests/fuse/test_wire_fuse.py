@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire declarations against the kernel's header: sizes, offsets and constants, as the C
-compiler sees them.
+"""The wire declarations against the kernel's header: sizes, offsets and constants.
 
-The header is include/uapi/linux/fuse.h after the patch series; FARWATCH_FUSE_HEADER names another
-file.
+The C compiler computes those of the header.
 """
 
 from __future__ import annotations
@@ -62,8 +60,10 @@ CONSTANTS: dict[str, int] = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says: sizes by structure, (offset, size) by "structure.field", constants by
-    name."""
+    """The results of the compiler.
+
+    Sizes by structure, (offset, size) by "structure.field", constants by name.
+    """
 
     sizes: dict[str, int]
     fields: dict[str, tuple[int, int]]
@@ -72,7 +72,7 @@ class Compiled:
 
 @pytest.fixture(scope="session")
 def header(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The header, with the series."""
+    """Return the header, with the series applied."""
     named = os.environ.get("FARWATCH_FUSE_HEADER")
     if named:
         return Path(named)

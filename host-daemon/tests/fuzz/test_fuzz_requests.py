@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tens of thousands of requests to the session over the real file system: well-formed, spoilt and
-random, in sequences.
+"""Tens of thousands of requests to the session over the real file system.
 
-What replies give is used in later requests, so that nodes, handles and locks live. Each has a reply
-in order, nothing outside the share changes, and afterwards the session serves and has given
-everything back.
+They are well-formed, spoilt and random, in sequences.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ from tests.support.request_shapes import FILLER, NO_REPLY, SHAPES
 from tests.support.watch_host import Host
 
 INPUTS = 20_000
-#: Requests before the guest begins anew.
+#: Requests before the guest resets the session.
 LIFE = 400
 NAMES = [
     b"a",
@@ -189,7 +186,7 @@ class Fuzzer:
         return spoiled(random, request) if random.random() < 0.1 else request
 
     def target(self, random: Random, opcode: int) -> tuple[int, int]:
-        """A node and a handle to do it to, mostly of the right kind."""
+        """Choose a nodeid and a handle, mostly of the right kind."""
         if random.random() < 0.05:
             return number(random, 8), number(random, 8)
         if opcode in OF_FILES and random.random() < 0.9:
@@ -200,7 +197,7 @@ class Fuzzer:
         return node, random.choice(self.files)[1]
 
     def field(self, random: Random, opcode: int, name: str, width: int, fh: int, held: int) -> Any:
-        """A value for a field of the request's structure; ``held``: bytes of data that follow."""
+        """Choose a value for a field of the request; ``held``: bytes of data that follow."""
         if width not in LAST:
             return random.randbytes(width)
         if random.random() < 0.02:
@@ -225,7 +222,7 @@ class Fuzzer:
         return random.choice((0, 0, 0, 0, 0, 0, 0, 1, 1000))
 
     def flags(self, random: Random, opcode: int, name: str) -> int:
-        """Flags that mean something to the operation, mostly."""
+        """Choose flags, mostly those that mean something to the operation."""
         if random.random() < 0.1:
             return random.getrandbits(16)
         if name == "valid":
@@ -239,7 +236,7 @@ class Fuzzer:
         return 0
 
     def extensions(self, random: Random) -> bytes:
-        """What may follow the arguments."""
+        """Choose the bytes after the arguments."""
         label = fuse.secctx.pack(size=4) + b"user.l\0text"
         label += bytes(-len(label) % 8)
         parts = [
@@ -308,7 +305,7 @@ class Fuzzer:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory in memory where there is one: requests may sync."""
+    """Return a directory in memory where there is one: requests may sync."""
     memory = Path("/dev/shm")
     path = Path(
         tempfile.mkdtemp(
@@ -320,7 +317,7 @@ def place() -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_any_requests_are_answered_and_the_session_serves_on(place: Path) -> None:
+def test_any_requests_are_replied_and_the_session_goes_on(place: Path) -> None:
     share = place / "share"
     (share / "dir").mkdir(parents=True)
     (share / "file").write_bytes(b"content" * 1000)

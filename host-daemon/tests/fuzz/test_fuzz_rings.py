@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tens of thousands of rings: tables and indices nearly right or anything, also while they change.
+"""Tens of thousands of rings with nearly right or random tables and indices, some that change.
 
-Chains lie in the guest's memory or the ring is given up with one line in the log, and a ring set up
-anew serves.
+Chains lie in the guest's memory, or the ring is stopped with one line in the log. A ring that is
+reset serves again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PATIENCE = 5.0
 
 
 def memory_of(ram: GuestRam) -> GuestMemory:
-    """The guest's memory as the daemon has it."""
+    """Return the guest's memory as the daemon has it."""
     shared = ram.share()
     return GuestMemory(
         [
@@ -55,8 +55,7 @@ def memory_of(ram: GuestRam) -> GuestMemory:
 
 
 def fill(random: Random, ram: GuestRam, queue: DriverQueue, area: int) -> int:
-    """Write anything into a ring and the memory at ``area``; returns how many chains there seem to
-    be."""
+    """Write anything into a ring and the memory at ``area``; return how many chains it shows."""
     spots = [
         area,
         area + 4096,
@@ -95,7 +94,7 @@ def fill(random: Random, ram: GuestRam, queue: DriverQueue, area: int) -> int:
 
 
 def drain(ring: SplitRing, memory: GuestMemory) -> int:
-    """Take and give back what there is; returns how many chains."""
+    """Pop and complete all available chains; return their number."""
     bounds = [region.view for region in memory.regions]
     taken = 0
     while (popped := ring.pop()) is not None:
@@ -114,7 +113,7 @@ def drain(ring: SplitRing, memory: GuestMemory) -> int:
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
-def test_any_ring_is_drained_or_given_up(event_idx: bool) -> None:
+def test_any_ring_is_drained_or_stopped(event_idx: bool) -> None:
     ram = GuestRam(RAM)
     memory = memory_of(ram)
     queue = DriverQueue(ram, SIZE, event_idx)
@@ -141,7 +140,7 @@ def test_any_ring_is_drained_or_given_up(event_idx: bool) -> None:
 
 @pytest.fixture
 def front_end() -> Iterator[FrontEnd]:
-    """A front-end of a device in a loop that is turned here."""
+    """Yield a front-end of a device in a loop that the test runs."""
     loop = Loop()
     ours, theirs = socket.socketpair()
     config = DeviceConfig("share", notification=False)
@@ -158,7 +157,7 @@ def front_end() -> Iterator[FrontEnd]:
     loop.close()
 
 
-def test_device_serves_on_after_any_ring(front_end: FrontEnd) -> None:
+def test_device_serves_requests_after_any_ring(front_end: FrontEnd) -> None:
     ram, channel = front_end.ram, front_end.requests()
     index = front_end.channels.index(channel)
     area = ram.allocate(8192)
@@ -176,7 +175,7 @@ def test_device_serves_on_after_any_ring(front_end: FrontEnd) -> None:
             stopped += len(lines)
             front_end.stop_ring(index)
             ram.rewind(mark)
-            front_end.begin_anew(index)
+            front_end.reset_ring(index)
             front_end.start_ring(index)
             assert front_end.request(RAW_ECHO, 1, b"", 24)[0] == 0
             # The other queue has not been touched by it.
@@ -199,7 +198,7 @@ class Scribbler(threading.Thread):
             self.changed.set()
 
 
-def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
+def test_ring_that_changes_while_it_is_read_is_drained_or_stopped() -> None:
     ram = GuestRam(RAM)
     memory = memory_of(ram)
     queue = DriverQueue(ram, SIZE, True)
@@ -240,7 +239,7 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_given_up() -> None:
     ram.close()
 
 
-def test_pieces_of_a_chain_are_those_of_the_table(front_end: FrontEnd) -> None:
+def test_slices_of_a_chain_are_those_of_the_table(front_end: FrontEnd) -> None:
     # So that the fuzzed rings are known to be read as rings.
     ram = front_end.ram
     first, second = Piece(ram.allocate(40), 40), Piece(ram.allocate(64), 64)

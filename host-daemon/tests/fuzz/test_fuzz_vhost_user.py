@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of conversations of a front-end: nearly right, spoilt, out of order, with descriptors
-missing or too many.
+"""Thousands of conversations of a front-end.
 
-The connection goes on or ends with one line in the log; nothing leaks, and the next front-end is
-served.
+Messages are nearly right, spoilt, or out of order, with descriptors missing or too many.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ class FrontEndGoneWild:
         self._ram = ram
 
     def payload(self, request: Request) -> bytes:
-        """What belongs to the message, with values that may do."""
+        """Make the payload of a message, with values that may be valid."""
         random = self._random
         index = random.choice((0, 1, 1, 2, 2) * 5 + (3, 255))
         match request:
@@ -109,16 +107,17 @@ class FrontEndGoneWild:
         return b""
 
     def region(self) -> dict[str, int]:
-        """One of the guest's regions, or one that overlaps it, leaves the file or the address
-        space."""
+        """Choose a region of the guest, or one that is invalid.
+
+        An invalid one overlaps another, or leaves the file or the address space.
+        """
         fields = region_fields(self._random.choice(self._ram.regions))
         if self._random.random() < 0.1:
             fields[self._random.choice(list(fields))] = number(self._random, 8)
         return fields
 
     def message(self, request: Request | None = None) -> tuple[bytes, list[int]]:
-        """A message, any unless one is named, and its descriptors, which are the caller's to
-        close."""
+        """Make a message, any unless one is named, and its descriptors, which the caller closes."""
         random = self._random
         request = request or random.choice(list(Request))
         payload = self.payload(request)
@@ -190,8 +189,10 @@ def converse(random: Random, sock: socket.socket, loop: Loop, ram: GuestRam) -> 
 
 
 def turn(loop: Loop) -> None:
-    """Let the daemon do what there is to do; a kick descriptor that is always ready keeps it busy
-    for ever."""
+    """Run the daemon's loop until it is idle.
+
+    A kick descriptor that is always readable keeps it busy for ever.
+    """
     for _ in range(20):
         if not loop.run_once(0):
             return
@@ -204,9 +205,7 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-def test_any_conversation_ends_well_and_the_next_front_end_is_served(
-    loop: Loop, tmp_path: Path
-) -> None:
+def test_any_conversation_ends_and_the_next_front_end_is_served(loop: Loop, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     device = Device(loop, RawEchoHandler(), DeviceConfig("share", notification=False))
     server = Server(loop, listen(path), device, lambda: None)

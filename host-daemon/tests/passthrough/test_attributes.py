@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attributes and extended attributes through the passthrough file system, beside the host's own
-view."""
+"""Attributes and extended attributes through the passthrough file system and on the host."""
 
 from __future__ import annotations
 
@@ -14,42 +13,42 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.passthrough.options import ShareOptions
-from tests.support.passthrough_share import IS_ROOT, Share, errno_of, settled
+from tests.support.passthrough_share import IS_ROOT, SharedDirectory, errno_of, settled
 
-#: Version 2, then user::rw- group::r-- other::r-- as (tag, permissions, no id); it says no more
-#: than mode 0644.
+#: Version 2, then user::rw- group::r-- other::r-- as (tag, permissions, no id), the same as mode
+#: 0644.
 ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff")
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, ShareOptions(xattr=True))
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=True))
     share.fs.set_negotiated(posix_acls=True, writeback=False)
     yield share
     share.close()
 
 
 @pytest.fixture
-def file(share: Share) -> Path:
+def file(share: SharedDirectory) -> Path:
     path = share.path / "file"
     path.write_bytes(b"content")
     return path
 
 
-def test_getattr_is_the_hosts_stat(share: Share, file: Path) -> None:
+def test_getattr_is_the_hosts_stat(share: SharedDirectory, file: Path) -> None:
     nodeid, fh = share.open("file")
     assert share.fs.getattr(nodeid, None) == share.fs.getattr(nodeid, fh) == file.stat()
     assert share.fs.getattr(ROOT, None) == share.path.stat()
 
 
-def test_getattr_sees_the_host_remove_the_file(share: Share, file: Path) -> None:
+def test_getattr_sees_the_host_remove_the_file(share: SharedDirectory, file: Path) -> None:
     nodeid, fh = share.open("file")
     file.unlink()
     assert share.fs.getattr(nodeid, None).st_nlink == 0
     assert share.read(nodeid, fh, 0, 10) == b"content"
 
 
-def test_statx_adds_the_birth_time(share: Share, file: Path) -> None:
+def test_statx_adds_the_birth_time(share: SharedDirectory, file: Path) -> None:
     before = time.time_ns()
     nodeid, fh = share.open("file")
     result = share.fs.statx(nodeid, None)
@@ -59,7 +58,7 @@ def test_statx_adds_the_birth_time(share: Share, file: Path) -> None:
     assert result.file_attributes & ~result.file_attributes_mask == 0
 
 
-def test_statfs_is_the_hosts(share: Share) -> None:
+def test_statfs_is_the_hosts(share: SharedDirectory) -> None:
     mine, hosts = share.fs.statfs(ROOT), os.statvfs(share.path)
     assert (mine.f_bsize, mine.f_blocks, mine.f_namemax) == (
         hosts.f_bsize,
@@ -68,13 +67,13 @@ def test_statfs_is_the_hosts(share: Share) -> None:
     )
 
 
-def test_mode_is_set_with_its_special_bits(share: Share, file: Path) -> None:
+def test_mode_is_set_with_its_special_bits(share: SharedDirectory, file: Path) -> None:
     nodeid = share.lookup("file")
     changed = share.fs.setattr(nodeid, Changes(mode=stat.S_IFREG | 0o5751))
     assert changed.st_mode == file.stat().st_mode == stat.S_IFREG | 0o5751
 
 
-def test_size_is_set_with_and_without_a_handle(share: Share, file: Path) -> None:
+def test_size_is_set_with_and_without_a_handle(share: SharedDirectory, file: Path) -> None:
     nodeid, fh = share.open("file")
     assert settled(share.fs.setattr, nodeid, Changes(size=3)).st_size == 3
     assert file.read_bytes() == b"con"
@@ -83,12 +82,14 @@ def test_size_is_set_with_and_without_a_handle(share: Share, file: Path) -> None
     assert errno_of(share.fs.setattr, nodeid, Changes(size=5, fh=999)) == errno.EBADF
 
 
-def test_size_is_set_through_the_handle_of_a_file_that_may_not_be_written(share: Share) -> None:
+def test_size_is_set_through_the_handle_of_a_file_that_may_not_be_written(
+    share: SharedDirectory,
+) -> None:
     entry, opened = share.create(b"file", 0o444)
     assert settled(share.fs.setattr, entry.nodeid, Changes(size=9, fh=opened.fh)).st_size == 9
 
 
-def test_times_are_set_apart_and_to_the_nanosecond(share: Share, file: Path) -> None:
+def test_times_are_set_separately_and_in_nanoseconds(share: SharedDirectory, file: Path) -> None:
     nodeid = share.lookup("file")
     share.fs.setattr(nodeid, Changes(atime_ns=1_234_567_890_123_456_789, mtime_ns=987_654_321))
     status = share.fs.setattr(nodeid, Changes(mtime_ns=-1_500_000_000))
@@ -101,7 +102,7 @@ def test_times_are_set_apart_and_to_the_nanosecond(share: Share, file: Path) -> 
     assert file.stat().st_mtime_ns >= before
 
 
-def test_owner_and_group_are_set_apart(share: Share, file: Path) -> None:
+def test_owner_and_group_are_set_separately(share: SharedDirectory, file: Path) -> None:
     uid, gid = (1000, 1001) if IS_ROOT else (os.geteuid(), os.getegid())
     nodeid = share.lookup("file")
     share.fs.setattr(nodeid, Changes(uid=uid))
@@ -112,7 +113,7 @@ def test_owner_and_group_are_set_apart(share: Share, file: Path) -> None:
     assert errno_of(share.fs.setattr, nodeid, Changes(gid=0xFFFFFFFF)) == errno.EINVAL
 
 
-def test_all_at_once(share: Share, file: Path) -> None:
+def test_several_attributes_are_set_by_one_request(share: SharedDirectory, file: Path) -> None:
     changes = Changes(
         mode=0o600, uid=os.geteuid(), gid=os.getegid(), size=2, atime_ns=10**18, mtime_ns=2 * 10**18
     )
@@ -122,14 +123,16 @@ def test_all_at_once(share: Share, file: Path) -> None:
     assert (status.st_atime_ns, status.st_mtime_ns) == (10**18, 2 * 10**18)
 
 
-def test_nothing_to_change_changes_nothing(share: Share, file: Path) -> None:
+def test_nothing_to_change_changes_nothing(share: SharedDirectory, file: Path) -> None:
     before = file.stat()
     assert share.fs.setattr(share.lookup("file"), Changes()) == before
     assert file.stat().st_ctime_ns == before.st_ctime_ns
 
 
 @pytest.mark.parametrize("name", ["file", "directory"])
-def test_extended_attributes_come_and_go(share: Share, file: Path, name: str) -> None:
+def test_extended_attributes_are_set_listed_and_removed(
+    share: SharedDirectory, file: Path, name: str
+) -> None:
     (share.path / "directory").mkdir()
     fs, nodeid = share.fs, share.lookup(name)
     fs.setxattr(nodeid, b"user.empty", b"", 0, False)
@@ -154,7 +157,7 @@ def test_extended_attributes_come_and_go(share: Share, file: Path, name: str) ->
 
 
 def test_extended_attributes_can_be_off(tmp_path: Path) -> None:
-    share = Share(tmp_path, ShareOptions(xattr=False))
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=False))
     assert errno_of(share.fs.setxattr, ROOT, b"user.a", b"b", 0, False) == errno.ENOSYS
     assert errno_of(share.fs.getxattr, ROOT, b"user.a") == errno.ENOSYS
     assert errno_of(share.fs.listxattr, ROOT) == errno.ENOSYS
@@ -162,7 +165,7 @@ def test_extended_attributes_can_be_off(tmp_path: Path) -> None:
     share.close()
 
 
-def test_acls_are_hidden_unless_they_are_on(share: Share, file: Path) -> None:
+def test_acls_are_hidden_unless_they_are_on(share: SharedDirectory, file: Path) -> None:
     named = bytes.fromhex(
         "02000000 01000600ffffffff 02000400e8030000 04000400ffffffff 10000400ffffffff"
         " 20000400ffffffff"
@@ -171,7 +174,7 @@ def test_acls_are_hidden_unless_they_are_on(share: Share, file: Path) -> None:
     nodeid = share.lookup("file")
     assert b"system.posix_acl_access" in share.fs.listxattr(nodeid)
     assert share.fs.getxattr(nodeid, b"system.posix_acl_access") == named
-    hiding = Share(share.path)
+    hiding = SharedDirectory(share.path)
     nodeid = hiding.lookup("file")
     assert list(hiding.fs.listxattr(nodeid)) == []
     assert errno_of(hiding.fs.getxattr, nodeid, b"system.posix_acl_access") == errno.EOPNOTSUPP
@@ -182,8 +185,8 @@ def test_acls_are_hidden_unless_they_are_on(share: Share, file: Path) -> None:
     hiding.close()
 
 
-def test_setting_an_acl_takes_the_set_group_id_bit_when_the_guest_says_so(
-    share: Share, file: Path
+def test_setxattr_of_an_acl_clears_set_group_id_with_kill_sgid(
+    share: SharedDirectory, file: Path
 ) -> None:
     nodeid = share.lookup("file")
     for kill in (False, True):

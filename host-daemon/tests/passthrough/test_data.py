@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contents of files through the passthrough file system, beside what the same system calls do on
-the host."""
+"""Contents of files through the passthrough file system, and by the same calls on the host."""
 
 from __future__ import annotations
 
@@ -16,20 +15,27 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.passthrough.options import Cache, ShareOptions
 from farwatchd.wire.fuse import OpenFlag
-from tests.support.passthrough_share import DAEMON, IS_ROOT, Share, done, errno_of, settled
+from tests.support.passthrough_share import (
+    DAEMON,
+    IS_ROOT,
+    SharedDirectory,
+    done,
+    errno_of,
+    settled,
+)
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 FAR = 2**64 - 4096
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path)
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path)
     yield share
     share.close()
 
 
-def test_data_is_read_and_written_in_pieces_at_any_offset(share: Share) -> None:
+def test_data_is_read_and_written_by_iovecs_at_any_offset(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
     assert share.write(entry.nodeid, opened.fh, 0, b"hello ", b"", b"world") == 11
     assert share.write(entry.nodeid, opened.fh, 5000, b"far") == 3
@@ -41,7 +47,7 @@ def test_data_is_read_and_written_in_pieces_at_any_offset(share: Share) -> None:
     assert share.read(entry.nodeid, opened.fh, 0) == b""
 
 
-def test_more_pieces_than_one_system_call_takes(share: Share) -> None:
+def test_iovec_longer_than_iov_max_is_transferred(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
     pieces = [bytes([number % 251]) * 3 for number in range(2500)]
     assert share.write(entry.nodeid, opened.fh, 7, *pieces) == 7500
@@ -50,7 +56,7 @@ def test_more_pieces_than_one_system_call_takes(share: Share) -> None:
     assert share.read(entry.nodeid, opened.fh, 7 + 4500, *[3] * 2500) == b"".join(pieces[1500:])
 
 
-def test_only_what_was_asked_for_is_touched_in_the_buffers(share: Share) -> None:
+def test_only_what_was_asked_for_is_touched_in_the_buffers(share: SharedDirectory) -> None:
     (share.path / "file").write_bytes(b"abc")
     nodeid, fh = share.open("file", os.O_RDONLY)
     memory = bytearray(b"." * 10)
@@ -58,7 +64,7 @@ def test_only_what_was_asked_for_is_touched_in_the_buffers(share: Share) -> None
     assert memory == b"..ab..c..."
 
 
-def test_numbers_that_no_file_has_are_the_kernels_errors(share: Share) -> None:
+def test_offsets_out_of_range_are_the_kernel_s_errors(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
     nodeid, fh, fs = entry.nodeid, opened.fh, share.fs
     assert errno_of(share.read, nodeid, fh, FAR, 10) == errno.EINVAL
@@ -75,7 +81,7 @@ def test_numbers_that_no_file_has_are_the_kernels_errors(share: Share) -> None:
     )
 
 
-def test_unknown_handles_and_those_of_another_inode_are_bad(share: Share) -> None:
+def test_unknown_fh_and_fh_of_another_inode_are_ebadf(share: SharedDirectory) -> None:
     first, first_opened = share.create(b"first")
     second, _ = share.create(b"second")
     fs, fh = share.fs, first_opened.fh
@@ -91,7 +97,7 @@ def test_unknown_handles_and_those_of_another_inode_are_bad(share: Share) -> Non
     assert errno_of(fs.release, first.nodeid, fh) == errno.EBADF
 
 
-def test_a_handle_gives_only_the_access_it_was_opened_for(share: Share) -> None:
+def test_fh_has_only_the_access_mode_of_open(share: SharedDirectory) -> None:
     (share.path / "file").write_bytes(b"abc")
     nodeid, reading = share.open("file", os.O_RDONLY)
     _, writing = share.open("file", os.O_WRONLY)
@@ -99,7 +105,7 @@ def test_a_handle_gives_only_the_access_it_was_opened_for(share: Share) -> None:
     assert errno_of(share.read, nodeid, writing, 0, 1) == errno.EBADF
 
 
-def test_appending_appends_on_the_host(share: Share) -> None:
+def test_appending_appends_on_the_host(share: SharedDirectory) -> None:
     (share.path / "file").write_bytes(b"abc")
     nodeid, fh = share.open("file", os.O_WRONLY | os.O_APPEND)
     share.write(nodeid, fh, 0, b"def")
@@ -111,7 +117,7 @@ def test_appending_appends_on_the_host(share: Share) -> None:
 def test_page_of_the_guests_cache_is_written_where_it_was(
     tmp_path: Path, by_create: bool, direct: bool
 ) -> None:
-    share = Share(tmp_path, ShareOptions(allow_direct_io=True))
+    share = SharedDirectory(tmp_path, ShareOptions(allow_direct_io=True))
     flags = os.O_RDWR | os.O_APPEND | (os.O_DIRECT if direct else 0)
     if by_create:
         entry, opened = share.create(b"file", flags=flags)
@@ -126,7 +132,7 @@ def test_page_of_the_guests_cache_is_written_where_it_was(
     share.close()
 
 
-def test_appending_goes_to_the_end_that_the_host_knows(share: Share) -> None:
+def test_appending_goes_to_the_end_that_the_host_knows(share: SharedDirectory) -> None:
     nodeid, fh = share.open_made("file", os.O_WRONLY | os.O_APPEND)
     pieces = [b"ab"] * 2000
     assert share.write(nodeid, fh, 0, b"one") == 3
@@ -137,7 +143,7 @@ def test_appending_goes_to_the_end_that_the_host_knows(share: Share) -> None:
     assert (share.path / "file").read_bytes() == b"onehost" + b"ab" * 2000 + b"!"
 
 
-def test_copying_into_a_file_opened_to_append_is_refused(share: Share) -> None:
+def test_copying_into_a_file_opened_to_append_is_refused(share: SharedDirectory) -> None:
     nodeid, fh = share.open_made("file", os.O_RDWR | os.O_APPEND)
     arguments = (nodeid, fh, 0, nodeid, fh, 10, 5, False)
     assert errno_of(share.fs.copy_file_range, *arguments) == errno.EBADF
@@ -145,7 +151,7 @@ def test_copying_into_a_file_opened_to_append_is_refused(share: Share) -> None:
 
 @pytest.mark.root
 def test_append_only_file_can_be_appended_to_and_nothing_else(tmp_path: Path) -> None:
-    share = Share(tmp_path)
+    share = SharedDirectory(tmp_path)
     (tmp_path / "file").write_bytes(b"abc")
     if subprocess.run(["chattr", "+a", tmp_path / "file"], check=False).returncode:
         pytest.skip("the file system has no append-only files")
@@ -163,8 +169,8 @@ def test_append_only_file_can_be_appended_to_and_nothing_else(tmp_path: Path) ->
         share.close()
 
 
-def test_with_writeback_agreed_the_guest_reads_what_it_writes_and_appends_itself(
-    share: Share,
+def test_write_only_files_are_readable_and_append_is_the_guest_s_with_writeback(
+    share: SharedDirectory,
 ) -> None:
     (share.path / "file").write_bytes(b"abc")
     share.fs.set_negotiated(posix_acls=False, writeback=True)
@@ -178,13 +184,13 @@ def test_with_writeback_agreed_the_guest_reads_what_it_writes_and_appends_itself
     assert (share.path / "file").read_bytes() == b"dbce"
 
 
-def test_open_truncates(share: Share) -> None:
+def test_open_truncates(share: SharedDirectory) -> None:
     (share.path / "file").write_bytes(b"abc")
     share.open("file", os.O_WRONLY | os.O_TRUNC)
     assert (share.path / "file").read_bytes() == b""
 
 
-def test_flags_that_are_not_for_the_host_do_not_reach_it(share: Share) -> None:
+def test_flags_that_are_not_for_the_host_do_not_reach_it(share: SharedDirectory) -> None:
     (share.path / "file").write_bytes(b"abc")
     everything = ~(os.O_ACCMODE | os.O_TRUNC | os.O_APPEND) & 0xFFFFFFFF
     nodeid, fh = share.open("file", os.O_RDWR | everything)
@@ -197,7 +203,7 @@ def test_direct_io_reaches_the_host_only_if_allowed(
     tmp_path: Path, allowed: bool, on_host: int
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(8192))
-    share = Share(tmp_path, ShareOptions(allow_direct_io=allowed))
+    share = SharedDirectory(tmp_path, ShareOptions(allow_direct_io=allowed))
 
     def read_unaligned_on_host() -> None:
         fd = os.open(tmp_path / "file", os.O_RDONLY | on_host)
@@ -223,17 +229,17 @@ def test_direct_io_reaches_the_host_only_if_allowed(
         (Cache.ALWAYS, 86400, OpenFlag.KEEP_CACHE, OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE),
     ],
 )
-def test_the_cache_policy_tells_the_guest_what_it_may_keep(
+def test_cache_option_decides_timeouts_and_open_flags(
     tmp_path: Path, cache: Cache, seconds: float, file: OpenFlag, directory: OpenFlag
 ) -> None:
-    share = Share(tmp_path, ShareOptions(cache=cache))
+    share = SharedDirectory(tmp_path, ShareOptions(cache=cache))
     _, opened = share.create(b"file")
     assert share.fs.timeout == seconds
     assert (opened.flags, share.fs.opendir(ROOT, 0).flags) == (file, directory)
     share.close()
 
 
-def test_lseek_finds_data_and_holes_as_on_the_host(share: Share) -> None:
+def test_lseek_finds_data_and_holes_as_on_the_host(share: SharedDirectory) -> None:
     path = share.path / "sparse"
     with path.open("wb") as file:
         file.truncate(1 << 20)
@@ -252,7 +258,7 @@ def test_lseek_finds_data_and_holes_as_on_the_host(share: Share) -> None:
 
 
 def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Path) -> None:
-    share = Share(tmp_path, ShareOptions(allow_direct_io=True))
+    share = SharedDirectory(tmp_path, ShareOptions(allow_direct_io=True))
     (tmp_path / "file").write_bytes(bytes(10_000))
     nodeid, fh = share.open("file", os.O_RDWR | os.O_DIRECT)
     assert share.write(nodeid, fh, 5000, b"unaligned", cached=True) == 9
@@ -265,7 +271,7 @@ def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Pa
 
 @pytest.mark.parametrize("kill", [False, True])
 @pytest.mark.root
-def test_changes_take_set_id_bits_where_they_are_told_to(share: Share, kill: bool) -> None:
+def test_set_id_bits_are_cleared_with_kill_suidgid(share: SharedDirectory, kill: bool) -> None:
     for name in ("allocated", "copied"):
         (share.path / name).write_bytes(bytes(100))
         (share.path / name).chmod(0o6777)
@@ -277,7 +283,7 @@ def test_changes_take_set_id_bits_where_they_are_told_to(share: Share, kill: boo
     assert modes == {0o777 if kill else 0o6777}
 
 
-def test_copy_file_range_copies_on_the_host(share: Share) -> None:
+def test_copy_file_range_copies_on_the_host(share: SharedDirectory) -> None:
     (share.path / "from").write_bytes(bytes(range(256)) * 64)
     source, source_fh = share.open("from", os.O_RDONLY)
     target, opened = share.create(b"to")
@@ -299,7 +305,7 @@ def test_copy_file_range_copies_on_the_host(share: Share) -> None:
     )
 
 
-def test_fallocate_with_its_modes(share: Share) -> None:
+def test_fallocate_with_its_modes(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
     status = (share.path / "file").stat
     share.fs.fallocate(entry.nodeid, opened.fh, 0, 0, 65536, False)()
@@ -317,7 +323,7 @@ def test_fallocate_with_its_modes(share: Share) -> None:
     )
 
 
-def test_syncing_and_flushing_succeed(share: Share) -> None:
+def test_syncing_and_flushing_succeed(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
     share.fs.flush(entry.nodeid, opened.fh)
     share.fs.fsync(entry.nodeid, opened.fh, False)()
@@ -329,7 +335,7 @@ def test_syncing_and_flushing_succeed(share: Share) -> None:
     assert share.write(entry.nodeid, opened.fh, 0, b"still open") == 10
 
 
-def _set_id_file(share: Share) -> Path:
+def _set_id_file(share: SharedDirectory) -> Path:
     path = share.path / "set-id"
     path.write_bytes(b"program")
     path.chmod(0o6755)
@@ -340,7 +346,7 @@ def _set_id_bits(path: Path) -> int:
     return path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)
 
 
-def test_set_id_bits_go_when_the_guest_says_so(share: Share) -> None:
+def test_set_id_bits_are_cleared_by_a_write_with_the_kill_flag(share: SharedDirectory) -> None:
     path = _set_id_file(share)
     nodeid, fh = share.open("set-id", os.O_RDWR)
     share.write(nodeid, fh, 0, b"x", kill_suidgid=True)
@@ -363,7 +369,7 @@ def test_set_id_bits_go_when_the_guest_says_so(share: Share) -> None:
     assert not _set_id_bits(path)
 
 
-def test_set_id_bits_stay_for_a_privileged_guest_process(share: Share) -> None:
+def test_set_id_bits_stay_without_the_kill_flag(share: SharedDirectory) -> None:
     path = _set_id_file(share)
     kept = stat.S_ISUID | stat.S_ISGID if IS_ROOT else 0
     nodeid, fh = share.open("set-id", os.O_RDWR)
@@ -373,7 +379,7 @@ def test_set_id_bits_stay_for_a_privileged_guest_process(share: Share) -> None:
     assert _set_id_bits(path) == kept
 
 
-def test_copy_is_short_rather_than_long(share: Share) -> None:
+def test_copy_beyond_the_limit_is_short(share: SharedDirectory) -> None:
     """One request must not keep a thread, and what waits for it, for gigabytes."""
     (share.path / "source").touch()
     os.truncate(share.path / "source", 65 << 20)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors that the guest cannot use up, and what it is told instead: ENFILE, with nothing
-done."""
+"""The reserve of descriptors that the guest cannot use up: it gets ENFILE, without an effect."""
 
 from __future__ import annotations
 

@@ -16,34 +16,34 @@ from farwatchd.fuse.encode import directory
 from farwatchd.fuse.filesystem import ROOT, DirEntry
 from farwatchd.passthrough import directories
 from farwatchd.wire.fuse import dirent
-from tests.support.passthrough_share import Share, errno_of
+from tests.support.passthrough_share import SharedDirectory, errno_of
 
 MANY = 1200
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path)
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path)
     yield share
     share.close()
 
 
 @pytest.fixture
-def full(share: Share) -> set[bytes]:
+def full(share: SharedDirectory) -> set[bytes]:
     names = {b"entry %d of a large directory" % number for number in range(MANY)}
     for name in names:
         (share.path / os.fsdecode(name)).touch()
     return names
 
 
-def _in_steps(share: Share, fh: int, size: int) -> Iterator[list[DirEntry]]:
+def _in_steps(share: SharedDirectory, fh: int, size: int) -> Iterator[list[DirEntry]]:
     offset = 0
     while entries := list(itertools.islice(share.fs.readdir(ROOT, fh, offset), size)):
         yield entries
         offset = entries[-1].offset
 
 
-def test_entries_are_those_of_the_host(share: Share) -> None:
+def test_entries_are_those_of_the_host(share: SharedDirectory) -> None:
     (share.path / "file").touch()
     (share.path / "directory").mkdir()
     (share.path / "link").symlink_to("nowhere")
@@ -62,7 +62,7 @@ def test_entries_are_those_of_the_host(share: Share) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100, 5000])
 def test_a_large_directory_is_read_whole_in_steps_of_any_size(
-    share: Share, full: set[bytes], size: int
+    share: SharedDirectory, full: set[bytes], size: int
 ) -> None:
     fh = share.fs.opendir(ROOT, 0).fh
     names = [entry.name for entries in _in_steps(share, fh, size) for entry in entries]
@@ -71,7 +71,7 @@ def test_a_large_directory_is_read_whole_in_steps_of_any_size(
 
 
 def test_reading_goes_on_from_any_position_any_number_of_times(
-    share: Share, full: set[bytes]
+    share: SharedDirectory, full: set[bytes]
 ) -> None:
     fh = share.fs.opendir(ROOT, 0).fh
     entries = list(share.fs.readdir(ROOT, fh, 0))
@@ -80,8 +80,8 @@ def test_reading_goes_on_from_any_position_any_number_of_times(
     assert list(share.fs.readdir(ROOT, fh, 0)) == entries
 
 
-def test_entries_that_stay_are_seen_once_while_others_come_and_go(
-    share: Share, full: set[bytes]
+def test_unchanged_entries_are_listed_once_while_others_change(
+    share: SharedDirectory, full: set[bytes]
 ) -> None:
     fh = share.fs.opendir(ROOT, 0).fh
     leaving = sorted(full)[::3]
@@ -96,7 +96,7 @@ def test_entries_that_stay_are_seen_once_while_others_come_and_go(
     assert len(seen) == len(set(seen))
 
 
-def test_an_entry_made_after_opening_is_seen_after_rewinding(share: Share) -> None:
+def test_an_entry_made_after_opening_is_seen_after_rewinding(share: SharedDirectory) -> None:
     fh = share.fs.opendir(ROOT, 0).fh
     assert len(list(share.fs.readdir(ROOT, fh, 0))) == 2
     (share.path / "new").touch()
@@ -104,7 +104,7 @@ def test_an_entry_made_after_opening_is_seen_after_rewinding(share: Share) -> No
 
 
 def test_two_handles_and_two_readings_have_positions_of_their_own(
-    share: Share, full: set[bytes]
+    share: SharedDirectory, full: set[bytes]
 ) -> None:
     first, second = share.fs.opendir(ROOT, 0).fh, share.fs.opendir(ROOT, 0).fh
     one = share.fs.readdir(ROOT, first, 0)
@@ -113,7 +113,7 @@ def test_two_handles_and_two_readings_have_positions_of_their_own(
     assert beginning + list(one) == other
 
 
-def test_directories_only(share: Share) -> None:
+def test_opendir_of_a_file_is_enotdir(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
     assert errno_of(share.fs.opendir, entry.nodeid, 0) == errno.ENOTDIR
     assert errno_of(share.fs.readdir, entry.nodeid, opened.fh, 0) == errno.ENOTDIR
@@ -124,7 +124,7 @@ def test_directories_only(share: Share) -> None:
     assert errno_of(share.fs.readdir, ROOT, fh, 0) == errno.EBADF
 
 
-def test_a_removed_directory_ends(share: Share) -> None:
+def test_readdir_of_a_removed_directory_is_empty(share: SharedDirectory) -> None:
     (share.path / "directory").mkdir()
     nodeid = share.lookup("directory")
     fh = share.fs.opendir(nodeid, 0).fh
@@ -132,7 +132,7 @@ def test_a_removed_directory_ends(share: Share) -> None:
     assert list(_names(share, nodeid, fh)) == []
 
 
-def _names(share: Share, nodeid: int, fh: int) -> list[bytes]:
+def _names(share: SharedDirectory, nodeid: int, fh: int) -> list[bytes]:
     try:
         return [entry.name for entry in share.fs.readdir(nodeid, fh, 0)]
     except FileNotFoundError:
@@ -140,7 +140,7 @@ def _names(share: Share, nodeid: int, fh: int) -> list[bytes]:
 
 
 def test_position_beyond_the_signed_range_is_passed_on(
-    share: Share, monkeypatch: pytest.MonkeyPatch
+    share: SharedDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FUSE and some network file systems use all 64 bits of d_off."""
     position = (1 << 64) - 2

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest that tries to get out of the share: by names, links, magic links, and while others
-rename."""
+"""A guest that tries to get out of the share.
+
+It uses names, links, magic links, and renames by other processes.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ NAMES = [
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A share with a file, a directory and links that lead out of it, and a secret beside it."""
+    """Return a share with a file, a directory and links to the outside, and a secret beside it."""
     shared = tmp_path / "shared"
     (shared / "dir").mkdir(parents=True)
     (shared / "file").write_text("inside")
@@ -55,7 +57,7 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=SANDBOXES)
 def guest(request: pytest.FixtureRequest, tmp_path: Path, shared: Path) -> Iterator[Guest]:
-    """A guest of a daemon in each sandbox; afterwards nothing outside the share has changed."""
+    """Yield a guest of a daemon in each sandbox; nothing outside the share may change."""
     before = (tmp_path / "secret").stat()
     with running(tmp_path / "socket", shared, f"--sandbox={request.param}", "--xattr") as daemon:
         guest = Guest(daemon)
@@ -72,8 +74,10 @@ def guest(request: pytest.FixtureRequest, tmp_path: Path, shared: Path) -> Itera
 
 
 def named_requests(name: bytes, file: int) -> list[tuple[int, int, bytes, int]]:
-    """Every operation that takes names, with this one in each of its places: opcode, nodeid,
-    arguments, room."""
+    """Return every operation that takes names, with this one in each of its places.
+
+    Each is opcode, nodeid, arguments, room.
+    """
     end = name + b"\0"
     good = b"good\0"
     return [
@@ -97,7 +101,7 @@ def named_requests(name: bytes, file: int) -> list[tuple[int, int, bytes, int]]:
     ]
 
 
-def test_names_that_lead_elsewhere_are_refused(guest: Guest, shared: Path) -> None:
+def test_names_that_point_elsewhere_are_refused(guest: Guest, shared: Path) -> None:
     before = sorted(shared.rglob("*"))
     file = guest.lookup(ROOT, b"file").nodeid
     for name in NAMES:
@@ -138,7 +142,7 @@ def test_links_are_never_followed_on_the_host(name: bytes, guest: Guest, tmp_pat
     )
 
 
-def test_nodes_and_handles_that_were_not_given_lead_nowhere(guest: Guest) -> None:
+def test_unknown_nodeids_and_handles_are_refused(guest: Guest) -> None:
     for nodeid in (0, 2, 3, 1 << 32, (1 << 64) - 1):
         assert guest.fails(Opcode.LOOKUP, nodeid, b"file\0", ENTRY) in (errno.ESTALE, errno.ENOENT)
         assert guest.fails(Opcode.OPEN, nodeid, wire.open_in.pack(), 64) in (
@@ -158,7 +162,7 @@ def test_listing_shows_no_inode_above_the_share(guest: Guest, tmp_path: Path) ->
     assert guest.lookup(ROOT, b"dir").attr_ino != outside
 
 
-def test_directory_that_leaves_the_share_gives_no_way_up(
+def test_parent_of_a_directory_moved_out_of_the_share_is_unreachable(
     guest: Guest, tmp_path: Path, shared: Path
 ) -> None:
     (shared / "dir" / "below").mkdir()
@@ -175,8 +179,7 @@ def test_directory_that_leaves_the_share_gives_no_way_up(
 
 
 class Swapper(threading.Thread):
-    """On the host, a directory of the share and a link that leads out of it take each other's name
-    all the time."""
+    """A thread of the host that exchanges a directory of the share and a link to the outside."""
 
     def __init__(self, shared: Path) -> None:
         super().__init__()
@@ -198,7 +201,7 @@ class Swapper(threading.Thread):
         self.join(TIMEOUT)
 
 
-def test_renames_between_lookup_and_use_lead_nowhere_else(guest: Guest, shared: Path) -> None:
+def test_renames_between_lookup_and_use_stay_in_the_share(guest: Guest, shared: Path) -> None:
     (shared / "swapped").mkdir()
     (shared / "swapped" / "secret").write_text("decoy")
     (shared / "link").symlink_to("..")
@@ -217,7 +220,7 @@ def test_renames_between_lookup_and_use_lead_nowhere_else(guest: Guest, shared: 
 
 
 def _read_through(guest: Guest, directory: bytes, name: bytes) -> bytes | int:
-    """What the guest reads at a path, or the errno it gets."""
+    """Return what the guest reads at a path, or the errno."""
     error, reply = guest.front_end.request(Opcode.LOOKUP, ROOT, directory + b"\0", ENTRY)
     if error:
         return error

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random operations through the passthrough file system and, beside it, on a directory of the host:
-same results."""
+"""Random operations through the passthrough file system, and on a directory of the host.
+
+Both have the same results.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from typing import Any
 from farwatchd.fuse.filesystem import ROOT, Changes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.support.passthrough_share import DAEMON, Share, errno_of, settled
+from tests.support.passthrough_share import DAEMON, SharedDirectory, errno_of, settled
 
 NAMES = st.sampled_from([b"a", b"b", b"\xff"])
 PLACES = st.sampled_from(["", "a", "b"])
@@ -32,16 +34,18 @@ STEPS = st.one_of(
 )
 
 
-class Host:
-    """The operations on a plain directory. Symbolic links are not followed, as the guest would have
-    done that."""
+class HostOperations:
+    """The operations on a plain directory.
+
+    Symbolic links are not followed, as the guest's kernel resolves them.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def _path(self, place: str, name: bytes) -> Path:
         directory = self._root / place
-        # At once, as a path is resolved before the next one is looked at.
+        # Immediately, as a path is resolved before the next one.
         if not stat.S_ISDIR(directory.lstat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return directory / os.fsdecode(name)
@@ -80,19 +84,21 @@ class Host:
             os.truncate(path, 3)
 
 
-class Guest:
+class GuestOperations:
     """The same operations through the file system, with a lookup of each name first."""
 
     def __init__(self, root: Path) -> None:
-        self.share = Share(root)
+        self.share = SharedDirectory(root)
         self._fs = self.share.fs
 
     def _at(self, place: str) -> int:
         return self.share.lookup(place)
 
     def _directory(self, place: str) -> int:
-        """As a guest's kernel resolves a path: what is no directory is refused before the next path
-        is looked at."""
+        """Look up a directory as a guest's kernel resolves a path.
+
+        Another file type is refused before the next path is resolved.
+        """
         nodeid = self._at(place)
         if not stat.S_ISDIR(self._fs.getattr(nodeid, None).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -168,7 +174,7 @@ def test_random_operations_end_as_on_the_host(steps: list[tuple[Any, ...]]) -> N
         ours.mkdir()
         hosts.mkdir()
         previous = os.umask(0)
-        guest, host = Guest(ours), Host(hosts)
+        guest, host = GuestOperations(ours), HostOperations(hosts)
         try:
             for operation, *arguments in steps:
                 ask: Callable[..., Any] = getattr(guest, operation)

@@ -14,7 +14,7 @@ from farwatchd.passthrough.id_map import IdMap, IdTranslation, make_translation,
 from farwatchd.passthrough.options import ShareOptions
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.passthrough_share import Share, errno_of
+from tests.support.passthrough_share import SharedDirectory, errno_of
 
 LAST = (1 << 32) - 2
 #: What a container manager says: two users, each the same on both sides, and nobody else.
@@ -48,7 +48,9 @@ def id_map(*rules: str) -> IdMap:
         (ONLY_TWO, LAST, None),
     ],
 )
-def test_who_it_is_on_the_host(rules: tuple[str, ...], guest: int, host: int | None) -> None:
+def test_ids_are_translated_to_the_host(
+    rules: tuple[str, ...], guest: int, host: int | None
+) -> None:
     if host is None:
         assert errno_of(id_map(*rules).to_host, guest) == errno.EPERM
     else:
@@ -68,7 +70,7 @@ def test_who_it_is_on_the_host(rules: tuple[str, ...], guest: int, host: int | N
         (ONLY_TWO, 0, 0),
     ],
 )
-def test_who_it_is_in_the_guest(rules: tuple[str, ...], host: int, guest: int) -> None:
+def test_ids_are_translated_to_the_guest(rules: tuple[str, ...], host: int, guest: int) -> None:
     assert id_map(*rules).to_guest(host) == guest
 
 
@@ -76,7 +78,7 @@ def test_who_it_is_in_the_guest(rules: tuple[str, ...], host: int, guest: int) -
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 10)), max_size=4),
     st.integers(0, 70),
 )
-def test_a_two_way_map_leads_back(ranges: list[tuple[int, int, int]], number: int) -> None:
+def test_map_rule_translates_both_ways(ranges: list[tuple[int, int, int]], number: int) -> None:
     try:
         found = IdMap(parse_rule(f"map:{guest}:{host}:{count}") for guest, host, count in ranges)
     except ValueError:
@@ -103,7 +105,7 @@ def test_a_two_way_map_leads_back(ranges: list[tuple[int, int, int]], number: in
         ("squash-guest:0:4294967295:1", "ids are 0 to 4294967294"),
     ],
 )
-def test_what_is_no_rule(text: str, what: str) -> None:
+def test_invalid_rules_are_refused(text: str, what: str) -> None:
     with pytest.raises(ValueError, match=what):
         parse_rule(text)
 
@@ -121,16 +123,16 @@ def test_rules_that_contradict_each_other_are_refused(rules: tuple[str, ...], nu
         id_map(*rules)
 
 
-def shared(path: Path, users: tuple[str, ...], groups: tuple[str, ...]) -> Share:
+def shared(path: Path, users: tuple[str, ...], groups: tuple[str, ...]) -> SharedDirectory:
     found = make_translation(
         [parse_rule(text) for text in users], [parse_rule(text) for text in groups]
     )
     assert isinstance(found, IdTranslation)
-    return Share(path, ShareOptions(xattr=True, id_translation=found))
+    return SharedDirectory(path, ShareOptions(xattr=True, id_translation=found))
 
 
 @pytest.mark.root
-def test_what_the_guest_makes_is_the_host_s_owner_s_and_the_guest_sees_its_own(
+def test_new_files_have_translated_ids_and_the_guest_sees_its_own(
     tmp_path: Path,
 ) -> None:
     share = shared(tmp_path, ("map:1000:5000:1",), ("map:1001:6000:1", "map:7:70:1"))
@@ -177,7 +179,7 @@ def test_the_guest_gives_files_to_its_own_users(tmp_path: Path) -> None:
     share.close()
 
 
-def test_who_may_own_nothing_makes_nothing_and_is_given_nothing(tmp_path: Path) -> None:
+def test_forbidden_ids_neither_create_nor_own_files(tmp_path: Path) -> None:
     share = shared(tmp_path, ("forbid-guest:1000:10",), ("forbid-guest:1000:10",))
     (tmp_path / "file").touch()
     nodeid = share.lookup("file")

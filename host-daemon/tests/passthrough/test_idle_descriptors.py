@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors of inodes that are not used are closed, so that what the host deletes is free, and
-what the guest has seen of it goes on as on a local file system."""
+"""Idle descriptors of inodes are closed, so that the space of deleted files is freed.
+
+For the guest, the deleted inodes stay as on a local file system.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.daemon_guest import Guest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
-from tests.support.passthrough_share import DAEMON, Share, errno_of, names_in, open_descriptors
+from tests.support.passthrough_share import (
+    DAEMON,
+    SharedDirectory,
+    errno_of,
+    names_in,
+    open_descriptors,
+)
 
 FILES = 200
 #: Bytes of the file whose space is asked for.
@@ -29,13 +37,13 @@ KEEP = [InodeFileHandles.NEVER, pytest.param(InodeFileHandles.PREFER, marks=pyte
 
 
 @pytest.fixture(params=KEEP)
-def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, ShareOptions(xattr=True), request.param, most_open=2 * FILES)
+def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=True), request.param, most_open=2 * FILES)
     yield share
     share.close()
 
 
-def is_open(share: Share, inode: int) -> bool:
+def is_open(share: SharedDirectory, inode: int) -> bool:
     """Whether the process has a descriptor of the inode with this number."""
     for name in names_in(Path("/proc/self/fd")):
         with contextlib.suppress(OSError):
@@ -44,13 +52,13 @@ def is_open(share: Share, inode: int) -> bool:
     return False
 
 
-def wait_until_idle(share: Share) -> None:
-    """What a second without a request does, twice."""
+def wait_until_idle(share: SharedDirectory) -> None:
+    """Do what two seconds without a request do."""
     share.store.close_idle()
     share.store.close_idle()
 
 
-def test_descriptor_of_a_deleted_file_is_closed_when_idle(share: Share) -> None:
+def test_descriptor_of_a_deleted_file_is_closed_when_idle(share: SharedDirectory) -> None:
     path = share.path / "file"
     path.write_text("data")
     number, nodeid = path.stat().st_ino, share.lookup("file")
@@ -63,7 +71,7 @@ def test_descriptor_of_a_deleted_file_is_closed_when_idle(share: Share) -> None:
     assert share.fs.forget(nodeid, 1)
 
 
-def test_space_of_a_deleted_file_is_free_when_idle(share: Share) -> None:
+def test_space_of_a_deleted_file_is_free_when_idle(share: SharedDirectory) -> None:
     path = share.path / "big"
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, BIG)
@@ -80,7 +88,7 @@ def test_space_of_a_deleted_file_is_free_when_idle(share: Share) -> None:
 
 @pytest.mark.root
 def test_idle_descriptors_are_closed_and_opened_when_used(tmp_path: Path) -> None:
-    share = Share(tmp_path, most_open=2 * FILES)
+    share = SharedDirectory(tmp_path, most_open=2 * FILES)
     for number in range(FILES):
         (tmp_path / f"{number}").touch()
     before = open_descriptors()
@@ -99,8 +107,8 @@ def test_idle_descriptors_are_closed_and_opened_when_used(tmp_path: Path) -> Non
 
 
 @pytest.mark.root
-def test_most_open_holds_between_looks(tmp_path: Path) -> None:
-    share = Share(tmp_path)
+def test_most_open_limits_descriptors_between_two_timers(tmp_path: Path) -> None:
+    share = SharedDirectory(tmp_path)
     before = open_descriptors()
     for number in range(FILES):
         (tmp_path / f"{number}").touch()
@@ -111,7 +119,7 @@ def test_most_open_holds_between_looks(tmp_path: Path) -> None:
     share.close()
 
 
-def test_file_that_the_guest_has_open_keeps_its_descriptor(share: Share) -> None:
+def test_file_that_the_guest_has_open_keeps_its_descriptor(share: SharedDirectory) -> None:
     path = share.path / "file"
     path.write_text("data")
     nodeid, fh = share.open("file")
@@ -123,7 +131,7 @@ def test_file_that_the_guest_has_open_keeps_its_descriptor(share: Share) -> None
     share.fs.release(nodeid, fh)
 
 
-def test_file_that_has_a_name_is_served_on(share: Share) -> None:
+def test_file_that_has_a_name_is_served_on(share: SharedDirectory) -> None:
     path = share.path / "file"
     path.write_text("data")
     os.link(path, share.path / "other")
@@ -133,7 +141,7 @@ def test_file_that_has_a_name_is_served_on(share: Share) -> None:
     assert share.fs.getattr(nodeid, None).st_nlink == 1
 
 
-def test_new_inode_with_the_number_of_a_deleted_one_is_another(share: Share) -> None:
+def test_new_inode_with_the_number_of_a_deleted_one_is_another(share: SharedDirectory) -> None:
     path = share.path / "file"
     path.write_text("old")
     nodeid = share.lookup("file")
@@ -162,7 +170,9 @@ def test_descriptors_of_deleted_files_do_not_count_against_the_guest(tmp_path: P
 
 
 @pytest.mark.parametrize("deleted_first", [True, False])
-def test_deleted_directory_keeps_its_attributes(share: Share, deleted_first: bool) -> None:
+def test_deleted_directory_keeps_its_attributes(
+    share: SharedDirectory, deleted_first: bool
+) -> None:
     path = share.path / "directory"
     path.mkdir(0o751)
     os.chown(path, os.geteuid(), os.getegid())
@@ -187,7 +197,7 @@ def test_deleted_directory_keeps_its_attributes(share: Share, deleted_first: boo
 
 
 def test_timer_runs_while_there_is_something_to_close(
-    share: Share, monkeypatch: pytest.MonkeyPatch
+    share: SharedDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timers: list[Callable[[], None]] = []
     share.store.use_timer(lambda _seconds, call: timers.append(call))
@@ -210,7 +220,9 @@ def test_timer_runs_while_there_is_something_to_close(
     assert len(timers) == 1
 
 
-def test_loop_closes_idle_descriptors(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_closes_idle_descriptors(
+    share: SharedDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "IDLE_SECONDS", 0.01)
     loop = Loop()
     share.store.use_timer(loop.call_later)
@@ -228,7 +240,7 @@ def test_loop_closes_idle_descriptors(share: Share, monkeypatch: pytest.MonkeyPa
 
 
 def opened_by(daemon: DaemonProcess) -> list[str]:
-    """The paths of what the daemon has open."""
+    """Return the paths of the daemon's open files."""
     paths = []
     for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

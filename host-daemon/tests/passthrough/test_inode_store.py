@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects of the host kept by file handle: few descriptors, no mix-up of old and new, submounts,
-what runs out."""
+"""Host inodes by file handle: few descriptors, reused numbers, submounts, exhaustion."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_sto
 from farwatchd.inode_store.store import HostInode, InodeFileHandles, InodeStore, most_open
 from farwatchd.linux import file_handles
 from tests.support.daemon_process import DaemonProcess, running
-from tests.support.passthrough_share import USER, Share, errno_of, open_descriptors
+from tests.support.passthrough_share import USER, SharedDirectory, errno_of, open_descriptors
 
 #: Has tmpfs below it, whose handles work, and devpts, which has none.
 DEVICES = Path("/dev")
@@ -28,15 +27,15 @@ NUMBERS_TRIED = 2000
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path)
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path)
     yield share
     share.close()
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The descriptors that were opened by handle, since the test began."""
+    """Return the descriptors that were opened by handle since the test began."""
     descriptors: list[int] = []
     original = file_handles.open_handle
 
@@ -54,7 +53,7 @@ def take(store: InodeStore, path: Path) -> HostInode:
 
 
 @pytest.mark.root
-def test_known_inodes_cost_no_descriptor(share: Share) -> None:
+def test_known_inodes_have_no_descriptor_for_long(share: SharedDirectory) -> None:
     for number in range(200):
         (share.path / f"{number}").touch()
     before = open_descriptors()
@@ -70,7 +69,7 @@ def test_known_inodes_cost_no_descriptor(share: Share) -> None:
 
 
 @pytest.mark.root
-def test_who_is_no_more_is_stale_while_another_gets_its_number(tmp_path: Path) -> None:
+def test_deleted_inode_is_stale_while_its_number_is_reused(tmp_path: Path) -> None:
     # The two processes meet in about one of a thousand tries on ext4.
     gone = [tmp_path / f"gone-{number}" for number in range(20)]
     reader = file_handles.HandleReader()
@@ -101,7 +100,7 @@ def test_who_is_no_more_is_stale_while_another_gets_its_number(tmp_path: Path) -
 
 
 @pytest.mark.root
-def test_who_was_used_last_is_not_opened_again(share: Share, opened: list[int]) -> None:
+def test_inode_used_last_is_not_opened_again(share: SharedDirectory, opened: list[int]) -> None:
     for name in "abcdef":
         (share.path / name).touch()
     nodeids = [share.lookup(name) for name in "abc"]
@@ -116,7 +115,7 @@ def test_who_was_used_last_is_not_opened_again(share: Share, opened: list[int]) 
 
 
 @pytest.mark.root
-def test_a_number_that_the_host_uses_again_is_another_inode(share: Share) -> None:
+def test_reused_inode_number_is_another_inode(share: SharedDirectory) -> None:
     path = share.path / "file"
     path.touch()
     number, old = path.stat().st_ino, share.lookup("file")
@@ -142,7 +141,7 @@ def test_a_number_that_the_host_uses_again_is_another_inode(share: Share) -> Non
     assert share.lookup(path.name) == new
 
 
-def test_an_inode_that_is_open_lives_on_without_a_name(share: Share) -> None:
+def test_open_inode_is_usable_when_unlinked(share: SharedDirectory) -> None:
     (share.path / "file").write_text("data")
     nodeid, fh = share.open("file")
     (share.path / "file").unlink()
@@ -154,7 +153,7 @@ def test_an_inode_that_is_open_lives_on_without_a_name(share: Share) -> None:
     assert share.read(nodeid, fh, 0, 10) == b"data"
 
 
-def test_a_moved_file_is_still_found(share: Share) -> None:
+def test_a_moved_file_is_still_found(share: SharedDirectory) -> None:
     (share.path / "a").mkdir()
     (share.path / "file").write_text("data")
     nodeid = share.lookup("file")
@@ -169,7 +168,7 @@ def test_a_moved_file_is_still_found(share: Share) -> None:
 
 @pytest.mark.root
 def test_mounts_inside_are_served_through_their_own_root() -> None:
-    share = Share(DEVICES)
+    share = SharedDirectory(DEVICES)
     before = open_descriptors()
     with tempfile.TemporaryDirectory(dir=DEVICES / "shm") as name:
         base = Path(name)
@@ -187,20 +186,20 @@ def test_mounts_inside_are_served_through_their_own_root() -> None:
 
 @pytest.mark.root
 def test_a_mount_without_handles_is_served_by_descriptor_unless_they_are_mandatory() -> None:
-    share = Share(DEVICES)
+    share = SharedDirectory(DEVICES)
     nodeid = share.lookup("pts/ptmx")
     for _ in range(2):
         assert share.fs.getattr(nodeid, None).st_ino == (DEVICES / "pts/ptmx").stat().st_ino
         share.lookup("shm")
     share.close()
-    strict = Share(DEVICES, keep=InodeFileHandles.MANDATORY)
+    strict = SharedDirectory(DEVICES, keep=InodeFileHandles.MANDATORY)
     assert errno_of(strict.lookup, "pts") == errno.EOPNOTSUPP
     assert errno_of(strict.lookup, "shm") == 0
     strict.close()
 
 
 @pytest.mark.root
-def test_a_mount_is_let_go_with_its_last_object() -> None:
+def test_mount_is_closed_with_its_last_inode() -> None:
     store = InodeStore(InodeFileHandles.PREFER)
     before = open_descriptors()
     inodes = [take(store, DEVICES / "shm"), take(store, DEVICES / "shm"), take(store, DEVICES)]
@@ -230,24 +229,24 @@ def test_a_file_system_that_forgets_its_handles_is_served_by_descriptor(
         store.put(each)
 
 
-def test_holding_leaves_the_callers_descriptor_alone(tmp_path: Path) -> None:
+def test_get_does_not_close_the_caller_s_descriptor(tmp_path: Path) -> None:
     for keep in (InodeFileHandles.NEVER, InodeFileHandles.PREFER):
         store = InodeStore(keep)
         before = open_descriptors()
         fd = os.open(tmp_path, os.O_PATH)
-        inodes = store.get(fd, os.fstat(fd))
-        assert store.get(fd, os.fstat(fd)) is inodes
+        inode = store.get(fd, os.fstat(fd))
+        assert store.get(fd, os.fstat(fd)) is inode
         os.close(fd)
-        assert os.fstat(store.open(inodes)).st_ino == tmp_path.stat().st_ino
-        store.put(inodes)
-        store.put(inodes)
+        assert os.fstat(store.open(inode)).st_ino == tmp_path.stat().st_ino
+        store.put(inode)
+        store.put(inode)
         assert open_descriptors() == before
 
 
 @pytest.mark.parametrize(
     ("limit", "expected"), [(64, 16), (1024, 128), (20_000, 2500), (1_000_000, 4096)]
 )
-def test_open_objects_leave_most_descriptors_to_open_files(limit: int, expected: int) -> None:
+def test_open_inodes_leave_most_descriptors_to_open_files(limit: int, expected: int) -> None:
     assert most_open(limit) == expected
 
 
@@ -258,7 +257,7 @@ def test_open_objects_leave_most_descriptors_to_open_files(limit: int, expected:
         (Path("/"), False, "needs CAP_DAC_READ_SEARCH"),
     ],
 )
-def test_where_handles_do_not_work_descriptors_serve_and_it_is_said(
+def test_without_file_handles_descriptors_are_used_and_that_is_logged(
     path: Path, capable: bool, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -275,7 +274,7 @@ def test_where_handles_do_not_work_descriptors_serve_and_it_is_said(
     assert open_descriptors() == before
 
 
-def test_without_the_capability_descriptors_serve(
+def test_without_dac_read_search_descriptors_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_mount_fd: int, _handle: bytes) -> int:
@@ -292,7 +291,7 @@ def test_without_the_capability_descriptors_serve(
     os.close(root_fd)
 
 
-def test_making_files_as_the_caller_does_not_hinder_opening_by_handle(share: Share) -> None:
+def test_inodes_are_opened_by_handle_while_acting_as_the_requester(share: SharedDirectory) -> None:
     (share.path / "directory").mkdir()
     (share.path / "directory").chmod(0o777)
     directory = share.lookup("directory")
@@ -310,7 +309,7 @@ def test_making_files_as_the_caller_does_not_hinder_opening_by_handle(share: Sha
 
 
 @pytest.mark.root
-def test_the_daemon_says_how_it_keeps_inodes(tmp_path: Path) -> None:
+def test_daemon_logs_how_it_references_inodes(tmp_path: Path) -> None:
     share = tmp_path / "share"
     share.mkdir()
     for options, said in (((), True), (("--inode-file-handles=never",), False)):
@@ -318,7 +317,7 @@ def test_the_daemon_says_how_it_keeps_inodes(tmp_path: Path) -> None:
             assert ("inodes are referenced by file handle" in daemon.log) == said
 
 
-def test_the_daemon_refuses_mandatory_handles_where_there_are_none(tmp_path: Path) -> None:
+def test_daemon_refuses_mandatory_file_handles_where_there_are_none(tmp_path: Path) -> None:
     socket_path = tmp_path / "socket"
     options = [
         f"--socket-path={socket_path}",

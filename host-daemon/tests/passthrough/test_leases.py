@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leases of host processes (fcntl(2), F_SETLEASE): who opens or truncates the file has to wait for
-the holder, and nobody else."""
+"""Leases of host processes (fcntl(2), F_SETLEASE).
+
+A request that opens or truncates the file waits for the lease holder; other requests do not.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.wire.fuse import SetattrValid
 from tests.support.fuse_client import Client
-from tests.support.passthrough_share import DAEMON, Share, errno_of
+from tests.support.passthrough_share import DAEMON, SharedDirectory, errno_of
 
 #: Holds a write lease on the file of its argument until a line comes, or, if polite, another
 #: process wants the file.
@@ -57,18 +59,18 @@ def leased(path: Path, polite: bool = False) -> Iterator[Callable[[], None]]:
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
     (tmp_path / "file").write_bytes(b"content")
-    share = Share(tmp_path)
+    share = SharedDirectory(tmp_path)
     yield share
     share.close()
 
 
-def create(share: Share, nodeid: int) -> object:
+def create(share: SharedDirectory, nodeid: int) -> object:
     return share.fs.create(DAEMON, ROOT, b"file", 0o644, os.O_WRONLY | os.O_TRUNC, 0, False)
 
 
-OPERATIONS: dict[str, Callable[[Share, int], object]] = {
+OPERATIONS: dict[str, Callable[[SharedDirectory, int], object]] = {
     "open": lambda share, nodeid: share.fs.open(nodeid, os.O_RDONLY, False),
     "open to truncate": lambda share, nodeid: share.fs.open(
         nodeid, os.O_WRONLY | os.O_TRUNC, False
@@ -79,7 +81,7 @@ OPERATIONS: dict[str, Callable[[Share, int], object]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_on_a_leased_file_is_deferred(share: Share, name: str) -> None:
+def test_operation_on_a_leased_file_is_deferred(share: SharedDirectory, name: str) -> None:
     nodeid = share.lookup("file")
     with leased(share.path / "file") as release:
         with pytest.raises(OperationDeferred) as caught:
@@ -96,14 +98,14 @@ def test_operation_on_a_leased_file_is_deferred(share: Share, name: str) -> None
         assert os.fstat(share.passthrough.share.open_files.fd(nodeid, opened.fh)).st_nlink == 1
 
 
-def test_guest_that_does_not_want_to_wait_is_told_so(share: Share) -> None:
+def test_open_with_o_nonblock_of_a_leased_file_is_eagain(share: SharedDirectory) -> None:
     nodeid = share.lookup("file")
     with leased(share.path / "file"):
         flags = os.O_RDONLY | os.O_NONBLOCK
         assert errno_of(share.fs.open, nodeid, flags, False) == errno.EAGAIN
 
 
-def test_failure_after_waiting_leaves_no_inode_behind(share: Share) -> None:
+def test_failure_after_waiting_leaves_no_inode_behind(share: SharedDirectory) -> None:
     with leased(share.path / "file"):
         with pytest.raises(OperationDeferred) as caught:
             create(share, 0)
@@ -113,7 +115,7 @@ def test_failure_after_waiting_leaves_no_inode_behind(share: Share) -> None:
     assert len(share.passthrough.share.inodes) == known - 1
 
 
-def test_session_replies_when_the_holder_gives_way(share: Share) -> None:
+def test_session_replies_when_the_lease_is_released(share: SharedDirectory) -> None:
     client = Client(Session(share.fs, None, SessionOptions()))
     client.init()
     path = share.path / "file"

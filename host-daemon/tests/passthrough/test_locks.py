@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks of the guest's owners against one another and against processes of the host; the model is
-the kernel's own."""
+"""Locks of the guest's owners against one another and against processes of the host.
+
+The kernel is the model.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from farwatchd.passthrough import lock_table
 from farwatchd.passthrough.lock_table import LockTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.passthrough_share import Share, errno_of, open_descriptors
+from tests.support.passthrough_share import SharedDirectory, errno_of, open_descriptors
 
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 END = (1 << 63) - 1
@@ -28,15 +30,15 @@ FLOCK = struct.Struct("@hhqqi4x")
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path)
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path)
     yield share
     share.close()
 
 
 @pytest.fixture
-def file(share: Share) -> tuple[int, int]:
-    """A file of 100 bytes, open."""
+def file(share: SharedDirectory) -> tuple[int, int]:
+    """Return the nodeid and handle of an open file of 100 bytes."""
     (share.path / "file").write_bytes(bytes(100))
     return share.open("file")
 
@@ -53,7 +55,7 @@ def held_on_host(path: Path, kind: int, start: int = 0, length: int = 0) -> Iter
         yield
 
 
-def test_owners_keep_each_other_out(share: Share, file: tuple[int, int]) -> None:
+def test_locks_of_two_owners_conflict(share: SharedDirectory, file: tuple[int, int]) -> None:
     fs = share.fs
     fs.setlk(*file, A, Lock(WRITE, 10, 19, 77))
     assert errno_of(fs.setlk, *file, B, Lock(READ, 19, 30, 78)) == errno.EAGAIN
@@ -64,7 +66,7 @@ def test_owners_keep_each_other_out(share: Share, file: tuple[int, int]) -> None
     fs.setlk(*file, B, Lock(WRITE, 10, 15, 78))
 
 
-def test_readers_share(share: Share, file: tuple[int, int]) -> None:
+def test_readers_share(share: SharedDirectory, file: tuple[int, int]) -> None:
     share.fs.setlk(*file, A, whole(READ))
     share.fs.setlk(*file, B, whole(READ))
     assert share.fs.getlk(*file, B, whole(READ)) is None
@@ -73,8 +75,8 @@ def test_readers_share(share: Share, file: tuple[int, int]) -> None:
     share.fs.setlk(*file, B, whole(WRITE))
 
 
-def test_host_s_processes_and_the_guest_keep_each_other_out(
-    share: Share, file: tuple[int, int]
+def test_locks_of_host_processes_and_the_guest_conflict(
+    share: SharedDirectory, file: tuple[int, int]
 ) -> None:
     path = share.path / "file"
     with held_on_host(path, WRITE, 5, 5):
@@ -86,8 +88,8 @@ def test_host_s_processes_and_the_guest_keep_each_other_out(
     share.fs.setlk(*file, A, whole(WRITE))
 
 
-def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(
-    share: Share, file: tuple[int, int]
+def test_flush_releases_all_locks_of_the_owner(
+    share: SharedDirectory, file: tuple[int, int]
 ) -> None:
     before = open_descriptors()
     share.fs.setlk(*file, A, whole(WRITE))
@@ -99,8 +101,8 @@ def test_closing_any_descriptor_of_an_owner_gives_all_its_locks_back(
     assert open_descriptors() <= before
 
 
-def test_closing_the_open_file_gives_back_what_was_locked_through_it(
-    share: Share, file: tuple[int, int]
+def test_release_releases_locks_taken_through_the_file(
+    share: SharedDirectory, file: tuple[int, int]
 ) -> None:
     nodeid, first = file
     _, second = share.open("file")
@@ -113,8 +115,8 @@ def test_closing_the_open_file_gives_back_what_was_locked_through_it(
     assert len(share.passthrough.share.locks) == 0
 
 
-def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(
-    share: Share, file: tuple[int, int]
+def test_reset_and_forget_release_locks_and_descriptors(
+    share: SharedDirectory, file: tuple[int, int]
 ) -> None:
     with (share.path / "file").open("r+b") as other:
         share.fs.setlk(*file, A, whole(WRITE))
@@ -129,7 +131,7 @@ def test_guest_that_goes_or_forgets_leaves_no_lock_and_no_descriptor(
         fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_flock_is_the_open_file_s(share: Share, file: tuple[int, int]) -> None:
+def test_flock_belongs_to_the_open_file(share: SharedDirectory, file: tuple[int, int]) -> None:
     nodeid, first = file
     _, second = share.open("file")
     share.fs.flock(nodeid, first, WRITE)
@@ -145,7 +147,7 @@ def test_flock_is_the_open_file_s(share: Share, file: tuple[int, int]) -> None:
     share.fs.flock(nodeid, second, NONE)
 
 
-def test_what_is_not_open_cannot_be_locked(share: Share, file: tuple[int, int]) -> None:
+def test_lock_of_an_unknown_fh_is_ebadf(share: SharedDirectory, file: tuple[int, int]) -> None:
     nodeid, fh = file
     for operation in (lambda: share.fs.setlk(nodeid, fh + 1, A, whole(WRITE)),
                       lambda: share.fs.getlk(nodeid, fh + 1, A, whole(WRITE)),
@@ -156,7 +158,7 @@ def test_what_is_not_open_cannot_be_locked(share: Share, file: tuple[int, int]) 
 
 
 def test_number_of_locks_is_bounded(
-    share: Share, file: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    share: SharedDirectory, file: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock_table, "MAX_LOCKS", 10)
     taken = 0
@@ -178,12 +180,12 @@ LOCKS = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(steps=st.lists(st.tuples(st.sampled_from([A, B]), LOCKS), max_size=25))
-def test_table_holds_what_the_kernel_holds(
+def test_table_has_the_locks_of_the_kernel(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, Lock]]
 ) -> None:
     path = tmp_path_factory.mktemp("model") / "file"
     path.write_bytes(bytes(40))
-    share = Share(path.parent)
+    share = SharedDirectory(path.parent)
     try:
         file = share.open("file")
         for owner, lock in steps:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in the passthrough file system: made, removed, moved; and that none leads out of the
-share."""
+"""Directory entries of the passthrough file system: created, removed, renamed.
+
+None leads out of the share.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tests.support.passthrough_share import (
     DAEMON,
     IS_ROOT,
     USER,
-    Share,
+    SharedDirectory,
     errno_of,
     identity,
     names_in,
@@ -30,16 +32,18 @@ NAMES = [b"plain", LONGEST, b"\xff\xfe not utf-8", b" \n\\", "grün".encode()]
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
     path = tmp_path / "share"
     path.mkdir()
-    share = Share(path)
+    share = SharedDirectory(path)
     yield share
     share.close()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_is_made_found_moved_and_removed(share: Share, name: bytes) -> None:
+def test_any_name_can_be_created_found_renamed_and_removed(
+    share: SharedDirectory, name: bytes
+) -> None:
     made = share.fs.mkdir(DAEMON, ROOT, name, 0o755, 0)
     assert names_in(share.path) == {name}
     assert share.find(ROOT, name).nodeid == made.nodeid
@@ -51,12 +55,12 @@ def test_any_name_is_made_found_moved_and_removed(share: Share, name: bytes) -> 
     assert not names_in(share.path)
 
 
-def test_a_name_that_is_too_long_for_the_host_is_its_errno(share: Share) -> None:
+def test_a_name_that_is_too_long_for_the_host_is_its_errno(share: SharedDirectory) -> None:
     assert errno_of(share.fs.lookup, ROOT, LONGEST + b"n") == errno.ENAMETOOLONG
     assert errno_of(share.fs.mkdir, DAEMON, ROOT, LONGEST + b"n", 0o755, 0) == errno.ENAMETOOLONG
 
 
-def test_failures_are_those_of_the_host(share: Share) -> None:
+def test_failures_are_those_of_the_host(share: SharedDirectory) -> None:
     fs, path = share.fs, share.path
     (path / "full").mkdir()
     (path / "full/child").touch()
@@ -74,7 +78,7 @@ def test_failures_are_those_of_the_host(share: Share) -> None:
     assert errno_of(fs.rename, ROOT, b"full", share.lookup("full"), b"in-itself", 0) == errno.EINVAL
 
 
-def test_unknown_nodeids_are_stale(share: Share) -> None:
+def test_unknown_nodeids_are_stale(share: SharedDirectory) -> None:
     fs = share.fs
     assert errno_of(fs.lookup, 77, b"x") == errno.ESTALE
     assert errno_of(fs.getattr, 77, None) == errno.ESTALE
@@ -88,12 +92,12 @@ def test_unknown_nodeids_are_stale(share: Share) -> None:
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK])
-def test_mknod_makes_each_kind(share: Share, kind: int) -> None:
+def test_mknod_makes_each_kind(share: SharedDirectory, kind: int) -> None:
     entry = share.fs.mknod(DAEMON, ROOT, b"node", kind | 0o666, 0, 0o027)
     assert entry.stat.st_mode == kind | 0o640 == (share.path / "node").stat().st_mode
 
 
-def test_mknod_makes_devices_as_far_as_the_host_lets_us(share: Share) -> None:
+def test_mknod_makes_devices_where_the_host_permits_it(share: SharedDirectory) -> None:
     device = os.makedev(5, 300)
     failed = errno_of(share.fs.mknod, DAEMON, ROOT, b"node", stat.S_IFCHR | 0o600, device, 0)
     if failed:
@@ -103,7 +107,7 @@ def test_mknod_makes_devices_as_far_as_the_host_lets_us(share: Share) -> None:
         assert (share.path / "node").stat().st_rdev == device
 
 
-def test_special_files_are_never_opened_on_the_host(share: Share) -> None:
+def test_special_files_are_never_opened_on_the_host(share: SharedDirectory) -> None:
     os.mkfifo(share.path / "fifo")
     (share.path / "link").symlink_to("fifo")
     (share.path / "directory").mkdir()
@@ -116,7 +120,7 @@ def test_special_files_are_never_opened_on_the_host(share: Share) -> None:
     assert errno_of(share.fs.setattr, share.lookup("directory"), Changes(size=0)) == errno.EISDIR
 
 
-def test_no_symbolic_link_leads_out_of_the_share(share: Share) -> None:
+def test_no_symbolic_link_leads_out_of_the_share(share: SharedDirectory) -> None:
     outside = share.path.parent / "outside"
     outside.mkdir()
     (outside / "secret").write_text("secret")
@@ -159,7 +163,9 @@ def test_no_symbolic_link_leads_out_of_the_share(share: Share) -> None:
     )
 
 
-def test_a_directory_replaced_by_a_link_after_lookup_is_still_the_directory(share: Share) -> None:
+def test_a_directory_replaced_by_a_link_after_lookup_is_still_the_directory(
+    share: SharedDirectory,
+) -> None:
     outside = share.path.parent / "outside"
     outside.mkdir()
     (share.path / "directory").mkdir()
@@ -171,14 +177,14 @@ def test_a_directory_replaced_by_a_link_after_lookup_is_still_the_directory(shar
     assert not names_in(outside)
 
 
-def test_readlink_gives_the_target_as_it_was_written(share: Share) -> None:
+def test_readlink_returns_the_target_unchanged(share: SharedDirectory) -> None:
     target = b"/" + b"t" * 4094
     assert share.fs.readlink(share.fs.symlink(DAEMON, ROOT, b"link", target).nodeid) == target
     assert errno_of(share.fs.symlink, DAEMON, ROOT, b"longer", target + b"t") == errno.ENAMETOOLONG
     assert errno_of(share.fs.readlink, ROOT) == errno.EINVAL
 
 
-def test_rename_flags_pass_through(share: Share) -> None:
+def test_rename_flags_pass_through(share: SharedDirectory) -> None:
     (share.path / "a").write_text("a")
     (share.path / "b").write_text("b")
     assert errno_of(share.fs.rename, ROOT, b"a", ROOT, b"b", RENAME_NOREPLACE) == errno.EEXIST
@@ -194,7 +200,7 @@ def test_rename_flags_pass_through(share: Share) -> None:
     assert not (share.path / "a").exists()
 
 
-def test_link_gives_one_inode_two_names(share: Share) -> None:
+def test_link_adds_a_name_to_an_inode(share: SharedDirectory) -> None:
     entry, _ = share.create(b"a")
     again = share.fs.link(entry.nodeid, ROOT, b"b")
     assert again.nodeid == entry.nodeid
@@ -204,7 +210,7 @@ def test_link_gives_one_inode_two_names(share: Share) -> None:
     assert errno_of(share.fs.link, share.lookup("d"), ROOT, b"e") == errno.EPERM
 
 
-def test_link_finds_a_file_that_the_host_has_moved(share: Share) -> None:
+def test_link_finds_a_file_that_the_host_has_moved(share: SharedDirectory) -> None:
     entry, _ = share.create(b"a")
     (share.path / "a").rename(share.path / "moved")
     (share.path / "a").write_text("another")
@@ -212,7 +218,7 @@ def test_link_finds_a_file_that_the_host_has_moved(share: Share) -> None:
     assert (share.path / "moved").samefile(share.path / "b")
 
 
-def test_a_temporary_file_gets_its_name_by_link(share: Share) -> None:
+def test_a_temporary_file_gets_its_name_by_link(share: SharedDirectory) -> None:
     entry, opened = share.fs.tmpfile(DAEMON, ROOT, 0o666, os.O_RDWR, 0o026)
     assert entry.stat.st_nlink == 0
     assert not names_in(share.path)
@@ -223,12 +229,12 @@ def test_a_temporary_file_gets_its_name_by_link(share: Share) -> None:
     assert stat.S_IMODE((share.path / "named").stat().st_mode) == 0o640
 
 
-def test_an_exclusive_temporary_file_gets_no_name(share: Share) -> None:
+def test_an_exclusive_temporary_file_gets_no_name(share: SharedDirectory) -> None:
     entry, _ = share.fs.tmpfile(DAEMON, ROOT, 0o666, os.O_RDWR | os.O_EXCL, 0)
     assert errno_of(share.fs.link, entry.nodeid, ROOT, b"named") == errno.ENOENT
 
 
-def test_create_opens_what_is_there_unless_exclusive(share: Share) -> None:
+def test_create_opens_what_is_there_unless_exclusive(share: SharedDirectory) -> None:
     (share.path / "there").write_text("content")
     assert errno_of(share.create, b"there", 0o644, os.O_RDWR | os.O_EXCL) == errno.EEXIST
     entry, opened = share.create(b"there", 0o600)
@@ -239,7 +245,7 @@ def test_create_opens_what_is_there_unless_exclusive(share: Share) -> None:
     assert stat.S_IMODE((share.path / "there").stat().st_mode) != 0o600
 
 
-def test_each_new_thing_belongs_to_the_caller_if_the_daemon_is_root(share: Share) -> None:
+def test_new_inodes_belong_to_the_requester_if_the_daemon_is_root(share: SharedDirectory) -> None:
     fs = share.fs
     made = [
         share.create(b"file", requester=USER)[0],
@@ -252,7 +258,7 @@ def test_each_new_thing_belongs_to_the_caller_if_the_daemon_is_root(share: Share
     assert {(entry.stat.st_uid, entry.stat.st_gid) for entry in made} == {expected}
 
 
-def test_the_daemon_is_itself_again_after_success_and_failure(share: Share) -> None:
+def test_daemon_has_its_own_ids_again_after_success_and_failure(share: SharedDirectory) -> None:
     before = identity()
     share.create(b"file", requester=USER)
     assert errno_of(share.create, b"file", 0o644, os.O_RDWR | os.O_EXCL, 0, USER) == errno.EEXIST
@@ -260,20 +266,20 @@ def test_the_daemon_is_itself_again_after_success_and_failure(share: Share) -> N
     assert identity() == before
 
 
-def test_permission_is_the_guests_matter(share: Share) -> None:
+def test_permission_of_the_requester_is_not_checked_on_the_host(share: SharedDirectory) -> None:
     (share.path / "private").mkdir(mode=0o700)
     entry, _ = share.fs.create(USER, share.lookup("private"), b"file", 0o644, os.O_RDWR, 0, False)
     assert stat.S_ISREG(entry.stat.st_mode)
 
 
-def test_ids_that_mean_no_id_are_refused_by_root(share: Share) -> None:
+def test_ids_that_mean_no_id_are_refused_by_root(share: SharedDirectory) -> None:
     nobody = Requester(0xFFFFFFFF, 0, 1)
     assert errno_of(share.create, b"file", 0o644, os.O_RDWR, 0, nobody) == (
         errno.EINVAL if IS_ROOT else 0
     )
 
 
-def test_the_supplementary_group_counts_in_a_set_group_id_directory(share: Share) -> None:
+def test_the_supplementary_group_counts_in_a_set_group_id_directory(share: SharedDirectory) -> None:
     group = 4321 if IS_ROOT else os.getegid()
     os.chown(share.path, -1, group)
     share.path.chmod(0o2777)
@@ -286,14 +292,14 @@ def test_the_supplementary_group_counts_in_a_set_group_id_directory(share: Share
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777, 0o1077])
-def test_the_umask_is_applied_as_the_host_does(share: Share, umask: int) -> None:
+def test_the_umask_is_applied_as_the_host_does(share: SharedDirectory, umask: int) -> None:
     file, _ = share.create(b"file", 0o6666, umask=umask)
     directory = share.fs.mkdir(DAEMON, ROOT, b"directory", 0o1777, umask)
     assert stat.S_IMODE(file.stat.st_mode) == 0o6666 & ~(umask & 0o777)
     assert stat.S_IMODE(directory.stat.st_mode) == 0o1777 & ~(umask & 0o777)
 
 
-def test_a_default_acl_takes_the_place_of_the_umask(share: Share) -> None:
+def test_default_acl_replaces_the_umask(share: SharedDirectory) -> None:
     # Version 2, then user::rwx group::rwx other::r-x as (tag, permissions, no id).
     acl = bytes.fromhex("02000000 01000700ffffffff 04000700ffffffff 20000500ffffffff")
     os.setxattr(share.path, "system.posix_acl_default", acl)
@@ -305,7 +311,7 @@ def test_a_readonly_share_is_not_changed_by_anything(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     (tmp_path / "directory").mkdir()
     before = tmp_path.stat()
-    share = Share(tmp_path, ShareOptions(readonly=True, xattr=True))
+    share = SharedDirectory(tmp_path, ShareOptions(readonly=True, xattr=True))
     fs = share.fs
     file, fh = share.open("file", os.O_RDONLY)
     refused = [
@@ -351,8 +357,8 @@ def make_all(fs: FileSystem, requester: Requester, name: bytes) -> list[Callable
     ]
 
 
-def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
-    share = Share(tmp_path, ShareOptions(security_labels=True, xattr=True))
+def test_new_inodes_have_their_security_xattrs(tmp_path: Path) -> None:
+    share = SharedDirectory(tmp_path, ShareOptions(security_labels=True, xattr=True))
     for make in make_all(share.fs, LABELLED, b"new"):
         make()
     assert len(names_in(tmp_path)) == 3
@@ -366,8 +372,8 @@ def test_new_inodes_have_their_labels(tmp_path: Path) -> None:
     share.close()
 
 
-def test_what_cannot_have_its_label_is_not_made(tmp_path: Path) -> None:
-    share = Share(tmp_path, ShareOptions(security_labels=True, xattr=True))
+def test_inode_whose_security_xattr_fails_is_not_created(tmp_path: Path) -> None:
+    share = SharedDirectory(tmp_path, ShareOptions(security_labels=True, xattr=True))
     before = open_descriptors()
     for make in make_all(share.fs, UNFIT, b"new"):
         assert errno_of(make) == errno.EOPNOTSUPP
@@ -378,7 +384,7 @@ def test_what_cannot_have_its_label_is_not_made(tmp_path: Path) -> None:
     share.close()
 
 
-def test_labels_are_refused_unless_they_are_on(share: Share) -> None:
+def test_security_xattrs_are_refused_unless_the_option_is_on(share: SharedDirectory) -> None:
     for make in make_all(share.fs, LABELLED, b"new"):
         assert errno_of(make) == errno.EINVAL
     assert names_in(share.path) == set()

@@ -25,7 +25,7 @@ REFUSALS = {errno.ENFILE}
 ALL = Changes(mode=0o600, size=3, atime_ns=1, mtime_ns=2)
 
 
-class Share:
+class PairedDirectories:
     """Two directories with equal names, which a mix-up of descriptors would confuse."""
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class Share:
         return found
 
 
-def written(share: Share) -> object:
+def written(share: PairedDirectories) -> object:
     opened = share.fs.open(share.ax, os.O_RDWR, False)
     try:
         return done(share.fs.write(share.ax, opened.fh, 0, [memoryview(b"W")], False, False))
@@ -69,13 +69,13 @@ def written(share: Share) -> object:
         share.fs.release(share.ax, opened.fh)
 
 
-def listed(share: Share) -> object:
+def listed(share: PairedDirectories) -> object:
     opened = share.fs.opendir(share.a, os.O_RDONLY)
     share.fs.releasedir(share.a, opened.fh)
     return None
 
 
-OPERATIONS: dict[str, Callable[[Share], object]] = {
+OPERATIONS: dict[str, Callable[[PairedDirectories], object]] = {
     "lookup": lambda share: share.fs.lookup(share.b, b"y"),
     "rename": lambda share: share.fs.rename(share.a, b"x", share.b, b"moved", 0),
     "rename over": lambda share: share.fs.rename(share.b, b"x", share.a, b"x", 0),
@@ -120,7 +120,7 @@ def free_descriptors(count: int) -> Iterator[None]:
             os.close(filler)
 
 
-def closed(share: Share, keep: int) -> None:
+def closed(share: PairedDirectories, keep: int) -> None:
     """Leave ``keep`` inodes with a descriptor: those that were used last."""
     store = share.fs.share.inodes._store
     while store._count_open() > keep:
@@ -129,8 +129,8 @@ def closed(share: Share, keep: int) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_is_done_right_or_refused(tmp_path: Path, name: str) -> None:
-    expected = Share(tmp_path / "model")
+def test_operation_without_descriptors_succeeds_or_is_refused(tmp_path: Path, name: str) -> None:
+    expected = PairedDirectories(tmp_path / "model")
     before = expected.tree()
     OPERATIONS[name](expected)
     after = expected.tree()
@@ -138,7 +138,7 @@ def test_operation_is_done_right_or_refused(tmp_path: Path, name: str) -> None:
     outcomes = set()
     for free in range(MOST_FREE + 1):
         for opened in range(4):
-            share = Share(tmp_path / f"{free}-{opened}")
+            share = PairedDirectories(tmp_path / f"{free}-{opened}")
             closed(share, opened)
             result: object = None
             with free_descriptors(free):
@@ -157,7 +157,7 @@ def test_operation_is_done_right_or_refused(tmp_path: Path, name: str) -> None:
 def test_nothing_is_left_open_after_a_refusal(tmp_path: Path) -> None:
     failed: list[str] = []
     for name, operation in OPERATIONS.items():
-        share = Share(tmp_path / name)
+        share = PairedDirectories(tmp_path / name)
         closed(share, 0)
         before = open_descriptors()
         with free_descriptors(1):

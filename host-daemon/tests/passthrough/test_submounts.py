@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mount points in the share: the guest is told of them, and what is below each is kept apart."""
+"""Mount points in the share are announced to the guest; inodes of each mount are separate."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def test_mount_points_are_announced(
         assert below.attr_flags == 0
 
 
-def test_they_are_not_where_that_is_off(tmp_path: Path, shared: Path) -> None:
+def test_mount_points_are_not_announced_when_that_is_off(tmp_path: Path, shared: Path) -> None:
     with guest_of(tmp_path, shared, "--no-announce-submounts") as guest:
         assert not guest.flags & wire.InitFlag.SUBMOUNTS
         assert guest.lookup(ROOT, b"tmpfs").attr_flags == 0
 
 
-def test_what_is_seen_through_two_mounts_is_two_inodes(tmp_path: Path, shared: Path) -> None:
+def test_inode_seen_through_two_mounts_is_two_inodes(tmp_path: Path, shared: Path) -> None:
     with guest_of(tmp_path, shared) as guest:
         first, second = (guest.lookup(ROOT, name).nodeid for name in (b"directory", b"again"))
         assert first != second

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the passthrough file system holds on to: lookups counted exactly, no descriptor left,
-numbers never reused."""
+"""The tables of the passthrough file system.
+
+Lookups are counted exactly, no descriptor is left, numbers are never reused.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,17 @@ from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import ProcFd
-from tests.support.passthrough_share import DAEMON, Share, errno_of, open_descriptors
+from tests.support.passthrough_share import DAEMON, SharedDirectory, errno_of, open_descriptors
 
 
 @pytest.fixture(params=[InodeFileHandles.NEVER, InodeFileHandles.PREFER])
-def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, ShareOptions(xattr=True), request.param)
+def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=True), request.param)
     yield share
     share.close()
 
 
-def test_an_inode_is_gone_when_each_lookup_is_taken_back(share: Share) -> None:
+def test_inode_is_stale_when_all_lookups_are_forgotten(share: SharedDirectory) -> None:
     before = open_descriptors()
     entry, opened = share.create(b"file")
     share.fs.release(entry.nodeid, opened.fh)
@@ -40,7 +42,7 @@ def test_an_inode_is_gone_when_each_lookup_is_taken_back(share: Share) -> None:
     assert open_descriptors() <= before
 
 
-def test_forgetting_too_much_or_the_unknown_does_no_harm(share: Share) -> None:
+def test_forgetting_too_many_lookups_or_unknown_nodeids_is_harmless(share: SharedDirectory) -> None:
     entry, _ = share.create(b"file")
     assert share.fs.forget(entry.nodeid, 2**64 - 1)
     assert not share.fs.forget(entry.nodeid, 1)
@@ -49,7 +51,7 @@ def test_forgetting_too_much_or_the_unknown_does_no_harm(share: Share) -> None:
     assert share.fs.getattr(ROOT, None) == share.path.stat()
 
 
-def test_a_nodeid_and_a_handle_are_never_used_again(share: Share) -> None:
+def test_a_nodeid_and_a_handle_are_never_used_again(share: SharedDirectory) -> None:
     nodeids, handles = set(), set()
     for _ in range(20):
         entry, opened = share.create(b"file")
@@ -62,7 +64,7 @@ def test_a_nodeid_and_a_handle_are_never_used_again(share: Share) -> None:
     assert len(nodeids) == len(handles) == 20
 
 
-def test_an_inode_that_the_host_replaced_is_another(share: Share) -> None:
+def test_an_inode_that_the_host_replaced_is_another(share: SharedDirectory) -> None:
     (share.path / "file").write_text("old")
     old = share.lookup("file")
     (share.path / "file").unlink()
@@ -72,7 +74,7 @@ def test_an_inode_that_the_host_replaced_is_another(share: Share) -> None:
     assert share.fs.getattr(old, None).st_nlink == 0
 
 
-def test_a_handle_outlives_its_name_and_its_inodes_lookups(share: Share) -> None:
+def test_a_handle_outlives_its_name_and_its_inodes_lookups(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
     share.write(entry.nodeid, opened.fh, 0, b"data")
     share.fs.unlink(ROOT, b"file")
@@ -81,7 +83,7 @@ def test_a_handle_outlives_its_name_and_its_inodes_lookups(share: Share) -> None
     share.fs.release(entry.nodeid, opened.fh)
 
 
-def test_reset_leaves_only_the_root(share: Share) -> None:
+def test_reset_leaves_only_the_root(share: SharedDirectory) -> None:
     before = open_descriptors()
     entry, opened = share.create(b"file")
     share.fs.mkdir(DAEMON, ROOT, b"directory", 0o755, 0)
@@ -93,7 +95,7 @@ def test_reset_leaves_only_the_root(share: Share) -> None:
     assert share.lookup("file") > entry.nodeid
 
 
-def test_failures_leave_no_descriptor(share: Share) -> None:
+def test_failures_leave_no_descriptor(share: SharedDirectory) -> None:
     (share.path / "link").symlink_to("x")
     os.mkfifo(share.path / "fifo")
     before = open_descriptors()
@@ -105,9 +107,9 @@ def test_failures_leave_no_descriptor(share: Share) -> None:
     assert open_descriptors() <= before
 
 
-def test_closing_gives_everything_back(tmp_path: Path) -> None:
+def test_close_closes_all_descriptors(tmp_path: Path) -> None:
     before = open_descriptors()
-    share = Share(tmp_path)
+    share = SharedDirectory(tmp_path)
     share.create(b"file")
     share.close()
     assert open_descriptors() <= before
@@ -124,7 +126,9 @@ def descriptors_left(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(share: Share) -> None:
+def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(
+    share: SharedDirectory,
+) -> None:
     for number in range(40):
         (share.path / f"{number}").write_text("data")
     nodeid, fh = share.open("0")
@@ -134,7 +138,7 @@ def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(share: Sh
         assert (
             errno_of(share.create, b"new") == errno_of(share.fs.flush, nodeid, fh) == errno.ENFILE
         )
-        # What is known and open is served on, and what is given back can be had again.
+        # Known inodes and open files are served, and released ones can be opened again.
         assert errno_of(share.fs.getattr, nodeid, None) == 0
         assert share.read(nodeid, fh, 0, 10) == b"data"
         share.fs.release(nodeid, fh)
@@ -143,7 +147,7 @@ def test_running_out_of_descriptors_is_the_systems_limit_for_the_guest(share: Sh
 
 
 def test_inodes_by_descriptor_run_out_with_them(tmp_path: Path) -> None:
-    share = Share(tmp_path, keep=InodeFileHandles.NEVER)
+    share = SharedDirectory(tmp_path, keep=InodeFileHandles.NEVER)
     for number in range(40):
         (share.path / f"{number}").touch()
     with descriptors_left(20):
@@ -156,7 +160,7 @@ def test_inodes_by_descriptor_run_out_with_them(tmp_path: Path) -> None:
 def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(
     tmp_path: Path,
 ) -> None:
-    share = Share(tmp_path)
+    share = SharedDirectory(tmp_path)
     for number in range(80):
         (share.path / f"{number}").touch()
     nodeids = [share.lookup(f"{number}") for number in range(40)]
@@ -169,7 +173,7 @@ def test_inodes_by_handle_go_on_where_opening_files_has_used_up_the_descriptors(
     share.close()
 
 
-def test_what_a_watch_needs(share: Share) -> None:
+def test_watch_target_has_generation_descriptor_and_type(share: SharedDirectory) -> None:
     entry, _ = share.create(b"file")
     watched = share.fs.watch_target(entry.nodeid)
     assert (watched.generation, watched.is_dir) == (entry.generation, False)
@@ -179,11 +183,11 @@ def test_what_a_watch_needs(share: Share) -> None:
     assert errno_of(share.fs.watch_target, 12345) == errno.ENOENT
 
 
-def test_it_works_when_proc_is_only_the_current_directory(
+def test_file_system_works_when_proc_is_only_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/proc/self/fd")
-    share = Share(tmp_path, ShareOptions(xattr=True))
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=True))
     entry, opened = share.create(b"file")
     assert ProcFd().path(opened.fh) == f"{opened.fh}"
     share.write(entry.nodeid, opened.fh, 0, b"data")

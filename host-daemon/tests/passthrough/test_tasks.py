@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task owns its descriptors until it is done or dropped."""
+"""A task owns its descriptors until it has run or is dropped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def test_job_that_is_done_closes_its_descriptors(fd: int) -> None:
+def test_finished_task_closes_its_descriptors(fd: int) -> None:
     gc.collect()
     before = open_descriptors()
     task = on_files(lambda first, second: int(first != second), fd, fd)
@@ -29,7 +29,7 @@ def test_job_that_is_done_closes_its_descriptors(fd: int) -> None:
     assert open_descriptors() == before
 
 
-def test_job_that_is_dropped_closes_its_descriptors(fd: int) -> None:
+def test_dropped_task_closes_its_descriptors(fd: int) -> None:
     gc.collect()
     before = open_descriptors()
     task = on_files(lambda held: held, fd)

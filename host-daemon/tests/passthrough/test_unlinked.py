@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inodes that the host has removed: what changes them is ESTALE, upon which Linux looks the name up
-again; an open file goes on as on a local file system."""
+"""Inodes that the host has removed.
+
+A change of one is ESTALE, after which Linux looks the name up again; an open file stays usable as
+on a local file system.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.passthrough.options import ShareOptions
-from tests.support.passthrough_share import DAEMON, Share, errno_of, settled
+from tests.support.passthrough_share import DAEMON, SharedDirectory, errno_of, settled
 
-FILE: dict[str, Callable[[Share, int], object]] = {
+FILE: dict[str, Callable[[SharedDirectory, int], object]] = {
     "open": lambda share, nodeid: share.fs.open(nodeid, os.O_RDWR | os.O_TRUNC, False),
     "open to read": lambda share, nodeid: share.fs.open(nodeid, os.O_RDONLY, False),
     "truncate": lambda share, nodeid: settled(share.fs.setattr, nodeid, Changes(size=0)),
@@ -25,7 +28,7 @@ FILE: dict[str, Callable[[Share, int], object]] = {
     "removexattr": lambda share, nodeid: share.fs.removexattr(nodeid, b"user.a"),
     "link": lambda share, nodeid: share.fs.link(nodeid, ROOT, b"linked"),
 }
-DIRECTORY: dict[str, Callable[[Share, int], object]] = {
+DIRECTORY: dict[str, Callable[[SharedDirectory, int], object]] = {
     "create": lambda share, nodeid: share.fs.create(
         DAEMON, nodeid, b"new", 0o644, os.O_RDWR, 0, False
     ),
@@ -41,15 +44,15 @@ DIRECTORY: dict[str, Callable[[Share, int], object]] = {
 @pytest.fixture(
     params=[InodeFileHandles.NEVER, pytest.param(InodeFileHandles.PREFER, marks=pytest.mark.root)]
 )
-def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
-    share = Share(tmp_path, ShareOptions(xattr=True), request.param)
+def share(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SharedDirectory]:
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=True), request.param)
     (tmp_path / "other").touch()
     yield share
     share.close()
 
 
 @pytest.mark.parametrize("operation", FILE)
-def test_removed_file_is_stale(share: Share, operation: str) -> None:
+def test_removed_file_is_stale(share: SharedDirectory, operation: str) -> None:
     path = share.path / "file"
     path.write_text("old")
     nodeid = share.lookup("file")
@@ -61,7 +64,7 @@ def test_removed_file_is_stale(share: Share, operation: str) -> None:
 
 
 @pytest.mark.parametrize("operation", DIRECTORY)
-def test_removed_directory_is_stale(share: Share, operation: str) -> None:
+def test_removed_directory_is_stale(share: SharedDirectory, operation: str) -> None:
     path = share.path / "directory"
     path.mkdir()
     nodeid = share.lookup("directory")
@@ -73,7 +76,9 @@ def test_removed_directory_is_stale(share: Share, operation: str) -> None:
 
 
 @pytest.mark.parametrize("operation", FILE)
-def test_file_that_the_guest_has_open_goes_on(share: Share, operation: str) -> None:
+def test_unlinked_file_that_the_guest_has_open_is_usable(
+    share: SharedDirectory, operation: str
+) -> None:
     path = share.path / "file"
     path.write_text("data")
     nodeid, fh = share.open("file")
@@ -85,19 +90,19 @@ def test_file_that_the_guest_has_open_goes_on(share: Share, operation: str) -> N
     share.fs.release(nodeid, fh)
 
 
-def test_file_without_a_name_can_be_opened_again_while_it_is_open(share: Share) -> None:
+def test_file_without_a_name_can_be_opened_again_while_it_is_open(share: SharedDirectory) -> None:
     entry, opened = share.fs.tmpfile(DAEMON, ROOT, 0o644, os.O_RDWR, 0)
     again = share.fs.open(entry.nodeid, os.O_RDWR, False)
     share.fs.release(entry.nodeid, opened.fh)
     assert share.write(entry.nodeid, again.fh, 0, b"x") == 1
 
 
-def test_missing_name_in_a_directory_that_is_there_is_missing(share: Share) -> None:
+def test_missing_name_in_an_existing_directory_is_enoent(share: SharedDirectory) -> None:
     assert errno_of(share.fs.unlink, ROOT, b"missing") == errno.ENOENT
     assert errno_of(share.fs.rename, ROOT, b"missing", ROOT, b"new", 0) == errno.ENOENT
 
 
-def test_times_of_a_removed_file_can_be_set(share: Share) -> None:
+def test_times_of_a_removed_file_can_be_set(share: SharedDirectory) -> None:
     path = share.path / "file"
     path.touch()
     nodeid = share.lookup("file")
@@ -106,7 +111,7 @@ def test_times_of_a_removed_file_can_be_set(share: Share) -> None:
     assert share.fs.setattr(nodeid, Changes(mtime_ns=5)).st_mtime_ns == 5
 
 
-def test_removed_directory_can_be_opened_and_has_ended(share: Share) -> None:
+def test_removed_directory_can_be_opened_and_readdir_is_enoent(share: SharedDirectory) -> None:
     path = share.path / "directory"
     path.mkdir()
     nodeid = share.lookup("directory")

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules for the names of extended attributes: what the guest asks for, what it sees, what the host
-has."""
+"""Rules for the names of extended attributes: what the guest sets and sees, what the host has."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.xattrmap import XattrMap, parse
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.passthrough_share import Share, errno_of
+from tests.support.passthrough_share import SharedDirectory, errno_of
 
 #: The examples of virtiofsd's documentation.
 PREFIX_ALL = ":prefix:all::user.virtiofs.::bad:all:::"
@@ -39,7 +38,7 @@ NO_SELINUX = "/unsupported/all/security.selinux/security.selinux//ok/all///"
         (":ok:client:user.:::bad:server:::", b"trusted.a", errno.EPERM),
     ],
 )
-def test_what_the_guest_asks_for(rules: str, name: bytes, host: bytes | int) -> None:
+def test_names_of_the_guest_are_translated(rules: str, name: bytes, host: bytes | int) -> None:
     if isinstance(host, int):
         assert errno_of(parse(rules).to_host, name) == host
     else:
@@ -58,7 +57,7 @@ def test_what_the_guest_asks_for(rules: str, name: bytes, host: bytes | int) -> 
         (":ok:client:::", b"user.a", None),
     ],
 )
-def test_what_the_guest_sees(rules: str, name: bytes, guest: bytes | None) -> None:
+def test_names_of_the_host_are_translated(rules: str, name: bytes, guest: bytes | None) -> None:
     assert parse(rules).to_guest(name) == guest
 
 
@@ -84,7 +83,7 @@ def test_a_map_rule_stands_for_those_of_the_documentation(
 
 @pytest.mark.parametrize("rules", [":map::user.virtiofs.:", ":map:trusted.:user.virtiofs.:"])
 @given(name=NAMES)
-def test_what_was_set_is_seen_by_the_same_name(rules: str, name: bytes) -> None:
+def test_attribute_is_listed_by_the_name_it_was_set_by(rules: str, name: bytes) -> None:
     mapped = parse(rules)
     if not errno_of(mapped.to_host, name):
         assert mapped.to_guest(mapped.to_host(name)) == name
@@ -101,13 +100,13 @@ def test_what_was_set_is_seen_by_the_same_name(rules: str, name: bytes) -> None:
         (":map:a:b::ok:all:::", "nothing may follow a rule of type map"),
     ],
 )
-def test_a_rule_that_is_none_is_explained(rules: str, problem: str) -> None:
+def test_error_of_an_invalid_rule_explains_it(rules: str, problem: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
         parse(rules)
 
 
 def test_the_file_system_uses_the_hosts_names(tmp_path: Path) -> None:
-    share = Share(
+    share = SharedDirectory(
         tmp_path,
         ShareOptions(xattr=True, security_labels=True, xattrmap=parse(":map::user.guest.:")),
     )
@@ -129,8 +128,8 @@ def test_the_file_system_uses_the_hosts_names(tmp_path: Path) -> None:
     assert os.getxattr(tmp_path / "new", "user.guest.security.selinux") == b"label"
 
 
-def test_what_is_refused_cannot_be_set_and_is_not_there(tmp_path: Path) -> None:
-    share = Share(
+def test_refused_names_can_neither_be_set_nor_read(tmp_path: Path) -> None:
+    share = SharedDirectory(
         tmp_path,
         ShareOptions(xattr=True, xattrmap=parse(":bad:all:user.:user.::unsupported:all:::")),
     )

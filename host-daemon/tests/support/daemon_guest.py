@@ -52,19 +52,19 @@ class Guest:
         return int(self.init.flags | self.init.flags2 << 32)
 
     def ask(self, opcode: int, nodeid: int, payload: bytes = b"", room: int = 0) -> bytes:
-        """A request that must succeed."""
+        """Send a request that must succeed."""
         error, reply = self.front_end.request(opcode, nodeid, payload, room)
         assert error == 0, f"{Opcode(opcode).name}: {os.strerror(error)}"
         return reply
 
     def fails(self, opcode: int, nodeid: int, payload: bytes = b"", room: int = 0) -> int:
-        """A request that must fail; returns its errno."""
+        """Send a request that must fail; return its errno."""
         error, reply = self.front_end.request(opcode, nodeid, payload, room)
         assert error and not reply
         return error
 
     def lookup(self, parent: int, name: bytes) -> Any:
-        """The entry of a name."""
+        """Return the entry of a name."""
         return wire.entry_out.unpack_from(
             self.ask(Opcode.LOOKUP, parent, name + b"\0", wire.entry_out.size)
         )
@@ -100,7 +100,7 @@ class Guest:
         self.ask(Opcode.RELEASE, nodeid, wire.release_in.pack(fh=fh))
 
     def names(self, nodeid: int, plus: bool = False) -> dict[bytes, int]:
-        """A directory's entries with their nodeids (0 without ``plus``)."""
+        """Return a directory's entries with their nodeids (0 without ``plus``)."""
         opened = wire.open_out.unpack_from(
             self.ask(
                 Opcode.OPENDIR, nodeid, wire.open_in.pack(flags=os.O_DIRECTORY), wire.open_out.size
@@ -135,7 +135,7 @@ class Guest:
         return Event(fsnotify_out.unpack_from(reply).mask)
 
     def events(self, at_least: int) -> list[EventRecord]:
-        """The records that come, waiting for ``at_least`` so many."""
+        """Return the records that have come, waiting for ``at_least`` records."""
         records: list[EventRecord] = []
         while len(records) < at_least:
             for payload in self.front_end.notifications():

@@ -27,8 +27,10 @@ def error_line(output: str) -> str:
 
 
 class DaemonProcess:
-    """A running daemon that listens on ``socket_path``. Its log is read as far as it was waited
-    for."""
+    """A running daemon that listens on ``socket_path``.
+
+    Its log is read up to the line that a test waits for.
+    """
 
     command: Sequence[str] = COMMAND
 
@@ -89,7 +91,7 @@ class DaemonProcess:
 
 @contextlib.contextmanager
 def running(socket_path: Path, shared: Path, *options: str) -> Iterator[DaemonProcess]:
-    """A daemon that is ready; at the end it must have logged nothing worse than a warning."""
+    """Yield a daemon that is ready; it must log nothing worse than a warning."""
     where = [f"--socket-path={socket_path}", f"--shared-dir={shared}", "--keep-serving"]
     arguments = [*where, *options]
     daemon = DaemonProcess(socket_path, arguments)
@@ -106,6 +108,6 @@ def running(socket_path: Path, shared: Path, *options: str) -> Iterator[DaemonPr
 
 
 def status(pid: int) -> dict[str, str]:
-    """The fields of /proc/PID/status."""
+    """Return the fields of /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}

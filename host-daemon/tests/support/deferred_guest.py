@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver whose requests may be answered in any order, with the daemon in the test's own
-thread."""
+"""A driver whose requests may be replied in any order, with the daemon in the test's own thread."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ class DeferredGuest:
         )
 
     def ask(self, opcode: int, nodeid: int, payload: bytes, room: int = 0) -> bytes:
-        """Send a request that is answered at once."""
+        """Send a request that is replied immediately."""
         error, reply = self.front_end.request(opcode, nodeid, payload, room)
         assert error == 0, os.strerror(error)
         return reply

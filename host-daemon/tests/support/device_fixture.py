@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device whose event loop the test runs, with a handler that echoes and notifications from a
-list."""
+"""A device whose event loop the test runs, with an echo handler and a list of notifications."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's half of virtqueues, by hand: its memory and the driver's side of a split ring, right
-or wrong as told."""
+"""The guest's side of virtqueues: its memory, and the driver's half of a split ring.
+
+The ring is right, or wrong in the way that the test chooses.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,10 @@ class RamRegion:
 
 
 class GuestRam:
-    """Guest memory in a memfd, in equal adjacent regions; guest address = offset in the file +
-    ``BASE``."""
+    """Guest memory in a memfd, in equal adjacent regions.
+
+    A guest address is the offset in the file + ``BASE``.
+    """
 
     BASE = 0x10_0000
     USER_BASE = 0x7F00_0000_0000
@@ -197,8 +201,10 @@ class DriverQueue:
         return (self.ram.read_short(self.used + 2) - self.next_used) & 0xFFFF
 
     def take_used(self) -> tuple[int, int] | None:
-        """Return (head, written) of the next used chain, freeing its descriptors; ``None`` when
-        there is none."""
+        """Return (head, written) of the next used chain, and free its descriptors.
+
+        ``None``: no chain is in the used ring.
+        """
         if not self.used_count():
             return None
         where = self.used + 4 + 8 * (self.next_used % self.size)

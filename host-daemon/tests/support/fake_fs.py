@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file system and a watch table for tests of the session: they record what they are asked and
-answer the same."""
+"""A file system and a watch table for tests of the session.
+
+They record each call, and always return the same.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,10 @@ STATVFS = os.statvfs_result((4096, 1024, 1000, 900, 800, 70, 60, 50, 0, 255))
 
 
 class FakeFs:
-    """Implements ``FileSystem``. ``calls`` holds (operation, arguments); ``error`` is raised when
-    set.
+    """Implements ``FileSystem``.
 
-    Tasks fail with ``task_error`` when it is set. With ``hold`` they wait for it; READ and WRITE
-    are tasks then.
+    ``calls`` has (operation, arguments); ``error`` is raised when set. Tasks fail with
+    ``task_error`` when it is set. With ``hold`` they wait for it; READ and WRITE are tasks then.
     """
 
     timeout = 1.25

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vhost-user front-end for tests: owns the guest's memory, drives the rings, speaks FUSE to the
-daemon::
+"""A vhost-user front-end for tests.
 
-    front_end = FrontEnd(sock)             # the daemon runs in another thread or process
-    front_end = FrontEnd(sock, loop=loop)  # or the front-end runs its loop while it waits
-    front_end.negotiate()
-    error, reply = front_end.request(opcode, nodeid, payload, out_size)
+Owns the guest's memory, drives the rings, speaks FUSE to the daemon::
+
+front_end = FrontEnd(sock) # the daemon runs in another thread or process front_end = FrontEnd(sock,
+loop=loop) # or the front-end runs its loop while it waits front_end.negotiate() error, reply =
+front_end.request(opcode, nodeid, payload, out_size)
 
 Every wait has a limit; ``FrontEndTimeout`` and ``FrontEndClosed`` say what was waited for.
 """
@@ -34,12 +34,12 @@ IN_HEADER = struct.Struct("<IIQQIIIHH")
 OUT_HEADER = struct.Struct("<IiQ")
 NOTIFY_FSNOTIFY = 64
 DEFAULT_TIMEOUT = 10.0
-#: Payload and reply bytes are cut into pieces of this size, so that chains have several segments.
+#: Payload and reply bytes are split into slices of this size, so that chains have several.
 PIECE = 1 << 16
 
 
 class FrontEndTimeout(AssertionError):  # noqa: N818
-    """The daemon did not do in time what it had to."""
+    """The daemon did not do something in time."""
 
 
 class FrontEndClosed(AssertionError):  # noqa: N818
@@ -63,7 +63,7 @@ class Channel:
 
 
 class FrontEnd:
-    """One connection to a back end, and the guest behind it."""
+    """One connection to a back-end, and the guest behind it."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class FrontEnd:
         return self.channels[1]
 
     def requests(self, number: int = 0) -> Channel:
-        """A request queue."""
+        """Return a request queue."""
         return self.channels[number + (2 if self.notification else 1)]
 
     # vhost-user
@@ -148,8 +148,10 @@ class FrontEnd:
         return int(wire.number.unpack_from(self.ask(request)).value)
 
     def set(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a message without a reply of its own; where possible ask for an acknowledgement,
-        which must be good."""
+        """Send a message without a reply of its own.
+
+        If it can be acknowledged, the acknowledgement must be good.
+        """
         assert self.try_set(request, payload, fds) == 0, (
             f"the back end refused {Request(request).name}"
         )
@@ -187,7 +189,7 @@ class FrontEnd:
         self.set(Request.SET_FEATURES, wire.number.pack(value=self.acked))
 
     def read_config(self, offset: int, size: int) -> bytes:
-        """Return a part of the configuration space; empty when the back end refuses."""
+        """Return a part of the configuration space; empty when the back-end refuses."""
         reply = self.ask(
             Request.GET_CONFIG, wire.config.pack(offset=offset, size=size) + bytes(size)
         )
@@ -233,8 +235,7 @@ class FrontEnd:
         self.set(Request.SET_VRING_ENABLE, wire.vring_state.pack(index=index, num=int(enabled)))
 
     def stop_ring(self, index: int) -> int:
-        """Stop one ring and return the back end's index in it, from which ``start_ring`` goes
-        on."""
+        """Stop one ring and return the back-end's index, from which ``start_ring`` resumes."""
         state = wire.vring_state.unpack_from(
             self.ask(Request.GET_VRING_BASE, wire.vring_state.pack(index=index))
         )
@@ -242,18 +243,19 @@ class FrontEnd:
         self.channels[index].queue.base = state.num
         return int(state.num)
 
-    def begin_anew(self, index: int) -> None:
-        """Let the driver set up one stopped ring from the beginning, with nothing in it;
-        ``start_ring`` comes next."""
+    def reset_ring(self, index: int) -> None:
+        """Let the driver reset one stopped ring, so that it is empty; ``start_ring`` comes next."""
         old = self.channels[index].queue
         self.channels[index].queue = DriverQueue(self.ram, old.size, old.event_idx)
 
     def reboot(self) -> None:
-        """Do what a VMM does when its guest reboots: the connection and the memory stay, the rings
-        begin anew."""
+        """Do what a VMM does when its guest reboots.
+
+        The connection and the memory stay, the rings are reset.
+        """
         for index in range(len(self.channels)):
             self.stop_ring(index)
-            self.begin_anew(index)
+            self.reset_ring(index)
         self._buffers.clear()
         for index in range(len(self.channels)):
             self.start_ring(index)
@@ -297,8 +299,7 @@ class FrontEnd:
     def send_no_reply(
         self, opcode: int, nodeid: int, payload: bytes, timeout: float = DEFAULT_TIMEOUT
     ) -> None:
-        """Send a request without room for a reply on the hiprio queue, and wait until the device
-        has taken it."""
+        """Send a request without room for a reply on the hiprio queue; wait for its completion."""
         mark = self.ram.mark()
         self._unique += 2
         head = IN_HEADER.pack(
@@ -333,7 +334,7 @@ class FrontEnd:
             os.eventfd_write(channel.kick, 1)
 
     def wait_used(self, channel: Channel, timeout: float = DEFAULT_TIMEOUT) -> tuple[int, int]:
-        """Return the next used chain of the queue, waiting for the interrupt that tells of it."""
+        """Return the next used chain of the queue, waiting for its interrupt."""
         self.wait(lambda: channel.queue.used_count() > 0, channel, timeout, "a used chain")
         done = channel.queue.take_used()
         assert done is not None
@@ -350,12 +351,7 @@ class FrontEnd:
     def notifications(
         self, timeout: float = DEFAULT_TIMEOUT, at_least: int = 1, repost: bool = True
     ) -> list[bytes]:
-        """Return the payloads of the notifications that have come, waiting for ``at_least`` so
-        many.
-
-        Their headers are checked. The buffers are given to the device again, unless ``repost`` is
-        false.
-        """
+        """Return the payloads of the notifications that have come, waiting for ``at_least``."""
         queue = self.notify.queue
         queue.want_interrupts(True)
         found: list[bytes] = []
@@ -394,8 +390,7 @@ class FrontEnd:
         timeout: float = DEFAULT_TIMEOUT,
         what: str = "it",
     ) -> None:
-        """Wait for ``condition``, which becomes true when the daemon's loop turns or interrupts on
-        ``channel``."""
+        """Wait for ``condition``, while the daemon's loop runs or ``channel`` is interrupted."""
         deadline = time.monotonic() + timeout
         while not condition():
             left = deadline - time.monotonic()
@@ -411,7 +406,7 @@ class FrontEnd:
                 channel.interrupts()
 
     def settle(self) -> None:
-        """Turn the daemon's loop until nothing is left to do; needs ``loop``."""
+        """Run the daemon's loop until it is idle; needs ``loop``."""
         assert self.loop is not None
         for _ in range(1000):
             if not self.loop.run_once(0):

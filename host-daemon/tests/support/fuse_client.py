@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A FUSE client for tests: encodes requests as Linux does, calls a session, checks and decodes the
-replies.
+"""A FUSE client for tests.
 
-Nothing of it knows the file system behind the session.
+It encodes requests as Linux does, calls a session, checks and decodes the replies.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ HEADER_SIZE = fuse.out_header.size
 
 @dataclass(frozen=True)
 class Listed:
-    """An entry of a directory; ``entry`` is what READDIRPLUS says of the inode, None without it or
-    with nodeid 0."""
+    """An entry of a directory.
+
+    ``entry`` is the inode in READDIRPLUS, None without it or with nodeid 0.
+    """
 
     name: bytes
     ino: int
@@ -70,8 +71,7 @@ class Client:
         self._unique = 0
 
     def send(self, request: bytes, room: int) -> bytes:
-        """Hand over raw bytes with a reply buffer of ``room`` bytes; returns what was written, all
-        that was."""
+        """Pass raw bytes with a reply buffer of ``room`` bytes; return all that was written."""
         writable = segments(bytearray(b"\xa5" * room), self.cuts[1])
         written = self.handler.handle(Chain.of(segments(request, self.cuts[0]), writable))
         buffer = b"".join(writable)
@@ -329,11 +329,11 @@ class Client:
         self.call(Opcode.SETXATTR, nodeid, args + name + b"\0" + value, 0)
 
     def getxattr(self, nodeid: int, name: bytes, size: int = 65536) -> bytes | int:
-        """The value, or with a ``size`` of 0 how long it is."""
+        """Return the value, or with a ``size`` of 0 its length."""
         return self._sized(Opcode.GETXATTR, nodeid, size, name + b"\0")
 
     def listxattr(self, nodeid: int, size: int = 65536) -> bytes | int:
-        """The names, each with a NUL, or with a ``size`` of 0 how long they are."""
+        """Return the names, each with a NUL, or with a ``size`` of 0 their length."""
         return self._sized(Opcode.LISTXATTR, nodeid, size, b"")
 
     def removexattr(self, nodeid: int, name: bytes) -> None:

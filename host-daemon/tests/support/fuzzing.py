@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random inputs that can be had again: FARWATCH_EXAMPLES=N tries N inputs a test, FARWATCH_SEED=N
-others.
+"""Random inputs that can be reproduced.
 
-An input that fails is named in the error: its number, and the seed.
+FARWATCH_EXAMPLES=N tries N inputs a test, FARWATCH_SEED=N others.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from random import Random
 
 EDGES = [0, 1, 2, 7, 8, 15, 16, 17, 255, 256, 4095, 4096, 65535, 65536]
-#: What is nearly too much in a field of so many bytes.
+#: The edge of a field of that many bytes.
 LAST = {2: (1 << 16) - 1, 4: (1 << 32) - 1, 8: (1 << 64) - 1}
 
 
@@ -32,7 +31,7 @@ def inputs(default: int) -> Iterator[tuple[int, Random]]:
 
 
 def number(random: Random, width: int) -> int:
-    """A number for a field of ``width`` bytes: small, at an edge, or anything."""
+    """Choose a number for a field of ``width`` bytes: small, at an edge, or anything."""
     last = LAST[width]
     match random.randrange(4):
         case 0:
@@ -50,7 +49,7 @@ def noise(random: Random, most: int) -> bytes:
 
 
 def spoiled(random: Random, data: bytes) -> bytes:
-    """The bytes with a few of them changed, cut off or added."""
+    """Return the bytes with a few of them changed, cut off or added."""
     changed = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 5))):
         match random.randrange(4):
@@ -78,8 +77,10 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def errors_logged() -> Iterator[list[str]]:
-    """What the daemon logs as errors. pytest's own capture keeps what is logged alive, guest memory
-    in the end."""
+    """Yield the errors that the daemon logs.
+
+    pytest's own capture would keep references to logged objects, guest memory among them.
+    """
     logger = logging.getLogger("farwatchd")
     handler = _Lines()
     logger.addHandler(handler)

@@ -35,8 +35,10 @@ class CountingHandler(RequestHandler):
 
 
 class RawEchoHandler(CountingHandler):
-    """Writes the request, as it is, to wherever the reply may be; RAW_ECHO without arguments thus
-    gets a reply without error."""
+    """Writes the request, as it is, to wherever the reply may be.
+
+    RAW_ECHO without arguments thus gets a reply without error.
+    """
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         assert chain == Chain.of(chain.readable, chain.writable)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shared directory with its file system, and what the tests of the passthrough file system ask of
-both."""
+"""A shared directory with its file system, and helpers to call both."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ IS_ROOT = os.geteuid() == 0
 
 
 def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
-    """The errno that an operation fails with, or what it leaves to be done; 0 if it does not."""
+    """Return the errno of an operation, or of its task; 0 if it succeeds."""
     try:
         done(settled(operation, *arguments))
     except OSError as error:
@@ -38,12 +37,12 @@ def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
 
 
 def done(result: Any) -> Any:
-    """What an operation gives; what it leaves to be done is done here."""
+    """Return the result of an operation; run its task here."""
     return result() if callable(result) else result
 
 
 def settled(operation: Callable[..., Any], *arguments: Any) -> Any:
-    """What an operation gives, also if it has to wait, which is done here."""
+    """Return the result of an operation; if it is deferred, run its task here."""
     try:
         return operation(*arguments)
     except OperationDeferred as deferred:
@@ -51,7 +50,7 @@ def settled(operation: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def names_in(path: Path) -> set[bytes]:
-    """The names in a directory."""
+    """Return the names in a directory."""
     return {os.fsencode(child.name) for child in path.iterdir()}
 
 
@@ -71,11 +70,10 @@ def identity() -> list[str]:
     ]
 
 
-class Share:
+class SharedDirectory:
     """A directory ``path`` and the file system ``fs`` over it.
 
-    Unless ``keep`` says else, inodes are kept by handle where that works, with few descriptors
-    open.
+    By default inodes are referenced by handle where that works, with few open descriptors.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class Share:
         self.passthrough.close()
 
     def lookup(self, path: str) -> int:
-        """The nodeid of a path in the share."""
+        """Return the nodeid of a path in the share."""
         nodeid = ROOT
         for name in Path(path).parts:
             nodeid = self.find(nodeid, os.fsencode(name)).nodeid
@@ -120,12 +118,12 @@ class Share:
     def open(
         self, path: str, flags: int = os.O_RDWR, kill_suidgid: bool = False
     ) -> tuple[int, int]:
-        """The nodeid and the handle of an opened file."""
+        """Open a file; return its nodeid and handle."""
         nodeid = self.lookup(path)
         return nodeid, self.fs.open(nodeid, flags, kill_suidgid).fh
 
     def open_made(self, path: str, flags: int = os.O_RDWR) -> tuple[int, int]:
-        """The nodeid and the handle of an opened file, which the host has just made."""
+        """Create a file on the host and open it; return its nodeid and handle."""
         (self.path / path).touch()
         return self.open(path, flags)
 

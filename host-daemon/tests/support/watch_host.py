@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A watch table on a real directory, for the tests: what the session and the loop do for it in the
-daemon."""
+"""A watch table on a real directory, for the tests.
+
+It does what the session and the loop do in the daemon.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ MAX_WATCHES = 8
 
 
 class Host:
-    """A watch table on a share, alone with its objects."""
+    """A watch table on a share, with an inode store of its own."""
 
     def __init__(
         self,
@@ -79,8 +81,7 @@ class Host:
 
 
 def by_handle(kind: Callable[[int, InodeStore], WatchBackend]) -> Callable[[int], WatchBackend]:
-    """How to open a back end whose objects are kept by handle, and have no descriptor soon after
-    they were used."""
+    """Return how to open a back end whose inodes are referenced by handle, with few descriptors."""
     return lambda root_fd: kind(root_fd, InodeStore(InodeFileHandles.PREFER, most_open=1))
 
 

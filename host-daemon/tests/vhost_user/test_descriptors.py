@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors that run out, in the process or by the guest's doing, end neither a connection nor
-the daemon."""
+"""Running out of descriptors, by the process or the guest, ends no connection and no daemon."""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from farwatchd.event_loop import Loop
-from farwatchd.vhost_user.connection import Connection
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.messages import MAX_FDS
 from farwatchd.vhost_user.server import ACCEPT_PAUSE, Server
@@ -26,6 +24,7 @@ from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import ProtocolFeature
+from tests.support.connection_fixture import ConnectionFixture
 from tests.support.daemon_guest import ROOT, Guest
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.frontend import FrontEnd, FrontEndTimeout
@@ -38,54 +37,33 @@ LIMIT = 10.0
 def no_descriptors(spare: int = 0) -> Iterator[None]:
     """Let the process open ``spare`` descriptors more, and none with 0."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = [os.dup(0) for _ in range(200)]
-    limit = held[-1] + 1
+    opened = [os.dup(0) for _ in range(200)]
+    limit = opened[-1] + 1
     with contextlib.suppress(OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         while True:
-            held.append(os.dup(0))
-    for fd in held[-spare:] if spare else []:
+            opened.append(os.dup(0))
+    for fd in opened[-spare:] if spare else []:
         os.close(fd)
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in held[: len(held) - spare]:
+        for fd in opened[: len(opened) - spare]:
             os.close(fd)
 
 
-class Wire:
-    """A connection in a loop, with a front-end at its other end."""
-
-    def __init__(self) -> None:
-        self.loop = Loop()
-        self.handler = CountingHandler()
-        device = Device(self.loop, self.handler, DeviceConfig("share"))
-        ours, theirs = socket.socketpair()
-        self.closed = 0
-        self.connection = Connection(self.loop, theirs, device, self._on_close)
-        self.front_end = FrontEnd(ours, loop=self.loop)
-        self.front_end.negotiate()
-
-    def _on_close(self) -> None:
-        self.closed += 1
-
-    def close(self) -> None:
-        self.connection.close()
-        self.front_end.close()
-        self.loop.close()
-
-
 @pytest.fixture
-def link() -> Iterator[Wire]:
-    link = Wire()
+def link() -> Iterator[ConnectionFixture]:
+    link = ConnectionFixture()
+    link.front_end.negotiate()
     yield link
     link.close()
 
 
 @pytest.mark.parametrize("request_", [Request.SET_VRING_CALL, Request.SET_VRING_KICK])
 def test_message_finds_room_for_its_descriptor_when_none_is_free(
-    link: Wire, request_: Request
+    link: ConnectionFixture, request_: Request
 ) -> None:
     front_end = link.front_end
     channel = front_end.requests()
@@ -97,7 +75,7 @@ def test_message_finds_room_for_its_descriptor_when_none_is_free(
     assert link.closed == 0
 
 
-def test_memory_region_finds_room_when_no_descriptor_is_free(link: Wire) -> None:
+def test_memory_region_finds_room_when_no_descriptor_is_free(link: ConnectionFixture) -> None:
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)
     fields = {"guest_addr": 1 << 40, "size": 4096, "user_addr": 1 << 41, "mmap_offset": 0}
@@ -119,7 +97,7 @@ def lowest_limit() -> Iterator[None]:
 
 
 def test_message_without_its_descriptor_is_refused_and_the_connection_goes_on(
-    link: Wire, caplog: pytest.LogCaptureFixture
+    link: ConnectionFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     front_end = link.front_end
     kick = wire.number.pack(value=2)
@@ -132,7 +110,7 @@ def test_message_without_its_descriptor_is_refused_and_the_connection_goes_on(
 
 
 def test_call_descriptor_that_does_not_arrive_leaves_the_former_one(
-    link: Wire, caplog: pytest.LogCaptureFixture
+    link: ConnectionFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     front_end = link.front_end
     # As QEMU, which asks for no acknowledgement of this message.
@@ -149,7 +127,7 @@ def test_call_descriptor_that_does_not_arrive_leaves_the_former_one(
 
 
 def test_too_many_descriptors_are_not_called_too_few(
-    link: Wire, caplog: pytest.LogCaptureFixture
+    link: ConnectionFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     front_end = link.front_end
     front_end.send(Request.SET_MEM_TABLE, bytes(8), [front_end.ram.fd] * (MAX_FDS + 3))

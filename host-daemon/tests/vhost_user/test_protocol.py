@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user messages: framing, order, sizes, descriptors, acknowledgements, and whatever else a
-front-end may send."""
+"""vhost-user messages: framing, order, sizes, descriptors, acknowledgements, and invalid ones."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import MAX_MEM_SLOTS, Backend
-from farwatchd.vhost_user.connection import Connection
 from farwatchd.vhost_user.messages import MAX_FDS, Message, MessageDecoder, ProtocolError
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
@@ -22,8 +20,9 @@ from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.connection_fixture import ConnectionFixture
 from tests.support.driver import GuestRam
-from tests.support.frontend import FrontEnd, region_fields
+from tests.support.frontend import region_fields
 from tests.support.handlers import CountingHandler
 from tests.support.passthrough_share import open_descriptors
 
@@ -71,7 +70,7 @@ def test_messages_survive_any_fragmentation(
         (wire.header.pack_values(1, 1, 0xFFFF_FFFF), "announces"),
     ],
 )
-def test_headers_without_sense_are_refused(data: bytes, reason: str) -> None:
+def test_invalid_headers_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason):
         MessageDecoder().feed(data[: wire.header.size])
 
@@ -91,31 +90,10 @@ def test_descriptors_belong_to_the_first_byte_of_a_message() -> None:
 # Through a socket
 
 
-class Wire:
-    """A connection in a loop, with a front-end at its other end."""
-
-    def __init__(self) -> None:
-        self.loop = Loop()
-        self.handler = CountingHandler()
-        device = Device(self.loop, self.handler, DeviceConfig("share"))
-        ours, theirs = socket.socketpair()
-        self.closed = 0
-        self.connection = Connection(self.loop, theirs, device, self._on_close)
-        self.front_end = FrontEnd(ours, loop=self.loop)
-
-    def _on_close(self) -> None:
-        self.closed += 1
-
-    def close(self) -> None:
-        self.connection.close()
-        self.front_end.close()
-        self.loop.close()
-
-
 @pytest.fixture
-def link() -> Iterator[Wire]:
+def link() -> Iterator[ConnectionFixture]:
     before = open_descriptors()
-    link = Wire()
+    link = ConnectionFixture()
     yield link
     link.close()
     assert open_descriptors() <= before, "descriptors have leaked"
@@ -201,7 +179,7 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
     ],
 )
 def test_a_message_that_breaks_the_rules_ends_the_connection_with_one_line(
-    link: Wire,
+    link: ConnectionFixture,
     caplog: pytest.LogCaptureFixture,
     request_: Request,
     payload: bytes,
@@ -235,7 +213,7 @@ def test_a_message_that_breaks_the_rules_ends_the_connection_with_one_line(
     ],
 )
 def test_messages_of_features_that_were_not_negotiated_are_refused(
-    link: Wire, caplog: pytest.LogCaptureFixture, request_: Request
+    link: ConnectionFixture, caplog: pytest.LogCaptureFixture, request_: Request
 ) -> None:
     link.front_end.send(request_)
     assert link.front_end.closed()
@@ -243,15 +221,15 @@ def test_messages_of_features_that_were_not_negotiated_are_refused(
 
 
 def test_more_descriptors_than_any_message_has_end_the_connection(
-    link: Wire, caplog: pytest.LogCaptureFixture
+    link: ConnectionFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     link.front_end.send(Request.SET_MEM_TABLE, bytes(8), [link.front_end.ram.fd] * (MAX_FDS + 3))
     assert link.front_end.closed()
     assert f"more than {MAX_FDS} descriptors" in caplog.text
 
 
-def test_leaving_in_the_middle_of_a_message_is_noticed(
-    link: Wire, caplog: pytest.LogCaptureFixture
+def test_disconnect_within_a_message_ends_the_connection(
+    link: ConnectionFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     socket.send_fds(
         link.front_end.sock,
@@ -270,7 +248,7 @@ def test_settings_of_a_running_ring_cannot_change(caplog: pytest.LogCaptureFixtu
         (Request.SET_VRING_ADDR, wire.vring_addr.pack(index=0)),
         (Request.SET_FEATURES, _number(1 << 32)),
     ):
-        link = Wire()
+        link = ConnectionFixture()
         link.front_end.negotiate()
         link.front_end.send(request, payload)
         assert link.front_end.closed()
@@ -278,7 +256,7 @@ def test_settings_of_a_running_ring_cannot_change(caplog: pytest.LogCaptureFixtu
     assert caplog.text.count(" runs") + caplog.text.count("rings run") == 4
 
 
-def test_acknowledgements_come_only_when_asked_for_and_negotiated(link: Wire) -> None:
+def test_acknowledgements_come_only_when_asked_for_and_negotiated(link: ConnectionFixture) -> None:
     front_end = link.front_end
     front_end.send(Request.SET_OWNER, need_reply=True)
     front_end.send(Request.SET_PROTOCOL_FEATURES, _number(int(ProtocolFeature.REPLY_ACK)))
@@ -292,7 +270,9 @@ def test_acknowledgements_come_only_when_asked_for_and_negotiated(link: Wire) ->
     assert front_end.ask_number(Request.GET_FEATURES)
 
 
-def test_the_configuration_space_is_read_only(link: Wire, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_configuration_space_is_read_only(
+    link: ConnectionFixture, caplog: pytest.LogCaptureFixture
+) -> None:
     front_end = link.front_end
     front_end.negotiate_features()
     payload = wire.config.pack(offset=0, size=4) + b"abcd"
@@ -302,7 +282,9 @@ def test_the_configuration_space_is_read_only(link: Wire, caplog: pytest.LogCapt
     assert "read-only" in caplog.text
 
 
-def test_kick_descriptor_that_epoll_does_not_support_is_refused(link: Wire, tmp_path: Path) -> None:
+def test_kick_descriptor_that_epoll_does_not_support_is_refused(
+    link: ConnectionFixture, tmp_path: Path
+) -> None:
     front_end = link.front_end
     front_end.negotiate()
     front_end.stop_ring(2)
@@ -314,7 +296,7 @@ def test_kick_descriptor_that_epoll_does_not_support_is_refused(link: Wire, tmp_
     front_end.start_ring(2)
 
 
-def test_reset_owner_stops_the_rings_and_nothing_else(link: Wire) -> None:
+def test_reset_owner_stops_the_rings_and_nothing_else(link: ConnectionFixture) -> None:
     link.front_end.negotiate()
     link.front_end.set(Request.RESET_OWNER)
     assert link.handler.resets == 0
@@ -346,7 +328,7 @@ def test_memory_slots_are_bounded_and_counted() -> None:
     ram.close()
 
 
-def test_a_second_memory_table_replaces_the_first_while_rings_run(link: Wire) -> None:
+def test_a_second_memory_table_replaces_the_first_while_rings_run(link: ConnectionFixture) -> None:
     front_end = link.front_end
     front_end.memory_slots = False
     front_end.negotiate()
@@ -437,9 +419,9 @@ def test_any_sequence_of_messages_is_answered_or_refused(
 
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=10))
 @settings(max_examples=100, deadline=None)
-def test_any_bytes_end_in_a_closed_connection_and_nothing_worse(parts: list[bytes]) -> None:
+def test_any_bytes_close_the_connection(parts: list[bytes]) -> None:
     before = open_descriptors()
-    link = Wire()
+    link = ConnectionFixture()
     for part in parts:
         if link.closed:
             break

@@ -20,7 +20,7 @@ from tests.support.frontend import FrontEnd, FrontEndTimeout
 from tests.support.handlers import CountingHandler
 
 
-class Daemon:
+class LoopedServer:
     """A server in a loop that is turned by hand."""
 
     def __init__(self) -> None:
@@ -38,8 +38,8 @@ class Daemon:
 
 
 @pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    daemon = Daemon()
+def daemon() -> Iterator[LoopedServer]:
+    daemon = LoopedServer()
     yield daemon
     if daemon.server is not None:
         daemon.server.close()
@@ -52,7 +52,7 @@ def _connect(path: Path, loop: Loop | None) -> FrontEnd:
     return FrontEnd(sock, loop=loop)
 
 
-def test_front_ends_are_served_one_after_the_other(daemon: Daemon, tmp_path: Path) -> None:
+def test_front_ends_are_served_one_after_the_other(daemon: LoopedServer, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     daemon.serve(listen(path))
     for number in range(3):
@@ -67,7 +67,7 @@ def test_front_ends_are_served_one_after_the_other(daemon: Daemon, tmp_path: Pat
 
 
 def test_second_front_end_is_served_after_the_first_has_left(
-    daemon: Daemon, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    daemon: LoopedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "socket"
     daemon.serve(listen(path))
@@ -89,7 +89,7 @@ def test_second_front_end_is_served_after_the_first_has_left(
     third.close()
 
 
-def test_once_ends_with_the_first_front_end(daemon: Daemon, tmp_path: Path) -> None:
+def test_once_ends_with_the_first_front_end(daemon: LoopedServer, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     daemon.serve(listen(path), once=True)
     front_end = _connect(path, daemon.loop)
@@ -102,7 +102,9 @@ def test_once_ends_with_the_first_front_end(daemon: Daemon, tmp_path: Path) -> N
         _connect(path, None)
 
 
-def test_closing_the_server_resets_the_device_and_is_no_end(daemon: Daemon, tmp_path: Path) -> None:
+def test_closing_the_server_resets_the_device_and_is_no_end(
+    daemon: LoopedServer, tmp_path: Path
+) -> None:
     path = tmp_path / "socket"
     daemon.serve(listen(path))
     front_end = _connect(path, daemon.loop)
@@ -118,7 +120,9 @@ def test_closing_the_server_resets_the_device_and_is_no_end(daemon: Daemon, tmp_
     waiting.close()
 
 
-def test_inherited_sockets_may_be_connected_or_listening(daemon: Daemon, tmp_path: Path) -> None:
+def test_inherited_sockets_may_be_connected_or_listening(
+    daemon: LoopedServer, tmp_path: Path
+) -> None:
     ours, theirs = socket.socketpair()
     daemon.serve(inherit(theirs.detach()))
     front_end = FrontEnd(ours, loop=daemon.loop)
@@ -156,7 +160,9 @@ def test_a_dead_daemon_s_socket_is_replaced(tmp_path: Path) -> None:
         assert listener.accept()[0].fileno() >= 0
 
 
-def test_a_living_daemon_s_socket_is_left_alone_unnoticed(daemon: Daemon, tmp_path: Path) -> None:
+def test_probing_the_socket_of_a_running_daemon_is_unnoticed(
+    daemon: LoopedServer, tmp_path: Path
+) -> None:
     path = tmp_path / "socket"
     daemon.serve(listen(path), once=True)
     with pytest.raises(ListenError, match="another daemon listens"):
@@ -191,7 +197,7 @@ def test_the_socket_has_the_permissions_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_daemon_in_a_thread_serves_a_blocking_front_end(tmp_path: Path) -> None:
-    daemon = Daemon()
+    daemon = LoopedServer()
     daemon.serve(listen(tmp_path / "socket"))
     thread = threading.Thread(target=daemon.loop.run)
     thread.start()

@@ -155,8 +155,8 @@ def test_polled_request_needs_no_kick_and_earlier_replies_are_interrupted_first(
     answered: list[int] = []
 
     def another() -> None:
-        # The reply to the one before has been told of: the driver waits for it before it sends the
-        # next one.
+        # The driver has got an interrupt for the former reply: it waits for that before it sends
+        # the next request.
         assert channel.interrupts()
         answered.append(answer(front_end))
         if len(answered) < 4:
@@ -230,7 +230,7 @@ def test_device_does_not_poll_while_a_thread_works_on_a_reply(
 
 
 def answer(front_end: FrontEnd) -> int:
-    """The bytes of the one answer that there is."""
+    """Return the bytes of the only reply."""
     queue = front_end.requests().queue
     assert queue.used_count() == 1
     used = queue.take_used()
@@ -240,7 +240,7 @@ def answer(front_end: FrontEnd) -> int:
 
 
 REQUESTS = 2000
-#: Of so many requests a daemon that polls would find more without a kick, and one that does not by
+#: Of these requests a daemon that polls would find more without a kick, and one that does not by
 #: accident fewer.
 UNKICKED = 50
 

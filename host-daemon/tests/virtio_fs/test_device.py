@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device end to end: a fake front-end with real shared memory, descriptors and rings, and a
-handler behind."""
+"""The device end to end, with a handler behind it.
+
+The front-end is a fake, with real shared memory, descriptors and rings.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def fixture() -> Iterator[DeviceFixture]:
     ("notification", "event_idx", "indirect", "slots"),
     list(itertools.product([True, False], repeat=4)),
 )
-def test_requests_are_answered_in_every_layout(
+def test_requests_are_replied_in_every_layout(
     fixture: DeviceFixture, notification: bool, event_idx: bool, indirect: bool, slots: bool
 ) -> None:
     front_end = fixture.connect(
@@ -174,7 +176,7 @@ def test_disabled_ring_is_served_once_it_is_enabled(fixture: DeviceFixture) -> N
     assert front_end.wait_used(channel)[1] == OUT_HEADER.size
 
 
-def test_a_stopped_ring_goes_on_where_it_was_and_keeps_the_session(fixture: DeviceFixture) -> None:
+def test_stopped_ring_resumes_at_its_index_and_keeps_the_session(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     for number in range(5):
@@ -330,7 +332,7 @@ def test_notifications_stay_queued_while_the_queue_is_stopped(fixture: DeviceFix
     assert front_end.notifications() == [b"x" * 80]
 
 
-def test_a_notification_is_scattered_over_the_pieces_of_a_buffer(fixture: DeviceFixture) -> None:
+def test_notification_is_scattered_over_the_slices_of_a_buffer(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     pieces = [Piece(front_end.ram.allocate(size), size) for size in (1, 7, 20, 100)]
@@ -355,10 +357,10 @@ def _expect_stopped(front_end: FrontEnd, caplog: pytest.LogCaptureFixture, reaso
     assert errors[0].startswith("queue 2 stopped: ")
     assert reason in errors[0]
     assert all(r.exc_info is None for r in caplog.records)
-    # The others go on, and so does this one when it is set up anew.
+    # The others go on, and so does this one when it is set up again.
     front_end.forget(3)
     front_end.stop_ring(2)
-    front_end.begin_anew(2)
+    front_end.reset_ring(2)
     front_end.start_ring(2)
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
@@ -520,7 +522,7 @@ def test_a_chain_may_cross_adjacent_regions(fixture: DeviceFixture) -> None:
     assert front_end.ram.read(reply, written) == OUT_HEADER.pack(20, 0, 6) + b"dcba"
 
 
-def test_taking_a_ring_s_memory_away_stops_it_and_nothing_else(
+def test_removing_a_ring_s_memory_stops_only_that_ring(
     fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     front_end = fixture.connect()
@@ -546,7 +548,7 @@ def test_taking_a_ring_s_memory_away_stops_it_and_nothing_else(
     assert front_end.request(ECHO, 1, b"ab", 2) == (0, b"ba")
 
 
-def test_regions_that_do_not_fit_are_refused_and_the_old_ones_stay(fixture: DeviceFixture) -> None:
+def test_invalid_regions_are_refused_and_the_former_ones_stay(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
     known = region_fields(front_end.ram.regions[0])

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where there is no notification queue a request waits for events, and keeps nobody else
-waiting."""
+"""WAIT requests, where there is no notification queue; other requests are served meanwhile."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ CREATED = EventRecord(1, 0, Event.CREATE, b"name")
 
 
 @dataclass
-class Guest:
+class WaitingGuest:
     """A driver without a notification queue, whose client sends WAIT requests."""
 
     front_end: FrontEnd
@@ -74,7 +73,7 @@ class Guest:
         return answer
 
     def answer(self, place: Piece) -> bytes | None:
-        """What has come to this place, or None."""
+        """Return the reply at this place, or None."""
         self.front_end.settle()
         used = self.front_end.requests().queue.take_used()
         if used is None:
@@ -89,7 +88,7 @@ class Guest:
 
 
 @pytest.fixture
-def guest() -> Iterator[Guest]:
+def guest() -> Iterator[WaitingGuest]:
     loop, queue = Loop(), EventQueue(100)
     session = Session(FakeFs(), FakeWatches(), SessionOptions(), source=queue)
     ours, theirs = socket.socketpair()
@@ -106,20 +105,20 @@ def guest() -> Iterator[Guest]:
     init = init_in.pack(major=7, minor=41, flags=offered & 0xFFFFFFFF, flags2=offered >> 32)
     error, reply = front_end.request(Opcode.INIT, 0, init, init_out.size)
     assert error == 0 and init_out.unpack_from(reply).flags2 << 32 & FUSE_HAS_FSNOTIFY_WAIT
-    yield Guest(front_end, queue, session, busy)
+    yield WaitingGuest(front_end, queue, session, busy)
     server.close()
     front_end.close()
     loop.close()
 
 
-def test_wait_request_is_completed_by_an_event(guest: Guest) -> None:
+def test_wait_request_is_completed_by_an_event(guest: WaitingGuest) -> None:
     place = guest.send_wait()
     assert guest.answer(place) is None
     guest.report(CREATED)
     assert decode_all(guest.answer(place) or b"") == [CREATED]
 
 
-def test_wait_request_is_completed_immediately_if_events_are_queued(guest: Guest) -> None:
+def test_wait_request_is_completed_immediately_if_events_are_queued(guest: WaitingGuest) -> None:
     guest.report(CREATED)
     guest.report(EventRecord(1, 0, Event.DELETE, b"name"))
     assert [record.mask for record in decode_all(guest.answer(guest.send_wait()) or b"")] == [
@@ -128,14 +127,14 @@ def test_wait_request_is_completed_immediately_if_events_are_queued(guest: Guest
     ]
 
 
-def test_other_requests_are_served_while_a_wait_request_is_pending(guest: Guest) -> None:
+def test_other_requests_are_served_while_a_wait_request_is_pending(guest: WaitingGuest) -> None:
     place = guest.send_wait()
     assert guest.front_end.request(Opcode.GETATTR, 1, bytes(16), 104)[0] == 0
     guest.report(CREATED)
     assert guest.answer(place)
 
 
-def test_destroy_completes_pending_wait_requests(guest: Guest) -> None:
+def test_destroy_completes_pending_wait_requests(guest: WaitingGuest) -> None:
     first = guest.send_wait()
     channel = guest.front_end.requests()
     answered: list[int] = []
@@ -147,18 +146,20 @@ def test_destroy_completes_pending_wait_requests(guest: Guest) -> None:
     channel.queue.add([request], [Piece(ram.allocate(out_header.size), out_header.size)])
     guest.front_end.publish(channel)
     guest.front_end.settle()
-    assert answered[0] == 2, "those that wait are answered before the next request is looked for"
+    assert answered[0] == 2, "pending ones are completed before the next request is popped"
     assert channel.queue.take_used() is not None
     assert guest.answer(first) == b""
 
 
-def test_oldest_wait_request_gets_an_empty_reply_if_too_many_are_pending(guest: Guest) -> None:
+def test_oldest_wait_request_gets_an_empty_reply_if_too_many_are_pending(
+    guest: WaitingGuest,
+) -> None:
     places = [guest.send_wait() for _ in range(MAX_PENDING + 1)]
     assert guest.answer(places[0]) == b""
     assert guest.answer(places[1]) is None
 
 
-def test_request_stays_pending_while_its_ring_is_stopped(guest: Guest) -> None:
+def test_request_stays_pending_while_its_ring_is_stopped(guest: WaitingGuest) -> None:
     place = guest.send_wait()
     guest.front_end.stop_ring(1)
     guest.report(CREATED)
@@ -171,7 +172,7 @@ def test_request_stays_pending_while_its_ring_is_stopped(guest: Guest) -> None:
     assert decode_all(guest.answer(again) or b"") == [CREATED]
 
 
-def test_reset_of_the_device_forgets_pending_requests(guest: Guest) -> None:
+def test_reset_of_the_device_forgets_pending_requests(guest: WaitingGuest) -> None:
     guest.send_wait()
     guest.front_end.reboot()
     guest.report(CREATED)
@@ -179,7 +180,7 @@ def test_reset_of_the_device_forgets_pending_requests(guest: Guest) -> None:
     assert guest.front_end.requests().queue.used_count() == 0
 
 
-def test_reply_is_no_longer_than_the_size_of_the_request(guest: Guest) -> None:
+def test_reply_is_no_longer_than_the_size_of_the_request(guest: WaitingGuest) -> None:
     records = [EventRecord(1, 0, Event.CREATE, b"%d" % number) for number in range(60)]
     for record in records:
         guest.queue.push(record)
@@ -193,7 +194,7 @@ def test_reply_is_no_longer_than_the_size_of_the_request(guest: Guest) -> None:
     assert found == records
 
 
-def test_room_for_no_record_is_refused(guest: Guest) -> None:
+def test_room_for_no_record_is_refused(guest: WaitingGuest) -> None:
     small = fsnotify_wait_in.pack(size=100)
     assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, small, SIZE)[0] == 22
     assert guest.front_end.request(Opcode.FSNOTIFY_WAIT, 0, WAIT, 100)[0] == 22
@@ -205,7 +206,7 @@ def test_room_for_no_record_is_refused(guest: Guest) -> None:
     )
 
 
-def test_wait_request_outlives_a_change_of_memory_regions(guest: Guest) -> None:
+def test_wait_request_outlives_a_change_of_memory_regions(guest: WaitingGuest) -> None:
     place = guest.send_wait()
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains as Linux writes them, which are known again, and any others: there must be no difference
-but in time."""
+"""Chains as Linux writes them, which are cached, and any others.
+
+Both are decoded alike.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,10 @@ def _linux_tables(draw: st.DrawFn) -> list[Descriptor]:
 
 
 def _read(descriptors: list[Descriptor], indirect: bool) -> tuple[bytes, bytes, int] | None:
-    """What the chain is made of, by address; None when it is refused. The table is the ring's, or
-    an indirect one."""
+    """Return the slices of the chain, by address; None when it is refused.
+
+    The table is the ring's, or an indirect one.
+    """
     table = b"".join(_DESCRIPTOR.pack(*descriptor) for descriptor in descriptors)
     size = len(descriptors)
     if indirect:
@@ -70,7 +74,7 @@ def _read(descriptors: list[Descriptor], indirect: bool) -> tuple[bytes, bytes, 
 
 
 def setup_module() -> None:
-    """Every byte tells where it is, nearly."""
+    """Return memory in which nearly every byte depends on its address."""
     for region in _MEMORY.regions:
         region.view[:] = bytes(
             (n * 7 + n // 256 + region.guest_addr // 4096) % 256 for n in range(region.size)
@@ -92,7 +96,7 @@ def setup_module() -> None:
 @example([(0x1000, 16, NEXT, 1), (0x1000, 16, NEXT | WRITE, 2)])
 @example([(0x1000, 16, 0, 1), (0x1000, 16, WRITE, 0)])
 @example([(0x1000, 16, NEXT, 2), (0x1000, 17, NEXT, 2), (0x1000, 18, WRITE, 0)])
-def test_a_table_means_the_same_in_the_ring_and_apart(descriptors: list[Descriptor]) -> None:
+def test_table_is_decoded_alike_in_the_ring_and_indirectly(descriptors: list[Descriptor]) -> None:
     # What a chain in the ring's own table means is never kept.
     assert _read(descriptors, indirect=True) == _read(descriptors, indirect=False)
 
@@ -104,7 +108,7 @@ def test_a_table_of_broken_length_is_refused(length: int) -> None:
         ChainReader(_MEMORY, 1, table, indirect=True).chain(0)
 
 
-def test_more_than_a_used_length_can_tell_is_refused() -> None:
+def test_chain_longer_than_a_used_length_is_refused() -> None:
     fd = os.memfd_create("sparse")
     os.ftruncate(fd, 1 << 32)
     mapped = memoryview(mmap.mmap(fd, 1 << 32))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory and the split ring by themselves: translation, chains against a model, notification,
-any table."""
+"""Guest memory and the split ring by themselves.
+
+The tests check translation, chains against a model, notification, and any table.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ class Rings:
 # Memory
 
 
-def test_segments_of_one_region_and_across_adjacent_ones() -> None:
+def test_slices_of_one_region_and_across_adjacent_ones() -> None:
     memory = _memory((0x1000, 0x1000), (0x2000, 0x1000), (0x3000, 16), (0x8000, 0x1000))
     assert [len(s) for s in memory.slices(0x1000, 0x1000)] == [0x1000]
     assert [len(s) for s in memory.slices(0x1FFF, 2)] == [1, 1]
@@ -192,7 +194,7 @@ def test_an_indirect_table_may_cross_regions(rings: Rings) -> None:
     assert b"".join(chain.readable) == b"ab"
 
 
-def test_descriptors_that_follow_each_other_in_memory_are_one_segment(rings: Rings) -> None:
+def test_adjacent_descriptors_are_one_slice(rings: Rings) -> None:
     pieces = [rings.piece(b"abcd"), rings.piece(b"ef"), Piece(0, 0), rings.piece(b"gh")]
     room = [rings.piece(bytes(4)), rings.piece(bytes(4))]
     apart = [rings.piece(bytes(1)), rings.piece(bytes(2))][1]
@@ -254,7 +256,7 @@ def test_a_ring_must_fit_its_region_to_the_last_byte() -> None:
 
 
 def popped_from(ring: SplitRing) -> Chain:
-    """The next chain, which there must be."""
+    """Return the next chain, which must be available."""
     popped = ring.pop()
     assert popped is not None
     return popped[1]
@@ -340,7 +342,7 @@ _DESCRIPTORS = st.tuples(
     st.binary(max_size=256),
 )
 @settings(max_examples=400, deadline=None)
-def test_any_ring_gives_chains_in_memory_or_an_error(
+def test_any_ring_has_chains_in_memory_or_an_error(
     table: list[tuple[int, int, int, int]], heads: list[int], ahead: int, noise: bytes
 ) -> None:
     rings = Rings()

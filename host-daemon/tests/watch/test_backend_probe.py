@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probing opens a back end that works, or says in one line why none does, and leaves nothing
-open."""
+"""Probing opens a usable back end, or explains in one line why there is none, and leaks nothing."""
 
 from __future__ import annotations
 

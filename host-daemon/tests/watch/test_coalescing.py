@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fanotify coalesces equal events of one process. The reported events still end where the host
-did."""
+"""fanotify coalesces equal events of one process.
+
+The reported events still end in the state of the host.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def backend(request: pytest.FixtureRequest) -> Callable[..., WatchBackend]:
 
 @pytest.fixture
 def host(share: Path, backend: Callable[..., WatchBackend]) -> Iterator[Host]:
-    """A host that reports the events of all processes, with a file ``store`` and a directory."""
+    """Yield a host that reports events of all processes, with a file ``store`` and a directory."""
     (share / "store").write_text("x")
     (share / "sub").mkdir()
     host = Host(share, open_backend=backend)

@@ -93,7 +93,7 @@ def test_a_fixed_part_that_has_grown_is_skipped() -> None:
 
 
 @pytest.mark.parametrize("record", [OVERFLOW, WATCHES_LOST, watch_ended(5, 6)])
-def test_what_is_no_event_is_read_as_it_was_written(record: EventRecord) -> None:
+def test_records_without_an_event_survive_encode_and_decode(record: EventRecord) -> None:
     assert decode_all(record.encode()) == [record]
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fanotify alone does: it knows who caused an event, coalesces, and reports inodes by their
-handles."""
+"""Features of fanotify alone.
+
+It knows who caused an event, coalesces, and identifies inodes by file handle.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def store(
 def host(
     share: Path, store: Callable[[Callable[..., WatchBackend]], Callable[[int], WatchBackend]]
 ) -> Iterator[Host]:
-    """A host whose back end reports the events of this process, too."""
+    """Yield a host whose back end reports the events of this process, too."""
     host = Host(share, open_backend=store(FanotifyBackend))
     yield host
     host.close()
@@ -51,7 +53,7 @@ def host(
 def others_only(
     share: Path, store: Callable[[Callable[..., WatchBackend]], Callable[[int], WatchBackend]]
 ) -> Iterator[Host]:
-    """A host whose back end leaves this process out, as in mode ``others``."""
+    """Yield a host whose back end leaves out this process, as in mode ``others``."""
     host = Host(share, open_backend=store(partial(FanotifyBackend, own_pid=os.getpid())))
     assert host.backend.others_only
     yield host

@@ -76,7 +76,7 @@ def test_overlayfs_is_watched_in_mode_others() -> None:
 
 @pytest.fixture
 def clones(tmp_path: Path) -> Iterator[Path]:
-    """A share with an ext4 in ``disk`` and its copy in ``clone``, each with a directory ``d``."""
+    """Yield a share with an ext4 in ``disk`` and its copy in ``clone``, a ``d`` in each."""
     share = tmp_path / "share"
     share.mkdir()
     image, copy = tmp_path / "image", tmp_path / "copy"
@@ -118,7 +118,7 @@ def test_clone_of_a_watched_file_system_is_refused(
 
 @pytest.fixture
 def btrfs(tmp_path: Path) -> Iterator[Path]:
-    """A btrfs with the subvolumes ``sub``, ``sub/nested`` and ``sub/other``, a ``d`` in each."""
+    """Yield a btrfs with subvolumes ``sub``, ``sub/nested`` and ``sub/other``, a ``d`` in each."""
     image = tmp_path / "btrfs.image"
     with image.open("wb") as file:
         file.truncate(160 << 20)

@@ -37,7 +37,7 @@ Reported = tuple[bytes, str, int, bytes]
 
 
 def everything_below(root: Path) -> list[bytes]:
-    """The root and all that is below it, symlinks themselves, in a fixed order."""
+    """Yield the root and all below it, symlinks themselves, in a fixed order."""
     found = [b"."]
     for directory, directories, files in os.walk(os.fsencode(root)):
         found += [
@@ -73,7 +73,7 @@ class Native:
 
 
 @dataclass
-class Daemon:
+class DaemonEvents:
     """A watch table on everything below ``root``, drained by hand."""
 
     root: Path
@@ -151,8 +151,10 @@ SELF = Event.DELETE_SELF | Event.MOVE_SELF
 
 
 def plain(events: list[Reported]) -> list[Reported]:
-    """Number the cookies by first sight and merge adjacent equal events, as inotify may at any
-    time."""
+    """Give the cookies the numbers of their first sight, and coalesce adjacent equal events.
+
+    inotify may coalesce those at any time.
+    """
     cookies: dict[int, int] = {0: 0}
     result: list[Reported] = []
     for path, mask, cookie, name in events:
@@ -340,21 +342,21 @@ SCRIPT_NAMES = [
 
 
 @pytest.fixture
-def twins(tmp_path: Path) -> tuple[Path, Path]:
+def roots(tmp_path: Path) -> tuple[Path, Path]:
     roots = tmp_path / "native", tmp_path / "daemon"
     for root in roots:
         root.mkdir()
     return roots
 
 
-@pytest.fixture(params=["each step", "all at once"])
+@pytest.fixture(params=["each step", "all together"])
 def stepwise(request: pytest.FixtureRequest) -> bool:
     """Whether both listeners read after each step or only at the end."""
     return bool(request.param == "each step")
 
 
 def run(
-    script: Script, listener: Native | Daemon, root: Path, stepwise: bool, repeats: bool
+    script: Script, listener: Native | DaemonEvents, root: Path, stepwise: bool, repeats: bool
 ) -> list[Reported]:
     reported = []
     for step in script.steps:
@@ -367,16 +369,16 @@ def run(
 
 def both(
     script: Script,
-    twins: tuple[Path, Path],
+    roots: tuple[Path, Path],
     stepwise: bool,
     backend: Callable[[int], WatchBackend] = InotifyBackend,
     repeats: bool = True,
 ) -> Iterator[list[Reported]]:
-    listeners: tuple[Callable[[Path], Native | Daemon], ...] = (
+    listeners: tuple[Callable[[Path], Native | DaemonEvents], ...] = (
         Native,
-        partial(Daemon, open_backend=backend),
+        partial(DaemonEvents, open_backend=backend),
     )
-    for root, kind in zip(twins, listeners, strict=True):
+    for root, kind in zip(roots, listeners, strict=True):
         for step in script.prepare:
             step(root)
         listener = kind(root)
@@ -394,31 +396,38 @@ def store(request: pytest.FixtureRequest) -> Opener:
 
 @pytest.mark.parametrize("name", SCRIPT_NAMES)
 def test_inotify_backend_reports_what_native_inotify_reports(
-    name: str, twins: tuple[Path, Path], stepwise: bool, store: Opener
+    name: str, roots: tuple[Path, Path], stepwise: bool, store: Opener
 ) -> None:
-    native, daemon = both(SCRIPTS[name], twins, stepwise, store(InotifyBackend))
+    native, daemon = both(SCRIPTS[name], roots, stepwise, store(InotifyBackend))
     assert native
     assert daemon == native
 
 
 @pytest.mark.parametrize("name", SCRIPT_NAMES)
 def test_fanotify_backend_reports_each_step_as_native_inotify_does(
-    name: str, twins: tuple[Path, Path], store: Opener
+    name: str, roots: tuple[Path, Path], store: Opener
 ) -> None:
     # fanotify merges what repeats, not only where it is adjacent: each step is reported without
     # repetitions.
     native, daemon = both(
-        SCRIPTS[name], twins, stepwise=True, backend=store(FanotifyBackend), repeats=False
+        SCRIPTS[name],
+        roots,
+        stepwise=True,
+        backend=store(FanotifyBackend),
+        repeats=False,
     )
     assert native
     assert daemon == native
 
 
 def test_writes_after_unlink_are_reported_before_delete_self(
-    twins: tuple[Path, Path], store: Opener
+    roots: tuple[Path, Path], store: Opener
 ) -> None:
     native, daemon = both(
-        Script(TREE, (write_after_unlink("d/f"),)), twins, False, store(InotifyBackend)
+        Script(TREE, (write_after_unlink("d/f"),)),
+        roots,
+        False,
+        store(InotifyBackend),
     )
     assert daemon == native
 
@@ -452,8 +461,8 @@ def test_any_script_is_reported_as_native_inotify_does(
     backend: Callable[[int], WatchBackend], steps: list[Step]
 ) -> None:
     with tempfile.TemporaryDirectory() as base:
-        twins = Path(base, "native"), Path(base, "daemon")
-        for root in twins:
+        roots = Path(base, "native"), Path(base, "daemon")
+        for root in roots:
             root.mkdir()
-        native, daemon = both(Script(TREE, tuple(map(if_possible, steps))), twins, False, backend)
+        native, daemon = both(Script(TREE, tuple(map(if_possible, steps))), roots, False, backend)
     assert daemon == native

@@ -31,7 +31,7 @@ def test_rename_of_a_directory_keeps_isdir() -> None:
     assert joiner.take(0) == [MarkEvent(1, BOTH | ISDIR, b"old", new_mark_id=1, new_name=b"new")]
 
 
-def test_events_after_a_held_moved_from_wait_for_it() -> None:
+def test_events_after_a_queued_moved_from_wait_for_it() -> None:
     joiner = RenameJoiner()
     joiner.feed(OTHER, 0, now=0)
     joiner.feed(FROM, 5, now=0)
@@ -86,7 +86,7 @@ def test_lone_moved_to_stays_unpaired() -> None:
     assert joiner.take(0) == [TO]
 
 
-def test_number_of_held_events_is_bounded() -> None:
+def test_number_of_queued_events_is_bounded() -> None:
     joiner = RenameJoiner(limit=10)
     joiner.feed(FROM, 5, now=0)
     for _ in range(10):
@@ -94,7 +94,7 @@ def test_number_of_held_events_is_bounded() -> None:
     assert joiner.take(0) == [FROM] + [OTHER] * 10
 
 
-def test_events_that_are_not_held_do_not_count() -> None:
+def test_events_that_are_not_queued_do_not_count() -> None:
     joiner = RenameJoiner(limit=10)
     for _ in range(20):
         joiner.feed(OTHER, 0, now=0)
@@ -103,7 +103,7 @@ def test_events_that_are_not_held_do_not_count() -> None:
     assert joiner.take(0) == [OTHER] * 20 + [RENAMED]
 
 
-def test_clear_drops_held_events() -> None:
+def test_clear_drops_queued_events() -> None:
     joiner = RenameJoiner()
     joiner.feed(FROM, 5, now=0)
     joiner.clear()

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch table over the real back ends: masks, limits, the ends of watches, and that nothing is
-left behind."""
+"""The watch table over the real back ends: masks, limits, the ends of watches, and no leaks."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def host(request: pytest.FixtureRequest, share: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def inotify_host(share: Path) -> Iterator[Host]:
-    """A host where it matters that inotify watches."""
+    """Yield a host whose watch back end is inotify."""
     host = Host(share)
     yield host
     host.close()
@@ -472,7 +471,7 @@ def test_rename_is_reported_as_far_as_it_is_wanted(
     assert host.records() == reported
 
 
-def test_held_moved_from_is_reported_by_the_timer(inotify_host: Host, share: Path) -> None:
+def test_queued_moved_from_is_reported_by_the_timer(inotify_host: Host, share: Path) -> None:
     inotify_host.watch(1, share, Event.MOVED_FROM)
     (share / "f").touch()
     (share / "f").rename(share.parent / "f")
@@ -484,7 +483,7 @@ def test_held_moved_from_is_reported_by_the_timer(inotify_host: Host, share: Pat
     assert inotify_host.queued() == [EventRecord(1, 0, Event.MOVED_FROM, b"f", unpaired=True)]
 
 
-def test_reset_frees_everything(host: Host, share: Path) -> None:
+def test_reset_ends_all_watches(host: Host, share: Path) -> None:
     (share / "a/b").mkdir(parents=True)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     fd = os.open(share / "a/b", os.O_PATH)
