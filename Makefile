@@ -5,7 +5,7 @@ HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests docs
 HOST_TESTS := host-daemon/tests harness/tests
 DISTRIBUTION = $(if $(filter stock,$(KERNEL)),--distribution)
-MARKDOWN = $(filter-out docs/protocol.md patches/%,$(shell git ls-files '*.md'))
+MARKDOWN = $(shell git ls-files '*.md')
 
 .PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module test test-module test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
 

@@ -41,6 +41,43 @@ def test_files_that_a_document_names_exist(document: str) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("document", ["SECURITY.md", "docs/threat-model.md"])
+def test_each_promise_names_tests_that_exist(document: str) -> None:
+    rows = promises((paths.CHECKOUT / document).read_text())
+    assert len(rows) >= 6
+    problems = []
+    for promise, tests in rows:
+        named = re.findall(r"`([^`]+)`", tests)
+        problems += [] if named else [f"{promise}: no test"]
+        problems += [f"{promise}: {name}" for name in named if not is_test(name)]
+    assert problems == []
+
+
+def promises(text: str) -> list[tuple[str, str]]:
+    """Return the first and the last cell of each row in the tables with a column "tested by"."""
+    rows = []
+    tested = False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            tested = False
+        elif cells[-1] == "tested by":
+            tested = True
+        elif tested and cells[0] != "--":
+            rows.append((cells[0], cells[-1]))
+    return rows
+
+
+def is_test(name: str) -> bool:
+    """Return whether a file of tests, as `fuse/test_x.py` or `fuse/test_x.py::test_y`, exists."""
+    path, _, function = name.partition("::")
+    for folder in (".", "host-daemon/tests"):
+        file = paths.CHECKOUT / folder / path
+        if file.is_file() and file.name.startswith("test_"):
+            return f"\ndef {f'{function}(' if function else 'test_'}" in file.read_text()
+    return False
+
+
 @pytest.mark.parametrize("diagram", ["request", "event", "result"])
 def test_files_in_a_diagram_exist_and_the_drawing_has_them(diagram: str) -> None:
     pictures = paths.CHECKOUT / "docs" / "pictures"
