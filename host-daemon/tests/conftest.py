@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets the tests import their helpers as ``tests.NAME``."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -66,11 +66,6 @@ def handle_of(key: bytes) -> bytes:
     return key[_MOUNT.size :]
 
 
-def type_and_handle(key: bytes) -> bytes:
-    """Return the handle's type, 4 bytes, and the handle itself."""
-    return key[_MOUNT.size + 4 :]
-
-
 def file_handle(kind_and_handle: bytes) -> bytes:
     """Return the ``struct file_handle`` of a type and a handle, as a fanotify event has them."""
     return _MOUNT.pack(len(kind_and_handle) - 4) + kind_and_handle

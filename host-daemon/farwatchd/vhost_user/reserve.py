@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Iterator
 
 _log = logging.getLogger(__name__)
-
-#: Errors that pass: no descriptor free in the process or in the host, no memory.
-TRANSIENT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class DescriptorReserve:

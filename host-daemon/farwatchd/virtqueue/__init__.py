@@ -11,6 +11,8 @@ Everything that the guest writes is read once and checked.
 - ``errors``: ``VirtqueueError``
 """
 
+from __future__ import annotations
+
 from farwatchd.virtqueue.chains import Chain
 from farwatchd.virtqueue.errors import VirtqueueError
 from farwatchd.virtqueue.memory import GuestMemory, Region

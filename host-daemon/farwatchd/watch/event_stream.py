@@ -11,7 +11,7 @@ import logging
 from typing import NamedTuple
 
 from farwatchd.linux.inotify import In
-from farwatchd.watch.watch_backend import DIRENT, WATCH_ENDED, HostEvent
+from farwatchd.watch.watch_backend import DIRENT, HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
 
@@ -198,7 +198,7 @@ class EventStream:
 
     def _report_end(self, node: Node) -> None:
         """Report that an inode that still exists is not watched any more."""
-        self._events.append(HostEvent(node.watch_id, WATCH_ENDED, ended=True))
+        self._events.append(HostEvent(node.watch_id, Event.WATCH_ENDED, ended=True))
 
     def _removed_children(self, node: Node | None, raw: MarkEvent) -> list[Node]:
         """Return the watched directories that an rmdir, or a rename over them, has removed."""

@@ -11,9 +11,6 @@ from farwatchd.wire.fsnotify import Event
 #: Events of a directory entry. They belong to the directory, and carry the entry's name.
 DIRENT = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO
 
-#: FUSE_FSN_WATCH_ENDED (docs/protocol.md, "events"): no event, the inode is not watched any more.
-WATCH_ENDED = Event(1 << 29)
-
 
 @dataclass(frozen=True, slots=True)
 class HostEvent:

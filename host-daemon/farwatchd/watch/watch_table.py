@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import NAME_MAX, EventRecord
-from farwatchd.watch.watch_backend import WATCH_ENDED, HostEvent, WatchBackend
+from farwatchd.watch.watch_backend import HostEvent, WatchBackend
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _RENAME = int(Event.RENAME)
 _ON_CHILD = int(Event.ON_CHILD)
 _FROM = Event.MOVED_FROM | Event.RENAME
 _TO = Event.MOVED_TO | Event.RENAME
-_ALWAYS = int(Event.DELETE_SELF | WATCH_ENDED)
+_ALWAYS = int(Event.DELETE_SELF | Event.WATCH_ENDED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sandboxes as parameters of tests."""
 
+from __future__ import annotations
+
 import pytest
 from farwatchd.sandbox.options import Sandbox
 

@@ -19,7 +19,7 @@ import pytest
 from farwatchd.linux import fanotify
 from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
-from farwatchd.watch.watch_backend import WATCH_ENDED, WatchBackend
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.wire.fsnotify import Event
 from tests.support.watch_host import ALL, Host, by_handle
 
@@ -140,7 +140,7 @@ def test_directory_moved_out_of_the_share_by_this_process_is_not_watched(
     (share / "a/b").mkdir(parents=True)
     others_only.watch(2, share / "a/b", Event.CREATE)
     (share / "a").rename(share.parent / "outside")
-    assert others_only.records() == [EventRecord(2, 0, WATCH_ENDED)]
+    assert others_only.records() == [EventRecord(2, 0, Event.WATCH_ENDED)]
     elsewhere(": > b/secret", share.parent / "outside")
     assert others_only.records() == []
     assert others_only.host_watches() == 0

@@ -19,7 +19,7 @@ from farwatchd.linux.inotify import Inotify
 from farwatchd.watch.event_record import OVERFLOW, EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
-from farwatchd.watch.watch_backend import WATCH_ENDED, WatchBackend
+from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.wire.fsnotify import Event
 from tests.support.watch_host import ALL, BACKENDS, MAX_WATCHES, Host
 
@@ -364,7 +364,7 @@ def test_directory_moved_out_of_the_share_is_not_watched(
     (share / taken).rename(share.parent / "outside")
     outside = share.parent / ("outside/b" if taken == "a" else "outside")
     (outside / "secret").touch()
-    ended = EventRecord(3, 0, WATCH_ENDED)
+    ended = EventRecord(3, 0, Event.WATCH_ENDED)
     move = [EventRecord(3, 0, Event.MOVE_SELF | Event.ISDIR)] if taken == "a/b" else []
     # The event for the file outside is left out unless it was queued before the move was read.
     assert [record for record in host.records() if record.name != b"secret"] == [*move, ended]
@@ -387,7 +387,7 @@ def test_directory_moved_out_of_the_share_and_back_can_be_watched_again(
     # Both moves are read together: the directory never left.
     assert host.records() == [EventRecord(3, 0, Event.CREATE, b"seen")]
     (share / "back").rename(share.parent / "outside")
-    assert host.records() == [EventRecord(3, 0, WATCH_ENDED)]
+    assert host.records() == [EventRecord(3, 0, Event.WATCH_ENDED)]
     (share.parent / "outside").rename(share / "again")
     again = share / ("again/b" if taken == "a" else "again")
     (again / "unseen").touch()
@@ -412,7 +412,7 @@ def test_watch_ended_by_the_host_is_removed(inotify_host: Host, share: Path) -> 
     info = Path(f"/proc/self/fdinfo/{fd}").read_text()
     wd = int(info.partition("inotify wd:")[2].split()[0], 16)
     assert ctypes.CDLL(None).inotify_rm_watch(fd, wd) == 0
-    assert inotify_host.records() == [EventRecord(2, 0, WATCH_ENDED)]
+    assert inotify_host.records() == [EventRecord(2, 0, Event.WATCH_ENDED)]
     assert len(inotify_host.table) == 0
     assert inotify_host.backend.count == 0
 
@@ -591,7 +591,7 @@ def test_overflow_verifies_all_watches(share: Path, kind: str) -> None:
     assert [record.name for record in records if record.name.startswith(b"secret")] == []
     ended = [record.nodeid for record in records if record.mask & Event.DELETE_SELF]
     assert sorted(ended) == [13, 19]
-    left = [record.nodeid for record in records if record.mask & WATCH_ENDED]
+    left = [record.nodeid for record in records if record.mask & Event.WATCH_ENDED]
     assert sorted(left) == [10, 11, 17]
     (outside / "taken/secret-4").touch()
     (outside / "left/below/secret-5").touch()
