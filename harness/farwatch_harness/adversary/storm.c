@@ -367,6 +367,8 @@ static void op_imeet(char **words)
 	for (long i = 0; i < count; i++) {
 		uint32_t mask = (rand_r(&seed) & IN_ALL_EVENTS) | IN_ATTRIB;
 
+		/* A sign of life: all of it takes long. */
+		shared->steps++;
 		snprintf(path, sizeof(path), "%s/%ld", words[1], i);
 		if (fails) {
 			if (inotify_add_watch(fd, path, mask & 0x3f) < 0)
