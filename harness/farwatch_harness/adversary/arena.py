@@ -49,8 +49,10 @@ from farwatch_harness.vm.testbed import TAG, vm_spec
 STUCK_LIMIT = 30.0
 #: How long an unmount may take once the server answers everything.
 UMOUNT_LIMIT = 15.0
-#: How long the client may take until the server's belief agrees with what is watched.
+#: How long the client may ask for nothing while the server's belief differs from what is watched,
+#: and after which time nothing is waited for any more.
 AGREE_LIMIT = 8.0
+AGREE_AT_LAST = 90.0
 #: Events are heard when none has come for so long.
 QUIET = 0.3
 HEAR_ROUNDS = 4
@@ -378,16 +380,21 @@ class Arena:
     def beliefs(self) -> Finding | None:
         """Whether the server believes to be watched what is watched; they have some time to
         agree."""
-        deadline = time.monotonic() + AGREE_LIMIT
+        began = changed = time.monotonic()
+        requests = self.server.requests()
         while True:
             known = self.server.known()
+            # Requests that still come are on the way to agreement, but not for ever.
+            requests, before = self.server.requests(), requests
+            if requests != before and time.monotonic() < began + AGREE_AT_LAST:
+                changed = time.monotonic()
             devices = self.live_devices(known)
             everything = self.storm.watches()
             watches = [watch for watch in everything if watch.device in devices]
             different = disagreements(known, watches)
             if not different:
                 return None
-            if time.monotonic() > deadline:
+            if time.monotonic() > changed + AGREE_LIMIT:
                 kind = words_of(different[0])
                 beliefs = "\n".join(
                     f"{known.path(nodeid)} ({nodeid}): {belief}"
