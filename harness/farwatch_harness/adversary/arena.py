@@ -55,7 +55,8 @@ AGREE_LIMIT = 8.0
 AGREE_AT_LAST = 90.0
 #: Events are heard when none has come for so long.
 QUIET = 0.3
-HEAR_ROUNDS = 4
+#: For how long an event that must come is waited for.
+HEAR_LIMIT = 10.0
 INTERVAL = 0.1
 #: What differs between two lines about the same fault.
 VARYING = (
@@ -423,7 +424,8 @@ class Arena:
         expected = self.probe(watches)
         missing: set[tuple[int, int, str, int]] = set()
         heard: set[Heard] = set()
-        for _ in range(HEAR_ROUNDS):
+        deadline = time.monotonic() + HEAR_LIMIT
+        while time.monotonic() < deadline:
             heard |= self.storm.heard(QUIET)
             got = {
                 (each.process, each.fd, each.kind, each.key) for each in heard if each.mask & ATTRIB
@@ -446,7 +448,13 @@ class Arena:
         self.told_of_end = True
         untold = before & self.watchers
         # Some may have begun to watch after that, by the same number of a descriptor.
-        if len(untold) < 2 or untold & lost:
+        if len(untold) < 2:
+            return None
+        deadline = time.monotonic() + HEAR_LIMIT
+        while not untold & lost and time.monotonic() < deadline:
+            heard = self.storm.heard(QUIET)
+            lost |= {(each.process, each.fd) for each in heard if each.mask & Q_OVERFLOW}
+        if untold & lost:
             return None
         text = f"the server has ended its reports, and {sorted(untold)} were not told"
         return Finding("deaf", text, self.round)
