@@ -424,7 +424,8 @@ class Maker:
             steps.insert(
                 self.random.randrange(len(steps) + 1), f"kill {self.random.randrange(len(USERS))}"
             )
-        if "faults" in self.themes and self.chance(0.4):
+        # To let one's own calls fail takes CAP_SYS_RESOURCE.
+        if "faults" in self.themes and actor in ROOT_ACTORS and self.chance(0.7):
             steps = ["fail 1", *steps, "fail 0"]
         return steps
 
