@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FUSE session: dispatches requests by opcode to a file system, and writes replies (7.41)."""
+"""The FUSE session: dispatches requests by opcode to a file system, and writes replies (7.42)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ RECORD_MAX = (record.size + 2 * NAME_MAX + _ALIGN - 1) // _ALIGN * _ALIGN
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """One record. The fields are the protocol's, but for ``unpaired``, its flag HALF."""
+    """One record. The fields are the protocol's, ``unpaired`` and ``unlinked`` its flags."""
 
     nodeid: int
     generation: int
@@ -28,6 +28,7 @@ class EventRecord:
     newname: bytes = b""
     child: int = 0
     child_generation: int = 0
+    unlinked: bool = False
 
     def encode(self) -> bytes:
         """Return the record's bytes: a multiple of 8, at most RECORD_MAX.
@@ -43,7 +44,7 @@ class EventRecord:
         names += bytes(-len(names) % _ALIGN)
         head = record.pack_values(
             record.size + len(names),
-            int(RecordFlag.UNPAIRED) if self.unpaired else 0,
+            RecordFlag.UNPAIRED * self.unpaired | RecordFlag.UNLINKED * self.unlinked,
             record.size,
             self.nodeid,
             self.generation,

@@ -48,6 +48,7 @@ class RecordFlag(IntFlag):
     """Flags of a record (``FUSE_FSN_F_*``)."""
 
     UNPAIRED = 1 << 0
+    UNLINKED = 1 << 1
 
 
 #: ``struct fuse_fsnotify_in``: payload of FUSE_FSNOTIFY, 16 bytes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wire formats of FUSE 7.41 that are served.
+"""Wire formats of FUSE 7.42 that are served.
 
 They are those of Linux 6.12, include/uapi/linux/fuse.h after the series.
 """
@@ -13,7 +13,7 @@ from construct import Bytes, Int16ul, Int32sl, Int32ul, Int64sl, Int64ul, Rename
 from farwatchd.wire.codec import Codec
 
 KERNEL_VERSION = 7
-KERNEL_MINOR_VERSION = 41
+KERNEL_MINOR_VERSION = 42
 
 
 class Opcode(IntEnum):

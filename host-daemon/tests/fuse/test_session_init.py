@@ -43,7 +43,7 @@ def agree(options: SessionOptions, offer: int = OFFER, watches: FakeWatches | No
 
 def test_init_reply_has_the_limits_of_virtiofsd() -> None:
     reply = Client(Session(FakeFs(), None, SessionOptions())).init()
-    assert (reply.major, reply.minor) == (7, 41)
+    assert (reply.major, reply.minor) == (7, 42)
     assert (reply.max_write, reply.max_pages, reply.time_gran) == (1 << 20, 256, 1)
     assert (reply.max_background, reply.congestion_threshold) == (65535, 49149)
     assert reply.max_readahead == 1 << 17
@@ -151,7 +151,7 @@ def test_others_only_needs_option_and_offer() -> None:
     )
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [(27, 27), (31, 31), (36, 36), (41, 41), (45, 41)])
+@pytest.mark.parametrize(("theirs", "ours"), [(27, 27), (31, 31), (36, 36), (42, 42), (45, 42)])
 def test_smaller_minor_version_is_negotiated(theirs: int, ours: int) -> None:
     assert Client(Session(FakeFs(), None, SessionOptions())).init(minor=theirs).minor == ours
 
@@ -173,7 +173,7 @@ def test_client_of_a_newer_major_version_retries_with_ours() -> None:
     fs = FakeFs()
     client = Client(Session(fs, None, SessionOptions()))
     args = fuse.init_in.pack(major=8, minor=3)
-    assert client.call(Opcode.INIT, 0, args, 64) == (7).to_bytes(4, "little") + (41).to_bytes(
+    assert client.call(Opcode.INIT, 0, args, 64) == (7).to_bytes(4, "little") + (42).to_bytes(
         4, "little"
     )
     with pytest.raises(OSError):

@@ -43,7 +43,11 @@ def decode_all(payload: bytes) -> list[EventRecord]:
 def _decode(head: object, names: bytes) -> EventRecord:
     fields = head._asdict()  # type: ignore[attr-defined]
     namelen, newnamelen = fields["namelen"], fields["newnamelen"]
-    if fields["flags"] & ~int(RecordFlag.UNPAIRED) or fields["reserved0"] or fields["reserved1"]:
+    if (
+        fields["flags"] & ~int(RecordFlag.UNPAIRED | RecordFlag.UNLINKED)
+        or fields["reserved0"]
+        or fields["reserved1"]
+    ):
         raise ValueError("reserved bits are set")
     if len(names) != (namelen + newnamelen + _ALIGN - 1) // _ALIGN * _ALIGN or any(
         names[namelen + newnamelen :]
@@ -54,7 +58,8 @@ def _decode(head: object, names: bytes) -> EventRecord:
         generation=fields["generation"],
         mask=Event(fields["mask"]),
         name=names[:namelen],
-        unpaired=bool(fields["flags"]),
+        unpaired=bool(fields["flags"] & RecordFlag.UNPAIRED),
+        unlinked=bool(fields["flags"] & RecordFlag.UNLINKED),
         newdir=fields["newdir"],
         newdir_generation=fields["newdir_generation"],
         newname=names[namelen : namelen + newnamelen],
@@ -84,3 +89,5 @@ def _check(decoded: EventRecord) -> None:
         raise ValueError("a new directory belongs to a rename, and only to a rename")
     if decoded.unpaired and not mask & (Event.MOVED_FROM | Event.MOVED_TO):
         raise ValueError("UNPAIRED is set for what is no move")
+    if decoded.unlinked and Event.ON_CHILD not in mask:
+        raise ValueError("UNLINKED is set for what is no event of a child")

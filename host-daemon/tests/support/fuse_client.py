@@ -128,7 +128,7 @@ class Client:
         """Send a request that has no reply."""
         assert self.send(self.request(opcode, nodeid, args), 0) == b""
 
-    def init(self, offer: int = OFFER, *, major: int = 7, minor: int = 41) -> Any:
+    def init(self, offer: int = OFFER, *, major: int = 7, minor: int = 42) -> Any:
         """Agree on what holds; returns ``init_out``."""
         args = fuse.init_in.pack(
             major=major,
