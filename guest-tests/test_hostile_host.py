@@ -4,13 +4,14 @@ it, or by not answering: events, mounts and devices end in bounded time and with
 
 import base64
 import dataclasses
+import errno
 import json
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from farwatchd.wire.fsnotify import Event
 pytestmark = pytest.mark.patch("overflow")
 
 PROGRAM = Path(__file__).parent / "servers" / "scripted_daemon.py"
+SUBMOUNT = 'mount -t tmpfs none "$1/mounted" && touch "$1/mounted/file" && shift && exec "$@"'
 
 
 @dataclasses.dataclass
@@ -69,18 +71,28 @@ class Scripted:
 
 @contextmanager
 def scripted_testbed(
-    environment: Environment, folder: Path, cache: str = "auto", **changes: Any
+    environment: Environment,
+    folder: Path,
+    cache: str = "auto",
+    numbers: Mapping[str, int] | None = None,
+    submount: bool = False,
+    **changes: Any,
 ) -> Iterator[Scripted]:
     """Boot a testbed with a scripted daemon; `folder`/share is shared, `changes` are TestbedSpec's.
 
+    `numbers` are the daemon's. With `submount` a file system is mounted at "mounted", with a file.
     The console must have no complaint at the end.
     """
     shared = folder / "share"
     shared.mkdir()
-    command = (
+    command: tuple[str, ...] = (
         *(sys.executable, str(PROGRAM)),
         *("{socket}", "{shared}", "{tag}", str(folder / "control"), cache),
+        json.dumps(dict(numbers or {})).replace("{", "{{").replace("}", "}}"),
     )
+    if submount:
+        (shared / "mounted").mkdir()
+        command = ("unshare", "-m", "sh", "-c", SUBMOUNT, "-", "{shared}", *command)
     spec = environment.testbed_spec(folder.name, shared)
     spec = dataclasses.replace(spec, daemon_command=command, **changes)
     with (
@@ -97,6 +109,7 @@ def scripted_testbed(
 
 Start = Callable[..., Scripted]
 LIMIT = 20.0
+MNT_DETACH = 2
 OVERFLOWED = (-1, In.Q_OVERFLOW, "")
 
 
@@ -355,3 +368,198 @@ def test_device_is_removed_though_its_daemon_is_dead(
         assert "Transport endpoint is not connected" in "\n".join(waiting.lines())
     guest.umount(str(testbed.mount_point))
     assert [line for line in testbed.problems() if line.startswith("guest kernel")] == []
+
+
+# umount(8) would look at the file system before.
+UNMOUNT = """
+import ctypes, os, sys
+if ctypes.CDLL(None, use_errno=True).umount2(sys.argv[1].encode(), 0) < 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+print("unmounted")
+"""
+
+
+@pytest.mark.patch("notifications")
+@pytest.mark.parametrize("device", [QemuDevice.EVENTS, QemuDevice.PLAIN])
+def test_unmount_that_waits_for_a_dead_daemon_ends_when_the_device_is_removed(
+    boot: Callable[..., Testbed], device: QemuDevice
+) -> None:
+    testbed = boot(device=device, expect_trouble=True)
+    (testbed.shared / "file").touch()
+    guest = testbed.guest
+    listener = guest.inotify()
+    listener.add(f"{testbed.mount_point}/file", In.MODIFY)
+    name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
+    os.kill(testbed.daemon.process.pid, signal.SIGKILL)
+    testbed.daemon.process.wait()
+    # The removal of the watch is in flight when the file system is unmounted.
+    listener.close()
+    unmounting = guest.spawn(sys.executable, "-c", UNMOUNT, str(testbed.mount_point))
+    waiting = f"grep -q '^State:.D' /proc/{unmounting.pid}/status"
+    wait_for(lambda: guest.run("sh", "-c", waiting).status == 0, "the unmount to wait")
+    unbind = f"echo {name} > /sys/bus/virtio/drivers/virtiofs/unbind"
+    done = guest.run("timeout", "15", "sh", "-c", unbind, limit=20.0)
+    assert (done.status, done.timed_out) == (0, False)
+    assert unmounting.lines() == ["unmounted"]
+    assert [line for line in testbed.problems() if line.startswith("guest kernel")] == []
+
+
+@pytest.mark.patch("send-request")
+def test_positive_error_of_the_server_is_an_error_of_the_caller(start: Start) -> None:
+    scripted = start()
+    (scripted.testbed.shared / "file").touch()
+    with scripted.guest.inotify() as listener:
+        scripted.tell("fail", errno=-5, times=1)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            listener.add(f"{scripted.mounted}/file", In.MODIFY)
+
+
+@pytest.mark.patch("wait-request")
+def test_waiting_request_takes_no_room_of_the_background_requests(start: Start) -> None:
+    scripted = start(device=QemuDevice.PLAIN, numbers={"max_background": 1})
+    content = os.urandom(1 << 20)
+    (scripted.testbed.shared / "file").write_bytes(content)
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        # Read ahead, and released, by requests in the background.
+        assert scripted.guest.read_file(f"{scripted.mounted}/file") == content
+        scripted.guest.shell(f"cp {scripted.mounted}/file {scripted.mounted}/copy")
+        assert (scripted.testbed.shared / "copy").read_bytes() == content
+
+
+@pytest.mark.patch("notifications")
+def test_watches_of_a_submount_end_when_it_is_unmounted(start: Start) -> None:
+    scripted = start(submount=True)
+    at = f"{scripted.mounted}/mounted"
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{at}/.", In.CREATE)
+        listener.add(f"{at}/file", In.MODIFY)
+        assert len(scripted.watches()) == 2
+        scripted.guest.umount(at)
+        wait_for(lambda: scripted.watches() == {}, "both watches to end at the server")
+        masks = sorted(In(event.mask) & ~In.ISDIR for event in listener.read(4))
+        assert masks == sorted([In.UNMOUNT, In.IGNORED] * 2)
+
+
+@pytest.mark.patch("notifications")
+def test_watch_of_a_mount_point_is_none_of_the_submount_s(start: Start) -> None:
+    scripted = start(submount=True)
+    at = f"{scripted.mounted}/mounted"
+    with scripted.guest.inotify() as outer, scripted.guest.inotify() as inner:
+        # Without a path that leads into it nothing is mounted.
+        wd = outer.add(at, In.ATTRIB)
+        assert scripted.watches() == {}
+        inner.add(f"{at}/.", In.CREATE)
+        watched = scripted.watches()
+        assert len(watched) == 1
+        outer.remove(wd)
+        # A request for it would come before this one's.
+        outer.add(scripted.mounted, In.CREATE)
+        assert watched.items() <= scripted.watches().items()
+
+
+@pytest.mark.patch("notifications")
+def test_root_of_a_submount_has_its_generation(start: Start) -> None:
+    scripted = start(submount=True, numbers={"generation": 5})
+    at = f"{scripted.mounted}/mounted"
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{at}/.", In.CREATE)
+        (nodeid,) = scripted.watches()
+        scripted.send(EventRecord(nodeid, 5, Event.CREATE, b"name"))
+        assert [event.name for event in listener.read(1)] == ["name"]
+
+
+@pytest.mark.patch("notifications")
+def test_watches_below_a_submount_that_was_mounted_again_are_all_served(start: Start) -> None:
+    scripted = start(submount=True)
+    at = f"{scripted.mounted}/mounted"
+    with scripted.guest.inotify() as former, scripted.guest.inotify() as latter:
+        former.add(f"{at}/.", In.CREATE)
+        ((nodeid, wanted),) = scripted.watches().items()
+        # The watch does not end with the mount, which is in use.
+        user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
+        assert user.lines(until="in use") == ["in use"]
+        scripted.guest.umount(at, MNT_DETACH)
+        latter.add(f"{at}/.", In.DELETE)
+        assert scripted.watches() == {nodeid: wanted | Event.DELETE}
+        scripted.send(EventRecord(nodeid, 0, Event.CREATE, b"new"))
+        assert [event.name for event in former.read(1)] == ["new"]
+        scripted.send(EventRecord(nodeid, 0, Event.DELETE, b"old"))
+        assert [event.name for event in latter.read(1)] == ["old"]
+        latter.close()
+        wait_for(lambda: scripted.watches() == {nodeid: wanted}, "the latter watch to end")
+        scripted.send(EventRecord(nodeid, 0, Event.CREATE, b"newer"))
+        assert [event.name for event in former.read(1)] == ["newer"]
+        user.stop(signal.SIGKILL)
+
+
+ADD_AND_REMOVE = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init1(0)
+print("begun", flush=True)
+while True:
+    libc.inotify_rm_watch(fd, libc.inotify_add_watch(fd, sys.argv[1].encode(), 2))
+"""
+
+
+@pytest.mark.patch("notifications")
+def test_unmount_of_a_submount_does_not_wait_for_other_watchers(start: Start) -> None:
+    scripted = start(submount=True)
+    at = f"{scripted.mounted}/mounted"
+    names = [f"other{number}" for number in range(3)]
+    for name in names:
+        (scripted.testbed.shared / name).touch()
+    scripted.guest.os("listdir", at)
+    others = [
+        scripted.guest.spawn(sys.executable, "-c", ADD_AND_REMOVE, f"{scripted.mounted}/{name}")
+        for name in names
+    ]
+    for other in others:
+        other.lines(until="begun")
+    done = scripted.guest.run("timeout", "10", "umount", at, limit=20.0)
+    for other in others:
+        other.stop(signal.SIGKILL)
+    assert done.status == 0
+
+
+MEASURE_ADD = """
+import ctypes, os, sys, threading, time
+libc = ctypes.CDLL(None)
+top, count = sys.argv[1], int(sys.argv[2])
+fd, many = libc.inotify_init1(0), libc.inotify_init1(0)
+
+def add():
+    begin = time.monotonic()
+    wd = libc.inotify_add_watch(fd, f"{top}/one".encode(), 2)
+    end = time.monotonic()
+    assert wd > 0, wd
+    libc.inotify_rm_watch(fd, wd)
+    return end - begin
+
+for number in range(count):
+    assert libc.inotify_add_watch(many, f"{top}/{number}".encode(), 2) > 0
+alone = sorted(add() for _ in range(30))[15]
+closing = threading.Thread(target=os.close, args=(many,))
+closing.start()
+beside = [add() for _ in range(10)]
+closing.join()
+print(alone, sorted(beside)[5])
+"""
+MANY = 5000
+
+
+@pytest.mark.patch("notifications")
+def test_add_takes_at_most_ten_times_as_long_beside_thousands_of_removals(
+    boot: Callable[..., Testbed],
+) -> None:
+    testbed = boot(cpus=2)
+    for name in ["one", *map(str, range(MANY))]:
+        (testbed.shared / name).touch()
+    done = testbed.guest.run(
+        *(sys.executable, "-c", MEASURE_ADD, str(testbed.mount_point), str(MANY)), limit=300.0
+    )
+    assert done.status == 0, done.stderr
+    alone, beside = map(float, done.stdout.split())
+    print(f"add alone {alone * 1e3:.2f} ms, beside {MANY} removals {beside * 1e3:.2f} ms")
+    assert beside <= 10 * alone

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A daemon that serves a share like farwatchd, but reports and answers as a test tells it to.
 
-Usage: scripted_daemon.py SOCKET SHARED_DIR TAG CONTROL CACHE. CONTROL is a UNIX seqpacket socket
-that takes one JSON object per message, {"do": WHAT, ...}, and answers each with one:
+Usage: scripted_daemon.py SOCKET SHARED_DIR TAG CONTROL CACHE [NUMBERS]. NUMBERS is a JSON object:
+the "generation" of all inodes, the "max_background" of the INIT reply. CONTROL is a UNIX seqpacket
+socket that takes one JSON object per message, {"do": WHAT, ...}, and answers each with one:
 
 - watches: the masks by nodeid, as strings
 - send: report the records whose bytes are in "payload", base64
 - delay: let each FUSE_FSNOTIFY take so many "seconds"
-- fail: answer FUSE_FSNOTIFY with "errno", 0 for none, "times" times
+- fail: answer FUSE_FSNOTIFY with "errno", 0 for none, "times" times; a negative one is sent as it
+  is, which makes the error of the reply positive
 - fail_wait: answer FUSE_FSNOTIFY_WAIT with "errno"
 - drop_watches: watch nothing any more
 - log: the requests since the last call, as [opcode, nodeid, mask or None]
@@ -26,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from farwatchd.event_loop import Loop
+from farwatchd.fuse import init
 from farwatchd.fuse.options import SessionOptions
-from farwatchd.fuse.reply import Handler, Reply
+from farwatchd.fuse.reply import ErrorReply, Handler, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.fuse.session import Session
+from farwatchd.passthrough import attributes, share
 from farwatchd.passthrough.options import Cache, ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.vhost_user.listen import listen
@@ -108,7 +112,12 @@ class ScriptedSession(Session):
             if opcode is Opcode.FSNOTIFY:
                 mask = fsnotify_in.unpack_from(request.args).mask
             self.log.append((opcode.name, request.nodeid, mask))
-            return handler.handle(request)
+            try:
+                return handler.handle(request)
+            except OSError as error:
+                if error.errno is not None and error.errno < 0:
+                    return ErrorReply(error.errno)
+                raise
 
         self._handlers[opcode] = handler._replace(handle=logged)
         if opcode in self._first_handlers:
@@ -123,7 +132,13 @@ class ScriptedSession(Session):
 def main() -> None:
     """Serve until killed."""
     logging.basicConfig(level=logging.INFO)
-    path, shared, tag, control_path, cache = sys.argv[1:]
+    path, shared, tag, control_path, cache, *numbers = sys.argv[1:]
+    for name, number in json.loads("".join(numbers) or "{}").items():
+        if name == "max_background":
+            init._MAX_BACKGROUND = number
+        else:
+            for module in (attributes, share):
+                vars(module)["GENERATION"] = number
     loop, source, watches = Loop(), GivenPayloads(), ScriptedWatches()
     session = ScriptedSession(Path(shared), watches, ShareOptions(cache=Cache(cache)), source)
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
