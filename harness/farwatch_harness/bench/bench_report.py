@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's results: the machine they were taken on, tables for people, JSON for programs."""
+"""The benchmark's results: its environment, tables for people, JSON for programs."""
 
 import dataclasses
 import json
@@ -14,27 +14,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from farwatch_harness.bench.daemons import Server
+from farwatch_harness.bench.daemons import MeasuredDaemon
 from farwatch_harness.bench.events import Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.operations import Rate
-from farwatch_harness.bench.synthetic import Served
+from farwatch_harness.bench.synthetic import SyntheticRate
 from farwatch_harness.bench.watches import WatchCost
 from farwatch_harness.vm.environment import Environment
 
-# Wide enough for all tables where the output is no terminal.
+# Wide enough for all tables, if the output is not a terminal.
 WIDTH = 120
 OURS = "farwatchd"
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the figures depend on; the guest's kernel, QEMU and accelerator are empty where no guest
-    was measured."""
+class BenchmarkEnvironment:
+    """What the figures depend on.
+
+    The guest's kernel, QEMU and accelerator are empty if no guest was measured.
+    """
 
     when: str
-    processor: str
-    processors: int
+    cpu: str
+    cpus: int
     memory_gib: float
     host_kernel: str
     load_before: float
@@ -47,28 +49,30 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Report:
-    """All results of one run; a part that was not asked for is empty."""
+    """All results of one run; a part that was not measured is empty."""
 
-    surroundings: Surroundings
+    environment: BenchmarkEnvironment
     latencies: tuple[Latency, ...]
     throughputs: tuple[Throughput, ...]
     rates: tuple[Rate, ...]
     watches: tuple[WatchCost, ...]
     inodes: tuple[InodeCost, ...] = ()
-    synthetic: tuple[Served, ...] = ()
+    synthetic: tuple[SyntheticRate, ...] = ()
 
 
-def surroundings(environment: Environment | None, servers: Sequence[Server]) -> Surroundings:
-    """The facts of this machine and of what is measured."""
+def environment_of(
+    environment: Environment | None, servers: Sequence[MeasuredDaemon]
+) -> BenchmarkEnvironment:
+    """Return the environment of this run."""
     cpu = [
         line
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return Surroundings(
+    return BenchmarkEnvironment(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
-        processor=cpu[0].split(":", 1)[1].strip() if cpu else platform.machine(),
-        processors=len(os.sched_getaffinity(0)),
+        cpu=cpu[0].split(":", 1)[1].strip() if cpu else platform.machine(),
+        cpus=len(os.sched_getaffinity(0)),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         host_kernel=platform.release(),
         load_before=round(os.getloadavg()[0], 2),
@@ -81,35 +85,37 @@ def surroundings(environment: Environment | None, servers: Sequence[Server]) -> 
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """`values` over `base`: the median of the rounds' own ratios, since each round was measured
-    side by side."""
+    """Return the median of the rounds' own ratios of `values` to `base`.
+
+    Each round was measured side by side.
+    """
     return statistics.median(one / other for one, other in zip(values, base, strict=True))
 
 
 def least_ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """The least of `values` over the least of `base`."""
+    """Return the ratio of the least of `values` to the least of `base`."""
     return min(values) / min(base)
 
 
 def write_json(report: Report, path: Path) -> None:
-    """The whole report as JSON."""
+    """Write the whole report as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
 
 
 def show(report: Report) -> None:
-    """Prints all tables on stdout."""
+    """Print all tables on stdout."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
-    console.print(surroundings_table(report.surroundings))
+    console.print(environment_table(report.environment))
     if report.latencies:
         console.print(latency_table(report.latencies))
     for throughput in report.throughputs:
         console.print(throughput_table(throughput))
     if report.rates:
         console.print(rates_table(report.rates))
-        console.print(processor_table(report.rates))
+        console.print(cpu_table(report.rates))
     if report.synthetic:
         rates = [served.rate for served in report.synthetic]
         console.print(synthetic_rates_table(rates))
@@ -122,28 +128,32 @@ def show(report: Report) -> None:
 
 
 def table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """Return an empty table whose first column is text and whose other columns are numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", min_width=len(title) + 4)
     for number, column in enumerate(columns):
         made.add_column(column, justify="right" if number else "left")
     return made
 
 
-def surroundings_table(facts: Surroundings) -> Table:
+def environment_table(environment: BenchmarkEnvironment) -> Table:
+    """Return the table of the environment."""
     made = table("Measured on", "what", "which")
     made.columns[1].justify = "left"
-    made.add_row("when", facts.when)
-    made.add_row("processor", f"{facts.processors} x {facts.processor}, {facts.memory_gib} GiB")
-    made.add_row("load before the run", f"{facts.load_before}")
-    made.add_row("host", f"Linux {facts.host_kernel}, Python {facts.python}")
-    if facts.guest_kernel:
-        made.add_row("guest", f"{facts.guest_kernel}; {facts.qemu}; {facts.accelerator}")
-    for name, version in facts.servers.items():
+    made.add_row("when", environment.when)
+    made.add_row("CPUs", f"{environment.cpus} x {environment.cpu}, {environment.memory_gib} GiB")
+    made.add_row("load before the run", f"{environment.load_before}")
+    made.add_row("host", f"Linux {environment.host_kernel}, Python {environment.python}")
+    if environment.guest_kernel:
+        made.add_row(
+            "guest", f"{environment.guest_kernel}; {environment.qemu}; {environment.accelerator}"
+        )
+    for name, version in environment.servers.items():
         made.add_row(name, version)
     return made
 
 
 def latency_table(latencies: Sequence[Latency]) -> Table:
+    """Return the table of latencies, one row for each mode."""
     made = table(
         "Host write(2) to guest read(inotify)",
         "mode",
@@ -166,6 +176,7 @@ def latency_table(latencies: Sequence[Latency]) -> Table:
 
 
 def throughput_table(throughput: Throughput) -> Table:
+    """Return the table of one mode's throughput, one row for each batch."""
     title = f"Files created on the host, IN_CREATE in the guest, mode {throughput.mode}"
     made = table(title, "files", "created/s", "arrived/s", "arrived", "lost")
     for each in throughput.batches:
@@ -174,7 +185,7 @@ def throughput_table(throughput: Throughput) -> Table:
             f"{each.host_rate:.0f}",
             f"{each.guest_rate:.0f}",
             str(each.arrived),
-            "yes, and told (overflow)" if each.lost else "none",
+            "yes, with an overflow event" if each.lost else "none",
         )
     steady = f"{throughput.steady_rate:.0f}" if throughput.steady_rate else "-"
     made.add_row(
@@ -188,53 +199,51 @@ def throughput_table(throughput: Throughput) -> Table:
 
 
 def rates_table(rates: Sequence[Rate]) -> Table:
-    """Each server's operations per second, and ours against theirs."""
-    title = "File operations a second, nothing cached: medians; ratios are of the same round"
+    """Return the table of each daemon's operations per second, with ratios."""
+    title = "File operations per second, nothing cached: medians; ratios are of the same round"
     return servers_table(title, rates, lambda rate: rate.rounds, ratio, statistics.median)
 
 
-def processor_table(rates: Sequence[Rate]) -> Table:
-    """Each daemon's processor time per operation, and ours against theirs."""
-    # Other work on the machine only adds to it, by emptying the caches for instance.
-    title = "Processor time of the daemon per operation, us: the least of the rounds"
+def cpu_table(rates: Sequence[Rate]) -> Table:
+    """Return the table of each daemon's CPU time per operation, with ratios."""
+    # Other work on the machine only adds to CPU time, for instance by evicting caches.
+    title = "CPU time of the daemon per operation, us: the least of the rounds"
     return servers_table(title, rates, lambda rate: rate.cpu_us, least_ratio, min)
 
 
 def synthetic_rates_table(rates: Sequence[Rate]) -> Table:
-    """Without a guest: operations per second, and ours against theirs."""
+    """Return the table of operations per second without a guest, with ratios."""
     title = (
-        "Without a guest, operations a second (requests at a time): medians; ratios are of the same"
-        " round"
+        "Without a guest, operations per second (concurrent requests): medians; ratios are of the"
+        " same round"
     )
     return servers_table(title, rates, lambda rate: rate.rounds, ratio, statistics.median)
 
 
 def core_table(rates: Sequence[Rate]) -> Table:
-    """Without a guest: operations per second of the daemon's processor time, and ours against
-    theirs."""
+    """Return the table of operations per second of the daemon's CPU time, with ratios."""
     title = (
-        "Without a guest, operations per second of the daemon's processor time: the most of the"
-        " rounds"
+        "Without a guest, operations per second of the daemon's CPU time: the most of the rounds"
     )
     return servers_table(title, rates, per_core, most_ratio, max)
 
 
 def per_core(rate: Rate) -> list[float]:
-    """Operations per second of processor time, in each round."""
+    """Return the operations per second of CPU time in each round."""
     return [1e6 / cpu_us for cpu_us in rate.cpu_us]
 
 
 def most_ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """The most of `values` over the most of `base`."""
+    """Return the ratio of the greatest of `values` to the greatest of `base`."""
     return max(values) / max(base)
 
 
-def front_end_line(synthetic: Sequence[Served]) -> str:
-    """What the front end needed itself, so that one sees whether it is what limits."""
+def front_end_line(synthetic: Sequence[SyntheticRate]) -> str:
+    """Return a line about the front-end's own CPU time, which shows whether it is the limit."""
     busy = max(statistics.median(served.busy) for served in synthetic)
     least, most = (pick(min(served.front_end_us) for served in synthetic) for pick in (min, max))
     return (
-        f"The front end itself: {least:.1f} to {most:.1f} us an operation, at most {100 * busy:.0f}"
+        f"The front-end itself: {least:.1f} to {most:.1f} us an operation, at most {100 * busy:.0f}"
         " % of the time.\n"
     )
 
@@ -246,8 +255,14 @@ def servers_table(
     compare: Callable[[Sequence[float], Sequence[float]], float],
     summary: Callable[[Sequence[float]], float],
 ) -> Table:
-    """A row for each operation: a number of each server, and each of ours compared with each of the
-    others."""
+    """Return a table with a row for each operation.
+
+    A row has the number of each daemon, and each of our daemons compared with each of the others.
+
+    values: returns the numbers of a daemon's rounds.
+    compare: returns the ratio of two daemons' rounds.
+    summary: returns one number for the rounds.
+    """
     servers = list(dict.fromkeys(rate.server for rate in rates))
     ours = [name for name in servers if name.startswith(OURS)]
     pairs = [(name, other) for other in servers if other not in ours for name in ours]
@@ -268,11 +283,12 @@ def servers_table(
 
 
 def short(server: str) -> str:
-    """A server's name for a heading: ours, events, C, Rust."""
+    """Return a daemon's name for a heading: ours, events, C, Rust."""
     return "ours" if server == OURS else server.split()[-1]
 
 
 def watches_table(costs: Sequence[WatchCost]) -> Table:
+    """Return the table of the cost of watches."""
     columns = (
         "lookup",
         "watch",
@@ -300,6 +316,7 @@ def watches_table(costs: Sequence[WatchCost]) -> Table:
 
 
 def inodes_table(costs: Sequence[InodeCost]) -> Table:
+    """Return the table of the cost of inodes."""
     columns = (
         "one",
         "getattr",
@@ -335,7 +352,7 @@ def inodes_table(costs: Sequence[InodeCost]) -> Table:
 
 
 def reached(cost: WatchCost) -> str:
-    """How many watches there were, and of how many where a limit was met."""
+    """Return the number of watches, and if a limit was reached, of how many."""
     return (
         str(cost.count) if cost.watched == cost.count else f"{cost.watched} of {cost.count}: limit"
     )

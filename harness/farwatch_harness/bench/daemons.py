@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemons whose file operations are compared: ours, Debian's virtiofsd in C, and its successor
-in Rust."""
+"""The daemons to be compared: farwatchd, Debian's virtiofsd in C, and its successor in Rust."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ C_PROGRAM = Path("/usr/lib/qemu/virtiofsd")
 RUST_PACKAGE = "virtiofsd"
 RUST_SUITE = "trixie"
 RUST_PROGRAM = "virtiofsd"
-# What both say when they listen.
+# The line that both log when they listen.
 WAITING = "Waiting for vhost-user socket connection"
 
 WRAPPER = """#!/bin/sh
@@ -33,8 +32,12 @@ exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64
 
 
 @dataclass(frozen=True)
-class Server:
-    """A daemon to be measured. `command` None is farwatchd with `options`."""
+class MeasuredDaemon:
+    """A daemon to be measured.
+
+    command: None is farwatchd with `options`.
+    ready: the text that the daemon logs when it listens.
+    """
 
     name: str
     version: str
@@ -44,7 +47,7 @@ class Server:
     ready: str = READY
 
     def testbed_spec(self, environment: Environment, shared: Path) -> TestbedSpec:
-        """A machine whose share this daemon serves."""
+        """Return the spec of a testbed whose share this daemon serves."""
         return dataclasses.replace(
             environment.testbed_spec(f"bench-{self.name.replace(' ', '-')}", shared, self.device),
             daemon_options=self.options,
@@ -53,26 +56,28 @@ class Server:
         )
 
 
-def farwatchd() -> list[Server]:
-    """Ours: on the plain device, where it differs from the others in nothing else, and on the one
-    with events."""
+def farwatchd() -> list[MeasuredDaemon]:
+    """Return farwatchd on the device without events, and on the one with events.
+
+    On the device without events it differs from virtiofsd in nothing else.
+    """
     version = f"commit {commit()}"
     never = "--cache=never"
     return [
-        Server("farwatchd", version, QemuDevice.PLAIN, (never, "--fsnotify=off")),
-        Server("farwatchd events", version, QemuDevice.EVENTS, (never,)),
+        MeasuredDaemon("farwatchd", version, QemuDevice.PLAIN, (never, "--fsnotify=off")),
+        MeasuredDaemon("farwatchd events", version, QemuDevice.EVENTS, (never,)),
     ]
 
 
-def farwatchd_in_mode(mode: str) -> Server:
-    """Ours as it is used, in one mode of events."""
-    return Server(
+def farwatchd_in_mode(mode: str) -> MeasuredDaemon:
+    """Return farwatchd with its defaults, in one mode of events."""
+    return MeasuredDaemon(
         f"farwatchd {mode}", f"commit {commit()}", QemuDevice.EVENTS, (f"--fsnotify={mode}",)
     )
 
 
 def commit() -> str:
-    """This checkout's commit, with a + when something in it has changed since."""
+    """Return this checkout's commit, with a + if a tracked file was changed since."""
     try:
         name = subprocesses.run(
             ["git", "-C", paths.CHECKOUT, "rev-parse", "--short", "HEAD"]
@@ -85,15 +90,15 @@ def commit() -> str:
     return f"{name}+" if changed else name
 
 
-def virtiofsd_c() -> list[Server]:
-    """Debian 12's, in C; none where the distribution has it no more."""
+def virtiofsd_c() -> list[MeasuredDaemon]:
+    """Return Debian 12's virtiofsd in C; nothing if the distribution does not have it."""
     if not C_PROGRAM.exists():
         try:
             apt.install([C_PACKAGE], paths.LOGS / "apt-virtiofsd.log")
         except HarnessError as error:
             progress.say(f"  {error}")
     if not C_PROGRAM.exists():
-        progress.say(f"  without the virtiofsd in C: there is no {C_PROGRAM}")
+        progress.say(f"  virtiofsd in C is not measured: there is no {C_PROGRAM}")
         return []
     command = (
         str(C_PROGRAM),
@@ -104,26 +109,31 @@ def virtiofsd_c() -> list[Server]:
         "cache=none",
     )
     return [
-        Server(
+        MeasuredDaemon(
             "virtiofsd C", version_of(C_PROGRAM), QemuDevice.PLAIN, command=command, ready=WAITING
         )
     ]
 
 
-def virtiofsd_rust() -> list[Server]:
-    """Debian 13's, in Rust, unpacked into the cache; none where it cannot be fetched."""
+def virtiofsd_rust() -> list[MeasuredDaemon]:
+    """Return Debian 13's virtiofsd in Rust, from the cache; nothing if it cannot be fetched."""
     try:
         program = unpacked_tree() / RUST_PROGRAM
         version = version_of(program)
     except HarnessError as error:
-        progress.say(f"  without the virtiofsd in Rust: {error}")
+        progress.say(f"  virtiofsd in Rust is not measured: {error}")
         return []
     command = (str(program), "--socket-path={socket}", "--shared-dir={shared}", "--cache=never")
-    return [Server("virtiofsd Rust", version, QemuDevice.PLAIN, command=command, ready=WAITING)]
+    return [
+        MeasuredDaemon("virtiofsd Rust", version, QemuDevice.PLAIN, command=command, ready=WAITING)
+    ]
 
 
 def unpacked_tree() -> Path:
-    """A Debian tree in the cache that holds virtiofsd; made by mmdebstrap, about 20 MB."""
+    """Return a Debian tree in the cache with virtiofsd.
+
+    mmdebstrap makes it; it takes about 20 MB.
+    """
 
     def make(target: Path) -> None:
         apt.install(apt.QEMU_TREE, paths.LOGS / "apt-virtiofsd-tree.log")
@@ -152,6 +162,6 @@ def unpacked_tree() -> Path:
 
 
 def version_of(program: Path) -> str:
-    """The first line of what it says of its version."""
+    """Return the first line that the program prints about its version."""
     words: Sequence[str] = subprocesses.run([program, "--version"]).splitlines()
     return words[0] if words else "unknown"

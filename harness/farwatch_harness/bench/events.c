@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * The inotify programs of the benchmark, which run in the guest. The first two print "ready" when
- * their watches are set.
+ * they have added their watches.
  *
  * bench_events latency FILE ACK COUNT
- *     For each of COUNT events on FILE writes the event's number to ACK; then prints for each "GAP WRITE", in ns: from
- *     read(2)'s return to the write's call, and the duration of the write.
+ *     For each of COUNT events on FILE, write the event's number to ACK. At the end, print a line
+ *     "GAP WRITE" for each event, in ns: the time from the return of read(2) to the call of
+ *     pwrite(2), and the duration of pwrite(2).
  * bench_events count DIRECTORY PREFIX COUNT
- *     Reads IN_CREATE events named PREFIX000000.. in order; prints "COUNT SECONDS LOST": events, from the first's
- *     arrival to the last's, and whether an overflow or a gap was met (0 or 1), at which it stops.
+ *     Read IN_CREATE events named PREFIX000000.. in order, until COUNT were read, or at an overflow
+ *     or a gap. Print "COUNT SECONDS LOST": the number of events, the time from the first event's
+ *     arrival to the last one's, and 1 for an overflow or a gap, else 0.
  * bench_events watches DIRECTORY COUNT
- *     Prints "looked-up SECONDS" after stat(2) of DIRECTORY/0.., at SIGUSR1 watches them all, or until a
- *     limit, and prints "watched SECONDS COUNT", at SIGTERM closes and prints "closed SECONDS".
+ *     Call stat(2) for DIRECTORY/0.. and print "looked-up SECONDS". At SIGUSR1, watch all of them,
+ *     or until a limit is reached, and print "watched SECONDS COUNT". At SIGTERM, close the inotify
+ *     instance and print "closed SECONDS".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,7 +53,7 @@ static int64_t now_ns(void)
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static void say_seconds(const char *what, int64_t since)
+static void print_seconds(const char *what, int64_t since)
 {
 	printf("%s %.9f\n", what, (now_ns() - since) / 1e9);
 	fflush(stdout);
@@ -85,8 +88,8 @@ static void latency(const char *path, const char *ack_path, long count)
 		ssize_t got = must(read(fd, buffer, sizeof(buffer)), "read");
 
 		arrived = now_ns();
-		for (char *at = buffer; at < buffer + got; at += sizeof(struct inotify_event) + ((struct inotify_event *)at)->len)
-			seen++;
+		for (char *at = buffer; at < buffer + got; seen++)
+			at += sizeof(struct inotify_event) + ((struct inotify_event *)at)->len;
 		called = now_ns();
 		if (must(pwrite(ack, &seen, sizeof(seen), 0), ack_path) != sizeof(seen))
 			die("short write");
@@ -159,13 +162,13 @@ static void watches(const char *directory, long count)
 		snprintf(name, sizeof(name), "%ld", i);
 		must(stat(name, &st), name);
 	}
-	say_seconds("looked-up", start);
+	print_seconds("looked-up", start);
 	await(&set, SIGUSR1);
 	start = now_ns();
 	for (watched = 0; watched < count; watched++) {
 		snprintf(name, sizeof(name), "%ld", watched);
 		if (inotify_add_watch(fd, name, IN_MODIFY | IN_ATTRIB) < 0) {
-			/* ENFILE: the daemon has no descriptor left for the lookup */
+			/* ENFILE: the daemon has no descriptor left for the lookup. */
 			if (errno != ENOSPC && errno != ENFILE)
 				die(name);
 			break;
@@ -176,7 +179,7 @@ static void watches(const char *directory, long count)
 	await(&set, SIGTERM);
 	start = now_ns();
 	must(close(fd), "close");
-	say_seconds("closed", start);
+	print_seconds("closed", start);
 }
 
 int main(int argc, char **argv)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon and how fast host events reach a program in the guest. docs/benchmark.md explains the
-measurement."""
+"""Latency and throughput of events from the host to a program in the guest.
+
+docs/benchmark.md explains the measurement.
+"""
 
 import os
 import select
@@ -23,8 +25,8 @@ EVENT_LIMIT = 10.0
 START_LIMIT = 30.0
 BATCH_LIMIT = 120.0
 WARM_UP = 20
-# What was drained from a burst is tried as a steady rate, lowered by this factor until nothing is
-# lost.
+# The rate of a burst without a loss is tried as steady rate, and lowered by this factor until no
+# event is lost.
 LOWER = 0.8
 STEADY_TRIES = 6
 # How far creations may run ahead of their time within a steady rate, in seconds.
@@ -33,9 +35,9 @@ TICK = 0.005
 
 @dataclass(frozen=True)
 class Latency:
-    """From write(2) on the host to read(2)'s return in the guest, in microseconds.
+    """From write(2) on the host to the return of read(2) in the guest, in microseconds.
 
-    Each value has an error of at most `error`, half the duration of the guest's answer (its
+    Each value has an error of at most `error`: half the duration of the guest's answer (the
     median).
     """
 
@@ -49,8 +51,11 @@ class Latency:
 
 @dataclass(frozen=True)
 class Batch:
-    """`count` files created on the host as fast as it goes; events per second of both sides;
-    whether any was lost."""
+    """`count` files created on the host at full speed.
+
+    host_rate, guest_rate: events per second on each side.
+    lost: whether an event was lost.
+    """
 
     count: int
     host_rate: float
@@ -61,8 +66,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Batches of growing size, and the steady rate at which nothing was lost for `seconds`; 0 when
-    there is none."""
+    """Batches of growing size, and the steady rate at which no event was lost for `seconds`.
+
+    steady_rate: events per second; 0 if there is no such rate.
+    """
 
     mode: str
     batches: tuple[Batch, ...]
@@ -71,24 +78,24 @@ class Throughput:
 
 
 def share_directory(testbed: Testbed, name: str) -> Share:
-    """A new directory of the share."""
+    """Make a directory of the share."""
     (testbed.shared / name).mkdir()
     return Share(testbed.shared / name, testbed.mount_point / name)
 
 
 def started(testbed: Testbed, *words: object) -> GuestProcess:
-    """A program of the benchmark in the guest, its watches set."""
+    """Start a program of the benchmark in the guest; return when it has added its watches."""
     process = testbed.guest.spawn(*(str(word) for word in words))
-    said = process.lines(limit=START_LIMIT, until="ready")
-    if "ready" not in said:
+    output = process.lines(limit=START_LIMIT, until="ready")
+    if "ready" not in output:
         raise HarnessError(
-            f"the guest's program did not start: {' / '.join(said) or 'it said nothing'}"
+            f"the guest's program did not start: {' / '.join(output) or 'no output'}"
         )
     return process
 
 
 def latency(testbed: Testbed, programs: Programs, mode: str, count: int) -> Latency:
-    """Writes to a file `count` times, each time after the guest has answered the last."""
+    """Write to a file `count` times, each time after the guest's answer to the previous write."""
     share = share_directory(testbed, "latency")
     (share.host / "file").touch()
     (share.host / "ack").write_bytes(bytes(8))
@@ -105,7 +112,7 @@ def latency(testbed: Testbed, programs: Programs, mode: str, count: int) -> Late
 
 
 def round_trips(file: Path, ack: Path, count: int) -> list[int]:
-    """For each of `count` writes the time until the guest's answer is seen on the host, in ns."""
+    """Return for each of `count` writes the time until the host sees the guest's answer, in ns."""
     trips = []
     answers = NativeInotify()
     answers.add(ack, In.MODIFY)
@@ -120,14 +127,15 @@ def round_trips(file: Path, ack: Path, count: int) -> list[int]:
             while True:
                 if not poller.poll(1000 * EVENT_LIMIT):
                     raise HarnessError(
-                        f"the guest was not told of write {number} in {EVENT_LIMIT:.0f} s"
+                        f"the guest did not report write {number} in {EVENT_LIMIT:.0f} s"
                     )
                 seen = time.monotonic_ns()
                 os.read(answers.fd, 4096)
-                if (told := int.from_bytes(os.pread(answered, 8, 0), "little")) >= number:
+                reported = int.from_bytes(os.pread(answered, 8, 0), "little")
+                if reported >= number:
                     break
-            if told != number:
-                raise HarnessError(f"the guest was told {told} events of {number} writes")
+            if reported != number:
+                raise HarnessError(f"the guest reported {reported} events of {number} writes")
             trips.append(seen - began)
     finally:
         for descriptor in (written, answered, answers.fd):
@@ -136,8 +144,7 @@ def round_trips(file: Path, ack: Path, count: int) -> list[int]:
 
 
 def latency_of(mode: str, trips: Sequence[int], answers: Sequence[tuple[int, int]]) -> Latency:
-    """Takes the guest's part out of the round trips: the gap wholly, of the answering write a
-    half."""
+    """Subtract the guest's part from the round trips: the gap, and half of the answering write."""
     pairs = list(zip(trips, answers, strict=True))[WARM_UP:]
     values = [(trip - gap - write / 2) / 1000 for trip, (gap, write) in pairs]
     return Latency(
@@ -153,18 +160,18 @@ def latency_of(mode: str, trips: Sequence[int], answers: Sequence[tuple[int, int
 def throughput(
     testbed: Testbed, programs: Programs, mode: str, sizes: Sequence[int], seconds: float
 ) -> Throughput:
-    """Bursts until one loses events, then a steady rate for `seconds`."""
+    """Measure bursts until one loses events, then a steady rate for `seconds`."""
     batches: list[Batch] = []
     with step(f"events per second, mode {mode}") as progress:
         for size in sizes:
-            progress.update(f"{size} files at once")
+            progress.update(f"a burst of {size} files")
             batches.append(batch(testbed, programs, f"batch-{size}", size, None))
             if batches[-1].lost:
                 break
         whole = [each.guest_rate for each in batches if not each.lost]
         rate = max(whole, default=0.0)
         for number in range(STEADY_TRIES if rate else 0):
-            progress.update(f"steady, {rate:.0f} a second")
+            progress.update(f"steady, {rate:.0f} per second")
             done = batch(testbed, programs, f"steady-{number}", max(int(rate * seconds), 1), rate)
             if not done.lost:
                 return Throughput(mode, tuple(batches), done.host_rate, seconds)
@@ -173,25 +180,26 @@ def throughput(
 
 
 def batch(testbed: Testbed, programs: Programs, name: str, count: int, rate: float | None) -> Batch:
-    """Creates `count` files, at `rate` a second or as fast as it goes, and has the guest count the
-    events."""
+    """Create `count` files and have the guest count the events.
+
+    rate: files per second; None for full speed.
+    """
     share = share_directory(testbed, name)
     process = started(testbed, programs.events, "count", share.guest, "f", count)
     taken = create_files(share.host, count, rate)
-    said = process.lines(limit=BATCH_LIMIT, count=1)
-    if not said:
+    output = process.lines(limit=BATCH_LIMIT, count=1)
+    if not output:
         process.stop()
         return Batch(count, count / taken, 0.0, 0, lost=True)
-    arrived, spread, lost = said[0].split()
-    # From the first creation or from the first arrival: the longer of the two is what the events
-    # really took.
+    arrived, spread, lost = output[0].split()
+    # The time of the events is the longer of two: of the creations, and of the arrivals.
     return Batch(
         count, count / taken, int(arrived) / max(float(spread), taken), int(arrived), lost == "1"
     )
 
 
 def create_files(directory: Path, count: int, rate: float | None) -> float:
-    """Creates f000000.. in order; the seconds that it took."""
+    """Create f000000, f000001, ... in order; return the seconds that it took."""
     parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     began = time.monotonic()
     try:
@@ -199,7 +207,7 @@ def create_files(directory: Path, count: int, rate: float | None) -> float:
             if rate is not None:
                 ahead = number / rate - (time.monotonic() - began)
                 if ahead > TICK:
-                    # This sleep is the measurement's own: it makes the rate.
+                    # This sleep makes the rate.
                     time.sleep(ahead)
             os.mknod(f"f{number:06}", stat.S_IFREG | 0o600, dir_fd=parent)
         return time.monotonic() - began

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests of the benchmark without a guest: what Linux sends for each operation, prepared for
-every slot."""
+"""The requests of the benchmark without a guest, prepared for every slot.
+
+They are the requests that Linux sends for each operation.
+"""
 
 import errno
 import os
@@ -31,7 +33,12 @@ from farwatchd.wire.fuse import (
     write_out,
 )
 
-from farwatch_harness.bench.vhost_frontend import MAX_DEPTH, Copy, FrontEnd, Request
+from farwatch_harness.bench.vhost_frontend import (
+    MAX_DEPTH,
+    Copy,
+    PreparedRequest,
+    SyntheticFrontEnd,
+)
 from farwatch_harness.util.errors import HarnessError
 
 ROOT = 1
@@ -50,14 +57,14 @@ FLAGS = (
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
 )
-#: Where the nodeid is in a request's header, and the handle in READ's, WRITE's and RELEASE's
-#: arguments.
+#: The offset of the nodeid in a request's header, and of the file handle in the arguments of READ,
+#: WRITE and RELEASE.
 NODEID_IN_HEADER = struct.calcsize("<IIQ")
 FH_IN_ARGS = 0
 
 
 @dataclass(frozen=True)
-class File:
+class OpenedFile:
     """An open file."""
 
     nodeid: int
@@ -65,32 +72,34 @@ class File:
 
 
 @dataclass(frozen=True)
-class Tree:
-    """What the requests name: nodeids, and the handle of the file with data.
+class RequestTargets:
+    """The nodeids and file handles that requests name.
 
-    `files`: one for each slot. `listing`: READDIRPLUS's offsets.
+    fh: the handle of the file with data.
+    files: one for each slot.
+    listing: the offsets of the READDIRPLUS requests that list the directory `list`.
     """
 
     directory: int
     data: int
     fh: int
-    files: tuple[File, ...]
+    files: tuple[OpenedFile, ...]
     list: int
     listing: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Work:
-    """An operation and its requests, by slot. One run of them does `units` of what `unit` names."""
+    """An operation and its requests, by slot; one run performs `units` of what `unit` names."""
 
     title: str
-    requests: Callable[[Tree, int], list[Request]]
+    requests: Callable[[RequestTargets, int], list[PreparedRequest]]
     unit: str = ""
     units: int = 1
 
 
 def fill(directory: Path) -> None:
-    """What the requests work on."""
+    """Create the files that the requests use."""
     (directory / "list").mkdir(parents=True)
     (directory / "data").write_bytes(b"x" * LARGE)
     for slot in range(MAX_DEPTH):
@@ -99,36 +108,40 @@ def fill(directory: Path) -> None:
         (directory / "list" / f"file-{number}").touch()
 
 
-def begin(front_end: FrontEnd, directory: str) -> Tree:
-    """INIT, and looks up what `fill` made in `directory` of the share."""
+def begin(front_end: SyntheticFrontEnd, directory: str) -> RequestTargets:
+    """Send INIT, and look up the files that `fill` made in `directory` of the share."""
     args = init_in.pack(major=7, minor=MINOR, max_readahead=1 << 17, flags=int(FLAGS))
-    reply = front_end.ask(Request(Opcode.INIT, 0, args, init_out.size))
+    reply = front_end.ask(PreparedRequest(Opcode.INIT, 0, args, init_out.size))
     if init_out.unpack_from(reply).major != 7:
-        raise HarnessError("INIT: the daemon speaks another FUSE")
+        raise HarnessError("INIT: the daemon has another major version of FUSE")
     top = lookup(front_end, ROOT, directory)
     data, listed = lookup(front_end, top, "data"), lookup(front_end, top, "list")
     fh = opened(front_end, Opcode.OPEN, data, os.O_RDWR)
-    # The virtiofsd in C renames only what has been looked up, as a guest would have.
+    # virtiofsd in C renames only inodes that were looked up. A guest would look them up, too.
     nodeids = [lookup(front_end, top, f"here-{slot}") for slot in range(MAX_DEPTH)]
     files = tuple(
-        File(nodeid, opened(front_end, Opcode.OPEN, nodeid, os.O_RDWR)) for nodeid in nodeids
+        OpenedFile(nodeid, opened(front_end, Opcode.OPEN, nodeid, os.O_RDWR)) for nodeid in nodeids
     )
-    return Tree(top, data, fh, files, listed, listing(front_end, listed))
+    return RequestTargets(top, data, fh, files, listed, listing(front_end, listed))
 
 
-def lookup(front_end: FrontEnd, parent: int, name: str) -> int:
-    reply = front_end.ask(Request(Opcode.LOOKUP, parent, c_string(name), entry_out.size))
+def lookup(front_end: SyntheticFrontEnd, parent: int, name: str) -> int:
+    """Send LOOKUP; return the nodeid."""
+    reply = front_end.ask(PreparedRequest(Opcode.LOOKUP, parent, c_string(name), entry_out.size))
     return int(entry_out.unpack_from(reply).nodeid)
 
 
-def opened(front_end: FrontEnd, opcode: Opcode, nodeid: int, flags: int) -> int:
-    reply = front_end.ask(Request(opcode, nodeid, open_in.pack(flags=flags), open_out.size))
+def opened(front_end: SyntheticFrontEnd, opcode: Opcode, nodeid: int, flags: int) -> int:
+    """Send OPEN or OPENDIR; return the file handle."""
+    reply = front_end.ask(PreparedRequest(opcode, nodeid, open_in.pack(flags=flags), open_out.size))
     return int(open_out.unpack_from(reply).fh)
 
 
-def listing(front_end: FrontEnd, nodeid: int) -> tuple[int, ...]:
-    """The offsets of the READDIRPLUS requests that list a directory, the last of which finds
-    nothing more."""
+def listing(front_end: SyntheticFrontEnd, nodeid: int) -> tuple[int, ...]:
+    """Return the offsets of the READDIRPLUS requests that list a directory.
+
+    The reply to the last one has no entry.
+    """
     fh = opened(front_end, Opcode.OPENDIR, nodeid, 0)
     offsets, found = [0], 0
     while True:
@@ -138,14 +151,14 @@ def listing(front_end: FrontEnd, nodeid: int) -> tuple[int, ...]:
             break
         found += len(entries)
         offsets.append(entries[-1])
-    front_end.ask(Request(Opcode.RELEASEDIR, nodeid, release_in.pack(fh=fh)))
+    front_end.ask(PreparedRequest(Opcode.RELEASEDIR, nodeid, release_in.pack(fh=fh)))
     if found != LISTED + 2:
         raise HarnessError(f"READDIRPLUS: {found} entries instead of {LISTED + 2}")
     return tuple(offsets)
 
 
 def offsets_of(reply: bytes) -> list[int]:
-    """The offsets of all entries of a READDIRPLUS reply, in a zeroed buffer."""
+    """Return the offsets of all entries of a READDIRPLUS reply, in a zeroed buffer."""
     offsets, position = [], 0
     while position + entry_out.size + dirent.size <= len(reply):
         entry = dirent.unpack_from(reply, position + entry_out.size)
@@ -157,39 +170,48 @@ def offsets_of(reply: bytes) -> list[int]:
 
 
 def c_string(name: str) -> bytes:
+    """Return the name as the kernel sends it."""
     return name.encode() + b"\0"
 
 
-def release(nodeid: int, opcode: Opcode = Opcode.RELEASE) -> Request:
-    return Request(opcode, nodeid, release_in.pack())
+def release(nodeid: int, opcode: Opcode = Opcode.RELEASE) -> PreparedRequest:
+    """Return a RELEASE or RELEASEDIR request."""
+    return PreparedRequest(opcode, nodeid, release_in.pack())
 
 
-def readdirplus(nodeid: int, offset: int, fh: int = 0) -> Request:
-    return Request(
+def readdirplus(nodeid: int, offset: int, fh: int = 0) -> PreparedRequest:
+    """Return a READDIRPLUS request."""
+    return PreparedRequest(
         Opcode.READDIRPLUS, nodeid, read_in.pack(fh=fh, offset=offset, size=SMALL), SMALL
     )
 
 
-def getattr_requests(tree: Tree, _slot: int) -> list[Request]:
-    return [Request(Opcode.GETATTR, tree.data, getattr_in.pack(), attr_out.size)]
+def getattr_requests(targets: RequestTargets, _slot: int) -> list[PreparedRequest]:
+    """Return the request of a getattr."""
+    return [PreparedRequest(Opcode.GETATTR, targets.data, getattr_in.pack(), attr_out.size)]
 
 
-def open_release(tree: Tree, _slot: int) -> list[Request]:
+def open_release(targets: RequestTargets, _slot: int) -> list[PreparedRequest]:
+    """Return the requests that open and release the file with data."""
     fh = Copy(0, 1, FH_IN_ARGS)
     return [
-        Request(
-            Opcode.OPEN, tree.data, open_in.pack(flags=os.O_RDONLY), open_out.size, copies=(fh,)
+        PreparedRequest(
+            Opcode.OPEN, targets.data, open_in.pack(flags=os.O_RDONLY), open_out.size, copies=(fh,)
         ),
-        release(tree.data),
+        release(targets.data),
     ]
 
 
-def lookup_missing(tree: Tree, slot: int) -> list[Request]:
+def lookup_missing(targets: RequestTargets, slot: int) -> list[PreparedRequest]:
+    """Return the lookup of a name that does not exist."""
     name = c_string(f"missing-{slot}")
-    return [Request(Opcode.LOOKUP, tree.directory, name, entry_out.size, error=errno.ENOENT)]
+    return [
+        PreparedRequest(Opcode.LOOKUP, targets.directory, name, entry_out.size, error=errno.ENOENT)
+    ]
 
 
-def create_unlink(tree: Tree, slot: int) -> list[Request]:
+def create_unlink(targets: RequestTargets, slot: int) -> list[PreparedRequest]:
+    """Return the requests that create, release, unlink and forget a file."""
     name = c_string(f"created-{slot}")
     args = (
         create_in.pack(flags=os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o100600, umask=0o22) + name
@@ -198,64 +220,75 @@ def create_unlink(tree: Tree, slot: int) -> list[Request]:
     nodeids = Copy(0, 1, NODEID_IN_HEADER, header=True), Copy(0, 3, NODEID_IN_HEADER, header=True)
     room = entry_out.size + open_out.size
     return [
-        Request(Opcode.CREATE, tree.directory, args, room, copies=(fh, *nodeids)),
+        PreparedRequest(Opcode.CREATE, targets.directory, args, room, copies=(fh, *nodeids)),
         release(0),
-        Request(Opcode.UNLINK, tree.directory, name),
-        Request(Opcode.FORGET, 0, forget_in.pack(nlookup=1)),
+        PreparedRequest(Opcode.UNLINK, targets.directory, name),
+        PreparedRequest(Opcode.FORGET, 0, forget_in.pack(nlookup=1)),
     ]
 
 
-def mkdir_rmdir(tree: Tree, slot: int) -> list[Request]:
+def mkdir_rmdir(targets: RequestTargets, slot: int) -> list[PreparedRequest]:
+    """Return the requests that create, remove and forget a directory."""
     name = c_string(f"made-{slot}")
     nodeid = Copy(0, 2, NODEID_IN_HEADER, header=True)
     args = mkdir_in.pack(mode=0o700, umask=0o22) + name
     return [
-        Request(Opcode.MKDIR, tree.directory, args, entry_out.size, copies=(nodeid,)),
-        Request(Opcode.RMDIR, tree.directory, name),
-        Request(Opcode.FORGET, 0, forget_in.pack(nlookup=1)),
+        PreparedRequest(Opcode.MKDIR, targets.directory, args, entry_out.size, copies=(nodeid,)),
+        PreparedRequest(Opcode.RMDIR, targets.directory, name),
+        PreparedRequest(Opcode.FORGET, 0, forget_in.pack(nlookup=1)),
     ]
 
 
-def rename(tree: Tree, slot: int) -> list[Request]:
-    """There and back again: of a file that `fill` made."""
+def rename(targets: RequestTargets, slot: int) -> list[PreparedRequest]:
+    """Return the requests that rename a file of `fill` and rename it back."""
     here, there = c_string(f"here-{slot}"), c_string(f"there-{slot}")
-    to = rename_in.pack(newdir=tree.directory)
+    to = rename_in.pack(newdir=targets.directory)
     return [
-        Request(Opcode.RENAME, tree.directory, to + here + there),
-        Request(Opcode.RENAME, tree.directory, to + there + here),
+        PreparedRequest(Opcode.RENAME, targets.directory, to + here + there),
+        PreparedRequest(Opcode.RENAME, targets.directory, to + there + here),
     ]
 
 
-def read(tree: Tree, size: int) -> list[Request]:
-    return [Request(Opcode.READ, tree.data, read_in.pack(fh=tree.fh, size=size), data_room=size)]
-
-
-def write(tree: Tree, size: int) -> list[Request]:
-    args = write_in.pack(fh=tree.fh, size=size)
-    return [Request(Opcode.WRITE, tree.data, args, write_out.size, data=size)]
-
-
-def write_fsync(tree: Tree, slot: int) -> list[Request]:
-    file = tree.files[slot]
+def read(targets: RequestTargets, size: int) -> list[PreparedRequest]:
+    """Return the request that reads `size` bytes."""
     return [
-        Request(
+        PreparedRequest(
+            Opcode.READ, targets.data, read_in.pack(fh=targets.fh, size=size), data_room=size
+        )
+    ]
+
+
+def write(targets: RequestTargets, size: int) -> list[PreparedRequest]:
+    """Return the request that writes `size` bytes."""
+    args = write_in.pack(fh=targets.fh, size=size)
+    return [PreparedRequest(Opcode.WRITE, targets.data, args, write_out.size, data=size)]
+
+
+def write_fsync(targets: RequestTargets, slot: int) -> list[PreparedRequest]:
+    """Return the requests that write to the slot's file and sync it."""
+    file = targets.files[slot]
+    return [
+        PreparedRequest(
             Opcode.WRITE,
             file.nodeid,
             write_in.pack(fh=file.fh, size=SMALL),
             write_out.size,
             data=SMALL,
         ),
-        Request(Opcode.FSYNC, file.nodeid, fsync_in.pack(fh=file.fh)),
+        PreparedRequest(Opcode.FSYNC, file.nodeid, fsync_in.pack(fh=file.fh)),
     ]
 
 
-def list_all(tree: Tree, _slot: int) -> list[Request]:
-    count = len(tree.listing)
+def list_all(targets: RequestTargets, _slot: int) -> list[PreparedRequest]:
+    """Return the requests that list the directory."""
+    count = len(targets.listing)
     handles = tuple(Copy(0, step, FH_IN_ARGS) for step in range(1, count + 2))
     return [
-        Request(Opcode.OPENDIR, tree.list, open_in.pack(), open_out.size, copies=handles),
-        *(readdirplus(tree.list, offset) for offset in tree.listing),
-        release(tree.list, Opcode.RELEASEDIR),
+        PreparedRequest(
+            Opcode.OPENDIR, targets.list, open_in.pack(), open_out.size, copies=handles
+        ),
+        *(readdirplus(targets.list, offset) for offset in targets.listing),
+        release(targets.list, Opcode.RELEASEDIR),
     ]
 
 
@@ -266,10 +299,10 @@ OPERATIONS = (
     Work("create + unlink", create_unlink),
     Work("mkdir + rmdir", mkdir_rmdir),
     Work("rename", rename, units=2),
-    Work("read 4 KiB", lambda tree, _slot: read(tree, SMALL)),
-    Work("write 4 KiB", lambda tree, _slot: write(tree, SMALL)),
+    Work("read 4 KiB", lambda targets, _slot: read(targets, SMALL)),
+    Work("write 4 KiB", lambda targets, _slot: write(targets, SMALL)),
     Work("write 4 KiB + fsync", write_fsync),
-    Work("read 1 MiB", lambda tree, _slot: read(tree, LARGE), ", MiB"),
-    Work("write 1 MiB", lambda tree, _slot: write(tree, LARGE), ", MiB"),
+    Work("read 1 MiB", lambda targets, _slot: read(targets, LARGE), ", MiB"),
+    Work("write 1 MiB", lambda targets, _slot: write(targets, LARGE), ", MiB"),
     Work(f"readdirplus of {LISTED}", list_all, ", files", LISTED),
 )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operation costs the daemon with more and more inodes known and watched, without a guest.
+"""The daemon's cost of an operation with more and more inodes looked up and watched; no guest.
 
-The daemon's file system and watch table are driven by hand, in a process of their own, with
-fanotify and file handles as they are used by default. As a program: bench_inodes DIRECTORY
-COUNT..., a line of JSON for each count.
+The daemon's file system and watch table are called directly, in a process of their own, with
+fanotify and file handles as by default. As a program: python -m farwatch_harness.bench.inodes
+DIRECTORY COUNT prints a line of JSON.
 """
 
 import dataclasses
@@ -39,13 +39,15 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class InodeCost:
-    """With `count` inodes known and watched: microseconds of processor time per operation, bytes
-    per inode and watch.
+    """The cost with `count` inodes looked up and watched.
 
-    `getattr_hot` is of one inode again and again, all others are of any; `event` is from the host's
-    queue to the record for the guest; `renew` is forgetting an inode, looking it up again and
-    watching it again; `end` is the end of one inode and its watch when all go. `descriptors` are
-    all that the process has.
+    Times are microseconds of CPU time per operation; sizes are bytes per inode and per watch.
+
+    getattr_hot: always of the same inode; all other operations are of random inodes.
+    event: from the host's queue to the record for the guest.
+    renew: FORGET of an inode, its next lookup, and its next watch.
+    end: the removal of one inode and its watch, when all are removed.
+    descriptors: the number of the process's open files.
     """
 
     count: int
@@ -63,11 +65,14 @@ class InodeCost:
 
 
 def measure(counts: Sequence[int]) -> list[InodeCost]:
-    """One process for each count. The files are made in the directory for temporary files."""
+    """Measure each count in a process of its own.
+
+    The files are in the directory for temporary files.
+    """
     costs = []
     for count in counts:
         with (
-            step(f"{count} inodes known and watched") as progress,
+            step(f"{count} inodes looked up and watched") as progress,
             tempfile.TemporaryDirectory(prefix="farwatch-bench-") as shared,
         ):
             progress.update("making files")
@@ -84,7 +89,7 @@ def measure(counts: Sequence[int]) -> list[InodeCost]:
 
 
 def make_files(shared: Path, count: int) -> None:
-    """`count` empty files, in directories of a thousand."""
+    """Create `count` empty files, in directories of a thousand."""
     for start in range(0, count, IN_DIRECTORY):
         directory = shared / str(start // IN_DIRECTORY)
         directory.mkdir()
@@ -92,8 +97,8 @@ def make_files(shared: Path, count: int) -> None:
             os.close(os.open(directory / str(number), os.O_CREAT | os.O_WRONLY, 0o600))
 
 
-class Served:
-    """A share of which the guest knows and watches files."""
+class WatchedShare:
+    """A share whose files the guest has looked up and watches."""
 
     def __init__(self, shared: Path) -> None:
         self.shared = shared
@@ -106,52 +111,59 @@ class Served:
         self.nodeids: list[int] = []
 
     def know(self, count: int) -> None:
+        """Look up the first `count` files."""
         for number in range(count):
             if number % IN_DIRECTORY == 0:
                 self.directories.append(self.nodeid(ROOT, number // IN_DIRECTORY))
             self.nodeids.append(self.find(number))
 
     def find(self, number: int) -> int:
+        """Look up a file; return its nodeid."""
         return self.nodeid(self.directories[number // IN_DIRECTORY], number)
 
     def nodeid(self, parent: int, number: int) -> int:
+        """Look up an entry of a directory; return its nodeid."""
         entry = self.fs.lookup(parent, b"%d" % number)
         if entry is None:
-            raise HarnessError(f"the benchmark's file {number} is gone")
+            raise HarnessError(f"the benchmark's file {number} does not exist")
         return entry.nodeid
 
     def watch(self, nodeid: int, mask: Event) -> None:
+        """Set the guest's mask of an inode."""
         watched = self.fs.watch_target(nodeid)
         self.table.set_mask(nodeid, watched.generation, watched.fd, watched.is_dir, mask)
 
     def open_and_close(self, number: int) -> None:
+        """Open and release a file."""
         nodeid = self.nodeids[number]
         self.fs.release(nodeid, self.fs.open(nodeid, os.O_RDONLY, False).fh)
 
     def set_mask(self, number: int) -> None:
+        """Change the mask of a file, and change it back."""
         self.watch(self.nodeids[number], Event.ATTRIB | Event.MODIFY)
         self.watch(self.nodeids[number], Event.ATTRIB)
 
     def renew(self, number: int) -> None:
+        """Forget a file, then look it up and watch it again."""
         self.fs.forget(self.nodeids[number], LIMIT)
         self.table.forget(self.nodeids[number])
         self.nodeids[number] = self.find(number)
         self.watch(self.nodeids[number], Event.ATTRIB)
 
     def event_us(self, numbers: Sequence[int]) -> float:
-        """Per event; causing it is not counted."""
+        """Return the time per event, without the time to cause it, in microseconds."""
         for number in numbers:
             (self.shared / str(number // IN_DIRECTORY) / str(number)).chmod(0o600)
         began = time.process_time()
         self.table.process()
         taken = time.process_time() - began
         if len(self.queue) != len(numbers):
-            raise HarnessError(f"{len(numbers)} events were caused, {len(self.queue)} told")
+            raise HarnessError(f"{len(numbers)} events were caused, {len(self.queue)} reported")
         self.queue.clear()
         return 1e6 * taken / len(numbers)
 
     def end_us(self) -> float:
-        """Per inode and watch, when all go."""
+        """Remove everything; return the time per inode and watch, in microseconds."""
         began = time.process_time()
         self.fs.reset()
         self.table.reset()
@@ -162,8 +174,8 @@ class Served:
 
 
 def cost(shared: Path, count: int) -> InodeCost:
-    """Measures in this process."""
-    served = Served(shared)
+    """Measure in this process."""
+    served = WatchedShare(shared)
     empty = resident()
     served.know(count)
     known = resident()
@@ -191,14 +203,14 @@ def cost(shared: Path, count: int) -> InodeCost:
 
 
 def samples_of(count: int) -> Iterator[list[int]]:
-    """For each round some of the files; the same in each run."""
+    """Yield random files for each round; the same ones in each run."""
     choice = random.Random(count)
     for _ in range(ROUNDS):
         yield choice.sample(range(count), min(SAMPLE, count))
 
 
 def least_us(samples: Sequence[Sequence[int]], call: Callable[[int], object]) -> float:
-    """Microseconds of processor time per call: the least of the rounds, one for each sample."""
+    """Return the microseconds of CPU time per call, the least of the rounds."""
     least = float("inf")
     for sample in samples:
         began = time.process_time()
@@ -209,7 +221,7 @@ def least_us(samples: Sequence[Sequence[int]], call: Callable[[int], object]) ->
 
 
 def resident() -> int:
-    """This process's memory in bytes."""
+    """Return this process's resident memory, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 

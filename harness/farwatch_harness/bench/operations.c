@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Does one file operation over and over for a time and prints how often: "COUNT SECONDS".
- * Runs in the guest, so that what is measured is the share and not an interpreter.
+ * Repeats one file operation for a time and prints how often it ran: "COUNT SECONDS". It runs in
+ * the guest, and is in C so that the share is measured and not an interpreter.
  *
  * Usage: bench_operations DIRECTORY SECONDS OPERATION
- * DIRECTORY holds "data" (a file of at least 1 MiB), "name" (any file) and "list" (a directory).
+ * DIRECTORY has "data" (a file of at least 1 MiB), "name" (any file) and "list" (a directory).
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -122,7 +122,7 @@ static void do_write_large(void)
 	do_write(LARGE);
 }
 
-/* What `ls -l` asks: all names of the directory, and the attributes of each. */
+/* Read what `ls -l` reads: all names of the directory, and the attributes of each. */
 static void do_list(void)
 {
 	DIR *dir = opendir("list");
@@ -142,7 +142,7 @@ static void do_list(void)
 static const struct {
 	const char *name;
 	void (*run)(void);
-	/* Leaves the directory as it was only after an even number of runs. */
+	/* Only an even number of runs leaves the directory unchanged. */
 	int pairs;
 } operations[] = {
 	{ "getattr", do_getattr, 0 },

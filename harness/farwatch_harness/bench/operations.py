@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many file operations a second each daemon serves, all in the same run.
+"""File operations per second of each daemon, all measured in the same run.
 
-Every daemon has a guest of its own; all of them run the whole time and are measured in turn,
-operation by operation and round by round, so that what else the machine does in the meantime falls
-on all of them alike.
+Each daemon has its own guest. All of them run the whole time, and are measured in turn, operation
+by operation and round by round, so that other load of the machine affects all of them alike.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from farwatch_harness.bench.daemons import Server
+from farwatch_harness.bench.daemons import MeasuredDaemon
 from farwatch_harness.bench.programs import Programs
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import Step, step
@@ -26,7 +25,7 @@ DATA_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of operations.c; one run of it does `units` of what `unit` names."""
+    """An operation of operations.c; one run of it performs `units` of what `unit` names."""
 
     key: str
     title: str
@@ -51,8 +50,11 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Rate:
-    """What one daemon did of one operation: units per second in each round, and its processor time
-    per unit, in us."""
+    """One daemon's rates of one operation.
+
+    rounds: units per second in each round.
+    cpu_us: the daemon's CPU time per unit in each round, in microseconds.
+    """
 
     server: str
     operation: Operation
@@ -61,8 +63,8 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One round: units per second, and the daemon's processor time per unit in microseconds."""
+class OperationRound:
+    """One round: units per second, and the daemon's CPU time per unit in microseconds."""
 
     rate: float
     cpu_us: float
@@ -71,15 +73,15 @@ class Sample:
 def measure(
     environment: Environment,
     programs: Programs,
-    servers: Sequence[Server],
+    servers: Sequence[MeasuredDaemon],
     rounds: int,
     seconds: float,
 ) -> list[Rate]:
-    """The rates of all servers, each operation for `seconds` in each of `rounds`."""
-    found: dict[tuple[str, Operation], list[Sample]] = {}
+    """Return the rates of all daemons, each operation for `seconds` in each of `rounds`."""
+    found: dict[tuple[str, Operation], list[OperationRound]] = {}
     with contextlib.ExitStack() as stack:
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
-        testbeds: list[tuple[Server, Testbed]] = []
+        testbeds: list[tuple[MeasuredDaemon, Testbed]] = []
         for server in servers:
             fill(share / server.name)
             with step(f"booting a guest for {server.name}"):
@@ -98,7 +100,7 @@ def measure(
                         found.setdefault((server.name, operation), []).append(sample)
         for server, testbed in testbeds:
             if problems := testbed.problems():
-                raise HarnessError(f"{server.name} did not serve well: {problems[0]}")
+                raise HarnessError(f"{server.name}: {problems[0]}")
     return [
         Rate(
             name,
@@ -111,7 +113,7 @@ def measure(
 
 
 def fill(directory: Path) -> None:
-    """What operations.c works on."""
+    """Create the files that operations.c uses."""
     (directory / "list").mkdir(parents=True)
     (directory / "data").write_bytes(b"x" * DATA_BYTES)
     (directory / "name").touch()
@@ -119,32 +121,39 @@ def fill(directory: Path) -> None:
         (directory / "list" / f"file-{number}").touch()
 
 
-def show(progress: Step, number: int, operation: Operation, server: Server) -> None:
+def show(progress: Step, number: int, operation: Operation, server: MeasuredDaemon) -> None:
+    """Show how far the measurement is."""
     progress.update(f"round {number + 1}, {operation.title}, {server.name}")
 
 
 def run_once(
-    programs: Programs, testbed: Testbed, server: Server, operation: Operation, seconds: float
-) -> Sample:
-    """One operation for `seconds`; HarnessError when it fails in the guest."""
+    programs: Programs,
+    testbed: Testbed,
+    server: MeasuredDaemon,
+    operation: Operation,
+    seconds: float,
+) -> OperationRound:
+    """Run one operation for `seconds`. HarnessError: it failed in the guest."""
     directory = testbed.mount_point / server.name
     group = testbed.daemon.process.pid
-    before = processor_ns(group)
+    before = cpu_ns_of(group)
     done = testbed.guest.run(
         programs.operations, directory, str(seconds), operation.key, limit=60 + 10 * seconds
     )
-    used = processor_ns(group) - before
+    used = cpu_ns_of(group) - before
     if done.status or done.timed_out:
         words = done.stderr.strip() or f"status {done.status}"
         raise HarnessError(f"{operation.title} with {server.name}: {words}")
     count, taken = done.stdout.split()
     units = int(count) * operation.units
-    return Sample(units / float(taken), used / 1000 / units)
+    return OperationRound(units / float(taken), used / 1000 / units)
 
 
-def processor_ns(group: int) -> int:
-    """Processor time of all threads of the process group, which a daemon and its children are, in
-    ns."""
+def cpu_ns_of(group: int) -> int:
+    """Return the CPU time of all threads of a process group, in ns.
+
+    A daemon and its children are a process group.
+    """
     total = 0
     for process in Path("/proc").iterdir():
         try:
@@ -154,6 +163,6 @@ def processor_ns(group: int) -> int:
                     for task in (process / "task").iterdir()
                 )
         except (ProcessLookupError, FileNotFoundError):
-            # Ended in the meantime.
+            # The thread has ended in the meantime.
             continue
     return total

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's small C programs: compiled on the host, run in the guest, which sees them in its
-root."""
+"""The benchmark's C programs: compiled on the host, run in the guest.
+
+The guest sees the host's root, and the programs in it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from farwatch_harness.util import apt, paths, subprocesses
 
 SOURCES = paths.HARNESS / "bench"
 TARGET = paths.CHECKOUT / "build" / "bench"
-# Static: the guest reads the program and nothing else, and it runs in any guest.
+# Static, so that a program runs in any guest, which then reads this one file.
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static")
 
 
@@ -22,12 +24,13 @@ class Programs:
 
 
 def compiled() -> Programs:
-    """Compiles them; HarnessError gives the compiler's words."""
+    """Compile the programs. HarnessError: has the compiler's errors."""
     apt.install(["gcc", "libc6-dev"], paths.LOGS / "apt-bench.log")
     return Programs(compile_one("operations"), compile_one("events"))
 
 
 def compile_one(name: str) -> Path:
+    """Compile one program; return its path."""
     TARGET.mkdir(parents=True, exist_ok=True)
     program = TARGET / f"bench_{name}"
     subprocesses.run(["gcc", *FLAGS, "-o", program, SOURCES / f"{name}.c"])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark: event latency and throughput, the cost of watches and inodes, file operations
-beside virtiofsd."""
+"""The benchmark: latency and throughput of events, the cost of watches, inodes and operations.
+
+Operations are measured beside virtiofsd.
+"""
 
 import argparse
 import contextlib
@@ -35,7 +37,7 @@ BATCHES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
 class Part(Enum):
-    """What can be measured alone."""
+    """A part of the benchmark that can be measured alone."""
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"
@@ -45,16 +47,22 @@ class Part(Enum):
     INODES = "inodes"
 
 
-#: Need no guest at all.
+#: The parts that need no guest.
 WITHOUT_GUEST = {Part.SYNTHETIC, Part.INODES}
-#: Need no guest of their own for each mode.
+#: The parts that do not need a guest for each mode.
 WITHOUT_MODES = {Part.OPERATIONS, *WITHOUT_GUEST}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure and for how long: `seconds` per operation and round, `steady` for the steady
-    rate of events."""
+class BenchmarkPlan:
+    """What to measure, and for how long.
+
+    parts: the parts to measure.
+    events: the number of writes for the latency.
+    seconds: the time per operation and round.
+    steady: seconds of the steady rate of events.
+    watches, inodes: the numbers of watches and of inodes to measure with.
+    """
 
     parts: frozenset[Part]
     events: int
@@ -66,7 +74,7 @@ class Plan:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command to its parser."""
     choices = [part.value for part in Part]
     parser.add_argument(
         "--only",
@@ -86,10 +94,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.5,
         metavar="S",
-        help="per operation and round (%(default)s)",
+        help="seconds per operation and round (%(default)s)",
     )
     parser.add_argument(
-        "--steady", type=float, default=5.0, metavar="S", help="of a steady rate (%(default)s)"
+        "--steady",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds of the steady rate of events (%(default)s)",
     )
     parser.add_argument(
         "--watches",
@@ -105,12 +117,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[1000, 10_000, 100_000],
         metavar="N",
-        help="numbers of inodes known and watched; 1000000 takes 6 GiB (1000 10000 100000)",
+        help="numbers of inodes looked up and watched; 1000000 takes 6 GiB (1000 10000 100000)",
     )
 
 
-def plan_of(options: argparse.Namespace) -> Plan:
-    """The plan that the options ask for; HarnessError when one makes no sense."""
+def plan_of(options: argparse.Namespace) -> BenchmarkPlan:
+    """Return the plan that the options ask for. HarnessError: a number is out of range."""
     if (
         options.events < 2
         or options.rounds < 1
@@ -120,15 +132,17 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise HarnessError("bench: numbers must be positive, and --events at least 2")
     parts = frozenset(Part(name) for name in options.only or [part.value for part in Part])
     numbers = tuple(options.watches), tuple(options.inodes)
-    return Plan(parts, options.events, options.rounds, options.seconds, options.steady, *numbers)
+    return BenchmarkPlan(
+        parts, options.events, options.rounds, options.seconds, options.steady, *numbers
+    )
 
 
-def bench(plan: Plan) -> None:
-    """Measures, prints the tables and writes build/bench.json."""
+def bench(plan: BenchmarkPlan) -> None:
+    """Measure, print the tables and write build/bench.json."""
     environment = prepare_environment(patches_of_series()) if plan.parts - WITHOUT_GUEST else None
     compiled = programs.compiled()
     servers = [*daemons.farwatchd(), *daemons.virtiofsd_c(), *daemons.virtiofsd_rust()]
-    facts = bench_report.surroundings(environment, servers)
+    described = bench_report.environment_of(environment, servers)
     latencies: list[Latency] = []
     throughputs: list[Throughput] = []
     costs: list[WatchCost] = []
@@ -144,11 +158,11 @@ def bench(plan: Plan) -> None:
     rates = []
     if environment and Part.OPERATIONS in plan.parts:
         rates = operations.measure(environment, compiled, servers, plan.rounds, plan.seconds)
-    served: list[synthetic.Served] = []
+    served: list[synthetic.SyntheticRate] = []
     if Part.SYNTHETIC in plan.parts:
         served = synthetic.measure(servers, plan.rounds, plan.seconds)
     report = bench_report.Report(
-        facts,
+        described,
         tuple(latencies),
         tuple(throughputs),
         tuple(rates),
@@ -162,9 +176,9 @@ def bench(plan: Plan) -> None:
 
 
 def measure_events(
-    environment: Environment, programs: programs.Programs, plan: Plan, mode: str
+    environment: Environment, programs: programs.Programs, plan: BenchmarkPlan, mode: str
 ) -> tuple[Sequence[Latency], Sequence[Throughput], Sequence[WatchCost]]:
-    """All that concerns events, in one guest."""
+    """Measure everything about events in one guest."""
     with contextlib.ExitStack() as stack:
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
         spec = daemons.farwatchd_in_mode(mode).testbed_spec(environment, share)
@@ -178,5 +192,5 @@ def measure_events(
         if Part.WATCHES in plan.parts:
             costs += [watches.cost(testbed, programs, mode, count) for count in plan.watches]
         if problems := testbed.problems():
-            raise HarnessError(f"something went wrong in mode {mode}: {problems[0]}")
+            raise HarnessError(f"mode {mode}: {problems[0]}")
     return latencies, throughputs, costs

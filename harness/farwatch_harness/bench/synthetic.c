@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The driver's half of a virtio-fs device's queues, for the benchmark without a guest: sends prepared requests over and
- * over, `depth` of them at a time, and counts. vhost_frontend.py lays out the memory and knows these structures.
+ * The driver's side of a virtio-fs device's queues, for the benchmark without a guest. It repeats
+ * prepared requests, `depth` of them concurrently, and counts them. vhost_frontend.py lays out the
+ * memory, and has the same structures.
  *
- * A slot is what one process of a guest would be: it does its steps in order, one at a time, again and again. Which
- * steps those are it shares with no other slot, so everything is written beforehand but what the replies decide.
+ * A slot stands for one process of a guest: it performs its steps in order, one after the other,
+ * and starts again. No two slots share steps, so everything but the bytes that depend on replies is
+ * written beforehand.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,8 +18,8 @@
 
 #define RINGS 2
 #define MAX_DEPTH 64
-/* Nobody answers: the longest that is waited for a reply, in milliseconds. */
-#define PATIENCE 10000
+/* The longest wait for a reply, in milliseconds. */
+#define REPLY_LIMIT 10000
 
 #define DESC_INDIRECT 4
 
@@ -49,25 +51,28 @@ struct out_header {
 	uint64_t unique;
 };
 
-/* All places are bytes from the beginning of the memory. */
+/* All positions are offsets in the memory, in bytes. */
 struct ring {
 	uint32_t size, descriptors, available, used;
 	int32_t kick;
 };
 
-/* One request: `table` holds its `descriptors`, `reply` its fuse_out_header, 0 where there is no reply. */
+/*
+ * One request. `table` is the offset of its `descriptors`. `reply` is the offset of the reply's
+ * fuse_out_header; 0 if there is no reply.
+ */
 struct step {
 	uint32_t ring, table, descriptors, request, reply;
 	int32_t error;
 	uint32_t first_copy, copies;
 };
 
-/* Eight bytes of a reply that go into a later request. */
+/* Eight bytes of a reply that are copied into a later request. */
 struct copy {
 	uint32_t from, to;
 };
 
-/* `failed` is 0, or what went wrong: enum failure; `step` and `error` tell of what. */
+/* `failed` is an enum failure; `step` is the step that failed, `error` the errno of its reply. */
 struct result {
 	uint64_t runs, requests, wall_ns, cpu_ns, kicks, interrupts;
 	int32_t failed, step, error;
@@ -98,8 +103,8 @@ static uint64_t now(clockid_t clock)
 	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-static void submit(char *memory, uint64_t base, struct queue *queue, const struct step *step, uint16_t slot,
-		   uint64_t unique, struct result *result)
+static void submit(char *memory, uint64_t base, struct queue *queue, const struct step *step,
+		   uint16_t slot, uint64_t unique, struct result *result)
 {
 	struct descriptor *descriptor = &queue->descriptors[slot];
 	uint16_t old = queue->next_available;
@@ -122,9 +127,9 @@ static void submit(char *memory, uint64_t base, struct queue *queue, const struc
 	result->requests++;
 }
 
-/* Checks a reply and passes on what later requests need of it. */
-static void accept_reply(char *memory, const struct step *step, const struct copy *copies, uint32_t written,
-			 uint64_t unique, struct result *result)
+/* Check a reply and copy from it what later requests need. */
+static void accept_reply(char *memory, const struct step *step, const struct copy *copies,
+			 uint32_t written, uint64_t unique, struct result *result)
 {
 	const struct out_header *reply = (void *)(memory + step->reply);
 	uint32_t n;
@@ -161,7 +166,7 @@ static void wait_for_interrupt(int call, struct result *result)
 	struct pollfd wanted = { .fd = call, .events = POLLIN };
 	uint64_t count;
 
-	if (poll(&wanted, 1, PATIENCE) != 1)
+	if (poll(&wanted, 1, REPLY_LIMIT) != 1)
 		result->failed = NO_REPLY;
 	else if (read(call, &count, sizeof(count)) == sizeof(count))
 		result->interrupts++;
@@ -170,15 +175,17 @@ static void wait_for_interrupt(int call, struct result *result)
 }
 
 /*
- * `memory` is at the guest's address `base`. Slot N does steps[N * steps_per_slot] and those that follow. `unique` goes
- * on from call to call. Ends when `ns` are over and all slots have come to their end, or at the first failure.
+ * Drive the queues until `ns` are over and all slots have performed their last step, or until the
+ * first failure. `memory` has the guest's address `base`. Slot N performs steps_per_slot steps from
+ * steps[N * steps_per_slot] on. `unique` continues from call to call.
  */
-void drive(char *memory, uint64_t base, const struct ring *rings, int call, const struct step *steps,
-	   uint32_t steps_per_slot, uint32_t depth, const struct copy *copies, uint64_t *unique, uint64_t ns,
-	   struct result *result)
+void drive(char *memory, uint64_t base, const struct ring *rings, int call,
+	   const struct step *steps, uint32_t steps_per_slot, uint32_t depth,
+	   const struct copy *copies, uint64_t *unique, uint64_t ns, struct result *result)
 {
 	static struct queue queues[RINGS];
-	uint64_t uniques[MAX_DEPTH], began = now(CLOCK_MONOTONIC_RAW), cpu = now(CLOCK_THREAD_CPUTIME_ID);
+	uint64_t began = now(CLOCK_MONOTONIC_RAW), cpu = now(CLOCK_THREAD_CPUTIME_ID);
+	uint64_t uniques[MAX_DEPTH];
 	uint32_t at[MAX_DEPTH] = { 0 }, running, slot;
 	int ring;
 
@@ -196,9 +203,10 @@ void drive(char *memory, uint64_t base, const struct ring *rings, int call, cons
 		queue->next_used = queue->used->index;
 	}
 	for (slot = 0; slot < depth; slot++) {
+		const struct step *first = &steps[slot * steps_per_slot];
+
 		uniques[slot] = *unique += 2;
-		submit(memory, base, &queues[steps[slot * steps_per_slot].ring], &steps[slot * steps_per_slot], slot,
-		       uniques[slot], result);
+		submit(memory, base, &queues[first->ring], first, slot, uniques[slot], result);
 	}
 	for (running = depth; running && !result->failed;) {
 		for (ring = 0; ring < RINGS && !result->failed; ring++) {
@@ -206,16 +214,17 @@ void drive(char *memory, uint64_t base, const struct ring *rings, int call, cons
 
 			while (queue->used->index != queue->next_used && !result->failed) {
 				const struct step *step;
-				uint32_t place = queue->next_used++ % queue->ring.size;
+				uint32_t index = queue->next_used++ % queue->ring.size;
 
 				__atomic_thread_fence(__ATOMIC_ACQUIRE);
-				slot = queue->used->elements[place].head;
+				slot = queue->used->elements[index].head;
 				if (slot >= depth) {
 					result->failed = WRONG_REPLY;
 					break;
 				}
 				step = &steps[slot * steps_per_slot + at[slot]];
-				accept_reply(memory, step, copies, queue->used->elements[place].written, uniques[slot],
+				accept_reply(memory, step, copies,
+					     queue->used->elements[index].written, uniques[slot],
 					     result);
 				result->step = at[slot];
 				if (++at[slot] == steps_per_slot) {
@@ -228,7 +237,8 @@ void drive(char *memory, uint64_t base, const struct ring *rings, int call, cons
 				}
 				step = &steps[slot * steps_per_slot + at[slot]];
 				uniques[slot] = *unique += 2;
-				submit(memory, base, &queues[step->ring], step, slot, uniques[slot], result);
+				submit(memory, base, &queues[step->ring], step, slot, uniques[slot],
+				       result);
 			}
 		}
 		if (running && !result->failed && !anything_used(queues))

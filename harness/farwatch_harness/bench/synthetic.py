@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each daemon serves without a guest: a front end on the host sends it prepared requests
-(``vhost_frontend``).
+"""Rates of each daemon without a guest: a front-end on the host sends it prepared requests.
 
-All daemons run the whole time and are measured in turn, operation by operation and round by round,
-so that what else the machine does in the meantime falls on all of them alike.
+The front-end is in vhost_frontend. All daemons run the whole time, and are measured in turn,
+operation by operation and round by round, so that other load of the machine affects all of them
+alike.
 """
 
 import contextlib
@@ -15,27 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farwatch_harness.bench import vhost_frontend
-from farwatch_harness.bench.daemons import Server
-from farwatch_harness.bench.fuse_requests import OPERATIONS, Tree, Work, begin, fill
-from farwatch_harness.bench.operations import Operation, Rate, processor_ns
-from farwatch_harness.bench.vhost_frontend import FrontEnd
+from farwatch_harness.bench.daemons import MeasuredDaemon
+from farwatch_harness.bench.fuse_requests import OPERATIONS, RequestTargets, Work, begin, fill
+from farwatch_harness.bench.operations import Operation, Rate, cpu_ns_of
+from farwatch_harness.bench.vhost_frontend import SyntheticFrontEnd
 from farwatch_harness.util import paths, progress
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.daemon_process import Daemon, farwatchd_command
 
 DEPTHS = (1, 16)
-#: Part of each measurement that is not counted, before it: processor and daemon find what they
-#: need.
+#: The part of the measurement's time for which each operation runs beforehand, uncounted.
 WARM_UP = 0.1
 
 
 @dataclass(frozen=True)
-class Served:
-    """What one daemon did of one operation in each round, and what the front end itself needed.
+class SyntheticRate:
+    """One daemon's rates of one operation, and the front-end's share.
 
-    `front_end_us` is the front end's own processor time per unit, `busy` the part of the time in
-    which it worked.
+    front_end_us: the front-end's own CPU time per unit in each round, in microseconds.
+    busy: the part of the time in which the front-end worked.
     """
 
     rate: Rate
@@ -44,9 +43,12 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One round: units per second; processor time per unit, in microseconds, of the daemon and of
-    the front end."""
+class SyntheticRound:
+    """One round of one daemon.
+
+    rate: units per second.
+    cpu_us, front_end_us: CPU time per unit of daemon and front-end, in microseconds.
+    """
 
     rate: float
     cpu_us: float
@@ -55,22 +57,24 @@ class Sample:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A daemon that runs, and its front end."""
+    """A running daemon, and its front-end."""
 
     name: str
     daemon: Daemon
-    front_end: FrontEnd
-    tree: Tree
+    front_end: SyntheticFrontEnd
+    targets: RequestTargets
 
 
 def measure(
-    servers: Sequence[Server], rounds: int, seconds: float, depths: Sequence[int] = DEPTHS
-) -> list[Served]:
-    """Each operation for `seconds` in each of `rounds`, with each of `depths` requests at a time.
+    servers: Sequence[MeasuredDaemon], rounds: int, seconds: float, depths: Sequence[int] = DEPTHS
+) -> list[SyntheticRate]:
+    """Measure each operation for `seconds` in each of `rounds`, with each of `depths`.
 
-    Of the servers those that serve the device without events, which all others serve as well.
+    servers: those with the device without events are measured, because virtiofsd serves that one
+    only.
+    depths: the numbers of concurrent requests.
     """
-    found: dict[tuple[str, Operation], list[Sample]] = {}
+    found: dict[tuple[str, Operation], list[SyntheticRound]] = {}
     with contextlib.ExitStack() as stack:
         share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
         plain = [server for server in servers if server.device is QemuDevice.PLAIN]
@@ -88,9 +92,9 @@ def measure(
                             found.setdefault((each.name, operation), []).append(sample)
         for each in contestants:
             if traces := each.daemon.tracebacks():
-                raise HarnessError(f"{each.name} did not serve well: {traces[0]}")
+                raise HarnessError(f"{each.name}: {traces[0]}")
     return [
-        Served(
+        SyntheticRate(
             Rate(
                 name,
                 operation,
@@ -105,19 +109,19 @@ def measure(
 
 
 def operation_of(work: Work, depth: int) -> Operation:
-    """How the report calls it."""
+    """Return the operation with the name that the report has for it."""
     return Operation(f"{work.title}, {depth}", f"{work.title}{work.unit} ({depth})", "", work.units)
 
 
 @contextlib.contextmanager
-def contestant(server: Server, share: Path) -> Iterator[Contestant]:
-    """Starts a daemon and its front end; ends both when the block does."""
+def contestant(server: MeasuredDaemon, share: Path) -> Iterator[Contestant]:
+    """Start a daemon and its front-end; end both when the block ends."""
     directory = server.name.replace(" ", "-")
     fill(share / directory)
     with contextlib.ExitStack() as stack:
-        place = Path(tempfile.mkdtemp(prefix="farwatch-"))
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
-        path = place / "fs"
+        folder = Path(tempfile.mkdtemp(prefix="farwatch-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        path = folder / "fs"
         if server.command is None:
             words = farwatchd_command(path, share, "bench", server.options)
         else:
@@ -126,23 +130,27 @@ def contestant(server: Server, share: Path) -> Iterator[Contestant]:
         stack.callback(daemon.stop)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(str(path))
-        front_end = FrontEnd(sock, vhost_frontend.compiled())
+        front_end = SyntheticFrontEnd(sock, vhost_frontend.compiled())
         stack.callback(front_end.close)
         yield Contestant(server.name, daemon, front_end, begin(front_end, directory))
 
 
-def run_once(each: Contestant, work: Work, depth: int, seconds: float) -> Sample:
-    """One operation for `seconds`; HarnessError when a request has another result than it
-    should."""
-    slots = [work.requests(each.tree, slot) for slot in range(depth)]
+def run_once(each: Contestant, work: Work, depth: int, seconds: float) -> SyntheticRound:
+    """Run one operation for `seconds`.
+
+    HarnessError: a request had another result than expected.
+    """
+    slots = [work.requests(each.targets, slot) for slot in range(depth)]
     group = each.daemon.process.pid
     try:
         with each.front_end.prepared(slots) as program:
             each.front_end.drive(program, WARM_UP * seconds)
-            before = processor_ns(group)
+            before = cpu_ns_of(group)
             done = each.front_end.drive(program, seconds)
-            used = processor_ns(group) - before
+            used = cpu_ns_of(group) - before
     except HarnessError as error:
         raise HarnessError(f"{work.title} with {each.name}: {error}") from None
     units = done.runs * work.units
-    return Sample(1e9 * units / done.wall_ns, used / 1000 / units, done.cpu_ns / 1000 / units)
+    return SyntheticRound(
+        1e9 * units / done.wall_ns, used / 1000 / units, done.cpu_ns / 1000 / units
+    )

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vhost-user front end without a guest: gives a daemon memory and rings, and has prepared
-requests sent over them.
+"""A vhost-user front-end without a guest: gives a daemon memory and rings, and sends requests.
 
-What is sent again and again is laid out here once; the sending is synthetic.c, so that it costs
-little.
+Requests that are sent many times are laid out here once. synthetic.c sends them, so that sending
+costs little.
 """
 
 import ctypes
@@ -28,12 +27,12 @@ SOURCE = Path(__file__).with_name("synthetic.c")
 LIBRARY = paths.CHECKOUT / "build" / "bench" / "bench_synthetic.so"
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 #: Seconds to wait for a reply to a vhost-user message.
-PATIENCE = 10.0
+REPLY_LIMIT = 10.0
 PAGE = 4096
 MEMORY = 160 << 20
-#: The guest's and the front end's address of the memory's first byte.
+#: The guest's and the front-end's address of the memory's first byte.
 BASE, USER_BASE = 1 << 30, 0x7F00_0000_0000
-#: As large as QEMU lets it be, so that 1 MiB in single pages is one request.
+#: The largest size that QEMU permits, so that 1 MiB in single pages is one request.
 RING = 1024
 HIPRIO, REQUESTS = range(2)
 DESC_NEXT, DESC_WRITE = 1, 2
@@ -42,9 +41,9 @@ MAX_DEPTH = 64
 FAILURES = (
     "",
     "another error than expected",
-    "no proper reply",
+    "malformed reply",
     "no reply",
-    "the device cannot be waited for",
+    "cannot wait for the device",
 )
 
 _DESCRIPTOR = struct.Struct("<QIHH")
@@ -52,11 +51,11 @@ _DESCRIPTOR = struct.Struct("<QIHH")
 
 @dataclass(frozen=True)
 class Copy:
-    """Eight bytes of a reply, from `start` after its header on, that a later request of the same
-    slot needs.
+    """Eight bytes of a reply that a later request of the same slot needs.
 
-    `step` counts from the request that is answered; they go to `target` of its arguments, or of its
-    header.
+    start: their offset after the reply's header.
+    step: the number of requests from the answered request to the later one.
+    target: the offset in the later request's arguments, or in its header if `header` is set.
     """
 
     start: int
@@ -66,9 +65,13 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A FUSE request. `room` is for its reply after the header; `data` and `data_room` are as much
-    in single pages."""
+class PreparedRequest:
+    """A FUSE request.
+
+    room: bytes for the reply after its header.
+    data, data_room: bytes of data of the request and of the reply, in single pages.
+    error: the errno that the reply must have.
+    """
 
     opcode: Opcode
     nodeid: int
@@ -81,13 +84,13 @@ class Request:
 
     @property
     def silent(self) -> bool:
-        """Whether there is no reply; such requests go by the queue for them."""
+        """Whether there is no reply; such requests use the hiprio queue."""
         return self.opcode in (Opcode.FORGET, Opcode.BATCH_FORGET)
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What was done in one go: times in ns, `cpu_ns` being the front end's own processor time."""
+class DriveCounts:
+    """What one run of the driver did. Times are in ns; `cpu_ns` is the front-end's CPU time."""
 
     runs: int
     requests: int
@@ -126,9 +129,11 @@ class _Result(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """Where the parts of a request are in the memory; `reply` is the header's place, `reply_args`
-    what follows it."""
+class _RequestLayout:
+    """The offsets of a request's parts in the memory.
+
+    reply, reply_args: the reply's header, and the bytes after it.
+    """
 
     header: int
     args: int
@@ -140,64 +145,67 @@ class _Placed:
 
 @dataclass
 class Program:
-    """The requests of each slot, in the memory and as synthetic.c wants them."""
+    """The requests of each slot, in the memory and in the form that synthetic.c uses."""
 
     depth: int
-    requests: list[Request]
+    requests: list[PreparedRequest]
     steps: list[_Step] = field(default_factory=list)
     copies: list[_Copy] = field(default_factory=list)
-    placed: list[_Placed] = field(default_factory=list)
+    layouts: list[_RequestLayout] = field(default_factory=list)
 
 
 def compiled() -> ctypes.CDLL:
-    """Compiles and loads the driver; HarnessError gives the compiler's words."""
+    """Compile and load the driver. HarnessError: has the compiler's errors."""
     apt.install(["gcc", "libc6-dev"], paths.LOGS / "apt-bench.log")
     LIBRARY.parent.mkdir(parents=True, exist_ok=True)
     subprocesses.run(["gcc", *FLAGS, "-o", LIBRARY, SOURCE])
     return ctypes.CDLL(str(LIBRARY))
 
 
-class Memory:
-    """The guest's memory, given out from the beginning on."""
+class BenchmarkMemory:
+    """The guest's memory, allocated from its beginning on."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("farwatch-bench", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, MEMORY)
         self.map = mmap.mmap(self.fd, MEMORY)
-        # Place 0 means: there is none.
+        # Offset 0 means "none".
         self.next = PAGE
 
     @property
     def address(self) -> int:
-        """Where it is mapped here."""
+        """The address at which the memory is mapped in this process."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
     def allocate(self, size: int, align: int = 64) -> int:
-        """The place of `size` zero bytes. No two are adjacent, as a guest's small buffers are
-        not."""
-        place = -(-self.next // align) * align
-        self.next = place + size + 1
+        """Return the offset of `size` zero bytes.
+
+        No two allocations are adjacent, as a guest's small buffers are not.
+        """
+        offset = -(-self.next // align) * align
+        self.next = offset + size + 1
         if self.next > MEMORY:
             raise HarnessError("the benchmark's guest memory is used up")
-        self.map[place : place + size] = bytes(size)
-        return place
+        self.map[offset : offset + size] = bytes(size)
+        return offset
 
     def put(self, data: bytes) -> int:
-        place = self.allocate(len(data))
-        self.map[place : place + len(data)] = data
-        return place
+        """Copy the data into the memory; return its offset."""
+        offset = self.allocate(len(data))
+        self.map[offset : offset + len(data)] = data
+        return offset
 
 
-class FrontEnd:
-    """A daemon's only guest, on the connection `sock`, which it takes over."""
+class SyntheticFrontEnd:
+    """A daemon's only front-end. It takes ownership of the connection `sock`."""
 
     def __init__(self, sock: socket.socket, driver: ctypes.CDLL) -> None:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(REPLY_LIMIT)
         self.sock = sock
         self.driver = driver
         self.protocol_features = ProtocolFeature(0)
         self.unique = ctypes.c_uint64(0)
-        self.memory = Memory()
+        self.memory = BenchmarkMemory()
         self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in (HIPRIO, REQUESTS)]
         self.rings = [self.new_ring(kick) for kick in self.kicks]
@@ -209,11 +217,12 @@ class FrontEnd:
             ) from error
 
     def new_ring(self, kick: int) -> _Ring:
+        """Allocate a ring."""
         sizes = 16 * RING, 6 + 2 * RING, 6 + 8 * RING
         return _Ring(RING, *(self.memory.allocate(size) for size in sizes), kick)
 
     def close(self) -> None:
-        """Leaves."""
+        """Close the connection and all descriptors."""
         self.sock.close()
         for fd in (*self.kicks, self.call, self.memory.fd):
             os.close(fd)
@@ -221,7 +230,7 @@ class FrontEnd:
     # vhost-user
 
     def negotiate(self) -> None:
-        """All that QEMU does until a guest can use the queues."""
+        """Send the messages that QEMU sends until a guest can use the queues."""
         offered = self.ask_number(wire.FrontEndRequest.GET_FEATURES)
         wanted = FEATURES | wire.VHOST_USER_F_PROTOCOL_FEATURES
         if wanted & ~offered:
@@ -232,41 +241,51 @@ class FrontEnd:
         )
         self.send(wire.FrontEndRequest.SET_PROTOCOL_FEATURES, wire.number.pack(value=int(known)))
         self.protocol_features = known
-        self.tell(wire.FrontEndRequest.SET_OWNER)
-        self.tell(wire.FrontEndRequest.SET_FEATURES, wire.number.pack(value=int(wanted)))
+        self.send_checked(wire.FrontEndRequest.SET_OWNER)
+        self.send_checked(wire.FrontEndRequest.SET_FEATURES, wire.number.pack(value=int(wanted)))
         table = wire.memory_table.pack(regions=1)
         table += wire.memory_region.pack(guest_addr=BASE, size=MEMORY, user_addr=USER_BASE)
-        self.tell(wire.FrontEndRequest.SET_MEM_TABLE, table, [self.memory.fd])
+        self.send_checked(wire.FrontEndRequest.SET_MEM_TABLE, table, [self.memory.fd])
         for index, ring in enumerate(self.rings):
             self.start_ring(index, ring)
 
     def start_ring(self, index: int, ring: _Ring) -> None:
-        self.tell(
+        """Send the messages that start a ring."""
+        self.send_checked(
             wire.FrontEndRequest.SET_VRING_NUM, wire.vring_state.pack(index=index, num=ring.size)
         )
-        self.tell(wire.FrontEndRequest.SET_VRING_BASE, wire.vring_state.pack(index=index))
+        self.send_checked(wire.FrontEndRequest.SET_VRING_BASE, wire.vring_state.pack(index=index))
         addresses = wire.vring_addr.pack(
             index=index,
             descriptor=USER_BASE + ring.descriptors,
             available=USER_BASE + ring.available,
             used=USER_BASE + ring.used,
         )
-        self.tell(wire.FrontEndRequest.SET_VRING_ADDR, addresses)
-        self.tell(wire.FrontEndRequest.SET_VRING_CALL, wire.number.pack(value=index), [self.call])
-        self.tell(wire.FrontEndRequest.SET_VRING_KICK, wire.number.pack(value=index), [ring.kick])
-        self.tell(wire.FrontEndRequest.SET_VRING_ENABLE, wire.vring_state.pack(index=index, num=1))
+        self.send_checked(wire.FrontEndRequest.SET_VRING_ADDR, addresses)
+        self.send_checked(
+            wire.FrontEndRequest.SET_VRING_CALL, wire.number.pack(value=index), [self.call]
+        )
+        self.send_checked(
+            wire.FrontEndRequest.SET_VRING_KICK, wire.number.pack(value=index), [ring.kick]
+        )
+        self.send_checked(
+            wire.FrontEndRequest.SET_VRING_ENABLE, wire.vring_state.pack(index=index, num=1)
+        )
 
-    def tell(
+    def send_checked(
         self, request: wire.FrontEndRequest, payload: bytes = b"", fds: Sequence[int] = ()
     ) -> None:
-        """Sends a message that has no reply of its own; HarnessError when the daemon says that it
-        cannot do it."""
+        """Send a message that has no reply of its own.
+
+        HarnessError: the daemon acknowledges it with an error.
+        """
         acknowledged = ProtocolFeature.REPLY_ACK in self.protocol_features
         self.send(request, payload, fds, HeaderFlag.NEED_REPLY if acknowledged else HeaderFlag(0))
         if acknowledged and self.number(request):
             raise HarnessError(f"the daemon refuses {request.name}")
 
     def ask_number(self, request: wire.FrontEndRequest) -> int:
+        """Send a request without payload; return the number that is its reply."""
         self.send(request)
         return self.number(request)
 
@@ -277,11 +296,12 @@ class FrontEnd:
         fds: Sequence[int] = (),
         flags: HeaderFlag = HeaderFlag(0),  # noqa: B008
     ) -> None:
+        """Send a message with these descriptors."""
         message = wire.header.pack_values(request, wire.VERSION | flags, len(payload)) + payload
         socket.send_fds(self.sock, [message], list(fds))
 
     def number(self, request: wire.FrontEndRequest) -> int:
-        """The number that is the reply to `request`."""
+        """Return the number that is the reply to `request`."""
         size = wire.header.size + wire.number.size
         reply = b""
         while len(reply) < size:
@@ -295,19 +315,24 @@ class FrontEnd:
 
     # Requests
 
-    def ask(self, request: Request) -> bytes:
-        """Sends one request and returns its reply after the header; HarnessError unless it has the
-        expected error."""
+    def ask(self, request: PreparedRequest) -> bytes:
+        """Send one request; return its reply after the header.
+
+        HarnessError: the reply has another error than expected.
+        """
         with self.prepared([[request]]) as program:
             self.drive(program, 0.0)
-            start = program.placed[0].reply_args
+            start = program.layouts[0].reply_args
             return self.memory.map[start : start + request.room]
 
     @contextmanager
-    def prepared(self, slots: Sequence[Sequence[Request]]) -> Iterator[Program]:
-        """Lays out what each slot does; all have equally many requests of the same kinds."""
+    def prepared(self, slots: Sequence[Sequence[PreparedRequest]]) -> Iterator[Program]:
+        """Lay out the requests of each slot; free the memory when the block ends.
+
+        slots: all have the same kinds of requests, in the same order.
+        """
         if not 0 < len(slots) <= MAX_DEPTH:
-            raise HarnessError(f"{len(slots)} requests at a time: 1 to {MAX_DEPTH} are possible")
+            raise HarnessError(f"{len(slots)} concurrent requests: 1 to {MAX_DEPTH} are possible")
         mark = self.memory.next
         program = Program(len(slots), list(slots[0]))
         for requests in slots:
@@ -315,9 +340,11 @@ class FrontEnd:
         yield program
         self.memory.next = mark
 
-    def drive(self, program: Program, seconds: float) -> Counts:
-        """Has all slots do their requests again and again for `seconds`, and at least once;
-        HarnessError on failure."""
+    def drive(self, program: Program, seconds: float) -> DriveCounts:
+        """Have all slots repeat their requests for `seconds`, at least once.
+
+        HarnessError: a request failed.
+        """
         steps = (_Step * len(program.steps))(*program.steps)
         copies = (_Copy * len(program.copies))(*program.copies)
         result = _Result()
@@ -338,15 +365,17 @@ class FrontEnd:
             name = program.requests[result.step].opcode.name
             number = f": {os.strerror(result.error)}" if result.error else ""
             raise HarnessError(f"{name}: {FAILURES[result.failed]}{number}")
-        return Counts(*(int(getattr(result, name)) for name in Counts.__dataclass_fields__))
+        return DriveCounts(
+            *(int(getattr(result, name)) for name in DriveCounts.__dataclass_fields__)
+        )
 
-    def lay_out(self, program: Program, requests: Sequence[Request]) -> None:
-        """Adds one slot to the program."""
-        placed = [self.place(request) for request in requests]
-        for number, (request, at) in enumerate(zip(requests, placed, strict=True)):
+    def lay_out(self, program: Program, requests: Sequence[PreparedRequest]) -> None:
+        """Add one slot to the program."""
+        layouts = [self.write_request(request) for request in requests]
+        for number, (request, at) in enumerate(zip(requests, layouts, strict=True)):
             first = len(program.copies)
             for copy in request.copies:
-                there = placed[number + copy.step]
+                there = layouts[number + copy.step]
                 to = copy.target + (there.header if copy.header else there.args)
                 program.copies.append(_Copy(at.reply_args + copy.start, to))
             ring = HIPRIO if request.silent else REQUESTS
@@ -360,33 +389,35 @@ class FrontEnd:
                 len(request.copies),
             )
             program.steps.append(_Step(ring, *numbers))
-        program.placed += placed
+        program.layouts += layouts
 
-    def place(self, request: Request) -> _Placed:
-        """Writes one request as Linux does: header, arguments and each page of data in a descriptor
-        of its own."""
+    def write_request(self, request: PreparedRequest) -> _RequestLayout:
+        """Write one request as Linux does.
+
+        Header, arguments and each page of data have a descriptor of their own.
+        """
         memory = self.memory
         length = in_header.size + len(request.args) + request.data
         header = memory.put(
             in_header.pack(len=length, opcode=request.opcode, nodeid=request.nodeid, pid=1)
         )
         args = memory.put(request.args)
-        pieces = [(header, in_header.size, 0), (args, len(request.args), 0)]
-        pieces += [(page, PAGE, 0) for page in self.pages(request.data)]
+        slices = [(header, in_header.size, 0), (args, len(request.args), 0)]
+        slices += [(page, PAGE, 0) for page in self.pages(request.data)]
         reply = reply_args = 0
         if not request.silent:
             reply, reply_args = memory.allocate(out_header.size), memory.allocate(request.room)
-            pieces += [(reply, out_header.size, DESC_WRITE), (reply_args, request.room, DESC_WRITE)]
-            pieces += [(page, PAGE, DESC_WRITE) for page in self.pages(request.data_room)]
-        pieces = [piece for piece in pieces if piece[1]]
+            slices += [(reply, out_header.size, DESC_WRITE), (reply_args, request.room, DESC_WRITE)]
+            slices += [(page, PAGE, DESC_WRITE) for page in self.pages(request.data_room)]
+        slices = [part for part in slices if part[1]]
         table = b"".join(
             _DESCRIPTOR.pack(
-                BASE + place, size, flags | (DESC_NEXT if number < len(pieces) else 0), number
+                BASE + offset, size, flags | (DESC_NEXT if number < len(slices) else 0), number
             )
-            for number, (place, size, flags) in enumerate(pieces, 1)
+            for number, (offset, size, flags) in enumerate(slices, 1)
         )
-        return _Placed(header, args, reply, reply_args, memory.put(table), len(pieces))
+        return _RequestLayout(header, args, reply, reply_args, memory.put(table), len(slices))
 
     def pages(self, size: int) -> list[int]:
-        """Places of single pages that hold `size` bytes; no two are adjacent."""
+        """Return the offsets of single pages for `size` bytes; no two are adjacent."""
         return [self.memory.allocate(PAGE, PAGE) for _ in range(0, size, PAGE)]

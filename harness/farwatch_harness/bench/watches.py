@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a watch costs: time in the guest, memory of the daemon and of the guest's kernel; and that
-closing frees it."""
+"""The cost of a watch: time in the guest, and memory of the daemon and of the guest's kernel.
+
+The measurement also checks that closing the watches frees them.
+"""
 
 import os
 import re
@@ -9,30 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farwatch_harness.bench.events import share_directory
-from farwatch_harness.bench.operations import processor_ns
+from farwatch_harness.bench.operations import cpu_ns_of
 from farwatch_harness.bench.programs import Programs
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
 from farwatch_harness.vm.testbed import Testbed
 
-# Seconds per watch that the guest may take, on a busy machine too; and for the host's marks to go
-# at the end: the guest tells of each without waiting for it.
+# Seconds per watch that the guest may take, also on a busy machine. Then seconds for the host's
+# marks to be removed at the end: the guest does not wait for the removal of each.
 WATCH_LIMIT = 0.02
-GONE_LIMIT = 30.0
-GONE_LIMIT_PER_WATCH = 0.005
+REMOVAL_LIMIT = 30.0
+REMOVAL_LIMIT_PER_WATCH = 0.005
 INTERVAL = 0.05
 GUEST_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
 
 
 @dataclass(frozen=True)
 class WatchCost:
-    """Costs of one inode known and of one watch on it: microseconds and bytes each, over `count`
-    files.
+    """The cost of one inode looked up and of one watch on it, over `count` files.
 
-    The times are the guest's, but for the daemon's processor time (`..._cpu_us`). `watched` is
-    fewer where a limit was reached (ENOSPC, ENFILE), mostly the daemon's limit of open files.
-    `left` are host watches that remained after the guest's group was closed: none, when all is
-    well.
+    Times are microseconds in the guest, except the daemon's CPU time (`..._cpu_us`); sizes are
+    bytes.
+
+    watched: the number of watches; fewer than `count` if a limit was reached (ENOSPC, ENFILE),
+    mostly the daemon's limit of open files.
+    left: host watches that remained after the guest had closed its group; 0 is right.
     """
 
     mode: str
@@ -53,9 +56,14 @@ class WatchCost:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """At one moment: the daemon's processor time, resident bytes, open files and marks, the guest's
-    slab bytes."""
+class ResourceUsage:
+    """The resources in use at one moment.
+
+    cpu_ns: the daemon's CPU time.
+    daemon: the daemon's resident bytes.
+    descriptors, marks: the daemon's open files and host watches.
+    slab: bytes of the guest's slab memory.
+    """
 
     cpu_ns: int
     daemon: int
@@ -64,55 +72,57 @@ class Memory:
     slab: int
 
 
-def memory(testbed: Testbed) -> Memory:
-    """Now."""
+def resource_usage(testbed: Testbed) -> ResourceUsage:
+    """Return what is in use now."""
     text = testbed.guest.read_file("/proc/meminfo").decode()
     found = re.search(r"^Slab:\s+(\d+) kB", text, re.MULTILINE)
     if not found:
         raise HarnessError("the guest's /proc/meminfo has no line about slab")
     pid = testbed.daemon.process.pid
     descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    cpu_ns = processor_ns(os.getpgid(pid))
-    return Memory(
+    cpu_ns = cpu_ns_of(os.getpgid(pid))
+    return ResourceUsage(
         cpu_ns, testbed.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024
     )
 
 
 def marks(pid: int) -> int:
-    """The inotify watches and fanotify inode marks that the process holds."""
+    """Return the number of inotify watches and fanotify inode marks of the process."""
     total = 0
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            # Only these: a daemon may have a hundred thousand descriptors.
+            # Read only these fdinfo files: a daemon may have a hundred thousand descriptors.
             if str(entry.readlink()) in ("anon_inode:inotify", "anon_inode:[fanotify]"):
                 text = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
                 total += len(re.findall(r"^(?:inotify wd|fanotify ino):", text, re.MULTILINE))
         except FileNotFoundError:
-            # Closed in the meantime.
+            # The descriptor was closed in the meantime.
             continue
     return total
 
 
 def cost(testbed: Testbed, programs: Programs, mode: str, count: int) -> WatchCost:
-    """Watches `count` files of one directory in one group, then closes the group."""
+    """Watch `count` files of one directory in one group, then close the group."""
     share = share_directory(testbed, f"watches-{count}")
     for number in range(count):
         (share.host / str(number)).touch()
-    # The guest's own limit follows from its memory and would be the first to be reached.
+    # The guest's limit follows from its memory, and would be reached first.
     testbed.guest.write_file(GUEST_LIMIT, str(count + 1000).encode())
     with step(f"{count} watches, mode {mode}"):
-        before = memory(testbed)
+        before = resource_usage(testbed)
         limit = 30 + count * WATCH_LIMIT
         task = testbed.guest.spawn(str(programs.events), "watches", str(share.guest), str(count))
-        looked_up = said(task.lines(limit=limit, until="looked-up"), "looked-up")[0]
-        known = memory(testbed)
+        looked_up = numbers_after(task.lines(limit=limit, until="looked-up"), "looked-up")[0]
+        known = resource_usage(testbed)
         testbed.guest.shell(f"kill -USR1 {task.pid}")
-        watching, reached = said(task.lines(limit=limit, until="watched"), "watched")
-        full = memory(testbed)
+        watching, reached = numbers_after(task.lines(limit=limit, until="watched"), "watched")
+        full = resource_usage(testbed)
         testbed.guest.shell(f"kill -TERM {task.pid}")
-        closing = said(task.lines(limit=limit, until="closed"), "closed")[0]
-        left = wait_until_gone(
-            testbed.daemon.process.pid, before.marks, GONE_LIMIT + count * GONE_LIMIT_PER_WATCH
+        closing = numbers_after(task.lines(limit=limit, until="closed"), "closed")[0]
+        left = wait_for_removal(
+            testbed.daemon.process.pid,
+            before.marks,
+            REMOVAL_LIMIT + count * REMOVAL_LIMIT_PER_WATCH,
         )
     watched = max(reached, 1.0)
     return WatchCost(
@@ -134,21 +144,21 @@ def cost(testbed: Testbed, programs: Programs, mode: str, count: int) -> WatchCo
     )
 
 
-def said(lines: list[str], word: str) -> list[float]:
-    """The numbers after `word`; HarnessError with what the program said instead."""
+def numbers_after(lines: list[str], word: str) -> list[float]:
+    """Return the numbers after `word`. HarnessError: the output has no such line."""
     for line in lines:
         first, *numbers = line.split()
         if first == word:
             return [float(number) for number in numbers]
     raise HarnessError(
-        f"the guest's program did not come to '{word}': {' / '.join(lines) or 'it said nothing'}"
+        f"the guest's program did not reach '{word}': {' / '.join(lines) or 'no output'}"
     )
 
 
-def wait_until_gone(pid: int, base: int, limit: float) -> int:
-    """How many marks more than `base` are left once they are gone, or after `limit` seconds."""
+def wait_for_removal(pid: int, base: int, limit: float) -> int:
+    """Wait until the process has at most `base` marks; return how many more it has at the limit."""
     deadline = time.monotonic() + limit
     while (left := marks(pid) - base) > 0 and time.monotonic() < deadline:
-        # The kernel gives no notice of a mark's end to others.
+        # The kernel does not notify other processes when a mark is removed.
         time.sleep(INTERVAL)
     return max(left, 0)

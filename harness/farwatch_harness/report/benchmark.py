@@ -48,7 +48,7 @@ def load(path: Path) -> Report | None:
 
 def figures_of(report: Report) -> Iterator[Figures]:
     """All that was measured, in the order of the terminal."""
-    yield figures(bench_report.surroundings_table(report.surroundings))
+    yield figures(bench_report.environment_table(report.environment))
     if report.latencies:
         yield figures(bench_report.latency_table(report.latencies), plots.latency(report.latencies))
     if report.throughputs:
@@ -63,7 +63,7 @@ def figures_of(report: Report) -> Iterator[Figures]:
         yield figures(bench_report.throughput_table(throughput))
     if report.rates:
         yield figures(bench_report.rates_table(report.rates), plots.rates(report.rates))
-        yield figures(bench_report.processor_table(report.rates))
+        yield figures(bench_report.cpu_table(report.rates))
     if report.synthetic:
         rates = [served.rate for served in report.synthetic]
         yield figures(

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's arithmetic and its view of this machine; the measurements themselves are no
-tests."""
+"""The benchmark's arithmetic, and its measurements of this machine; no figures are tested."""
 
 import argparse
 import ctypes
@@ -17,13 +16,13 @@ from farwatch_harness.util.errors import HarnessError
 EVENTS = 100
 
 
-def plan(*words: str) -> run.Plan:
+def plan(*words: str) -> run.BenchmarkPlan:
     parser = argparse.ArgumentParser()
     run.add_options(parser)
     return run.plan_of(parser.parse_args(words))
 
 
-def test_the_guests_part_is_taken_out_of_a_round_trip() -> None:
+def test_latency_is_round_trip_without_the_guests_part() -> None:
     count = events.WARM_UP + EVENTS
     trips = [9_000_000] * events.WARM_UP + [1000_000 + 1000 * n for n in range(EVENTS)]
     found = events.latency_of("others", trips, [(100_000, 200_000)] * count)
@@ -34,12 +33,12 @@ def test_the_guests_part_is_taken_out_of_a_round_trip() -> None:
     assert found.round_trip == pytest.approx(1049.5)
 
 
-def test_ratios_are_of_the_same_round_and_the_least_of_all() -> None:
+def test_ratio_compares_rounds_and_least_ratio_compares_minima() -> None:
     assert bench_report.ratio([1.0, 20.0, 3.0], [2.0, 40.0, 3.0]) == 0.5
     assert bench_report.least_ratio([4.0, 9.0], [8.0, 2.0]) == 2.0
 
 
-def test_without_a_choice_everything_is_measured() -> None:
+def test_all_parts_are_measured_by_default() -> None:
     assert plan().parts == frozenset(run.Part)
     assert plan("--only", "latency", "--only", "watches").parts == {
         run.Part.LATENCY,
@@ -50,7 +49,7 @@ def test_without_a_choice_everything_is_measured() -> None:
 @pytest.mark.parametrize(
     "words", [["--rounds", "0"], ["--seconds", "0"], ["--events", "1"], ["--watches", "5", "0"]]
 )
-def test_numbers_that_measure_nothing_are_refused_in_words(words: list[str]) -> None:
+def test_numbers_out_of_range_are_refused(words: list[str]) -> None:
     with pytest.raises(HarnessError, match="positive"):
         plan(*words)
 
@@ -66,19 +65,19 @@ def test_marks_of_a_process_are_counted() -> None:
     assert watches.marks(os.getpid()) == before
 
 
-def test_processor_time_of_a_group_has_its_children() -> None:
-    before = operations.processor_ns(os.getpgid(0))
+def test_cpu_time_of_a_group_includes_children() -> None:
+    before = operations.cpu_ns_of(os.getpgid(0))
     with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as child:
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.3)
-        used = operations.processor_ns(os.getpgid(0)) - before
+        used = operations.cpu_ns_of(os.getpgid(0)) - before
         child.kill()
     assert used > 1_000_000
 
 
 @pytest.fixture
 def on_disk() -> Iterator[Path]:
-    """A directory that takes O_DIRECT, which a tmpfs does only since Linux 6.6."""
+    """Yield a directory that supports O_DIRECT, which tmpfs does only since Linux 6.6."""
     programs.TARGET.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=programs.TARGET) as name:
         yield Path(name)
@@ -102,7 +101,7 @@ def test_every_operation_runs(on_disk: Path) -> None:
     assert sorted(entry.name for entry in on_disk.iterdir()) == ["data", "list", "name"]
 
 
-def test_created_files_come_in_order_and_at_their_rate(tmp_path: Path) -> None:
+def test_files_are_created_in_order_and_at_the_given_rate(tmp_path: Path) -> None:
     taken = events.create_files(tmp_path, 20, 200.0)
     assert taken >= 19 / 200 - events.TICK
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"f{n:06}" for n in range(20)]

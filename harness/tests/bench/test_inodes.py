@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurement of the daemon with many inodes: that it measures what it says; the figures are no
-tests."""
+"""The measurement of the daemon with many inodes works; its figures are not tested."""
 
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from farwatchd.wire.fsnotify import Event
 
 
 @pytest.mark.root
-def test_a_share_is_known_watched_measured_and_let_go() -> None:
+def test_inodes_are_looked_up_watched_measured_and_forgotten() -> None:
     (cost,) = inodes.measure([1200])
     assert cost.count == 1200
     times = (
@@ -30,11 +29,11 @@ def test_a_share_is_known_watched_measured_and_let_go() -> None:
 
 
 @pytest.mark.root
-def test_an_event_that_is_not_told_ends_the_measurement(tmp_path: Path) -> None:
+def test_missing_event_ends_the_measurement(tmp_path: Path) -> None:
     inodes.make_files(tmp_path, 3)
-    served = inodes.Served(tmp_path)
+    served = inodes.WatchedShare(tmp_path)
     served.know(3)
     served.watch(served.nodeids[0], Event.ATTRIB)
     assert served.event_us([0]) > 0
-    with pytest.raises(HarnessError, match="2 events were caused, 1 told"):
+    with pytest.raises(HarnessError, match="2 events were caused, 1 reported"):
         served.event_us([0, 1])

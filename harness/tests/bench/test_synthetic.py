@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark without a guest: that it does what it says and notices wrong replies; the figures
-are no tests."""
+"""The benchmark without a guest measures, and notices wrong replies; no figures are tested."""
 
 import dataclasses
 import errno
@@ -13,7 +12,7 @@ import pytest
 from farwatch_harness.bench import bench_report, daemons, synthetic, vhost_frontend
 from farwatch_harness.bench import fuse_requests as requests
 from farwatch_harness.bench.synthetic import Contestant
-from farwatch_harness.bench.vhost_frontend import FrontEnd, Request
+from farwatch_harness.bench.vhost_frontend import PreparedRequest, SyntheticFrontEnd
 from farwatch_harness.util.errors import HarnessError
 from farwatchd.wire.fuse import Opcode, attr_out
 
@@ -31,7 +30,7 @@ def test_every_operation_is_served_and_leaves_nothing_behind(
 ) -> None:
     for work in requests.OPERATIONS:
         for depth in (1, 3):
-            slots = [work.requests(contestant.tree, slot) for slot in range(depth)]
+            slots = [work.requests(contestant.targets, slot) for slot in range(depth)]
             with contestant.front_end.prepared(slots) as program:
                 done = contestant.front_end.drive(program, 0.01)
             assert done.runs >= depth, work.title
@@ -42,35 +41,37 @@ def test_every_operation_is_served_and_leaves_nothing_behind(
     assert {entry.name for entry in directory.iterdir()} == wanted
 
 
-def test_replies_tell_what_is_there(contestant: Contestant, tmp_path: Path) -> None:
+def test_getattr_reply_has_the_attributes_of_the_file(
+    contestant: Contestant, tmp_path: Path
+) -> None:
     (directory,) = tmp_path.iterdir()
     inode = (directory / "data").stat()
-    (getattr_request,) = requests.getattr_requests(contestant.tree, 0)
+    (getattr_request,) = requests.getattr_requests(contestant.targets, 0)
     reply = attr_out.unpack_from(contestant.front_end.ask(getattr_request))
     assert (reply.attr_ino, reply.attr_size) == (inode.st_ino, requests.LARGE)
 
 
-def test_another_result_than_expected_ends_the_measurement(contestant: Contestant) -> None:
-    (missing,) = requests.lookup_missing(contestant.tree, 0)
+def test_unexpected_error_ends_the_measurement(contestant: Contestant) -> None:
+    (missing,) = requests.lookup_missing(contestant.targets, 0)
     with pytest.raises(
         HarnessError, match=f"LOOKUP: another error than expected: {os.strerror(errno.ENOENT)}"
     ):
         contestant.front_end.ask(dataclasses.replace(missing, error=0))
     with pytest.raises(HarnessError, match="GETATTR: another error than expected: "):
-        contestant.front_end.ask(Request(Opcode.GETATTR, 12345, bytes(16), 104))
+        contestant.front_end.ask(PreparedRequest(Opcode.GETATTR, 12345, bytes(16), 104))
 
 
-def test_more_requests_at_a_time_than_there_is_room_for_are_refused(contestant: Contestant) -> None:
-    slots = [requests.getattr_requests(contestant.tree, 0)] * (vhost_frontend.MAX_DEPTH + 1)
+def test_too_many_concurrent_requests_are_refused(contestant: Contestant) -> None:
+    slots = [requests.getattr_requests(contestant.targets, 0)] * (vhost_frontend.MAX_DEPTH + 1)
     with pytest.raises(HarnessError, match="1 to 64"), contestant.front_end.prepared(slots):
         pytest.fail("prepared")
 
 
-def test_a_daemon_that_leaves_is_noticed() -> None:
+def test_daemon_that_disconnects_is_an_error() -> None:
     here, there = socket.socketpair()
     there.close()
     with pytest.raises(HarnessError, match="does not answer"):
-        FrontEnd(here, vhost_frontend.compiled())
+        SyntheticFrontEnd(here, vhost_frontend.compiled())
 
 
 def test_rounds_become_tables() -> None:

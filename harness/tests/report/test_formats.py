@@ -166,13 +166,13 @@ def test_a_plot_marks_each_value_where_it_belongs() -> None:
         assert re.search(rf'<text x="{scale(value):.1f}"[^>]*>{words}<', drawn)
 
 
-def test_a_benchmark_of_parts_shows_these() -> None:
+def test_page_shows_the_measured_parts_of_a_benchmark() -> None:
     whole = records.bench()
-    only = bench_report.Report(whole.surroundings, (), (), whole.rates[:1], ())
+    only = bench_report.Report(whole.environment, (), (), whole.rates[:1], ())
     assert [(each.title.split(",")[0], bool(each.plot)) for each in benchmark.figures_of(only)] == [
         ("Measured on", False),
-        ("File operations a second", False),
-        ("Processor time of the daemon per operation", False),
+        ("File operations per second", False),
+        ("CPU time of the daemon per operation", False),
     ]
 
 

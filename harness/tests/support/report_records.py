@@ -3,11 +3,11 @@
 
 from dataclasses import replace
 
-from farwatch_harness.bench.bench_report import Report, Surroundings
+from farwatch_harness.bench.bench_report import BenchmarkEnvironment, Report
 from farwatch_harness.bench.events import Batch, Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.operations import OPERATIONS, Rate
-from farwatch_harness.bench.synthetic import Served
+from farwatch_harness.bench.synthetic import SyntheticRate
 from farwatch_harness.bench.watches import WatchCost
 from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, Status, TestResult
 
@@ -197,7 +197,7 @@ def long_logs() -> Run:
 
 def bench() -> Report:
     """What a benchmark of all parts finds."""
-    environment = Surroundings(
+    environment = BenchmarkEnvironment(
         "2026-11-24T11:07:54+00:00",
         "CPU",
         2,
@@ -230,5 +230,5 @@ def bench() -> Report:
         tuple(rates),
         (cost,),
         (inodes,),
-        tuple(Served(rate, (2.0, 3.0), (0.5, 0.5)) for rate in rates),
+        tuple(SyntheticRate(rate, (2.0, 3.0), (0.5, 0.5)) for rate in rates),
     )
