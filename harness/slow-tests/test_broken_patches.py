@@ -25,11 +25,11 @@ LIMIT = 3000.0
 
 @dataclass(frozen=True)
 class Break:
-    """What is changed in one patch, and the expected results, in the order of
-    CheckName.
+    """What is changed in one patch, and the expected results in the order of CheckName.
 
-    `anchor` in `file`, as it is after the patch, becomes `text`. The rows end `after` patches
-    later.
+    anchor: text in `file`, as it is after the patch.
+    text: replaces the anchor.
+    cells: the results of the patch and of those after it.
     """
 
     patch: str
@@ -105,7 +105,7 @@ def export(place: Path, base: str, patches: Sequence[Patch], folder: Path) -> No
 
 
 def broken_series(patches: Sequence[Patch], broken: Break, place: Path) -> Path:
-    """A copy of the series with one patch broken; the others do what they did."""
+    """Return a copy of the series with one patch broken; the other patches do as before."""
     number = number_of(broken.patch, patches)
     repository = place / "tree"
     make_repository(repository, source_tree.find_source().path, patches)

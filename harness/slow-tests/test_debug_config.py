@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel takes the options of the debug flavour: olddefconfig drops silently what it cannot
-have."""
+"""The kernel accepts the options of the debug flavour.
+
+olddefconfig drops an option silently if its dependencies are not met.
+"""
 
 from farwatch_harness.kernel import build
 
@@ -18,7 +20,7 @@ WANTED = (
 )
 
 
-def test_the_debug_kernel_has_what_it_is_for() -> None:
+def test_debug_kernel_has_its_options() -> None:
     with build.prepared(build.recipe_of([], build.Flavour.DEBUG)) as place:
         options = build.read_options(place.path / ".config")
     assert [name for name in WANTED if options.get(f"CONFIG_{name}") != "y"] == []

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people and CI systems read of a run: one page, JUnit XML and KTAP, made from the records of
-`results`.
+"""The outputs of a run for people and CI systems: one page, JUnit XML and KTAP.
 
-text makes tool output harmless and cuts it, junit, ktap and page each make one form; the page's
-parts are diff (the colours of a patch), events (which events arrive in which mode), benchmark and
-plots.
+They are made from the records of `results`. text makes the output of tools harmless and cuts it.
+junit, ktap and page each make one form. diff, events, benchmark and plots make parts of the page.
 """
 
 from pathlib import Path
@@ -24,9 +22,9 @@ KTAP = "ktap.txt"
 
 
 def write(run: Run, folder: Path, bench: Report | None = None) -> Path:
-    """Writes index.html, junit.xml and ktap.txt into `folder` and returns the path of the page.
+    """Write index.html, junit.xml and ktap.txt into `folder`; return the path of the page.
 
-    A reader never sees half of a file. HarnessError when the folder cannot be written.
+    Each file appears in one step. HarnessError: the folder cannot be written.
     """
     harmless = text.harmless(run)
     contents = {

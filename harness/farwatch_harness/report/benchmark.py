@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's part of the page: its tables are those of the terminal, with plots beside
-them."""
+"""The page's section about the benchmark: the tables of the terminal, and plots."""
 
 import json
 from collections.abc import Iterator
@@ -21,8 +20,10 @@ NO_PLOT = Markup("")
 
 @dataclass(frozen=True)
 class Figures:
-    """A table of the benchmark, and a plot of it where there is one. `alignment` is left or right,
-    for each column."""
+    """A table of the benchmark, with its plot if it has one.
+
+    alignment: "left" or "right" for each column.
+    """
 
     title: str
     header: tuple[str, ...]
@@ -32,8 +33,10 @@ class Figures:
 
 
 def load(path: Path) -> Report | None:
-    """The benchmark's last results, None where it has not run; HarnessError when the file is no
-    such results."""
+    """Return the benchmark's last results; None if there are none.
+
+    HarnessError: the file does not have the form of such results.
+    """
     try:
         return cattrs.structure(json.loads(path.read_text()), Report)
     except FileNotFoundError:
@@ -47,7 +50,7 @@ def load(path: Path) -> Report | None:
 
 
 def figures_of(report: Report) -> Iterator[Figures]:
-    """All that was measured, in the order of the terminal."""
+    """Yield everything that was measured, in the order of the terminal."""
     yield figures(bench_report.environment_table(report.environment))
     if report.latencies:
         yield figures(bench_report.latency_table(report.latencies), plots.latency(report.latencies))
@@ -77,7 +80,7 @@ def figures_of(report: Report) -> Iterator[Figures]:
 
 
 def figures(table: Table, plot: Markup = NO_PLOT) -> Figures:
-    """The cells of one of the terminal's tables."""
+    """Return one of the terminal's tables with its plot."""
     header = tuple(str(column.header) for column in table.columns)
     rows = tuple(
         zip(*((str(cell) for cell in column.cells) for column in table.columns), strict=True)

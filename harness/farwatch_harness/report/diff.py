@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A patch's diff, file by file, as HTML whose classes the page's style colours."""
+"""A patch's diff as HTML, file by file; the page's style has the colours of its classes."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from farwatch_harness.report import text
 
 FILE_START = re.compile(r"^(?=diff --git )", re.MULTILINE)
 NAME = re.compile(r"^(?:\+\+\+ b/|rename to |diff --git a/.* b/)(.+)$", re.MULTILINE)
-# The longest of Linux's patches are shown whole; this is for what is no patch. In characters.
+# Characters. Linux's longest patches are shown whole; the limit is for text that is no patch.
 LIMIT = 200_000
 CLASSES = {Generic.Inserted: "add", Generic.Deleted: "del", Generic.Subheading: "hunk"}
 
@@ -29,13 +29,13 @@ class FileDiff:
 
 
 def files_of(diff: str) -> list[FileDiff]:
-    """The files of a unified diff, in its order; a text that is none is one file without a name."""
+    """Return the files of a unified diff, in order; other text is one file without a name."""
     return [file_diff(part) for part in FILE_START.split(diff) if part.strip()]
 
 
 def file_diff(part: str) -> FileDiff:
-    """One file's part of a diff."""
-    # A header's "+++ b/name" is the name after the patch, where there is a file after it.
+    """Return one file's part of a diff."""
+    # "+++ b/name" in a header is the name after the patch, unless the patch removes the file.
     header, start, body = part[:LIMIT].partition("\n@@")
     names = NAME.findall(header)
     lines = body.splitlines()
@@ -49,7 +49,7 @@ def file_diff(part: str) -> FileDiff:
 
 
 def coloured(hunks: str) -> Iterator[Markup]:
-    """The tokens of a file's hunks, those that have a colour in a span of their class."""
+    """Yield the tokens of a file's hunks; a token with a colour is a span of its class."""
     for kind, value in DiffLexer(stripnl=False, ensurenl=False).get_tokens(hunks):
         found = CLASSES.get(kind)
         yield Markup('<span class="{}">{}</span>').format(found, value) if found else escape(value)

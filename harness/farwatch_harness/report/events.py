@@ -34,7 +34,7 @@ class EventSource:
 MODES = (
     Mode(
         "others",
-        "the host lets the daemon use fanotify, which tells whose event it is (the default then)",
+        "the host lets the daemon use fanotify, which reports the process of each event (default)",
     ),
     Mode("remote", "--fsnotify=remote, or the host has inotify only"),
     Mode("off", "--fsnotify=off, or the guest has no patches"),
@@ -66,13 +66,13 @@ EVENTS = (
         "OPEN_EXEC",
         "FAN_OPEN_EXEC",
         *BOTH,
-        "local where the daemon watches with inotify, which does not tell it",
+        "local if the daemon watches with inotify, which does not report it",
     ),
     EventSource(
         "RENAME",
         "FAN_RENAME, DN_RENAME; the two below",
         *BOTH,
-        "one record; a pair with one cookie in inotify",
+        "one record; in inotify a pair of events with one cookie",
     ),
     EventSource(
         "MOVED_FROM",
@@ -91,13 +91,13 @@ EVENTS = (
         "DELETE_SELF",
         "IN_DELETE_SELF, FAN_DELETE_SELF",
         *ALWAYS_LOCAL,
-        "when the last name goes; IN_IGNORED follows",
+        "when the last name is deleted; IN_IGNORED follows",
     ),
     EventSource(
         "OVERFLOW",
         "IN_Q_OVERFLOW, FAN_Q_OVERFLOW",
         *ALWAYS_LOCAL,
-        "for loss on the way: once at every watcher of the share",
+        "events were lost: once for every watcher of the share",
     ),
     EventSource(
         "", "IN_UNMOUNT, permission events, marks on the mount or the file system", *ONLY_LOCAL

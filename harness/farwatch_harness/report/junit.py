@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as JUnit XML: a test suite for each patch, its checks and its tests as test cases.
+"""A run as JUnit XML: a test suite for each patch, with its checks and tests as test cases.
 
-The form is what Jenkins, GitLab and the reporters for GitHub Actions read: testsuites, testsuite,
-testcase with failure or skipped, system-out. What was not asked for is absent.
+Jenkins, GitLab and the reporters of GitHub Actions read this form: testsuites, testsuite, testcase
+with failure or skipped, system-out. Checks that were not requested are absent.
 """
 
 import xml.etree.ElementTree as ET
@@ -16,7 +16,7 @@ BLOCKED = "an earlier check of this patch failed"
 
 
 def render(run: Run) -> str:
-    """The XML of a run whose text is harmless."""
+    """Return the XML of a run whose text is harmless."""
     top = ET.Element("testsuites", name="farwatch")
     for patch in run.patches:
         add_suite(top, run, patch)
@@ -33,12 +33,12 @@ def render(run: Run) -> str:
 
 
 def title(patch: PatchResult) -> str:
-    """The patch's name in all outputs: its number and its subject."""
+    """Return the patch's name in all outputs: its number and its subject."""
     return f"{patch.number:04} {patch.subject}"
 
 
 def add_suite(top: ET.Element, run: Run, patch: PatchResult) -> None:
-    """The test suite of one patch; its time is that of the checks, of which the tests are one."""
+    """Add the test suite of one patch. Its time is that of the checks, which include the tests."""
     suite = ET.SubElement(top, "testsuite", name=title(patch))
     properties = ET.SubElement(suite, "properties")
     for name, value in {"file": patch.file, "section": patch.section, **run.environment}.items():
@@ -57,7 +57,7 @@ def add_suite(top: ET.Element, run: Run, patch: PatchResult) -> None:
 
 
 def add_case(suite: ET.Element, classname: str, found: CheckResult | TestResult) -> None:
-    """A check or a test; nothing for one that was not asked for."""
+    """Add a check or a test, unless it was not requested."""
     if found.status is Status.SKIPPED:
         return
     case = ET.SubElement(
@@ -74,6 +74,6 @@ def add_case(suite: ET.Element, classname: str, found: CheckResult | TestResult)
 
 
 def last_line(output: str) -> str:
-    """What stands last in a test's report: as a rule where and why it failed."""
+    """Return the last line of a test's report, which mostly says where and why it failed."""
     lines = [line for line in output.splitlines() if line.strip()]
     return lines[-1].strip() if lines else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as KTAP, version 1 (the kernel's Documentation/dev-tools/ktap.rst): patches, their checks,
-the tests, nested.
+"""A run as KTAP, version 1: patches, their checks, and the tests, nested.
 
-Blocked checks are SKIP; what was not asked for is absent.
+The form is that of Documentation/dev-tools/ktap.rst of Linux. Blocked checks are SKIP; checks that
+were not requested are absent.
 """
 
 import re
@@ -16,7 +16,7 @@ from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, S
 # Characters of one output; the whole is in results.json.
 OUTPUT_LIMIT = 16_000
 LEVEL = "  "
-# Where the kernel's own parser stops reading, whatever stands before these words.
+# The kernel's own parser stops reading at these words, anywhere in a line.
 END_WORDS = re.compile(
     r"(List of all|Kernel panic - not syncing:|reboot:) (partitions:|VFS:|System halted)"
 )
@@ -24,7 +24,7 @@ END_WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Point:
-    """A result line with what comes before it: its subtests and diagnostic lines."""
+    """A result line with the lines before it: its subtests and its diagnostic lines."""
 
     name: str
     status: Status
@@ -34,26 +34,26 @@ class Point:
 
 
 def render(run: Run) -> str:
-    """The KTAP text of a run whose text is harmless."""
+    """Return the KTAP text of a run whose text is harmless."""
     return "\n".join(document([of_patch(patch) for patch in run.patches])) + "\n"
 
 
 def of_patch(patch: PatchResult) -> Point:
-    """A patch with its checks."""
+    """Return a patch with its checks."""
     checks = [
         of_check(check, patch.tests) for check in patch.checks if check.status is not Status.SKIPPED
     ]
     return Point(
         title(patch),
         overall(check.status for check in checks),
-        "" if checks else "not asked for",
+        "" if checks else "not requested",
         "",
         checks,
     )
 
 
 def overall(statuses: Iterable[Status]) -> Status:
-    """Failed if one is; what has nothing that passed was not run."""
+    """Return FAILED if one failed, else PASSED if one passed, else SKIPPED."""
     found = set(statuses)
     if Status.FAILED in found:
         return Status.FAILED
@@ -61,7 +61,7 @@ def overall(statuses: Iterable[Status]) -> Status:
 
 
 def of_check(check: CheckResult, tests: Sequence[TestResult]) -> Point:
-    """A check; TESTS has the tests below it."""
+    """Return a check; the check TESTS has the tests below it."""
     if check.status is Status.BLOCKED:
         return Point(check.name, check.status, check.reason or BLOCKED)
     failed = check.status is Status.FAILED
@@ -79,7 +79,7 @@ def of_check(check: CheckResult, tests: Sequence[TestResult]) -> Point:
 
 
 def of_test(test: TestResult) -> Point:
-    """One guest test."""
+    """Return one guest test."""
     if test.status is Status.BLOCKED:
         return Point(test.name, test.status, BLOCKED)
     output = joined(test.output, OUTPUT_LIMIT) if test.status is Status.FAILED else ""
@@ -87,7 +87,7 @@ def of_test(test: TestResult) -> Point:
 
 
 def document(points: Sequence[Point], level: int = 0, subject: str = "") -> Iterator[str]:
-    """The lines of a KTAP document, a nested one when `level` is above 0."""
+    """Yield the lines of a KTAP document, which is nested if `level` is above 0."""
     indent = LEVEL * level
     yield f"{indent}KTAP version 1"
     if subject:
@@ -98,7 +98,7 @@ def document(points: Sequence[Point], level: int = 0, subject: str = "") -> Iter
         if point.parts:
             yield from document(point.parts, level + 1, name)
         for line in END_WORDS.sub(r"\1\n\2", point.output).splitlines():
-            # Two more spaces, so that no line of a log reads as one of KTAP's own.
+            # Two more spaces, so that no line of a log is read as a line of KTAP.
             yield f"{indent}#   {line}".rstrip()
         skipped = point.status in (Status.BLOCKED, Status.SKIPPED)
         result = "not ok" if point.status is Status.FAILED else "ok"
@@ -107,6 +107,8 @@ def document(points: Sequence[Point], level: int = 0, subject: str = "") -> Iter
 
 
 def plain(words: str) -> str:
-    """Words for a result line, which can hold neither '#', nor a line's end, nor what ends the
-    kernel's parser."""
+    """Make text fit for a result line.
+
+    A result line must not have '#', a line's end, or the words that end the kernel's parser.
+    """
     return END_WORDS.sub(r"\1_\2", " ".join(words.replace("#", "").split()))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A commit message, whose lines end at 72 columns, in blocks that a page can set at any width."""
+"""A commit message, split into blocks that a page can show at any width.
+
+The lines of a message end at 72 columns.
+"""
 
 import re
 from collections.abc import Iterator
@@ -10,9 +13,11 @@ ITEM = re.compile(r"(?:[-*+]|\d+[.)]) +")
 TRAILER = re.compile(r"[A-Z][\w-]*: \S|\[.*\]$")
 
 
-class Kind(StrEnum):
-    """How a block is set: `text` flows, an `item` does beside its sign, `lines` stay as they
-    are."""
+class BlockKind(StrEnum):
+    """How a block is shown.
+
+    TEXT flows, an ITEM flows beside its sign, LINES keep their line ends.
+    """
 
     TEXT = "text"
     ITEM = "item"
@@ -21,16 +26,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph, an item of a list, or lines that must stay lines: code, tables, trailers. `sign`
-    is the item's."""
+    """A paragraph, an item of a list, or lines such as code, tables and trailers.
 
-    kind: Kind
+    sign: the sign of an item.
+    """
+
+    kind: BlockKind
     text: str
     sign: str = ""
 
 
 def blocks(message: str) -> Iterator[Block]:
-    """The blocks of a message, in order."""
+    """Yield the blocks of a message, in order."""
     for part in re.split(r"\n\s*\n", message.strip("\n")):
         lines = part.rstrip().split("\n")
         if ITEM.match(lines[0]) and all(
@@ -40,17 +47,17 @@ def blocks(message: str) -> Iterator[Block]:
         elif any(line[:1].isspace() for line in lines) or all(
             TRAILER.match(line) for line in lines
         ):
-            yield Block(Kind.LINES, "\n".join(lines))
+            yield Block(BlockKind.LINES, "\n".join(lines))
         else:
-            yield Block(Kind.TEXT, " ".join(lines))
+            yield Block(BlockKind.TEXT, " ".join(lines))
 
 
 def items(lines: list[str]) -> Iterator[Block]:
-    """The items of a list, each with the lines that continue it."""
+    """Yield the items of a list, each with the lines that continue it."""
     current: list[str] = []
     for line in [*lines, "- "]:
         if ITEM.match(line) and current:
             sign, text = " ".join(current).split(" ", 1)
-            yield Block(Kind.ITEM, text, sign)
+            yield Block(BlockKind.ITEM, text, sign)
             current = []
         current.append(line.strip())

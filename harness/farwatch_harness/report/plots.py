@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's plots as SVG, coloured by the page's style; series differ by shape, too, and each
-has its table."""
+"""The benchmark's plots as SVG; the page's style has the colours.
+
+Series also differ by shape, and each plot has its table.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +23,7 @@ CHART_HEIGHT = 300
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps a value onto a coordinate; `low` and `high` lie at `start` and `end`."""
+    """Maps a value to a coordinate; `low` and `high` are at `start` and `end`."""
 
     low: float
     high: float
@@ -30,6 +32,7 @@ class Scale:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
+        """Return the coordinate of a value."""
         low, high = self.low, self.high
         if self.logarithmic:
             low, high, value = math.log10(low), math.log10(high), math.log10(max(value, low))
@@ -38,8 +41,10 @@ class Scale:
 
 
 def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
-    """A logarithmic scale from a round number below the values to one above them; values of 0 and
-    less are left out."""
+    """Return a logarithmic scale between round numbers around the values.
+
+    Values of 0 and less are left out.
+    """
     found = [value for value in values if value > 0] or [1.0]
     steps = [factor * 10.0**power for power in range(-12, 13) for factor in (1, 2, 5)]
     low = max(step for step in steps if step <= min(found))
@@ -48,8 +53,10 @@ def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
 
 
 def round_numbers(scale: Scale) -> list[float]:
-    """What is marked on a logarithmic scale: 1, 2 and 5 times powers of ten, or these alone where
-    they are many."""
+    """Return the ticks of a logarithmic scale.
+
+    They are 1, 2 and 5 times powers of ten, or the powers alone if there are many.
+    """
     powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
     factors = (1, 2, 5) if len(powers) < 5 else (1,)
     found = (factor * 10.0**power for power in powers for factor in factors)
@@ -57,7 +64,7 @@ def round_numbers(scale: Scale) -> list[float]:
 
 
 def round_steps(high: float, steps: int = 5) -> list[float]:
-    """From 0 to at least `high` in about `steps` round steps."""
+    """Return about `steps` round numbers from 0 to at least `high`."""
     raw = max(high, 1.0) / steps
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
@@ -65,28 +72,28 @@ def round_steps(high: float, steps: int = 5) -> list[float]:
 
 
 def svg(height: float, title: str, parts: Iterable[Markup]) -> Markup:
-    """The whole picture; `title` is what a screen reader says of it."""
+    """Return the whole picture; `title` is its name for screen readers."""
     return Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, height, title, Markup("").join(parts)
     )
 
 
-def words(x: float, y: float, text: str, anchor: str = "middle", style: str = "") -> Markup:
-    """A text whose baseline is at y."""
+def label(x: float, y: float, text: str, anchor: str = "middle", style: str = "") -> Markup:
+    """Return a text whose baseline is at y."""
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
         x, y, anchor, style, text
     )
 
 
 def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
-    """A straight line."""
+    """Return a straight line."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
         x1, y1, x2, y2, style
     )
 
 
 def shape(number: int, x: float, y: float) -> Markup:
-    """The sign of a series: a circle, square, diamond or triangle in the colour of its number."""
+    """Return the marker of a series: a circle, square, diamond or triangle, in its colour."""
     outlines = (
         "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z",
         "M-4.5,-4.5h9v9h-9z",
@@ -100,11 +107,11 @@ def shape(number: int, x: float, y: float) -> Markup:
 
 
 def legend(names: Sequence[str], y: float) -> list[Markup]:
-    """The series' signs and names in a row."""
+    """Return the markers and names of the series, in a row."""
     parts: list[Markup] = []
     x = float(LEFT)
     for number, name in enumerate(names):
-        parts += [shape(number, x + 6, y - 4), words(x + 18, y, name, "start")]
+        parts += [shape(number, x + 6, y - 4), label(x + 18, y, name, "start")]
         x += 34 + 7.2 * len(name)
     return parts
 
@@ -112,18 +119,18 @@ def legend(names: Sequence[str], y: float) -> list[Markup]:
 def grid(
     scale: Scale, top: float, bottom: float, ticks: Sequence[float], name: Callable[[float], str]
 ) -> list[Markup]:
-    """Vertical lines at the ticks, with their names below."""
+    """Return vertical lines at the ticks, with their names below."""
     parts: list[Markup] = []
     for tick in ticks:
         parts += [
             line(scale(tick), top, scale(tick), bottom, "grid"),
-            words(scale(tick), bottom + 17, name(tick)),
+            label(scale(tick), bottom + 17, name(tick)),
         ]
     return parts
 
 
 def microseconds(value: float) -> str:
-    """A time for people."""
+    """Format a time for people."""
     return (
         f"{value:g} µs"
         if value < 1000
@@ -134,12 +141,12 @@ def microseconds(value: float) -> str:
 
 
 def thousands(value: float) -> str:
-    """A number for people."""
+    """Format a number for people."""
     return f"{value / 1000:g} k" if value >= 1000 else f"{value:g}"
 
 
 def latency(latencies: Sequence[Latency]) -> Markup:
-    """For each mode the median, and a line to the 99th percentile."""
+    """Plot the median of each mode, and a line to the 99th percentile."""
     scale = log_scale(
         [value for each in latencies for value in (each.median, each.p99)], LEFT, WIDTH - RIGHT
     )
@@ -149,25 +156,25 @@ def latency(latencies: Sequence[Latency]) -> Markup:
         y = TOP + 10 + (ROW + 14) * (number + 0.65)
         first, last = scale(each.median), scale(each.p99)
         parts += [
-            words(LEFT - 12, y + 4, each.mode, "end"),
+            label(LEFT - 12, y + 4, each.mode, "end"),
             line(first, y, last, y, f"line l{number % 4}"),
             line(last, y - 7, last, y + 7, f"line l{number % 4}"),
             shape(number, first, y),
-            words(first, y - 12, microseconds(float(f"{each.median:.3g}")), "middle", "value"),
-            words(last, y - 12, microseconds(float(f"{each.p99:.3g}")), "middle", "value"),
+            label(first, y - 12, microseconds(float(f"{each.median:.3g}")), "middle", "value"),
+            label(last, y - 12, microseconds(float(f"{each.p99:.3g}")), "middle", "value"),
         ]
     parts.append(
-        words(
+        label(
             (LEFT + WIDTH - RIGHT) / 2,
             bottom + 36,
-            "sign: median; end of the line: 99th percentile",
+            "marker: median; end of the line: 99th percentile",
         )
     )
     return svg(bottom + 44, "Latency by mode: median and 99th percentile", parts)
 
 
 def throughput(throughputs: Sequence[Throughput]) -> Markup:
-    """Events that arrive per second, against the number of files that are created in one go."""
+    """Plot the events per second that arrive against the number of files of a burst."""
     batches = [batch for each in throughputs for batch in each.batches]
     top, bottom = TOP + 26, TOP + CHART_HEIGHT
     across = log_scale([batch.count for batch in batches], LEFT - 60, WIDTH - RIGHT)
@@ -178,7 +185,7 @@ def throughput(throughputs: Sequence[Throughput]) -> Markup:
     parts = grid(across, top, bottom, round_numbers(across), thousands)
     for step in steps:
         parts += [line(LEFT - 60, up(step), WIDTH - RIGHT, up(step), "grid")]
-        parts += [words(LEFT - 70, up(step) + 4, thousands(step), "end")]
+        parts += [label(LEFT - 70, up(step) + 4, thousands(step), "end")]
     for number, each in enumerate(throughputs):
         points = " ".join(
             f"{across(batch.count):.1f},{up(batch.guest_rate):.1f}" for batch in each.batches
@@ -188,14 +195,14 @@ def throughput(throughputs: Sequence[Throughput]) -> Markup:
             parts.append(shape(number, across(batch.count), up(batch.guest_rate)))
             if batch.lost:
                 parts.append(
-                    words(across(batch.count), up(batch.guest_rate) - 12, "lost", "middle", "value")
+                    label(across(batch.count), up(batch.guest_rate) - 12, "lost", "middle", "value")
                 )
     parts += legend([each.mode for each in throughputs], TOP + 4)
     parts.append(
-        words(
+        label(
             (LEFT + WIDTH - RIGHT) / 2,
             bottom + 36,
-            "files created at once; upwards: events per second",
+            "files created in one burst; vertical axis: events per second",
         )
     )
     return svg(
@@ -206,8 +213,10 @@ def throughput(throughputs: Sequence[Throughput]) -> Markup:
 
 
 def rates(rates: Sequence[Rate], where: str = "in a guest") -> Markup:
-    """Each operation's rate with our daemon over that with each other one; empty where there is
-    nothing to compare."""
+    """Plot the ratio of our rate to each other daemon's, for each operation.
+
+    Return an empty text if there is nothing to compare.
+    """
     found = {(rate.operation, rate.server): rate.rounds for rate in rates}
     servers = list(dict.fromkeys(rate.server for rate in rates))
     others = [name for name in servers if not name.startswith(bench_report.OURS)]
@@ -228,14 +237,14 @@ def rates(rates: Sequence[Rate], where: str = "in a guest") -> Markup:
     parts.append(line(scale(1), top, scale(1), bottom, "axis"))
     for row, operation in enumerate(operations):
         y = top + 10 + ROW * (row + 0.5)
-        parts.append(words(LEFT - 12, y + 4, operation.title, "end"))
+        parts.append(label(LEFT - 12, y + 4, operation.title, "end"))
         parts.append(line(LEFT, y, WIDTH - RIGHT, y, "grid"))
         parts += [
             shape(number, scale(ratios[operation, other]), y) for number, other in enumerate(others)
         ]
-    parts += legend([f"beside {other}" for other in others], TOP + 4)
+    parts += legend([f"against {other}" for other in others], TOP + 4)
     parts.append(
-        words(
+        label(
             (LEFT + WIDTH - RIGHT) / 2,
             bottom + 36,
             "farwatchd's rate over the other's; right of 1 x is faster",

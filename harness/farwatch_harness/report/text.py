@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that other programs printed, made fit to be shown: no escape sequences, nothing invisible,
-not too long."""
+"""Makes text that other programs printed fit to be shown.
+
+It has no escape sequences and no invisible characters afterwards, and is not too long.
+"""
 
 import dataclasses
 import re
@@ -14,25 +16,28 @@ ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]"
 )
 RETURNS = re.compile(r"\r+\n|\r+")
-# What XML cannot hold, terminals obey, or readers do not see although it changes what they see.
+# Characters that XML does not allow, that terminals interpret, or that are invisible and change how
+# other characters are shown.
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 CONTROL_PICTURES = 0x2400
 DELETE, DELETE_PICTURE = 0x7F, "\u2421"
 REPLACEMENT = "\ufffd"
-# How far from the wanted place a line's end is looked for when text is cut, in characters.
+# Characters between the wanted cut and the end of a line at which the text is cut instead.
 LINE_REACH = 400
 
 
 def harmless(record: Record) -> Record:
-    """The record, a frozen dataclass, tuple, dict or string, with every string in it made
-    harmless."""
+    """Return the record with every string in it made harmless.
+
+    record: a frozen dataclass, tuple, dictionary or string.
+    """
     return cleaned(record)  # type: ignore[no-any-return]
 
 
 def cleaned(value: Any) -> Any:
-    """See harmless(); enums and numbers stay as they are."""
+    """Do as harmless(); leave enums and numbers unchanged."""
     if type(value) is str:
         return clean(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -48,13 +53,15 @@ def cleaned(value: Any) -> Any:
 
 
 def clean(text: str) -> str:
-    """The text without escape sequences; control characters are pictures, what else is not seen is
-    named."""
+    """Return the text without escape sequences and invisible characters.
+
+    A control character becomes its picture; another invisible character becomes its name.
+    """
     return UNSEEN.sub(visible, RETURNS.sub("\n", ESCAPES.sub("", text)))
 
 
 def visible(found: re.Match[str]) -> str:
-    """What stands for a character that would not be seen."""
+    """Return what replaces an invisible character."""
     code = ord(found.group())
     if code < 0x20:
         return chr(CONTROL_PICTURES + code)
@@ -67,8 +74,10 @@ def visible(found: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The beginning and the end of a text; `left_out` says what is missing between, empty for a
-    whole text."""
+    """The beginning and the end of a text.
+
+    left_out: the size of what is missing between them; empty for a whole text.
+    """
 
     head: str
     tail: str = ""
@@ -76,8 +85,10 @@ class Excerpt:
 
 
 def excerpt(text: str, limit: int) -> Excerpt:
-    """At most about `limit` characters of a text: a quarter from its beginning, the rest from its
-    end."""
+    """Return about `limit` characters of a text.
+
+    A quarter is from its beginning, the rest from its end.
+    """
     text = text.strip("\n")
     if len(text) <= limit:
         return Excerpt(text)
@@ -94,7 +105,7 @@ def excerpt(text: str, limit: int) -> Excerpt:
 
 
 def joined(text: str, limit: int) -> str:
-    """As excerpt(), in one string."""
+    """Return excerpt() as one string."""
     found = excerpt(text, limit)
     return (
         f"{found.head}\n[... {found.left_out} left out ...]\n{found.tail}"
@@ -104,7 +115,7 @@ def joined(text: str, limit: int) -> str:
 
 
 def size(characters: int) -> str:
-    """A number of characters for people."""
+    """Format a number of characters for people."""
     if characters < 1000:
         return f"{characters} B"
     return (
@@ -115,5 +126,5 @@ def size(characters: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 test`, `2 tests`."""
+    """Return a number with its noun: `1 test`, `2 tests`."""
     return f"{number:,} {noun}".replace(",", "\u202f") + ("" if number == 1 else "s")

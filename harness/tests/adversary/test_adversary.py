@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adversary without a guest: its scripts, their shortening, its file system, and what it
-compares."""
+"""The adversary's parts without a guest: scripts, the file system's checks, the storm program."""
 
 import subprocess
 from collections.abc import Iterator

@@ -10,7 +10,7 @@ from farwatch_harness.kernel import build
 from farwatch_harness.util import paths, progress
 
 
-def test_expected_events_may_have_others_between_them_but_keep_their_order() -> None:
+def test_expected_events_match_in_order_with_others_between() -> None:
     assert demo.unseen(("A", "B"), ["A", "X", "B"]) == []
     assert demo.unseen(("A", "B"), ["B", "A"]) == ["B"]
 
@@ -20,7 +20,7 @@ def test_options_are_read_and_comments_are_not(tmp_path: Path) -> None:
     assert build.read_options(tmp_path / "config") == {"CONFIG_B": "y", "CONFIG_C": '"a=b"'}
 
 
-def test_our_kernel_has_what_the_project_is_about() -> None:
+def test_kernel_configuration_has_virtio_fs_and_inotify() -> None:
     options = build.read_options(paths.KERNEL_CONFIG)
     for name in (
         "VIRTIO_FS",
@@ -44,7 +44,7 @@ def test_durations_read_well() -> None:
     ]
 
 
-def test_a_mistake_of_the_user_is_one_line_and_status_1(
+def test_user_error_is_one_line_and_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["apply", str(tmp_path), "--patches", "0"]) == 1

@@ -43,9 +43,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def test_the_mails_are_complete_and_say_what_became_of_the_review(
-    source: Path, tmp_path: Path
-) -> None:
+def test_mails_are_complete_and_answer_the_review(source: Path, tmp_path: Path) -> None:
     prepared = mail.prepare(PATCHES, None, tmp_path / "send")
     letter, patch = (mail.read_text() for mail in prepared.mails)
     assert [mail.name for mail in prepared.mails] == [
@@ -62,9 +60,7 @@ def test_the_mails_are_complete_and_say_what_became_of_the_review(
     assert recipients.count("--no-git --no-git-fallback 0001-fuse-Change-it.patch") == 2
 
 
-def test_the_base_is_the_commit_of_the_user_s_tree_which_stays_as_it_is(
-    source: Path, tmp_path: Path
-) -> None:
+def test_base_is_the_commit_of_the_unchanged_user_tree(source: Path, tmp_path: Path) -> None:
     git(source, "init", "--quiet")
     git(source, "add", "--all")
     git(source, "commit", "--quiet", "--message=base")
@@ -77,7 +73,7 @@ def test_the_base_is_the_commit_of_the_user_s_tree_which_stays_as_it_is(
     assert state.stdout == b"" and git(source, "rev-parse", "HEAD").strip() == commit
 
 
-def test_a_tree_that_will_not_do_is_refused(source: Path, tmp_path: Path) -> None:
+def test_unusable_tree_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no git tree"):
         mail.prepare(PATCHES, source, tmp_path / "send")
     (source / "fs" / "fuse" / "dev.c").write_text("other\n")

@@ -13,7 +13,7 @@ NAMES = sorted(path.stem for path in mutants.FOLDER.glob("*.patch"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mutant_applies_where_the_series_has_made_its_file(name: str, tmp_path: Path) -> None:
+def test_mutant_applies_to_a_file_that_the_series_adds(name: str, tmp_path: Path) -> None:
     (mutant,) = mutants.read_mutants(mutants.FOLDER, [name])
     added = [
         line[1:] for line in mutant.patch.decode().splitlines() if line.startswith(("-\t", " \t"))
@@ -29,20 +29,20 @@ def test_a_mutant_applies_where_the_series_has_made_its_file(name: str, tmp_path
     "text",
     ["", "A rule.\n\n--- a/f\n+++ b/f\n", "A rule.\n\nTest: name\n", "Test: name\n--- a/f\n"],
 )
-def test_a_head_that_is_not_right_is_refused(tmp_path: Path, text: str) -> None:
+def test_mutant_with_a_malformed_head_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.patch"
     path.write_text(text)
     with pytest.raises(HarnessError, match="a mutant is"):
         mutants.read_mutant(path)
 
 
-def test_an_unknown_name_is_told_with_those_that_there_are(tmp_path: Path) -> None:
+def test_unknown_mutant_is_an_error_with_the_known_names(tmp_path: Path) -> None:
     (tmp_path / "one.patch").write_text("Rule.\n\nTest: t\n\n--- a/f\n+++ b/f\n")
     with pytest.raises(HarnessError, match=r"no mutant 'two'.*one"):
         mutants.read_mutants(tmp_path, ["two"])
 
 
-def test_the_failed_tests_are_found_in_the_report(tmp_path: Path) -> None:
+def test_failed_tests_are_read_from_junit(tmp_path: Path) -> None:
     report = tmp_path / "r.xml"
     report.write_text(
         '<r><testcase name="a"/><testcase name="b"><failure message="x"/></testcase></r>'

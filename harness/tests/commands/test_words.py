@@ -57,7 +57,7 @@ def test_file_name_is_checked() -> None:
     assert finding.line == 0
 
 
-def test_files_that_are_no_text_or_not_there_are_left_out(tmp_path: Path) -> None:
+def test_binary_and_missing_files_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89told")
     assert list(words.check(tmp_path, ["picture.png", "deleted.py"], RULES)) == []
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build tree: from one state of the series to another, only what differs is touched, and the
-source never is."""
+"""Build trees and configurations, with a made-up source and without a compiler."""
 
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from farwatch_harness.util.errors import HarnessError
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelSource:
-    """A made-up source in a cache of its own."""
+    """Return a made-up source in a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = tmp_path / "cache" / "farwatch" / "sources" / "linux"
     (place / "fs").mkdir(parents=True)
@@ -22,7 +21,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelSource:
 
 
 def state_of(tree: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every source file."""
+    """Return inode and time of every source file."""
     return {
         path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (tree / "fs").iterdir()
     }
@@ -38,7 +37,7 @@ def test_only_files_that_differ_are_replaced(source: KernelSource) -> None:
     assert {name for name in after if after[name] != before[name]} == {"two.c"}
 
 
-def test_a_shorter_series_puts_the_source_s_files_back(source: KernelSource) -> None:
+def test_shorter_series_restores_files_of_the_source(source: KernelSource) -> None:
     place = build.prepare_tree(
         "linux-normal", source, {"fs/one.c": b"patched\n", "fs/new.c": b"new\n", "fs/two.c": None}
     )
@@ -49,12 +48,12 @@ def test_a_shorter_series_puts_the_source_s_files_back(source: KernelSource) -> 
     }
 
 
-def test_the_source_is_never_changed(source: KernelSource) -> None:
+def test_source_is_never_changed(source: KernelSource) -> None:
     build.prepare_tree("linux-normal", source, {"fs/one.c": b"patched\n"})
     assert (source.path / "fs" / "one.c").read_text() == "one.c\n"
 
 
-def test_a_build_that_fails_gives_the_compiler_s_words_and_caches_nothing(
+def test_failed_build_has_compiler_errors_and_caches_nothing(
     source: KernelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     makefile = (
@@ -74,7 +73,7 @@ def test_a_build_that_fails_gives_the_compiler_s_words_and_caches_nothing(
     assert list((tmp_path / "cache" / "farwatch" / "kernels").iterdir()) == []
 
 
-def test_options_that_the_kernel_does_not_take_are_named(
+def test_options_that_the_kernel_refuses_are_named(
     source: KernelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (source.path / "Makefile").write_text(
@@ -88,7 +87,7 @@ def test_options_that_the_kernel_does_not_take_are_named(
             build.configure(place, {"CONFIG_A": "y", "CONFIG_B": "y"})
 
 
-def test_a_patch_is_read_once_so_that_an_edit_meanwhile_does_not_mix_states(tmp_path: Path) -> None:
+def test_patch_edited_after_it_was_read_is_built_as_read(tmp_path: Path) -> None:
     (tmp_path / "series").write_text("0001-a.patch\n")
     (tmp_path / "0001-a.patch").write_bytes(b"before")
     (patch,) = series.read_series(tmp_path)

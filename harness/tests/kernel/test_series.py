@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The series on small made-up kernel trees: order, all or nothing, and the name of the patch that
-does not fit."""
+"""Reading the series file, and applying patches to plain trees and git trees."""
 
 import subprocess
 from pathlib import Path
@@ -47,7 +46,7 @@ SECOND = """--- /dev/null
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A series of two patches."""
+    """Return a series of two patches."""
     place = tmp_path / "patches"
     place.mkdir()
     (place / "0001-first.patch").write_text(MAIL.format(subject="first", diff=FIRST))
@@ -74,7 +73,7 @@ def git(tree: Path, *words: str) -> str:
 
 
 def as_git(tree: Path) -> str:
-    """Makes the tree a git tree with one commit and returns that commit."""
+    """Make the tree a git tree with one commit; return that commit."""
     git(tree, "init", "--quiet")
     git(tree, "add", ".")
     git(tree, "commit", "--quiet", "--message=base")
@@ -96,7 +95,7 @@ def test_series_file_gives_order_and_may_have_comments(folder: Path) -> None:
     ]
 
 
-def test_name_stands_in_a_comment_above_the_patch(folder: Path) -> None:
+def test_name_is_read_from_the_comment_above_the_patch(folder: Path) -> None:
     listing = folder / "series"
     listing.write_text("# Section\n# name: one\n0001-first.patch\n0002-second.patch\n")
     found = [(patch.name, patch.section) for patch in series.read_series(folder)]
@@ -110,13 +109,13 @@ def test_name_of_two_patches_is_an_error(folder: Path, name: str) -> None:
         series.read_series(folder)
 
 
-def test_a_patch_that_is_not_there_is_named(folder: Path) -> None:
+def test_missing_patch_is_named(folder: Path) -> None:
     (folder / "0002-second.patch").unlink()
     with pytest.raises(HarnessError, match=r"0002-second\.patch"):
         series.read_series(folder)
 
 
-def test_touched_files_are_changed_and_new_ones(folder: Path) -> None:
+def test_touched_files_are_changed_and_added_files(folder: Path) -> None:
     assert series.touched_files(series.read_series(folder)) == ["fs/fuse/dev.c", "fs/fuse/notify.c"]
 
 
@@ -130,15 +129,13 @@ def test_content_is_computed_for_a_prefix_without_touching_the_tree(
     assert files_of(tree) == before
 
 
-def test_a_plain_tree_gets_all_patches(folder: Path, tree: Path) -> None:
+def test_plain_tree_gets_all_patches(folder: Path, tree: Path) -> None:
     series.apply_to(tree, series.read_series(folder))
     assert (tree / "fs/fuse/dev.c").read_text() == "one\nTWO\nthree\nfour\n"
     assert (tree / "fs/fuse/notify.c").read_text() == "new\n"
 
 
-def test_a_plain_tree_that_does_not_fit_stays_as_it_was_and_the_patch_is_named(
-    folder: Path, tree: Path
-) -> None:
+def test_plain_tree_stays_unchanged_if_a_patch_does_not_apply(folder: Path, tree: Path) -> None:
     (folder / "0002-second.patch").write_text(
         MAIL.format(subject="second", diff=SECOND.replace(" three", " drei"))
     )
@@ -154,24 +151,25 @@ def test_fuzz_is_refused(folder: Path, tree: Path) -> None:
         series.apply_to(tree, series.read_series(folder))
 
 
-def test_a_git_tree_gets_one_commit_per_patch(folder: Path, tree: Path) -> None:
+def test_git_tree_gets_one_commit_per_patch(folder: Path, tree: Path) -> None:
     as_git(tree)
     series.apply_to(tree, series.read_series(folder))
     assert git(tree, "log", "--format=%s").split() == ["second", "first", "base"]
     assert git(tree, "status", "--porcelain") == ""
 
 
-def test_the_commits_are_by_the_tree_s_own_committer(folder: Path, tree: Path) -> None:
+def test_commits_have_the_committer_of_the_tree(folder: Path, tree: Path) -> None:
     as_git(tree)
-    git(tree, "config", "user.name", "Somebody")
-    git(tree, "config", "user.email", "somebody@example.org")
+    git(tree, "config", "user.name", "Some Person")
+    git(tree, "config", "user.email", "person@example.org")
     series.apply_to(tree, series.read_series(folder))
     assert (
-        git(tree, "log", "-1", "--format=%an %cn %ce") == "A Person Somebody somebody@example.org\n"
+        git(tree, "log", "-1", "--format=%an %cn %ce")
+        == "A Person Some Person person@example.org\n"
     )
 
 
-def test_a_git_tree_that_does_not_fit_keeps_its_head(folder: Path, tree: Path) -> None:
+def test_git_tree_keeps_its_head_if_a_patch_does_not_apply(folder: Path, tree: Path) -> None:
     (tree / "fs/fuse/dev.c").write_text("one\nzwei\nthree\n")
     head = as_git(tree)
     with pytest.raises(HarnessError, match=r"0001-first\.patch does not apply"):
@@ -180,9 +178,7 @@ def test_a_git_tree_that_does_not_fit_keeps_its_head(folder: Path, tree: Path) -
     assert git(tree, "status", "--porcelain") == ""
 
 
-def test_a_patch_that_only_git_refuses_leaves_the_git_tree_as_it_was(
-    folder: Path, tree: Path
-) -> None:
+def test_git_tree_stays_unchanged_if_git_am_refuses_a_patch(folder: Path, tree: Path) -> None:
     # patch(1) needs no author, git am does: the first commit must be taken back.
     (folder / "0002-second.patch").write_text(SECOND)
     head = as_git(tree)
@@ -193,7 +189,7 @@ def test_a_patch_that_only_git_refuses_leaves_the_git_tree_as_it_was(
     assert not (tree / ".git" / "rebase-apply").exists()
 
 
-def test_uncommitted_changes_are_not_walked_over(folder: Path, tree: Path) -> None:
+def test_git_tree_with_uncommitted_changes_is_refused(folder: Path, tree: Path) -> None:
     as_git(tree)
     (tree / "Kbuild").write_text("mine\n")
     with pytest.raises(HarnessError, match="commit or stash"):
@@ -201,12 +197,12 @@ def test_uncommitted_changes_are_not_walked_over(folder: Path, tree: Path) -> No
     assert (tree / "Kbuild").read_text() == "mine\n"
 
 
-def test_a_directory_that_is_no_kernel_tree_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_directory_without_kernel_source_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="not a kernel source tree"):
         series.apply_to(tmp_path, series.read_series(folder))
 
 
-def test_a_file_with_the_right_content_keeps_its_inode_and_a_link_is_not_written_through(
+def test_unchanged_file_keeps_its_inode_and_hard_links_are_broken(
     tree: Path,
 ) -> None:
     linked = tree / "fs/fuse/dev.c"

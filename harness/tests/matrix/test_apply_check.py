@@ -18,7 +18,7 @@ LINES = [f"line {number}\n" for number in range(12)]
 
 
 def mail(number: int, before: str, after: str, name: str = "fs/one.c") -> Patch:
-    """A patch as git format-patch makes it, from the whole content of a file before and after."""
+    """Return a patch as git format-patch makes it, from a file's content before and after."""
     header = (
         "From 1 Mon Sep 17 00:00:00 2001\nFrom: A <a@example.org>\nSubject: [PATCH] Change"
         f" {number}\n\nWhy.\n---\n"
@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> Iterator[Path]:
 
 
 def statuses(*changed: dict[int, str]) -> list[str]:
-    """The file after each change of some of its lines."""
+    """Return the file after each change of some of its lines."""
     lines, found = list(LINES), ["".join(LINES)]
     for change in changed:
         for number, text in change.items():
@@ -59,7 +59,7 @@ def prefixes(patches: list[Patch]) -> list[Prefix]:
     return [Prefix(tuple(patches[:number]), tuple(patches)) for number in range(len(patches) + 1)]
 
 
-def test_patches_apply_one_upon_the_other_and_the_tools_words_are_kept(source: Path) -> None:
+def test_patches_apply_in_order_with_the_output_of_the_tools(source: Path) -> None:
     first, second, third = statuses({2: "two"}, {3: "three"})
     patches = [mail(1, first, second), mail(2, second, third)]
     with apply_check(source, patches) as applying:
@@ -73,7 +73,7 @@ def test_patches_apply_one_upon_the_other_and_the_tools_words_are_kept(source: P
     assert log.stdout.splitlines()[:2] == [b"Change 2", b"Change 1"]
 
 
-def test_rows_in_between_may_be_left_out(source: Path) -> None:
+def test_patches_in_between_may_be_left_out(source: Path) -> None:
     first, second, third = statuses({2: "two"}, {3: "three"})
     patches = [mail(1, first, second), mail(2, second, third)]
     with apply_check(source, patches) as applying:

@@ -7,16 +7,16 @@ UNUSED = "fs/fuse/dev.c:{}:5: warning: unused variable 'x' [-Wunused-variable]"
 IN_HEADER = "./include/linux/fs.h:{}:1: warning: 'f' defined but not used [-Wunused-function]"
 
 
-def test_a_warning_that_moves_is_not_new() -> None:
+def test_warning_on_another_line_is_not_new() -> None:
     assert new_warnings(UNUSED.format(10), UNUSED.format(99)) == []
 
 
-def test_a_warning_that_comes_a_second_time_in_a_file_is_new() -> None:
+def test_second_equal_warning_in_a_file_is_new() -> None:
     after = f"{UNUSED.format(10)}\n{UNUSED.format(20)}"
     assert new_warnings(UNUSED.format(10), after) == [UNUSED.format(20)]
 
 
-def test_a_warning_in_a_header_counts_once_however_often_it_is_included() -> None:
+def test_warning_in_a_header_counts_once() -> None:
     once, thrice = IN_HEADER.format(5), "\n".join([IN_HEADER.format(5)] * 3)
     assert new_warnings(once, thrice) == []
     assert new_warnings("", thrice) == [once]
@@ -32,7 +32,7 @@ def test_notes_and_code_are_no_warnings() -> None:
     )
 
 
-def test_sparse_kernel_doc_and_the_linker_are_understood() -> None:
+def test_warnings_of_sparse_kernel_doc_and_linker_are_found() -> None:
     lines = [
         "fs/fuse/dev.c:12:9: warning: context imbalance in 'f' - unexpected unlock",
         "fs/fuse/dev.c:30: warning: Function parameter or struct member 'x' not described in 'f'",
@@ -42,7 +42,7 @@ def test_sparse_kernel_doc_and_the_linker_are_understood() -> None:
     assert new_warnings("", "\n".join(lines)) == lines
 
 
-def test_the_same_failure_further_down_has_the_same_cause() -> None:
+def test_failure_on_another_line_has_the_same_cause() -> None:
     assert (
         causes_of(["fs/a.c:3:1: error: no"])
         == causes_of(["fs/a.c:17:1: error: no"])

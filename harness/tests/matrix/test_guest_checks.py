@@ -38,7 +38,7 @@ MakeChecks = Callable[..., GuestChecks]
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeChecks:
-    """made(other="...", boot="...") is a checkout with these tests."""
+    """Return a function that makes a checkout with the given tests."""
     monkeypatch.setattr("farwatch_harness.util.paths.CHECKOUT", tmp_path)
     monkeypatch.setattr("farwatch_harness.util.paths.REPORT", tmp_path / "build" / "report")
 
@@ -145,8 +145,10 @@ def test_long_log_is_truncated_with_a_note(made: MakeChecks) -> None:
 
 @pytest.fixture
 def on_interrupt() -> Iterator[Callable[[Any], object]]:
-    """on_interrupt(handler) for SIGINT, until the test ends: what started the tests may have it
-    ignored."""
+    """Yield a function that sets the handler of SIGINT until the test ends.
+
+    The program that started pytest may have it ignored.
+    """
     before = signal.getsignal(signal.SIGINT)
     yield lambda handler: signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGINT, before)

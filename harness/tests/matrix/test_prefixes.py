@@ -40,7 +40,7 @@ SERIES = (
 )
 
 
-def test_the_base_comes_with_whatever_is_chosen() -> None:
+def test_base_is_part_of_every_choice() -> None:
     assert [prefix.number for prefix in select_prefixes(SERIES, None)] == [0, 1, 2, 3, 4]
     assert [prefix.number for prefix in select_prefixes(SERIES, "3")] == [0, 3]
     assert [prefix.number for prefix in select_prefixes(SERIES, "1,3-4")] == [0, 1, 3, 4]
@@ -55,12 +55,12 @@ def test_the_base_comes_with_whatever_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("choice", ["", "x", "5", "3-9", "4-3", "1-", "-1", "1;2", "oveflow"])
-def test_what_names_no_patch_is_refused(choice: str) -> None:
+def test_choice_of_an_unknown_patch_is_refused(choice: str) -> None:
     with pytest.raises(HarnessError):
         chosen(choice, SERIES)
 
 
-def test_a_patch_says_what_it_is() -> None:
+def test_prefix_describes_its_patch() -> None:
     result = unchecked_result(Prefix(SERIES[:3], SERIES), "linux")
     assert (result.number, result.file, result.section) == (3, "0003-c.patch", "The series")
     assert result.subject == "FUSE: Add a thing whose name is so long that it goes on"

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler: a broken patch fails its own checks, blocks the checks that need them, and nothing
-else."""
+"""The scheduler with checks that are functions: order, causes, concurrency, interruption."""
 
 import threading
 
@@ -126,7 +125,7 @@ def test_check_that_cannot_run_fails_with_one_line() -> None:
     assert progress.reason(0, CheckName.SPARSE) == "sparse is not installed"
 
 
-def test_a_check_that_is_not_asked_for_is_absent() -> None:
+def test_check_that_was_not_requested_is_absent() -> None:
     progress = RecordedProgress()
     prefix, runners = PREFIXES[1], {CheckName.BUILD: from_prefix(0, CheckOutcome(seconds=7.0))}
     Scheduler(runners, progress).run([(prefix, PatchResult(1, "", ""))])
@@ -181,7 +180,7 @@ def test_guests_finish_before_the_next_kernel_is_built(hard: bool, order: str) -
     runners: dict[CheckName, CheckRunner] = {CheckName.BUILD: step("b"), CheckName.TESTS: step("t")}
     prefixes = [(prefix, PatchResult(prefix.number, "", "")) for prefix in PREFIXES[:3]]
     Scheduler(runners, RecordedProgress(), lambda prefix: hard).run(prefixes)
-    # Guests that run at once may end in any order.
+    # Guests that run concurrently may end in any order.
     assert (order_seen if hard else [*order_seen[:3], *sorted(order_seen[3:])]) == order.split()
 
 

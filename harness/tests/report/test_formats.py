@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's text forms: harmless and cut text, JUnit XML as its readers read it, KTAP line by
-line, the command."""
+"""JUnit, KTAP, and the parts of the page: texts, diffs, plots, events."""
 
 import dataclasses
 import io
@@ -37,7 +36,7 @@ Make = Callable[[], Run]
 # Text
 
 
-def test_escape_sequences_go_and_control_characters_are_seen() -> None:
+def test_escape_sequences_are_removed_and_control_characters_shown() -> None:
     shown = text.clean(records.HOSTILE)
     assert "error: red link " in shown
     assert "nul ␀ bell ␇ delete ␡ next line \ufffd lone \ufffd \ufffd none \ufffd" in shown
@@ -45,14 +44,14 @@ def test_escape_sequences_go_and_control_characters_are_seen() -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", shown)
 
 
-def test_every_string_of_a_run_is_made_harmless() -> None:
+def test_harmless_cleans_every_string_of_a_run() -> None:
     run = text.harmless(records.hostile())
     assert "\x1b" not in json.dumps(dataclasses.asdict(run), ensure_ascii=False)
     assert run.patches[1].checks[2].status is Status.FAILED
     assert run.patches[0] == records.hostile().patches[0]
 
 
-def test_a_long_text_keeps_its_ends_and_says_what_is_missing() -> None:
+def test_excerpt_of_a_long_text_has_its_ends_and_the_size_of_the_rest() -> None:
     lines = [f"line {number}" for number in range(10_000)]
     found = text.excerpt("\n".join(lines), 8000)
     head, tail = found.head.split("\n"), found.tail.split("\n")
@@ -67,13 +66,13 @@ def test_a_long_text_keeps_its_ends_and_says_what_is_missing() -> None:
     assert text.excerpt("short\n", 8000) == text.Excerpt("short")
 
 
-def test_one_endless_line_is_cut_too() -> None:
+def test_excerpt_cuts_a_very_long_line() -> None:
     found = text.excerpt("x" * 100_000, 1000)
     assert len(found.head) + len(found.tail) == 1000
     assert found.left_out == "99 kB, 0 lines"
 
 
-def test_a_message_flows_but_for_its_lists_code_and_trailers() -> None:
+def test_message_blocks_are_paragraphs_items_code_and_trailers() -> None:
     code = "It is:\n\n    int\n    main\n"
     found = [
         (block.kind.value, block.sign, block.text)
@@ -97,7 +96,7 @@ def test_a_message_flows_but_for_its_lists_code_and_trailers() -> None:
     ]
 
 
-def test_a_diff_is_told_file_by_file() -> None:
+def test_diff_is_split_into_files() -> None:
     makefile, source = diff.files_of(records.DIFF)
     assert (makefile.name, makefile.added, makefile.removed) == ("fs/fuse/Makefile", 1, 1)
     assert (source.name, source.added, source.removed) == ("fs/fuse/fsnotify.c", 3, 0)
@@ -113,7 +112,7 @@ def test_a_diff_is_told_file_by_file() -> None:
     assert [(each.name, each.removed) for each in gone] == [("x.c", 1)]
 
 
-def test_the_table_of_events_has_each_bit_of_the_wire_once() -> None:
+def test_table_of_events_has_each_bit_of_the_protocol_once() -> None:
     sent = [event.wire for event in events.EVENTS if event.wire]
     assert sorted(sent) == sorted(
         event.name or ""
@@ -154,7 +153,7 @@ def test_scales_begin_and_end_at_round_numbers() -> None:
     assert plots.round_steps(0) == pytest.approx([0, 0.2])
 
 
-def test_a_plot_marks_each_value_where_it_belongs() -> None:
+def test_plot_has_each_value_at_its_position() -> None:
     drawn = plots.latency(records.bench().latencies)
     scale = plots.log_scale([110.0, 5770.0], plots.LEFT, plots.WIDTH - plots.RIGHT)
     for value, words in (
@@ -180,7 +179,7 @@ def test_page_shows_the_measured_parts_of_a_benchmark() -> None:
 
 
 def read_junit(run: Run) -> list[TestSuite]:
-    """The suites as a common reader finds them."""
+    """Return the suites as a common reader reads them."""
     found = JUnitXml.fromroot(JUnitXml.fromstring(junit.render(text.harmless(run)).encode())._elem)
     return list(found)
 
@@ -218,7 +217,7 @@ def test_junit_has_a_suite_for_each_patch_with_its_checks_and_tests(make: Make) 
         assert suite.time == pytest.approx(sum(check.seconds for check in patch.checks))
 
 
-def test_junit_tells_why() -> None:
+def test_junit_failure_has_reason_and_output() -> None:
     cases = {case.name: case for case in read_junit(records.build_error())[1]}
     assert cases["build"].result[0].message == "fs/fuse/fsnotify.c:3:9: error: expected ';'"
     assert cases["build"].result[0].text == "make: *** Error 1"
@@ -246,8 +245,10 @@ class Line:
 
 
 def read_ktap(source: io.StringIO, indent: str = "") -> tuple[str, list[Line]]:
-    """One document, strictly: version, subtest's name, plan, then results in order; returns name
-    and results."""
+    """Read one document strictly: version, name of the subtest, plan, results in order.
+
+    Return name and results.
+    """
     assert source.readline() == f"{indent}KTAP version 1\n"
     line = source.readline()
     named = re.fullmatch(rf"{indent}# Subtest: (.+)\n", line)
@@ -308,14 +309,14 @@ def test_ktap_nests_patches_checks_and_tests(make: Make) -> None:
             ]
 
 
-def test_ktap_tells_why() -> None:
+def test_ktap_failure_has_reason_and_output() -> None:
     build = ktap_of(records.build_error())[1].parts[2]
     assert build.output == ["fs/fuse/fsnotify.c:3:9: error: expected ';'", "make: *** Error 1"]
     tests = ktap_of(records.lost_event())[3].parts[5]
     assert ">   assert events == ['a']" in next(part for part in tests.parts if not part.ok).output
 
 
-def test_no_log_ends_the_kernels_own_parser() -> None:
+def test_no_log_ends_the_ktap_parser_of_the_kernel() -> None:
     rendered = ktap.render(text.harmless(records.hostile()))
     assert not re.search(
         r"List of all partitions:|Kernel panic - not syncing: VFS:|reboot: System halted", rendered
@@ -326,7 +327,7 @@ def test_no_log_ends_the_kernels_own_parser() -> None:
 # Files and the command
 
 
-def test_all_forms_are_written_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_report_writes_all_forms_and_leaves_no_other_file(tmp_path: Path) -> None:
     written = report.write(records.hostile(), tmp_path / "new" / "report", records.bench())
     assert written == tmp_path / "new" / "report" / "index.html"
     assert sorted(path.name for path in written.parent.iterdir()) == [
@@ -336,7 +337,7 @@ def test_all_forms_are_written_and_nothing_else_is_left(tmp_path: Path) -> None:
     ]
 
 
-def test_a_page_of_many_patches_and_endless_logs_stays_small(tmp_path: Path) -> None:
+def test_page_of_many_patches_and_long_logs_is_small(tmp_path: Path) -> None:
     long = records.long_logs()
     patches = [
         dataclasses.replace(long.patches[1], number=number, diff=records.DIFF * 100)
@@ -345,10 +346,10 @@ def test_a_page_of_many_patches_and_endless_logs_stays_small(tmp_path: Path) -> 
     report.write(dataclasses.replace(long, patches=tuple(patches)), tmp_path)
     for name in ("index.html", "junit.xml", "ktap.txt"):
         assert (tmp_path / name).stat().st_size < 3_000_000
-    assert "lines left out; all of it is in" in (tmp_path / "index.html").read_text()
+    assert "lines left out; <code>results.json</code> has" in (tmp_path / "index.html").read_text()
 
 
-def test_a_folder_that_cannot_be_written_is_said_in_words(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HarnessError, match="cannot write the report"):
         report.write(records.green(), tmp_path / "file")
@@ -362,7 +363,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_says_where_the_page_is(
+def test_report_command_prints_the_path_of_the_page(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results.save(records.green(), checkout / "report" / "results.json")
@@ -372,7 +373,7 @@ def test_the_command_says_where_the_page_is(
     assert "Benchmark" in (checkout / "report" / "index.html").read_text()
 
 
-def test_results_of_parts_are_merged_and_kept(checkout: Path) -> None:
+def test_merged_results_are_written(checkout: Path) -> None:
     whole = records.build_error()
     parts = [checkout / f"results-{number}.json" for number in range(2)]
     results.save(dataclasses.replace(whole, patches=whole.patches[:2]), parts[0])
@@ -384,7 +385,7 @@ def test_results_of_parts_are_merged_and_kept(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["results", "merged", "bench"])
-def test_what_cannot_be_read_is_said_in_a_line(
+def test_unreadable_results_are_an_error_of_one_line(
     checkout: Path, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
     (checkout / "broken.json").write_text('{"schema": 2}')
@@ -414,7 +415,7 @@ def test_what_cannot_be_read_is_said_in_a_line(
         ("patches.0.logs", None),
     ],
 )
-def test_a_value_of_another_type_is_said_in_a_line(
+def test_value_of_another_type_is_an_error_of_one_line(
     tmp_path: Path, path: str, value: object
 ) -> None:
     results.save(records.green(), tmp_path / "results.json")
@@ -430,13 +431,13 @@ def test_a_value_of_another_type_is_said_in_a_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_benchmark_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_benchmark_results_survive_a_round_trip(tmp_path: Path) -> None:
     bench_report.write_json(records.bench(), tmp_path / "bench.json")
     assert benchmark.load(tmp_path / "bench.json") == records.bench()
     assert benchmark.load(tmp_path / "none.json") is None
 
 
-def test_what_was_not_asked_for_is_absent() -> None:
+def test_checks_that_were_not_requested_are_absent() -> None:
     run = records.with_patch(
         records.green(), dataclasses.replace(records.patch(2), checks=(), tests=())
     )

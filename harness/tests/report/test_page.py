@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page in headless Chromium: structure, links, width, contrast, keyboard, print; nothing is run
-or fetched."""
+"""The page in a browser: it is valid, fits, has contrast, and shows hostile text as text."""
 
 import os
 import shutil
@@ -113,7 +112,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The written page of each run, with a benchmark."""
+    """Return the written page of each run, with a benchmark."""
     folder = tmp_path_factory.mktemp("report")
     return {
         name: report.write(make(), folder / name, records.bench()) for name, make in RUNS.items()
@@ -123,7 +122,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def show(
     browser: Chrome, page: Path, width: int = 1400, scheme: str = "light", media: str = "screen"
 ) -> None:
-    """Loads the page into a window, or a telephone, of this width."""
+    """Load the page into a window, or a telephone, of this width."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     command(browser, "Emulation.setEmulatedMedia", media=media, features=features)
     size = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -132,17 +131,17 @@ def show(
 
 
 def command(browser: Chrome, name: str, **parameters: Any) -> None:
-    """A command of the DevTools protocol."""
+    """Send a command of the DevTools protocol."""
     browser.execute_cdp_cmd(name, parameters)
 
 
 def errors(browser: Chrome) -> list[str]:
-    """What the console has said since it was last asked."""
+    """Return what the console has logged since the last call."""
     return [entry["message"] for entry in browser.get_log("browser")]  # type: ignore[no-untyped-call]
 
 
 @EACH_RUN
-def test_the_page_is_sound_and_fetches_and_runs_nothing(
+def test_page_is_valid_and_loads_no_resource_and_no_script(
     browser: Chrome, pages: dict[str, Path], name: str
 ) -> None:
     show(browser, pages[name])
@@ -153,7 +152,7 @@ def test_the_page_is_sound_and_fetches_and_runs_nothing(
 
 
 @EACH_RUN
-def test_the_page_fits_every_width_and_is_legible_in_both_schemes(
+def test_page_fits_every_width_and_has_contrast_in_both_schemes(
     browser: Chrome, pages: dict[str, Path], name: str
 ) -> None:
     for width, scheme in product(WIDTHS, SCHEMES):
@@ -181,7 +180,7 @@ def test_wide_diffs_scroll_within_their_box(browser: Chrome, pages: dict[str, Pa
     assert max(browser.execute_script(widths)) > 100
 
 
-def test_every_cell_of_the_matrix_has_its_state_in_words(
+def test_every_cell_of_the_matrix_has_its_status_as_text(
     browser: Chrome, pages: dict[str, Path]
 ) -> None:
     show(browser, pages["build_error"], WIDTHS[0])
@@ -196,7 +195,7 @@ def test_every_cell_of_the_matrix_has_its_state_in_words(
     assert [each.text for each in sections] == ["Prerequisites", "The series"]
 
 
-def test_a_red_cell_leads_to_its_reason(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_failed_cell_links_to_its_reason(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["build_error"])
     assert "Failed: 0001" in browser.find_element(By.CLASS_NAME, "result").text
     assert "error: expected ';'" in browser.find_element(By.CLASS_NAME, "failures").text
@@ -210,7 +209,7 @@ def test_a_red_cell_leads_to_its_reason(browser: Chrome, pages: dict[str, Path])
     )
 
 
-def test_a_link_to_what_is_folded_unfolds_it(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_link_into_folded_details_opens_them(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["green"])
     folded = (
         "return document.getElementById('patch-3-sparse').checkVisibility({contentVisibilityAuto:"
@@ -223,7 +222,7 @@ def test_a_link_to_what_is_folded_unfolds_it(browser: Chrome, pages: dict[str, P
     assert browser.execute_script(folded) is True
 
 
-def test_what_failed_is_open_and_the_rest_is_folded(
+def test_details_of_failures_are_open_and_others_folded(
     browser: Chrome, pages: dict[str, Path]
 ) -> None:
     show(browser, pages["lost_event"])
@@ -239,7 +238,7 @@ def test_what_failed_is_open_and_the_rest_is_folded(
     )
 
 
-def test_the_keyboard_reaches_the_links_and_shows_where_it_is(
+def test_keyboard_focus_reaches_links_and_is_visible(
     browser: Chrome, pages: dict[str, Path]
 ) -> None:
     show(browser, pages["build_error"])
@@ -249,9 +248,7 @@ def test_the_keyboard_reaches_the_links_and_shows_where_it_is(
     assert focused.value_of_css_property("outline-style") == "solid"
 
 
-def test_on_paper_the_diffs_are_there_the_logs_are_not_and_ink_is_dark(
-    browser: Chrome, pages: dict[str, Path]
-) -> None:
+def test_print_has_diffs_no_logs_and_dark_text(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["lost_event"], PAPER, "dark", "print")
     visible = (
         "return [...document.querySelectorAll(arguments[0])].map((each) => each.checkVisibility())"
@@ -266,7 +263,7 @@ def test_on_paper_the_diffs_are_there_the_logs_are_not_and_ink_is_dark(
     assert browser.execute_script(CONTRAST)[1] == []
 
 
-def test_hostile_text_is_only_text(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_hostile_text_is_shown_as_text(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["hostile"])
     browser.execute_script(OPEN_ALL)
     seen = browser.find_element(By.TAG_NAME, "main").text
@@ -278,7 +275,7 @@ def test_hostile_text_is_only_text(browser: Chrome, pages: dict[str, Path]) -> N
     assert len(browser.find_elements(By.CSS_SELECTOR, "article.patch")) == 4
 
 
-def test_the_events_and_the_benchmark_are_shown(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_page_shows_events_and_benchmark(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["green"])
     rows = browser.find_elements(By.CSS_SELECTOR, "table.events tbody tr")
     words = "CREATE guest host host host guest · none IN_CREATE, FAN_CREATE, DN_CREATE"

@@ -68,18 +68,20 @@ def checks(**changed: CheckResult) -> tuple[CheckResult, ...]:
 
 
 def failed(reason: str, output: str = "") -> CheckResult:
-    """A red check, for checks()."""
+    """Return a failed check, for checks()."""
     return CheckResult(CheckName.APPLY, Status.FAILED, 1.0, reason, output)
 
 
 def blocked(reason: str = "") -> CheckResult:
-    """A check that could not be run, for checks()."""
+    """Return a check that could not run, for checks()."""
     return CheckResult(CheckName.APPLY, Status.BLOCKED, 0.0, reason)
 
 
 def tests(number: int) -> tuple[TestResult, ...]:
-    """The tests that run on the kernel of a patch: one of each patch up to it, and a second one of
-    its own."""
+    """Return the tests that run on the kernel of a patch.
+
+    They are one of each patch up to it, and a second one of its own.
+    """
     found = [
         TestResult(f"test_host.py::test_of_{patch}", patch, Status.PASSED, 0.25)
         for patch in range(number + 1)
@@ -88,7 +90,7 @@ def tests(number: int) -> tuple[TestResult, ...]:
 
 
 def patch(number: int) -> PatchResult:
-    """A green patch; 0 is the base."""
+    """Return a patch that passed; 0 is the base."""
     if not number:
         return PatchResult(
             0,
@@ -112,7 +114,7 @@ def patch(number: int) -> PatchResult:
 
 
 def green() -> Run:
-    """A run in which everything passed: the base and three patches."""
+    """Return a run in which everything passed: the base and three patches."""
     environment = {
         "machine": "2 x CPU",
         "accelerator": "tcg",
@@ -123,7 +125,7 @@ def green() -> Run:
 
 
 def with_patch(run: Run, changed: PatchResult) -> Run:
-    """The run with one of its patches replaced."""
+    """Return the run with one of its patches replaced."""
     return replace(
         run,
         patches=tuple(changed if each.number == changed.number else each for each in run.patches),
@@ -131,7 +133,7 @@ def with_patch(run: Run, changed: PatchResult) -> Run:
 
 
 def build_error() -> Run:
-    """A compile error in patch 1, which blocks what comes after."""
+    """Return a run with a compile error in patch 1, which blocks later checks."""
     red = failed("fs/fuse/fsnotify.c:3:9: error: expected ';'", "make: *** Error 1\n")
     rest = {name: blocked("build failed") for name in ("sparse", "boot", "tests")}
     return with_patch(
@@ -140,7 +142,7 @@ def build_error() -> Run:
 
 
 def checkpatch_error() -> Run:
-    """A checkpatch error in patch 2, which blocks nothing."""
+    """Return a run with a checkpatch error in patch 2, which blocks nothing."""
     red = failed(
         "1 error: trailing whitespace",
         "ERROR: trailing whitespace\n#12: FILE: fs/fuse/fsnotify.c:2:\n",
@@ -149,7 +151,7 @@ def checkpatch_error() -> Run:
 
 
 def lost_event() -> Run:
-    """A test of patch 1 that fails on the kernel of patch 3."""
+    """Return a run in which a test of patch 1 fails on the kernel of patch 3."""
     output = (
         ">   assert events == ['a']\nE   AssertionError: assert [] == ['a']\n\ntest_host.py:7:"
         " AssertionError\n"
@@ -167,7 +169,7 @@ def lost_event() -> Run:
 
 
 def hostile() -> Run:
-    """Hostile text wherever text can be, in a patch that is red."""
+    """Return a run with hostile text in every field of a failed patch."""
     red = failed(HOSTILE, HOSTILE)
     bad = TestResult(HOSTILE, 1, Status.FAILED, 1.0, HOSTILE)
     changed = replace(
@@ -187,7 +189,7 @@ def hostile() -> Run:
 
 
 def long_logs() -> Run:
-    """A megabyte in each log of each patch: of lines, and in a single one."""
+    """Return a run with a megabyte in each log of each patch: many lines, and a single one."""
     lines = "".join(
         f"[{number:12.6f}] a line of a log that never ends\n" for number in range(21_000)
     )
@@ -196,7 +198,7 @@ def long_logs() -> Run:
 
 
 def bench() -> Report:
-    """What a benchmark of all parts finds."""
+    """Return the results of a benchmark of all parts."""
     environment = BenchmarkEnvironment(
         "2026-11-24T11:07:54+00:00",
         "CPU",

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache: what is published is whole, one process makes it, and an interruption leaves nothing
-that is trusted."""
+"""The shared cache: complete entries, locks between processes, and keys."""
 
 import multiprocessing
 from multiprocessing.synchronize import Event
@@ -21,7 +20,7 @@ def fill(folder: Path) -> None:
     (folder / "file").write_text("whole")
 
 
-def test_a_thing_is_made_once(tmp_path: Path) -> None:
+def test_entry_is_made_once(tmp_path: Path) -> None:
     made: list[Path] = []
 
     def make(folder: Path) -> None:
@@ -34,7 +33,7 @@ def test_a_thing_is_made_once(tmp_path: Path) -> None:
     assert (target / "file").read_text() == "whole"
 
 
-def test_a_failure_publishes_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+def test_failure_leaves_no_entry_and_no_temporary_directory(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         fill(folder)
         raise KeyboardInterrupt
@@ -45,7 +44,7 @@ def test_a_failure_publishes_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_not_trusted(tmp_path: Path) -> None:
+def test_temporary_directory_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     target = tmp_path / "things" / "one"
     leftover = target.parent / f"{cache.TEMPORARY}one-abc"
     leftover.mkdir(parents=True)
@@ -69,7 +68,7 @@ def make_quickly(target: Path, asked: Event, wrong: Event) -> None:
     cache.published(target, lambda _folder: wrong.set())
 
 
-def test_a_second_process_waits_and_takes_what_the_first_made(tmp_path: Path) -> None:
+def test_second_process_waits_and_uses_the_entry_of_the_first(tmp_path: Path) -> None:
     target = tmp_path / "things" / "one"
     context = multiprocessing.get_context("fork")
     started, go_on, asked, wrong = (context.Event() for _ in range(4))
@@ -87,7 +86,7 @@ def test_a_second_process_waits_and_takes_what_the_first_made(tmp_path: Path) ->
     assert (target / "file").read_text() == "whole"
 
 
-def test_keys_tell_parts_apart() -> None:
+def test_content_keys_depend_on_the_boundaries_of_parts() -> None:
     assert cache.content_key("ab", "c") != cache.content_key("a", "bc")
     assert cache.content_key("a") == cache.content_key(b"a")
 

@@ -20,7 +20,7 @@ def qemu_words(command: list[str]) -> list[str]:
     return shlex.split(option.removeprefix("--qemu-opts="))
 
 
-def test_the_event_device_has_hiprio_notification_and_request_queues() -> None:
+def test_event_device_has_hiprio_notification_and_request_queues() -> None:
     words = share_options(QemuDevice.EVENTS, Path("/s"), "tag", 512, request_queues=2)
     device = words[words.index("-device") + 1].split(",")
     assert device[0] == "vhost-user-test-device-pci"
@@ -28,18 +28,18 @@ def test_the_event_device_has_hiprio_notification_and_request_queues() -> None:
     assert "memory-backend-memfd,id=mem,size=512M,share=on" in words
 
 
-def test_the_plain_device_has_a_tag() -> None:
+def test_plain_device_has_a_tag() -> None:
     words = share_options(QemuDevice.PLAIN, Path("/s"), "tag", 512, request_queues=1)
     assert words[-1].startswith("vhost-user-fs-pci,") and "tag=tag" in words[-1]
 
 
-def test_paths_with_spaces_survive() -> None:
+def test_paths_with_spaces_are_quoted() -> None:
     words = qemu_words(vng_command(vm_spec(SPEC, SOCKETS), "vng", "true"))
     assert "socket,id=fs,path=/run/sock ets/fs" in words
     assert "socket,id=agent,path=/run/sock ets/agent,server=on,wait=off" in words
 
 
-def test_the_command_comes_last_and_only_emulation_turns_kvm_off() -> None:
+def test_guest_command_is_last_and_only_emulation_disables_kvm() -> None:
     emulated = vng_command(vm_spec(SPEC, SOCKETS), "vng", "run this")
     assert emulated[-2:] == ["--", "run this"]
     assert "--disable-kvm" in emulated
@@ -50,7 +50,7 @@ def test_the_command_comes_last_and_only_emulation_turns_kvm_off() -> None:
     assert "--" not in vng_command(vm_spec(SPEC, SOCKETS), "vng", None)
 
 
-def test_memory_is_the_same_for_virtme_ng_and_for_the_shared_backend() -> None:
+def test_virtme_ng_and_shared_memory_have_the_same_size() -> None:
     command = vng_command(vm_spec(SPEC, SOCKETS), "vng", "true")
     assert "--memory=1024M" in command
     assert "memory-backend-memfd,id=mem,size=1024M,share=on" in qemu_words(command)
@@ -63,7 +63,7 @@ def test_testbed_memory_option_reaches_virtme_ng_and_the_shared_backend() -> Non
     assert "memory-backend-memfd,id=mem,size=3072M,share=on" in qemu_words(command)
 
 
-def test_the_daemon_is_ours_with_its_options_or_the_one_named() -> None:
+def test_daemon_is_farwatchd_with_options_or_the_given_command() -> None:
     options = dataclasses.replace(SPEC, daemon_options=("--max-watches=3",))
     words = daemon_argv(options, Path("/s"))
     assert words[0].endswith("farwatchd")

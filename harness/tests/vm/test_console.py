@@ -86,14 +86,14 @@ HARMLESS = [
 ]
 
 
-def test_a_quiet_log_has_no_findings() -> None:
+def test_normal_log_has_no_problems() -> None:
     console = Console()
     assert console.feed(QUIET) == []
     assert "Linux version" in console.tail()
 
 
 @pytest.mark.parametrize(("text", "severity"), TROUBLE)
-def test_trouble_is_found(text: str, severity: Severity) -> None:
+def test_kernel_reports_are_problems(text: str, severity: Severity) -> None:
     found = Console().feed(f"{QUIET}[   12.345678] {text}\r\n")
     assert [(finding.severity, finding.line) for finding in found] == [
         (severity, f"[   12.345678] {text}")
@@ -101,11 +101,11 @@ def test_trouble_is_found(text: str, severity: Severity) -> None:
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_no_trouble_is_not_found(text: str) -> None:
+def test_harmless_lines_are_no_problems(text: str) -> None:
     assert Console().feed(f"[   12.345678] {text}\r\n") == []
 
 
-def test_a_line_that_comes_in_pieces_is_found_once() -> None:
+def test_line_read_in_parts_is_found_once() -> None:
     console = Console()
     assert console.feed("[    3.0") == []
     assert console.feed("00000] Kernel pan") == []
@@ -113,7 +113,7 @@ def test_a_line_that_comes_in_pieces_is_found_once() -> None:
     assert len(console.problems) == 1
 
 
-def test_after_a_loss_the_trouble_and_its_trace_are_told_whole() -> None:
+def test_last_lines_have_the_fatal_problem_and_its_trace() -> None:
     console = Console()
     trace = "".join(f"[    3.000001]  frame_{number}\n" for number in range(40))
     console.feed(f"{QUIET}[    3.000000] Kernel panic - not syncing: x\n{trace}")
@@ -121,7 +121,7 @@ def test_after_a_loss_the_trouble_and_its_trace_are_told_whole() -> None:
     assert "Kernel panic" in words and "frame_0" in words and "frame_39" in words
 
 
-def test_without_trouble_the_last_lines_are_told() -> None:
+def test_last_lines_are_the_end_without_a_problem() -> None:
     console = Console()
     console.feed("".join(f"line {number}\n" for number in range(100)))
     assert console.last_lines().splitlines()[-1] == "line 99"

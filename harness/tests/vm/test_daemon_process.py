@@ -27,7 +27,7 @@ def program(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-def test_it_is_ready_when_it_listens_and_its_log_is_read(tmp_path: Path) -> None:
+def test_daemon_is_ready_when_it_listens_and_its_log_is_read(tmp_path: Path) -> None:
     daemon = Daemon.start(program(LISTENS), tmp_path / "log")
     try:
         daemon.wait_for_line("END", 10)
@@ -43,17 +43,17 @@ def test_it_is_ready_when_it_listens_and_its_log_is_read(tmp_path: Path) -> None
     assert "listening on" in (tmp_path / "log").read_text()
 
 
-def test_one_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_daemon_that_ends_immediately_is_an_error_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="the daemon ended: no such directory"):
         Daemon.start(program("import sys; sys.exit('no such directory')"), tmp_path / "log")
 
 
-def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_daemon_program_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="cannot be started"):
         Daemon.start([str(tmp_path / "nothing")], tmp_path / "log")
 
 
-def test_one_that_ignores_the_signal_is_ended_by_force(
+def test_daemon_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farwatch_harness.vm.daemon_process.STOP_LIMIT", 0.2)

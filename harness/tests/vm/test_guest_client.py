@@ -64,7 +64,7 @@ def test_inotify_events_and_errors(guest: Guest, tmp_path: Path) -> None:
         assert caught.value.errno == errno.EINVAL
 
 
-def test_a_job_runs_on_and_its_lines_are_taken_in_turn(guest: Guest) -> None:
+def test_spawned_program_keeps_running_and_its_lines_are_read_once(guest: Guest) -> None:
     process = guest.spawn("sh", "-c", "echo one; echo two; exec sleep 60")
     assert process.lines(until="two") == ["one", "two"]
     assert process.stop() == -15
@@ -78,7 +78,7 @@ def test_env_of_run_and_spawn_is_added_to_the_agents(guest: Guest) -> None:
     process.stop()
 
 
-def test_system_calls_give_data_and_errno(guest: Guest, tmp_path: Path) -> None:
+def test_system_calls_return_data_and_errno(guest: Guest, tmp_path: Path) -> None:
     guest.write_file(tmp_path / "file", b"\0\xff")
     assert guest.read_file(tmp_path / "file") == b"\0\xff"
     assert guest.os("stat", str(tmp_path / "file"))["st_size"] == 2
@@ -93,7 +93,7 @@ def test_python_runs_in_the_agent(guest: Guest) -> None:
         guest.python("def main():\n    return 1 / 0")
 
 
-def test_a_slow_request_holds_up_no_other(guest: Guest) -> None:
+def test_slow_request_delays_no_other(guest: Guest) -> None:
     process = threading.Thread(target=guest.run, args=("sleep", "1"))
     process.start()
     assert guest.ping()["pid"] > 0
@@ -101,7 +101,7 @@ def test_a_slow_request_holds_up_no_other(guest: Guest) -> None:
     process.join()
 
 
-def test_a_lost_guest_ends_the_waiting_calls(
+def test_lost_guest_fails_pending_calls(
     guest: Guest, channel: tuple[socket.socket, socket.socket]
 ) -> None:
     channel[1].shutdown(socket.SHUT_RDWR)
@@ -109,7 +109,7 @@ def test_a_lost_guest_ends_the_waiting_calls(
         guest.ping()
 
 
-def test_a_guest_that_says_nothing_is_given_up_at_the_limit(
+def test_silent_guest_is_lost_at_the_limit(
     channel: tuple[socket.socket, socket.socket],
 ) -> None:
     client = Guest(channel[0], lambda: "silent")

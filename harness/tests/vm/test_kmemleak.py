@@ -40,7 +40,7 @@ def guest_with() -> Callable[[bool, str], tuple[FakeGuest, Guest]]:
     return make
 
 
-def test_a_leak_is_a_failure_with_all_that_is_known_of_it(
+def test_leak_is_an_error_with_its_report(
     guest_with: Callable[[bool, str], tuple[FakeGuest, Guest]],
 ) -> None:
     fake, guest = guest_with(True, LISTED * 2)
@@ -49,7 +49,7 @@ def test_a_leak_is_a_failure_with_all_that_is_known_of_it(
     assert fake.asked[0].count("echo scan") == 2
 
 
-def test_a_kernel_that_leaks_nothing_or_does_not_know_is_no_failure(
+def test_kernel_without_leak_or_without_kmemleak_passes(
     guest_with: Callable[[bool, str], tuple[FakeGuest, Guest]],
 ) -> None:
     for has, listed in ((True, "\n"), (False, LISTED)):
