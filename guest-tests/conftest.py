@@ -214,11 +214,11 @@ def boot(
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Iterator[Boot]:
-    """Return boot(**fields), which boots a testbed for this test with these fields of TestbedSpec.
+    """Return a function that boots a testbed for this test.
 
-    Example: boot(daemon_options=("--max-watches=3",)). The testbed stops with the test. A boot
-    takes about 4 seconds under emulation. With expect_trouble=True the test may cause kernel
-    warnings and tracebacks of the daemon.
+    Its arguments are fields of TestbedSpec, as in boot(daemon_options=("--max-watches=3",)). The
+    testbed stops with the test. A boot takes about 4 seconds under emulation. With
+    expect_trouble=True the test may cause kernel warnings and tracebacks of the daemon.
     """
     with contextlib.ExitStack() as stack:
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What worked before the series and must go on working after each patch: local notification and a
-plain share."""
+"""Features that worked before the series, and must work after each patch.
+
+They are local notification and a share without events.
+"""
 
 from collections.abc import Iterator
 
@@ -49,7 +51,7 @@ def main(folder, init, mask):
 
 @pytest.fixture
 def folder(guest: Guest) -> Iterator[str]:
-    """A directory on a tmpfs of the guest."""
+    """Yield a directory on a tmpfs of the guest."""
     path = guest.shell("d=$(mktemp -d) && mount -t tmpfs farwatch $d && echo $d").strip()
     yield path
     guest.umount(path)

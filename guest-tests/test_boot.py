@@ -26,7 +26,7 @@ def test_the_guest_boots(testbed: Testbed) -> None:
 
 
 @pytest.mark.patch("base")
-def test_the_share_reads_the_same_on_both_sides(guest: Guest, share: Share) -> None:
+def test_share_has_the_same_content_on_both_sides(guest: Guest, share: Share) -> None:
     (share.host / "from the host").write_bytes(b"\0one\xff")
     assert guest.read_file(f"{share.guest}/from the host") == b"\0one\xff"
     guest.write_file(f"{share.guest}/from the guest", b"two")
@@ -35,7 +35,7 @@ def test_the_share_reads_the_same_on_both_sides(guest: Guest, share: Share) -> N
 
 
 @pytest.mark.patch("base")
-def test_an_error_in_the_guest_arrives_with_its_errno(guest: Guest, share: Share) -> None:
+def test_error_in_the_guest_has_its_errno(guest: Guest, share: Share) -> None:
     with pytest.raises(OSError) as caught:
         guest.os("rmdir", f"{share.guest}/nothing")
     assert caught.value.errno == errno.ENOENT
@@ -64,7 +64,7 @@ def test_kernel_panic_raises_guest_lost_error_with_its_trace(boot: Callable[...,
 
 
 @pytest.mark.patch("base")
-def test_a_plain_kernel_uses_the_share_through_the_plain_device(
+def test_unpatched_kernel_uses_the_share_through_the_plain_device(
     boot: Callable[..., Testbed], plain_kernel: build.Kernel
 ) -> None:
     testbed = boot(image=plain_kernel.image, device=QemuDevice.PLAIN)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real work on the share: git, make and a compiler, pip, SQLite; and a guest whose root file system
-is a share."""
+"""Real programs on the share: git, make and a compiler, pip, SQLite.
+
+One guest has a share as its root file system.
+"""
 
 import os
 import shlex
@@ -27,20 +29,20 @@ MODULES = 8
 
 
 def host(script: str, cwd: Path) -> str:
-    """Run a shell script on the host; returns its output."""
+    """Run a shell script on the host; return its output."""
     return subprocess.run(
         ["sh", "-ec", script], cwd=cwd, check=True, capture_output=True, text=True
     ).stdout
 
 
 def in_guest(guest: Guest, script: str, at: Any, limit: float = LIMIT) -> str:
-    """Run a shell script in the guest; returns its output."""
+    """Run a shell script in the guest; return its output."""
     return guest.shell(
         f"export HOME=/tmp PATH=/usr/bin:/bin:$PATH; set -e; cd {at}; {script}", limit=limit
     )
 
 
-def test_repository_is_cloned_worked_on_and_packed(guest: Guest, share: Share) -> None:
+def test_git_repository_is_cloned_changed_and_packed(guest: Guest, share: Share) -> None:
     origin = share.host / "origin"
     origin.mkdir()
     host(f"{GIT} init -q . && mkdir -p src/deep && ln -s src link && cp /bin/true program", origin)
@@ -59,7 +61,7 @@ def test_repository_is_cloned_worked_on_and_packed(guest: Guest, share: Share) -
         f" main; {GIT} merge -q branch; git gc -q; git fsck --strict; git push -q origin branch"
     )
     in_guest(guest, work, share.guest / "clone")
-    # And the host finds the same.
+    # The host finds the same.
     safe = f"git -c safe.directory={share.host}/clone"
     assert host(f"{safe} fsck --strict && {safe} status --porcelain", share.host / "clone") == ""
     assert host("git log --format=%s -n 1 branch", origin).strip() == "moved"
@@ -69,7 +71,7 @@ def test_repository_is_cloned_worked_on_and_packed(guest: Guest, share: Share) -
 
 @pytest.fixture
 def project(share: Share) -> Path:
-    """A program of several files with a generated header and a library."""
+    """Make a program of several files, with a generated header and a library."""
     at = share.host / "project"
     at.mkdir()
     for number in range(MODULES):
@@ -95,17 +97,15 @@ def project(share: Share) -> Path:
     return at
 
 
-def test_program_is_built_and_only_what_changed_is_built_again(
-    guest: Guest, share: Share, project: Path
-) -> None:
+def test_make_rebuilds_only_changed_files(guest: Guest, share: Share, project: Path) -> None:
     at = share.guest / "project"
     in_guest(guest, "make -j2", at)
     assert in_guest(guest, "./program", at) == f"{MODULES * 100 + sum(range(MODULES))}\n"
     assert "up to date" in in_guest(guest, "make", at)
-    # By the guest: one object, the library and the program.
+    # After a change in the guest, make builds one object, the library and the program.
     again = in_guest(guest, "sleep 0.02; touch part3.c; make", at)
     assert [line.split()[-1] for line in again.splitlines() if " -c " in line] == ["part3.c"]
-    # By the host: all that the header goes into.
+    # After a change on the host, make builds all objects that include the header.
     (project / "base").write_text("200\n")
     again = in_guest(guest, "make", at)
     assert len([line for line in again.splitlines() if " -c " in line]) == MODULES
@@ -117,7 +117,7 @@ def test_program_is_built_and_only_what_changed_is_built_again(
 
 
 def wheel(folder: Path) -> Path:
-    """A package with modules, data and a command."""
+    """Make a package with modules, data and a command."""
     path = folder / "sample-1.0-py3-none-any.whl"
     info = "sample-1.0.dist-info"
     files = {f"sample/module{number}.py": f"VALUE = {number}\n" for number in range(30)}
@@ -139,7 +139,7 @@ def wheel(folder: Path) -> Path:
     return path
 
 
-def test_package_is_installed_into_an_environment(guest: Guest, share: Share) -> None:
+def test_pip_installs_a_package_into_a_virtual_environment(guest: Guest, share: Share) -> None:
     wheel(share.host)
     python = shlex.quote(sys.executable)
     in_guest(guest, f"{python} -m venv --without-pip environment", share.guest)
@@ -190,14 +190,14 @@ def count(guest: Guest, path: Any) -> list[Any]:
 
 
 def finish(processes: list[Any]) -> None:
-    """Wait for them all; they say nothing if all is well."""
+    """Wait for all processes, which print nothing if they succeed."""
     for process in processes:
         assert process.lines(limit=LIMIT, until="\0") == []
         assert process.stop() == 0
 
 
 def make_database(path: Path, mode: str) -> None:
-    """A database with one number in it."""
+    """Make a database with one number in it."""
     connection = sqlite3.connect(path)
     connection.execute(f"pragma journal_mode={mode}")
     connection.execute("create table counter (value integer)")
@@ -207,7 +207,7 @@ def make_database(path: Path, mode: str) -> None:
 
 
 def value_in(path: Path) -> int:
-    """The number, after SQLite's own check."""
+    """Return the number, after SQLite's integrity check."""
     connection = sqlite3.connect(path)
     assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
     value: int = connection.execute("select value from counter").fetchone()[0]
@@ -216,7 +216,7 @@ def value_in(path: Path) -> int:
 
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
-def test_database_s_processes_in_the_guest_wait_for_each_other(
+def test_sqlite_processes_in_the_guest_exclude_each_other(
     mode: str, guest: Guest, share: Share
 ) -> None:
     make_database(share.host / "database", mode)
@@ -224,7 +224,7 @@ def test_database_s_processes_in_the_guest_wait_for_each_other(
     assert value_in(share.host / "database") == WORKERS * TIMES
 
 
-def test_database_s_processes_on_the_host_and_in_the_guest_wait_for_each_other(boot: Any) -> None:
+def test_sqlite_processes_on_host_and_guest_exclude_each_other(boot: Any) -> None:
     testbed: Testbed = boot(daemon_options=("--posix-lock", "--cache=never"))
     database = testbed.shared / "database"
     make_database(database, "delete")
@@ -257,11 +257,11 @@ touch /forbidden || echo refused
 
 
 @pytest.fixture
-def virtiofsd_is_us(tmp_path: Path) -> Path:
-    """A directory for PATH in which our daemon is called virtiofsd; it keeps its command line and
-    its log there.
+def farwatchd_as_virtiofsd(tmp_path: Path) -> Path:
+    """Make a directory for PATH in which farwatchd is called virtiofsd.
 
-    All options are passed on but --syslog: there may be none, and the log is what we want to see.
+    It writes its command line and its log there. All options are passed on except --syslog: the
+    machine may have no syslog, and the test reads the log.
     """
     program = tmp_path / "virtiofsd"
     program.write_text(
@@ -274,8 +274,8 @@ def virtiofsd_is_us(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_guest_s_root_file_system_is_served(
-    environment: Environment, virtiofsd_is_us: Path
+def test_root_file_system_of_the_guest_is_served(
+    environment: Environment, farwatchd_as_virtiofsd: Path
 ) -> None:
     command = [
         *(
@@ -290,12 +290,12 @@ def test_guest_s_root_file_system_is_served(
         *(("--disable-kvm",) if environment.accelerator is Accelerator.TCG else ()),
         *("--", ROOT_SCRIPT),
     ]
-    path = f"{virtiofsd_is_us}:{vng_program().parent}:{os.environ['PATH']}"
+    path = f"{farwatchd_as_virtiofsd}:{vng_program().parent}:{os.environ['PATH']}"
     variables = {**os.environ, "PATH": path}
     output = pexpect.run(
         shlex.join(command), timeout=LIMIT, env=variables, cwd="/", encoding="utf-8"
     )
-    log = (virtiofsd_is_us / "log").read_text()
+    log = (farwatchd_as_virtiofsd / "log").read_text()
     assert "script exited with code 0" in output, f"{output[-3000:]}\n{log}"
     assert "the guest speaks FUSE" in log
     assert "Traceback" not in log and "ERROR" not in log

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has read an event about a change on the host finds that change when it looks: whatever the
-guest had cached.
+"""Cache coherence: a program that has read an event finds the change, whatever was cached.
 
 The guest fills its caches, the host makes one change, and a thread of the guest that waits for the
-event looks at once: by stat, by open and read, by readdir. What it finds must be what the host
-finds.
+event looks immediately: by stat, by open and read, or by readdir. It must find what the host finds.
 """
 
 import dataclasses
@@ -35,8 +33,10 @@ NAMES = ("file", "other", "dir", "dir/inside", "new", "dir/new", "empty")
 
 
 def look(base: str, how: str, names: list[str]) -> list[Any]:
-    """What is found at each of `names` below `base`, as plain data: runs in the guest and on the
-    host."""
+    """Return what is found at each of `names` below `base`, as plain data.
+
+    It runs in the guest and on the host.
+    """
     found: list[Any] = []
     for name in names:
         path = f"{base}/{name}"
@@ -52,7 +52,7 @@ def look(base: str, how: str, names: list[str]) -> list[Any]:
                     at.st_ctime_ns,
                 ]
             elif how == "list":
-                # By itself before anything else, which could have the directory looked up anew.
+                # List before any other call, which could have the directory looked up again.
                 what = sorted(os.listdir(path)) if stat.S_ISDIR(at.st_mode) else None  # noqa: PTH208
             elif stat.S_ISREG(at.st_mode):
                 fd = os.open(path, os.O_RDONLY)
@@ -69,7 +69,7 @@ def look(base: str, how: str, names: list[str]) -> list[Any]:
 LOOK = "import ctypes, errno, mmap, os, select, stat\nfrom typing import Any\n" + inspect.getsource(
     look
 )
-#: Watches, then has everything in the caches.
+#: Add watches, then fill the caches.
 PRIME = (
     LOOK
     + """
@@ -81,7 +81,7 @@ def main(base, names, watched, mask):
     return [fd, {how: look(base, how, names) for how in ("list", "read", "stat")}]
 """
 )
-#: Waits for one event and looks in the same breath.
+#: Wait for one event and look immediately.
 WAIT = (
     LOOK
     + """
@@ -92,7 +92,7 @@ def main(fd, base, names, how, limit):
     return look(base, how, names)
 """
 )
-#: Maps a file of which an open descriptor is kept, waits for an event, and reads through both.
+#: Map a file and keep it open, wait for an event, and read through the mapping and the descriptor.
 MAP = """
 import ctypes, mmap, os, select
 def main(path, mask, limit, started):
@@ -117,17 +117,17 @@ CLOSE = "import os\ndef main(fd):\n    os.close(fd)\n"
 
 @dataclass(frozen=True)
 class Change:
-    """One change on the host, the event that tells of it, and what is watched for it: each choice
-    by itself.
+    """One change on the host, and the event that reports it.
 
-    `untold` are the names of whose change the event does not tell: a file's other names, of which
-    nobody watches the directory.
+    watched: the sets of paths to watch; each is tried by itself.
+    unreported: names whose change the event does not report, such as a file's other names in
+    unwatched directories.
     """
 
     run: HostScript
     event: In
     watched: tuple[tuple[str, ...], ...] = ((".",),)
-    untold: tuple[str, ...] = ()
+    unreported: tuple[str, ...] = ()
     prepare: HostScript = lambda base: None
 
 
@@ -141,7 +141,7 @@ def write(name: str, text: str, flags: int) -> HostScript:
 
 
 def a_new_file(base: Path) -> None:
-    (base / "new").write_text("of later")
+    (base / "new").write_text("later")
 
 
 CHANGES = {
@@ -161,13 +161,13 @@ CHANGES = {
     "mkdir": Change(lambda base: (base / "new").mkdir(), In.CREATE),
     "symlink": Change(lambda base: (base / "new").symlink_to("file"), In.CREATE),
     "hard link": Change(
-        lambda base: os.link(base / "file", base / "new"), In.CREATE, untold=("file", "other")
+        lambda base: os.link(base / "file", base / "new"), In.CREATE, unreported=("file", "other")
     ),
     "hard link of a watched file": Change(
         lambda base: os.link(base / "file", base / "new"),
         In.ATTRIB,
         (("file",),),
-        untold=("new", "."),
+        unreported=("new", "."),
     ),
     "unlink of the last name": Change(
         lambda base: (base / "dir" / "inside").unlink(), In.DELETE_SELF, (("dir/inside",),)
@@ -190,7 +190,7 @@ CHANGES = {
     "rename out of what is watched": Change(
         lambda base: (base / "file").rename(base / "dir" / "new"),
         In.MOVED_FROM,
-        untold=("dir", "dir/new"),
+        unreported=("dir", "dir/new"),
     ),
     "rename over": Change(
         lambda base: (base / "new").replace(base / "file"), In.MOVED_TO, prepare=a_new_file
@@ -200,7 +200,7 @@ CHANGES = {
 
 
 def fill(base: Path) -> None:
-    """What is there at first: "file" and "other" are two names of one file; all is old."""
+    """Create the files: "file" and "other" are two names of one file; all times are old."""
     (base / "file").write_text("content")
     os.link(base / "file", base / "other")
     (base / "dir").mkdir()
@@ -216,7 +216,7 @@ def shared_vms(
     environment: Environment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, SharedVm]]:
-    """In place of the guests that all tests share: one for each cache policy."""
+    """Yield a shared VM for each cache policy, in place of the one that all tests share."""
     policy: str = request.param
 
     def make_spec(name: str) -> TestbedSpec:
@@ -234,13 +234,15 @@ only_always = pytest.mark.parametrize("shared_vms", ["always"], indirect=True)
 def see(
     guest: Guest, share: Share, change: Change, watched: tuple[str, ...], how: str
 ) -> tuple[Any, Any, Any]:
-    """Looks before the change, right after its event, and on the host. With nothing watched: right
-    after it."""
+    """Return what is found before the change, after its event, and on the host.
+
+    Without a watch, look right after the change.
+    """
     share.host.mkdir()
     fill(share.host)
     change.prepare(share.host)
     base = str(share.guest)
-    names = [name for name in (*NAMES, ".") if name not in change.untold]
+    names = [name for name in (*NAMES, ".") if name not in change.unreported]
     fd, before = guest.python(PRIME, base, names, watched, int(change.event))
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -262,7 +264,7 @@ def see(
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_who_has_read_the_event_finds_the_change(
+def test_reader_of_an_event_finds_the_change(
     guest: Guest, share: Share, change: Change, how: str
 ) -> None:
     for number, watched in enumerate(change.watched):
@@ -271,7 +273,7 @@ def test_who_has_read_the_event_finds_the_change(
         assert after == on_host, f"after an event of {watched!r}"
 
 
-def test_an_open_file_and_its_mapping_show_the_change(guest: Guest, share: Share) -> None:
+def test_open_file_and_its_mapping_show_the_change(guest: Guest, share: Share) -> None:
     fill(share.host)
     with ThreadPoolExecutor(1) as pool, guest.inotify() as listener:
         listener.add(share.guest, In.CREATE)
@@ -289,9 +291,11 @@ def test_an_open_file_and_its_mapping_show_the_change(guest: Guest, share: Share
         assert waiting.result() == ["content", "CONTENT", "CONTENT and more"]
 
 
-def test_the_guest_knows_which_name_is_the_last(guest: Guest, share: Share) -> None:
-    """What an unlink in the guest ends depends on the names that the host has given or taken
-    meanwhile."""
+def test_unlink_uses_the_current_link_count(guest: Guest, share: Share) -> None:
+    """Unlink after the host has added or removed a link.
+
+    Whether the unlink ends the watch depends on the names that remain.
+    """
     for name in ("more", "less"):
         (share.host / name).touch()
     (share.host / "less too").hardlink_to(share.host / "less")
@@ -305,10 +309,12 @@ def test_the_guest_knows_which_name_is_the_last(guest: Guest, share: Share) -> N
         (share.host / "less too").unlink()
         assert [event.wd for event in listener.read(2)] == [more, less]
         for name in ("more", "less"):
-            # Without a look at the file before, as rm has it.
+            # Unlink without the stat(2) that rm calls before.
             guest.os("unlink", f"{share.guest}/{name}")
-        told = [event for event in listener.read(quiet=0.5, limit=LIMIT) if event.mask != In.ATTRIB]
-        assert [(event.wd, event.mask) for event in told] == [
+        reported = [
+            event for event in listener.read(quiet=0.5, limit=LIMIT) if event.mask != In.ATTRIB
+        ]
+        assert [(event.wd, event.mask) for event in reported] == [
             (less, In.DELETE_SELF),
             (less, In.IGNORED),
         ]
@@ -319,11 +325,13 @@ def test_the_guest_knows_which_name_is_the_last(guest: Guest, share: Share) -> N
 
 @only_always
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_without_a_watch_the_guest_finds_what_it_has_cached(
+def test_without_a_watch_the_guest_finds_its_cache(
     guest: Guest, share: Share, change: Change
 ) -> None:
-    """So the test above can fail. What is not there is not cached by anybody: the daemon does not
-    let the guest."""
+    """Show that the test above can fail.
+
+    Missing names are not cached: the daemon does not allow the guest to.
+    """
     stale = []
     for how in WAYS:
         before, after, on_host = see(
@@ -334,4 +342,4 @@ def test_without_a_watch_the_guest_finds_what_it_has_cached(
             for then, now, there in zip(before, after, on_host, strict=True)
             if now == then != there
         ]
-    assert stale, "the guest finds this change whatever happens"
+    assert stale, "the guest finds this change even without a watch"

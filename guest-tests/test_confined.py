@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon without privileges, mounts in the share, paths that lead out of it: what programs in the
-guest see."""
+"""Restricted daemons: one without privileges, mounts in the share, symlinks out of the share."""
 
 import errno
 import os
@@ -21,7 +20,7 @@ from farwatch_harness.vm.testbed import Share, Testbed
 
 pytestmark = pytest.mark.daemon
 
-#: Interpreter and modules may lie where an ordinary user cannot read: they are loaded before.
+#: Import all modules while still root: an ordinary user may not be able to read them.
 AS_USER = """
 import ctypes, os, sys
 import farwatchd.daemon, pyseccomp
@@ -38,7 +37,7 @@ NOBODY = pwd.getpwnam("nobody")
 
 @pytest.fixture
 def theirs() -> Iterator[Path]:
-    """A directory of an ordinary user's, who can also reach it."""
+    """Yield a directory that an ordinary user owns and can reach."""
     path = Path(tempfile.mkdtemp(prefix="farwatch-user-"))
     os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
     path.chmod(0o755)
@@ -47,7 +46,10 @@ def theirs() -> Iterator[Path]:
 
 
 def user_command(sandbox: str) -> tuple[str, ...]:
-    """The daemon, run by an ordinary user, who may make a socket where the harness wants it."""
+    """Return the command of a daemon that an ordinary user runs.
+
+    It makes the directory of the socket the user's.
+    """
     user, group = NOBODY.pw_uid, NOBODY.pw_gid
     script = (
         f'at=$(dirname "$1"); chmod 755 "$at"; chown {user} "$at"; shift; '
@@ -60,14 +62,16 @@ def user_command(sandbox: str) -> tuple[str, ...]:
         f"--sandbox={sandbox}",
         "--xattr",
     )
-    # Not to be taken for names to fill in.
+    # str.format() must not replace anything in the program.
     program = AS_USER.replace("{", "{{").replace("}", "}}")
     return ("sh", "-c", script.replace("{", "{{").replace("}", "}}"), program, "{socket}", *options)
 
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
-def test_ordinary_user_s_daemon_serves_and_tells(sandbox: str, boot: Any, theirs: Path) -> None:
+def test_daemon_of_an_ordinary_user_serves_and_reports_events(
+    sandbox: str, boot: Any, theirs: Path
+) -> None:
     testbed: Testbed = boot(shared=theirs, daemon_command=user_command(sandbox))
     guest, at = testbed.guest, testbed.mount_point
     (theirs / "secret").write_text("root's alone")
@@ -81,7 +85,7 @@ def test_ordinary_user_s_daemon_serves_and_tells(sandbox: str, boot: Any, theirs
     # Root of the guest is nobody on the host.
     for call, *arguments in (("chown", 0, 0), ("mknod", 0o20600, os.makedev(1, 3))):
         target = f"{at}/made/moved" if call == "chown" else f"{at}/device"
-        # An owner who is not known in the daemon's user namespace is none.
+        # EINVAL: the daemon's user namespace does not map the owner.
         with pytest.raises(
             OSError, match=f"{os.strerror(errno.EPERM)}|{os.strerror(errno.EINVAL)}"
         ):
@@ -110,7 +114,7 @@ def test_mounts_in_the_share_are_mounts_in_the_guest(boot: Any, tmp_path: Path) 
     command = ("unshare", "-m", "sh", "-c", MOUNTS, "-", "{shared}", daemon, *options)
     testbed: Testbed = boot(shared=tmp_path, daemon_command=command)
     guest, at = testbed.guest, testbed.mount_point
-    # They are mounted when a path leads into them.
+    # The guest mounts them when it resolves a path into them.
     devices = {
         name: guest.os("stat", f"{at}/{name}/.")["st_dev"]
         for name in ("mounted", "directory", "again", "")
@@ -128,13 +132,13 @@ def test_mounts_in_the_share_are_mounts_in_the_guest(boot: Any, tmp_path: Path) 
         listener.add(f"{at}/again", In.CREATE | In.DELETE)
         (tmp_path / "directory" / "new").touch()
         (tmp_path / "directory" / "new").unlink()
-        told = [(In(event.mask), event.name) for event in listener.read(count=2)]
-    assert told == [(In.CREATE, "new"), (In.DELETE, "new")]
+        reported = [(In(event.mask), event.name) for event in listener.read(count=2)]
+    assert reported == [(In.CREATE, "new"), (In.DELETE, "new")]
 
 
 @pytest.mark.patch("base")
-def test_links_lead_into_the_guest_s_own_tree(guest: Guest, share: Share) -> None:
-    # The guest's own: it shares the host's root, but for /tmp and the like.
+def test_symlink_targets_are_resolved_in_the_guest(guest: Guest, share: Share) -> None:
+    # /tmp is the guest's own; most of its root is the host's.
     guest.shell("echo the guest > /tmp/whose")
     (share.host / "absolute").symlink_to("/tmp/whose")
     (share.host / "up").symlink_to("../" * 20 + "tmp/whose")
@@ -152,7 +156,7 @@ import time
 def main(path, times, wanted, limit):
     seen = {}
     end = time.monotonic() + limit
-    # What a name leads to is cached for a second, in which many reads are one.
+    # Lookups are cached for a second, in which many reads find the same file.
     while (sum(seen.values()) < times or wanted not in seen) and time.monotonic() < end:
         try:
             with open(path, "rb") as stream:
@@ -165,7 +169,7 @@ def main(path, times, wanted, limit):
 
 
 @pytest.mark.patch("base")
-def test_renames_on_the_host_during_a_walk_lead_nowhere_else(guest: Guest, share: Share) -> None:
+def test_renames_during_path_resolution_do_not_leave_the_share(guest: Guest, share: Share) -> None:
     secret = share.host.parent / "secret-of-the-host"
     secret.write_text("secret")
     (share.host / "directory").mkdir()

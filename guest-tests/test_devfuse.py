@@ -14,7 +14,7 @@ pytestmark = pytest.mark.patch("devfuse")
 
 
 @dataclass(frozen=True)
-class Served:
+class FuseMount:
     """A directory of the guest, and where a FUSE server of the guest serves it."""
 
     directory: str
@@ -22,7 +22,7 @@ class Served:
 
 
 @pytest.fixture
-def served(guest: Guest) -> Iterator[Served]:
+def fuse_mount(guest: Guest) -> Iterator[FuseMount]:
     folder = guest.shell("mktemp -d").strip()
     directory, mounted = f"{folder}/directory", f"{folder}/mounted"
     guest.shell(
@@ -36,33 +36,35 @@ def served(guest: Guest) -> Iterator[Served]:
         mounted,
     )
     assert "mounted" in server.lines(until="mounted")
-    yield Served(directory, mounted)
+    yield FuseMount(directory, mounted)
     guest.umount(mounted)
     assert "unmounted" in server.lines(until="unmounted")
     server.stop()
     guest.umount(directory)
 
 
-def test_what_happens_behind_the_mount_is_seen_on_it(guest: Guest, served: Served) -> None:
+def test_changes_behind_a_dev_fuse_mount_are_reported(guest: Guest, fuse_mount: FuseMount) -> None:
     with guest.inotify() as listener:
-        top = listener.add(served.mounted, In.ALL)
-        file = listener.add(f"{served.mounted}/file", In.ALL)
+        top = listener.add(fuse_mount.mounted, In.ALL)
+        file = listener.add(f"{fuse_mount.mounted}/file", In.ALL)
         guest.shell(
-            f"echo more >> {served.directory}/file; mv {served.directory}/file"
-            f" {served.directory}/moved"
+            f"echo more >> {fuse_mount.directory}/file; mv {fuse_mount.directory}/file"
+            f" {fuse_mount.directory}/moved"
         )
-        told = [(event.wd, In(event.mask), event.name) for event in listener.read(until="moved")]
-    assert (file, In.MODIFY, "") in told
-    assert (top, In.MODIFY, "file") in told
-    assert told[-2:] == [(top, In.MOVED_FROM, "file"), (top, In.MOVED_TO, "moved")]
+        reported = [
+            (event.wd, In(event.mask), event.name) for event in listener.read(until="moved")
+        ]
+    assert (file, In.MODIFY, "") in reported
+    assert (top, In.MODIFY, "file") in reported
+    assert reported[-2:] == [(top, In.MOVED_FROM, "file"), (top, In.MOVED_TO, "moved")]
 
 
-def test_what_is_done_through_the_mount_is_seen_once(guest: Guest, served: Served) -> None:
+def test_changes_through_a_dev_fuse_mount_are_reported_once(
+    guest: Guest, fuse_mount: FuseMount
+) -> None:
     with guest.inotify() as listener:
-        listener.add(served.mounted, In.CREATE | In.DELETE)
-        guest.shell(
-            f"touch {served.mounted}/new; rm {served.mounted}/new; touch {served.mounted}/end"
-        )
-        told = [(In(event.mask), event.name) for event in listener.read(until="end")]
-        assert told == [(In.CREATE, "new"), (In.DELETE, "new"), (In.CREATE, "end")]
+        listener.add(fuse_mount.mounted, In.CREATE | In.DELETE)
+        guest.shell(f"cd {fuse_mount.mounted}; touch new; rm new; touch end")
+        reported = [(In(event.mask), event.name) for event in listener.read(until="end")]
+        assert reported == [(In.CREATE, "new"), (In.DELETE, "new"), (In.CREATE, "end")]
         assert listener.read(quiet=0.5, limit=2.0) == []

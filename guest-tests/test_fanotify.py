@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""It is fsnotify, not inotify alone: fanotify and dnotify in the guest see what happens on the
-host, too."""
+"""fanotify and dnotify in the guest report events of the host as inotify does."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.patch("notifications")
 MODES = pytest.mark.parametrize("testbed", ["others", "remote"], indirect=True)
 
 
-class Fan(IntFlag):
+class FanFlag(IntFlag):
     """fanotify_init(2) and fanotify_mark(2)."""
 
     # fanotify_init
@@ -35,12 +34,12 @@ class Fan(IntFlag):
     MARK_FILESYSTEM = 0x100
 
 
-#: FAN_EVENT_INFO_TYPE_FID: the object itself, beside a directory and its name in it.
+#: FAN_EVENT_INFO_TYPE_FID: the record of the object itself, beside that of directory and name.
 TARGET = 1
 
 
 class FanMask(IntFlag):
-    """fanotify's events: fewer than inotify's numbers, else the same."""
+    """The events of fanotify; a subset of inotify's bits, and some more."""
 
     MODIFY = 0x2
     ATTRIB = 0x4
@@ -112,10 +111,11 @@ def close(fd):
 
 @dataclass(frozen=True)
 class Seen:
-    """One event as a fanotify listener reads it: objects by handle and name, or the path of the
-    descriptor.
+    """One event as a fanotify group reads it.
 
-    `kinds` are the types of the information records, FAN_EVENT_INFO_TYPE_*.
+    kinds: the types of the information records, FAN_EVENT_INFO_TYPE_*.
+    infos: file handle and name of each record.
+    path: the path of the event's file descriptor, if it has one.
     """
 
     mask: FanMask
@@ -127,21 +127,21 @@ class Seen:
 class Group:
     """A fanotify group in the guest."""
 
-    def __init__(self, guest: Guest, flags: Fan) -> None:
+    def __init__(self, guest: Guest, flags: FanFlag) -> None:
         self.guest = guest
         self.fd = int(self.call("new", int(flags)))
 
     def call(self, function: str, *args: object, limit: float = 10.0) -> Any:
         return self.guest.python(f"{GROUP}main = {function}", *args, limit=limit)
 
-    def mark(self, path: os.PathLike[str], mask: FanMask, flags: Fan = Fan(0)) -> None:  # noqa: B008
+    def mark(self, path: os.PathLike[str], mask: FanMask, flags: FanFlag = FanFlag(0)) -> None:  # noqa: B008
         self.call("mark", self.fd, int(flags), int(mask), os.fspath(path))
 
     def handle(self, path: os.PathLike[str]) -> str:
         return str(self.call("handle", os.fspath(path)))
 
     def read(self, count: int, limit: float = 10.0) -> list[Seen]:
-        """Until there are `count`, or none comes for `limit` seconds."""
+        """Read `count` events, or fewer if none comes for `limit` seconds."""
         found = self.guest.python(
             f"{GROUP}main = read", self.fd, count, limit, limit=limit * (count + 1)
         )
@@ -156,17 +156,17 @@ class Group:
         ]
 
     def quiet(self) -> bool:
-        """Whether nothing comes any more."""
+        """Return whether no event comes for half a second."""
         return not self.read(1, 0.5)
 
 
 @contextmanager
-def group(guest: Guest, flags: Fan) -> Iterator[Group]:
-    it = Group(guest, flags)
+def group(guest: Guest, flags: FanFlag) -> Iterator[Group]:
+    made = Group(guest, flags)
     try:
-        yield it
+        yield made
     finally:
-        it.call("close", it.fd)
+        made.call("close", made.fd)
 
 
 def append(path: Path) -> None:
@@ -175,7 +175,7 @@ def append(path: Path) -> None:
     os.close(fd)
 
 
-#: Each step on the host, what the directory's listener reads of it, and of which name.
+#: Each step on the host, with mask and name of the events that a mark of the directory reports.
 STEPS: list[tuple[HostScript, list[tuple[FanMask, str]]]] = [
     (lambda base: (base / "a").touch(), [(FanMask.CREATE, "a")]),
     (lambda base: append(base / "a"), [(FanMask.MODIFY, "a")]),
@@ -195,8 +195,8 @@ DIRECTORY = (
 
 
 @MODES
-def test_a_directorys_listener_reads_its_handle_and_the_name(guest: Guest, share: Share) -> None:
-    with group(guest, Fan.REPORT_DFID_NAME) as listener:
+def test_fan_report_dfid_name_has_directory_handle_and_name(guest: Guest, share: Share) -> None:
+    with group(guest, FanFlag.REPORT_DFID_NAME) as listener:
         listener.mark(share.guest, DIRECTORY)
         directory = listener.handle(share.guest)
         for step, expected in STEPS:
@@ -209,10 +209,10 @@ def test_a_directorys_listener_reads_its_handle_and_the_name(guest: Guest, share
 
 
 @MODES
-def test_a_files_listener_reads_the_files_handle(guest: Guest, share: Share) -> None:
+def test_fan_report_fid_has_the_handle_of_the_file(guest: Guest, share: Share) -> None:
     file = share.host / "file"
     file.touch()
-    with group(guest, Fan.REPORT_FID) as listener:
+    with group(guest, FanFlag.REPORT_FID) as listener:
         listener.mark(
             share.guest / "file",
             FanMask.MODIFY | FanMask.ATTRIB | FanMask.MOVE_SELF | FanMask.DELETE_SELF,
@@ -238,14 +238,14 @@ def test_a_files_listener_reads_the_files_handle(guest: Guest, share: Share) -> 
 
 
 @MODES
-def test_what_a_group_ignores_on_the_host_too_is_not_read(guest: Guest, share: Share) -> None:
+def test_ignore_mark_hides_events_of_the_host(guest: Guest, share: Share) -> None:
     (share.host / "file").touch()
-    with group(guest, Fan.REPORT_FID) as listener:
+    with group(guest, FanFlag.REPORT_FID) as listener:
         listener.mark(share.guest / "file", FanMask.MODIFY | FanMask.ATTRIB)
         listener.mark(
             share.guest / "file",
             FanMask.MODIFY,
-            Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY,
+            FanFlag.MARK_IGNORED_MASK | FanFlag.MARK_IGNORED_SURV_MODIFY,
         )
         append(share.host / "file")
         (share.host / "file").chmod(0o600)
@@ -255,14 +255,14 @@ def test_what_a_group_ignores_on_the_host_too_is_not_read(guest: Guest, share: S
 
 @pytest.mark.patch("child-ignore-mask")
 @MODES
-def test_what_a_file_ignores_its_directorys_listener_does_not_read(
+def test_ignore_mark_of_a_child_applies_to_the_mark_of_its_directory(
     guest: Guest, share: Share
 ) -> None:
     for name in ("ignored", "heard"):
         (share.host / name).touch()
-    with group(guest, Fan.REPORT_DFID_NAME) as listener:
+    with group(guest, FanFlag.REPORT_DFID_NAME) as listener:
         listener.mark(share.guest, FanMask.MODIFY | FanMask.ATTRIB | FanMask.ON_CHILD)
-        flags = Fan.MARK_IGNORED_MASK | Fan.MARK_IGNORED_SURV_MODIFY
+        flags = FanFlag.MARK_IGNORED_MASK | FanFlag.MARK_IGNORED_SURV_MODIFY
         listener.mark(share.guest / "ignored", FanMask.MODIFY, flags)
         append(share.host / "ignored")
         append(share.host / "heard")
@@ -279,13 +279,15 @@ def test_what_a_file_ignores_its_directorys_listener_does_not_read(
 def renames_seen(
     guest: Guest, base: PurePosixPath, marked: Sequence[str], rename: Callable[[str, str], object]
 ) -> Any:
-    """What a listener for FAN_RENAME, FAN_MOVED_FROM and FAN_MOVED_TO reads of renames from one/
-    and in it.
+    """Return the events of renames from one/ and in it.
 
-    Handles are replaced by what they lead to. one/ and two/ are in the guest's directory `base`,
-    with file/ and dir/.
+    The group has marks for FAN_RENAME, FAN_MOVED_FROM and FAN_MOVED_TO. File handles are replaced
+    by the names of their files. one/ and two/ are in the guest's directory `base`, with file/ and
+    dir/.
     """
-    with group(guest, Fan.REPORT_FID | Fan.REPORT_DFID_NAME | Fan.REPORT_TARGET_FID) as listener:
+    with group(
+        guest, FanFlag.REPORT_FID | FanFlag.REPORT_DFID_NAME | FanFlag.REPORT_TARGET_FID
+    ) as listener:
         objects = {
             listener.handle(base / name): name for name in ("one", "two", "one/file", "one/dir")
         }
@@ -294,7 +296,7 @@ def renames_seen(
                 base / name,
                 FanMask.RENAME | FanMask.MOVED_FROM | FanMask.MOVED_TO | FanMask.ONDIR,
             )
-        # ... and has the same handle in FUSE for as long as it is in use.
+        # An inode in use keeps its handle in FUSE.
         used = [guest.os("open", str(base / name), os.O_RDONLY) for name in ("one/file", "one/dir")]
         seen = []
         for old, new in (
@@ -302,12 +304,12 @@ def renames_seen(
             ("one/renamed", "two/moved"),
             ("one/dir", "two/dir"),
         ):
-            # Of a rename elsewhere the object is known by its old name, if that has been looked up
-            # ...
+            # The guest finds the object of a rename on the host by its old name, if it was looked
+            # up.
             guest.os("stat", str(base / old))
             rename(old, new)
-            told = any(PurePosixPath(name).parent.name in marked for name in (old, new))
-            events = listener.read(1) if told else []
+            reported = any(PurePosixPath(name).parent.name in marked for name in (old, new))
+            events = listener.read(1) if reported else []
             while more := listener.read(1, 0.5):
                 events += more
             for event in events:
@@ -324,7 +326,7 @@ def renames_seen(
 @pytest.mark.patch("rename-one-event")
 @MODES
 @pytest.mark.parametrize("marked", [("one", "two"), ("one",), ("two",)], ids="+".join)
-def test_a_rename_is_read_as_one_event_as_on_a_local_file_system(
+def test_fan_rename_is_one_event_as_on_a_local_file_system(
     guest: Guest, share: Share, marked: Sequence[str]
 ) -> None:
     local = PurePosixPath("/run/farwatch/renames")
@@ -346,20 +348,17 @@ def test_a_rename_is_read_as_one_event_as_on_a_local_file_system(
         guest.shell(f"rm -r {local}")
     assert any(mask & FanMask.RENAME for mask, _infos in there)
     if "one" not in marked:
-        # What was moved in from where nobody watches is not known to the guest.
+        # The guest does not know an object that comes from a directory without a watch.
         there = [(mask, [info for info in infos if info[0] != TARGET]) for mask, infos in there]
     assert here == there
 
 
 @MODES
-def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(
-    guest: Guest, share: Share
-) -> None:
+def test_group_with_descriptors_reads_own_events(guest: Guest, share: Share) -> None:
     (share.host / "file").touch()
     path = f"{share.guest}/file"
-    # In mode remote the server reports what the guest does, too, but not in a form that such a
-    # group could use.
-    with guest.inotify() as watcher, group(guest, Fan(0)) as listener:
+    # In mode remote the server also reports own operations, but its events have no open file.
+    with guest.inotify() as watcher, group(guest, FanFlag(0)) as listener:
         watcher.add(path, In.CLOSE_WRITE)
         listener.mark(share.guest / "file", FanMask.CLOSE_WRITE)
         guest.write_file(path, b"by the guest")
@@ -371,14 +370,12 @@ def test_a_listener_that_gets_descriptors_sees_what_the_guest_does(
 
 
 @MODES
-def test_what_only_the_guests_kernel_knows_is_told_beside_the_hosts(
-    guest: Guest, share: Share
-) -> None:
+def test_fan_open_exec_is_reported_beside_events_of_the_host(guest: Guest, share: Share) -> None:
     (share.host / "script").write_text("#!/bin/sh\n")
     (share.host / "script").chmod(0o755)
     path = share.guest / "script"
-    # The server tells of the same event that the file is opened, but not what for.
-    with guest.inotify() as watcher, group(guest, Fan.REPORT_FID) as listener:
+    # The server reports the open as OPEN, not as OPEN_EXEC.
+    with guest.inotify() as watcher, group(guest, FanFlag.REPORT_FID) as listener:
         watcher.add(path, In.OPEN)
         listener.mark(path, FanMask.OPEN_EXEC)
         assert guest.run(path).status == 0
@@ -386,21 +383,21 @@ def test_what_only_the_guests_kernel_knows_is_told_beside_the_hosts(
 
 
 @MODES
-@pytest.mark.parametrize("kind", [Fan.MARK_MOUNT, Fan.MARK_FILESYSTEM])
-def test_marks_of_a_mount_and_a_file_system_see_the_guests_own_doings_only(
-    guest: Guest, share: Share, kind: Fan
+@pytest.mark.parametrize("kind", [FanFlag.MARK_MOUNT, FanFlag.MARK_FILESYSTEM])
+def test_mount_and_filesystem_marks_read_own_events_only(
+    guest: Guest, share: Share, kind: FanFlag
 ) -> None:
     (share.host / "file").touch()
     path = f"{share.guest}/file"
-    # Watched by inode as well, so that the host's events do come into the guest.
-    with guest.inotify() as watcher, group(guest, Fan(0)) as listener:
+    # The inotify watch makes the server report events of the host.
+    with guest.inotify() as watcher, group(guest, FanFlag(0)) as listener:
         watcher.add(path, In.MODIFY)
         listener.mark(share.guest, FanMask.MODIFY | FanMask.CLOSE_WRITE, kind)
         append(share.host / "file")
         assert [event.mask for event in watcher.read(1)] == [In.MODIFY]
         assert listener.quiet()
         guest.write_file(path, b"by the guest")
-        # The daemon's own doings are the guest's: the marks see them once.
+        # The guest's own operations are reported once.
         masks = FanMask(0)
         for event in listener.read(1):
             assert event.path == path
@@ -450,20 +447,18 @@ def main(path, allowed, denied, perm, mount_mark, content):
 
 
 @MODES
-def test_who_is_asked_for_permission_decides_on_opens_in_the_guest(
-    guest: Guest, share: Share
-) -> None:
+def test_permission_events_decide_on_opens_in_the_guest(guest: Guest, share: Share) -> None:
     for name in ("allowed", "denied"):
         (share.host / name).write_text(name)
     allowed, denied = f"{share.guest}/allowed", f"{share.guest}/denied"
     with guest.inotify() as watcher:
-        # In mode remote the server reports OPEN of what is watched; the question must be asked all
-        # the same.
+        # In mode remote the server reports OPEN of a watched file. The permission event must be
+        # raised in spite of that.
         watcher.add(denied, In.OPEN)
         asked, results = guest.python(
             PERMISSION, str(share.guest), allowed, denied,
-            int(FanMask.OPEN_PERM), int(Fan.MARK_MOUNT),
-            int(Fan.CLASS_CONTENT), limit=30.0,
+            int(FanMask.OPEN_PERM), int(FanFlag.MARK_MOUNT),
+            int(FanFlag.CLASS_CONTENT), limit=30.0,
         )  # fmt: skip
     assert asked == [[FanMask.OPEN_PERM, allowed], [FanMask.OPEN_PERM, denied]]
     assert results == ["opened", 1]
@@ -477,7 +472,7 @@ fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGRTMIN)
 fcntl.fcntl(fd, fcntl.F_NOTIFY, getattr(fcntl, sys.argv[2]) | fcntl.DN_MULTISHOT)
 print("watching", flush=True)
 while signal.sigtimedwait([signal.SIGRTMIN], 20):
-    print("told", flush=True)
+    print("reported", flush=True)
 """
 
 
@@ -502,6 +497,6 @@ def test_dnotify_sends_its_signal(guest: Guest, share: Share, event: str, step: 
     try:
         assert process.lines(count=1) == ["watching"]
         step(share.host)
-        assert process.lines(count=1) == ["told"]
+        assert process.lines(count=1) == ["reported"]
     finally:
         process.stop()

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens on the host is seen in the guest as native inotify would tell it, event for
-event."""
+"""The guest reports events of the host as native inotify would, event for event."""
 
 import os
 from dataclasses import dataclass, field
@@ -19,8 +18,10 @@ FILE = {".": int(In.ALL), "file": int(In.ALL)}
 
 @dataclass(frozen=True)
 class Case:
-    """A script: `prepare` and `run` get the base directory; the bits of `expect` must occur, so
-    that none is empty."""
+    """A script: `prepare` and `run` get the base directory.
+
+    expect: bits that must occur, so that no script is empty.
+    """
 
     run: HostScript
     expect: In
@@ -153,7 +154,7 @@ CASES = {
 
 @pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_the_guest_is_told_what_native_inotify_tells(
+def test_guest_reports_the_events_of_native_inotify(
     guest: Guest, share: Share, tmp_path: Path, case: Case
 ) -> None:
     result = compare(guest, share, tmp_path, case.prepare, case.run, case.watched)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's kernel cannot be crashed, blinded or wedged by what the host sends, by when it sends
-it, or by not answering: events, mounts and devices end in bounded time and without a complaint."""
+"""Nothing that the host sends, delays or leaves unanswered can crash or block the guest's kernel.
+
+Events, mounts and devices end in bounded time and without a warning.
+"""
 
 import base64
 import dataclasses
@@ -46,26 +48,26 @@ class Scripted:
     def mounted(self) -> str:
         return str(self.testbed.mount_point)
 
-    def tell(self, do: str, **order: Any) -> Any:
-        """Give the daemon an order and return its answer."""
-        self.control.send(json.dumps({"do": do, **order}).encode())
+    def order(self, do: str, **arguments: Any) -> Any:
+        """Give the daemon an order; return its answer."""
+        self.control.send(json.dumps({"do": do, **arguments}).encode())
         return json.loads(self.control.recv(1 << 20))
 
     def send(self, *records: EventRecord) -> None:
         """Report these records in one notification."""
         payload = b"".join(record.encode() for record in records)
-        self.tell("send", payload=base64.b64encode(payload).decode())
+        self.order("send", payload=base64.b64encode(payload).decode())
 
     def watches(self) -> dict[int, int]:
-        """What the daemon watches: masks by nodeid."""
-        return {int(nodeid): mask for nodeid, mask in self.tell("watches").items()}
+        """Return what the daemon watches: masks by nodeid."""
+        return {int(nodeid): mask for nodeid, mask in self.order("watches").items()}
 
     def log(self) -> list[tuple[str, int, int | None]]:
-        """The requests since the last call: opcode, nodeid, mask."""
-        return [tuple(entry) for entry in self.tell("log")]
+        """Return the requests since the last call: opcode, nodeid, mask."""
+        return [tuple(entry) for entry in self.order("log")]
 
     def device(self) -> str:
-        """The name of the virtio device in the guest."""
+        """Return the name of the virtio device in the guest."""
         return self.guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
 
 
@@ -115,7 +117,10 @@ OVERFLOWED = (-1, In.Q_OVERFLOW, "")
 
 @pytest.fixture
 def start(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Boots a testbed with a scripted daemon: start(cache="always"), any field of TestbedSpec."""
+    """Yield a function that boots a testbed with a scripted daemon.
+
+    Its arguments are `cache` and the fields of TestbedSpec.
+    """
     with ExitStack() as stack:
 
         def begin(**changes: Any) -> Scripted:
@@ -134,7 +139,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def rebind(scripted: Scripted) -> None:
-    """Take the device from its driver and give it back: now nothing has ever been mounted."""
+    """Unbind the device from its driver and bind it again: then nothing has ever been mounted."""
     device = scripted.device()
     driver = "/sys/bus/virtio/drivers/virtiofs"
     scripted.guest.umount(scripted.mounted)
@@ -216,8 +221,8 @@ def test_caches_are_dropped_before_an_overflow_is_reported(start: Start) -> None
         size = guest.shell(f"stat -c %s {top}/dir/file; test -e {top}/dir/gone")
         assert size == "4\n", "nothing was reported, so it is cached"
         scripted.send(OVERFLOW)
-        told = [(event.wd, In(event.mask), event.name) for event in listener.read(1)]
-        assert told == [OVERFLOWED]
+        reported = [(event.wd, In(event.mask), event.name) for event in listener.read(1)]
+        assert reported == [OVERFLOWED]
         assert guest.shell(look) == "longer text\n12\nfile\nnew\nnew is there\n"
 
 
@@ -233,13 +238,13 @@ def test_overflows_that_come_together_are_reported_once(start: Start) -> None:
         assert len(listener.read(quiet=0.5, limit=5.0)) <= 1
 
 
-def test_watch_that_the_server_ended_is_asked_for_when_a_name_leads_to_it(start: Start) -> None:
+def test_watch_that_the_server_ended_is_renewed_at_the_next_lookup(start: Start) -> None:
     scripted = start(cache="never")
     (scripted.testbed.shared / "file").write_text("content")
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
         ((nodeid, mask),) = scripted.watches().items()
-        scripted.tell("drop_watches")
+        scripted.order("drop_watches")
         scripted.send(watch_ended(nodeid, 0))
         scripted.guest.ping()
         assert scripted.watches() == {}
@@ -255,7 +260,7 @@ def test_watch_that_the_server_ended_is_asked_for_when_a_name_leads_to_it(start:
         assert [In(event.mask) for event in listener.read(1)] == [In.MODIFY]
 
 
-def test_all_watches_are_asked_for_again_when_the_server_has_lost_them(start: Start) -> None:
+def test_all_watches_are_renewed_after_the_server_lost_them(start: Start) -> None:
     scripted = start()
     for number in range(100):
         (scripted.testbed.shared / f"file{number}").touch()
@@ -264,44 +269,44 @@ def test_all_watches_are_asked_for_again_when_the_server_has_lost_them(start: St
             listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
         watched = scripted.watches()
         assert len(watched) == 100
-        scripted.tell("drop_watches")
+        scripted.order("drop_watches")
         scripted.send(WATCHES_LOST)
         wait_for(lambda: scripted.watches() == watched, "all watches to be there again")
         assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
         assert listener.read(quiet=0.5, limit=5.0) == []
 
 
-def test_watch_that_is_refused_later_is_asked_for_again(start: Start) -> None:
+def test_refused_renewal_of_a_watch_is_retried(start: Start) -> None:
     scripted = start()
     (scripted.testbed.shared / "file").touch()
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
         watched = scripted.watches()
-        scripted.tell("drop_watches")
-        scripted.tell("fail", errno=28, times=1)
+        scripted.order("drop_watches")
+        scripted.order("fail", errno=28, times=1)
         scripted.send(WATCHES_LOST)
         wait_for(lambda: scripted.watches() == watched, "the guest to ask a second time")
         assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
 
 
 @pytest.mark.patch("wait-request")
-def test_events_that_end_with_an_error_end_loudly(start: Start) -> None:
+def test_error_of_a_wait_request_is_reported_as_overflow(start: Start) -> None:
     scripted = start(device=QemuDevice.PLAIN)
     (scripted.testbed.shared / "file").touch()
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
         (nodeid,) = scripted.watches()
-        scripted.tell("fail_wait", errno=5)
+        scripted.order("fail_wait", errno=5)
         scripted.send(EventRecord(nodeid, 0, Event.MODIFY))
-        told = [In(event.mask) for event in listener.read(2)]
-        assert told == [In.MODIFY, In.Q_OVERFLOW]
+        reported = [In(event.mask) for event in listener.read(2)]
+        assert reported == [In.MODIFY, In.Q_OVERFLOW]
         listener.add(f"{scripted.mounted}", In.CREATE)
         scripted.guest.shell(f"touch {scripted.mounted}/new")
         assert [event.name for event in listener.read(1)] == ["new"]
 
 
 @pytest.mark.patch("send-request")
-def test_no_request_names_a_node_that_was_forgotten(start: Start) -> None:
+def test_no_request_names_a_forgotten_node(start: Start) -> None:
     scripted = start()
     names = [f"file{number}" for number in range(200)]
     for name in names:
@@ -310,9 +315,9 @@ def test_no_request_names_a_node_that_was_forgotten(start: Start) -> None:
         for name in names:
             listener.add(f"{scripted.mounted}/{name}", In.ALL)
         scripted.log()
-        scripted.tell("delay", seconds=0.005)
+        scripted.order("delay", seconds=0.005)
         scripted.guest.shell(f"rm {scripted.mounted}/file*", limit=60.0)
-        scripted.tell("delay", seconds=0)
+        scripted.order("delay", seconds=0)
         log: list[tuple[str, int, int | None]] = []
 
         def all_forgotten() -> bool:
@@ -337,10 +342,10 @@ def test_destroy_is_the_last_request_of_a_mount(start: Start, device: QemuDevice
         with scripted.guest.inotify() as listener:
             for number in range(150):
                 listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
-            scripted.tell("delay", seconds=0.01)
-        # The removals are on their way now.
+            scripted.order("delay", seconds=0.01)
+        # The requests that remove the watches are in flight now.
         scripted.guest.umount(scripted.mounted)
-        scripted.tell("delay", seconds=0)
+        scripted.order("delay", seconds=0)
         opcodes = [opcode for opcode, _nodeid, _mask in scripted.log()]
         assert opcodes[-1] == "DESTROY"
         scripted.testbed.mount()
@@ -349,7 +354,7 @@ def test_destroy_is_the_last_request_of_a_mount(start: Start, device: QemuDevice
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", [QemuDevice.EVENTS, QemuDevice.PLAIN])
-def test_device_is_removed_though_its_daemon_is_dead(
+def test_device_of_a_dead_daemon_can_be_removed(
     boot: Callable[..., Testbed], device: QemuDevice
 ) -> None:
     testbed = boot(device=device, expect_trouble=True)
@@ -360,7 +365,7 @@ def test_device_is_removed_though_its_daemon_is_dead(
         name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
         os.kill(testbed.daemon.process.pid, signal.SIGKILL)
         testbed.daemon.process.wait()
-        # It waits for an answer that never comes.
+        # touch(1) waits for a reply that never comes.
         waiting = guest.spawn("touch", f"{testbed.mount_point}/new")
         unbind = f"echo {name} > /sys/bus/virtio/drivers/virtiofs/unbind"
         done = guest.run("timeout", "15", "sh", "-c", unbind, limit=20.0)

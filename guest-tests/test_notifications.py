@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest believes no notification that it has not checked: what is malformed is dropped and
-counted."""
+"""The guest checks every notification: a malformed one is dropped and counted."""
 
 import dataclasses
 import json
@@ -29,7 +28,7 @@ DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
 
 @dataclass
 class Hostile:
-    """A machine whose daemon sends what it is given."""
+    """A testbed whose daemon sends what the test gives it."""
 
     testbed: Testbed
     control: socket.socket
@@ -39,7 +38,7 @@ class Hostile:
         return self.testbed.guest
 
     def nodeid(self, mask: int) -> int:
-        """The nodeid that is watched with just this wire mask."""
+        """Return the nodeid that has exactly this mask."""
         self.control.send(b"?")
         watches = json.loads(self.control.recv(1 << 20))
         return next(int(nodeid) for nodeid, found in watches.items() if found == mask)
@@ -56,7 +55,7 @@ class Hostile:
 def hostile(
     environment: Environment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Hostile]:
-    """One hostile machine for all tests of this file."""
+    """Yield one testbed for all tests of this file."""
     folder = tmp_path_factory.mktemp("hostile")
     shared = folder / "share"
     (shared / "dir").mkdir(parents=True)
@@ -81,8 +80,8 @@ def hostile(
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A listener on the share's directory "dir" and its file "file", with their nodeids."""
+class WatchedShare:
+    """A watcher of the share's directory "dir" and its file "file", with their nodeids."""
 
     listener: GuestInotify
     directory: int
@@ -90,24 +89,24 @@ class Watched:
 
 
 @pytest.fixture
-def watched(hostile: Hostile) -> Iterator[Watched]:
+def watched(hostile: Hostile) -> Iterator[WatchedShare]:
     with hostile.guest.inotify() as listener:
         listener.add(f"{hostile.testbed.mount_point}/dir", In.ALL)
         directory = hostile.nodeid(int(Event(int(In.ALL)) | Event.ON_CHILD))
         listener.add(f"{hostile.testbed.mount_point}/file", In.ALL)
         file = hostile.nodeid(int(In.ALL))
-        yield Watched(listener, directory, file)
+        yield WatchedShare(listener, directory, file)
         assert hostile.testbed.problems() == []
 
 
 def changed(payload: bytes, **fields: int) -> bytes:
-    """The payload with fields of its first record replaced."""
+    """Return the payload with fields of its first record replaced."""
     values = wire.record.unpack_from(payload)._replace(**fields)
     return wire.record.pack_values(*values) + payload[wire.record.size :]
 
 
 def malformed(directory: int, file: int) -> dict[str, bytes]:
-    """Payloads that each break one rule of docs/protocol.md."""
+    """Return payloads that each break one rule of docs/protocol.md."""
     created = EventRecord(directory, 0, Event.CREATE, b"name").encode()
     modified = EventRecord(file, 0, Event.MODIFY).encode()
     moved = EventRecord(
@@ -158,21 +157,21 @@ def malformed(directory: int, file: int) -> dict[str, bytes]:
     }
 
 
-# The nodeids come with the machine; 1 and 2 stand for them here.
+# The real nodeids are known only once the testbed runs; 1 and 2 stand for them here.
 @pytest.mark.parametrize("rule", list(malformed(1, 2)))
-def test_a_malformed_notification_is_dropped_and_counted(
-    hostile: Hostile, watched: Watched, rule: str
+def test_malformed_notification_is_dropped_and_counted(
+    hostile: Hostile, watched: WatchedShare, rule: str
 ) -> None:
     before = hostile.dropped()
     hostile.send(malformed(watched.directory, watched.file)[rule])
-    # What comes after it is handled as ever, and shows that the bad one has been.
+    # The next notification is handled as usual, and shows that the bad one was handled.
     hostile.send(EventRecord(watched.file, 0, Event.ATTRIB).encode())
     assert [event.mask for event in watched.listener.read(1)] == [In.ATTRIB]
     assert hostile.dropped() == before + 1
 
 
-def test_good_records_before_and_after_a_bad_one_are_believed(
-    hostile: Hostile, watched: Watched
+def test_valid_records_beside_an_invalid_one_are_reported(
+    hostile: Hostile, watched: WatchedShare
 ) -> None:
     good = [
         EventRecord(watched.directory, 0, Event.CREATE, name).encode() for name in (b"one", b"two")
@@ -181,9 +180,7 @@ def test_good_records_before_and_after_a_bad_one_are_believed(
     assert [event.name for event in watched.listener.read(2)] == ["one", "two"]
 
 
-def test_records_for_unknown_objects_are_left_out_and_are_no_error(
-    hostile: Hostile, watched: Watched
-) -> None:
+def test_records_of_unknown_inodes_are_ignored(hostile: Hostile, watched: WatchedShare) -> None:
     before = hostile.dropped()
     hostile.send(EventRecord(999_999, 0, Event.MODIFY).encode())
     hostile.send(EventRecord(watched.file, 7, Event.MODIFY).encode())
@@ -194,8 +191,8 @@ def test_records_for_unknown_objects_are_left_out_and_are_no_error(
     assert hostile.dropped() == before
 
 
-def test_an_event_goes_only_to_the_object_that_the_record_names(
-    hostile: Hostile, watched: Watched
+def test_event_is_reported_for_the_inode_of_its_record_only(
+    hostile: Hostile, watched: WatchedShare
 ) -> None:
     with hostile.guest.inotify() as other:
         other.add(str(hostile.testbed.mount_point), In.ALL)
@@ -205,8 +202,8 @@ def test_an_event_goes_only_to_the_object_that_the_record_names(
 
 
 @pytest.mark.patch("child-ignore-mask")
-def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(
-    hostile: Hostile, watched: Watched
+def test_event_on_child_is_not_reported_to_the_childs_own_watch(
+    hostile: Hostile, watched: WatchedShare
 ) -> None:
     with hostile.guest.inotify() as other:
         other.add(str(hostile.testbed.mount_point), In.ALL)
@@ -215,9 +212,7 @@ def test_an_event_of_an_entry_is_none_of_the_entrys_own_watch(
         assert watched.listener.read(quiet=0.5, limit=2.0) == []
 
 
-def test_a_rename_is_two_events_with_one_cookie_of_the_guest(
-    hostile: Hostile, watched: Watched
-) -> None:
+def test_rename_is_two_events_with_one_cookie(hostile: Hostile, watched: WatchedShare) -> None:
     move = EventRecord(
         watched.directory, 0, Event.RENAME, b"old", newdir=watched.directory, newname=b"new"
     ).encode()
@@ -231,9 +226,7 @@ def test_a_rename_is_two_events_with_one_cookie_of_the_guest(
     assert cookies[0] == cookies[1] != cookies[2] == cookies[3]
 
 
-def test_a_full_payload_of_the_longest_names_is_believed(
-    hostile: Hostile, watched: Watched
-) -> None:
+def test_full_payload_of_longest_names_is_reported(hostile: Hostile, watched: WatchedShare) -> None:
     longest = EventRecord(
         watched.directory, 0, Event.RENAME, b"a" * 255, newdir=watched.directory, newname=b"b" * 255
     ).encode()
@@ -242,7 +235,7 @@ def test_a_full_payload_of_the_longest_names_is_believed(
 
 
 @pytest.mark.patch("overflow")
-def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Watched) -> None:
+def test_lost_events_are_one_overflow_per_group(hostile: Hostile, watched: WatchedShare) -> None:
     with hostile.guest.inotify() as other, hostile.guest.inotify() as elsewhere:
         other.add(str(hostile.testbed.mount_point), In.ALL)
         elsewhere.add("/", In.ALL)
@@ -258,12 +251,12 @@ def test_lost_events_overflow_every_listener_once(hostile: Hostile, watched: Wat
 
 
 @pytest.mark.patch("overflow")
-def test_a_loss_is_told_once_to_a_listener_with_many_watches(hostile: Hostile) -> None:
+def test_group_with_many_watches_gets_one_overflow(hostile: Hostile) -> None:
     directory = hostile.testbed.shared / "many"
     directory.mkdir()
     for number in range(MANY):
         (directory / str(number)).touch()
-    # It reads while it is being told, watch by watch.
+    # The program reads while the kernel adds the overflow for each watch.
     listener = hostile.guest.spawn(
         "python3", WATCH_MANY, hostile.testbed.mount_point / "many", str(MANY)
     )
@@ -277,12 +270,14 @@ def test_a_loss_is_told_once_to_a_listener_with_many_watches(hostile: Hostile) -
     listener.stop()
 
 
-def test_a_deleted_object_ends_its_watch_as_ever(hostile: Hostile, watched: Watched) -> None:
+def test_delete_self_record_ends_the_watch_with_in_ignored(
+    hostile: Hostile, watched: WatchedShare
+) -> None:
     hostile.send(EventRecord(watched.file, 0, Event.DELETE_SELF).encode())
     assert [event.mask for event in watched.listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
 
 
-def test_what_the_guest_deletes_ends_its_watch_whatever_the_server_says(hostile: Hostile) -> None:
+def test_own_deletion_ends_its_watch_without_the_server(hostile: Hostile) -> None:
     (hostile.testbed.shared / "doomed").touch()
     path = hostile.testbed.mount_point / "doomed"
     with hostile.guest.inotify() as listener:
@@ -291,8 +286,8 @@ def test_what_the_guest_deletes_ends_its_watch_whatever_the_server_says(hostile:
         assert [event.mask for event in listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
 
 
-def test_equal_events_in_a_row_that_nobody_has_read_are_one(
-    hostile: Hostile, watched: Watched
+def test_equal_consecutive_unread_events_are_coalesced(
+    hostile: Hostile, watched: WatchedShare
 ) -> None:
     attrib, modify = (
         EventRecord(watched.file, 0, event).encode() for event in (Event.ATTRIB, Event.MODIFY)
@@ -300,11 +295,11 @@ def test_equal_events_in_a_row_that_nobody_has_read_are_one(
     created = EventRecord(watched.directory, 0, Event.CREATE, b"end").encode()
     with hostile.guest.inotify() as other:
         other.add(f"{hostile.testbed.mount_point}/dir", In.CREATE)
-        # In one notification and in several.
+        # Equal events in one notification, and in several.
         hostile.send(attrib * 3 + modify)
         hostile.send(attrib)
         hostile.send(attrib + created)
-        # All has been raised before anybody reads.
+        # All events were raised before the first read.
         other.read(until="end")
-    told = [(event.mask, event.name) for event in watched.listener.read(until="end")]
-    assert told == [(In.ATTRIB, ""), (In.MODIFY, ""), (In.ATTRIB, ""), (In.CREATE, "end")]
+    reported = [(event.mask, event.name) for event in watched.listener.read(until="end")]
+    assert reported == [(In.ATTRIB, ""), (In.MODIFY, ""), (In.ATTRIB, ""), (In.CREATE, "end")]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any script of file operations is told in the guest as native inotify tells it, done on the host
-or in the guest.
+"""The guest reports any script of file operations as native inotify does.
 
-FARWATCH_EXAMPLES=N runs N random scripts for each test instead of 80, other ones each time; what
-fails is told with the seed, which FARWATCH_SEED=S runs again.
+The host or the guest performs the scripts. FARWATCH_EXAMPLES=N runs N random scripts for each test
+instead of 80, and other ones each time. A failure prints the seed, and FARWATCH_SEED=S runs its
+scripts again.
 """
 
 import contextlib
@@ -41,15 +41,17 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 
 def random_scripts(test: Test) -> Test:
-    """Runs the test with many scripts: the same ones each time, or of the seed if it is told how
-    many."""
+    """Run the test with many scripts.
+
+    They are the same ones each time, or those of the seed if FARWATCH_EXAMPLES is set.
+    """
     chosen = settings(
         max_examples=int(EXAMPLES or 80),
         derandomize=EXAMPLES is None,
         database=None,
         deadline=None,
         print_blob=False,
-        # The guest is the same for all examples, but each has directories of its own.
+        # All examples use the same guest, but each has its own directories.
         suppress_health_check=list(HealthCheck),
     )(test)
     return seed(SEED)(chosen) if EXAMPLES else chosen
@@ -69,10 +71,10 @@ operations = st.sampled_from(KINDS).flatmap(
         list
     )
 )
-MOST_LANES = 3
+MAX_THREADS = 3
 one_process = st.lists(operations, min_size=1, max_size=12).map(lambda script: [script])
 several_processes = st.lists(
-    st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MOST_LANES
+    st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MAX_THREADS
 )
 scripts = one_process | several_processes
 ThreadScripts = list[list[FileOperation]]
@@ -86,7 +88,7 @@ def shared_vms(
     environment: Environment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, SharedVm]]:
-    """In mode others a guest that may set extended attributes, as its tmpfs lets it."""
+    """Yield a guest for mode others that may set extended attributes, as its tmpfs permits."""
 
     def make_spec(name: str) -> TestbedSpec:
         spec = environment.testbed_spec(f"{name}-oracle", tmp_path_factory.mktemp("share"))
@@ -97,21 +99,21 @@ def shared_vms(
 
 
 @pytest.fixture
-def host_performers() -> Iterator[ScriptRunners]:
-    """Processes on the host, enough for all lanes of a script."""
-    with contextlib.closing(HostScriptRunners(MOST_LANES)) as several:
+def host_runners() -> Iterator[ScriptRunners]:
+    """Yield script runners on the host, enough for all threads of a script."""
+    with contextlib.closing(HostScriptRunners(MAX_THREADS)) as several:
         yield several
 
 
 @pytest.fixture
-def guest_performers(guest: Guest) -> Iterator[ScriptRunners]:
-    """Processes in the guest, enough for all lanes of a script."""
-    with contextlib.closing(GuestScriptRunners(guest, MOST_LANES)) as several:
+def guest_runners(guest: Guest) -> Iterator[ScriptRunners]:
+    """Yield script runners in the guest, enough for all threads of a script."""
+    with contextlib.closing(GuestScriptRunners(guest, MAX_THREADS)) as several:
         yield several
 
 
 def part_of(share: Share) -> Share:
-    """A directory for one script, still to be made."""
+    """Return a directory for one script; the script makes it."""
     name = f"script-{next(NUMBERS)}"
     return Share(share.host / name, share.guest / name)
 
@@ -120,17 +122,17 @@ def part_of(share: Share) -> Share:
 @pytest.mark.parametrize("testbed", ["remote"], indirect=True)
 @random_scripts
 @given(threads=scripts)
-def test_what_the_host_does_is_told_as_native_inotify_tells_it(
+def test_random_host_script_is_reported_as_by_native_inotify(
     guest: Guest,
     share: Share,
     tmp_path: Path,
-    host_performers: ScriptRunners,
+    host_runners: ScriptRunners,
     threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
     reference = tmp_path / part.host.name
     assert_same(
-        compare_on_the_host(guest, part, reference, threads, host_performers, HostWatch.INOTIFY)
+        compare_on_the_host(guest, part, reference, threads, host_runners, HostWatch.INOTIFY)
     )
 
 
@@ -138,23 +140,23 @@ def test_what_the_host_does_is_told_as_native_inotify_tells_it(
 @pytest.mark.parametrize("testbed", ["others"], indirect=True)
 @random_scripts
 @given(threads=scripts)
-def test_what_the_host_does_is_told_step_by_step_with_fanotify_too(
+def test_random_host_script_is_reported_step_by_step_with_fanotify(
     guest: Guest,
     share: Share,
     tmp_path: Path,
-    host_performers: ScriptRunners,
+    host_runners: ScriptRunners,
     threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
     reference = tmp_path / part.host.name
     assert_same(
-        compare_on_the_host(guest, part, reference, threads, host_performers, HostWatch.FANOTIFY)
+        compare_on_the_host(guest, part, reference, threads, host_runners, HostWatch.FANOTIFY)
     )
 
 
 @pytest.fixture
 def tmpfs(guest: Guest) -> PurePosixPath:
-    """A local file system of the guest."""
+    """Return a local file system of the guest."""
     guest.shell(f"mkdir -p {TMPFS} && (mountpoint -q {TMPFS} || mount -t tmpfs farwatch {TMPFS})")
     return PurePosixPath(TMPFS)
 
@@ -162,13 +164,13 @@ def tmpfs(guest: Guest) -> PurePosixPath:
 @pytest.mark.patch("others-only")
 @random_scripts
 @given(threads=scripts)
-def test_what_the_guest_does_is_told_as_on_its_own_tmpfs(
+def test_random_guest_script_is_reported_as_on_tmpfs(
     guest: Guest,
     share: Share,
     tmpfs: PurePosixPath,
-    guest_performers: ScriptRunners,
+    guest_runners: ScriptRunners,
     threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
     local = tmpfs / part.host.name
-    assert_same(compare_in_the_guest(guest, part, local, threads, guest_performers))
+    assert_same(compare_in_the_guest(guest, part, local, threads, guest_runners))

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No loss is silent: whatever loses events, each listener of the mount is told once, and then
-events flow again."""
+"""No loss is silent: any loss is one overflow event per group, and then events arrive again."""
 
 import contextlib
 import os
@@ -17,19 +16,19 @@ from farwatch_harness.vm.testbed import Testbed
 
 pytestmark = pytest.mark.patch("overflow")
 
-#: By mode: how many events a queue of the host's kernel holds.
+#: By mode: the file with the length of an event queue of the host's kernel.
 HOST_QUEUE = {
     "others": "/proc/sys/fs/fanotify/max_queued_events",
     "remote": "/proc/sys/fs/inotify/max_queued_events",
 }
 PROBES = 50
-#: Events that the daemon reads at once from the host's kernel.
-AT_A_LOOK = 200
+#: The number of events that the daemon reads from the host's kernel with one call.
+ONE_READ = 200
 
 
 @contextlib.contextmanager
 def stopped(testbed: Testbed) -> Iterator[None]:
-    """The daemon does not run meanwhile."""
+    """Stop the daemon while the block runs."""
     os.kill(testbed.daemon.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -39,8 +38,10 @@ def stopped(testbed: Testbed) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(testbed: Testbed) -> Iterator[None]:
-    """The guest does not run meanwhile: it takes nothing and supplies no buffers, while the daemon
-    goes on."""
+    """Stop the guest while the block runs.
+
+    It takes no event and supplies no buffer, while the daemon runs.
+    """
     os.killpg(testbed.vm.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -49,7 +50,7 @@ def frozen(testbed: Testbed) -> Iterator[None]:
 
 
 def create(directory: Path, count: int, prefix: str) -> list[str]:
-    """Make so many empty files as fast as possible; their names."""
+    """Create `count` empty files as fast as possible; return their names."""
     names = [f"{prefix}{number}" for number in range(count)]
     for name in names:
         os.close(os.open(directory / name, os.O_WRONLY | os.O_CREAT, 0o600))
@@ -57,9 +58,14 @@ def create(directory: Path, count: int, prefix: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Listeners:
-    """Listeners in the guest: on the directory of the burst, on a file elsewhere, on the guest's
-    own tmpfs."""
+class Watchers:
+    """The inotify instances of the guest.
+
+    burst: watches the directory of the burst.
+    file: watches a file elsewhere on the share.
+    local: watches the guest's own tmpfs.
+    prober: watches the directory of probes.
+    """
 
     testbed: Testbed
     burst: GuestInotify
@@ -68,27 +74,29 @@ class Listeners:
     prober: GuestInotify
 
     def await_calm(self, prefix: str) -> None:
-        """Wait until what was in the queues has arrived, or its loss: until a file made later is
-        told of."""
+        """Wait until the queued events have arrived or are lost.
+
+        That is the case once a file that is created later is reported.
+        """
         for number in range(PROBES):
             name = f"{prefix}-{number}"
             (self.testbed.shared / "probes" / name).touch()
             if any(event.name == name for event in self.prober.read(until=name, limit=1.0)):
                 return
-        pytest.fail("no event arrives any more")
+        pytest.fail("no event arrives")
 
-    def waiting(self, listener: GuestInotify) -> list[tuple[In, str]]:
-        """What the listener has not read yet."""
-        return [(In(event.mask), event.name) for event in listener.read(quiet=0.2, limit=30.0)]
+    def waiting(self, watcher: GuestInotify) -> list[tuple[In, str]]:
+        """Return the events that the watcher has not read yet."""
+        return [(In(event.mask), event.name) for event in watcher.read(quiet=0.2, limit=30.0)]
 
 
 @contextlib.contextmanager
-def listening(testbed: Testbed) -> Iterator[Listeners]:
+def watching(testbed: Testbed) -> Iterator[Watchers]:
     guest: Guest = testbed.guest
     for name in ("burst", "probes", "elsewhere"):
         (testbed.shared / name).mkdir()
     (testbed.shared / "elsewhere" / "file").touch()
-    # The guest's own limit is not what is tested here.
+    # The limit of the guest's own queues is not tested here.
     guest.write_file("/proc/sys/fs/inotify/max_queued_events", b"100000")
     guest.os("makedirs", "/run/farwatch/local", exist_ok=True)
     with (
@@ -101,138 +109,136 @@ def listening(testbed: Testbed) -> Iterator[Listeners]:
         file.add(f"{testbed.mount_point}/elsewhere/file", In.ATTRIB | In.MODIFY)
         local.add("/run/farwatch/local", In.ALL)
         prober.add(f"{testbed.mount_point}/probes", In.CREATE)
-        yield Listeners(testbed, burst, file, local, prober)
+        yield Watchers(testbed, burst, file, local, prober)
 
 
 OVERFLOW = (In.Q_OVERFLOW, "")
 
 
-def assert_told_once(listeners: Listeners, made: list[str]) -> int:
-    """Each listener of the mount knows of one loss, the one elsewhere of none, and what came up to
-    it is whole.
+def assert_one_overflow(watchers: Watchers, made: list[str]) -> int:
+    """Check that each group of the mount gets one overflow, and the group elsewhere none.
 
-    Returns how much came up to it.
+    The events before the overflow must be complete. Return their number.
     """
-    told = listeners.waiting(listeners.burst)
-    assert told.count(OVERFLOW) == 1
-    names = [name for _mask, name in told[: told.index(OVERFLOW)]]
+    reported = watchers.waiting(watchers.burst)
+    assert reported.count(OVERFLOW) == 1
+    names = [name for _mask, name in reported[: reported.index(OVERFLOW)]]
     assert names == made[: len(names)]
-    assert {name for _mask, name in told} - {""} < set(made)
-    assert listeners.waiting(listeners.file) == [OVERFLOW]
-    assert listeners.waiting(listeners.local) == []
+    assert {name for _mask, name in reported} - {""} < set(made)
+    assert watchers.waiting(watchers.file) == [OVERFLOW]
+    assert watchers.waiting(watchers.local) == []
     return len(names)
 
 
-def assert_all_is_told(listeners: Listeners) -> None:
-    """The watches are those that they were, and nothing is lost."""
-    shared = listeners.testbed.shared
+def assert_all_reported(watchers: Watchers) -> None:
+    """Check that the watches are unchanged, and that no event is lost."""
+    shared = watchers.testbed.shared
     (shared / "elsewhere" / "file").chmod(0o600)
     (shared / "elsewhere" / "file").write_text("x")
     made = create(shared / "burst", 5, "later")
-    assert [name for _mask, name in listeners.waiting(listeners.burst)] == made
-    assert {mask for mask, _name in listeners.waiting(listeners.file)} == {In.ATTRIB, In.MODIFY}
-    assert listeners.waiting(listeners.local) == []
+    assert [name for _mask, name in watchers.waiting(watchers.burst)] == made
+    assert {mask for mask, _name in watchers.waiting(watchers.file)} == {In.ATTRIB, In.MODIFY}
+    assert watchers.waiting(watchers.local) == []
 
 
 @pytest.mark.parametrize("mode", ["others", "remote"])
-def test_a_full_queue_in_the_daemon_is_told_once_to_each_listener(
+def test_full_queue_of_the_daemon_is_one_overflow_per_group(
     boot: Callable[..., Testbed], mode: str
 ) -> None:
     testbed = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=16"))
-    with listening(testbed) as listeners:
+    with watching(testbed) as watchers:
         for burst in ("one", "two"):
-            # All in the daemon's next look, which no guest is fast enough for.
+            # The daemon reads all events with its next call, before any guest could take them.
             with stopped(testbed):
-                made = create(testbed.shared / "burst", AT_A_LOOK, burst)
-            listeners.await_calm(burst)
-            assert_told_once(listeners, made)
-        assert_all_is_told(listeners)
+                made = create(testbed.shared / "burst", ONE_READ, burst)
+            watchers.await_calm(burst)
+            assert_one_overflow(watchers, made)
+        assert_all_reported(watchers)
 
 
 @pytest.mark.parametrize("mode", ["others", "remote"])
-def test_a_full_queue_of_the_hosts_kernel_is_told_once_to_each_listener(
+def test_full_queue_of_the_host_kernel_is_one_overflow_per_group(
     boot: Callable[..., Testbed], mode: str
 ) -> None:
     room = int(Path(HOST_QUEUE[mode]).read_text())
     testbed = boot(daemon_options=(f"--fsnotify={mode}", f"--event-queue={10 * room}"))
-    with listening(testbed) as listeners:
+    with watching(testbed) as watchers:
         with stopped(testbed):
             made = create(testbed.shared / "burst", room + 2000, "x")
         testbed.daemon.wait_for_line("the host's event queue overflowed", 30.0)
-        listeners.await_calm("after")
-        assert_told_once(listeners, made)
-        assert_all_is_told(listeners)
+        watchers.await_calm("after")
+        assert_one_overflow(watchers, made)
+        assert_all_reported(watchers)
 
 
-#: The ways in which events travel: a notification queue with buffers of the guest, or a request of
-#: it that waits.
-WAYS = {
+#: How events reach the guest: through the notification queue, or as replies to WAIT requests.
+TRANSPORTS = {
     "others": (QemuDevice.EVENTS, "others"),
     "remote": (QemuDevice.EVENTS, "remote"),
     "wait": (QemuDevice.PLAIN, "others"),
 }
-#: More than this queue and all of the guest's buffers hold.
+#: The length of the daemon's queue, a number of events for which that queue and all buffers of the
+#: guest have no room, and the number of events that are read together.
 QUEUE, BURST, CHUNK = 1024, 3000, 200
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_a_guest_without_buffers_misses_is_told_once_to_each_listener(
-    boot: Callable[..., Testbed], way: str
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_events_lost_without_guest_buffers_are_one_overflow_per_group(
+    boot: Callable[..., Testbed], transport: str
 ) -> None:
-    device, mode = WAYS[way]
+    device, mode = TRANSPORTS[transport]
     testbed = boot(device=device, daemon_options=(f"--fsnotify={mode}", f"--event-queue={QUEUE}"))
-    with listening(testbed) as listeners:
-        # While the guest runs, the same number of events is no loss.
+    with watching(testbed) as watchers:
+        # While the guest runs, none of the same number of events is lost.
         for number in range(0, BURST, CHUNK):
             made = create(testbed.shared / "burst", CHUNK, f"before-{number}-")
-            assert [event.name for event in listeners.burst.read(CHUNK, limit=30.0)] == made
+            assert [event.name for event in watchers.burst.read(CHUNK, limit=30.0)] == made
         since = testbed.daemon.log_length
         with frozen(testbed):
             made = create(testbed.shared / "burst", BURST, "frozen")
             testbed.daemon.wait_for_line("event queue is full", 30.0, since)
-        listeners.await_calm("after")
-        assert assert_told_once(listeners, made) >= QUEUE - 1
-        assert_all_is_told(listeners)
+        watchers.await_calm("after")
+        assert assert_one_overflow(watchers, made) >= QUEUE - 1
+        assert_all_reported(watchers)
 
 
 WRITES = 5000
 
 
 @pytest.mark.parametrize("mode", ["others", "remote"])
-def test_the_smallest_queue_tells_all_that_comes_one_by_one(
+def test_smallest_queue_reports_events_that_come_one_by_one(
     boot: Callable[..., Testbed], mode: str
 ) -> None:
     testbed = boot(daemon_options=(f"--fsnotify={mode}", "--event-queue=2"))
-    with listening(testbed) as listeners:
+    with watching(testbed) as watchers:
         with stopped(testbed):
-            made = create(testbed.shared / "burst", AT_A_LOOK, "x")
-        listeners.await_calm("after")
-        assert_told_once(listeners, made)
+            made = create(testbed.shared / "burst", ONE_READ, "x")
+        watchers.await_calm("after")
+        assert_one_overflow(watchers, made)
         for number in range(20):
             (testbed.shared / "burst" / f"single-{number}").mkdir()
-            told = [(In(event.mask), event.name) for event in listeners.burst.read(1)]
-            assert told == [(In.CREATE | In.ISDIR, f"single-{number}")]
-        assert listeners.waiting(listeners.file) == []
+            reported = [(In(event.mask), event.name) for event in watchers.burst.read(1)]
+            assert reported == [(In.CREATE | In.ISDIR, f"single-{number}")]
+        assert watchers.waiting(watchers.file) == []
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_equal_events_in_a_row_need_one_place_in_the_queue(
-    boot: Callable[..., Testbed], way: str
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_equal_consecutive_events_use_one_queue_entry(
+    boot: Callable[..., Testbed], transport: str
 ) -> None:
-    device, mode = WAYS[way]
-    # Room for the probes, too.
+    device, mode = TRANSPORTS[transport]
+    # The queue has room for the probes, too.
     testbed = boot(device=device, daemon_options=(f"--fsnotify={mode}", "--event-queue=12"))
-    with listening(testbed) as listeners:
+    with watching(testbed) as watchers:
         with (
             frozen(testbed),
             (testbed.shared / "elsewhere" / "file").open("wb", buffering=0) as file,
         ):
-            # Enough for the daemon to read many times, and to have used all buffers of the guest up
-            # long before.
+            # The daemon reads many times, and has used up all buffers of the guest long before.
             for _ in range(WRITES):
                 file.write(b"x")
                 os.sched_yield()
-        listeners.await_calm("after")
-        assert listeners.waiting(listeners.file) == [(In.MODIFY, "")]
-        assert listeners.waiting(listeners.burst) == []
+        watchers.await_calm("after")
+        assert watchers.waiting(watchers.file) == [(In.MODIFY, "")]
+        assert watchers.waiting(watchers.burst) == []
         assert testbed.daemon.warnings() == []

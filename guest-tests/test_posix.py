@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls on the share give what they give on a local disk: 2700 observations, as root and as
-a user.
+"""System calls on the share have the results of a local disk: 2700 observations.
 
-The cases are in posix_cases/. They are run on ext4 in the guest, too, and have to give the same;
-what is not the same may be as on tmpfs.
+The cases are in posix_cases/, and run as root and as a user. They also run on ext4 in the guest,
+whose results are the expectation. A result that differs from ext4 may be that of tmpfs.
 """
 
 import json
@@ -30,7 +29,7 @@ Outcomes = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Configuration:
-    """Options of the daemon, and the cases that they matter to: modules of posix_cases."""
+    """Options of the daemon, and the modules of posix_cases that depend on them."""
 
     options: tuple[str, ...]
     cases: tuple[str, ...]
@@ -51,8 +50,11 @@ CONFIGURATIONS = {
 
 
 @dataclass(frozen=True)
-class Difference:
-    """What is otherwise on the share, by intention. A case or an observation left empty is any."""
+class PosixDifference:
+    """An intended difference of the share.
+
+    An empty observation, configuration or identity matches any.
+    """
 
     case: str
     observation: str
@@ -61,7 +63,7 @@ class Difference:
     identity: str = ""
 
     def covers(self, configuration: str, identity: str, case: str, observation: str) -> bool:
-        """Whether it explains a difference that was found."""
+        """Return whether this explains a difference that was found."""
         return (
             case == self.case
             and observation.startswith(self.observation)
@@ -71,29 +73,33 @@ class Difference:
 
 
 NO_GROUP_EXECUTION = (
-    "Linux 6.12's fs/fuse lets writers keep set-group-ID where the group may not execute"
+    "Linux 6.12's fs/fuse does not clear set-group-ID if the group may not execute the file"
 )
 NO_GROUPS_KNOWN = (
-    "the host takes set-group-ID from whoever is not in the file's group, and the daemon is in none"
+    "the host clears set-group-ID for a writer outside of the file's group, as the daemon is"
 )
-UNTOLD = "a chown(2) that changes neither is a request that says nothing"
-TWO_CLOCKS = "the guest keeps the time of change, the host that of access"
+NO_CHANGE = "a chown(2) that changes neither id is a request without attributes"
+TWO_CLOCKS = "the guest sets the time of change, the host that of access"
 KNOWN = (
-    Difference(
-        "owners_are_changed_by_whom_they_may", "6755 to -1:-1", UNTOLD, "privileges killed here"
+    PosixDifference(
+        "chown_is_permitted_by_identity", "6755 to -1:-1", NO_CHANGE, "privileges killed here"
     ),
-    Difference(
-        "owners_are_changed_by_whom_they_may", "4711 to -1:-1", UNTOLD, "privileges killed here"
+    PosixDifference(
+        "chown_is_permitted_by_identity", "4711 to -1:-1", NO_CHANGE, "privileges killed here"
     ),
-    Difference("times_are_set", "now", TWO_CLOCKS, "writeback"),
+    PosixDifference("times_are_set", "now", TWO_CLOCKS, "writeback"),
     *(
         known
         for bits in ("2767", "7666")
         for known in (
-            Difference("writing_takes_set_id_bits_away", bits, NO_GROUP_EXECUTION, identity="root"),
-            Difference("writing_takes_set_id_bits_away", bits, NO_GROUPS_KNOWN, "no cache", "user"),
-            Difference(
-                "writing_takes_set_id_bits_away",
+            PosixDifference(
+                "writing_clears_set_id_bits", bits, NO_GROUP_EXECUTION, identity="root"
+            ),
+            PosixDifference(
+                "writing_clears_set_id_bits", bits, NO_GROUPS_KNOWN, "no cache", "user"
+            ),
+            PosixDifference(
+                "writing_clears_set_id_bits",
                 bits,
                 NO_GROUPS_KNOWN,
                 "privileges killed here",
@@ -120,7 +126,7 @@ def run_cases(guest: Guest, place: PurePosixPath, identity: str, names: Iterable
 
 
 class Reference:
-    """What local file systems of the guest give, found once for all configurations."""
+    """The results of local file systems of the guest, found once for all configurations."""
 
     def __init__(self) -> None:
         self.ext4: dict[str, Outcomes] = {}
@@ -140,7 +146,7 @@ class Reference:
         guest.umount(str(EXT4))
 
     def find_on_tmpfs(self, guest: Guest, identity: str, cases: set[str]) -> None:
-        """Run those cases on tmpfs which have not been run there."""
+        """Run those of the cases on tmpfs that have not run there."""
         wanted = cases - self.tmpfs[identity].keys()
         if not wanted:
             return
@@ -156,7 +162,7 @@ def reference() -> Reference:
 
 
 def differing(found: Outcomes, expected: Outcomes) -> Iterator[tuple[str, str]]:
-    """Case and observation of what is not the same."""
+    """Yield case and observation of each result that differs."""
     for case, observations in found.items():
         assert observations.keys() == expected[case].keys(), case
         yield from (
@@ -167,7 +173,7 @@ def differing(found: Outcomes, expected: Outcomes) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_system_calls_give_what_they_give_on_a_local_disk(
+def test_system_calls_have_the_results_of_a_local_disk(
     configuration: str, boot: Any, guest: Guest, reference: Reference
 ) -> None:
     reference.find(guest)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random reads, writes, mappings and changes of size agree with a model in memory, and with what
-the host finds.
+"""Random reads, writes, mappings and changes of size agree with a model in memory.
 
-FARWATCH_SEED=N does others, FARWATCH_EXAMPLES=N does N steps.
+The host finds the same content. FARWATCH_SEED=N changes the operations, FARWATCH_EXAMPLES=N their
+number.
 """
 
 import os
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 PROGRAM = Path(__file__).parent / "posix_cases" / "random_io.py"
 SEED = int(os.environ.get("FARWATCH_SEED", "1"))
 STEPS = int(os.environ.get("FARWATCH_EXAMPLES", "1500"))
-#: Seconds for all steps: an emulated guest on a busy machine does ten a second at least.
+#: Seconds for all steps: an emulated guest on a busy machine does at least ten per second.
 LIMIT = 60.0 + STEPS / 10
 CACHED = ("buffered", "mapped", "direct", "sizes", "space", "copy", "again")
 CONFIGURATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

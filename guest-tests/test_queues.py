@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processors with a request queue each, and requests that are answered in another order
-than they came."""
+"""Several CPUs with a request queue each; replies in another order than the requests."""
 
 import hashlib
 import re
@@ -13,10 +12,9 @@ from farwatch_harness.vm.testbed import Testbed
 pytestmark = [pytest.mark.patch("base"), pytest.mark.daemon]
 
 LIMIT = 300.0
-PROCESSORS = 2
+CPUS = 2
 FILES = 12
-#: Each writes files of its own and syncs them, reads what is not cached any more, lists and
-#: removes.
+#: Write files and sync them, read them without a cache, list and remove them.
 WORK = """
 mkdir $0; cd $0
 for number in $(seq FILES); do
@@ -31,7 +29,7 @@ done
 
 
 def requests_by_queue(testbed: Testbed) -> dict[int, int]:
-    """How often each request queue has interrupted the guest."""
+    """Return how often each request queue has interrupted the guest."""
     found = re.findall(
         r"^ *\d+:((?: +\d+)+) .*-requests\.(\d+)$",
         testbed.guest.shell("cat /proc/interrupts"),
@@ -40,22 +38,22 @@ def requests_by_queue(testbed: Testbed) -> dict[int, int]:
     return {int(queue): sum(map(int, counts.split())) for counts, queue in found}
 
 
-def test_each_processor_works_by_a_queue_of_its_own(boot: Any) -> None:
+def test_each_cpu_uses_its_own_request_queue(boot: Any) -> None:
     options = "--num-request-queues=2", "--fsnotify=off"
     testbed: Testbed = boot(
-        cpus=PROCESSORS, request_queues=PROCESSORS, device=QemuDevice.PLAIN, daemon_options=options
+        cpus=CPUS, request_queues=CPUS, device=QemuDevice.PLAIN, daemon_options=options
     )
     before = requests_by_queue(testbed)
-    assert len(before) == PROCESSORS
+    assert len(before) == CPUS
     work = WORK.replace("FILES", str(FILES))
-    jobs = "".join(
-        f"taskset -c {number} sh -ec '{work}' worker{number} & " for number in range(PROCESSORS)
+    commands = "".join(
+        f"taskset -c {number} sh -ec '{work}' process{number} & " for number in range(CPUS)
     )
-    testbed.guest.shell(f"cd {testbed.mount_point}; {jobs} wait", limit=LIMIT)
+    testbed.guest.shell(f"cd {testbed.mount_point}; {commands} wait", limit=LIMIT)
     after = requests_by_queue(testbed)
     assert all(after[queue] > before[queue] for queue in after)
-    for number in range(PROCESSORS):
-        at = testbed.shared / f"worker{number}"
+    for number in range(CPUS):
+        at = testbed.shared / f"process{number}"
         sums = (at / "sums").read_text().split()[::2]
         assert sums == [
             hashlib.md5((at / f"{file}").read_bytes()).hexdigest() for file in range(1, FILES + 1)

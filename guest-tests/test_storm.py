@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thousand files come, change, move and go on the host: Debian's inotifywait in the guest misses
-nothing."""
+"""The host creates, changes, moves and deletes a thousand files; inotifywait misses no event.
+
+inotifywait is Debian's, in the guest.
+"""
 
 from collections import Counter
 from pathlib import Path

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A watch is on what its name means now, and what is read after it was placed is not older than
-it."""
+"""A new watch is on the current file of its name, and cached state from before it is dropped."""
 
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -51,7 +50,7 @@ def fill(share: Share) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_watcher_of_a_directory_sees_no_older_state(
+def test_new_watch_of_a_directory_drops_its_caches(
     testbed: Testbed, share: Share, change: Callable[[Share], None]
 ) -> None:
     fill(share)
@@ -64,7 +63,7 @@ def test_watcher_of_a_directory_sees_no_older_state(
 
 
 def look_on_host(share: Share) -> str:
-    """What the same commands say on the host."""
+    """Return what the same commands print on the host."""
     text = (share.host / "file").read_text()
     names = sorted(path.name for path in share.host.iterdir())
     lines = [f"file {len(text)}", text.rstrip("\n"), *names]
@@ -75,7 +74,7 @@ def look_on_host(share: Share) -> str:
 
 
 @pytest.mark.parametrize("change", [rename_over, keep_the_old_one])
-def test_watch_is_on_the_file_that_has_the_name_now(
+def test_watch_is_on_the_current_file_of_the_name(
     testbed: Testbed, share: Share, change: Callable[[Share], None]
 ) -> None:
     fill(share)
@@ -89,7 +88,7 @@ def test_watch_is_on_the_file_that_has_the_name_now(
     assert (share.host / "file").read_text() == "longer text\nmore\n"
 
 
-def test_watch_on_a_name_that_is_gone_fails_as_natively(testbed: Testbed, share: Share) -> None:
+def test_watch_on_a_deleted_name_is_enoent(testbed: Testbed, share: Share) -> None:
     fill(share)
     testbed.guest.os("stat", str(share.guest / "gone"))
     (share.host / "gone").unlink()
@@ -98,9 +97,7 @@ def test_watch_on_a_name_that_is_gone_fails_as_natively(testbed: Testbed, share:
 
 
 @pytest.mark.patch("move-dentries")
-def test_process_in_a_directory_that_is_renamed_gets_the_new_path(
-    testbed: Testbed, share: Share
-) -> None:
+def test_process_in_a_renamed_directory_gets_the_new_path(testbed: Testbed, share: Share) -> None:
     (share.host / "old").mkdir()
     (share.host / "elsewhere").mkdir()
     with testbed.guest.inotify() as listener:

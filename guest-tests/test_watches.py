@@ -24,25 +24,28 @@ MODES = pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirec
 
 
 def host_watches(testbed: Testbed) -> int:
-    """How many inotify and fanotify watches the daemon has on the host, by /proc."""
+    """Return the number of the daemon's inotify and fanotify watches on the host, from /proc."""
     count = 0
     for entry in Path(f"/proc/{testbed.daemon.process.pid}/fdinfo").iterdir():
         try:
             text = entry.read_text()
         except FileNotFoundError:
-            # Closed since the directory was read.
+            # The descriptor was closed since the directory was read.
             continue
         count += text.count("inotify wd:") + text.count("fanotify ino:")
     return count
 
 
 def descriptors(testbed: Testbed) -> int:
-    """How many descriptors the daemon has open."""
+    """Return how many descriptors the daemon has open."""
     return sum(1 for _ in Path(f"/proc/{testbed.daemon.process.pid}/fd").iterdir())
 
 
 def await_host_watches(testbed: Testbed, wanted: int) -> None:
-    """Watches end on the host without the guest waiting for it, so wait here."""
+    """Wait until the daemon has this many host watches.
+
+    The guest does not wait for their removal.
+    """
     deadline = time.monotonic() + LIMIT
     while (count := host_watches(testbed)) != wanted:
         if time.monotonic() > deadline:
@@ -52,25 +55,25 @@ def await_host_watches(testbed: Testbed, wanted: int) -> None:
         time.sleep(0.01)
 
 
-def settled(testbed: Testbed) -> int:
-    """How many host watches there are once those of earlier tests have ended: none."""
+def await_no_host_watches(testbed: Testbed) -> int:
+    """Wait until the host watches of earlier tests are removed; return 0."""
     await_host_watches(testbed, 0)
     return 0
 
 
 @pytest.fixture
 def files(share: Share) -> list[str]:
-    """Three files on the share, as the guest calls them."""
+    """Create three files on the share; return their paths in the guest."""
     for name in ("one", "two", "three"):
         (share.host / name).write_text(name)
     return [f"{share.guest}/{name}" for name in ("one", "two", "three")]
 
 
 @pytest.mark.patch("send-request")
-def test_a_watch_that_is_removed_goes_on_the_host_too(
+def test_inotify_rm_watch_removes_the_host_watch(
     testbed: Testbed, guest: Guest, files: list[str]
 ) -> None:
-    before = settled(testbed)
+    before = await_no_host_watches(testbed)
     with guest.inotify() as listener:
         wds = [listener.add(path, In.MODIFY) for path in files]
         assert host_watches(testbed) == before + 3
@@ -82,10 +85,10 @@ def test_a_watch_that_is_removed_goes_on_the_host_too(
 
 
 @pytest.mark.patch("send-request")
-def test_closing_the_listener_ends_all_its_watches_on_the_host(
+def test_close_of_inotify_removes_its_host_watches(
     testbed: Testbed, guest: Guest, files: list[str]
 ) -> None:
-    before = settled(testbed)
+    before = await_no_host_watches(testbed)
     with guest.inotify() as listener:
         for path in files:
             listener.add(path, In.ALL)
@@ -95,7 +98,7 @@ def test_closing_the_listener_ends_all_its_watches_on_the_host(
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("mode", ["others", "remote"])
-def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
+def test_many_watches_use_few_descriptors_and_end_with_their_process(
     boot: Callable[..., Testbed], mode: str
 ) -> None:
     testbed = boot(daemon_options=(f"--fsnotify={mode}", f"--rlimit-nofile={FEW_FILES}"))
@@ -113,27 +116,27 @@ def test_many_watches_need_few_descriptors_and_all_end_with_the_listener(
 
 
 @pytest.mark.patch("notifications")
-def test_two_listeners_share_one_host_watch_and_each_is_told_once(
+def test_two_watchers_share_a_host_watch_and_get_one_event_each(
     testbed: Testbed, guest: Guest, share: Share, files: list[str]
 ) -> None:
-    before = settled(testbed)
+    before = await_no_host_watches(testbed)
     with guest.inotify() as one, guest.inotify() as two:
         one.add(files[0], In.MODIFY)
         assert host_watches(testbed) == before + 1
         two.add(files[0], In.MODIFY | In.CLOSE_WRITE)
         assert host_watches(testbed) == before + 1
         (share.host / "one").write_text("changed")
-        told = [event.mask for event in two.read(until=None, count=2)]
-        assert told == [In.MODIFY, In.CLOSE_WRITE] or told == [In.MODIFY, In.MODIFY]
+        reported = [event.mask for event in two.read(until=None, count=2)]
+        assert reported == [In.MODIFY, In.CLOSE_WRITE] or reported == [In.MODIFY, In.MODIFY]
         (share.host / "one").chmod(0o600)
         assert {event.mask for event in one.read(quiet=1.0)} == {int(In.MODIFY)}
 
 
 @pytest.mark.patch("notifications")
-def test_a_listener_that_leaves_does_not_end_the_other_ones_watch(
+def test_close_of_one_inotify_keeps_the_watch_of_another(
     testbed: Testbed, guest: Guest, share: Share, files: list[str]
 ) -> None:
-    before = settled(testbed)
+    before = await_no_host_watches(testbed)
     with guest.inotify() as stays:
         stays.add(files[0], In.ATTRIB)
         with guest.inotify() as leaves:
@@ -145,7 +148,7 @@ def test_a_listener_that_leaves_does_not_end_the_other_ones_watch(
 
 
 @pytest.mark.patch("notifications")
-def test_the_mask_of_a_watch_can_be_replaced_and_added_to(
+def test_inotify_mask_can_be_replaced_and_extended(
     guest: Guest, share: Share, files: list[str]
 ) -> None:
     with guest.inotify() as listener:
@@ -153,7 +156,7 @@ def test_the_mask_of_a_watch_can_be_replaced_and_added_to(
         assert listener.add(files[0], In.OPEN | In.MASK_ADD) == wd
         (share.host / "one").chmod(0o600)
         (share.host / "one").read_text()
-        # The host's fanotify does not keep the order of what happens to one object at once.
+        # fanotify coalesces pending events of one object, so the order is open.
         assert {event.mask for event in listener.read(2)} == {int(In.ATTRIB), int(In.OPEN)}
         assert listener.add(files[0], In.CLOSE_NOWRITE) == wd
         (share.host / "one").chmod(0o644)
@@ -162,7 +165,7 @@ def test_the_mask_of_a_watch_can_be_replaced_and_added_to(
 
 
 @pytest.mark.patch("update-mark")
-def test_flags_of_inotify_add_watch_behave_as_ever(
+def test_flags_of_inotify_add_watch_are_unchanged(
     guest: Guest, share: Share, files: list[str]
 ) -> None:
     with guest.inotify() as listener:
@@ -180,10 +183,10 @@ def test_flags_of_inotify_add_watch_behave_as_ever(
 
 
 @pytest.mark.patch("notifications")
-def test_a_watch_for_one_event_ends_with_it(
+def test_in_oneshot_watch_ends_with_its_event(
     testbed: Testbed, guest: Guest, share: Share, files: list[str]
 ) -> None:
-    before = settled(testbed)
+    before = await_no_host_watches(testbed)
     with guest.inotify() as listener:
         listener.add(files[0], In.ATTRIB | In.ONESHOT)
         (share.host / "one").chmod(0o600)
@@ -194,7 +197,7 @@ def test_a_watch_for_one_event_ends_with_it(
 
 
 @pytest.mark.patch("notifications")
-def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Testbed]) -> None:
+def test_watch_limit_is_enospc_of_inotify_add_watch(boot: Callable[..., Testbed]) -> None:
     testbed = boot(daemon_options=("--max-watches=2",))
     for name in ("one", "two", "three"):
         (testbed.shared / name).touch()
@@ -204,7 +207,7 @@ def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Testbed]) -> Non
         with pytest.raises(OSError) as caught:
             listener.add(f"{testbed.mount_point}/three", In.MODIFY)
         assert caught.value.errno == errno.ENOSPC
-        # The refused watch left nothing behind, the others are as they were.
+        # The refused watch left nothing behind; the other watches are unchanged.
         assert listener.read(quiet=0.5, limit=2.0) == []
         (testbed.shared / "two").write_text("x")
         assert listener.read(1)[0].mask == In.MODIFY
@@ -214,7 +217,9 @@ def test_the_watch_limit_reaches_the_caller(boot: Callable[..., Testbed]) -> Non
 
 
 @pytest.mark.patch("send-request")
-def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Testbed]) -> None:
+def test_hanging_server_blocks_no_close_and_its_waiters_can_be_killed(
+    boot: Callable[..., Testbed],
+) -> None:
     testbed = boot(daemon_options=("--cache=always",))
     guest = testbed.guest
     for name in ("watched", "new"):
@@ -230,10 +235,10 @@ def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Testbed]) -> 
     try:
         waiting = guest.spawn("python3", "-c", adder, f"{testbed.mount_point}/new")
         assert waiting.lines(count=1) == ["adding"]
-        # Neither removing a watch nor closing a listener waits for the server ...
+        # Neither inotify_rm_watch(2) nor close(2) waits for the server.
         listener.remove(wd)
         listener.close()
-        # ... and who does can be killed.
+        # inotify_add_watch(2) waits for it, and can be killed.
         assert waiting.stop(signal.SIGKILL) == -signal.SIGKILL
     finally:
         os.kill(testbed.daemon.process.pid, signal.SIGCONT)
@@ -241,7 +246,7 @@ def test_a_server_that_hangs_wedges_no_watcher(boot: Callable[..., Testbed]) -> 
 
 
 @pytest.mark.patch("capability")
-def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
+def test_without_the_capability_events_are_those_of_an_unpatched_kernel(
     boot: Callable[..., Testbed],
 ) -> None:
     testbed = boot(daemon_options=("--fsnotify=off",))
@@ -250,8 +255,8 @@ def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
         listener.add(str(testbed.mount_point), In.ALL)
         (testbed.shared / "from the host").touch()
         guest.write_file(f"{testbed.mount_point}/from the guest", b"x")
-        told = [(event.name, event.mask) for event in listener.read(4)]
-    assert told == [
+        reported = [(event.name, event.mask) for event in listener.read(4)]
+    assert reported == [
         ("from the guest", mask) for mask in (In.CREATE, In.OPEN, In.MODIFY, In.CLOSE_WRITE)
     ]
     assert host_watches(testbed) == 0
@@ -259,7 +264,7 @@ def test_without_the_capability_all_is_as_in_an_unpatched_kernel(
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", QemuDevice)
-def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
+def test_unmount_is_reported_and_the_share_can_be_mounted_again(
     boot: Callable[..., Testbed], device: QemuDevice
 ) -> None:
     testbed = boot(device=device)
@@ -281,7 +286,7 @@ def test_unmounting_tells_the_watchers_and_the_share_can_be_mounted_again(
 
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("device", QemuDevice)
-def test_the_guest_shuts_down_with_live_watches(
+def test_guest_shuts_down_with_live_watches(
     boot: Callable[..., Testbed], device: QemuDevice
 ) -> None:
     testbed = boot(device=device)
@@ -296,12 +301,14 @@ def test_the_guest_shuts_down_with_live_watches(
 
 @pytest.mark.patch("notifications")
 @MODES
-def test_what_the_guest_does_is_told_once(guest: Guest, share: Share) -> None:
+def test_own_operations_are_reported_once(guest: Guest, share: Share) -> None:
     with guest.inotify() as listener:
         listener.add(share.guest, In.CREATE | In.DELETE | In.MOVED_FROM | In.MOVED_TO)
         guest.shell(f"cd {share.guest}; mkdir one; mv one two; rmdir two; mkdir end")
-        told = [(In(event.mask) & ~In.ISDIR, event.name) for event in listener.read(until="end")]
-        assert told == [
+        reported = [
+            (In(event.mask) & ~In.ISDIR, event.name) for event in listener.read(until="end")
+        ]
+        assert reported == [
             (In.CREATE, "one"),
             (In.MOVED_FROM, "one"),
             (In.MOVED_TO, "two"),
@@ -313,8 +320,8 @@ def test_what_the_guest_does_is_told_once(guest: Guest, share: Share) -> None:
 
 @MODES
 @pytest.mark.patch("notifications")
-def test_what_the_guest_deletes_ends_its_watch_once(guest: Guest, share: Share) -> None:
-    """Also when the host says at the same moment that the file is gone."""
+def test_own_deletion_ends_its_watch_once(guest: Guest, share: Share) -> None:
+    """Delete in the guest, while the host reports the deletion at the same moment."""
     with guest.inotify() as listener:
         watches = []
         for number in range(20):
@@ -325,9 +332,11 @@ def test_what_the_guest_deletes_ends_its_watch_once(guest: Guest, share: Share) 
                 for kind in ("file", "dir")
             ]
         guest.shell(f"cd {share.guest}; for i in $(seq 0 19); do rm file$i; rmdir dir$i; done")
-        told = [
+        reported = [
             (event.wd, In(event.mask) & ~In.ISDIR)
             for event in listener.read(quiet=0.5, limit=LIMIT)
         ]
-    told.sort(key=lambda event: event[0])
-    assert told == [(wd, mask) for wd in sorted(watches) for mask in (In.DELETE_SELF, In.IGNORED)]
+    reported.sort(key=lambda event: event[0])
+    assert reported == [
+        (wd, mask) for wd in sorted(watches) for mask in (In.DELETE_SELF, In.IGNORED)
+    ]

@@ -1,3 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file system has to do: cases whose outcomes are compared between file systems. Standard
-library only."""
+"""The behaviour of a file system: cases whose outcomes are compared between file systems.
+
+They use the standard library only.
+"""

@@ -28,12 +28,12 @@ Entry = tuple[int, int, int]
 
 
 def acl(*entries: Entry) -> bytes:
-    """The value of an attribute that holds an ACL: (tag, permissions, id)."""
+    """Return the value of an attribute with an ACL; an entry is (tag, permissions, id)."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
 def base(user: int, group: int, others: int, *named: Entry, mask: int = 7) -> bytes:
-    """An ACL with its three base entries, and a mask where there are more."""
+    """Return an ACL with its three base entries, and a mask if there are other entries."""
     users = [entry for entry in named if entry[0] == NAMED_USER]
     groups = [entry for entry in named if entry[0] == NAMED_GROUP]
     masks = [(MASK, mask, NO_ID)] if named else []
@@ -48,7 +48,7 @@ def base(user: int, group: int, others: int, *named: Entry, mask: int = 7) -> by
 
 
 def listed(path: Path) -> list[str]:
-    """The names of all attributes."""
+    """Return the names of all attributes."""
     return sorted(os.listxattr(path))
 
 
@@ -157,7 +157,7 @@ def acls_and_modes_say_the_same(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def default_acls_are_handed_down(at: Path) -> Iterator[Observation]:
+def default_acls_are_inherited(at: Path) -> Iterator[Observation]:
     folder = at / "d"
     folder.mkdir()
     named = (NAMED_USER, 7, USER), (NAMED_GROUP, 5, OTHER_GROUP)

@@ -18,19 +18,19 @@ KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT, UNSHARE = 1, 2, 8, 16, 32, 64
 
 
 def digest(path: Path) -> str:
-    """What a file holds, and how much."""
+    """Return size and CRC-32 of a file's content."""
     data = path.read_bytes()
     return f"{len(data)} {zlib.crc32(data):08x}"
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2)."""
+    """Allocate, release or zero a range."""
     if LIBC.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) < 0:
         raise OSError(ctypes.get_errno(), "fallocate")
 
 
 def pattern(size: int, seed: int = 0) -> bytes:
-    """Bytes that do not repeat soon."""
+    """Return bytes that do not repeat soon."""
     return Random(seed).randbytes(size)
 
 
@@ -98,7 +98,7 @@ def appending_goes_to_the_end(at: Path) -> Iterator[Observation]:
     os.waitpid(child, 0)
     data = path.read_bytes()
     yield (
-        "by two at once",
+        "by two processes concurrently",
         (len(data), {data[i : i + 10] for i in range(0, len(data), 10)} == {b"a" * 10, b"b" * 10}),
     )
 
@@ -124,7 +124,7 @@ def sizes_are_set(at: Path) -> Iterator[Observation]:
     os.pwrite(fd, b"tail", 100)
     os.ftruncate(fd, 50)
     os.ftruncate(fd, 200)
-    yield "what was cut off is gone", os.pread(fd, 4, 100)
+    yield "the part beyond the new size is empty", os.pread(fd, 4, 100)
     os.close(fd)
 
 
@@ -154,7 +154,7 @@ def holes_are_found(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def space_is_allocated_and_given_back(at: Path) -> Iterator[Observation]:
+def space_is_allocated_and_released(at: Path) -> Iterator[Observation]:
     ways = {
         "plain": (0, 100_000, 200_000),
         "keep size": (KEEP_SIZE, 100_000, 400_000),
@@ -228,7 +228,7 @@ def ranges_are_copied(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def nameless_files_get_names(at: Path) -> Iterator[Observation]:
+def unnamed_files_can_be_linked(at: Path) -> Iterator[Observation]:
     fd = os.open(at, os.O_TMPFILE | os.O_RDWR, 0o640)
     os.write(fd, b"content")
     yield "links", os.fstat(fd).st_nlink

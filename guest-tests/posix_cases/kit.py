@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cases are written with: an outcome is plain data, a system call's error is its name."""
+"""The tools of the cases: an outcome is plain data; the outcome of an error is its name."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ Case = Callable[[Path], Iterator[Observation]]
 
 @dataclass(frozen=True)
 class Identity:
-    """Who runs a case."""
+    """The user that runs a case."""
 
     name: str
     uid: int
@@ -43,13 +43,13 @@ class Cases:
         self.list: list[Case] = []
 
     def add(self, case: Case) -> Case:
-        """Decorates a case: a generator of observations, given an empty directory."""
+        """Add a case: a generator of observations, which gets an empty directory."""
         self.list.append(case)
         return case
 
 
 def attempt(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `call` returns, or the name of the errno it fails with."""
+    """Return the result of `call`, or the name of its errno."""
     try:
         value = call(*args, **kwargs)
     except OSError as error:
@@ -58,7 +58,7 @@ def attempt(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can say it."""
+    """Return `value` in a form that JSON can represent."""
     if isinstance(value, bytes | bytearray):
         return value.decode("latin-1")
     if isinstance(value, Path):
@@ -70,28 +70,28 @@ def plain(value: Any) -> Any:
 
 
 def done(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """As `attempt`, where only success or failure counts."""
+    """Do as `attempt`, but return "ok" for any success."""
     return attempt(lambda: (call(*args, **kwargs), "ok")[1])
 
 
 def opened(path: Path | str, flags: int, mode: int = 0o644, within: int | None = None) -> Any:
-    """open(2), in the directory ``within``, and close(2)."""
+    """Open a file in the directory `within`, and close it."""
     return done(lambda: os.close(os.open(path, flags, mode, dir_fd=within)))
 
 
 def mode(path: Path) -> str:
-    """The mode with its file type."""
+    """Return the mode with the file type, in octal."""
     return f"{path.lstat().st_mode:o}"
 
 
 def owner(path: Path) -> tuple[int, int]:
-    """Owner and group."""
+    """Return owner and group."""
     status = path.lstat()
     return status.st_uid, status.st_gid
 
 
 def kind(path: Path) -> str:
-    """The file type, and the size of what is no directory."""
+    """Return the file type, and the size unless the file is a directory."""
     try:
         status = path.lstat()
     except OSError as error:
@@ -101,20 +101,22 @@ def kind(path: Path) -> str:
 
 
 def tree(path: Path) -> list[str]:
-    """All that is below `path`, with types and sizes."""
+    """Return all names below `path`, with types and sizes."""
     return sorted(f"{found.relative_to(path)} {kind(found)}" for found in path.rglob("*"))
 
 
 def become(who: Identity) -> None:
-    """Be this user from now on."""
+    """Switch this process to the user."""
     os.setgroups(who.groups)
     os.setresgid(who.gid, who.gid, who.gid)
     os.setresuid(who.uid, who.uid, who.uid)
 
 
 def elsewhere(call: Callable[[], Any], who: Identity | None = None) -> Any:
-    """What `call` returns in a process of its own, run by `who`; how the process ended if it
-    returned nothing."""
+    """Return the result of `call` in a new process, run by `who`.
+
+    If there is none, return how the process ended.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -135,7 +137,10 @@ def elsewhere(call: Callable[[], Any], who: Identity | None = None) -> Any:
 
 
 class Child:
-    """A process that does something, says so, and stays until it is told to go on."""
+    """A process that calls `first`, reports the result, and waits for end().
+
+    Then it calls `then`.
+    """
 
     def __init__(self, first: Callable[[], Any], then: Callable[[], Any] | None = None) -> None:
         self._said, said = os.pipe()
@@ -156,14 +161,14 @@ class Child:
         self.first = pickle.loads(os.read(self._said, 4096))
 
     def end(self) -> None:
-        """Let it go on to its end."""
+        """Let the process call `then`, and wait for its end."""
         os.close(self.go)
         os.waitpid(self.pid, 0)
         os.close(self._said)
 
 
 def run(cases: list[Case], place: Path) -> dict[str, dict[str, Any]]:
-    """Run the cases, each in an empty directory of its own in `place`; their outcomes by name."""
+    """Run each case in an empty directory of its own in `place`; return the outcomes by name."""
     outcomes: dict[str, dict[str, Any]] = {}
     for case in cases:
         at = place / case.__name__

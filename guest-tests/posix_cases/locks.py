@@ -18,13 +18,13 @@ FLOCK = struct.Struct("@hhqqi4x")
 
 
 def lock(fd: int, kind: int, start: int = 0, length: int = 0, command: int = fcntl.F_SETLK) -> Any:
-    """fcntl(2)'s locks: "ok", or what is in the way."""
+    """Set a record lock; return "ok", or the name of the errno."""
     outcome = attempt(fcntl.fcntl, fd, command, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
     return "EAGAIN" if outcome == "EACCES" else outcome if str(outcome).startswith("E") else "ok"
 
 
 def holder(fd: int, kind: int, start: int = 0, length: int = 0) -> tuple[str, int, int, int]:
-    """F_GETLK: kind, start, length and process of a lock that is in the way."""
+    """Return the kind, start, length and process of a conflicting lock, from F_GETLK."""
     found = FLOCK.unpack(
         fcntl.fcntl(fd, fcntl.F_GETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
     )
@@ -32,7 +32,7 @@ def holder(fd: int, kind: int, start: int = 0, length: int = 0) -> tuple[str, in
 
 
 def by_another(path: Path, flags: int, call: Callable[[int], Any]) -> Any:
-    """What another process sees that opens the file."""
+    """Return the result of `call` for the file as another process opens it."""
 
     def run() -> Any:
         fd = os.open(path, flags)
@@ -45,7 +45,7 @@ def by_another(path: Path, flags: int, call: Callable[[int], Any]) -> Any:
 
 
 @CASES.add
-def record_locks_keep_others_out(at: Path) -> Iterator[Observation]:
+def record_locks_exclude_other_processes(at: Path) -> Iterator[Observation]:
     path = at / "f"
     path.write_bytes(b"x" * 100)
     fd = os.open(path, os.O_RDWR)
@@ -120,7 +120,7 @@ def waiting_for_a_record_lock_ends_with_it(at: Path) -> Iterator[Observation]:
     waiter = os.getpid()
     go = os.fork()
     if not go:
-        # Ends the child's wait once this process waits.
+        # This ends the child's wait once this process waits.
         while Path(f"/proc/{waiter}/stat").read_text().rpartition(")")[2].split()[0] not in "SD":
             os.sched_yield()
         os.close(child.go)

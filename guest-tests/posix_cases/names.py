@@ -14,7 +14,7 @@ RENAME_FLAGS = {"plain": 0, "noreplace": 1, "exchange": 2, "both": 3}
 
 
 def rename2(source: Path, target: Path, flags: int) -> None:
-    """renameat2(2)."""
+    """Rename with the flags of renameat2."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -26,17 +26,17 @@ KINDS = ("file", "directory", "full", "link", "dangling", "loop", "to-directory"
 
 
 def links(path: Path) -> int:
-    """The link count."""
+    """Return the link count."""
     return path.lstat().st_nlink
 
 
 def node(path: Path) -> tuple[str, int]:
-    """Mode and device number."""
+    """Return mode and device number."""
     return mode(path), path.lstat().st_rdev
 
 
 def make(at: Path, *names: str) -> None:
-    """Make these of the kinds of things there are, each called as its kind."""
+    """Create files of these kinds; each has its kind as name."""
     for name in names:
         path = at / name
         if name == "file":
@@ -146,7 +146,7 @@ def deep_directories_are_reached(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def opening_does_what_the_flags_say(at: Path) -> Iterator[Observation]:
+def open_follows_its_flags(at: Path) -> Iterator[Observation]:
     ways = {
         "nothing": 0,
         "creat": os.O_CREAT,
@@ -278,7 +278,7 @@ def hard_links_are_one_inode(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def symbolic_links_lead_on(at: Path) -> Iterator[Observation]:
+def symlinks_are_followed(at: Path) -> Iterator[Observation]:
     (at / "d").mkdir()
     (at / "d" / "file").write_bytes(b"here")
     (at / "0").symlink_to("d/file")
@@ -334,7 +334,7 @@ def listings_are_complete(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def special_files_are_the_guest_s(at: Path) -> Iterator[Observation]:
+def special_files_belong_to_the_guest(at: Path) -> Iterator[Observation]:
     for name, kinds, device in (
         ("null", stat.S_IFCHR, os.makedev(1, 3)),
         ("disk", stat.S_IFBLK, os.makedev(240, 1)),
@@ -364,7 +364,7 @@ def special_files_are_the_guest_s(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def directories_are_worked_in_by_descriptor(at: Path) -> Iterator[Observation]:
+def directories_are_used_by_descriptor(at: Path) -> Iterator[Observation]:
     (at / "d").mkdir()
     fd = os.open(at / "d", os.O_RDONLY | os.O_DIRECTORY)
     yield "create", opened("f", os.O_CREAT | os.O_RDWR, within=fd)
@@ -400,7 +400,7 @@ def files_are_executed(at: Path) -> Iterator[Observation]:
     program.chmod(0o755)
     yield "program", os.spawnv(os.P_WAIT, str(program), ["sleep", "0"])
     child = os.spawnv(os.P_NOWAIT, str(program), ["sleep", "60"])
-    # The text is busy from execve on: the name of the process changes with it.
+    # ETXTBSY is raised from execve(2) on, which also changes the name of the process.
     while Path(f"/proc/{child}/comm").read_text().strip() != "program":
         os.sched_yield()
     yield "write while it runs", opened(program, os.O_WRONLY)

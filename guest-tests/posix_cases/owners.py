@@ -32,7 +32,7 @@ MODES = (0, 0o400, 0o200, 0o100, 0o644, 0o755, 0o4755, 0o2755, 0o1777, 0o7777, 0
 
 
 def is_root() -> bool:
-    """Whether this is run by root."""
+    """Return whether root runs this."""
     return os.geteuid() == 0
 
 
@@ -53,7 +53,7 @@ def modes_are_set_and_kept(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def umask_takes_bits_from_new_things(at: Path) -> Iterator[Observation]:
+def umask_clears_bits_of_new_files(at: Path) -> Iterator[Observation]:
     for number, mask in enumerate((0, 0o022, 0o077, 0o777)):
         os.umask(mask)
         made: dict[str, Callable[[Path], object]] = {
@@ -73,7 +73,7 @@ def umask_takes_bits_from_new_things(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def new_things_belong_to_who_made_them(at: Path) -> Iterator[Observation]:
+def new_files_belong_to_their_creator(at: Path) -> Iterator[Observation]:
     def make_all(where: Path) -> None:
         os.umask(0o022)
         (where / "file").touch()
@@ -96,7 +96,7 @@ def new_things_belong_to_who_made_them(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def owners_are_changed_by_whom_they_may(at: Path) -> Iterator[Observation]:
+def chown_is_permitted_by_identity(at: Path) -> Iterator[Observation]:
     ids = (
         (-1, -1),
         (0, 0),
@@ -126,7 +126,7 @@ def owners_are_changed_by_whom_they_may(at: Path) -> Iterator[Observation]:
 
 
 def attempts_on(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
-    """What to try on a file and a directory of somebody else's."""
+    """Return what to try on a file and a directory of another user."""
     return {
         "read": lambda: opened(path, os.O_RDONLY),
         "write": lambda: opened(path, os.O_WRONLY),
@@ -143,12 +143,12 @@ def attempts_on(path: Path, folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def run_all(attempts: dict[str, Callable[[], object]]) -> Callable[[], list[object]]:
-    """A function that makes all the attempts."""
+    """Return a function that makes all the attempts."""
     return lambda: [call() for call in attempts.values()]
 
 
 @CASES.add
-def strangers_may_what_the_mode_says(at: Path) -> Iterator[Observation]:
+def access_of_other_users_follows_the_mode(at: Path) -> Iterator[Observation]:
     if not is_root():
         yield "nothing", ROOT_ALONE
         return
@@ -171,7 +171,7 @@ def strangers_may_what_the_mode_says(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def sticky_directories_guard_what_is_in_them(at: Path) -> Iterator[Observation]:
+def sticky_directories_protect_their_entries(at: Path) -> Iterator[Observation]:
     if not is_root():
         yield "nothing", ROOT_ALONE
         return
@@ -203,7 +203,7 @@ def sticky_directories_guard_what_is_in_them(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def writing_takes_set_id_bits_away(at: Path) -> Iterator[Observation]:
+def writing_clears_set_id_bits(at: Path) -> Iterator[Observation]:
     def changed(path: Path, change: Callable[[int], object]) -> None:
         fd = os.open(path, os.O_RDWR)
         change(fd)
@@ -275,7 +275,7 @@ def times_are_set(at: Path) -> Iterator[Observation]:
 
 
 @CASES.add
-def operations_change_the_times_that_they_should(at: Path) -> Iterator[Observation]:
+def operations_update_file_times(at: Path) -> Iterator[Observation]:
     (at / "d").mkdir()
     path, folder = at / "d" / "f", at / "d"
     path.write_bytes(b"x" * 100)
@@ -306,7 +306,7 @@ def operations_change_the_times_that_they_should(at: Path) -> Iterator[Observati
         for each in (fd, folder):
             os.utime(each, ns=(past, past))
         changed_at = [os.stat(each).st_ctime_ns for each in (fd, folder)]
-        # Until the clock that stamps files has gone on.
+        # Wait until the clock of file times has advanced.
         probe = at / "probe"
         while True:
             probe.touch()

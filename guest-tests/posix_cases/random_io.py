@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random operations on one file, held against a model in memory; the idea is that of fsx. Standard
-library only.
+"""Random operations on one file, compared with a model in memory, as fsx does.
 
-Usage: python3 random_io.py FILE SEED STEPS WAY...  (WAYs: buffered, mapped, direct, sizes, space,
-copy, again)
+Usage: python3 random_io.py FILE SEED STEPS WAY...
 
-Says "agrees" with size and CRC-32 of what the file holds in the end, or what differs after which
-steps.
+WAY is buffered, mapped, direct, sizes, space, copy or again. The program prints "agrees" with size
+and CRC-32 of the file's content at the end, or the difference and the last steps. It uses the
+standard library only.
 """
 
 import ctypes
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from random import Random
 
 LARGEST = 256 * 1024
-#: Longest piece that is read or written at once.
+#: The most bytes that one call reads or writes.
 PIECE = 64 * 1024
 BLOCK = 4096
 KEEP_SIZE, PUNCH_HOLE, ZERO = 1, 2, 16
@@ -28,11 +27,11 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Differs(Exception):  # noqa: N818
-    """The file is not what the model says."""
+    """The file differs from the model."""
 
 
-class File:
-    """A file and what it must hold."""
+class ModelledFile:
+    """A file, and the content that it must have."""
 
     def __init__(self, path: str, random: Random) -> None:
         self.path = path
@@ -43,7 +42,7 @@ class File:
         self.buffer = mmap.mmap(-1, PIECE + BLOCK)
 
     def span(self, within: int, align: int = 1) -> tuple[int, int]:
-        """A place and a length, the place not after `within`."""
+        """Return an offset of at most `within`, and a length."""
         start = self.random.randrange(within + 1) // align * align
         length = self.random.choice(
             (1, 10, 511, BLOCK, BLOCK + 1, PIECE, self.random.randrange(1, PIECE))
@@ -51,17 +50,17 @@ class File:
         return start, max(align, length // align * align)
 
     def data(self, length: int) -> bytes:
-        """Bytes to write."""
+        """Return bytes to write."""
         return self.random.randbytes(length)
 
     def store(self, start: int, data: bytes) -> None:
-        """What a write does to the model."""
+        """Write to the model."""
         if start > len(self.model):
             self.model.extend(bytes(start - len(self.model)))
         self.model[start : start + len(data)] = data
 
     def check(self, start: int, found: bytes, length: int) -> None:
-        """Whether that is what is there."""
+        """Compare bytes that were read with the model. Differs: they are not equal."""
         expected = bytes(self.model[start : start + length])
         if found != expected:
             at = next(
@@ -151,7 +150,7 @@ class File:
         return f"truncate {size}"
 
     def resize(self, size: int) -> None:
-        """What a change of the size does to the model."""
+        """Change the size of the model."""
         del self.model[size:]
         self.model.extend(bytes(size - len(self.model)))
 
@@ -209,8 +208,8 @@ class File:
         return "size"
 
 
-def ways_of(file: File) -> dict[str, list[Callable[[], str]]]:
-    """What can be chosen."""
+def ways_of(file: ModelledFile) -> dict[str, list[Callable[[], str]]]:
+    """Return the operations of each way."""
     return {
         "buffered": [file.write, file.write_vectors, file.append, file.read, file.read],
         "mapped": [file.read_mapped, file.write_mapped],
@@ -223,10 +222,10 @@ def ways_of(file: File) -> dict[str, list[Callable[[], str]]]:
 
 
 def main() -> None:
-    """Do the steps, then compare all."""
+    """Perform the steps, then compare the whole file."""
     path, seed, steps, *ways = sys.argv[1:]
     random = Random(int(seed))
-    file = File(path, random)
+    file = ModelledFile(path, random)
     if "direct" in ways:
         file.direct = os.open(path, os.O_RDWR | os.O_DIRECT)
     operations = [operation for way in ways for operation in ways_of(file)[way]]

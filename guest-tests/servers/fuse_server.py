@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A FUSE server on /dev/fuse that reports events, for the guest: farwatchd's session without
-virtio.
+"""A FUSE server on /dev/fuse that reports events: farwatchd's session without virtio.
 
-Usage: fuse_server.py DIRECTORY MOUNT_POINT. Serves DIRECTORY at MOUNT_POINT and says "mounted" when
-it does; what happens to DIRECTORY is seen by those who watch MOUNT_POINT.
+It runs in the guest. Usage: fuse_server.py DIRECTORY MOUNT_POINT. It serves DIRECTORY at
+MOUNT_POINT and prints "mounted" when it does. Watchers of MOUNT_POINT get the events of DIRECTORY.
 """
 
 import ctypes
@@ -30,7 +29,10 @@ MAX_PAYLOAD = 4080
 
 
 def mount(fuse: int, target: str) -> None:
-    """mount(2) of the connection behind the descriptor ``fuse``; ``OSError`` when refused."""
+    """Mount the connection behind the descriptor `fuse`.
+
+    OSError: mount(2) failed.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
     if libc.mount(b"fuse_server", target.encode(), b"fuse", 0, options.encode()) < 0:

@@ -27,7 +27,7 @@ from farwatchd.wire.fsnotify import Event
 
 
 class GivenPayloads:
-    """A notification source that holds what the test sends."""
+    """A notification source with the payloads that the test sends."""
 
     def __init__(self) -> None:
         self.payloads: deque[bytes] = deque()
@@ -41,7 +41,7 @@ class GivenPayloads:
 
 
 class AgreesToAll:
-    """Watches that exist on paper only."""
+    """Watches without host watches."""
 
     supported = Event(0x1FFF) | Event.ON_CHILD | Event.RENAME
 
@@ -49,7 +49,7 @@ class AgreesToAll:
         self.masks: dict[int, int] = {}
 
     def report_own(self, report: bool) -> None:
-        """All that is told is what the test sends."""
+        """Do nothing: only the test's records are reported."""
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
         self.masks[nodeid] = int(mask)

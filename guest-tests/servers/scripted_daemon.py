@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon that serves a share like farwatchd, but reports and answers as a test tells it to.
+"""A daemon that serves a share like farwatchd, but reports and answers as a test orders.
 
 Usage: scripted_daemon.py SOCKET SHARED_DIR TAG CONTROL CACHE [NUMBERS]. NUMBERS is a JSON object:
 the "generation" of all inodes, the "max_background" of the INIT reply. CONTROL is a UNIX seqpacket
@@ -7,11 +7,11 @@ socket that takes one JSON object per message, {"do": WHAT, ...}, and answers ea
 
 - watches: the masks by nodeid, as strings
 - send: report the records whose bytes are in "payload", base64
-- delay: let each FUSE_FSNOTIFY take so many "seconds"
+- delay: let each FUSE_FSNOTIFY take this many "seconds"
 - fail: answer FUSE_FSNOTIFY with "errno", 0 for none, "times" times; a negative one is sent as it
   is, which makes the error of the reply positive
 - fail_wait: answer FUSE_FSNOTIFY_WAIT with "errno"
-- drop_watches: watch nothing any more
+- drop_watches: forget all watches
 - log: the requests since the last call, as [opcode, nodeid, mask or None]
 """
 
@@ -45,7 +45,7 @@ from farwatchd.wire.fuse import Opcode
 
 
 class GivenPayloads:
-    """A notification source that holds what the test sends."""
+    """A notification source with the payloads that the test sends."""
 
     def __init__(self) -> None:
         self.payloads: deque[bytes] = deque()
@@ -59,7 +59,7 @@ class GivenPayloads:
 
 
 class ScriptedWatches:
-    """Watches that exist on paper only, with the delays and errors of the script."""
+    """Watches without host watches, with the delays and errors that the test orders."""
 
     supported = Event(0x1FFF) | Event.ON_CHILD | Event.RENAME
 
@@ -70,7 +70,7 @@ class ScriptedWatches:
         self.times = 0
 
     def report_own(self, report: bool) -> None:
-        """All that is reported is what the test sends."""
+        """Do nothing: only the test's records are reported."""
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
         time.sleep(self.delay)
@@ -91,7 +91,7 @@ class ScriptedWatches:
 
 
 class ScriptedSession(Session):
-    """A session that logs what concerns watches, and refuses waiting requests on demand."""
+    """A session that logs requests about watches, and can refuse WAIT requests."""
 
     def __init__(
         self, shared: Path, watches: ScriptedWatches, options: ShareOptions, source: GivenPayloads
@@ -176,7 +176,7 @@ def main() -> None:
                 client.close()
                 return
             answer = json.dumps(obey(json.loads(message))).encode()
-            # What was sent is on its way before the test goes on.
+            # Answer after the records were sent to the guest.
             loop.call_soon(lambda: client.sendall(answer))
 
         loop.add(client.fileno(), serve)

@@ -31,7 +31,7 @@ WATCHABLE = 0x1FFF
 
 @pytest.fixture
 def tree() -> Tree:
-    """A file system with a session."""
+    """Return a file system with a session."""
     made = Tree(init_flags("others"), WATCHABLE)
     made.handle(Opcode.INIT, 0, fuse.init_in.pack(major=7, minor=41, flags=1 << 30, flags2=1 << 24))
     return made
@@ -233,7 +233,7 @@ def test_findings_of_one_kind_have_one_signature() -> None:
 
 @pytest.fixture(scope="module")
 def storm() -> Iterator["subprocess.Popen[str]"]:
-    """The storm program, here instead of in a guest."""
+    """Run the storm program, here instead of in a guest."""
     with subprocess.Popen(
         [program()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -242,7 +242,7 @@ def storm() -> Iterator["subprocess.Popen[str]"]:
 
 
 def ask(storm: "subprocess.Popen[str]", line: str, until: str) -> list[str]:
-    """Gives the program a line and returns what it says up to the line `until`."""
+    """Write a line to the program; return its output up to the line `until`."""
     assert storm.stdin is not None
     assert storm.stdout is not None
     print(line, file=storm.stdin, flush=True)
