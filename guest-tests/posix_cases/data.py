@@ -14,7 +14,7 @@ from posix_cases.kit import Cases, Observation, attempt, done, elsewhere, opened
 CASES = Cases()
 LIBC = ctypes.CDLL(None, use_errno=True)
 MIB = 1 << 20
-KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT, UNSHARE = 1, 2, 8, 16, 32, 64
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT = 1, 2, 8, 16, 32
 
 
 def digest(path: Path) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util import apt, paths, progress, subprocesses
+from farwatch_harness.util.debian_tree import DebianTree
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm import qemu
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.daemon_process import READY
 from farwatch_harness.vm.environment import Environment
@@ -29,6 +29,14 @@ tree=$(dirname "$(readlink -f "$0")")
 exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64-linux-gnu" \\
     "$tree/usr/libexec/virtiofsd" "$@"
 """
+#: About 20 MB.
+RUST_TREE = DebianTree(
+    name="virtiofsd",
+    package=RUST_PACKAGE,
+    suites=(RUST_SUITE,),
+    program=RUST_PROGRAM,
+    wrapper=WRAPPER,
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ def virtiofsd_c() -> list[MeasuredDaemon]:
 def virtiofsd_rust() -> list[MeasuredDaemon]:
     """Return Debian 13's virtiofsd in Rust, from the cache; nothing if it cannot be fetched."""
     try:
-        program = unpacked_tree() / RUST_PROGRAM
+        program = RUST_TREE.unpacked() / RUST_PROGRAM
         version = version_of(program)
     except HarnessError as error:
         progress.say(f"  virtiofsd in Rust is not measured: {error}")
@@ -127,38 +135,6 @@ def virtiofsd_rust() -> list[MeasuredDaemon]:
     return [
         MeasuredDaemon("virtiofsd Rust", version, QemuDevice.PLAIN, command=command, ready=WAITING)
     ]
-
-
-def unpacked_tree() -> Path:
-    """Return a Debian tree in the cache with virtiofsd.
-
-    mmdebstrap makes it; it takes about 20 MB.
-    """
-
-    def make(target: Path) -> None:
-        apt.install(apt.QEMU_TREE, paths.LOGS / "apt-virtiofsd-tree.log")
-        with progress.step(f"unpacking virtiofsd from Debian's {RUST_SUITE}") as step:
-            place = qemu.archive_of(step)
-            root = target / "root"
-            argv = [
-                "mmdebstrap",
-                "--variant=extract",
-                f"--include={RUST_PACKAGE}",
-                RUST_SUITE,
-                str(root),
-            ]
-            argv.append(f"deb {place} {RUST_SUITE} main")
-            for line in subprocesses.lines_of(
-                [*apt.as_root(), *argv], paths.LOGS / "virtiofsd-tree.log"
-            ):
-                step.update(line[:60])
-            subprocesses.run([*apt.as_root(), "mv", root / "usr", target / "usr"])
-            subprocesses.run([*apt.as_root(), "rm", "-rf", root])
-            wrapper = target / RUST_PROGRAM
-            wrapper.write_text(WRAPPER)
-            wrapper.chmod(0o755)
-
-    return cache.published(paths.cache_root() / "virtiofsd" / f"{RUST_SUITE}-1", make)
 
 
 def version_of(program: Path) -> str:

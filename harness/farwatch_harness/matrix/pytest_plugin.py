@@ -34,7 +34,7 @@ class TestReporter:
         self.session: pytest.Session | None = None
 
     def write(self, **event: Any) -> None:
-        """Write one line. If the reader is gone, the tests stop after the present one."""
+        """Write one line. If the reader has ended, stop the tests after the current one."""
         try:
             self.stream.write(json.dumps(event) + "\n")
         except BrokenPipeError:

@@ -17,7 +17,7 @@ from farwatch_harness.bench.operations import Rate
 WIDTH = 540
 LEFT, RIGHT = 125, 24
 ROW = 30
-TOP, BOTTOM = 14, 42
+TOP = 14
 CHART_HEIGHT = 300
 
 

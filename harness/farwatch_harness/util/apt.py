@@ -22,7 +22,7 @@ KERNEL_BUILD = (
     "cpio",
     "patch",
 )
-QEMU_TREE = ("mmdebstrap", "debian-archive-keyring")
+DEBIAN_TREE = ("mmdebstrap", "debian-archive-keyring")
 #: The daemon does not start without its system call filter.
 GUEST = ("inotify-tools", "libseccomp2")
 MODULE_BUILD = ("gcc-12", "make", "libelf-dev", "patch")

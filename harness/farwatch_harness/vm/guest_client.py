@@ -243,10 +243,6 @@ class Guest:
         """
         return self.call("python", limit, source=source, args=list(args))
 
-    def kernel_log(self) -> str:
-        """Return the guest kernel's log, as dmesg prints it."""
-        return self.run("dmesg").stdout
-
 
 class GuestInotify:
     """An inotify instance in the guest; Guest.inotify() makes it."""

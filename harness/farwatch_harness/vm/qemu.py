@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util import cache, paths, progress, subprocesses
+from farwatch_harness.util.debian_tree import DebianTree
 from farwatch_harness.util.errors import HarnessError
 
 PROGRAM = "qemu-system-x86_64"
@@ -32,6 +33,15 @@ export QEMU_MODULE_DIR="$tree/usr/lib/x86_64-linux-gnu/qemu"
 exec "$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$tree/usr/lib/x86_64-linux-gnu" \\
     "$tree/usr/bin/qemu-system-x86_64" -L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios" "$@"
 """
+#: About 170 MB.
+TREE = DebianTree(
+    name="qemu",
+    package="qemu-system-x86",
+    suites=(SUITE, BACKPORTS),
+    program=PROGRAM,
+    wrapper=WRAPPER,
+    options=(f'--aptopt=APT::Default-Release "{BACKPORTS}"',),
+)
 
 
 class Accelerator(Enum):
@@ -85,7 +95,7 @@ def find_qemu() -> Qemu:
     on_path = shutil.which(PROGRAM)
     if on_path and offers_events(on_path):
         return described(Path(on_path), "found on PATH")
-    program = unpacked_tree() / PROGRAM
+    program = TREE.unpacked() / PROGRAM
     if not offers_events(program):
         raise HarnessError(
             f"{program} does not run here; name another QEMU (10.2 or later) with FARWATCH_QEMU"
@@ -96,75 +106,6 @@ def find_qemu() -> Qemu:
 def described(program: Path, origin: str) -> Qemu:
     """Return the QEMU with its version. HarnessError: the program does not run."""
     return Qemu(program, subprocesses.run([program, "--version"]).splitlines()[0], origin)
-
-
-def mirror() -> str:
-    """Return the Debian archive that this machine's apt uses.
-
-    HarnessError: apt has no list of one.
-    """
-    text = subprocesses.run(
-        [
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(ORIGIN) $(LABEL)",
-            "Created-By: Packages",
-        ]
-    )
-    found = [
-        words[0]
-        for line in text.splitlines()
-        if (words := line.split())[1:] == ["Debian", "Debian"]
-    ]
-    if not found:
-        raise HarnessError(
-            "apt has no list of a Debian archive: run apt-get update, or name a QEMU with"
-            " FARWATCH_QEMU"
-        )
-    return found[0].rstrip("/")
-
-
-def unpacked_tree() -> Path:
-    """Return a Debian tree in the cache with a QEMU that is new enough.
-
-    mmdebstrap makes it; it takes about 170 MB.
-    """
-
-    def make(target: Path) -> None:
-        apt.install(apt.QEMU_TREE, paths.LOGS / "apt-qemu.log")
-        log = paths.LOGS / "qemu-tree.log"
-        with progress.step(f"unpacking QEMU from Debian's {BACKPORTS}") as step:
-            place = archive_of(step)
-            root = target / "root"
-            argv = [
-                "mmdebstrap",
-                "--variant=extract",
-                f'--aptopt=APT::Default-Release "{BACKPORTS}"',
-                "--include=qemu-system-x86",
-                SUITE,
-                str(root),
-                f"deb {place} {SUITE} main",
-                f"deb {place} {BACKPORTS} main",
-            ]
-            for line in subprocesses.lines_of([*apt.as_root(), *argv], log):
-                step.update(line[:60])
-            subprocesses.run([*apt.as_root(), "mv", root / "usr", target / "usr"])
-            subprocesses.run([*apt.as_root(), "rm", "-rf", root])
-            wrapper = target / PROGRAM
-            wrapper.write_text(WRAPPER)
-            wrapper.chmod(0o755)
-
-    return cache.published(paths.cache_root() / "qemu" / f"{BACKPORTS}-1", make)
-
-
-def archive_of(step: progress.Step) -> str:
-    """Return mirror(); fetch apt's package lists first if it has none."""
-    try:
-        return mirror()
-    except HarnessError:
-        apt.run_apt(["update"], paths.LOGS / "apt-update.log", step)
-        return mirror()
 
 
 def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
