@@ -17,7 +17,7 @@ PACKAGES = {
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The packages that apt knows; a test may remove some."""
+    """Return the packages that apt knows; a test may remove some."""
     packages = dict(PACKAGES)
 
     def run(argv: list[str]) -> str:

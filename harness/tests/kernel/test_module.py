@@ -28,7 +28,10 @@ Why.
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A kernel source, a series that changes a header, and a module's series that changes dev.c."""
+    """Make a kernel source, a series that changes a header, and a module's series.
+
+    The module's series changes dev.c.
+    """
     files = {
         "fs/fuse/dev.c": "dev",
         "fs/fuse/fuse_i.h": "declarations",
