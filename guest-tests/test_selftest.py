@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of the series itself: the selftest, built from its patch and run in the guest with a
-server on /dev/fuse that refuses, delays and reports what each test says; the unit tests, which the
-debug kernel has run at boot."""
+"""The tests of the series itself: the selftest, and the unit tests of the debug kernel.
+
+The selftest is built from its patch and runs in the guest, with a server on /dev/fuse that refuses,
+delays and reports as each test orders. The debug kernel has run the unit tests at boot.
+"""
 
 import os
 import re

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest with a hostile device: plays scripts one after the other, and checks after each round
-that nothing broke."""
+"""A guest with a hostile device: plays scripts, and checks after each round that nothing broke."""
 
 import contextlib
 import itertools
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 from farwatchd.wire import fsnotify as wire
 
 from farwatch_harness.adversary import records
-from farwatch_harness.adversary.device import Device, VirtioServer
+from farwatch_harness.adversary.device import HostileDevice, VirtioServer
 from farwatch_harness.adversary.faults import Faults
 from farwatch_harness.adversary.filesystem import Belief, Known, Tree
 from farwatch_harness.adversary.fuse_server import WATCHABLE, FuseServer
@@ -45,20 +44,20 @@ from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.kmemleak import fail_on_leaks
 from farwatch_harness.vm.testbed import TAG, vm_spec
 
-#: For how long nothing may be done by actors that are not done, once the server answers everything.
+#: Seconds for which actors may do nothing, once the server answers everything.
 STUCK_LIMIT = 30.0
-#: How long an unmount may take once the server answers everything.
+#: Seconds for an unmount, once the server answers everything.
 UMOUNT_LIMIT = 15.0
 #: How long the client may ask for nothing while the server's belief differs from what is watched,
 #: and after which time nothing is waited for any more.
 AGREE_LIMIT = 8.0
 AGREE_AT_LAST = 90.0
-#: Events are heard when none has come for so long.
+#: Seconds without an event after which all events were read.
 QUIET = 0.3
 #: For how long an event that must come is waited for.
 HEAR_LIMIT = 10.0
 INTERVAL = 0.1
-#: What differs between two lines about the same fault.
+#: The parts that differ between two lines about the same fault.
 VARYING = (
     r"\+0x[0-9a-f]+/0x[0-9a-f]+",
     r"CPU: \d+",
@@ -67,11 +66,11 @@ VARYING = (
     r"\bat addr [0-9a-f]+",
     r"\bby task .*",
 )
-#: Kinds of findings after which the guest can go on.
+#: Kinds of findings after which the guest can still be used.
 HARMLESS = ("belief", "deaf", "call", "objects")
 #: A debug kernel takes a minute to boot on a quiet machine.
 BOOT_LIMIT = 400.0
-#: Events that inotify and the wire number alike.
+#: The events that have the same bits in inotify and in the protocol.
 PLAIN_BITS = 0xFFF
 ATTRIB, Q_OVERFLOW = 0x4, 0x4000
 VIRTIO_FS_DEVICE = "0x001a"
@@ -84,7 +83,7 @@ mount -t cgroup2 none {CGROUP}
 mkdir {CGROUP}/storm
 echo 20 > /proc/sys/kernel/hung_task_timeout_secs
 """
-#: Caches whose objects are all gone when nothing is mounted and nothing is watched.
+#: Slab caches without an object when nothing is mounted and nothing is watched.
 CACHES = (
     "fuse_inode",
     "fuse_request",
@@ -93,7 +92,7 @@ CACHES = (
     "dnotify_mark",
     "fsnotify_mark_connector",
 )
-#: Free objects that a CPU or KASAN keeps count as used until the cache is shrunk.
+#: Free objects in the lists of a CPU or of KASAN count as used until the cache is shrunk.
 COUNT_OBJECTS = f"""
 for name in {" ".join(CACHES)}; do
     place=/sys/kernel/slab/$name
@@ -104,8 +103,7 @@ for name in {" ".join(CACHES)}; do
 done
 """
 OBJECTS_LIMIT = 20.0
-#: The tasks that cannot be interrupted, and those of the storm that do something, by where they
-#: are.
+#: Return the tasks that cannot be interrupted, and the active ones of the storm, with their stacks.
 BLOCKED = """
 import os
 IDLE = ("pipe_read", "do_poll", "poll_schedule")
@@ -130,8 +128,12 @@ def main():
 
 @dataclass(frozen=True)
 class Finding:
-    """What a script made wrong: `kind` is the same for the same fault, `text` says more; `round`
-    counts from 0."""
+    """A fault that a script showed.
+
+    kind: is the same for the same fault.
+    text: describes the fault.
+    round: counts from 0.
+    """
 
     kind: str
     text: str
@@ -139,7 +141,7 @@ class Finding:
 
     @property
     def harmless(self) -> bool:
-        """Whether the guest can be used further: its kernel was wrong, but is not broken."""
+        """Whether the guest can still be used: its kernel was wrong, but is not broken."""
         return self.kind.startswith(HARMLESS)
 
     def __str__(self) -> str:
@@ -147,8 +149,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Mount:
-    """One of our mounts as /proc/self/mountinfo has it; `device` as fdinfo writes it."""
+class GuestMount:
+    """One of our mounts, as /proc/self/mountinfo shows it; `device` is as in fdinfo."""
 
     path: str
     device: int
@@ -157,41 +159,43 @@ class Mount:
 
 
 class Opponent(Protocol):
-    """The server, whatever transport it has."""
+    """The server, on any transport."""
 
     @property
     def gone(self) -> bool:
-        """Whether it was killed and does not come back."""
+        """Whether the server was killed and does not come back."""
 
     def prepare(self, script: Script) -> None:
-        """Begins a script."""
+        """Begin a script."""
 
     def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
-        """Begins a round: lies, and acts by the timeline."""
+        """Begin a round with these lies, and act by the timeline."""
 
     def settle(self) -> None:
-        """Ends all lies and answers what was held."""
+        """End all lies, and answer the held requests."""
 
     def known(self) -> Known:
-        """What the server knows now."""
+        """Return what the server knows."""
 
     def violations(self) -> list[str]:
-        """Which rules the client has broken."""
+        """Return the rules that the client has broken."""
 
     def requests(self) -> int:
-        """How many requests have come."""
+        """Return how many requests have come."""
 
     def send(self, payloads: list[bytes]) -> None:
-        """Sends notifications."""
+        """Send notifications."""
 
     def state(self) -> str:
-        """What it waits for, in words."""
+        """Return in words what the server waits for."""
 
 
 class Arena:
-    """A booted guest. After a finding it is not to be trusted any more."""
+    """A booted guest. After a finding that is not harmless it must not be used."""
 
-    def __init__(self, vm: Vm, device: Device, transport: str, looks_for_leaks: bool) -> None:
+    def __init__(
+        self, vm: Vm, device: HostileDevice, transport: str, looks_for_leaks: bool
+    ) -> None:
         self.vm = vm
         self.looks_for_leaks = looks_for_leaks
         self.guest: Guest = vm.guest_or_fail()
@@ -199,9 +203,9 @@ class Arena:
         self.storm = Storm(self.guest)
         self.virtio, self.pci, self.port = self.names()
         self.round = 0
-        #: Who watched at the last check, and whether the end of all reports was looked at.
+        #: The watchers at the last check, and whether the end of all reports was checked.
         self.watchers: set[tuple[int, int]] = set()
-        self.told_of_end = False
+        self.end_was_checked = False
         self.unbinds = False
         self.others: set[int] = set()
         self.guest.shell(SET_UP)
@@ -214,7 +218,7 @@ class Arena:
         self.objects = self.count_objects()
 
     def names(self) -> tuple[str, str, str]:
-        """What the guest calls the device on its virtio and PCI buses, and the port above it."""
+        """Find the device's names on the guest's virtio and PCI buses, and the port above it."""
         script = f"grep -l {VIRTIO_FS_DEVICE} /sys/bus/virtio/devices/*/device | head -1"
         place = self.guest.shell(f"dirname $(readlink -f $({script}))").strip()
         if not place.startswith("/sys/devices/"):
@@ -225,8 +229,10 @@ class Arena:
     # A script.
 
     def clean_up(self) -> bool:
-        """After a harmless finding: brings the guest back to where a script begins; says whether
-        that is possible."""
+        """Return the guest to the state before a script, after a harmless finding.
+
+        Return whether that was possible.
+        """
         try:
             self.server.settle()
             return self.end() is None
@@ -234,10 +240,10 @@ class Arena:
             return False
 
     def play(self, script: Script) -> Finding | None:
-        """Plays it to its end and cleans up; returns the first thing that was wrong."""
+        """Play a script to its end and clean up; return the first finding."""
         try:
             self.server.prepare(script)
-            self.watchers, self.told_of_end = set(), False
+            self.watchers, self.end_was_checked = set(), False
             self.unbinds = bool(REMOVING & set(script.themes))
             for self.round, each in enumerate(script.rounds):
                 found = self.play_round(each) or self.check()
@@ -248,7 +254,7 @@ class Arena:
             return self.crashed()
 
     def play_round(self, each: Round) -> Finding | None:
-        """Lets all do their parts, lets the server go, and waits for the guest's actors."""
+        """Run all parts, let the server behave correctly again, and wait for the guest's actors."""
         parts = {actor: [self.named(op) for op in ops] for actor, ops in each.actors.items() if ops}
         for process in sorted(self.storm.dead):
             self.storm.spawn(process, USERS[process])
@@ -256,8 +262,8 @@ class Arena:
         self.faults.begin(each.faults)
         self.storm.start(parts)
         longest = max((at for at, *_ in each.server), default=0) / 1000
-        # The storm itself: until all are done, or as long as those wait that the server does not
-        # answer.
+        # The storm itself runs until all are done, or until the time of the last action. Requests
+        # that the server does not answer wait longer.
         self.storm.wait(max(longest, 2.0))
         self.server.settle()
         self.faults.end()
@@ -269,8 +275,11 @@ class Arena:
         return None
 
     def wait(self, limit: float) -> set[int]:
-        """Waits until all actors are done, or nothing has been done for `limit` s; returns those
-        that are not done. Emulation is slow: what goes on has all the time that it takes."""
+        """Wait until all actors are done, or nothing has been done for `limit` seconds.
+
+        Return the actors that are not done. There is no limit while anything is done, because
+        emulation is slow.
+        """
         before = self.progress()
         while running := self.storm.wait(limit):
             now = self.progress()
@@ -280,29 +289,30 @@ class Arena:
         return set()
 
     def progress(self) -> tuple[int, int]:
-        """What changes as long as anything goes on."""
+        """Return numbers that change while anything is done."""
         return self.storm.steps(), self.server.requests()
 
     def named(self, op: str) -> str:
+        """Return the operation with the names of this guest."""
         if self.transport == DEV_FUSE and op.startswith("mount farwatch "):
             return "ask mount allow_other,default_permissions"
         return op.replace(VIRTIO, self.virtio).replace(PCI, self.pci).replace(PORT, self.port)
 
     def blocked(self) -> str:
-        """The tasks that cannot be interrupted, with where they are."""
+        """Return the tasks that cannot be interrupted, with their stacks."""
         try:
             return "\n".join(self.guest.python(BLOCKED, limit=10.0)) or "no task is blocked"
         except (GuestLostError, HarnessError, OSError) as error:
             return f"blocked tasks are not to be seen: {error}"
 
     def crashed(self) -> Finding:
-        """The guest is gone: what its console says."""
+        """Return the finding of a lost guest, from its console."""
         return self.console() or Finding("lost", self.vm.explain_loss(), self.round)
 
     # What must hold.
 
     def check(self) -> Finding | None:
-        """All that must hold when everybody pauses."""
+        """Check everything that must hold between two rounds."""
         self.guest.ping()
         for test in (self.console, self.bad_lines, self.violations, self.locks):
             found = test()
@@ -313,6 +323,7 @@ class Arena:
         return self.beliefs() or self.events() or self.console()
 
     def console(self) -> Finding | None:
+        """Check that the kernel has printed no report."""
         findings = self.vm.console.problems
         if not findings:
             return None
@@ -324,13 +335,14 @@ class Arena:
         return Finding(signature(line.line, context), "\n".join(context), self.round)
 
     def bad_lines(self) -> Finding | None:
+        """Check that the storm program has reported no wrong result."""
         if not self.storm.bad:
             return None
         text, self.storm.bad = self.storm.bad[0], []
         return Finding(f"call: {words_of(text)}", text, self.round)
 
     def violations(self) -> Finding | None:
-        """Requests that a client must not send."""
+        """Check that the client has sent no forbidden request."""
         found = self.server.violations()
         return (
             Finding(f"request: {words_of(found[0])}", "; ".join(found), self.round)
@@ -339,7 +351,7 @@ class Arena:
         )
 
     def locks(self) -> Finding | None:
-        """Whether lockdep still looks."""
+        """Check that lockdep is still on."""
         with contextlib.suppress(OSError):
             text = self.guest.read_file("/proc/lockdep_stats").decode()
             state = re.search(r"debug_locks: +(\d)", text)
@@ -347,8 +359,8 @@ class Arena:
                 return self.console() or Finding("lockdep is off", state[0], self.round)
         return None
 
-    def mounts(self) -> list[Mount]:
-        """Our mounts, the innermost last; takes note of the devices of the others."""
+    def mounts(self) -> list[GuestMount]:
+        """Return our mounts, the innermost last; record the devices of the others."""
         found = []
         self.others = set()
         for line in self.guest.read_file("/proc/self/mountinfo").decode().splitlines():
@@ -358,11 +370,11 @@ class Arena:
             if words[words.index("-") + 1] not in OURS:
                 self.others.add(device)
             else:
-                found.append(Mount(words[4], device, int(words[0]), int(words[1])))
+                found.append(GuestMount(words[4], device, int(words[0]), int(words[1])))
         return found
 
     def live_devices(self, known: Known) -> set[int]:
-        """The devices of the mounts that the present session of the server is for."""
+        """Return the devices of the mounts that the server's current session is for."""
         mounts = self.mounts()
         if known.device is None:
             tops = [mount for mount in mounts if mount.path == MOUNT][-1:]
@@ -375,12 +387,11 @@ class Arena:
             return devices | {known.device}
         if self.unbinds:
             return devices
-        # What is detached lives on as long as it is used, and its session with it.
+        # A detached mount exists as long as it is used, and so does its session.
         return {watch.device for watch in self.storm.watches()} - self.others | devices
 
     def beliefs(self) -> Finding | None:
-        """Whether the server believes to be watched what is watched; they have some time to
-        agree."""
+        """Check that the server's beliefs agree with what is watched."""
         began = changed = time.monotonic()
         requests = self.server.requests()
         while True:
@@ -408,8 +419,7 @@ class Arena:
             time.sleep(INTERVAL)
 
     def events(self) -> Finding | None:
-        """Whether each watch hears what the server reports, or has been told that events were
-        lost."""
+        """Check that each watch reports the server's events, or reported an overflow."""
         known = self.server.known()
         devices = self.live_devices(known)
         if not devices or not known.initialized:
@@ -419,8 +429,8 @@ class Arena:
         watches = [watch for watch in self.storm.watches() if watch.device in devices]
         before, self.watchers = self.watchers, {(each.process, each.fd) for each in watches}
         if known.ended:
-            return None if self.told_of_end else self.end_of_reports(before, lost)
-        self.told_of_end = False
+            return None if self.end_was_checked else self.end_of_reports(before, lost)
+        self.end_was_checked = False
         expected = self.probe(watches)
         missing: set[tuple[int, int, str, int]] = set()
         heard: set[Heard] = set()
@@ -444,23 +454,23 @@ class Arena:
     def end_of_reports(
         self, before: set[tuple[int, int]], lost: set[tuple[int, int]]
     ) -> Finding | None:
-        """Whether who watched before the server ended its reports was told that events are lost."""
-        self.told_of_end = True
-        untold = before & self.watchers
+        """Check that earlier watchers got an overflow when the server ended its reports."""
+        self.end_was_checked = True
+        silent = before & self.watchers
         # Some may have begun to watch after that, by the same number of a descriptor.
-        if len(untold) < 2:
+        if len(silent) < 2:
             return None
         deadline = time.monotonic() + HEAR_LIMIT
-        while not untold & lost and time.monotonic() < deadline:
+        while not silent & lost and time.monotonic() < deadline:
             heard = self.storm.heard(QUIET)
             lost |= {(each.process, each.fd) for each in heard if each.mask & Q_OVERFLOW}
-        if untold & lost:
+        if silent & lost:
             return None
-        text = f"the server has ended its reports, and {sorted(untold)} were not told"
+        text = f"the server has ended its reports, and {sorted(silent)} got no overflow"
         return Finding("deaf", text, self.round)
 
     def probe(self, watches: list[Watch]) -> set[tuple[int, int, str, int]]:
-        """Reports a change of attributes of all that is watched; returns who must hear."""
+        """Report an attribute change of everything that is watched; return who must read it."""
         tree = self.server.known()
         expected = set()
         payloads = []
@@ -475,7 +485,7 @@ class Arena:
                 for each in watches
                 if each.ino == nodeid and each.mask & ATTRIB and each.kind != "dnotify"
             ]
-            # Two inodes with one number, below and above a mount, are told apart by nobody here.
+            # Two inodes with one number, below and above a mount, cannot be distinguished here.
             if len({each.device for each in interested}) != 1:
                 continue
             expected |= {(each.process, each.fd, each.kind, key_of(each)) for each in interested}
@@ -486,7 +496,7 @@ class Arena:
     # The end.
 
     def end(self) -> Finding | None:
-        """Unmounts what is left, which must not take long, and brings the device back."""
+        """Unmount everything, within a limit, and restore the device."""
         dead = self.server.gone
         if not dead:
             self.server.settle()
@@ -516,12 +526,12 @@ class Arena:
         return self.left_objects()
 
     def count_objects(self) -> dict[str, int]:
-        """How many objects each slab cache of interest has in use; without SLUB_DEBUG nothing."""
+        """Return the objects in use, by slab cache; nothing without SLUB_DEBUG."""
         lines = self.guest.shell(COUNT_OBJECTS, limit=OBJECTS_LIMIT).splitlines()
         return {name: int(count) for name, count in map(str.split, lines)}
 
     def left_objects(self) -> Finding | None:
-        """Whether anything of what a script has made is left; works and RCU have some time."""
+        """Check that no object of a script is left; works and RCU have some time."""
         deadline = time.monotonic() + OBJECTS_LIMIT
         while True:
             left = {
@@ -537,7 +547,7 @@ class Arena:
             time.sleep(INTERVAL)
 
     def restore_device(self) -> Finding | None:
-        """Binds the driver again where a script has unbound it."""
+        """Bind the driver again if a script has unbound it."""
         place = f"/sys/bus/virtio/devices/{self.virtio}"
         if not self.guest.os("access", place, 0):
             config = f"/sys/bus/pci/devices/{self.port}/config"
@@ -550,7 +560,7 @@ class Arena:
         return None
 
     def leaks(self) -> Finding | None:
-        """What kmemleak finds of all scripts so far."""
+        """Check that kmemleak finds no leak of all scripts so far."""
         if not self.looks_for_leaks:
             return None
         try:
@@ -563,12 +573,12 @@ class Arena:
 
 
 def key_of(watch: Watch) -> int:
-    """What an event is known by."""
+    """Return what identifies the watch in an event."""
     return watch.wd if watch.kind == "inotify" else watch.ino
 
 
 def disagreements(tree: Known, watches: list[Watch]) -> list[str]:
-    """Where what the server believes is not what /proc says."""
+    """Return the differences between the server's beliefs and /proc."""
     wanted: dict[int, int] = {}
     for watch in watches:
         wanted[watch.ino] = wanted.get(watch.ino, 0) | (watch.mask & PLAIN_BITS)
@@ -590,25 +600,23 @@ def disagreements(tree: Known, watches: list[Watch]) -> list[str]:
         elif lost:
             found.append(f"a watched node is not watched at the server: node {ino}, {lost:#x}")
         elif extra and wanted.get(ino):
-            found.append(
-                f"events that nobody watches are asked for: node {ino}, {extra:#x} of {mask:#x}"
-            )
+            found.append(f"unwatched events are requested: node {ino}, {extra:#x} of {mask:#x}")
         elif extra:
-            found.append(
-                f"a node that nobody watches is watched at the server: node {ino}, {extra:#x}"
-            )
+            found.append(f"an unwatched node is watched at the server: node {ino}, {extra:#x}")
     return found
 
 
 def words_of(text: str) -> str:
-    """The text without what differs from run to run."""
+    """Return the text without the parts that differ from run to run."""
     short = text.split(":")[0] if ":" in text else text
     return re.sub(r"0x[0-9a-f]+|\d+", "N", short)[:100]
 
 
 def signature(line: str, context: Sequence[str] = ()) -> str:
-    """The line of a console without what differs from run to run, and the function that the trace
-    behind it names first."""
+    """Return a line of a console without the parts that differ from run to run.
+
+    It has the function that the following trace names first.
+    """
     text = re.sub(r"^\[ *[\d.]+\] ", "", line)
     for pattern in VARYING:
         text = re.sub(pattern, "", text)
@@ -629,14 +637,16 @@ def running(
     cpus: int = 2,
     leaks: bool = True,
 ) -> Iterator[Arena]:
-    """Boots a guest with a hostile device; both end with the block. Without `leaks` kmemleak is off
-    and the debug kernel much faster."""
+    """Boot a guest with a hostile device; both end with the block.
+
+    leaks: False turns kmemleak off, which makes the debug kernel much faster.
+    """
     with contextlib.ExitStack() as stack:
         sockets = socket_folder()
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         name = f"adversary-{os.getpid()}-{next(NUMBERS)}"
         tree = Tree(init_flags("others"), WATCHABLE)
-        device = Device(tree, TAG, transport != WAIT, request_queues)
+        device = HostileDevice(tree, TAG, transport != WAIT, request_queues)
         device.start(sockets / "fs")
         stack.callback(device.stop)
         spec = replace(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: plays random scripts for a given time, and shortens those that find something."""
+"""`make fuzz-kernel`: plays random scripts for a time, and shortens those with a finding."""
 
 import argparse
 import contextlib
@@ -20,17 +20,17 @@ from farwatch_harness.util.progress import say, step
 from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
 
 SAVED = paths.CHECKOUT / "build" / "adversary"
-#: A guest plays so many scripts, and is then asked for leaks.
+#: The number of scripts that a guest plays before it is scanned for leaks.
 SCRIPTS_PER_GUEST = 12
-#: kmemleak slows a guest down: one of so many has it.
+#: kmemleak slows a guest down, so only one guest of this number has it.
 GUESTS_PER_LEAK_SEARCH = 3
-#: How often a script is tried before it counts as one that does not fail.
+#: How often a script is played before it counts as one without a finding.
 TRIES = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do: `seconds` altogether; or the scripts in `replay`, each `times`."""
+    """What to play: random scripts for `seconds`, or the scripts in `replay`, each `times`."""
 
     seconds: float
     seed: str
@@ -46,14 +46,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Found:
-    """A script and what it found."""
+    """A script and its finding."""
 
     script: Script
     finding: Finding
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "--minutes", type=float, default=5.0, metavar="N", help="how long (%(default)s)"
     )
@@ -105,7 +105,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    """The plan that the options ask for."""
+    """Return the plan that the options ask for."""
     return Plan(
         options.minutes * 60,
         options.seed or secrets.token_hex(4),
@@ -121,7 +121,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def fuzz(plan: Plan) -> None:
-    """Runs the plan; HarnessError when anything was found."""
+    """Run the plan. HarnessError: there was a finding."""
     flavour = build.Flavour.DEBUG if plan.debug else build.Flavour.NORMAL
     environment = prepare_environment(patches_of_series(folder=plan.series), flavour)
     found = replay(plan, environment) if plan.replay else hunt(plan, environment)
@@ -136,7 +136,7 @@ def fuzz(plan: Plan) -> None:
 
 
 def replay(plan: Plan, environment: Environment) -> list[Found]:
-    """Plays saved scripts, and shortens those that find something; what they find."""
+    """Play saved scripts, and shorten those with a finding; return the findings."""
     found = []
     for path in plan.replay:
         script = Script.load(path)
@@ -154,7 +154,7 @@ def replay(plan: Plan, environment: Environment) -> list[Found]:
 
 
 def hunt(plan: Plan, environment: Environment) -> list[Found]:
-    """Plays random scripts until the time is over, or until one finds something."""
+    """Play random scripts until the time is over, or until there is a finding."""
     found: list[Found] = []
     deadline = time.monotonic() + plan.seconds
     played = guests = 0
@@ -178,8 +178,7 @@ def hunt(plan: Plan, environment: Environment) -> list[Found]:
 def play_in_one_guest(
     plan: Plan, environment: Environment, number: int, leaks: bool, deadline: float
 ) -> Iterator[Found | None]:
-    """Plays the scripts from `number` on in one guest, as long as it is fit for it; yields for each
-    what it found."""
+    """Play the scripts from `number` on in one guest while it can be used; yield the findings."""
     script = generate(f"{plan.seed}-{number}", plan.transports, plan.pool)
     machine = (script.transport, script.request_queues)
     with arena.running(environment, *machine, leaks=leaks) as guest:
@@ -195,14 +194,16 @@ def play_in_one_guest(
                 return
             if finding and not plan.keep_going:
                 return
-            # The seed decides what is played, the guest that is there by which transport.
+            # The seed decides what is played; the running guest decides on which transport.
             following = generate(f"{plan.seed}-{number + count}", plan.transports, plan.pool)
             script = replace(following, transport=machine[0], request_queues=machine[1])
 
 
 class Replayer:
-    """Plays scripts one after the other, each in a guest that is fit for it: the last one's as long
-    as nothing broke it, else a new one. Ended by `close`."""
+    """Plays scripts one after the other, each in a usable guest; `close` ends it.
+
+    The guest of the previous script is used again if nothing broke it.
+    """
 
     def __init__(self, environment: Environment, leaks: bool = False) -> None:
         self.environment = environment
@@ -212,7 +213,7 @@ class Replayer:
         self.machine: tuple[str, int] | None = None
 
     def play(self, script: Script, times: int) -> Finding | None:
-        """Plays a script up to `times`; its first finding."""
+        """Play a script up to `times`; return its first finding."""
         for _ in range(times):
             guest = self.fit_guest((script.transport, script.request_queues))
             finding = guest.play(script)
@@ -223,6 +224,7 @@ class Replayer:
         return self.guest.leaks() if self.guest else None
 
     def fit_guest(self, machine: tuple[str, int]) -> Arena:
+        """Return a guest that can be used for the script."""
         if self.guest is None or machine != self.machine:
             self.close()
             running = arena.running(self.environment, *machine, leaks=self.leaks)
@@ -231,13 +233,13 @@ class Replayer:
         return self.guest
 
     def close(self) -> None:
-        """Ends the guest, if there is one."""
+        """End the guest, if there is one."""
         self.guest = None
         self.stack.close()
 
 
 def shortened(plan: Plan, environment: Environment, found: Found) -> Found:
-    """The same finding with the shortest script that was seen to give it."""
+    """Return the same finding with the shortest script that showed it."""
     end = time.monotonic() + plan.shrink_seconds
     last = found.finding
     kind = found.finding.kind
@@ -273,7 +275,7 @@ def shortened(plan: Plan, environment: Environment, found: Found) -> Found:
 
 
 def save(found: Found, label: str) -> None:
-    """Keeps a script and its finding."""
+    """Write a script and its finding to files."""
     SAVED.mkdir(parents=True, exist_ok=True)
     stem = f"{found.script.seed}-{label}"
     (SAVED / f"{stem}.json").write_text(found.script.to_json())

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scripted vhost-user device: serves the file system in memory over virtio, and lies as it is
-told to.
+"""A scripted vhost-user device: serves the file system in memory, with the lies of a script.
 
-It runs in a thread of its own. What other threads call goes through `call`, which runs it in that
-thread.
+It runs in its own thread. Other threads use `call`, which runs a function in that thread.
 """
 
 import errno
@@ -38,15 +36,15 @@ from farwatch_harness.util.errors import HarnessError
 log = logging.getLogger(__name__)
 
 CALL_LIMIT = 20.0
-#: What a WAIT request must have room for at least (docs/protocol.md).
+#: The least room for the reply of a WAIT request, in bytes (docs/protocol.md).
 WAIT_ROOM = 592
-#: Payloads that wait for buffers; those beyond are not sent.
+#: The most payloads that wait for buffers; further ones are dropped.
 MOST_WAITING = 5000
 T = TypeVar("T")
 
 
 class Held(NamedTuple):
-    """A request that has not been answered."""
+    """A request without a reply so far."""
 
     vring: Vring
     head: int
@@ -56,7 +54,7 @@ class Held(NamedTuple):
 
 @dataclass
 class Counts:
-    """What went over the rings."""
+    """The messages on the rings."""
 
     requests: int = 0
     fsnotify: int = 0
@@ -65,8 +63,8 @@ class Counts:
     sent_records: dict[str, int] = field(default_factory=dict)
 
 
-class Device:
-    """The rings' other end. All methods but `call`, `start` and `stop` belong to its own thread."""
+class HostileDevice:
+    """The device. Only `call`, `start` and `stop` may be used from other threads."""
 
     def __init__(
         self, tree: Tree, tag: str, notification_queue: bool, request_queues: int = 1
@@ -90,17 +88,19 @@ class Device:
         self.counts = Counts()
         self.thread = threading.Thread(target=self.loop.run, name="hostile device", daemon=True)
 
-    # The other threads' side.
+    # For other threads.
 
     def start(self, socket_path: Path) -> None:
-        """Listens and serves until `stop`."""
+        """Listen, and serve until `stop`."""
         sock = listen(socket_path)
         self.server = Server(self.loop, sock, self, self.loop.stop)
         self.thread.start()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Runs the function in the device's thread and returns its result; HarnessError when it
-        takes too long."""
+        """Run the function in the device's thread; return its result.
+
+        HarnessError: it took too long.
+        """
         done = threading.Event()
         result: list[T] = []
         raised: list[BaseException] = []
@@ -120,15 +120,15 @@ class Device:
         return result[0]
 
     def stop(self) -> None:
-        """Ends the connection and the thread."""
+        """End the connection and the thread."""
         self.call(self.kill)
         self.loop.stop()
         self.thread.join(CALL_LIMIT)
 
-    # What vhost_user.backend asks for.
+    # The interface that vhost_user.backend uses.
 
     def prepare(self, script: Script) -> None:
-        """Begins a script: the tree is as at first."""
+        """Begin a script with the initial tree."""
         self.random.seed(script.seed)
         self.lies = Lies()
         self.payloads.clear()
@@ -141,13 +141,17 @@ class Device:
         tree.build()
 
     def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
-        """Begins a round: lies from now on, and does each action at its milliseconds from now."""
+        """Begin a round with these lies.
+
+        Perform each action at its time, in milliseconds from now.
+        """
         self.lies = lies
         for at, *action in timeline:
             self.loop.call_later(at / 1000, partial(self.act, action))
 
     @property
     def features(self) -> int:
+        """The virtio feature bits."""
         features = int(
             VirtioFeature.VERSION_1 | VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX
         )
@@ -156,16 +160,19 @@ class Device:
 
     @property
     def queue_count(self) -> int:
+        """The number of queues."""
         return 2 + self.request_queues
 
     @property
     def config_space(self) -> bytes:
+        """The device's configuration space."""
         size = NOTIFY_BUF_SIZE if self.notification_queue else 0
         return fs_config.pack(
             tag=self.tag.encode(), num_request_queues=self.request_queues, notify_buf_size=size
         )
 
     def ring_started(self, vring: Vring, features: int) -> None:
+        """Serve a ring from now on."""
         assert vring.kick_fd is not None
         if vring.kick_is_eventfd:
             self.loop.add_eventfd(vring.kick_fd, partial(self.serve, vring.index))
@@ -175,9 +182,11 @@ class Device:
         self.loop.call_soon(partial(self.serve, vring.index))
 
     def drain(self) -> bool:
+        """Return true: no work is in progress in another thread."""
         return True
 
     def ring_stopped(self, vring: Vring) -> None:
+        """Stop serving a ring; reset the device if it was the last one."""
         if self.running.pop(vring.index, None) is None:
             return
         if vring.kick_fd is not None:
@@ -185,10 +194,11 @@ class Device:
         self.held = [held for held in self.held if held.vring is not vring]
         self.waiting = deque(held for held in self.waiting if held.vring is not vring)
         if not self.running:
-            # The device was reset: its driver has gone, with or without DESTROY.
+            # The device was reset: its driver has left it, with or without DESTROY.
             self.reset()
 
     def reset(self) -> None:
+        """Forget the session."""
         self.tree.forget_session()
         self.epoch += 1
         self.payloads.clear()
@@ -197,10 +207,12 @@ class Device:
     # Rings.
 
     def kicked(self, vring: Vring) -> None:
+        """Serve the ring if it was kicked."""
         if vring.read_kick() is KickState.KICKED:
             self.serve(vring.index)
 
     def serve(self, index: int) -> None:
+        """Serve a ring, unless the device is frozen."""
         if self.frozen or index not in self.running:
             return
         vring, features = self.running[index]
@@ -217,10 +229,12 @@ class Device:
             vring.fail()
 
     def serve_all(self) -> None:
+        """Serve all rings."""
         for index in list(self.running):
             self.serve(index)
 
     def serve_requests(self, vring: Vring) -> None:
+        """Serve all available requests of a ring."""
         ring = vring.ring
         assert ring is not None
         while True:
@@ -234,6 +248,7 @@ class Device:
             self.take_request(vring, head, chain)
 
     def take_request(self, vring: Vring, head: int, chain: Chain) -> None:
+        """Handle one request, as the lies say."""
         header = in_header.unpack_from(gather(chain.readable, 0, in_header.size))
         args = gather(chain.readable, in_header.size, chain.readable_size - in_header.size)
         held = Held(vring, head, chain, header.unique)
@@ -254,7 +269,7 @@ class Device:
             self.answer_fsnotify(held, header.nodeid, args, lie)
             return
         if header.opcode == Opcode.DESTROY:
-            # It ends the waiting, too, where nothing else does.
+            # DESTROY also ends WAIT requests.
             self.ended_waits = True
             self.release_waits()
         error, payload = self.answer(header.opcode, header.nodeid, args)
@@ -270,14 +285,17 @@ class Device:
             self.reply(held, error, payload)
 
     def answer(self, opcode: int, nodeid: int, args: bytes) -> tuple[int, bytes | None]:
+        """Return error and payload of the file system's reply."""
         try:
             return 0, self.tree.handle(opcode, nodeid, args)
         except OSError as error:
             return -(error.errno or errno.EIO), b""
 
     def answer_fsnotify(self, held: Held, nodeid: int, args: bytes, lie: Lie) -> None:
-        """Answers it as the lie says; what is believed changes only with an answer that the client
-        can trust."""
+        """Reply to a FSNOTIFY request as the lie says.
+
+        The belief changes only with a reply that the client can rely on.
+        """
         if lie.what in ("error", "short"):
             self.tree.handle(
                 Opcode.FSNOTIFY, nodeid, args
@@ -299,6 +317,7 @@ class Device:
         self.reply(held, error, payload)
 
     def take_wait(self, held: Held, args: bytes) -> None:
+        """Handle a WAIT request."""
         self.counts.waits += 1
         if not self.tree.initialized:
             self.tree.violate("FSNOTIFY_WAIT while there is no session")
@@ -316,10 +335,12 @@ class Device:
             self.send_waiting()
 
     def release_waits(self) -> None:
+        """Reply to all WAIT requests, without events."""
         while self.waiting:
             self.reply(self.waiting.popleft(), 0, b"")
 
     def choose(self, lies: tuple[Lie, ...]) -> Lie | None:
+        """Return a random one of the lies, or None."""
         draw = self.random.random()
         for lie in lies:
             draw -= lie.probability
@@ -328,6 +349,7 @@ class Device:
         return None
 
     def later(self, milliseconds: int, callback: Callable[[], None]) -> None:
+        """Call the function after this many milliseconds, unless the device was reset."""
         epoch = self.epoch
 
         def call() -> None:
@@ -337,8 +359,10 @@ class Device:
         self.loop.call_later(milliseconds / 1000, call)
 
     def reply(self, held: Held, error: int, payload: bytes | None) -> None:
-        """Answers a request, unless its ring has gone; `payload` None gives the chain back as it
-        is."""
+        """Reply to a request, unless its ring has stopped.
+
+        payload: None completes the chain with no bytes.
+        """
         ring = held.vring.ring
         if ring is None:
             return
@@ -359,12 +383,13 @@ class Device:
     # Notifications.
 
     def notify(self, payload: bytes) -> None:
-        """Sends one payload as soon as there is a buffer, or a request that waits."""
+        """Send a payload as soon as there is a buffer or a WAIT request."""
         if payload and len(self.payloads) < MOST_WAITING:
             self.payloads.append(payload)
             self.flush()
 
     def flush(self) -> None:
+        """Send the payloads for which there are buffers or WAIT requests."""
         if self.frozen:
             return
         if self.notification_queue:
@@ -373,11 +398,13 @@ class Device:
             self.send_waiting()
 
     def send_waiting(self) -> None:
+        """Reply to WAIT requests with payloads."""
         while self.waiting and self.payloads and not self.frozen:
             self.counts.notifications += 1
             self.reply(self.waiting.popleft(), 0, self.payloads.popleft())
 
     def serve_notifications(self, vring: Vring) -> None:
+        """Send payloads in the buffers of the notification queue."""
         ring = vring.ring
         assert ring is not None
         while self.payloads:
@@ -400,62 +427,69 @@ class Device:
         vring.interrupt_if_needed()
         ring.enable_notification()
 
-    # What a script makes it do.
+    # The actions of a script.
 
     def act(self, action: list[Any]) -> None:
-        """One step of the server's part of a script."""
+        """Perform one action of a script."""
         name, *words = action
         ACTIONS[name](self, *words)
 
     def send_records(self, kind: str, count: int, times: int = 1) -> None:
+        """Send event records of this kind."""
         if kind == "watches-lost":
             self.tree.lose_watches()
         if kind in records.UNCERTAIN:
-            # The client's marks go, or it asks again when it meets the inode the next time.
+            # The client's marks are removed, or it requests them again at the next lookup.
             for nodeid in list(self.tree.beliefs):
                 self.tree.doubt(nodeid)
         for _ in range(times):
             self.notify(records.payload(kind, count, self.tree, self.random))
 
     def send_raw_header(self, error: int) -> None:
-        """A notification that is none of ours, or of another length than it says."""
+        """Send a random notification."""
         self.notify(self.random.randbytes(8 * error))
 
     def freeze(self, milliseconds: int) -> None:
-        """Serves nothing for a while, as a stopped daemon does."""
+        """Serve nothing for a time, like a stopped daemon."""
         self.frozen = True
         self.loop.call_later(milliseconds / 1000, self.thaw)
 
     def thaw(self) -> None:
+        """Serve again."""
         self.frozen = False
         self.serve_all()
         self.flush()
 
     def kill(self) -> None:
-        """Closes the connection, as a daemon that is killed does."""
+        """Close the connection, as a killed daemon does."""
         if self.server is not None:
             self.server.close()
             self.server = None
 
     def restart(self, milliseconds: int) -> None:
-        """Serves nothing for a while, and watches nothing when it is back, as a daemon does that
-        has replaced another one and has taken its session."""
+        """Serve nothing for a time, and then watch nothing.
+
+        This is how a daemon behaves that continues the session of another one.
+        """
         self.payloads.clear()
         self.tree.lose_watches()
         self.notify(WATCHES_LOST.encode())
         self.freeze(milliseconds)
 
     def remove_silently(self, path: str) -> None:
+        """Delete a file without an event."""
         self.tree.remove_silently(path)
 
     def replace_silently(self, path: str) -> None:
+        """Replace a file without an event."""
         self.tree.replace_silently(path)
 
     def reuse(self, on: bool) -> None:
+        """Reuse forgotten nodeids from now on, or no longer."""
         self.tree.reuse = on
 
     def settle(self) -> None:
-        """Lets the server go: no more lies, and everything is answered."""
+        """End all lies, and answer all requests."""
         self.lies = Lies()
         self.thaw()
         held, self.held = self.held, []
@@ -472,55 +506,55 @@ class Device:
 
 
 ACTIONS: dict[str, Callable[..., None]] = {
-    "records": Device.send_records,
-    "raw": Device.send_raw_header,
-    "freeze": Device.freeze,
-    "restart": Device.restart,
-    "kill": Device.kill,
-    "remove": Device.remove_silently,
-    "replace": Device.replace_silently,
-    "reuse": Device.reuse,
+    "records": HostileDevice.send_records,
+    "raw": HostileDevice.send_raw_header,
+    "freeze": HostileDevice.freeze,
+    "restart": HostileDevice.restart,
+    "kill": HostileDevice.kill,
+    "remove": HostileDevice.remove_silently,
+    "replace": HostileDevice.replace_silently,
+    "reuse": HostileDevice.reuse,
 }
 
 
 class VirtioServer:
-    """The device as the arena sees it: all in the device's thread."""
+    """The device as the arena uses it: every call runs in the device's thread."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: HostileDevice) -> None:
         self.device = device
 
     @property
     def gone(self) -> bool:
-        """Whether it was killed: a device does not come back."""
+        """Whether the device was killed: it does not come back."""
         return self.device.server is None
 
     def prepare(self, script: Script) -> None:
-        """Begins a script."""
+        """Begin a script."""
         self.device.call(lambda: self.device.prepare(script))
 
     def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
-        """Begins a round."""
+        """Begin a round."""
         self.device.call(lambda: self.device.begin(lies, timeline))
 
     def settle(self) -> None:
-        """Lets the server go."""
+        """End all lies, and answer all requests."""
         if not self.gone:
             self.device.call(self.device.settle)
 
     def known(self) -> Known:
-        """What the server knows now."""
+        """Return what the server knows."""
         return self.device.call(self.device.tree.known)
 
     def violations(self) -> list[str]:
-        """Which rules the client has broken."""
+        """Return the rules that the client has broken."""
         return self.device.call(lambda: list(self.device.tree.violations))
 
     def requests(self) -> int:
-        """How many requests have come."""
+        """Return how many requests have come."""
         return self.device.counts.requests
 
     def send(self, payloads: list[bytes]) -> None:
-        """Sends notifications."""
+        """Send notifications."""
 
         def send() -> None:
             for payload in payloads:
@@ -529,7 +563,7 @@ class VirtioServer:
         self.device.call(send)
 
     def state(self) -> str:
-        """What it waits for, in words."""
+        """Return in words what the device waits for."""
         waiting, payloads = self.device.call(
             lambda: (len(self.device.waiting), len(self.device.payloads))
         )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's fault injection (Documentation/fault-injection/fault-injection.rst): what fails, how
-often, and how many times it did."""
+"""The kernel's fault injection: what fails, how often, and how many times it did.
+
+See Documentation/fault-injection/fault-injection.rst of Linux.
+"""
 
 from farwatch_harness.adversary.script import ACTORS_FAIL, FUSE_FAILS
 from farwatch_harness.util.errors import HarnessError
@@ -37,7 +39,7 @@ class Faults:
             self.set_up()
 
     def set_up(self) -> None:
-        """Sets what is the same in each round."""
+        """Set what is the same in each round."""
         found = sorted(int(word, 16) for word in self.guest.shell(SYMBOLS).split())
         middle = found[len(found) // 2]
         found = [each for each in found if abs(each - middle) < MOST_CODE]
@@ -60,7 +62,7 @@ class Faults:
         self.guest.shell("set -e\n" + "\n".join(lines))
 
     def begin(self, kind: str) -> None:
-        """Lets calls fail from now on: of ACTORS_FAIL or FUSE_FAILS, or of nothing for ''."""
+        """Let calls fail from now on: those of ACTORS_FAIL or FUSE_FAILS, or none for ''."""
         if not kind or not self.available:
             return
         start, end = self.fuse if kind == FUSE_FAILS else ("0x0", "0xffffffffffffffff")
@@ -79,7 +81,7 @@ class Faults:
         self.guest.shell("set -e\n" + "\n".join(lines))
 
     def end(self) -> None:
-        """Lets nothing fail any more, and counts what did."""
+        """Let no call fail, and count the failures."""
         if not self.on:
             return
         self.on = False

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small FUSE file system in memory that remembers what its client has promised. No I/O here.
+"""A small FUSE file system in memory that checks its client. No I/O here.
 
-It serves well-formed requests and records each broken rule of the client: a request for a node that
-was forgotten, or
-one after DESTROY. Which watches it was asked for is kept by nodeid.
+It serves well-formed requests, and records each rule that the client breaks: a request for a
+forgotten nodeid, or one after DESTROY. It records by nodeid which watches the client has requested.
 """
 
 import errno
@@ -19,8 +18,7 @@ from farwatchd.wire.fuse import InitFlag, Opcode
 from farwatch_harness.adversary.script import MANY
 
 ROOT = 1
-#: Directories and files that the tree begins with; what stands in "sub" is a file system of its own
-#: for the client.
+#: The initial directories and files. For the client, "sub" is a file system of its own.
 DIRECTORIES = ("d0", "d1", "d0/e", "sub", "sub/d", "many", "quiet")
 FILES = (
     "f0",
@@ -45,33 +43,33 @@ NODELESS = frozenset(
 
 
 @dataclass
-class Node:
-    """One object. `lookups` is how often the client has looked it up and not forgotten it."""
+class ServerNode:
+    """One inode. `lookups` is the client's lookup count."""
 
     nodeid: int
     generation: int
     mode: int
-    entries: dict[bytes, "Node"] = field(default_factory=dict)
+    entries: dict[bytes, "ServerNode"] = field(default_factory=dict)
     data: bytearray = field(default_factory=bytearray)
     links: int = 1
     lookups: int = 0
     submount: bool = False
     changed: int = 0
-    #: Nobody deletes it, not even the server's word: who watches it knows what must stay.
+    #: Neither a script nor a record of the server deletes it: its watches must stay.
     quiet: bool = False
 
     @property
     def is_directory(self) -> bool:
+        """Whether the inode is a directory."""
         return stat.S_ISDIR(self.mode)
 
 
 @dataclass
 class Belief:
-    """What the server believes to be watched of one node.
+    """What the server believes to be watched of one inode.
 
-    `certain` is False when the client cannot know it, because its last request had no plain answer.
-    `generations` are
-    those that the node had while it was watched.
+    certain: False if the client cannot know it, because its last request had no plain reply.
+    generations: those that the inode had while it was watched.
     """
 
     mask: int
@@ -81,13 +79,13 @@ class Belief:
 
 @dataclass
 class Known:
-    """What a server knows at one moment of its nodes and of what is watched.
+    """What a server knows at one moment of its inodes and of what is watched.
 
-    `ended`: it has answered with an error where the client waits for events, and so has ended its
-    reports. `device` is the number of its mount, for a server that has made the mount itself.
+    ended: a WAIT request got an error, which ends the reports.
+    device: the number of its mount, for a server that mounts itself.
     """
 
-    nodes: dict[int, Node] = field(default_factory=dict)
+    nodes: dict[int, ServerNode] = field(default_factory=dict)
     beliefs: dict[int, Belief] = field(default_factory=dict)
     initialized: bool = False
     negotiated: int = 0
@@ -95,7 +93,7 @@ class Known:
     device: int | None = None
 
     def path(self, nodeid: int) -> str:
-        """Where a node is in the tree, if its names are known here and lead to it."""
+        """Return the path of an inode, if its names are known."""
         found = [(self.nodes.get(ROOT), "/")]
         while found:
             node, path = found.pop()
@@ -108,11 +106,13 @@ class Known:
 
 
 class Tree(Known):
-    """The file system and all that its client is known to hold of it."""
+    """The file system, and what its client holds of it.
+
+    init_flags: are offered in INIT.
+    entry_valid: seconds for which names and attributes may be cached.
+    """
 
     def __init__(self, init_flags: int, watchable: int, entry_valid: int = 0) -> None:
-        """`init_flags` are offered in INIT; `entry_valid` is how many seconds names and attributes
-        may be cached."""
         super().__init__()
         self.init_flags = init_flags
         self.watchable = watchable
@@ -122,11 +122,11 @@ class Tree(Known):
         self.free: list[tuple[int, int]] = []
         self.reuse = False
         self.violations: list[str] = []
-        self.root = Node(ROOT, 0, stat.S_IFDIR | 0o777, links=2)
+        self.root = ServerNode(ROOT, 0, stat.S_IFDIR | 0o777, links=2)
         self.build()
 
     def build(self) -> None:
-        """Makes the tree anew; what the client holds of the former one is forgotten."""
+        """Make the initial tree; forget what the client holds."""
         self.nodes = {ROOT: self.root}
         self.root.entries.clear()
         self.root.lookups = 0
@@ -138,8 +138,8 @@ class Tree(Known):
         for name in SUBMOUNTS:
             self.find(name).submount = True
 
-    def make(self, path: str, mode: int) -> Node:
-        """Makes one object, whose parent is there."""
+    def make(self, path: str, mode: int) -> ServerNode:
+        """Make one inode, whose parent exists."""
         *parents, name = path.encode().split(b"/")
         directory = self.root
         for part in parents:
@@ -148,23 +148,24 @@ class Tree(Known):
         node.quiet = path.startswith(QUIET)
         return node
 
-    def find(self, path: str) -> Node:
-        """The object at `path`; KeyError when there is none."""
+    def find(self, path: str) -> ServerNode:
+        """Return the inode at `path`. KeyError: there is none."""
         node = self.root
         for part in path.encode().split(b"/") if path else ():
             node = node.entries[part]
         return node
 
-    def add(self, directory: Node, name: bytes, mode: int) -> Node:
+    def add(self, directory: ServerNode, name: bytes, mode: int) -> ServerNode:
+        """Add a new inode to a directory."""
         nodeid, generation = self.number()
-        node = Node(nodeid, generation, mode, links=2 if stat.S_ISDIR(mode) else 1)
+        node = ServerNode(nodeid, generation, mode, links=2 if stat.S_ISDIR(mode) else 1)
         self.nodes[nodeid] = node
         directory.entries[name] = node
         directory.changed += 1
         return node
 
     def number(self) -> tuple[int, int]:
-        """A nodeid and its generation; with `reuse` one that the client has forgotten."""
+        """Return a nodeid and its generation; with `reuse` a forgotten nodeid."""
         if self.reuse and self.free:
             nodeid, generation = self.free.pop(0)
             return nodeid, generation + 1
@@ -172,14 +173,14 @@ class Tree(Known):
         return self.last_nodeid, 0
 
     def known(self) -> Known:
-        """What it knows now, as a copy that does not change."""
+        """Return a copy of what the server knows now."""
         beliefs = {nodeid: replace(belief) for nodeid, belief in self.beliefs.items()}
         return Known(dict(self.nodes), beliefs, self.initialized, self.negotiated, self.ended)
 
-    # What happens behind the client's back.
+    # Changes without an event.
 
     def remove_silently(self, path: str) -> None:
-        """Deletes `path`, if it is there, as somebody on the host would."""
+        """Delete `path`, if it exists, as a process of the host would."""
         *parents, name = path.encode().split(b"/")
         directory = self.root
         for part in parents:
@@ -191,8 +192,7 @@ class Tree(Known):
             self.unlinked(node)
 
     def replace_silently(self, path: str) -> None:
-        """Puts another object in the place of `path`, with the same nodeid and the next
-        generation."""
+        """Replace the inode at `path` by one with the same nodeid and the next generation."""
         try:
             node = self.find(path)
         except KeyError:
@@ -202,13 +202,14 @@ class Tree(Known):
         node.changed += 1
 
     def restore(self) -> None:
-        """Makes what is missing of the tree that there was at first."""
+        """Make what is missing of the initial tree."""
         for name in DIRECTORIES:
             self.restore_one(name, stat.S_IFDIR | 0o777)
         for name in FILES:
             self.restore_one(name, stat.S_IFREG | 0o666)
 
     def restore_one(self, path: str, mode: int) -> None:
+        """Make one file, if it is missing."""
         try:
             node = self.find(path)
         except KeyError:
@@ -218,7 +219,10 @@ class Tree(Known):
     # Requests.
 
     def handle(self, opcode: int, nodeid: int, args: bytes) -> bytes | None:
-        """The reply's payload, or None for what has no reply; OSError for what fails."""
+        """Return the reply's payload; None for a request without a reply.
+
+        OSError: the request fails.
+        """
         if opcode == Opcode.INIT:
             return self.init(args)
         name = Opcode(opcode).name if opcode in Opcode.__members__.values() else str(opcode)
@@ -243,10 +247,12 @@ class Tree(Known):
         return handler(self, node, args)
 
     def violate(self, text: str) -> None:
+        """Record a broken rule."""
         if len(self.violations) < 20:
             self.violations.append(text)
 
     def init(self, args: bytes) -> bytes:
+        """Begin a session."""
         asked = fuse.init_in.unpack_from(args[: fuse.init_in.size].ljust(fuse.init_in.size, b"\0"))
         self.forget_session()
         self.initialized = True
@@ -267,7 +273,7 @@ class Tree(Known):
         )
 
     def forget_session(self) -> None:
-        """The client is gone with all that it held."""
+        """Forget everything that the client holds."""
         self.beliefs.clear()
         for node in list(self.nodes.values()):
             node.lookups = 0
@@ -276,9 +282,11 @@ class Tree(Known):
         self.initialized = self.ended = False
 
     def destroy(self) -> None:
+        """End the session."""
         self.forget_session()
 
     def forget(self, nodeid: int, count: int) -> None:
+        """Lower the lookup count."""
         node = self.nodes.get(nodeid)
         if node is None or node is self.root:
             if node is None:
@@ -297,6 +305,7 @@ class Tree(Known):
                 self.free.append((nodeid, node.generation))
 
     def batch_forget(self, args: bytes) -> None:
+        """Lower several lookup counts."""
         count = fuse.batch_forget_in.unpack_from(args).count
         for number in range(count):
             one = fuse.forget_one.unpack_from(
@@ -304,8 +313,8 @@ class Tree(Known):
             )
             self.forget(one.nodeid, one.nlookup)
 
-    def watch(self, node: Node, mask: int) -> None:
-        """The client wants the events `mask` of the node."""
+    def watch(self, node: ServerNode, mask: int) -> None:
+        """Record that the client requests these events."""
         if not mask:
             self.beliefs.pop(node.nodeid, None)
             return
@@ -314,18 +323,19 @@ class Tree(Known):
         belief.generations.add(node.generation)
 
     def lose_watches(self) -> None:
-        """The server has forgotten all that was watched."""
+        """Forget everything that is watched."""
         self.beliefs.clear()
 
     def doubt(self, nodeid: int) -> None:
-        """The client has no plain answer about the node: neither side can know what is watched."""
+        """Record that the client got no plain reply: neither side can know what is watched."""
         node = self.nodes.get(nodeid)
         if node is not None:
             self.beliefs.setdefault(nodeid, Belief(0)).certain = False
 
     # Replies.
 
-    def attributes(self, node: Node) -> dict[str, Any]:
+    def attributes(self, node: ServerNode) -> dict[str, Any]:
+        """Return the fields of the attributes."""
         size = DIRECTORY_SIZE if node.is_directory else len(node.data)
         now = 1_700_000_000 + node.changed
         return {
@@ -341,8 +351,8 @@ class Tree(Known):
             "attr_flags": fuse.ATTR_SUBMOUNT if node.submount else 0,
         }
 
-    def entry(self, node: Node) -> bytes:
-        """A reply that counts as a lookup."""
+    def entry(self, node: ServerNode) -> bytes:
+        """Return a reply that counts as a lookup."""
         node.lookups += 1
         return fuse.entry_out.pack(
             nodeid=node.nodeid,
@@ -352,22 +362,27 @@ class Tree(Known):
             **self.attributes(node),
         )
 
-    def attr(self, node: Node) -> bytes:
+    def attr(self, node: ServerNode) -> bytes:
+        """Return a reply with attributes."""
         return fuse.attr_out.pack(attr_valid=self.entry_valid, **self.attributes(node))
 
-    def lookup(self, node: Node, args: bytes) -> bytes:
+    def lookup(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve LOOKUP."""
         return self.entry(self.child(node, args.split(b"\0")[0]))
 
-    def child(self, node: Node, name: bytes) -> Node:
+    def child(self, node: ServerNode, name: bytes) -> ServerNode:
+        """Return an entry of a directory."""
         try:
             return node.entries[name]
         except KeyError:
             raise OSError(errno.ENOENT, "no such name") from None
 
-    def getattr(self, node: Node, _args: bytes) -> bytes:
+    def getattr(self, node: ServerNode, _args: bytes) -> bytes:
+        """Serve GETATTR."""
         return self.attr(node)
 
-    def setattr(self, node: Node, args: bytes) -> bytes:
+    def setattr(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve SETATTR."""
         asked = fuse.setattr_in.unpack_from(args)
         if asked.valid & fuse.SetattrValid.SIZE and not node.is_directory:
             size = min(int(asked.size), 1 << 16)
@@ -378,14 +393,17 @@ class Tree(Known):
         node.changed += 1
         return self.attr(node)
 
-    def open(self, _node: Node, _args: bytes) -> bytes:
+    def open(self, _node: ServerNode, _args: bytes) -> bytes:
+        """Serve OPEN and OPENDIR."""
         return fuse.open_out.pack(fh=1)
 
-    def read(self, node: Node, args: bytes) -> bytes:
+    def read(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve READ."""
         asked = fuse.read_in.unpack_from(args)
         return bytes(node.data[asked.offset : asked.offset + asked.size])
 
-    def write(self, node: Node, args: bytes) -> bytes:
+    def write(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve WRITE."""
         asked = fuse.write_in.unpack_from(args)
         data = args[fuse.write_in.size : fuse.write_in.size + asked.size]
         end = asked.offset + len(data)
@@ -396,7 +414,8 @@ class Tree(Known):
         node.changed += 1
         return fuse.write_out.pack(size=len(data))
 
-    def readdir(self, node: Node, args: bytes) -> bytes:
+    def readdir(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve READDIR."""
         asked = fuse.read_in.unpack_from(args)
         found = b""
         for position, (name, child) in enumerate(
@@ -414,32 +433,37 @@ class Tree(Known):
             found += one
         return found
 
-    def mknod(self, node: Node, args: bytes) -> bytes:
+    def mknod(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve MKNOD."""
         asked = fuse.mknod_in.unpack_from(args)
         return self.entry(self.make_new(node, args[fuse.mknod_in.size :], asked.mode))
 
-    def mkdir(self, node: Node, args: bytes) -> bytes:
+    def mkdir(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve MKDIR."""
         asked = fuse.mkdir_in.unpack_from(args)
         return self.entry(
             self.make_new(node, args[fuse.mkdir_in.size :], stat.S_IFDIR | asked.mode)
         )
 
-    def create(self, node: Node, args: bytes) -> bytes:
+    def create(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve CREATE."""
         asked = fuse.create_in.unpack_from(args)
         made = self.make_new(node, args[fuse.create_in.size :], asked.mode)
         return self.entry(made) + fuse.open_out.pack(fh=1)
 
-    def make_new(self, directory: Node, rest: bytes, mode: int) -> Node:
+    def make_new(self, directory: ServerNode, rest: bytes, mode: int) -> ServerNode:
+        """Add a new inode, whose name is the first string of `rest`."""
         name = rest.split(b"\0")[0]
         if not directory.is_directory or not directory.links:
-            raise OSError(errno.ENOENT, "no directory any more")
+            raise OSError(errno.ENOENT, "the directory is deleted")
         if name in directory.entries:
             raise OSError(errno.EEXIST, "the name is taken")
         if len(directory.entries) > 4 * MANY:
             raise OSError(errno.ENOSPC, "directories stay small here")
         return self.add(directory, name, mode)
 
-    def unlink(self, node: Node, args: bytes) -> bytes:
+    def unlink(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve UNLINK and RMDIR."""
         name = args.split(b"\0")[0]
         child = self.child(node, name)
         if child.submount:
@@ -451,8 +475,8 @@ class Tree(Known):
         self.unlinked(child)
         return b""
 
-    def unlinked(self, node: Node) -> None:
-        """The object has lost its name; it goes with the client's last lookup."""
+    def unlinked(self, node: ServerNode) -> None:
+        """Handle an inode without a name: it is freed with the client's last lookup."""
         node.links = 0
         for child in node.entries.values():
             self.unlinked(child)
@@ -462,15 +486,18 @@ class Tree(Known):
             if self.nodes.pop(node.nodeid, None) is not None:
                 self.free.append((node.nodeid, node.generation))
 
-    def rename(self, node: Node, args: bytes) -> bytes:
+    def rename(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve RENAME."""
         return self.move(node, fuse.rename_in.unpack_from(args).newdir, args[fuse.rename_in.size :])
 
-    def rename2(self, node: Node, args: bytes) -> bytes:
+    def rename2(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve RENAME2."""
         return self.move(
             node, fuse.rename2_in.unpack_from(args).newdir, args[fuse.rename2_in.size :]
         )
 
-    def move(self, node: Node, newdir: int, names: bytes) -> bytes:
+    def move(self, node: ServerNode, newdir: int, names: bytes) -> bytes:
+        """Move an entry; `names` has the old and the new name."""
         old, new = names.split(b"\0")[:2]
         target = self.nodes.get(newdir)
         if target is None or not target.links:
@@ -489,18 +516,22 @@ class Tree(Known):
             self.unlinked(replaced)
         return b""
 
-    def below(self, top: Node, node: Node) -> bool:
+    def below(self, top: ServerNode, node: ServerNode) -> bool:
+        """Return whether `node` is below `top`."""
         return any(child is node or self.below(child, node) for child in top.entries.values())
 
-    def statfs(self, _node: Node, _args: bytes) -> bytes:
+    def statfs(self, _node: ServerNode, _args: bytes) -> bytes:
+        """Serve STATFS."""
         return fuse.statfs_out.pack(
             st_bsize=4096, st_namelen=255, st_frsize=4096, st_blocks=1000, st_bfree=500
         )
 
-    def nothing(self, _node: Node, _args: bytes) -> bytes:
+    def nothing(self, _node: ServerNode, _args: bytes) -> bytes:
+        """Serve a request without an effect."""
         return b""
 
-    def fsnotify(self, node: Node, args: bytes) -> bytes:
+    def fsnotify(self, node: ServerNode, args: bytes) -> bytes:
+        """Serve FSNOTIFY."""
         asked = wire.fsnotify_in.unpack_from(args)
         if asked.flags:
             self.violate(f"FSNOTIFY for node {node.nodeid} with the flags {asked.flags:#x}")

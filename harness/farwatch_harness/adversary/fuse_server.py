@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's end of the /dev/fuse server in the guest (server.c): gives it lies and notifications,
-and reads what it knows."""
+"""The host's end of the /dev/fuse server in the guest (server.c).
+
+It gives the server lies and notifications, and reads what the server knows.
+"""
 
 import stat
 import threading
@@ -18,7 +20,7 @@ from farwatch_harness.adversary.filesystem import (
     FILES,
     Belief,
     Known,
-    Node,
+    ServerNode,
 )
 from farwatch_harness.adversary.script import MANY, MOUNT, Lie, Lies, Script, init_flags
 from farwatch_harness.util import cache, paths, subprocesses
@@ -27,13 +29,16 @@ from farwatch_harness.vm.guest_client import Guest
 
 SOURCE = Path(__file__).with_name("server.c")
 COMMAND_LIMIT = 30.0
-#: A round's timeline must have ended so long after its last action.
+#: Seconds for a round's timeline to end.
 TIMELINE_LIMIT = 30.0
 WATCHABLE = int(wire.Event(0x1FFF) | wire.Event.ON_CHILD | wire.Event.RENAME)
 
 
 def program() -> Path:
-    """The server, built with AddressSanitizer; cached by its text and the protocol's numbers."""
+    """Return the server, built with AddressSanitizer.
+
+    It is cached by its source and the protocol's numbers.
+    """
     source = SOURCE.read_bytes()
     numbers = [
         f"-DFUSE_FSNOTIFY={wire.FUSE_FSNOTIFY}",
@@ -72,19 +77,20 @@ class FuseServer:
         self.command("state")
 
     def send_line(self, *texts: str) -> None:
+        """Send commands, and sort the output."""
         lines = "".join(f"{text}\n" for text in texts)
         answer = self.guest.call("processes_ask", texts=[(self.handle, lines)], limit=0.0)
         self.sort(answer[0])
 
     def sort(self, lines: list[str]) -> None:
-        """Takes note of what the server complains of."""
+        """Record the faults that the server reports."""
         for line in lines:
             if line.startswith("bad ") or "AddressSanitizer" in line:
                 self.bad.append(line.removeprefix("bad "))
         self.lines += lines
 
     def command(self, text: str) -> list[str]:
-        """Runs a command to its end and returns what was said since the last one."""
+        """Run a command to its end; return the output since the previous one."""
         with self.lock:
             self.lines.clear()
             self.send_line(text)
@@ -102,10 +108,10 @@ class FuseServer:
                     return list(self.lines)
         raise HarnessError(f"the server did not finish '{text[:60]}' in {COMMAND_LIMIT:.0f} s")
 
-    # What the arena asks for.
+    # The interface that the arena uses.
 
     def prepare(self, script: Script) -> None:
-        """Begins a script."""
+        """Begin a script."""
         self.random.seed(script.seed)
         self.bad.clear()
         flags = init_flags(script.mode)
@@ -115,13 +121,13 @@ class FuseServer:
         self.restore()
 
     def restore(self) -> None:
-        """Makes what is missing of the tree that there was at first."""
+        """Make what is missing of the initial tree."""
         with self.lock:
             self.send_line(*(f"mkdir {name}" for name in DIRECTORIES))
             self.send_line(*(f"touch {name}" for name in FILES))
 
     def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
-        """Begins a round."""
+        """Begin a round."""
         self.command("true")
         for kind in ("fsnotify", "rest"):
             for lie in getattr(lies, kind):
@@ -130,6 +136,7 @@ class FuseServer:
         self.timeline.start()
 
     def run_timeline(self, timeline: list[list[Any]]) -> None:
+        """Perform the actions at their times; runs in a thread."""
         try:
             began = time.monotonic()
             for at, *action in timeline:
@@ -139,7 +146,7 @@ class FuseServer:
             self.failed.append(error)
 
     def act(self, action: list[Any]) -> None:
-        """One step of the server's part of a script."""
+        """Perform one action of a script."""
         name, *words = action
         if name == "records":
             kind, count, times = words
@@ -163,7 +170,7 @@ class FuseServer:
             self.command("kill")
 
     def settle(self) -> None:
-        """Lets the server go."""
+        """End all lies, and answer all requests."""
         if self.timeline is not None:
             self.timeline.join(TIMELINE_LIMIT)
         self.command("settle")
@@ -171,7 +178,7 @@ class FuseServer:
             raise self.failed.pop()
 
     def known(self) -> Known:
-        """What the server knows now."""
+        """Return what the server knows."""
         found = Known()
         for line in self.command("state"):
             kind, *words = line.split()
@@ -181,7 +188,7 @@ class FuseServer:
             elif kind == "node":
                 nodeid, generation = int(words[0]), int(words[1])
                 mode = stat.S_IFDIR if words[2] == "1" else stat.S_IFREG
-                found.nodes[nodeid] = Node(nodeid, generation, mode, quiet=words[3] == "1")
+                found.nodes[nodeid] = ServerNode(nodeid, generation, mode, quiet=words[3] == "1")
             elif kind == "belief":
                 nodeid = int(words[0])
                 found.beliefs[nodeid] = Belief(
@@ -190,26 +197,26 @@ class FuseServer:
         return found
 
     def violations(self) -> list[str]:
-        """Which rules the client has broken."""
+        """Return the rules that the client has broken."""
         self.command("state")
         return list(self.bad)
 
     def requests(self) -> int:
-        """How many requests have come."""
+        """Return how many requests have come."""
         lines = self.command("requests")
         return next((int(line.split()[1]) for line in lines if line.startswith("requests")), 0)
 
     def send(self, payloads: list[bytes]) -> None:
-        """Sends notifications."""
+        """Send notifications."""
         with self.lock:
             self.send_line(*(f"notify 1 {payload.hex()}" for payload in payloads))
         self.command("requests")
 
     def state(self) -> str:
-        """What it waits for, in words."""
+        """Return in words what the server waits for."""
         return "the server is on /dev/fuse"
 
 
 def lie_line(kind: str, lie: Lie) -> str:
-    """A lie as a command."""
+    """Return the command that adds a lie."""
     return f"lie {kind} {lie.what} {int(1000 * lie.probability)} {lie.number}"

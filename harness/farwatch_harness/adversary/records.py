@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event records as the adversary sends them: true ones, senseless ones, and ones that break the
-protocol."""
+"""Event records of the adversary: true ones, senseless ones, and ones that break the protocol."""
 
 from random import Random
 
 from farwatchd.watch.event_record import OVERFLOW, WATCHES_LOST, EventRecord, watch_ended
 from farwatchd.wire.fsnotify import Event
 
-from farwatch_harness.adversary.filesystem import Known, Node
+from farwatch_harness.adversary.filesystem import Known, ServerNode
 
-#: The most that one notification carries here, as farwatchd's.
+#: The largest payload of a notification, in bytes, as farwatchd's.
 ROOM = 4000
 NAMES = (b"f", b"e", b"d", b"new", b"f0", b"d0", b"q0", b"x" * 255)
 SELF_EVENTS = (
@@ -21,13 +20,13 @@ SELF_EVENTS = (
     Event.MOVE_SELF,
 )
 ENTRY_EVENTS = (Event.CREATE, Event.DELETE, Event.MOVED_FROM, Event.MOVED_TO)
-#: Kinds after which neither side can know what is watched.
+#: The kinds of records after which neither side can know what is watched.
 UNCERTAIN = ("delete-self", "mutant", "watch-ended")
 CHILD_EVENTS = (Event.ATTRIB, Event.MODIFY, Event.OPEN, Event.CLOSE_WRITE)
 
 
 def payload(kind: str, count: int, known: Known, random: Random) -> bytes:
-    """Up to `count` records of that kind, as many as one notification holds."""
+    """Return up to `count` records of that kind, as many as one notification can have."""
     found = b""
     for _ in range(count):
         one = record(kind, known, random)
@@ -38,7 +37,7 @@ def payload(kind: str, count: int, known: Known, random: Random) -> bytes:
 
 
 def record(kind: str, known: Known, random: Random) -> bytes:
-    """One record about something that is watched, if anything is."""
+    """Return one record, about a watched inode if there is one."""
     node = some_node(known, random, kind in ("delete-self", "mutant"))
     if kind == "overflow":
         return OVERFLOW.encode()
@@ -69,8 +68,8 @@ def record(kind: str, known: Known, random: Random) -> bytes:
     return event(node, random).encode()
 
 
-def event(node: Node, random: Random) -> EventRecord:
-    """A record that keeps the rules."""
+def event(node: ServerNode, random: Random) -> EventRecord:
+    """Return a valid record."""
     if not node.is_directory or random.random() < 0.3:
         return EventRecord(node.nodeid, node.generation, random.choice(SELF_EVENTS))
     name = random.choice(NAMES)
@@ -86,13 +85,13 @@ def event(node: Node, random: Random) -> EventRecord:
     )
 
 
-def probe(node: Node) -> bytes:
-    """The record that each watcher of the node's attributes must hear."""
+def probe(node: ServerNode) -> bytes:
+    """Return the record that each watcher of the inode's attributes must read."""
     return EventRecord(node.nodeid, node.generation, Event.ATTRIB).encode()
 
 
-def some_node(known: Known, random: Random, may_go: bool = False) -> Node:
-    """Mostly one that is watched; with `may_go` none of the quiet ones."""
+def some_node(known: Known, random: Random, may_go: bool = False) -> ServerNode:
+    """Return an inode, mostly a watched one; with `may_go` none of the quiet ones."""
     nodes = [node for node in known.nodes.values() if not (may_go and node.quiet)]
     watched = [node for node in nodes if node.nodeid in known.beliefs]
     return random.choice(watched if watched and random.random() < 0.8 else nodes)

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts of the adversary: what each side does, round by round, and how a seed makes one. No I/O
-here.
+"""Scripts of the adversary: the actions of each side, by round, and random scripts. No I/O here.
 
-In a round all actors of the guest and the server do their parts at the same time; after it
-everything is checked.
+In a round the actors of the guest and the server act concurrently; after it everything is checked.
 A script is plain data, so that it can be saved, shortened and run again.
 """
 
@@ -18,17 +16,17 @@ from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fuse import InitFlag
 
 MOUNT = "/run/fw"
-#: Replaced by what the device, and the PCIe port above it, are called in the guest.
+#: Replaced by the names of the device, and of the PCIe port above it, in the guest.
 VIRTIO, PCI, PORT = "@VIRTIO@", "@PCI@", "@PORT@"
 #: The user of each process; two actors are the threads of one process.
 USERS = (0, 0, 1000, 1001)
 ACTORS = range(2 * len(USERS))
 ROOT_ACTORS = (0, 1, 2, 3)
-#: By the notification queue, by requests that wait, or by /dev/fuse in the guest.
+#: The transports: the notification queue, WAIT requests, or /dev/fuse in the guest.
 QUEUE, WAIT, DEV_FUSE = "queue", "wait", "dev-fuse"
 TRANSPORTS = (QUEUE, WAIT, DEV_FUSE)
 MODES = ("others", "remote")
-#: What a script may be about; each has some of these.
+#: The subjects of scripts; each script has some of them.
 THEMES = (
     "contention",
     "many",
@@ -62,7 +60,7 @@ THEMES = (
     "dnotify",
     "dead server",
 )
-#: Themes that need a new guest afterwards come seldom.
+#: Themes that need a new guest afterwards are rare.
 RARE = {
     "dead server": 0.06,
     "never": 0.1,
@@ -73,14 +71,14 @@ RARE = {
     "frozen": 0.2,
     "restart": 0.2,
 }
-#: Themes in which a device goes while its mount stays.
+#: Themes in which a device is removed while its mount stays.
 REMOVING = frozenset({"unbind", "unplug", "never"})
 #: What fails in a round with faults: calls of actors that want it, or whatever calls FUSE's code.
 ACTORS_FAIL, FUSE_FAILS = "actors", "fuse"
 USUAL = 0.33
-#: Of a few that were chosen each script has most.
+#: If only a few themes were chosen, each script has most of them.
 FEW, FEW_USUAL = 6, 0.7
-#: How many names the directory "many" holds, which is for those who watch much.
+#: The number of names in the directory "many", which is for many watches.
 MANY = 120
 IN_BITS = [1 << bit for bit in range(12)]
 IN_ATTRIB = 0x4
@@ -133,13 +131,16 @@ PLUG = f"poke /sys/bus/pci/devices/{PORT}/config {SECONDARY_BUS} 1"
 
 @dataclass(frozen=True)
 class Lie:
-    """How requests are answered: with `probability`, `what` is done, with a number that depends on
-    it.
+    """How requests are answered: `what` happens with `probability`.
 
-    delay: milliseconds late. error: with the negated errno, negative numbers being errors that are
-    no errno. hold: when the server is let go. never: not before the connection ends. partial: with
-    fewer events than were asked for. short: with a header alone. twice: where the transport allows
-    it.
+    number: its meaning depends on `what`.
+    - delay: reply `number` milliseconds late.
+    - error: reply with the negated errno; a negative number is no valid errno.
+    - hold: reply when the server is settled.
+    - never: do not reply before the connection ends.
+    - partial: reply with fewer events than requested.
+    - short: reply with a header alone.
+    - twice: reply twice, if the transport permits it.
     """
 
     what: str
@@ -149,7 +150,7 @@ class Lie:
 
 @dataclass(frozen=True)
 class Lies:
-    """What is not true of the server's answers, by kind of request."""
+    """The lies about each kind of request."""
 
     fsnotify: tuple[Lie, ...] = ()
     wait: tuple[Lie, ...] = ()
@@ -158,8 +159,12 @@ class Lies:
 
 @dataclass(frozen=True)
 class Round:
-    """What is done at the same time: `actors` by their numbers, the server's actions by
-    milliseconds, its lies."""
+    """What happens concurrently.
+
+    actors: the operations of each actor.
+    server: the server's actions, with milliseconds from the beginning.
+    lies: how requests are answered.
+    """
 
     actors: dict[int, list[str]] = field(default_factory=dict)
     server: list[list[Any]] = field(default_factory=list)
@@ -170,7 +175,7 @@ class Round:
 
     @property
     def size(self) -> int:
-        """How many steps it has."""
+        """The number of steps."""
         return sum(map(len, self.actors.values())) + len(self.server)
 
 
@@ -189,16 +194,19 @@ class Script:
 
     @property
     def size(self) -> int:
-        """How many steps it has."""
+        """The number of steps."""
         return sum(each.size for each in self.rounds)
 
     def to_json(self) -> str:
-        """As text, which `from_json` reads."""
+        """Return the script as text for `from_json`."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Script":
-        """What `to_json` wrote; ValueError or KeyError when it is something else."""
+        """Return the script that `to_json` wrote.
+
+        ValueError, KeyError: the text is something else.
+        """
         data = json.loads(text)
         rounds = [
             Round(
@@ -218,12 +226,12 @@ class Script:
 
     @classmethod
     def load(cls, path: Path) -> "Script":
-        """A saved script."""
+        """Read a saved script."""
         return cls.from_json(path.read_text())
 
 
 def init_flags(mode: str) -> int:
-    """What the server offers in INIT."""
+    """Return the flags that the server offers in INIT."""
     flags = InitFlag.ASYNC_READ | InitFlag.BIG_WRITES | InitFlag.MAX_PAGES
     flags |= InitFlag.PARALLEL_DIROPS | InitFlag.SUBMOUNTS | InitFlag.ATOMIC_O_TRUNC
     offered = int(flags) | wire.FUSE_HAS_FSNOTIFY | wire.FUSE_HAS_FSNOTIFY_WAIT
@@ -233,9 +241,9 @@ def init_flags(mode: str) -> int:
 def generate(
     seed: str, transports: Sequence[str] = TRANSPORTS, pool: Sequence[str] = THEMES
 ) -> Script:
-    """The script that belongs to a seed and the other arguments; the same one each time.
+    """Return the script of a seed and the other arguments; the same one each time.
 
-    `pool` has the themes that it may have: what is known to fail hides what comes after it.
+    pool: the themes that it may have. A known fault hides later ones, so its theme can be left out.
     """
     random = Random(seed)
     usual = USUAL if len(pool) > FEW else FEW_USUAL
@@ -258,7 +266,10 @@ def generate(
 
 
 def at_most(count: int, name: str, steps: list[str]) -> list[str]:
-    """The steps with the first `count` of that name: these take as long as a hundred others."""
+    """Return the steps with only the first `count` of that name.
+
+    Such a step takes as long as a hundred others.
+    """
     found = []
     for step in steps:
         count -= step.startswith(f"{name} ")
@@ -278,14 +289,16 @@ class Maker:
     # Single steps.
 
     def chance(self, probability: float) -> bool:
+        """Return true with this probability."""
         return self.random.random() < probability
 
     def mask(self) -> int:
-        """An inotify mask, which mostly has the event that is asked for at the end."""
+        """Return an inotify mask, which mostly has the event of the probe."""
         found = sum(self.random.sample(IN_BITS, self.random.randint(1, 4)))
         return found | IN_ATTRIB if self.chance(0.8) else found
 
     def watched(self) -> str:
+        """Return the path of a file to watch."""
         if "submount" in self.themes and self.chance(0.4):
             return f"{MOUNT}/{self.random.choice(SUBMOUNTED)}"
         if "contention" in self.themes and self.chance(0.8):
@@ -293,13 +306,15 @@ class Maker:
         return f"{MOUNT}/{self.random.choice(WATCHED)}"
 
     def changed(self) -> str:
+        """Return the path of a file to change."""
         return f"{MOUNT}/{self.random.choice(CHANGED)}"
 
     def slot(self, actor: int) -> int:
-        """Slots 0 and 1, or 2 and 3, are a thread's own, 4 and 5 its process's."""
+        """Return a slot: 0 and 1, or 2 and 3, are a thread's own, 4 and 5 its process's."""
         return self.random.choice((0, 1, 4) if actor % 2 == 0 else (2, 3, 4))
 
     def inotify(self, actor: int) -> str:
+        """Return an operation on an inotify instance."""
         slot = self.slot(actor)
         kind = self.random.random()
         if kind < 0.65:
@@ -310,38 +325,44 @@ class Maker:
         return f"close {slot}"
 
     def many(self, actor: int) -> str:
+        """Return an operation on many watches."""
         count = self.random.choice((40, 80, MANY))
         return f"imany {self.slot(actor)} {MOUNT}/many {count} {self.mask():#x}"
 
     def cross(self, actor: int) -> str:
+        """Return an operation that uses the instance of the other thread."""
         seed = self.random.getrandbits(31)
         return f"icross {self.slot(actor)} {MOUNT}/many {MANY} {seed}"
 
     def meeting(self, actor: int) -> str:
+        """Return an operation in which both threads of a process meet."""
         role = "fail" if actor % 2 else "add"
-        # A thread's own slot: a failing call of the one must not be the other one's watch.
+        # A slot of the thread's own: a failing call must not use the watch of the other thread.
         slot = 2 if actor % 2 else 0
         seed = self.random.getrandbits(31)
         return f"imeet {slot} {MOUNT}/many {MANY} {role} {seed}"
 
     def fanotify(self, actor: int) -> str:
+        """Return an operation on a fanotify group."""
         mask = sum(self.random.sample(FAN_BITS, self.random.randint(1, 4))) | FAN_ATTRIB | FAN_ONDIR
         if self.chance(0.3):
             mask |= FAN_EVENT_ON_CHILD
         if self.chance(0.1):
             return "close 6"
-        # Its own slot: an instance is of one kind.
+        # A slot of its own: an instance is of one kind.
         return f"fmark 6 {self.watched()} {self.random.choice(('add', 'add', 'remove'))} {mask:#x}"
 
     def dnotify(self, actor: int) -> str:
+        """Return an operation on a dnotify watch."""
         directory = self.random.choice(("", "d0", "d1", "sub/d", "quiet"))
-        # A thread's own slot: only one knows then what is watched by it.
+        # A slot of the thread's own: then only this thread changes what it watches.
         slot = 7 + actor % 2
         if self.chance(0.3):
             return f"close {slot}"
         return f"dnotify {slot} {MOUNT}/{directory} {self.random.randrange(1, 64):#x}"
 
     def change(self, actor: int) -> str:
+        """Return an operation that changes the share."""
         kind = self.random.choice(CHANGES)
         path = self.changed()
         if kind == "rename":
@@ -359,14 +380,17 @@ class Maker:
         return f"{kind} {path}"
 
     def reclaim(self, actor: int) -> str:
+        """Return an operation that makes the kernel reclaim memory."""
         if self.chance(0.2):
             return f"eat {self.random.choice((16, 64))}"
         return f"put /proc/sys/vm/drop_caches {self.random.choice((1, 2, 3))}"
 
     def mount(self) -> str:
+        """Return a mount of the share."""
         return f"mount farwatch {MOUNT} virtiofs"
 
     def bad_mount(self) -> str:
+        """Return a mount that must fail."""
         return self.random.choice(
             (
                 f"mount farwatch {MOUNT} virtiofs dax=always",
@@ -376,22 +400,27 @@ class Maker:
         )
 
     def umount(self) -> str:
+        """Return an unmount."""
         where = "/sub" if "submount" in self.themes and self.chance(0.5) else ""
         return f"umount {MOUNT}{where} {self.flags()}"
 
     def flags(self) -> int:
-        """Of an unmount: MNT_DETACH, or none. What is detached from a device that was removed
-        cannot be told from what is detached from the present one."""
-        told = not REMOVING & self.themes and self.transport != DEV_FUSE
-        return self.random.choice((0, 0, 2)) if told else 0
+        """Return the flags of an unmount: MNT_DETACH, or none.
+
+        If the device is removed, a detached mount of it cannot be distinguished from one of the
+        current device.
+        """
+        distinct = not REMOVING & self.themes and self.transport != DEV_FUSE
+        return self.random.choice((0, 0, 2)) if distinct else 0
 
     def sleep(self) -> str:
+        """Return a sleep."""
         return f"sleep {self.random.choice((0, 100, 1000, 5000, 20000, 50000))}"
 
     # Parts of rounds.
 
     def kinds(self, actor: int) -> list[Callable[[int], str]]:
-        """What an actor does in this script; what stands there twice is done more often."""
+        """Return the kinds of operations of an actor; a repeated one is more frequent."""
         found: list[Callable[[int], str]] = [self.inotify, self.inotify]
         if "many" in self.themes:
             found.append(self.many)
@@ -409,7 +438,7 @@ class Maker:
         return found
 
     def part(self, actor: int, most: int) -> list[str]:
-        """What one actor does in a storm."""
+        """Return the operations of one actor in a storm."""
         kinds = self.kinds(actor)
         steps = []
         for _ in range(self.random.randint(1, most)):
@@ -418,7 +447,7 @@ class Maker:
             steps.append(self.random.choice(kinds)(actor))
         steps = at_most(2, "icross", at_most(3, "imany", steps))
         if "meet" in self.themes:
-            # Last, so that what is watched stays as it is from then on.
+            # Last, so that the watches do not change afterwards.
             steps.append(self.meeting(actor))
         if "kill" in self.themes and actor in ROOT_ACTORS and self.chance(0.3):
             steps.insert(
@@ -430,7 +459,7 @@ class Maker:
         return steps
 
     def mounting(self, actor: int) -> list[str]:
-        """Mounts and their ends in the middle of it all, for an actor of root."""
+        """Return mounts and unmounts among other operations, for an actor of root."""
         steps = []
         if "remount" in self.themes:
             for _ in range(self.random.randint(1, 3)):
@@ -456,6 +485,7 @@ class Maker:
         return steps
 
     def lies(self) -> Lies:
+        """Return the lies of a round."""
         fsnotify: list[Lie] = []
         wait: list[Lie] = []
         rest: list[Lie] = []
@@ -485,7 +515,7 @@ class Maker:
         return Lies(tuple(fsnotify), tuple(wait), tuple(rest))
 
     def server(self, length: int) -> list[list[Any]]:
-        """What the server does by itself within so many milliseconds."""
+        """Return the server's own actions within `length` milliseconds."""
         steps: list[list[Any]] = []
 
         def at() -> int:
@@ -537,7 +567,7 @@ class Maker:
     # Rounds.
 
     def first(self) -> Round:
-        """Mounts, perhaps with trouble before."""
+        """Return the round that mounts, perhaps after faults."""
         server = []
         steps = []
         if "early" in self.themes:
@@ -549,7 +579,7 @@ class Maker:
         return Round({0: [*steps, self.mount()]}, server)
 
     def storm(self) -> Round:
-        """Everybody does something."""
+        """Return a round in which every actor acts."""
         actors = {actor: self.part(actor, 30) for actor in ACTORS if self.chance(0.6)}
         if "meet" in self.themes:
             for actor in (4, 5, 6, 7):
@@ -566,13 +596,13 @@ class Maker:
         return Round(actors, self.server(300), self.lies(), self.faults())
 
     def faults(self) -> str:
-        """What fails by itself in a round."""
+        """Return the fault injection of a round."""
         if "faults" not in self.themes:
             return ""
         return self.random.choice((ACTORS_FAIL, FUSE_FAILS))
 
     def last(self) -> Round:
-        """Ends it all at the same time: watchers close or are killed while it is unmounted."""
+        """Return the last round: watchers close or are killed during the unmount."""
         actors: dict[int, list[str]] = {}
         for actor in ACTORS:
             if self.chance(0.4):
@@ -582,11 +612,11 @@ class Maker:
             slot = self.slot(0)
             end = [f"imany {slot} {MOUNT}/many 120 {self.mask():#x}", f"close {slot}", *end]
         if "dead server" in self.themes:
-            # Nobody has a request under way: those could never be answered, as ever.
+            # No request is in flight: it could never be answered, with or without the patches.
             pause = f"sleep {self.random.choice((0, 50000, 300000))}"
             return Round({2: [pause, self.random.choice((UNBIND, REMOVE))]}, [[0, "kill"]])
         if "never" in self.themes:
-            # Only the end of the connection ends the wait of those who watch now.
+            # Only the end of the connection ends the wait of the current watchers.
             pause = f"sleep {self.random.choice((20000, 300000))}"
             cut = "ask kill" if self.transport == DEV_FUSE else self.random.choice((UNBIND, REMOVE))
             actors[2] = [pause, cut]
@@ -596,5 +626,5 @@ class Maker:
 
 
 def with_rounds(script: Script, rounds: list[Round]) -> Script:
-    """The same script with other rounds."""
+    """Return the script with other rounds."""
     return replace(script, rounds=rounds)

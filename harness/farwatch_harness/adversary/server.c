@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A FUSE server on /dev/fuse that lies as it is told to.  Its nodeids are the
- * addresses of its nodes, as a low-level server's of libfuse: with
- * AddressSanitizer a request for a node that was forgotten ends it.
+ * A FUSE server on /dev/fuse that lies on command.  Its nodeids are the
+ * addresses of its nodes, as those of a low-level server of libfuse are: with
+ * AddressSanitizer a request for a forgotten node ends it.
  *
  * Usage: server MOUNT_POINT.  Reads commands from stdin, one a line, and from
  * the abstract datagram socket "farwatch-adversary"; answers "ok COMMAND".
@@ -11,12 +11,12 @@
  *                  all 64 flags, events, max_background, seconds of validity
  *   mount OPTIONS  open a connection and mount it
  *   lie KIND WHAT PERMILLE NUMBER         add a lie; KIND is fsnotify or rest
- *   true           no more lies
+ *   true           remove all lies
  *   settle         the same, and answer what is held
  *   notify TIMES HEX                      send notifications with this payload
  *   lose           forget what is watched
- *   doubt          what is watched is not known to the client any more
- *   pause MILLISECONDS                    serve nothing for so long
+ *   doubt          the client cannot know what is watched
+ *   pause MILLISECONDS                    serve nothing for this time
  *   touch PATH | remove PATH | replace PATH   change the tree silently
  *   state          write "node ...", "belief ..." and "session ..." lines
  *   kill           close the connection
@@ -41,7 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The numbers of the protocol are given by who compiles this. */
+/* The compiler's command line defines the numbers of the protocol. */
 #if !defined(FUSE_FSNOTIFY) || !defined(FUSE_NOTIFY_FSNOTIFY)
 #error "FUSE_FSNOTIFY and FUSE_NOTIFY_FSNOTIFY are given on the command line"
 #endif
@@ -72,7 +72,7 @@ struct lie {
 	int permille, number;
 };
 
-/* A reply that comes later: at a time, or when the server is let go. */
+/* A deferred reply: it is sent at a time, or when the lies end. */
 struct later {
 	struct later *next;
 	uint64_t due;
@@ -232,7 +232,7 @@ static void remove_path(const char *path)
 	}
 }
 
-/* The client is gone with all that it held. */
+/* Forget everything that the client holds. */
 static void forget_session(void)
 {
 	struct node *node, *next;
@@ -264,7 +264,7 @@ static void send_bytes(const void *data, size_t size)
 
 	if (fuse < 0 || write(fuse, data, size) >= 0)
 		return;
-	/* A client that does not take an answer still waits for one. */
+	/* A client that refuses a reply still waits for one. */
 	if (errno == EINVAL && header->unique && write(fuse, &refusal, sizeof(refusal)) < 0)
 		errno = 0;
 }
@@ -549,7 +549,7 @@ static void serve(void)
 		return;
 	}
 	node = in->nodeid == FUSE_ROOT_ID ? root : (struct node *)(uintptr_t)in->nodeid;
-	/* The first use of the address: here AddressSanitizer speaks up. */
+	/* The first use of the address: AddressSanitizer checks it here. */
 	if (node != root && !node->lookups)
 		say("bad request %u for a node that was forgotten", in->opcode);
 	lie = choose("rest");
@@ -704,7 +704,7 @@ static bool mount_now(const char *options)
 		fuse = -1;
 		return false;
 	}
-	/* Asks nobody: the answer would have to come from here. */
+	/* This sends no request: the reply would have to come from here. */
 	if (!statx(AT_FDCWD, mount_point, AT_STATX_DONT_SYNC, 0, &found))
 		device = (unsigned long)found.stx_dev_major << 20 | found.stx_dev_minor;
 	return true;

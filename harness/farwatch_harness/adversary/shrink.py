@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a failing script short: leaves out what is not needed for the same finding. No I/O here."""
+"""Shortens a failing script: leaves out what the same finding does not need. No I/O here."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,8 +11,10 @@ T = TypeVar("T")
 
 
 def shrink(script: Script, fails: Callable[[Script], bool], going_on: Callable[[], bool]) -> Script:
-    """The shortest script that was found for which `fails` is true, as it is for `script`, while
-    `going_on`."""
+    """Return the shortest script found for which `fails` is true, as it is for `script`.
+
+    going_on: returns False to end the search.
+    """
     current = script
     changed = True
     while changed and going_on():
@@ -27,7 +29,7 @@ def shrink(script: Script, fails: Callable[[Script], bool], going_on: Callable[[
 
 
 def shorter(script: Script) -> Iterator[Script]:
-    """Scripts with something left out, the largest parts first."""
+    """Yield scripts with something left out, the largest parts first."""
     rounds = script.rounds
     for index in range(len(rounds)):
         yield replace(script, rounds=rounds[:index] + rounds[index + 1 :])
@@ -37,7 +39,7 @@ def shorter(script: Script) -> Iterator[Script]:
 
 
 def smaller_rounds(each: Round) -> Iterator[Round]:
-    """One round with something left out."""
+    """Yield the round with something left out."""
     for actor in each.actors:
         yield replace(
             each, actors={number: ops for number, ops in each.actors.items() if number != actor}
@@ -60,7 +62,7 @@ def smaller_rounds(each: Round) -> Iterator[Round]:
 
 
 def halves(items: list[T]) -> Iterator[list[T]]:
-    """The list without a part: without each half, each quarter, and so on down to each item."""
+    """Yield the list without each half, each quarter, and so on down to each item."""
     size = len(items) // 2
     while size >= 1:
         for start in range(0, len(items), size):

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * The guest's half of the adversary: processes that mount, watch and change a
- * share as the host says, all of them at the same time.
+ * share concurrently, as the host commands.
  *
  * Usage: storm.  Reads commands, one a line:
  *
  *   spawn PROCESS UID        start the process PROCESS (0..7) as that user
  *   do ACTOR OP;OP;...       have an actor run these; two actors are the two
  *                            threads of process ACTOR/2 and share its slots
- *   report                   say what is watched by all processes
- *   steps                    say how many steps were done
+ *   report                   print the watches of all processes
+ *   steps                    print how many steps were done
  *   drain                    read and forget all events
- *   heard MILLISECONDS       read events until none comes for so long
+ *   heard MILLISECONDS       read events until none comes for this time
  *   quit
  *
  * and writes lines: "done ACTOR", "died PROCESS", "bad TEXT" for what no kernel
@@ -57,7 +57,7 @@
 #define FAN_RENAME 0x10000000
 #endif
 
-/* What a process watches by dnotify, of which /proc says nothing. */
+/* The dnotify watches of a process, which /proc does not show. */
 struct dnotify {
 	unsigned long ino, device;
 	uint32_t mask;
@@ -569,8 +569,8 @@ static void op_poke(char **words)
 }
 
 /*
- * Freezes all processes for so many microseconds, this one with them, wherever
- * they are.  Who thaws them is outside of their control group.
+ * Freeze all processes, with this one, for a number of microseconds, wherever
+ * they are.  A process outside of their control group thaws them.
  */
 static void op_frozen(char **words)
 {
@@ -703,7 +703,7 @@ static void *actor_main(void *argument)
 
 static void process_main(int process, uid_t uid)
 {
-	pthread_t twin;
+	pthread_t second;
 
 	own_process = process;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -719,7 +719,7 @@ static void process_main(int process, uid_t uid)
 	if (uid && (setgroups(0, NULL) || setresgid(uid, uid, uid) || setresuid(uid, uid, uid)))
 		_exit(1);
 	prctl(PR_SET_DUMPABLE, 1);
-	if (pthread_create(&twin, NULL, actor_main, (void *)(intptr_t)(2 * process + 1)))
+	if (pthread_create(&second, NULL, actor_main, (void *)(intptr_t)(2 * process + 1)))
 		_exit(1);
 	actor_main((void *)(intptr_t)(2 * process));
 }

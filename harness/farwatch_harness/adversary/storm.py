@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's end of the storm program in the guest: sends it commands and sorts what it says."""
+"""The host's end of the storm program in the guest: sends commands and sorts the output."""
 
 import time
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest
 
 SOURCE = Path(__file__).with_name("storm.c")
-#: How long the program may take for a command that touches no file of the share.
+#: Seconds for a command that touches no file of the share.
 COMMAND_LIMIT = 30.0
-#: How long the agent collects lines before it is asked again.
+#: Seconds for which the agent collects lines before the next call.
 PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
 class Watch:
-    """One watch as /proc/PID/fdinfo shows it."""
+    """One watch, as /proc/PID/fdinfo shows it."""
 
     process: int
     fd: int
@@ -31,8 +31,10 @@ class Watch:
 
 @dataclass(frozen=True)
 class Heard:
-    """One event that a watcher has read: `key` is the watch descriptor of inotify, the nodeid of
-    fanotify."""
+    """One event that a watcher has read.
+
+    key: the watch descriptor for inotify, the nodeid for fanotify.
+    """
 
     process: int
     fd: int
@@ -42,7 +44,7 @@ class Heard:
 
 
 def program() -> Path:
-    """The program, built statically; kept in the cache by its text."""
+    """Return the program, built statically and cached by its source."""
     source = SOURCE.read_bytes()
     folder = paths.cache_root() / "programs" / f"storm-{cache.content_key(source)}"
 
@@ -76,13 +78,15 @@ class Storm:
         self.dead: set[int] = set()
 
     def send(self, text: str) -> None:
-        """Gives the program its next lines."""
+        """Send commands to the program."""
         answer = self.guest.call("processes_ask", texts=[(self.handle, f"{text}\n")], limit=0.0)
         self.lines += self.sort(answer[0])
 
     def take(self, limit: float, until: str | None = None) -> list[str]:
-        """What the program says until a line has `until`, or for `limit` s; lines for everybody are
-        sorted out."""
+        """Return the output up to a line with `until`, or of `limit` seconds.
+
+        Lines that are not the answer to a command are sorted out.
+        """
         answer = self.guest.call(
             "process_lines", limit, handle=self.handle, limit=limit, count=None, until=until
         )
@@ -92,7 +96,7 @@ class Storm:
         return found
 
     def sort(self, lines: list[str]) -> list[str]:
-        """Takes note of what is not the answer to a command, and returns the rest."""
+        """Record the lines that are not the answer to a command; return the others."""
         left = []
         for line in lines:
             kind, _, rest = line.partition(" ")
@@ -108,7 +112,7 @@ class Storm:
         return left
 
     def command(self, text: str, limit: float = COMMAND_LIMIT) -> list[str]:
-        """Runs a command to its end and returns the lines that it gave."""
+        """Run a command to its end; return its output."""
         self.send(text)
         name = text.split()[0]
         deadline = time.monotonic() + limit
@@ -120,28 +124,28 @@ class Storm:
         raise HarnessError(f"the storm program did not finish '{name}' in {limit:.0f} s")
 
     def spawn(self, process: int, user: int) -> None:
-        """Starts a process of two actors."""
+        """Start a process of two actors."""
         self.command(f"spawn {process} {user}")
         self.dead.discard(process)
 
     def start(self, parts: dict[int, list[str]]) -> None:
-        """Has all actors begin their parts."""
+        """Have all actors begin their parts."""
         self.running |= set(parts)
         self.send("\n".join(f"do {actor} {';'.join(ops)}" for actor, ops in parts.items()))
 
     def wait(self, limit: float) -> set[int]:
-        """Waits until all actors are done, or for `limit` s; returns those that are not."""
+        """Wait until all actors are done, or for `limit` seconds; return those that are not."""
         deadline = time.monotonic() + limit
         while self.running and time.monotonic() < deadline:
             self.take(PATIENCE, until="done")
         return set(self.running)
 
     def steps(self) -> int:
-        """How many steps all actors have done since the program was started."""
+        """Return how many steps all actors have done since the program's start."""
         return int(self.command("steps")[0].split()[1])
 
     def watches(self) -> list[Watch]:
-        """What is watched by all processes."""
+        """Return the watches of all processes."""
         found = []
         for line in self.command("report"):
             words = line.split()
@@ -160,11 +164,11 @@ class Storm:
         return found
 
     def drain(self) -> None:
-        """Has all events that wait read and forgotten."""
+        """Have all pending events read."""
         self.command("drain")
 
     def heard(self, quiet: float) -> set[Heard]:
-        """What is read until nothing comes for `quiet` s."""
+        """Return the events that are read until none comes for `quiet` seconds."""
         found = set()
         for line in self.command(f"heard {int(quiet * 1000)}", COMMAND_LIMIT + quiet):
             words = line.split()

@@ -21,7 +21,7 @@ BETWEEN = re.compile(r"[\s_#*>`'-]*")
 
 
 @dataclass(frozen=True)
-class Rule:
+class WordRule:
     """A phrase that the glossary replaces.
 
     phrases: the forms of it, in lower case.
@@ -53,11 +53,11 @@ class WordFinding:
         return f"{self.path}:{self.line}: not {self.phrase!r} but: {self.use}"
 
 
-def read_rules(path: Path) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+def read_rules(path: Path) -> tuple[tuple[WordRule, ...], tuple[str, ...]]:
     """Return the rules, and the patterns of the files that no rule is for."""
     document = tomllib.loads(path.read_text())
     rules = tuple(
-        Rule(
+        WordRule(
             tuple(entry["not"]),
             entry["use"],
             tuple(entry.get("allowed", ())),
@@ -68,7 +68,7 @@ def read_rules(path: Path) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
     return rules, tuple(document["skip"])
 
 
-def check(root: Path, paths: Iterable[str], rules: Iterable[Rule]) -> Iterator[WordFinding]:
+def check(root: Path, paths: Iterable[str], rules: Iterable[WordRule]) -> Iterator[WordFinding]:
     """Yield what the rules find in the files, by file and line."""
     rules = tuple(rules)
     for path in paths:
@@ -82,7 +82,7 @@ def check(root: Path, paths: Iterable[str], rules: Iterable[Rule]) -> Iterator[W
         yield from check_text(path, text, rules)
 
 
-def check_text(path: str, text: str, rules: Iterable[Rule]) -> list[WordFinding]:
+def check_text(path: str, text: str, rules: Iterable[WordRule]) -> list[WordFinding]:
     """Return what the rules find in a file's name and text, by line."""
     findings = [
         WordFinding(path, 0, phrase, rule.use)
@@ -95,7 +95,9 @@ def check_text(path: str, text: str, rules: Iterable[Rule]) -> list[WordFinding]
     return sorted(findings, key=lambda finding: finding.line)
 
 
-def _matches(path: str, text: str, rules: Iterable[Rule]) -> Iterator[tuple[Rule, str, int]]:
+def _matches(
+    path: str, text: str, rules: Iterable[WordRule]
+) -> Iterator[tuple[WordRule, str, int]]:
     words = [(match.group().lower(), match.start(), match.end()) for match in WORD.finditer(text)]
     by_word: dict[str, list[int]] = {}
     for index, (word, _start, _end) in enumerate(words):

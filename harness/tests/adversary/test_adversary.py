@@ -51,13 +51,13 @@ def forget(tree: Tree, nodeid: int, count: int = 1) -> None:
     tree.handle(Opcode.FORGET, nodeid, fuse.forget_in.pack(nlookup=count))
 
 
-def test_a_seed_gives_the_same_script_each_time() -> None:
+def test_seed_gives_the_same_script_each_time() -> None:
     assert generate("seed") == generate("seed")
     assert generate("seed") != generate("another")
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_script_that_was_saved_is_the_same_when_it_is_read(seed: int) -> None:
+def test_script_survives_a_round_trip_through_json(seed: int) -> None:
     script = generate(str(seed))
     assert Script.from_json(script.to_json()) == script
 
@@ -145,7 +145,7 @@ def test_faults_that_never_come_are_an_error() -> None:
         faults.check()
 
 
-def test_what_is_not_needed_for_a_finding_is_left_out() -> None:
+def test_shrink_leaves_out_what_the_finding_does_not_need() -> None:
     script = generate("seed")
     actor, ops = max(script.rounds[1].actors.items(), key=lambda part: len(part[1]))
     needed = ops[len(ops) // 2]
@@ -158,12 +158,12 @@ def test_what_is_not_needed_for_a_finding_is_left_out() -> None:
     assert not short.rounds[0].server
 
 
-def test_shortening_ends_when_its_time_is_over() -> None:
+def test_shrink_ends_when_its_time_is_over() -> None:
     script = generate("seed")
     assert shrink(script, lambda _candidate: True, lambda: False) == script
 
 
-def test_a_request_for_a_node_that_was_forgotten_is_noticed(tree: Tree) -> None:
+def test_request_for_a_forgotten_node_is_a_violation(tree: Tree) -> None:
     nodeid = look_up(tree, b"f0")
     tree.handle(Opcode.UNLINK, ROOT, b"f0\0")
     watch(tree, nodeid, 4)
@@ -174,19 +174,19 @@ def test_a_request_for_a_node_that_was_forgotten_is_noticed(tree: Tree) -> None:
     assert tree.violations == [f"FSNOTIFY for node {nodeid}, which was forgotten"]
 
 
-def test_a_request_after_destroy_is_noticed(tree: Tree) -> None:
+def test_request_after_destroy_is_a_violation(tree: Tree) -> None:
     tree.handle(Opcode.DESTROY, 0, b"")
     tree.handle(Opcode.GETATTR, ROOT, b"")
     assert tree.violations == [f"GETATTR for node {ROOT} while there is no session"]
 
 
-def test_more_forgets_than_lookups_are_noticed(tree: Tree) -> None:
+def test_more_forgets_than_lookups_are_a_violation(tree: Tree) -> None:
     nodeid = look_up(tree, b"f0")
     forget(tree, nodeid, 2)
     assert tree.violations == [f"FORGET of 2 lookups for node {nodeid}, 1 more than there were"]
 
 
-def test_the_last_forget_ends_what_is_watched(tree: Tree) -> None:
+def test_last_forget_ends_the_watch(tree: Tree) -> None:
     nodeid = look_up(tree, b"f0")
     watch(tree, nodeid, 4)
     assert tree.beliefs[nodeid].mask == 4
@@ -204,11 +204,11 @@ def watched(ino: int, mask: int) -> Watch:
         (0x6, 0x6, None),
         (0x2, 0x6, "events that are watched are not asked for"),
         (0, 0x6, "a watched node is not watched at the server"),
-        (0x6, 0x2, "events that nobody watches are asked for"),
-        (0x6, 0, "a node that nobody watches is watched at the server"),
+        (0x6, 0x2, "unwatched events are requested"),
+        (0x6, 0, "an unwatched node is watched at the server"),
     ],
 )
-def test_a_belief_that_differs_is_noticed(
+def test_wrong_belief_is_a_disagreement(
     tree: Tree, believed: int, there: int, said: str | None
 ) -> None:
     nodeid = look_up(tree, b"f0")
@@ -217,7 +217,7 @@ def test_a_belief_that_differs_is_noticed(
     assert [text.split(":")[0] for text in found] == ([said] if said else [])
 
 
-def test_a_belief_that_the_client_cannot_know_is_not_compared(tree: Tree) -> None:
+def test_uncertain_belief_is_not_compared(tree: Tree) -> None:
     nodeid = look_up(tree, b"f0")
     watch(tree, nodeid, 4)
     tree.doubt(nodeid)
@@ -254,9 +254,7 @@ def ask(storm: "subprocess.Popen[str]", line: str, until: str) -> list[str]:
     raise AssertionError(f"the program ended before it said '{until}'")
 
 
-def test_the_storm_program_reports_what_is_watched(
-    storm: "subprocess.Popen[str]", tmp_path: Path
-) -> None:
+def test_storm_program_reports_watches(storm: "subprocess.Popen[str]", tmp_path: Path) -> None:
     ask(storm, "spawn 1 0", "ok spawn")
     ops = f"iadd 0 {tmp_path} 0x100;dnotify 7 {tmp_path} 0x4"
     ask(storm, f"do 2 {ops}", "done 2")
@@ -287,6 +285,6 @@ def test_the_storm_program_has_two_threads_meet_at_each_file(
     assert sorted(inodes.count(each) for each in set(inodes)) == [2] * 20
 
 
-def test_a_script_keeps_what_a_round_is_made_of() -> None:
+def test_script_has_all_parts_of_a_round() -> None:
     script = generate("seed")
     assert replace(script, rounds=script.rounds[:1]).size == script.rounds[0].size

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.commands import words
-from farwatch_harness.commands.words import Rule
+from farwatch_harness.commands.words import WordRule
 from farwatch_harness.util import paths
 
 RULES = (
-    Rule(("told", "tells"), "report"),
-    Rule(("looked for",), "poll"),
-    Rule(("verdict",), "result", allowed=("the jury s verdict",), skip=("law/*",)),
+    WordRule(("told", "tells"), "report"),
+    WordRule(("looked for",), "poll"),
+    WordRule(("verdict",), "result", allowed=("the jury s verdict",), skip=("law/*",)),
 )
 
 
