@@ -414,7 +414,7 @@ def test_positive_error_of_the_server_is_an_error_of_the_caller(start: Start) ->
     scripted = start()
     (scripted.testbed.shared / "file").touch()
     with scripted.guest.inotify() as listener:
-        scripted.tell("fail", errno=-5, times=1)
+        scripted.order("fail", errno=-5, times=1)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             listener.add(f"{scripted.mounted}/file", In.MODIFY)
 
