@@ -6,6 +6,8 @@ PYTHON_CODE := host-daemon harness guest-tests docs
 HOST_TESTS := host-daemon/tests harness/tests
 DISTRIBUTION = $(if $(filter stock,$(KERNEL)),--distribution)
 MARKDOWN = $(shell git ls-files '*.md')
+# KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
+VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
 .PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module test test-module test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
 
@@ -19,31 +21,31 @@ setup: venv ## install the Debian packages that are needed (root or sudo)
 	@$(HARNESS) setup
 
 demo: venv ## see files changed on the host arrive at inotifywait in a guest; KERNEL=stock takes Debian's kernel
-	@$(HARNESS) demo $(DISTRIBUTION)
+	@$(HARNESS) $(VERSION) demo $(DISTRIBUTION)
 
 boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the first N patches
-	@$(HARNESS) boot $(if $(PATCH),--patches '$(PATCH)') $(DISTRIBUTION)
+	@$(HARNESS) $(VERSION) boot $(if $(PATCH),--patches '$(PATCH)') $(DISTRIBUTION)
 
 module: venv ## build the driver for a kernel that you do not rebuild; HEADERS=DIR are its headers
 	@$(HARNESS) module $(if $(HEADERS),--headers '$(HEADERS)')
 
 test: setup check ## check each patch of the series; PATCH=N, N-M or a name chooses patches, K=expr guest tests of the last
-	@$(HARNESS) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
+	@$(HARNESS) $(VERSION) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
 
 test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (4 min)
-	@$(HARNESS) test -m daemon
+	@$(HARNESS) $(VERSION) test -m daemon
 
 test-module: setup ## run the guest tests that apply to the module on Debian's own kernel
 	@$(HARNESS) test --distribution -m 'not daemon'
 
 test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
-	@$(HARNESS) test --debug -m 'not daemon'
+	@$(HARNESS) $(VERSION) test --debug -m 'not daemon'
 
 test-matrix: setup ## break patches on purpose and see that test finds it (12 min)
 	@.venv/bin/python -m pytest -q harness/slow-tests
 
 mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (30 min); ARGS="NAME ..."
-	@$(HARNESS) mutants $(ARGS)
+	@$(HARNESS) $(VERSION) mutants $(ARGS)
 
 lint: venv ## check code and documents: ruff, mypy, mdformat, codespell, the glossary's words
 	@.venv/bin/ruff check --quiet $(PYTHON_CODE)
@@ -94,24 +96,24 @@ sample-report: venv ## take the pictures of docs/sample-report again, of the las
 	@.venv/bin/python docs/sample-report/take.py $(or $(PAGE),build/report/index.html)
 
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
-	@$(HARNESS) bench $(ARGS)
+	@$(HARNESS) $(VERSION) bench $(ARGS)
 
 report: venv ## write the page, JUnit XML and KTAP of the last run; MERGE="FILE ..." joins results of parts
-	@$(HARNESS) report $(if $(MERGE),--merge $(MERGE))
+	@$(HARNESS) $(VERSION) report $(if $(MERGE),--merge $(MERGE))
 
 soak: venv ## run the oracle under load: make soak MINUTES=5 ARGS="--mode remote"
-	@$(HARNESS) soak $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
+	@$(HARNESS) $(VERSION) soak $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
 
 fuzz-kernel: venv ## play random scripts against a debug kernel: make fuzz-kernel MINUTES=5 ARGS="--seed S"
-	@$(HARNESS) fuzz-kernel $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
+	@$(HARNESS) $(VERSION) fuzz-kernel $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
 
 kernel: venv ## build the patched kernel; the last line is the path of its image
-	@$(HARNESS) kernel
+	@$(HARNESS) $(VERSION) kernel
 
 qemu: venv ## find or unpack a QEMU for events; the last line is the command that runs it
 	@$(HARNESS) qemu
 
-apply: venv ## apply the series to your kernel tree: make apply KERNEL=DIR
+apply: venv ## apply the series to your kernel tree, by its version: make apply KERNEL=DIR
 	@$(if $(KERNEL),,$(error give the kernel tree: make apply KERNEL=DIR))
 	@$(HARNESS) apply '$(KERNEL)'
 

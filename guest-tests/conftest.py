@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 from farwatch_harness.kernel import build
 from farwatch_harness.kernel.series import Patch, number_of
-from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import (
@@ -59,7 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def chosen_patches(count: int | None = None) -> list[Patch]:
     """Return the series of this run, or its first `count` patches."""
-    return patches_of_series(count, Path(os.environ.get("FARWATCH_SERIES") or paths.PATCHES))
+    named = os.environ.get("FARWATCH_SERIES")
+    return patches_of_series(count, Path(named) if named else None)
 
 
 def patch_count() -> int | None:

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness.adversary import command
 from farwatch_harness.adversary.script import THEMES, TRANSPORTS, Script
-from farwatch_harness.kernel import build
-from farwatch_harness.util import paths
+from farwatch_harness.kernel import build, versions
 from farwatch_harness.vm.environment import Environment
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.json"))
@@ -36,7 +35,7 @@ def test_random_scripts_find_nothing(environment: Environment, transport: str) -
         pool=THEMES,
         debug=DEBUG,
         shrink_seconds=0,
-        series=paths.PATCHES,
+        series=versions.current().folder,
         replay=(),
         times=1,
         keep_going=False,

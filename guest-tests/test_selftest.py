@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness.kernel import series
 from farwatch_harness.kernel.source_tree import find_source
+from farwatch_harness.kernel.versions import current
 from farwatch_harness.util import cache, paths, subprocesses
 from farwatch_harness.vm.guest_client import Guest
 
@@ -28,7 +29,7 @@ LIMIT = 150.0
 
 def patches() -> list[series.Patch]:
     """Return the series of this run, up to the selftest."""
-    every = series.read_series(Path(os.environ.get("FARWATCH_SERIES") or paths.PATCHES))
+    every = series.read_series(Path(os.environ.get("FARWATCH_SERIES") or current().folder))
     return every[: series.number_of(PATCH, every)]
 
 

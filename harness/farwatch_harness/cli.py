@@ -15,7 +15,7 @@ from farwatch_harness import report, results
 from farwatch_harness.adversary import command as adversary
 from farwatch_harness.bench import run as bench_run
 from farwatch_harness.commands import boot, demo, mail, mutants, words
-from farwatch_harness.kernel import build, distribution, module, series
+from farwatch_harness.kernel import build, distribution, module, series, versions
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
 from farwatch_harness.results import CheckName
@@ -73,10 +73,11 @@ def find_qemu(_options: argparse.Namespace) -> int:
 
 
 def apply(options: argparse.Namespace) -> int:
-    """Apply the series to a kernel tree: commits in a git tree, else changed files."""
-    progress.say(
-        series.apply_to(options.tree.expanduser().resolve(), patches_of_series(options.patches))
-    )
+    """Apply the series for a kernel tree to it: commits in a git tree, else changed files."""
+    tree = options.tree.expanduser().resolve()
+    version = versions.for_tree(tree)
+    done = series.apply_to(tree, patches_of_series(options.patches, version.folder))
+    progress.say(f"{versions.release_of(tree)} takes the series for Linux {version.name}: {done}")
     return 0
 
 
@@ -84,7 +85,8 @@ def prepare_mails(options: argparse.Namespace) -> int:
     """Prepare the mails that would post the series, in build/send; send nothing."""
     apt.install(apt.MATRIX, paths.LOGS / "apt-matrix.log")
     kernel = options.tree.expanduser().resolve() if options.tree else None
-    prepared = mail.prepare(patches_of_series(), kernel)
+    version = versions.for_tree(kernel) if kernel else versions.current()
+    prepared = mail.prepare(patches_of_series(folder=version.folder), kernel)
     if not prepared.public_base:
         progress.say(
             "  nobody else has the commit of base-commit: give KERNEL=DIR, a git tree whose commit"
@@ -116,7 +118,10 @@ def shell(options: argparse.Namespace) -> int:
 def matrix(options: argparse.Namespace) -> int:
     """Check every patch of the series: applies, checkpatch, builds, sparse, boots, tests."""
     return matrix_run.matrix(
-        options.series.resolve(), options.patch, options.check or list(CheckName), options.output
+        (options.series or versions.current().folder).resolve(),
+        options.patch,
+        options.check or list(CheckName),
+        options.output or report.folder() / report.RESULTS,
     )
 
 
@@ -183,7 +188,8 @@ def make_report(options: argparse.Namespace) -> int:
     Runs of parts of the series are merged into the run of the whole. A merge fails if the run of
     the whole would fail.
     """
-    stored = report.FOLDER / report.RESULTS
+    folder = report.folder()
+    stored = folder / report.RESULTS
     if options.merge:
         results.save(results.merge([results.load(part) for part in options.merge]), stored)
     elif not stored.exists():
@@ -191,7 +197,7 @@ def make_report(options: argparse.Namespace) -> int:
             f"there are no results in {stored} yet: run make test, or name results with --merge"
         )
     run = results.load(stored)
-    print(report.write(run, report.FOLDER, benchmark.load(bench_run.RESULT)))
+    print(report.write(run, folder, benchmark.load(bench_run.RESULT)))
     if options.merge:
         print(*matrix_run.summary(run), sep="\n")
     return 1 if options.merge and not run.ok else 0
@@ -231,6 +237,11 @@ def clean_cache(_options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(prog="farwatch-harness", description=__doc__)
+    top.add_argument(
+        "--kernel",
+        metavar="VERSION",
+        help=f"the kernel version: {versions.names()} (default: {versions.DEFAULT.name})",
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Command) -> argparse.ArgumentParser:
@@ -292,13 +303,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="CHECK",
         help=f"only this check, may be given more than once: {', '.join(CheckName)}",
     )
-    checking.add_argument(
-        "--series", type=Path, default=paths.PATCHES, metavar="DIR", help="another series"
-    )
+    checking.add_argument("--series", type=Path, metavar="DIR", help="another series")
     checking.add_argument(
         "--output",
         type=Path,
-        default=matrix_run.RESULTS,
         metavar="FILE",
         help="where the results go",
     )
@@ -333,6 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if options.kernel:
+            # For the processes of the tests, too.
+            os.environ[versions.VARIABLE] = versions.named(options.kernel).name
         status: int = options.run(options)
     except HarnessError as error:
         progress.say(f"farwatch: {error}")

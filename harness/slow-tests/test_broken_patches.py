@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from farwatch_harness.kernel import source_tree
+from farwatch_harness.kernel import source_tree, versions
 from farwatch_harness.kernel.series import Patch, number_of, read_series
 from farwatch_harness.matrix.apply_check import git, make_repository
 from farwatch_harness.results import PatchResult, Status, load
@@ -133,7 +133,7 @@ def cells(patch: PatchResult) -> str:
 
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
 def test_broken_patch_fails_its_own_checks(broken: Break, tmp_path: Path) -> None:
-    patches = read_series(paths.PATCHES)
+    patches = read_series(versions.current().folder)
     series = broken_series(patches, broken, tmp_path)
     number = number_of(broken.patch, patches)
     chosen = f"{number}-{number + len(broken.cells) - 1}"

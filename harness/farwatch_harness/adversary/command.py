@@ -13,7 +13,7 @@ from farwatch_harness.adversary import arena
 from farwatch_harness.adversary.arena import Arena, Finding
 from farwatch_harness.adversary.script import THEMES, TRANSPORTS, Script, generate
 from farwatch_harness.adversary.shrink import shrink
-from farwatch_harness.kernel import build
+from farwatch_harness.kernel import build, versions
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import say, step
@@ -86,9 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="minutes to shorten each failing script (%(default)s)",
     )
-    parser.add_argument(
-        "--series", type=Path, default=paths.PATCHES, metavar="DIR", help="another series"
-    )
+    parser.add_argument("--series", type=Path, metavar="DIR", help="another series")
     parser.add_argument(
         "--replay", type=Path, nargs="+", default=[], metavar="FILE", help="plays saved scripts"
     )
@@ -113,7 +111,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         tuple(each for each in options.only or THEMES if each not in options.without),
         not options.plain,
         options.shrink * 60,
-        options.series.resolve(),
+        (options.series or versions.current().folder).resolve(),
         tuple(options.replay),
         options.times,
         options.keep_going,

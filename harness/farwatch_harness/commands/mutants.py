@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from farwatch_harness.kernel import build, series
+from farwatch_harness.kernel import build, series, versions
 from farwatch_harness.util import paths, progress
 from farwatch_harness.util.errors import HarnessError
 
@@ -70,7 +70,7 @@ def mutated_series(mutant: Mutant) -> Iterator[Path]:
     """Yield a folder with a copy of the series whose last patch is the mutant."""
     with tempfile.TemporaryDirectory(prefix="farwatch-mutant-") as name:
         folder = Path(name) / "series"
-        shutil.copytree(paths.PATCHES, folder)
+        shutil.copytree(versions.current().folder, folder)
         patch = f"mutant-{mutant.name}.patch"
         (folder / patch).write_bytes(mutant.patch)
         with (folder / "series").open("a") as listing:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from farwatch_harness.kernel import series, source_tree
+from farwatch_harness.kernel import series, source_tree, versions
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
@@ -63,8 +63,10 @@ class Flavour(Enum):
     DEBUG = (paths.KERNEL_CONFIG, paths.DEBUG_CONFIG)
 
     def options(self) -> dict[str, str]:
-        """Return the options that are set on top of tinyconfig."""
-        return {name: value for path in self.value for name, value in read_options(path).items()}
+        """Return the options that the current version sets on top of tinyconfig."""
+        return versions.current().configured(
+            {name: value for path in self.value for name, value in read_options(path).items()}
+        )
 
 
 @dataclass(frozen=True)

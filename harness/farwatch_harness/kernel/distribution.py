@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from farwatch_harness.kernel import source_tree
+from farwatch_harness.kernel import source_tree, versions
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
@@ -39,7 +39,7 @@ def find_kernel() -> DistributionKernel:
     # Boots with 9p and overlayfs as modules, which the cloud flavour does not have.
     apt.install(apt.DISTRIBUTION_KERNEL, paths.LOGS / "apt-distribution-kernel.log")
     folder = paths.cache_root() / "distribution-kernels"
-    version, release = package_of(source_tree.PACKAGE)
+    version, release = package_of(versions.current().package)
     tree = cache.published(
         folder / f"{release}_{version}".replace(":", "."),
         lambda target: unpack(release, version, target),

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from farwatch_harness.kernel import series, source_tree
+from farwatch_harness.kernel import series, source_tree, versions
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
 
 NAME = "farwatchfs"
@@ -28,7 +28,8 @@ def sources() -> dict[str, bytes]:
     HarnessError: a patch does not apply.
     """
     source = source_tree.find_source().path
-    patches = series.read_series(paths.PATCHES) + series.read_series(paths.MODULE_PATCHES)
+    folders = (versions.current().folder, paths.MODULE_PATCHES)
+    patches = [patch for folder in folders for patch in series.read_series(folder)]
     patched = series.patched_content(source, patches)
 
     def content(name: str) -> bytes:

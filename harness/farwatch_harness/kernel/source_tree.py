@@ -11,11 +11,12 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from farwatch_harness.kernel import versions
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
-PACKAGE = "linux-source-6.12"
-INSTALLED = Path("/usr/src") / f"{PACKAGE}.tar.xz"
+#: Where Debian's source packages have their tarball.
+TARBALLS = Path("/usr/src")
 OVERRIDE = "FARWATCH_KERNEL_SOURCE"
 
 
@@ -33,18 +34,20 @@ class KernelSource:
 
 
 def find_source() -> KernelSource:
-    """Return the kernel source to use; fetch and unpack it if necessary.
+    """Return the source of the current version; fetch and unpack it if necessary.
 
     HarnessError: there is none.
     """
     named = os.environ.get(OVERRIDE)
     if named:
         return source_from(Path(named).expanduser().resolve())
-    identity = package_identity()
+    version = versions.current()
+    tarball = TARBALLS / f"{version.package}.tar.xz"
+    identity = package_identity(version.package, tarball)
     if identity is None:
-        fetched = fetch_package()
-        return unpacked(fetched.name, fetched / "usr" / "src" / INSTALLED.name)
-    return unpacked(identity, INSTALLED)
+        fetched = fetch_package(version)
+        return unpacked(fetched.name, fetched / tarball.relative_to("/"))
+    return unpacked(identity, tarball)
 
 
 def source_from(path: Path) -> KernelSource:
@@ -65,46 +68,47 @@ def source_from(path: Path) -> KernelSource:
     return KernelSource(f"{path.name}-{cache.content_key(*listing)}", path, in_cache=False)
 
 
-def package_identity() -> str | None:
-    """Return name and version of the installed source package; None if it is not installed."""
-    if not INSTALLED.is_file() or not shutil.which("dpkg-query"):
+def package_identity(package: str, tarball: Path) -> str | None:
+    """Return name and version of the source package; None if it is not installed."""
+    if not tarball.is_file() or not shutil.which("dpkg-query"):
         return None
-    query = ["dpkg-query", "--show", "--showformat=${Version}", PACKAGE]
+    query = ["dpkg-query", "--show", "--showformat=${Version}", package]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
-    return (
-        f"{PACKAGE}_{done.stdout.strip()}" if done.returncode == 0 and done.stdout.strip() else None
-    )
+    found = done.stdout.strip()
+    return f"{package}_{found}" if done.returncode == 0 and found else None
 
 
-def fetch_package() -> Path:
+def fetch_package(kernel: versions.KernelVersion) -> Path:
     """Return the directory with the source package's files; download them if necessary."""
+    package = kernel.package
     if not shutil.which("apt-get"):
         raise HarnessError(
-            f"no {INSTALLED} here: set {OVERRIDE} to a 6.12 kernel tarball or source tree"
+            f"no {TARBALLS / package}.tar.xz here: set {OVERRIDE} to a {kernel.name} kernel tarball"
+            " or source tree"
         )
     folder = paths.cache_root() / "packages"
-    known = sorted(folder.glob(f"{PACKAGE}_*"))
+    known = sorted(folder.glob(f"{package}_*"))
     if known:
         return known[-1]
 
     log = paths.LOGS / "kernel-source.log"
-    version = candidate_version()
+    version = candidate_version(package)
     if version is None:
         with progress.step("fetching apt's package lists") as step:
             apt.run_apt(["update"], log.with_name("apt-update.log"), step)
-        version = candidate_version()
+        version = candidate_version(package)
     if version is None:
         raise HarnessError(
-            f"apt knows no {PACKAGE} (Debian 12 has it in its security archive): add that archive"
-            f" to apt's sources, or set {OVERRIDE} to a 6.12 kernel tarball or source tree"
+            f"apt knows no {package} (Debian 12 has it in its security archive): add that archive"
+            f" to apt's sources, or set {OVERRIDE} to a {kernel.name} kernel tarball or source tree"
         )
 
     def make(target: Path) -> None:
-        with progress.step(f"fetching the package {PACKAGE} {version}") as step:
+        with progress.step(f"fetching the package {package} {version}") as step:
             # apt's download helper runs as a user of its own, who must be able to write there.
             target.chmod(0o777)
             for line in subprocesses.lines_of(
-                ["apt-get", "download", f"{PACKAGE}={version}"], log, cwd=target
+                ["apt-get", "download", f"{package}={version}"], log, cwd=target
             ):
                 step.update(line[:60])
             target.chmod(0o755)
@@ -112,10 +116,10 @@ def fetch_package() -> Path:
             subprocesses.run(["dpkg-deb", "--extract", archive, target])
             archive.unlink()
 
-    return cache.published(folder / f"{PACKAGE}_{version}", make)
+    return cache.published(folder / f"{package}_{version}", make)
 
 
-def candidate_version(package: str = PACKAGE) -> str | None:
+def candidate_version(package: str) -> str | None:
     """Return the version of the package that apt would install; None if it has none."""
     text = subprocesses.run(["apt-cache", "policy", package])
     found = [

@@ -4,7 +4,7 @@
 import json
 from collections.abc import Iterable
 
-from farwatch_harness.kernel import build
+from farwatch_harness.kernel import build, versions
 from farwatch_harness.matrix.prefixes import Prefix
 from farwatch_harness.results import CheckName
 from farwatch_harness.util import cache, paths
@@ -57,7 +57,7 @@ class Estimates:
         """Return the name by which a check's time is cached."""
         cached = " cached" if self.is_cached(prefix, name) else ""
         scope = " all" if prefix.last and name is CheckName.TESTS else ""
-        return f"{name}{cached}{scope} {prefix.title}"
+        return f"{versions.current().name} {name}{cached}{scope} {prefix.title}"
 
     def usual(self, prefix: Prefix, name: CheckName) -> float:
         """Return the usual seconds of a check that has not been timed."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from farwatch_harness import report
 from farwatch_harness.matrix.check_outcome import CheckOutcome
 from farwatch_harness.matrix.prefixes import Prefix
 from farwatch_harness.matrix.pytest_plugin import BOOT_TEST, DESCRIPTOR
@@ -103,7 +104,7 @@ class TestRun:
     ) -> None:
         self.report_progress = report_progress
         self.number = prefix.number
-        self.log_folder = paths.REPORT / "logs" / f"{prefix.number:02}"
+        self.log_folder = report.folder() / "logs" / f"{prefix.number:02}"
         shutil.rmtree(self.log_folder, ignore_errors=True)
         self.log_folder.mkdir(parents=True)
         self.log = self.log_folder / "pytest.log"

@@ -27,8 +27,6 @@ from farwatch_harness.util import apt, paths
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.environment import patches_of_series, prepare_environment
 
-RESULTS = report.FOLDER / report.RESULTS
-
 
 def now() -> str:
     """Return the time, UTC, ISO 8601."""
@@ -107,9 +105,7 @@ def exclusive_run() -> Iterator[None]:
         yield
 
 
-def run_matrix(
-    folder: Path, choice: str | None, checks: Sequence[CheckName], path: Path = RESULTS
-) -> Run:
+def run_matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], path: Path) -> Run:
     """Run checks of the chosen patches of the series in `folder`.
 
     choice: patches as select_prefixes() takes them; None for all.

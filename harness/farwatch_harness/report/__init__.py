@@ -8,17 +8,22 @@ junit, ktap and page each make one form. diff, events, benchmark and plots make 
 from pathlib import Path
 
 from farwatch_harness.bench.bench_report import Report
+from farwatch_harness.kernel import versions
 from farwatch_harness.report import junit, ktap, page, text
 from farwatch_harness.results import Run
+from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.util.paths import CHECKOUT
 
-#: Where the report of this checkout's last run is, and the records beside it that it is made from.
-FOLDER = CHECKOUT / "build" / "report"
 RESULTS = "results.json"
 PAGE = "index.html"
 JUNIT = "junit.xml"
 KTAP = "ktap.txt"
+
+
+def folder() -> Path:
+    """Return the directory of the report on the current kernel version, and of its records."""
+    version = versions.current()
+    return paths.REPORT if version is versions.DEFAULT else paths.REPORT / version.folder.name
 
 
 def write(run: Run, folder: Path, bench: Report | None = None) -> Path:

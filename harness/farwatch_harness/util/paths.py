@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-PATCHES = CHECKOUT / "patches" / "linux-6.12"
 MODULE_PATCHES = CHECKOUT / "patches" / "module"
 HARNESS = Path(__file__).resolve().parents[1]
 KERNEL_CONFIG = HARNESS / "kernel" / "kernel.config"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from farwatch_harness.kernel import build, distribution, module, series
+from farwatch_harness.kernel import build, distribution, module, series, versions
 from farwatch_harness.util import apt, paths, progress
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.qemu import Accelerator, Qemu, find_accelerator, find_qemu
@@ -39,9 +39,14 @@ class Environment:
         )
 
 
-def patches_of_series(count: int | None = None, folder: Path = paths.PATCHES) -> list[series.Patch]:
-    """Return the series in `folder`, or its first `count` patches."""
-    return series.read_series(folder)[:count] if count != 0 else []
+def patches_of_series(count: int | None = None, folder: Path | None = None) -> list[series.Patch]:
+    """Return the series in `folder`, or its first `count` patches.
+
+    folder: None is the series of the current kernel version.
+    """
+    if count == 0:
+        return []
+    return series.read_series(folder or versions.current().folder)[:count]
 
 
 def prepare_environment(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.commands import mutants
-from farwatch_harness.kernel import series
-from farwatch_harness.util import paths
+from farwatch_harness.kernel import series, versions
 from farwatch_harness.util.errors import HarnessError
 
 NAMES = sorted(path.stem for path in mutants.FOLDER.glob("*.patch"))
@@ -18,7 +17,9 @@ def test_mutant_applies_to_a_file_that_the_series_adds(name: str, tmp_path: Path
     added = [
         line[1:] for line in mutant.patch.decode().splitlines() if line.startswith(("-\t", " \t"))
     ]
-    written = "\n".join(patch.content.decode() for patch in series.read_series(paths.PATCHES))
+    written = "\n".join(
+        patch.content.decode() for patch in series.read_series(versions.DEFAULT.folder)
+    )
     # What the mutant takes away or leaves is the series' own; the kernel's may be there, too.
     assert any(f"\n+{line}\n" in written for line in added)
     with mutants.mutated_series(mutant) as folder:

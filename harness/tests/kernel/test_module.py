@@ -4,7 +4,7 @@
 from pathlib import Path
 
 import pytest
-from farwatch_harness.kernel import module, source_tree
+from farwatch_harness.kernel import module, source_tree, versions
 from farwatch_harness.kernel.source_tree import KernelSource
 from farwatch_harness.util import paths
 
@@ -46,16 +46,16 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(f"{text}\n")
     changes = {
-        "series": ("include/uapi/linux/fuse.h", "wire", "events"),
+        versions.current().folder.name: ("include/uapi/linux/fuse.h", "wire", "events"),
         "module": ("fs/fuse/dev.c", "dev", "module"),
     }
     for folder, (name, old, new) in changes.items():
-        place = tmp_path / folder
-        place.mkdir()
+        place = tmp_path / "patches" / folder
+        place.mkdir(parents=True)
         (place / "0001-it.patch").write_text(PATCH.format(name=name, old=old, new=new))
         (place / "series").write_text("0001-it.patch\n")
-    monkeypatch.setattr(paths, "PATCHES", tmp_path / "series")
-    monkeypatch.setattr(paths, "MODULE_PATCHES", tmp_path / "module")
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(paths, "MODULE_PATCHES", tmp_path / "patches" / "module")
     monkeypatch.setattr(source_tree, "find_source", lambda: KernelSource("linux", tree, True))
     return tree
 

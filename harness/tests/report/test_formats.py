@@ -15,6 +15,7 @@ from farwatch_harness.bench import bench_report
 from farwatch_harness.bench import run as bench_run
 from farwatch_harness.report import benchmark, diff, events, junit, ktap, message, page, plots, text
 from farwatch_harness.results import CheckName, CheckResult, Run, Status, TestResult
+from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 from farwatchd.wire.fsnotify import Event
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -358,7 +359,7 @@ def test_unwritable_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the command finds results and leaves the report."""
-    monkeypatch.setattr(report, "FOLDER", tmp_path / "report")
+    monkeypatch.setattr(paths, "REPORT", tmp_path / "report")
     monkeypatch.setattr(bench_run, "RESULT", tmp_path / "bench.json")
     return tmp_path
 

@@ -3,7 +3,7 @@
 
 import re
 
-from farwatch_harness.kernel import series
+from farwatch_harness.kernel import series, versions
 from farwatch_harness.util import paths
 
 WORKFLOWS = paths.CHECKOUT / ".github" / "workflows"
@@ -12,7 +12,7 @@ WORKFLOWS = paths.CHECKOUT / ".github" / "workflows"
 def test_parts_of_the_series_are_all_of_it_once() -> None:
     parts = re.findall(r"test PATCH=(\d+)-(\d+)", (WORKFLOWS / "series.yml").read_text())
     numbers = [number for first, last in parts for number in range(int(first), int(last) + 1)]
-    assert numbers == list(range(1, len(series.read_series(paths.PATCHES)) + 1))
+    assert numbers == list(range(1, len(series.read_series(versions.DEFAULT.folder)) + 1))
 
 
 def test_targets_exist() -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 from construct import Struct
-from farwatch_harness.kernel import series, source_tree
-from farwatch_harness.util import paths
+from farwatch_harness.kernel import series, source_tree, versions
 from farwatchd.wire import fsnotify, fuse
 from farwatchd.wire.fsnotify import Event, RecordFlag
 from farwatchd.wire.fuse import STRUCTS, InitFlag, Opcode, OpenFlag, SetattrValid
@@ -77,7 +76,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if named:
         return Path(named)
     content = series.patched_content(
-        source_tree.find_source().path, series.read_series(paths.PATCHES)
+        source_tree.find_source().path, series.read_series(versions.current().folder)
     )[HEADER]
     assert content is not None
     path = tmp_path_factory.mktemp("header") / "fuse.h"
