@@ -80,7 +80,7 @@ def hostile(
 
 
 @dataclass(frozen=True)
-class WatchedShare:
+class WatchedInodes:
     """A watcher of the share's directory "dir" and its file "file", with their nodeids."""
 
     listener: GuestInotify
@@ -89,13 +89,13 @@ class WatchedShare:
 
 
 @pytest.fixture
-def watched(hostile: Hostile) -> Iterator[WatchedShare]:
+def watched(hostile: Hostile) -> Iterator[WatchedInodes]:
     with hostile.guest.inotify() as listener:
         listener.add(f"{hostile.testbed.mount_point}/dir", In.ALL)
         directory = hostile.nodeid(int(Event(int(In.ALL)) | Event.ON_CHILD))
         listener.add(f"{hostile.testbed.mount_point}/file", In.ALL)
         file = hostile.nodeid(int(In.ALL))
-        yield WatchedShare(listener, directory, file)
+        yield WatchedInodes(listener, directory, file)
         assert hostile.testbed.problems() == []
 
 
@@ -160,7 +160,7 @@ def malformed(directory: int, file: int) -> dict[str, bytes]:
 # The real nodeids are known only once the testbed runs; 1 and 2 stand for them here.
 @pytest.mark.parametrize("rule", list(malformed(1, 2)))
 def test_malformed_notification_is_dropped_and_counted(
-    hostile: Hostile, watched: WatchedShare, rule: str
+    hostile: Hostile, watched: WatchedInodes, rule: str
 ) -> None:
     before = hostile.dropped()
     hostile.send(malformed(watched.directory, watched.file)[rule])
@@ -171,7 +171,7 @@ def test_malformed_notification_is_dropped_and_counted(
 
 
 def test_valid_records_beside_an_invalid_one_are_reported(
-    hostile: Hostile, watched: WatchedShare
+    hostile: Hostile, watched: WatchedInodes
 ) -> None:
     good = [
         EventRecord(watched.directory, 0, Event.CREATE, name).encode() for name in (b"one", b"two")
@@ -180,7 +180,7 @@ def test_valid_records_beside_an_invalid_one_are_reported(
     assert [event.name for event in watched.listener.read(2)] == ["one", "two"]
 
 
-def test_records_of_unknown_inodes_are_ignored(hostile: Hostile, watched: WatchedShare) -> None:
+def test_records_of_unknown_inodes_are_ignored(hostile: Hostile, watched: WatchedInodes) -> None:
     before = hostile.dropped()
     hostile.send(EventRecord(999_999, 0, Event.MODIFY).encode())
     hostile.send(EventRecord(watched.file, 7, Event.MODIFY).encode())
@@ -192,7 +192,7 @@ def test_records_of_unknown_inodes_are_ignored(hostile: Hostile, watched: Watche
 
 
 def test_event_is_reported_for_the_inode_of_its_record_only(
-    hostile: Hostile, watched: WatchedShare
+    hostile: Hostile, watched: WatchedInodes
 ) -> None:
     with hostile.guest.inotify() as other:
         other.add(str(hostile.testbed.mount_point), In.ALL)
@@ -203,7 +203,7 @@ def test_event_is_reported_for_the_inode_of_its_record_only(
 
 @pytest.mark.patch("child-ignore-mask")
 def test_event_on_child_is_not_reported_to_the_childs_own_watch(
-    hostile: Hostile, watched: WatchedShare
+    hostile: Hostile, watched: WatchedInodes
 ) -> None:
     with hostile.guest.inotify() as other:
         other.add(str(hostile.testbed.mount_point), In.ALL)
@@ -212,7 +212,7 @@ def test_event_on_child_is_not_reported_to_the_childs_own_watch(
         assert watched.listener.read(quiet=0.5, limit=2.0) == []
 
 
-def test_rename_is_two_events_with_one_cookie(hostile: Hostile, watched: WatchedShare) -> None:
+def test_rename_is_two_events_with_one_cookie(hostile: Hostile, watched: WatchedInodes) -> None:
     move = EventRecord(
         watched.directory, 0, Event.RENAME, b"old", newdir=watched.directory, newname=b"new"
     ).encode()
@@ -226,7 +226,9 @@ def test_rename_is_two_events_with_one_cookie(hostile: Hostile, watched: Watched
     assert cookies[0] == cookies[1] != cookies[2] == cookies[3]
 
 
-def test_full_payload_of_longest_names_is_reported(hostile: Hostile, watched: WatchedShare) -> None:
+def test_full_payload_of_longest_names_is_reported(
+    hostile: Hostile, watched: WatchedInodes
+) -> None:
     longest = EventRecord(
         watched.directory, 0, Event.RENAME, b"a" * 255, newdir=watched.directory, newname=b"b" * 255
     ).encode()
@@ -235,7 +237,7 @@ def test_full_payload_of_longest_names_is_reported(hostile: Hostile, watched: Wa
 
 
 @pytest.mark.patch("overflow")
-def test_lost_events_are_one_overflow_per_group(hostile: Hostile, watched: WatchedShare) -> None:
+def test_lost_events_are_one_overflow_per_group(hostile: Hostile, watched: WatchedInodes) -> None:
     with hostile.guest.inotify() as other, hostile.guest.inotify() as elsewhere:
         other.add(str(hostile.testbed.mount_point), In.ALL)
         elsewhere.add("/", In.ALL)
@@ -271,7 +273,7 @@ def test_group_with_many_watches_gets_one_overflow(hostile: Hostile) -> None:
 
 
 def test_delete_self_record_ends_the_watch_with_in_ignored(
-    hostile: Hostile, watched: WatchedShare
+    hostile: Hostile, watched: WatchedInodes
 ) -> None:
     hostile.send(EventRecord(watched.file, 0, Event.DELETE_SELF).encode())
     assert [event.mask for event in watched.listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
@@ -287,7 +289,7 @@ def test_own_deletion_ends_its_watch_without_the_server(hostile: Hostile) -> Non
 
 
 def test_equal_consecutive_unread_events_are_coalesced(
-    hostile: Hostile, watched: WatchedShare
+    hostile: Hostile, watched: WatchedInodes
 ) -> None:
     attrib, modify = (
         EventRecord(watched.file, 0, event).encode() for event in (Event.ATTRIB, Event.MODIFY)
