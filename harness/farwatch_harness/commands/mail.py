@@ -46,17 +46,21 @@ def prepare(
 ) -> PreparedMails:
     """Write the mails into `folder`, which is emptied first.
 
-    kernel: a git tree whose commit is the base. Without it the base is a commit that is made here
-    from the kernel source.
+    kernel: a git tree whose commit is the base, and whose MAINTAINERS name the recipients. Without
+        it both are those of the kernel source; the base is then a commit that is made here.
     HarnessError: the series does not apply there.
     """
-    source = source_tree.find_source()
+    if kernel is None:
+        source = source_tree.find_source()
+        tree, name_of_tree = source.path, source.identity
+    else:
+        tree, name_of_tree = kernel, str(kernel)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="farwatch-send-") as name:
         place = Path(name) / "tree"
         if kernel is None:
-            make_repository(place, source.path, patches)
+            make_repository(place, tree, patches)
         else:
             sparse_clone(kernel, place, patches)
         base = git(place, "rev-parse", "HEAD").strip()
@@ -65,7 +69,7 @@ def prepare(
                 git(place, "am", stdin=patch.content)
             except HarnessError as error:
                 raise HarnessError(
-                    f"{patch.file} does not apply to {kernel or source.identity}: {error}"
+                    f"{patch.file} does not apply to {name_of_tree}: {error}"
                 ) from None
         words = [
             "format-patch",
@@ -78,9 +82,9 @@ def prepare(
         # The letter's author is the user who runs this.
         git(place, *series.committer(kernel or paths.CHECKOUT), *words)
     mails = sorted(folder.glob("*.patch"))
-    fill_letter(mails[0], source.identity if kernel is None else f"commit {base}")
+    fill_letter(mails[0], name_of_tree if kernel is None else f"commit {base}")
     recipients = folder / "recipients.txt"
-    recipients.write_text(maintainers(source.path, mails[1:]))
+    recipients.write_text(maintainers(tree, mails[1:]))
     return PreparedMails(mails, recipients, kernel is not None)
 
 

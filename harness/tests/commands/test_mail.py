@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.commands import mail
+from farwatch_harness.kernel import source_tree
 from farwatch_harness.kernel.series import Patch
 from farwatch_harness.kernel.source_tree import KernelSource
 from farwatch_harness.matrix.apply_check import git
@@ -60,13 +61,18 @@ def test_mails_are_complete_and_answer_the_review(source: Path, tmp_path: Path) 
     assert recipients.count("--no-git --no-git-fallback 0001-fuse-Change-it.patch") == 2
 
 
-def test_base_is_the_commit_of_the_unchanged_user_tree(source: Path, tmp_path: Path) -> None:
+def test_base_is_the_commit_of_the_unchanged_user_tree(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     git(source, "init", "--quiet")
     git(source, "add", "--all")
     git(source, "commit", "--quiet", "--message=base")
     commit = git(source, "rev-parse", "HEAD").strip()
+    # The series of another version is for a tree that is not the harness's source.
+    monkeypatch.setattr(source_tree, "find_source", lambda: pytest.fail("only the tree is read"))
     prepared = mail.prepare(PATCHES, source, tmp_path / "send")
     assert f"base-commit: {commit}" in prepared.mails[0].read_text() and prepared.public_base
+    assert "0001-fuse-Change-it.patch" in prepared.recipients.read_text()
     state = subprocess.run(
         ["git", "status", "--porcelain"], cwd=source, capture_output=True, check=True
     )
