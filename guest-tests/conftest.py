@@ -6,16 +6,18 @@ the directory of another series. FARWATCH_SCOPE=series leaves out the tests of t
 FARWATCH_SCOPE=patch also leaves out the tests of earlier patches that do not use the shared VM in
 mode others. With FARWATCH_SCOPE=patch a shared VM has one CPU, else two, so that concurrent
 operations really are concurrent. FARWATCH_FLAVOUR=DEBUG uses a kernel with lockdep, KASAN and
-kmemleak.
+kmemleak; FARWATCH_FLAVOUR=DISTRIBUTION uses Debian's own kernel with the module.
 """
 
 import contextlib
 import dataclasses
+import fnmatch
 import itertools
 import os
 import re
 import shutil
 import signal
+import tomllib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ MODES = ("others", "remote", "wait")
 NUMBERS = itertools.count(1)
 #: The patch of the WAIT request: mode wait, and events with QEMU's vhost-user-fs device.
 WAIT_PATCH = "wait-request"
+#: What does not hold for the module on Debian's own kernel.
+MODULE_RULES = Path(__file__).parent / "module.toml"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "patch(name): the patch that the test belongs to, by its name in the series file; 'base' is"
         " the kernel without a patch",
     )
+    config.addinivalue_line("markers", "module: about the module on Debian's own kernel")
     config.addinivalue_line(
         "markers", "daemon: about the daemon as a file system, whichever patches the kernel has"
     )
@@ -112,8 +117,23 @@ def uses_shared_vm(item: pytest.Item) -> bool:
     return "testbed" in needed and not other
 
 
+def holds_for_module(item: pytest.Item) -> bool:
+    """Return whether module.toml does not leave the test out."""
+    name = item.nodeid.rpartition("/")[2]
+    named = {str(mark.args[0]) for mark in item.iter_markers("patch")}
+    mode = parameters(item).get("testbed", parameters(item).get("mode"))
+    return not any(
+        mode in rule.get("modes", ())
+        or named & set(rule.get("patches", ()))
+        or any(fnmatch.fnmatchcase(name, pattern) for pattern in rule.get("tests", ()))
+        for rule in tomllib.loads(MODULE_RULES.read_text())["left-out"]
+    )
+
+
 def in_scope(item: pytest.Item, number: int, last: int) -> bool:
     """Return whether FARWATCH_SCOPE includes a test of patch `number` on a kernel with `last`."""
+    if on_distribution_kernel() and not holds_for_module(item):
+        return False
     if scope() == "all":
         return True
     if item.get_closest_marker("daemon"):
@@ -128,6 +148,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
+        if item.get_closest_marker("module"):
+            (kept if on_distribution_kernel() else dropped).append(item)
+            continue
         number = patch_of(item, patches)
         item.user_properties.append(("patch", number))
         (kept if number <= last and in_scope(item, number, last) else dropped).append(item)
