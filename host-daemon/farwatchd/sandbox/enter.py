@@ -11,6 +11,7 @@ import ctypes
 import errno
 import logging
 import os
+import stat
 from pathlib import Path
 
 from farwatchd.linux.libc import AT_FDCWD, function, last_errno
@@ -23,6 +24,11 @@ _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWIPC = 0x08000000
+_MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MS_NOEXEC = 8
+_MS_REMOUNT = 32
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_SLAVE = 0x80000
@@ -60,19 +66,20 @@ class SandboxError(Exception):
 def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int:
     """Enter the sandbox and return an O_PATH descriptor of the share's root.
 
-    The caller owns it. ``NAMESPACE`` works for root, and for others where user namespaces are
-    allowed; with ``maps`` its ids are these. ``CHROOT`` works for root only. ``SandboxError``: the
-    sandbox cannot be entered.
+    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; with ``maps``
+    its ids are these. It shares a single file, too: in a directory that has nothing else.
+    ``CHROOT`` works for root only.
     """
     hold_time_zone()
     proc_fd = _open_proc(_PROC_FD)
     try:
         try:
-            shared_fd = os.open(shared_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            shared_fd = os.open(shared_dir, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
             raise SandboxError(
                 f"cannot open the shared directory {shared_dir}: {error.strerror}"
             ) from error
+        _check_kind(sandbox, shared_dir, os.fstat(shared_fd).st_mode)
         if sandbox is Sandbox.NONE:
             os.fchdir(proc_fd)
             return shared_fd
@@ -89,6 +96,16 @@ def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int
     finally:
         os.close(proc_fd)
     return root_fd
+
+
+def _check_kind(sandbox: Sandbox, path: Path, mode: int) -> None:
+    """Refuse a share that the sandbox cannot make its root."""
+    if stat.S_ISDIR(mode):
+        return
+    if not stat.S_ISREG(mode):
+        raise SandboxError(f"{path} is neither a directory nor a regular file")
+    if sandbox is not Sandbox.NAMESPACE:
+        raise SandboxError(f"{path} is a file: it can be shared with --sandbox=namespace only")
 
 
 def _open_proc(path: str) -> int:
@@ -131,6 +148,8 @@ def _namespace(shared_dir: Path, maps: IdMaps | None) -> int:
     # Then the current directory, which is below /proc, has nothing else of /proc above it.
     _check(_mount(_PROC_FD.encode(), b"/proc", None, _MS_BIND, None), "bind /proc/self/fd", advice)
     proc_fd = _open_proc("/proc")
+    if shared_dir.is_file():
+        shared_dir = _directory_of_one(shared_dir, proc_fd)
     path = os.fsencode(shared_dir)
     _check(_mount(path, path, None, _MS_BIND | _MS_REC, None), "bind the shared directory", advice)
     _forbid_programs(shared_dir)
@@ -150,6 +169,41 @@ def _namespace(shared_dir: Path, maps: IdMaps | None) -> int:
     _check(_umount2(b".", _MNT_DETACH), "leave the old root", advice)
     os.chdir("/")
     return proc_fd
+
+
+def _directory_of_one(file: Path, proc_fd: int) -> Path:
+    """Return a directory that exists in this namespace only and has nothing but ``file``.
+
+    It covers /proc, whose descriptor is ``proc_fd``.
+    """
+    advice = "; share the directory of the file"
+    directory = Path("/proc")
+    # In this namespace: what is opened before belongs to another one, and cannot be bound.
+    fd = os.open(file, os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.fchdir(proc_fd)
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        options = b"mode=0755,size=64k"
+        place = os.fsencode(directory)
+        _check(
+            _mount(b"farwatchd", place, b"tmpfs", flags, options),
+            "mount a directory for the file",
+            advice,
+        )
+        (directory / file.name).touch()
+        _check(
+            _mount(b"%d" % fd, os.fsencode(directory / file.name), None, _MS_BIND, None),
+            "bind the shared file",
+            advice,
+        )
+        _check(
+            _mount(None, place, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags, None),
+            "make the directory of the file read-only",
+            advice,
+        )
+    finally:
+        os.close(fd)
+    return directory
 
 
 def _forbid_programs(shared_dir: Path) -> None:

@@ -388,10 +388,13 @@ def test_missing_directory_is_refused_without_a_socket_left(tmp_path: Path) -> N
     assert not path.exists()
 
 
-def test_file_as_the_shared_directory_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sandbox", ["none", pytest.param("chroot", marks=pytest.mark.root)])
+def test_single_file_needs_the_namespace_sandbox(sandbox: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "Not a directory" in _refusal(
-        f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}/file"
+    assert "is a file: it can be shared with --sandbox=namespace" in _refusal(
+        f"--socket-path={tmp_path}/socket",
+        f"--shared-dir={tmp_path}/file",
+        f"--sandbox={sandbox}",
     )
 
 

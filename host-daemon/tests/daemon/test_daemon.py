@@ -299,3 +299,35 @@ def test_read_only_share_refuses_changes(tmp_path: Path) -> None:
         guest.ask(Opcode.OPEN, nodeid, wire.open_in.pack(flags=os.O_RDONLY), open_out)
         guest.leave()
     assert (tmp_path / "file").read_text() == "text"
+
+
+def test_single_file_is_shared_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("not shared")
+    (tmp_path / "file").write_text("text")
+    with running(tmp_path / "socket", tmp_path / "file") as daemon:
+        guest = Guest(daemon)
+        assert set(guest.names(ROOT)) == {b".", b"..", b"file"}
+        entry = guest.lookup(ROOT, b"file")
+        assert (entry.attr_size, entry.attr_ino) == (4, (tmp_path / "file").stat().st_ino)
+        guest.watch(entry.nodeid, Event.MODIFY)
+        (tmp_path / "file").write_text("other text")
+        assert [(record.nodeid, record.mask) for record in guest.events(1)] == [
+            (entry.nodeid, Event.MODIFY)
+        ]
+        opened = wire.open_out.unpack_from(
+            guest.ask(
+                Opcode.OPEN,
+                entry.nodeid,
+                wire.open_in.pack(flags=os.O_RDWR),
+                wire.open_out.size,
+            )
+        )
+        assert guest.write(entry.nodeid, opened.fh, 0, b"guest") == 5
+        assert (tmp_path / "file").read_text() == "guest text"
+        # The directory exists in the sandbox only.
+        assert guest.fails(Opcode.UNLINK, ROOT, b"file\0") in (errno.EROFS, errno.EBUSY)
+        payload = wire.create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=0o600) + b"new\0"
+        room = wire.entry_out.size + wire.open_out.size
+        assert guest.fails(Opcode.CREATE, ROOT, payload, room) == errno.EROFS
+        guest.leave()
+    assert {each.name for each in tmp_path.iterdir()} == {"other", "file"}
