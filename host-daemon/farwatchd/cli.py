@@ -12,6 +12,7 @@ from farwatchd.config import UserError
 from farwatchd.listener import open_socket
 from farwatchd.log import start_logging
 from farwatchd.options import LOG_LEVELS, Config, parse
+from farwatchd.service_manager import ServiceManager
 
 _log = logging.getLogger(__name__)
 
@@ -24,10 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_descriptors()
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        start_logging(LOG_LEVELS[config.process.log_level], config.process.syslog)
+        start_logging(
+            LOG_LEVELS[config.process.log_level],
+            config.process.syslog,
+            str(config.shared_dir),
+            config.device.tag,
+        )
         for line in config.without_effect:
             _log.info("%s", line)
-        _serve(config)
+        _serve(config, ServiceManager.from_environment(os.environ))
     except UserError as error:
         print(f"farwatchd: {error}", file=sys.stderr)
         return 1
@@ -51,7 +57,7 @@ def _open_standard_descriptors() -> None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115
 
 
-def _serve(config: Config) -> None:
+def _serve(config: Config, manager: ServiceManager) -> None:
     ready = _daemonize() if config.process.daemonize else _do_nothing
     with open_socket(config.socket) as sock:
         # The words for which Kata's runtime waits before it starts the VMM.
@@ -59,7 +65,7 @@ def _serve(config: Config) -> None:
         # Most of the daemon, and most of the time to load it. A VMM can connect meanwhile.
         from farwatchd.daemon import run
 
-        run(config, sock, ready)
+        run(config, sock, manager, ready)
 
 
 def _do_nothing() -> None:

@@ -28,6 +28,7 @@ from farwatchd.sandbox.limits import raise_nofile, usable_cpus
 from farwatchd.sandbox.options import Seccomp
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid_core_dumps
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
+from farwatchd.service_manager import ServiceManager
 from farwatchd.termination import SignalThread, block_signals
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
@@ -45,10 +46,12 @@ _log = logging.getLogger(__name__)
 _NEEDED_LATER = (traceback, linecache)
 
 
-def run(config: Config, sock: socket.socket, ready: Callable[[], None]) -> None:
+def run(
+    config: Config, sock: socket.socket, manager: ServiceManager, ready: Callable[[], None]
+) -> None:
     """Serve on ``sock`` until a signal, or until the front-end leaves; ``UserError``.
 
-    ``ready`` is called when requests can be served.
+    ``ready`` is called, and ``manager`` told, when requests can be served.
     """
     os.umask(0)
     if (problem := unsupported_machine(os.uname().machine)) is not None:
@@ -68,7 +71,7 @@ def run(config: Config, sock: socket.socket, ready: Callable[[], None]) -> None:
     except (SandboxError, SeccompError) as error:
         raise UserError(str(error)) from error
     store = _open_store(config, root_fd, limit)
-    _serve(config, sock, root_fd, store, seccomp, cpus, ready)
+    _serve(config, sock, root_fd, store, seccomp, cpus, manager, ready)
 
 
 def _serve(
@@ -78,6 +81,7 @@ def _serve(
     store: InodeStore,
     seccomp: Any,
     cpus: float,
+    manager: ServiceManager,
     ready: Callable[[], None],
 ) -> None:
     loop = Loop()
@@ -108,7 +112,12 @@ def _serve(
     busy_poll = config.device.busy_poll if cpus > 1 else 0
     busy = BusyPoll(busy_poll * 1000, loop.has_work)
     device = Device(loop, session, config.device, queue, busy)
-    server = Server(loop, sock, device, loop.stop, once=not config.socket.keep_serving)
+    states = {False: f"waiting for a VMM on {config.socket.name}", True: "serving a VMM"}
+
+    def report(connected: bool) -> None:
+        manager.status(states[connected])
+
+    server = Server(loop, sock, device, loop.stop, not config.socket.keep_serving, report)
     block_signals()
     signals = SignalThread(loop.stop)
     _restrict(config, capabilities, seccomp)
@@ -121,8 +130,11 @@ def _serve(
             " --thread-pool-size=0 to serve without threads"
         ) from error
     _log.info("listening on %s", config.socket.name)
+    manager.ready(states[server.connected])
+    manager.start_watchdog(loop.call_later)
     ready()
     loop.run()
+    manager.stopping()
     server.close()
     session.reset()
     if not pool.close(0):

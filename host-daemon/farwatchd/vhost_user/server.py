@@ -21,6 +21,7 @@ ACCEPT_PAUSE = 1.0
 class Server:
     """Serves one front-end at a time; the next one waits until the present one leaves.
 
+    ``on_change`` is called when a front-end has connected, with True, and when one has left.
     With ``once``, or when ``sock`` is a connected socket, ``on_end`` is called when the first front
     end has left.
     """
@@ -32,10 +33,12 @@ class Server:
         device: DeviceModel,
         on_end: Callable[[], None],
         once: bool = False,
+        on_change: Callable[[bool], None] | None = None,
     ) -> None:
         self._loop = loop
         self._device = device
         self._on_end = on_end
+        self._on_change = on_change
         self._connection: Connection | None = None
         self._waiting: socket.socket | None = None
         self._listener: socket.socket | None = None
@@ -51,6 +54,11 @@ class Server:
         else:
             self._once = True
             self._connect(sock)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a front-end is served."""
+        return self._connection is not None
 
     def close(self) -> None:
         """End everything without calling ``on_end``.
@@ -109,6 +117,7 @@ class Server:
     def _connect(self, sock: socket.socket) -> None:
         try:
             self._connection = Connection(self._loop, sock, self._device, self._left)
+            self._changed(True)
         except OSError as error:
             _log.error("a front-end cannot be served: %s", error.strerror)
             self._left()
@@ -121,10 +130,15 @@ class Server:
             self._stop_listening()
             self._on_end()
             return
+        self._changed(False)
         sock, self._waiting = self._waiting, None
         self._set_accepting(True)
         if sock is not None:
             self._connect(sock)
+
+    def _changed(self, connected: bool) -> None:
+        if self._on_change is not None:
+            self._on_change(connected)
 
     def _stop_listening(self) -> None:
         if self._listener is None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 TIMEOUT = 20.0
@@ -35,7 +35,11 @@ class DaemonProcess:
     command: Sequence[str] = COMMAND
 
     def __init__(
-        self, socket_path: Path, options: Sequence[str], pass_fds: Sequence[int] = ()
+        self,
+        socket_path: Path,
+        options: Sequence[str],
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.socket_path = socket_path
         self._log = b""
@@ -44,6 +48,7 @@ class DaemonProcess:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=pass_fds,
+            env=None if environment is None else {**os.environ, **environment},
         )
 
     @property
