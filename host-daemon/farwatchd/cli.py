@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from farwatchd.config import UserError
-from farwatchd.listener import open_socket
+from farwatchd.listener import open_sockets
 from farwatchd.log import start_logging
 from farwatchd.options import LOG_LEVELS, Config, parse
 from farwatchd.service_manager import ServiceManager
+from farwatchd.termination import hold_status_signal
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: ended; 1: cannot serve, one line says why; 2: wrong usage.
     """
     _open_standard_descriptors()
+    hold_status_signal()
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         start_logging(
@@ -59,13 +61,13 @@ def _open_standard_descriptors() -> None:
 
 def _serve(config: Config, manager: ServiceManager) -> None:
     ready = _daemonize() if config.process.daemonize else _do_nothing
-    with open_socket(config.socket) as sock:
+    with open_sockets(config.socket) as sockets:
         # The words for which Kata's runtime waits before it starts the VMM.
         _log.info("Waiting for vhost-user socket connection on %s", config.socket.name)
         # Most of the daemon, and most of the time to load it. A VMM can connect meanwhile.
         from farwatchd.daemon import run
 
-        run(config, sock, manager, ready)
+        run(config, sockets, manager, ready)
 
 
 def _do_nothing() -> None:

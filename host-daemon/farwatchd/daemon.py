@@ -7,7 +7,6 @@ import dataclasses
 import linecache
 import logging
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,8 @@ from farwatchd.fuse.thread_pool import ThreadPool
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
 from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.linux.capabilities import Capability
+from farwatchd.listener import Sockets
+from farwatchd.metrics_server import MetricsServer
 from farwatchd.options import Config
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.passthrough.procfd import ProcFd
@@ -29,6 +30,7 @@ from farwatchd.sandbox.options import Seccomp
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid_core_dumps
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
 from farwatchd.service_manager import ServiceManager
+from farwatchd.status import Gauge, Status
 from farwatchd.termination import SignalThread, block_signals
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
@@ -47,11 +49,11 @@ _NEEDED_LATER = (traceback, linecache)
 
 
 def run(
-    config: Config, sock: socket.socket, manager: ServiceManager, ready: Callable[[], None]
+    config: Config, sockets: Sockets, manager: ServiceManager, ready: Callable[[], None]
 ) -> None:
-    """Serve on ``sock`` until a signal, or until the front-end leaves; ``UserError``.
+    """Serve on ``sockets`` until a signal, or until the front-end leaves; ``UserError``.
 
-    ``ready`` is called, and ``manager`` told, when requests can be served.
+    ``ready`` is called, and ``manager`` gets a report, when requests can be served.
     """
     os.umask(0)
     if (problem := unsupported_machine(os.uname().machine)) is not None:
@@ -71,12 +73,12 @@ def run(
     except (SandboxError, SeccompError) as error:
         raise UserError(str(error)) from error
     store = _open_store(config, root_fd, limit)
-    _serve(config, sock, root_fd, store, seccomp, cpus, manager, ready)
+    _serve(config, sockets, root_fd, store, seccomp, cpus, manager, ready)
 
 
 def _serve(
     config: Config,
-    sock: socket.socket,
+    sockets: Sockets,
     root_fd: int,
     store: InodeStore,
     seccomp: Any,
@@ -100,8 +102,9 @@ def _serve(
     # Before the file system, which asks what it may do.
     capabilities = _drop(config, backend, store)
     others_only = backend is not None and backend.others_only
+    fs = PassthroughFs(root_fd, config.share, store)
     session = Session(
-        PassthroughFs(root_fd, config.share, store),
+        fs,
         watches,
         dataclasses.replace(config.session, others_only=others_only),
         locks,
@@ -117,9 +120,20 @@ def _serve(
     def report(connected: bool) -> None:
         manager.status(states[connected])
 
-    server = Server(loop, sock, device, loop.stop, not config.socket.keep_serving, report)
+    server = Server(
+        loop, sockets.front_end, device, loop.stop, not config.socket.keep_serving, report
+    )
     block_signals()
-    signals = SignalThread(loop.stop)
+    status = Status(
+        str(config.shared_dir),
+        config.device.tag,
+        session.metrics,
+        pool.durations,
+        _gauges(fs, watches, queue, device, pool),
+    )
+    if sockets.metrics is not None:
+        MetricsServer(loop, sockets.metrics, status.text)
+    signals = SignalThread(loop.stop, lambda: loop.call_from_thread(status.log))
     _restrict(config, capabilities, seccomp)
     try:
         pool.start()
@@ -144,6 +158,53 @@ def _serve(
         os._exit(0)
     signals.close()
     _log.info("ended")
+
+
+def _gauges(
+    fs: PassthroughFs,
+    watches: WatchTable | None,
+    queue: EventQueue | None,
+    device: Device,
+    pool: ThreadPool,
+) -> tuple[Gauge, ...]:
+    """Return what the parts of the daemon count."""
+    share = fs.share
+    gauges = [
+        Gauge("inodes", "Inodes that the guest knows", lambda: len(share.inodes)),
+        Gauge(
+            "open_files", "Files and directories the guest has open", lambda: len(share.open_files)
+        ),
+        Gauge("locks", "POSIX locks of the guest on the host", lambda: len(share.locks)),
+        Gauge(
+            "replies_deferred", "Requests whose reply is deferred", lambda: device.pending_replies
+        ),
+        Gauge("tasks_pending", "Tasks of the thread pool that are not done", lambda: len(pool)),
+    ]
+    if watches is not None:
+        gauges.append(Gauge("watches", "Watches of the guest", lambda: len(watches)))
+    if queue is not None:
+        gauges += [
+            Gauge("events_pending", "Events that wait for the guest", lambda: len(queue)),
+            Gauge(
+                "events_queued_total",
+                "Events of the host for the guest",
+                lambda: queue.queued_total,
+                "counter",
+            ),
+            Gauge(
+                "events_dropped_total",
+                "Events that were lost: a queue was full",
+                lambda: queue.dropped_total,
+                "counter",
+            ),
+            Gauge(
+                "event_overflows_total",
+                "Overflows that were reported to the guest",
+                lambda: queue.overflows_total,
+                "counter",
+            ),
+        ]
+    return tuple(gauges)
 
 
 def _open_store(config: Config, root_fd: int, limit: int) -> InodeStore:

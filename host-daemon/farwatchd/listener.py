@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket that the daemon serves on, with the file of its process id beside it."""
+"""The sockets that the daemon serves on, with the file of its process id beside the first."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import contextlib
 import grp
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from farwatchd.config import UserError, number, option
 from farwatchd.socket_cleanup import removed_at_end
@@ -18,7 +19,7 @@ from farwatchd.vhost_user.listen import ListenError, inherit, listen
 
 @dataclass(frozen=True, slots=True)
 class SocketOptions:
-    """The options of the socket. Exactly one of ``socket_path`` and ``fd`` is set."""
+    """The options of the sockets. Exactly one of ``socket_path`` and ``fd`` is set."""
 
     socket_path: Path | None = option(
         "socket-path", "listen on this UNIX socket", None, Path, metavar="SOCKET"
@@ -39,38 +40,67 @@ class SocketOptions:
         False,
     )
 
+    metrics_socket: Path | None = option(
+        "metrics-socket",
+        "answer with metrics in Prometheus' text format on this UNIX socket",
+        None,
+        Path,
+        metavar="SOCKET",
+    )
+
     @property
     def name(self) -> str:
         """The socket, as log lines name it."""
         return str(self.socket_path) if self.socket_path is not None else f"descriptor {self.fd}"
 
 
-@contextlib.contextmanager
-def open_socket(options: SocketOptions) -> Iterator[socket.socket]:
-    """Make or inherit the socket to serve on; ``UserError``.
+class Sockets(NamedTuple):
+    """The sockets to serve on: for VMMs, and for readers of the metrics."""
 
-    A socket that is made here is removed at the end of the block, with the pid file.
+    front_end: socket.socket
+    metrics: socket.socket | None
+
+
+@contextlib.contextmanager
+def open_sockets(options: SocketOptions) -> Iterator[Sockets]:
+    """Make or inherit the sockets to serve on; ``UserError``.
+
+    Sockets that are made here are removed at the end of the block, with the pid file.
     """
-    try:
-        if options.socket_path is None:
-            assert options.fd is not None
-            yield inherit(options.fd)
-            return
-        mode = 0o600 if options.socket_group is None else 0o660
-        path = options.socket_path.absolute()
-        sock = listen(path, mode)
-    except ListenError as error:
-        raise UserError(str(error)) from error
+    with contextlib.ExitStack() as stack:
+        made: list[Path] = []
+        # Before the helper that removes them at the end, whatever happens.
+        stack.callback(_remove, made)
+        try:
+            if options.socket_path is None:
+                assert options.fd is not None
+                front_end = stack.enter_context(inherit(options.fd))
+            else:
+                front_end = stack.enter_context(_make(options.socket_path, options, made))
+                made.append(_write_pid_file(made[0]))
+            metrics = None
+            if options.metrics_socket is not None:
+                metrics = stack.enter_context(listen(options.metrics_socket.absolute()))
+                made.append(options.metrics_socket.absolute())
+        except ListenError as error:
+            raise UserError(str(error)) from error
+        if made:
+            stack.enter_context(removed_at_end(made))
+            stack.callback(made.clear)
+        yield Sockets(front_end, metrics)
+
+
+def _make(path: Path, options: SocketOptions, made: list[Path]) -> socket.socket:
+    sock = listen(path.absolute(), 0o600 if options.socket_group is None else 0o660)
+    made.append(path.absolute())
+    if options.socket_group is not None:
+        _give_to_group(made[0], options.socket_group)
+    return sock
+
+
+def _write_pid_file(path: Path) -> Path:
+    """Write the process id where virtiofsd does, and return where that is."""
     pid_file = path.with_name(f"{path.name}.pid")
-    with contextlib.closing(sock), _pid_file(path, pid_file):
-        if options.socket_group is not None:
-            _give_to_group(path, options.socket_group)
-        yield sock
-
-
-@contextlib.contextmanager
-def _pid_file(path: Path, pid_file: Path) -> Iterator[None]:
-    """Write the process id where virtiofsd does; remove it and the socket at the end."""
     try:
         pid_file.unlink(missing_ok=True)
         with os.fdopen(
@@ -78,10 +108,13 @@ def _pid_file(path: Path, pid_file: Path) -> Iterator[None]:
         ) as stream:
             stream.write(f"{os.getpid()}\n")
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise UserError(f"cannot write {pid_file}: {error.strerror}") from error
-    with removed_at_end([path, pid_file]):
-        yield
+    return pid_file
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _give_to_group(path: Path, group: str) -> None:

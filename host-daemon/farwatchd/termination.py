@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends the process at SIGTERM and SIGINT.
-
-The event loop ends in order, or by force when one of its system calls does not return.
-"""
+"""Signals: the end of the process at SIGTERM and SIGINT, in order, or by force where a system call
+of the event loop does not return; the status at SIGUSR1."""
 
 from __future__ import annotations
 
@@ -18,23 +16,30 @@ _log = logging.getLogger(__name__)
 #: Seconds from the signal to the end by force.
 GRACE = 5.0
 _LOG_LIMIT = 0.5
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STATUS_SIGNAL = signal.SIGUSR1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, STATUS_SIGNAL)
+
+
+def hold_status_signal() -> None:
+    """Let SIGUSR1 wait until the status can be logged: it would end the process before."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (STATUS_SIGNAL,))
 
 
 def block_signals() -> None:
-    """Leave SIGTERM and SIGINT to ``SignalThread``: call before the first thread is created."""
+    """Leave the signals to ``SignalThread``: call before the first thread is created."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 class SignalThread:
-    """Waits for a signal in a thread of its own.
+    """Waits for signals in a thread of its own.
 
-    At the signal it calls ``stop``, which may be called from any thread. If ``close`` does not
-    follow within ``GRACE`` seconds it ends the process.
+    At SIGTERM and SIGINT it calls ``stop``, at SIGUSR1 ``log_status``, which may be called from any
+    thread. If ``close`` does not follow within ``GRACE`` seconds of ``stop`` it ends the process.
     """
 
-    def __init__(self, stop: Callable[[], None]) -> None:
+    def __init__(self, stop: Callable[[], None], log_status: Callable[[], None]) -> None:
         self._stop = stop
+        self._log_status = log_status
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._wait, name="signals", daemon=True)
 
@@ -56,7 +61,8 @@ class SignalThread:
         self._thread.join()
 
     def _wait(self) -> None:
-        signal.sigwait(_SIGNALS)
+        while signal.sigwait(_SIGNALS) == STATUS_SIGNAL:
+            self._log_status()
         self._stop()
         if self._closed.wait(GRACE):
             return

@@ -16,6 +16,7 @@ from farwatchd.fuse.handlers.locks import LockHandlers
 from farwatchd.fuse.handlers.namespace import NamespaceHandlers
 from farwatchd.fuse.init import Negotiated, negotiate
 from farwatchd.fuse.killpriv import KillPriv
+from farwatchd.fuse.metrics import SAMPLED_MASK, RequestMetrics
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.reply import EMPTY, ErrorReply, Handler, Reply
 from farwatchd.fuse.request import Request, decode, invalid
@@ -117,6 +118,8 @@ class Session:
             opcode: self._handlers[opcode] for opcode in (Opcode.INIT, Opcode.DESTROY)
         }
         self._served = self._first_handlers
+        self.metrics = RequestMetrics(self._handlers)
+        self._counts = self.metrics.counts
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         """Serve one request; see ``RequestHandler``."""
@@ -127,10 +130,14 @@ class Session:
         else:
             header = _scattered_header(readable)
         room = chain.writable_size - _REPLY_HEADER_SIZE
-        handler = self._served.get(header[1])
+        opcode = header[1]
+        handler = self._served.get(opcode)
         if handler is None:
-            return self._refuse(header, writable, room, self._unserved(header[1]))
+            return self._refuse(header, writable, room, self._unserved(opcode))
         handle, args_size, reply_size, has_reply = handler
+        count = self._counts[opcode] = self._counts[opcode] + 1
+        if not count & SAMPLED_MASK:
+            handle = self.metrics.timed(opcode, handle)
         try:
             if room < reply_size and has_reply:
                 raise invalid(f"room for a reply of {room} bytes, {reply_size} are needed")
@@ -152,6 +159,7 @@ class Session:
         elif reply is None:
             return 0
         elif isinstance(reply, ErrorReply):
+            self.metrics.errors[opcode] += 1
             return _write_header(writable, _REPLY_HEADER_SIZE, -reply.errno, header[2])
         else:
             return reply
@@ -194,6 +202,10 @@ class Session:
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s of node %d: %s", _OpcodeName(opcode), nodeid, error.strerror or error)
         handler = self._handlers.get(opcode)
+        if handler is not None:
+            self.metrics.errors[opcode] += 1
+        else:
+            self.metrics.unknown += 1
         if room < 0 or (handler is not None and not handler.has_reply):
             return 0
         number = (

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from farwatchd.fuse.filesystem import OperationDeferred, Task
+from farwatchd.fuse.metrics import Durations
 from farwatchd.fuse.reply import EMPTY, Payload, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.virtio_fs.interfaces import DeferredReply
@@ -35,6 +36,8 @@ class _PendingTask(NamedTuple):
     future: Future[int]
     nodeid: int
     encode: Encode
+    #: By the monotonic clock.
+    began_ns: int
 
 
 class ThreadPool:
@@ -58,6 +61,7 @@ class ThreadPool:
         self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
         self._call_from_thread = call_from_thread
         self._tasks: dict[DeferredReply, _PendingTask] = {}
+        self.durations = Durations()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -87,7 +91,7 @@ class ThreadPool:
         except RuntimeError as error:
             raise OSError(errno.EIO, f"no thread for a task: {error}") from error
         reply = DeferredReply(request.unique, in_thread=True)
-        self._tasks[reply] = _PendingTask(future, request.nodeid, encode)
+        self._tasks[reply] = _PendingTask(future, request.nodeid, encode, time.monotonic_ns())
         future.add_done_callback(lambda _: self._call_from_thread(partial(self._finish, reply)))
         return reply
 
@@ -142,6 +146,7 @@ class ThreadPool:
         task = self._tasks.pop(reply, None)
         if task is None:
             return
+        self.durations.add(time.monotonic_ns() - task.began_ns)
         if task.future.cancelled():
             reply.complete(errno.EINTR)
             return

@@ -98,6 +98,11 @@ class Device:
         return features | VirtioFsFeature.NOTIFICATION if self._config.notification else features
 
     @property
+    def pending_replies(self) -> int:
+        """How many requests have a deferred reply."""
+        return len(self._pending)
+
+    @property
     def queue_count(self) -> int:
         """Number of queues: hiprio, notification, requests.
 

@@ -32,6 +32,10 @@ class EventQueue:
         self._records: deque[bytes] = deque()
         self._wakeup: Callable[[], None] | None = None
         self.dropped = 0
+        #: Records that were queued, dropped, and overflows that were reported, since the start.
+        self.queued_total = 0
+        self.dropped_total = 0
+        self.overflows_total = 0
 
     def __len__(self) -> int:
         return len(self._records)
@@ -48,6 +52,7 @@ class EventQueue:
             return
         if len(records) < self._limit - 1:
             records.append(encoded)
+            self.queued_total += 1
             return
         if not self.dropped:
             _log.warning(
@@ -62,8 +67,10 @@ class EventQueue:
         Successive calls share one OVERFLOW record.
         """
         self.dropped += lost
+        self.dropped_total += lost
         if not self._records or self._records[-1] != _OVERFLOW:
             self._records.append(_OVERFLOW)
+            self.overflows_total += 1
 
     def announce(self) -> None:
         """Call the wakeup callback when records are queued."""
@@ -93,8 +100,10 @@ class EventQueue:
                 )  # fmt: skip
             records.popleft()
             self.dropped += 1
+            self.dropped_total += 1
             if not records or records[0] != _OVERFLOW:
                 records.appendleft(_OVERFLOW)
+                self.overflows_total += 1
         taken = []
         room = max_bytes
         while records and len(records[0]) <= room:

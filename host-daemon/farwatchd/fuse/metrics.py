@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts of requests and how long they take, cheap enough to be always on."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+
+from farwatchd.fuse.reply import Reply
+from farwatchd.fuse.request import Request
+from farwatchd.virtio_fs.interfaces import DeferredReply
+
+#: One in N requests of an opcode is timed, N a power of two: reading the clock twice would take a
+#: twentieth of a small request.
+SAMPLED = 64
+SAMPLED_MASK = SAMPLED - 1
+#: Upper bounds in nanoseconds: 1 us to 1 s.
+BOUNDS_NS = tuple(1000 * 4**power for power in range(11))
+
+
+class Durations:
+    """How often something took how long."""
+
+    __slots__ = ("counts", "total_ns")
+
+    def __init__(self) -> None:
+        #: How many were at most ``BOUNDS_NS[index]`` and more than the bound before; the last ones
+        #: were longer than all.
+        self.counts = [0] * (len(BOUNDS_NS) + 1)
+        self.total_ns = 0
+
+    @property
+    def count(self) -> int:
+        """How many were timed."""
+        return sum(self.counts)
+
+    def add(self, ns: int) -> None:
+        """Count a duration in nanoseconds."""
+        self.counts[bisect_left(BOUNDS_NS, ns)] += 1
+        self.total_ns += ns
+
+
+class RequestMetrics:
+    """Counts by opcode.
+
+    ``counts`` and ``errors`` have a key for each opcode that is served; the session increments
+    them.
+    """
+
+    def __init__(self, opcodes: Iterable[int]) -> None:
+        self.counts = dict.fromkeys(map(int, opcodes), 0)
+        self.errors = dict.fromkeys(self.counts, 0)
+        #: Requests of opcodes that are not served.
+        self.unknown = 0
+        self.durations: dict[int, Durations] = {}
+
+    def timed(self, opcode: int, handle: Callable[[Request], Reply]) -> Callable[[Request], Reply]:
+        """Return a handler that does what ``handle`` does, and counts how long it takes.
+
+        What is deferred is not counted: the thread pool times its tasks, and waiting for an event
+        or a lock is no work.
+        """
+
+        def timed(request: Request) -> Reply:
+            began = time.monotonic_ns()
+            reply = handle(request)
+            took = time.monotonic_ns() - began
+            if not isinstance(reply, DeferredReply):
+                self.durations.setdefault(opcode, Durations()).add(took)
+            return reply
+
+        return timed
