@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from farwatchd.config import Option, UserError, declared, number, option, size
 from farwatchd.fuse.options import Negotiation, SessionOptions
@@ -165,6 +165,13 @@ def make_parser() -> argparse.ArgumentParser:
         action=_Print,
         text=_capabilities,
         help="print what this back-end is, as JSON, and exit",
+    )
+    about.add_argument(
+        "--check",
+        action=_Check,
+        metavar="DIR",
+        help="print what works here for a shared directory, and what to do about the rest, and exit"
+        " with status 0 if the daemon would serve it with events",
     )
     about.add_argument(
         "-V", "--version", action=_Print, text=_version, help="print the version, and exit"
@@ -347,6 +354,22 @@ class _Print(argparse.Action):
         """Print it and exit."""
         print(self._text())
         parser.exit()
+
+
+class _Check(argparse.Action):
+    """Prints the table of ``check.py``, and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **arguments: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **arguments)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: argparse.Namespace, value: object, *__: object
+    ) -> None:
+        """Print it and exit."""
+        # It has most of the daemon.
+        from farwatchd.check import check
+
+        parser.exit(check(Path(str(value))))
 
 
 def _version() -> str:

@@ -7,7 +7,6 @@ The tests run it as root and as an ordinary user.
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shutil
 import sys
@@ -20,26 +19,19 @@ from farwatchd.linux.capabilities import Capability
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_changes
 from farwatchd.wire.fuse import Opcode, create_in, entry_out, open_out
 from tests.support.daemon_guest import ROOT, Guest
-from tests.support.daemon_process import TIMEOUT, DaemonProcess, error_line, running, status
+from tests.support.daemon_process import (
+    AS_USER,
+    TIMEOUT,
+    USER,
+    DaemonProcess,
+    error_line,
+    running,
+    status,
+)
 from tests.support.sandboxes import SANDBOXES
 
 NO_FILE_HANDLES = ("--fsnotify=off", "--inode-file-handles=never")
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-USER = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
-#: The interpreter and the modules may lie where an ordinary user cannot read: they are loaded
-#: before.
-AS_USER = f"""
-import ctypes, os, sys
-import farwatchd.daemon, pyseccomp
-from farwatchd.cli import main
-if os.geteuid() == 0:
-    os.setgroups([])
-    os.setresgid(*[{USER.pw_gid}] * 3)
-    os.setresuid(*[{USER.pw_uid}] * 3)
-PR_SET_DUMPABLE = 4
-ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def sets(pid: int) -> dict[str, Capability]:
@@ -111,7 +103,7 @@ def test_new_files_belong_to_the_daemon_when_it_may_not_change_ids(tmp_path: Pat
         guest.leave()
 
 
-@pytest.mark.parametrize("kind", ["mnt", "net", "ipc", "uts"])
+@pytest.mark.parametrize("kind", ["mnt", "net", "ipc", "uts", "pid"])
 def test_daemon_has_namespaces_of_its_own(kind: str, tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path) as daemon:
         own = Path(f"/proc/{daemon.pid}/ns/{kind}").stat().st_ino

@@ -5,17 +5,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 TIMEOUT = 20.0
 COMMAND = (sys.executable, "-m", "farwatchd")
+USER = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
+#: The interpreter and the modules may lie where an ordinary user cannot read: they are loaded
+#: before.
+AS_USER = f"""
+import ctypes, os, sys
+import farwatchd.check, farwatchd.daemon, pyseccomp
+from farwatchd.cli import main
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(*[{USER.pw_gid}] * 3)
+    os.setresuid(*[{USER.pw_uid}] * 3)
+PR_SET_DUMPABLE = 4
+ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def error_line(output: str) -> str:
@@ -58,8 +74,11 @@ class DaemonProcess:
 
     @property
     def pid(self) -> int:
-        """The daemon's process id."""
-        return self.process.pid
+        """The id of the process that serves: with a PID namespace not the one that was started."""
+        return next(
+            (pid for pid in children(self.process.pid) if len(status(pid)["NSpid"].split()) > 1),
+            self.process.pid,
+        )
 
     def wait_for(self, text: str) -> None:
         """Wait until ``text`` has been logged."""
@@ -110,6 +129,19 @@ def running(socket_path: Path, shared: Path, *options: str) -> Iterator[DaemonPr
         if daemon.process.poll() is None:
             daemon.process.kill()
             daemon.wait()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that nobody reports."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {TIMEOUT} s"
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def status(pid: int) -> dict[str, str]:
