@@ -363,7 +363,7 @@ def test_device_of_a_dead_daemon_can_be_removed(
     with guest.inotify() as listener:
         listener.add(f"{testbed.mount_point}/file", In.MODIFY)
         name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
-        os.kill(testbed.daemon.process.pid, signal.SIGKILL)
+        os.kill(testbed.daemon.pid, signal.SIGKILL)
         testbed.daemon.process.wait()
         # touch(1) waits for a reply that never comes.
         waiting = guest.spawn("touch", f"{testbed.mount_point}/new")

@@ -29,11 +29,11 @@ ONE_READ = 200
 @contextlib.contextmanager
 def stopped(testbed: Testbed) -> Iterator[None]:
     """Stop the daemon while the block runs."""
-    os.kill(testbed.daemon.process.pid, signal.SIGSTOP)
+    os.kill(testbed.daemon.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(testbed.daemon.process.pid, signal.SIGCONT)
+        os.kill(testbed.daemon.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ MODES = pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirec
 def host_watches(testbed: Testbed) -> int:
     """Return the number of the daemon's inotify and fanotify watches on the host, from /proc."""
     count = 0
-    for entry in Path(f"/proc/{testbed.daemon.process.pid}/fdinfo").iterdir():
+    for entry in Path(f"/proc/{testbed.daemon.pid}/fdinfo").iterdir():
         try:
             text = entry.read_text()
         except FileNotFoundError:
@@ -38,7 +38,7 @@ def host_watches(testbed: Testbed) -> int:
 
 def descriptors(testbed: Testbed) -> int:
     """Return how many descriptors the daemon has open."""
-    return sum(1 for _ in Path(f"/proc/{testbed.daemon.process.pid}/fd").iterdir())
+    return sum(1 for _ in Path(f"/proc/{testbed.daemon.pid}/fd").iterdir())
 
 
 def await_host_watches(testbed: Testbed, wanted: int) -> None:
@@ -231,7 +231,7 @@ def test_hanging_server_blocks_no_close_and_its_waiters_can_be_killed(
     )
     listener = guest.inotify()
     wd = listener.add(f"{testbed.mount_point}/watched", In.MODIFY)
-    os.kill(testbed.daemon.process.pid, signal.SIGSTOP)
+    os.kill(testbed.daemon.pid, signal.SIGSTOP)
     try:
         waiting = guest.spawn("python3", "-c", adder, f"{testbed.mount_point}/new")
         assert waiting.lines(count=1) == ["adding"]
@@ -241,7 +241,7 @@ def test_hanging_server_blocks_no_close_and_its_waiters_can_be_killed(
         # inotify_add_watch(2) waits for it, and can be killed.
         assert waiting.stop(signal.SIGKILL) == -signal.SIGKILL
     finally:
-        os.kill(testbed.daemon.process.pid, signal.SIGCONT)
+        os.kill(testbed.daemon.pid, signal.SIGCONT)
     await_host_watches(testbed, 0)
 
 

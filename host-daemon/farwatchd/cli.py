@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_descriptors()
     hold_status_signal()
     config = parse(sys.argv[1:] if arguments is None else arguments)
+    ready = _daemonize() if config.process.daemonize else _do_nothing
     try:
         start_logging(
             LOG_LEVELS[config.process.log_level],
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for line in config.without_effect:
             _log.info("%s", line)
-        _serve(config, ServiceManager.from_environment(os.environ))
+        _serve(config, ServiceManager.from_environment(os.environ), ready)
     except UserError as error:
         print(f"farwatchd: {error}", file=sys.stderr)
         return 1
@@ -59,8 +60,7 @@ def _open_standard_descriptors() -> None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115
 
 
-def _serve(config: Config, manager: ServiceManager) -> None:
-    ready = _daemonize() if config.process.daemonize else _do_nothing
+def _serve(config: Config, manager: ServiceManager, ready: Callable[[], None]) -> None:
     with open_sockets(config.socket) as sockets:
         # The words for which Kata's runtime waits before it starts the VMM.
         _log.info("Waiting for vhost-user socket connection on %s", config.socket.name)

@@ -29,6 +29,7 @@ from farwatchd.sandbox.limits import raise_nofile, usable_cpus
 from farwatchd.sandbox.options import Seccomp
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid_core_dumps
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
+from farwatchd.sandbox.supervisor import go_on_in_child
 from farwatchd.service_manager import ServiceManager
 from farwatchd.status import Gauge, Status
 from farwatchd.termination import SignalThread, block_signals
@@ -64,11 +65,19 @@ def run(
         raise UserError(str(error)) from error
     _log.debug("%d files may be open", limit)
     cpus = usable_cpus()
+
+    def supervise() -> None:
+        nonlocal manager
+        manager = go_on_in_child(manager)
+
     try:
         # While modules can still be found.
         seccomp = None if config.sandbox.seccomp is Seccomp.NONE else import_library()
         root_fd = enter(
-            config.sandbox.sandbox, config.shared_dir.absolute(), config.sandbox.id_maps
+            config.sandbox.sandbox,
+            config.shared_dir.absolute(),
+            config.sandbox.id_maps,
+            supervise,
         )
     except (SandboxError, SeccompError) as error:
         raise UserError(str(error)) from error

@@ -49,7 +49,8 @@ def start_logging(level: int, to_syslog: bool, share: str, tag: str | None) -> N
             problem = error.strerror
             handler = _StreamHandler()
         else:
-            form = f"farwatchd[%(process)d]: %(levelname)s %(name)s: {subject} %(message)s"
+            # Not the number that the process has in its PID namespace.
+            form = f"farwatchd[{os.getpid()}]: %(levelname)s %(name)s: {subject} %(message)s"
     elif _is_journal(sys.stderr.fileno()):
         # It adds time and level by itself.
         handler = _JournalHandler()

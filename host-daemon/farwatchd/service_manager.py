@@ -21,7 +21,9 @@ class ServiceManager:
     """
 
     def __init__(self, sock: socket.socket | None = None, watchdog: float | None = None) -> None:
-        """Report through ``sock``, a connected datagram socket whose ownership is taken."""
+        """Report through ``sock``, a connected socket of messages whose ownership is taken."""
+        if sock is not None:
+            sock.setblocking(False)
         self._sock = sock
         self.watchdog = watchdog if sock is not None else None
 
@@ -44,10 +46,19 @@ class ServiceManager:
             sock.close()
             _log.warning("cannot report to the service manager at %s: %s", path, error.strerror)
             return cls()
-        sock.setblocking(False)
         meant = pid in ("", str(os.getpid()))
         usec = int(period) if meant and period.isascii() and period.isdigit() else 0
         return cls(sock, usec * _MICROSECOND or None)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket, -1 if there is none."""
+        return -1 if self._sock is None else self._sock.fileno()
+
+    def close(self) -> None:
+        """Report nothing any more."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
     def ready(self, status: str) -> None:
         """Report that requests can be served."""

@@ -38,7 +38,9 @@ def removed_at_end(paths: Sequence[Path]) -> Iterator[None]:
         yield
     finally:
         os.close(writer)
-        os.waitpid(child, 0)
+        # In a sandbox with a PID namespace it is the supervisor's child, which waits for it.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
 
 
 def _wait(reader: int) -> None:

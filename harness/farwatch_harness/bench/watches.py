@@ -78,7 +78,7 @@ def resource_usage(testbed: Testbed) -> ResourceUsage:
     found = re.search(r"^Slab:\s+(\d+) kB", text, re.MULTILINE)
     if not found:
         raise HarnessError("the guest's /proc/meminfo has no line about slab")
-    pid = testbed.daemon.process.pid
+    pid = testbed.daemon.pid
     descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     cpu_ns = cpu_ns_of(os.getpgid(pid))
     return ResourceUsage(
@@ -120,7 +120,7 @@ def cost(testbed: Testbed, programs: Programs, mode: str, count: int) -> WatchCo
         testbed.guest.shell(f"kill -TERM {task.pid}")
         closing = numbers_after(task.lines(limit=limit, until="closed"), "closed")[0]
         left = wait_for_removal(
-            testbed.daemon.process.pid,
+            testbed.daemon.pid,
             before.marks,
             REMOVAL_LIMIT + count * REMOVAL_LIMIT_PER_WATCH,
         )

@@ -189,8 +189,8 @@ def sample(testbed: Testbed) -> ResourceSample:
 
 
 def measured(daemon: Daemon) -> ResourceSample:
-    """Measure the daemon."""
-    process = Path(f"/proc/{daemon.process.pid}")
+    """The daemon now."""
+    process = Path(f"/proc/{daemon.pid}")
     status = (process / "status").read_text()
     # RssAnon leaves out the guest's memory, which the daemon maps.
     memory = next(

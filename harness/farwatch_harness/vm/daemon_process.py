@@ -128,6 +128,20 @@ class Daemon:
             return len(self.lines)
 
     @property
+    def pid(self) -> int:
+        """The id of the process that serves.
+
+        farwatchd serves in a child of the process that was started, in a PID namespace.
+        """
+        started = self.process.pid
+        children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
+        for child in children:
+            status = Path(f"/proc/{child}/status").read_text()
+            if re.search(r"^NSpid:\t\d+\t", status, re.MULTILINE):
+                return int(child)
+        return started
+
+    @property
     def running(self) -> bool:
         """Whether the daemon has not ended."""
         return self.process.poll() is None
@@ -146,7 +160,7 @@ class Daemon:
 
     def resident_bytes(self) -> int:
         """Return the daemon's resident memory, in bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return next(
             int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")
         )

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from farwatchd.linux.libc import AT_FDCWD, function, last_errno
@@ -24,6 +25,7 @@ _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWIPC = 0x08000000
+_CLONE_NEWPID = 0x20000000
 _MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NODEV = 4
@@ -63,12 +65,21 @@ class SandboxError(Exception):
     """The sandbox cannot be entered. The text is one line for the user."""
 
 
-def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int:
-    """Enter the sandbox and return an O_PATH descriptor of the share's root.
+def enter(
+    sandbox: Sandbox,
+    shared_dir: Path,
+    maps: IdMaps | None = None,
+    go_on_in_child: Callable[[], None] | None = None,
+) -> int:
+    """Enter the sandbox; returns an O_PATH descriptor of the share's root. ``SandboxError`` when
+    that cannot be done.
 
     ``NAMESPACE`` works for root, and for others where user namespaces are allowed; with ``maps``
     its ids are these. It shares a single file, too: in a directory that has nothing else.
     ``CHROOT`` works for root only.
+
+    ``go_on_in_child`` returns in a child of the process. With it the child is the first process of
+    a PID namespace, where there is one.
     """
     hold_time_zone()
     proc_fd = _open_proc(_PROC_FD)
@@ -87,7 +98,7 @@ def enter(sandbox: Sandbox, shared_dir: Path, maps: IdMaps | None = None) -> int
         if sandbox is Sandbox.CHROOT:
             _chroot(shared_dir)
         else:
-            sandbox_proc_fd = _namespace(shared_dir, maps)
+            alone = _namespace(shared_dir, maps, go_on_in_child)
             os.close(proc_fd)
             proc_fd = sandbox_proc_fd
         disable_imports()
@@ -131,11 +142,17 @@ def _chroot(shared_dir: Path) -> None:
         ) from error
 
 
-def _namespace(shared_dir: Path, maps: IdMaps | None) -> int:
-    """Enter namespaces and change the root; return a descriptor of /proc/self/fd."""
+def _namespace(
+    shared_dir: Path, maps: IdMaps | None, go_on_in_child: Callable[[], None] | None
+) -> int:
+    """Enter namespaces and change the root; returns a descriptor of /proc/self/fd."""
     advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
-    _enter_namespaces(maps, advice)
-    # Later mounts on the host still appear in the share; mounts made here are never on the host.
+    _unshare(maps, 0 if go_on_in_child is None else _CLONE_NEWPID, advice)
+    if go_on_in_child is not None:
+        # Before /proc/self is bound, which is another one in the child.
+        go_on_in_child()
+    # What is mounted here later on the host still shows in the share, what we do here does not show
+    # on the host.
     _check(
         _mount(None, b"/", None, _MS_SLAVE | _MS_REC, None),
         "detach from the host's mounts",
@@ -228,9 +245,9 @@ def _forbid_programs(shared_dir: Path) -> None:
         )
 
 
-def _enter_namespaces(maps: IdMaps | None, advice: str) -> None:
+def _unshare(maps: IdMaps | None, more: int, advice: str) -> None:
     uid, gid = os.geteuid(), os.getegid()
-    flags = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS
+    flags = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | more
     if maps is not None:
         try:
             unshare_mapped(flags | _CLONE_NEWUSER, maps)

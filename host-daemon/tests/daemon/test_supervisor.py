@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon in its PID namespace, and the process outside that stands for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tests.support.daemon_guest import Guest
+from tests.support.daemon_process import DaemonProcess, children, running, status, wait_until
+
+
+def test_daemon_is_the_first_process_of_its_namespace(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        assert status(daemon.pid)["NSpid"].split() == [str(daemon.pid), "1"]
+        assert daemon.pid != daemon.process.pid
+        # What it starts is in the namespace, too: nothing of the host can be named.
+        own = Path(f"/proc/{daemon.pid}/ns/pid_for_children").stat().st_ino
+        assert own == Path(f"/proc/{daemon.pid}/ns/pid").stat().st_ino
+
+
+def test_supervisor_has_nothing_of_the_daemon(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        fds = Path(f"/proc/{daemon.process.pid}/fd")
+        targets = {int(fd.name): str(fd.readlink()) for fd in fds.iterdir()}
+        # Without the host's root above it.
+        assert {targets.pop(number) for number in range(3)} <= {os.devnull, "/null"}
+        assert sorted(target.partition(":")[0] for target in targets.values()) == [
+            "pipe",
+            "pipe",
+            "pipe",
+            "socket",
+        ]
+        kept = status(daemon.process.pid)
+        assert kept["CapPrm"] == kept["CapEff"] == "0" * 16
+        assert kept["NoNewPrivs"] == "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_daemon_ends_with_its_supervisor(number: signal.Signals, tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        guest = Guest(daemon)
+        serving = daemon.pid
+        daemon.process.send_signal(number)
+        assert daemon.process.wait(10) == -number
+        wait_until(lambda: not Path(f"/proc/{serving}").exists(), "the end of the daemon")
+        wait_until(lambda: not (tmp_path / "socket").exists(), "the end of the socket")
+        guest.front_end.close()
+
+
+def test_supervisor_ends_as_the_daemon_does(tmp_path: Path) -> None:
+    with running(tmp_path / "socket", tmp_path) as daemon:
+        os.kill(daemon.pid, signal.SIGKILL)
+        assert daemon.wait() == -signal.SIGKILL
+        assert not (tmp_path / "socket").exists()
+
+
+def test_signal_during_the_start_ends_the_daemon(tmp_path: Path) -> None:
+    where = [f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}"]
+    daemon = DaemonProcess(tmp_path / "socket", where)
+    daemon.wait_for("Waiting for vhost-user socket connection")
+    wait_until(lambda: len(children(daemon.process.pid)) == 2, "the daemon's own process")
+    daemon.process.terminate()
+    assert daemon.wait() in (0, -signal.SIGTERM)
+    assert not (tmp_path / "socket").exists()
