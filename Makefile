@@ -9,7 +9,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module test test-module test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -119,6 +119,15 @@ apply: venv ## apply the series to your kernel tree, by its version: make apply 
 
 send: venv ## prepare the mails that would post the series, in build/send; KERNEL=DIR is the base; sends nothing
 	@$(HARNESS) send $(if $(KERNEL),'$(KERNEL)')
+
+deb: ## build the Debian package of the daemon, in build/deb (needs debhelper, dh-python, lintian)
+	@rm -rf build/deb && mkdir -p build/deb/farwatch build/logs
+	@git ls-files -z pyproject.toml MANIFEST.in README.md LICENSE docs/farwatchd.md docs/threat-model.md \
+	    host-daemon/farwatchd host-daemon/50-farwatchd.json packaging | xargs -0 cp --parents -t build/deb/farwatch
+	@mv build/deb/farwatch/packaging/debian build/deb/farwatch/debian
+	@cd build/deb/farwatch && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc -b > ../../logs/deb.log 2>&1 || { tail -n 5 ../../logs/deb.log >&2; exit 1; }
+	@lintian --fail-on error,warning build/deb/*.changes
+	@ls build/deb/*.deb
 
 clean: ## remove what was made in this checkout
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

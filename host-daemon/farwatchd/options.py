@@ -145,6 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; its result has the names of the records' fields."""
     parser = argparse.ArgumentParser(
         prog="farwatchd",
+        usage="%(prog)s {--socket-path SOCKET | --fd FD} --shared-dir DIR [OPTION ...]",
         description=(
             "A virtio-fs daemon (vhost-user back-end) that reports changes on the host to programs"
             " in the guest."

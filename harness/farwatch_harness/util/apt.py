@@ -35,6 +35,7 @@ HOST_CHECKS = (
     "linux-libc-dev",
     "git",
     "patch",
+    "apparmor",
     "btrfs-progs",
     "e2fsprogs",
     "libseccomp2",

@@ -10,6 +10,7 @@ made executable, nothing mounted and no address connected to.
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import socket
@@ -86,15 +87,21 @@ class SeccompError(Exception):
 
 
 def import_library() -> Any:
-    """Return the module pyseccomp; ``SeccompError``. Call it while modules can be imported."""
-    try:
-        import pyseccomp
-    except (ImportError, RuntimeError) as error:
-        raise SeccompError(
-            f"cannot restrict the system calls: {error}; install libseccomp, or use --seccomp=none"
-            " to start without the filter"
-        ) from error
-    return pyseccomp
+    """Return pyseccomp, or libseccomp's own module, which it imitates and distributions have;
+    ``SeccompError``.
+
+    Call it while modules can be imported.
+    """
+    problem: Exception
+    for name in ("pyseccomp", "seccomp"):
+        try:
+            return importlib.import_module(name)
+        except (ImportError, RuntimeError) as error:
+            problem = error
+    raise SeccompError(
+        f"cannot restrict the system calls: {problem}; install libseccomp and python3-seccomp, or"
+        " use --seccomp=none to start without the filter"
+    )
 
 
 def restrict(library: Any, action: Seccomp) -> None:
@@ -111,9 +118,10 @@ def restrict(library: Any, action: Seccomp) -> None:
     rules = _Rules(library, attack, permissive=action is Seccomp.LOG)
     try:
         rules.load()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # libseccomp's own module raises the latter.
         raise SeccompError(
-            f"cannot restrict the system calls: {error.strerror};"
+            f"cannot restrict the system calls: {getattr(error, 'strerror', error)};"
             " use --seccomp=none to start without the filter"
         ) from error
 

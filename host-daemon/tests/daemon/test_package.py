@@ -40,7 +40,8 @@ def run(words: Sequence[str], **environment: str) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the package of a copy of the tree, and return it."""
     source = tmp_path_factory.mktemp("source")
-    shutil.copy(CHECKOUT / "pyproject.toml", source)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
     shutil.copytree(
         CHECKOUT / "host-daemon",
         source / "host-daemon",
@@ -75,7 +76,11 @@ def test_package_has_the_daemon_only_and_few_requirements(wheel: Path) -> None:
         str(path.relative_to(CHECKOUT / "host-daemon"))
         for path in (CHECKOUT / "host-daemon/farwatchd").rglob("*.py")
     }
-    assert {name for name in names if name.startswith("farwatchd/")} == modules
+    assert {name for name in names if name.startswith("farwatchd/")} == {
+        *modules,
+        "farwatchd/py.typed",
+    }
+    assert "License-Expression: Apache-2.0" in metadata.splitlines()
     needs = [
         line.split()[1].partition(">")[0]
         for line in metadata.splitlines()
@@ -83,6 +88,10 @@ def test_package_has_the_daemon_only_and_few_requirements(wheel: Path) -> None:
     ]
     assert sorted(needs) == ["construct", "pyseccomp"]
     assert scripts.split() == ["[console_scripts]", "farwatchd", "=", "farwatchd.cli:main"]
+
+
+def test_index_would_take_the_package(wheel: Path) -> None:
+    assert "PASSED" in run([sys.executable, "-m", "twine", "check", "--strict", str(wheel)])
 
 
 def test_new_environment_gets_one_command_and_the_description(wheel: Path, tmp_path: Path) -> None:
