@@ -9,7 +9,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot test test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module test test-module test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out what would work for a shared directory here, and what to do about the rest
-(``--check``)."""
+"""Find out what works here for a shared directory, and what to do about the rest: --check."""
 
 from __future__ import annotations
 
@@ -60,8 +59,10 @@ class Finding:
 
 
 def check(directory: Path) -> int:
-    """Print a table of what works for ``directory``; return the exit status: 0 if the daemon would
-    serve it and its events."""
+    """Print a table of what works for ``directory``, and return the exit status.
+
+    It is 0 if the daemon would serve the directory with events.
+    """
     # The table says what the log would.
     logging.disable(logging.CRITICAL)
     findings = list(_findings(directory))
@@ -128,8 +129,7 @@ def _file_system(directory: Path) -> Finding:
 
 
 def mounted_as(path: Path, mountinfo: str) -> str:
-    """Return the type of the file system that ``path`` is on, by the text of proc(5)'s
-    ``mountinfo``."""
+    """Return the type of the file system of ``path``, by the text of proc(5)'s ``mountinfo``."""
     best, kind = -1, "unknown"
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
@@ -199,8 +199,10 @@ def _rights(directory: Path) -> Iterator[Finding]:
 
 
 def in_child(action: Callable[[], object], kind: type[Exception]) -> str:
-    """Do something that cannot be undone in a process of its own; return the text of its exception,
-    or an empty one."""
+    """Run ``action`` in a process of its own, as it cannot be undone.
+
+    Return the text of its exception of that kind, or an empty one.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:

@@ -31,8 +31,7 @@ _PIPE_BUF = 4096
 
 
 def start_logging(level: int, to_syslog: bool, share: str, tag: str | None) -> None:
-    """Log messages from ``level`` on to the standard error output, or to syslog where there is
-    one.
+    """Log messages from ``level`` on, to standard error or, where there is one, to syslog.
 
     Each names the ``share`` and its ``tag``: several daemons may log to one place.
     """
@@ -65,8 +64,7 @@ def start_logging(level: int, to_syslog: bool, share: str, tag: str | None) -> N
 
 
 def _is_journal(fd: int) -> bool:
-    """Return whether a descriptor is the journal's stream, which ``JOURNAL_STREAM`` names
-    (systemd.exec(5))."""
+    """Return whether a descriptor is the stream that JOURNAL_STREAM names (systemd.exec(5))."""
     try:
         status = os.fstat(fd)
     except OSError:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon does now and has done: for Prometheus (``--metrics-socket``), and for the log at
-SIGUSR1."""
+"""The daemon's numbers: for Prometheus (``--metrics-socket``), and for the log at SIGUSR1."""
 
 from __future__ import annotations
 

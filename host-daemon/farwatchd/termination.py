@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals: the end of the process at SIGTERM and SIGINT, in order, or by force where a system call
-of the event loop does not return; the status at SIGUSR1."""
+"""Ends the process at SIGTERM and SIGINT, and logs its status at SIGUSR1.
+
+The event loop ends in order, or by force when one of its system calls does not return.
+"""
 
 from __future__ import annotations
 

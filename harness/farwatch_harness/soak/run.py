@@ -189,7 +189,7 @@ def sample(testbed: Testbed) -> ResourceSample:
 
 
 def measured(daemon: Daemon) -> ResourceSample:
-    """The daemon now."""
+    """Measure the daemon."""
     process = Path(f"/proc/{daemon.pid}")
     status = (process / "status").read_text()
     # RssAnon leaves out the guest's memory, which the daemon maps.

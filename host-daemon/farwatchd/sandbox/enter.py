@@ -71,12 +71,11 @@ def enter(
     maps: IdMaps | None = None,
     go_on_in_child: Callable[[], None] | None = None,
 ) -> int:
-    """Enter the sandbox; returns an O_PATH descriptor of the share's root. ``SandboxError`` when
-    that cannot be done.
+    """Enter the sandbox and return an O_PATH descriptor of the share's root.
 
-    ``NAMESPACE`` works for root, and for others where user namespaces are allowed; with ``maps``
-    its ids are these. It shares a single file, too: in a directory that has nothing else.
-    ``CHROOT`` works for root only.
+    The caller owns it. ``NAMESPACE`` works for root, and for others where user namespaces are
+    allowed; with ``maps`` its ids are these. It shares a single file, too: in a directory that has
+    nothing else. ``CHROOT`` works for root only. ``SandboxError``: the sandbox cannot be entered.
 
     ``go_on_in_child`` returns in a child of the process. With it the child is the first process of
     a PID namespace, where there is one.
@@ -98,7 +97,7 @@ def enter(
         if sandbox is Sandbox.CHROOT:
             _chroot(shared_dir)
         else:
-            alone = _namespace(shared_dir, maps, go_on_in_child)
+            sandbox_proc_fd = _namespace(shared_dir, maps, go_on_in_child)
             os.close(proc_fd)
             proc_fd = sandbox_proc_fd
         disable_imports()
@@ -147,7 +146,7 @@ def _namespace(
 ) -> int:
     """Enter namespaces and change the root; returns a descriptor of /proc/self/fd."""
     advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
-    _unshare(maps, 0 if go_on_in_child is None else _CLONE_NEWPID, advice)
+    _enter_namespaces(maps, 0 if go_on_in_child is None else _CLONE_NEWPID, advice)
     if go_on_in_child is not None:
         # Before /proc/self is bound, which is another one in the child.
         go_on_in_child()
@@ -245,7 +244,7 @@ def _forbid_programs(shared_dir: Path) -> None:
         )
 
 
-def _unshare(maps: IdMaps | None, more: int, advice: str) -> None:
+def _enter_namespaces(maps: IdMaps | None, more: int, advice: str) -> None:
     uid, gid = os.geteuid(), os.getegid()
     flags = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | more
     if maps is not None:

@@ -87,10 +87,9 @@ class SeccompError(Exception):
 
 
 def import_library() -> Any:
-    """Return pyseccomp, or libseccomp's own module, which it imitates and distributions have;
-    ``SeccompError``.
+    """Return pyseccomp, or libseccomp's own module, which it imitates and distributions have.
 
-    Call it while modules can be imported.
+    Call it while modules can be imported. ``SeccompError``: there is neither.
     """
     problem: Exception
     for name in ("pyseccomp", "seccomp"):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.packages
 
 @pytest.fixture
 def units(tmp_path: Path) -> list[str]:
-    """An instance of each unit, of a daemon and a manual that are installed."""
+    """Write an instance of each unit, of a daemon and a manual that are installed."""
     for path in (PACKAGING / "systemd").iterdir():
         text = path.read_text().replace("/usr/bin/farwatchd", shutil.which("true") or "/bin/true")
         text = re.sub("^Documentation=.*\n", "", text, flags=re.MULTILINE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the service manager is told (sd_notify(3)), and how log lines look for it."""
+"""The reports to the service manager (sd_notify(3)), and the form of log lines for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Manager:
         self.senders: set[int] = set()
 
     def receive(self) -> list[str]:
-        """The fields of the next message."""
+        """Return the fields of the next message."""
         data, ancillary, _, _ = self._sock.recvmsg(4096, socket.CMSG_SPACE(12))
         for _, _, credentials in ancillary:
             self.senders.add(int.from_bytes(credentials[:4], "little"))
@@ -54,7 +54,7 @@ def start(manager: Manager, tmp_path: Path, *options: str, **environment: str) -
 
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_manager_is_told_of_start_vmm_and_end_by_the_process_it_started(
+def test_process_that_was_started_reports_start_vmm_and_end(
     sandbox: str, abstract: bool, tmp_path: Path
 ) -> None:
     manager = Manager(tmp_path / "notify", abstract)
@@ -96,7 +96,7 @@ def test_watchdog_of_another_process_is_left_alone() -> None:
     assert environment == {}
 
 
-def test_manager_that_is_gone_is_one_warning(tmp_path: Path) -> None:
+def test_missing_manager_is_one_warning(tmp_path: Path) -> None:
     manager = Manager(tmp_path / "notify")
     manager.name = str(tmp_path / "gone")
     daemon = start(manager, tmp_path)
@@ -107,7 +107,7 @@ def test_manager_that_is_gone_is_one_warning(tmp_path: Path) -> None:
 
 
 def journal(tmp_path: Path, *options: str) -> list[str]:
-    """The lines of a daemon whose standard error output is the journal's."""
+    """Return the lines of a daemon whose standard error output is the journal's."""
     reader, writer = os.pipe()
     stream = os.fstat(writer)
     (tmp_path / "shared").mkdir(exist_ok=True)

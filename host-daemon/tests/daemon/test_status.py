@@ -41,7 +41,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonPro
 
 
 def ask(path: Path, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n") -> str:
-    """The body that the metrics' socket answers with."""
+    """Return the body that the metrics' socket answers with."""
     answer = b""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(TIMEOUT)
@@ -56,7 +56,7 @@ def ask(path: Path, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: localhost\
 
 
 def metrics(text: str) -> dict[str, float]:
-    """The values by name and labels, from text whose every line is right."""
+    """Return the values by name and labels, from text whose every line is right."""
     found = {}
     for line in text.splitlines():
         if line.startswith("# "):

@@ -113,7 +113,7 @@ def manager(request: pytest.FixtureRequest) -> Manager:
 
 @pytest.fixture
 def started(manager: Manager, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The daemon, with a log that nobody reads."""
+    """Start the daemon, with a log that nobody reads."""
     # A mapped user must be able to reach the share.
     for path in (tmp_path, *tmp_path.parents):
         if path.owner() == os.environ.get("USER") and path.name.startswith("pytest"):
