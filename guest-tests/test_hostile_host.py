@@ -395,7 +395,7 @@ def test_unmount_that_waits_for_a_dead_daemon_ends_when_the_device_is_removed(
     listener = guest.inotify()
     listener.add(f"{testbed.mount_point}/file", In.MODIFY)
     name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
-    os.kill(testbed.daemon.process.pid, signal.SIGKILL)
+    os.kill(testbed.daemon.pid, signal.SIGKILL)
     testbed.daemon.process.wait()
     # The removal of the watch is in flight when the file system is unmounted.
     listener.close()
