@@ -91,15 +91,15 @@ def import_library() -> Any:
 
     Call it while modules can be imported. ``SeccompError``: there is neither.
     """
-    problem: Exception
+    problems: list[Exception] = []
     for name in ("pyseccomp", "seccomp"):
         try:
             return importlib.import_module(name)
         except (ImportError, RuntimeError) as error:
-            problem = error
+            problems.append(error)
     raise SeccompError(
-        f"cannot restrict the system calls: {problem}; install libseccomp and python3-seccomp, or"
-        " use --seccomp=none to start without the filter"
+        f"cannot restrict the system calls: {problems[0]}; install libseccomp,"
+        " or use --seccomp=none to start without the filter"
     )
 
 
