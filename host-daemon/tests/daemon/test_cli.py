@@ -442,6 +442,7 @@ def test_socket_cleanup_has_no_descriptor_of_the_daemon(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("closed", [(0,), (1,), (0, 1), (1, 2), (0, 1, 2)])
 def test_closed_standard_descriptors_are_opened(closed: tuple[int, ...], tmp_path: Path) -> None:
     shared = tmp_path / "shared"
@@ -468,6 +469,7 @@ def test_closed_standard_descriptors_are_opened(closed: tuple[int, ...], tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shared"]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("sandbox", CONFINING)
 def test_serving_daemon_has_no_descriptor_of_a_directory_outside_the_share(
     sandbox: str, tmp_path: Path

@@ -184,6 +184,7 @@ def test_thousand_files_lose_no_event_with_few_buffers(guest: Guest, shared: Pat
     assert [r.name for r in guest.events(len(names))] == names
 
 
+@pytest.mark.root
 def test_guest_that_mounts_again_finds_all_and_no_descriptor_is_left_open(
     daemon: DaemonProcess, shared: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_rebooted_guest_starts_with_nothing(guest: Guest, shared: Path) -> None:
     assert guest.lookup(ROOT, b"file").nodeid != nodeid
 
 
+@pytest.mark.root
 def test_descriptors_of_forgotten_inodes_are_closed(
     daemon: DaemonProcess, guest: Guest, shared: Path
 ) -> None:

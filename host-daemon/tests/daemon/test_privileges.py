@@ -103,6 +103,7 @@ def test_new_files_belong_to_the_daemon_when_it_may_not_change_ids(tmp_path: Pat
         guest.leave()
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("kind", ["mnt", "net", "ipc", "uts", "pid"])
 def test_daemon_has_namespaces_of_its_own(kind: str, tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path) as daemon:
@@ -155,6 +156,7 @@ class UserDaemon(DaemonProcess):
     command = (sys.executable, "-c", AS_USER)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("sandbox", ["namespace", "none"])
 def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(
     sandbox: str, theirs: Path

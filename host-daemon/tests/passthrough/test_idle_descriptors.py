@@ -248,6 +248,7 @@ def opened_by(daemon: DaemonProcess) -> list[str]:
     return paths
 
 
+@pytest.mark.root
 def test_daemon_closes_what_the_host_has_deleted(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -174,6 +174,7 @@ def test_own_events_are_read_in_one_turn(others_only: Host, share: Path) -> None
     assert others_only.queued() == []
 
 
+@pytest.mark.root
 def test_event_of_an_unwatched_directory_has_its_name_for_the_parent(
     host: Host, share: Path
 ) -> None:
