@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Changes, OperationDeferred, Statx, Task, WatchTarget
-from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
 from farwatchd.passthrough.inode_table import GENERATION
@@ -90,7 +88,7 @@ class AttributeOperations(Operations):
         if owner != (_KEEP, _KEEP):
             os.chown(path, *owner)
         if changes.size is not None:
-            with without(Capability.FSETID) if changes.kill_suidgid else contextlib.nullcontext():
+            with self._changing(fd, changes.kill_suidgid):
                 os.truncate(path if fh_fd is None else fh_fd, signed(changes.size))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             utimens(path, _time(changes.atime_ns), _time(changes.mtime_ns))

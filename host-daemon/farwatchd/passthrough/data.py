@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 from farwatchd.fuse.filesystem import Task
-from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
 from farwatchd.passthrough.open_file_table import Reading
@@ -82,13 +81,27 @@ class DataOperations(Operations):
             if handle.append_only:
                 raise failure(errno.EPERM)
             with _through_cache(fd) if handle.flags & os.O_DIRECT else nullcontext():
-                return _write(fd, views, start, kill_suidgid)
+                return self._write(fd, views, start, kill_suidgid)
         transfer = _append if handle.flags & os.O_APPEND else os.pwritev
         if handle.flags & _WAITING_WRITES:
-            return on_files(lambda own_fd: _write(own_fd, views, start, kill_suidgid, transfer), fd)
+            return on_files(
+                lambda own_fd: self._write(own_fd, views, start, kill_suidgid, transfer), fd
+            )
         if not kill_suidgid and len(views) <= _IOV_MAX:
             return transfer(fd, views, start)
-        return _write(fd, views, start, kill_suidgid, transfer)
+        return self._write(fd, views, start, kill_suidgid, transfer)
+
+    def _write(
+        self,
+        fd: int,
+        views: Sequence[memoryview],
+        offset: int,
+        kill_suidgid: bool,
+        transfer: _Transfer = os.pwritev,
+    ) -> int:
+        """Write, in any thread."""
+        with self._changing(fd, kill_suidgid):
+            return _transfer(transfer, fd, views, offset)
 
     def fsync(self, nodeid: int, fh: int, datasync: bool) -> Task:
         """Return a task that writes a file to its disk.
@@ -107,7 +120,7 @@ class DataOperations(Operations):
         self._share.refuse_if_readonly()
 
         def call(own_fd: int) -> int:
-            with without(Capability.FSETID) if kill_suidgid else nullcontext():
+            with self._changing(own_fd, kill_suidgid):
                 fallocate(own_fd, mode, offset, length)
             return 0
 
@@ -139,7 +152,7 @@ class DataOperations(Operations):
             raise failure(errno.EBADF)
 
         def call(source: int, target: int) -> int:
-            with without(Capability.FSETID) if kill_suidgid else nullcontext():
+            with self._changing(target, kill_suidgid):
                 return os.copy_file_range(
                     source, target, min(length, _COPY_MAX), signed(offset), signed(offset_out)
                 )
@@ -166,17 +179,6 @@ def _is_memory(fd: int) -> bool:
 def _append(fd: int, views: Sequence[memoryview], _offset: int) -> int:
     """Write to the end of the file, as it is at the time of the write."""
     return os.pwritev(fd, views, 0, os.RWF_APPEND)
-
-
-def _write(
-    fd: int,
-    views: Sequence[memoryview],
-    offset: int,
-    kill_suidgid: bool,
-    transfer: _Transfer = os.pwritev,
-) -> int:
-    with without(Capability.FSETID) if kill_suidgid else nullcontext():
-        return _transfer(transfer, fd, views, offset)
 
 
 def _transfer(transfer: _Transfer, fd: int, views: Sequence[memoryview], offset: int) -> int:

@@ -11,10 +11,8 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
-from contextlib import nullcontext
 
 from farwatchd.fuse.filesystem import Entry, OpenResult, OperationDeferred, Requester
-from farwatchd.linux.capabilities import Capability, without
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
@@ -71,7 +69,7 @@ class OpenOperations(Operations):
 
     def _reopen(self, fd: int, flags: int, kill_suidgid: bool) -> int:
         """Open a file again, in any thread."""
-        with without(Capability.FSETID) if kill_suidgid else nullcontext():
+        with self._changing(fd, kill_suidgid):
             try:
                 return self._proc.reopen(fd, flags & ~os.O_APPEND)
             except PermissionError as error:

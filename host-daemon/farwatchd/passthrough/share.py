@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -17,6 +18,7 @@ from farwatchd.passthrough.lock_table import LockTable
 from farwatchd.passthrough.open_file_table import OpenFileTable
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import ProcFd, open_at
+from farwatchd.passthrough.set_id_bits import cleared
 
 
 class Share:
@@ -140,6 +142,11 @@ class Operations:
         self._inodes = share.inodes
         self._open_files = share.open_files
         self._locks = share.locks
+
+    def _changing(self, fd: int, kill_suidgid: bool) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which a file's contents change, in any thread; ``kill_suidgid``:
+        its set-id bits go."""
+        return cleared(fd, self._proc.path(fd)) if kill_suidgid else contextlib.nullcontext()
 
 
 def _is_mount_point(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:
