@@ -13,7 +13,7 @@ from farwatchd.linux.libc import NO_ID, failure
 from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
 from farwatchd.passthrough.inode_table import GENERATION
 from farwatchd.passthrough.share import Operations
-from farwatchd.passthrough.tasks import descriptor, on_files_or_errno
+from farwatchd.passthrough.tasks import descriptor, on_files, on_files_or_errno
 
 #: chown(2): leave this id unchanged.
 _KEEP = -1
@@ -110,16 +110,16 @@ class AttributeOperations(Operations):
 
     def syncfs(self, nodeid: int) -> Task:
         """Return a task that writes the file system that the directory is on to its disk."""
-        fd = self._proc.reopen(self._inodes.get(nodeid).fd, os.O_RDONLY | os.O_DIRECTORY)
-
-        def task() -> int:
-            try:
-                syncfs(fd)
-            finally:
-                os.close(fd)
-            return 0
-
-        return task
+        inode = self._inodes.get(nodeid)
+        mount = inode.host_inode.mount
+        if mount is not None and mount.fd >= 0:
+            # Opening the directory would be an event on the host.
+            return on_files(_sync, mount.fd)
+        fd = self._proc.reopen(inode.fd, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return on_files(_sync, fd)
+        finally:
+            os.close(fd)
 
     def _fd(self, nodeid: int, fh: int | None) -> int:
         return self._inodes.get(nodeid).fd if fh is None else self._open_files.fd(nodeid, fh)
@@ -133,6 +133,11 @@ class AttributeOperations(Operations):
         return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(
             gid
         ) if gid != _KEEP else gid
+
+
+def _sync(fd: int) -> int:
+    syncfs(fd)
+    return 0
 
 
 def _id(number: int | None) -> int:

@@ -6,20 +6,30 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 
 from farwatchd.fuse.filesystem import Lock
 from farwatchd.inode_store.descriptors import DescriptorBudget
-from farwatchd.linux.libc import failure
+from farwatchd.linux.libc import OFFSET_MAX, failure
+
+#: struct flock: l_type, l_whence, l_start, l_len, l_pid.
+FLOCK = struct.Struct("@hhqqi4x")
+_UNLOCK_ALL = Lock(fcntl.F_UNLCK, 0, OFFSET_MAX, 0)
 
 #: Locks of all owners together; more are ENOLCK.
 MAX_LOCKS = 65536
 
 
 class _Owner:
-    """The locks of one owner on one inode: they do not overlap, and are in order."""
+    """The locks of one owner on one inode: they do not overlap, and are in order.
 
-    def __init__(self, fd: int) -> None:
+    ``fd`` is of the open file description that has them on the host. It is ``borrowed`` from this
+    open file of the guest, or the owner's own (None).
+    """
+
+    def __init__(self, fd: int, borrowed: int | None) -> None:
         self.fd = fd
+        self.borrowed = borrowed
         self.handles: set[int] = set()
         self.locks: list[Lock] = []
 
@@ -65,14 +75,33 @@ class LockTable:
         found = self._inodes.get(nodeid, {}).get(owner)
         return None if found is None else found.fd
 
+    def may_borrow(self, nodeid: int, fh: int) -> bool:
+        """Return whether no owner's locks are on the open file description of ``fh``.
+
+        All locks on one description are one owner's.
+        """
+        return all(found.borrowed != fh for found in self._inodes.get(nodeid, {}).values())
+
     def check_descriptors(self) -> None:
         """Raise ENFILE if there is no descriptor left for one more owner."""
         self._budget.check(1)
 
-    def open(self, nodeid: int, owner: int, fd: int) -> None:
-        """Take ownership of the descriptor for the locks of an owner that has none."""
-        self._budget.used += 1
-        self._inodes.setdefault(nodeid, {})[owner] = _Owner(fd)
+    def open(self, nodeid: int, owner: int, fd: int, borrowed: int | None = None) -> None:
+        """Put an owner's locks on the open file description of ``fd`` from now on.
+
+        Takes ownership of ``fd``, unless it is ``borrowed`` from an open file. Locks that the owner
+        has are moved. Another process can get one of them in between, which the owner then loses.
+        """
+        if borrowed is None:
+            self._budget.used += 1
+        former = self._inodes.get(nodeid, {}).get(owner)
+        found = _Owner(fd, borrowed)
+        if former is not None:
+            self.close(nodeid, owner)
+            found.handles = former.handles
+            found.locks = [lock for lock in former.locks if _lock(fd, lock)]
+            self._count += len(found.locks)
+        self._inodes.setdefault(nodeid, {})[owner] = found
 
     def check_room(self, lock: Lock) -> None:
         """Raise ENOLCK if taking ``lock`` might make too many; it may split one into three."""
@@ -113,8 +142,11 @@ class LockTable:
         if not owners:
             del self._inodes[nodeid]
         self._count -= len(found.locks)
-        self._budget.used -= 1
-        os.close(found.fd)
+        if found.borrowed is None:
+            self._budget.used -= 1
+            os.close(found.fd)
+        elif found.locks:
+            fcntl.fcntl(found.fd, fcntl.F_OFD_SETLK, packed(_UNLOCK_ALL))
 
     def release(self, nodeid: int, fh: int) -> None:
         """Release the locks of each owner that has taken one through the open file ``fh``."""
@@ -131,3 +163,17 @@ class LockTable:
         """Release all locks."""
         for nodeid in list(self._inodes):
             self.drop(nodeid)
+
+
+def packed(lock: Lock) -> bytes:
+    """Return ``struct flock`` of a lock."""
+    length = 0 if lock.end == OFFSET_MAX else lock.end - lock.start + 1
+    return FLOCK.pack(lock.kind, os.SEEK_SET, lock.start, length, 0)
+
+
+def _lock(fd: int, lock: Lock) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, packed(lock))
+    except OSError:
+        return False
+    return True

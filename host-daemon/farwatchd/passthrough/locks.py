@@ -2,16 +2,20 @@
 """Locks on the host for the guest's lock owners.
 
 A POSIX lock belongs to a process of the host, and all processes of the guest are one process there.
-So each owner has an open file description of its own for each inode, with open-file-description
+So each owner has an open file description for itself on each inode, with open-file-description
 locks (fcntl(2)): they conflict with POSIX locks and with one another in the same way. A flock(2)
 lock belongs to the guest's open file, which is an open file here.
+
+The description is that of the open file through which the owner locks first. So a lock raises no
+event, breaks no lease and needs no right to write. An owner gets a description of its own if
+another owner's locks are on that one, or if that one cannot have a lock to write; opening it is an
+event on the host.
 
 A process releases its POSIX locks on a file with every close(2) of it: the guest sends FLUSH. An
 open file description of the guest that is a lock owner sends nothing but RELEASE at its end.
 
 The table records the locks of each owner as well, because the kernel does not say which owner has a
-lock. Opening a file to write and closing it are events on the host, as if the file were opened
-there to lock it.
+lock.
 """
 
 from __future__ import annotations
@@ -19,15 +23,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
-import struct
 
 from farwatchd.fuse.filesystem import Lock
 from farwatchd.linux.libc import OFFSET_MAX, failure
+from farwatchd.passthrough.lock_table import FLOCK, packed
+from farwatchd.passthrough.open_file_table import OpenFile
 from farwatchd.passthrough.share import Operations
 
-#: struct flock: l_type, l_whence, l_start, l_len, l_pid.
-_FLOCK = struct.Struct("@hhqqi4x")
 _FLOCK_OPERATIONS = {
     fcntl.F_RDLCK: fcntl.LOCK_SH,
     fcntl.F_WRLCK: fcntl.LOCK_EX,
@@ -48,25 +50,23 @@ class LockOperations(Operations):
         if found is not None:
             return found
         own_fd = self._locks.fd(nodeid, owner)
-        reply = fcntl.fcntl(handle if own_fd is None else own_fd, fcntl.F_OFD_GETLK, _packed(lock))
-        kind, _whence, start, length, _pid = _FLOCK.unpack(reply)
+        reply = fcntl.fcntl(handle if own_fd is None else own_fd, fcntl.F_OFD_GETLK, packed(lock))
+        kind, _whence, start, length, _pid = FLOCK.unpack(reply)
         if kind == fcntl.F_UNLCK:
             return None
         return Lock(kind, start, start + length - 1 if length else OFFSET_MAX, 0)
 
     def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
         """Take or release a POSIX lock. ENOLCK when there are too many of them."""
-        self._open_files.fd(nodeid, fh)
+        file = self._open_files.get(nodeid, fh)
         fd = self._locks.fd(nodeid, owner)
         if lock.kind == fcntl.F_UNLCK and fd is None:
             return
-        if fd is None:
-            self._locks.check_descriptors()
-            fd = self._open_to_lock(nodeid)
-            self._locks.open(nodeid, owner, fd)
+        if fd is None or not _can_lock(fcntl.fcntl(fd, fcntl.F_GETFL), lock.kind):
+            fd = self._description(nodeid, owner, fh, file, lock.kind)
         try:
             self._locks.check_room(lock)
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _packed(lock))
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, packed(lock))
         except OSError as error:
             self._locks.close_if_unused(nodeid, owner)
             if error.errno == errno.EACCES:
@@ -82,10 +82,24 @@ class LockOperations(Operations):
         """Release all POSIX locks of ``owner`` on an inode, as close(2) of any descriptor does."""
         self._locks.close(nodeid, owner)
 
+    def _description(self, nodeid: int, owner: int, fh: int, file: OpenFile, kind: int) -> int:
+        """Choose the open file description for an owner's locks; return its descriptor.
+
+        It is that of the open file, unless it has another owner's locks or cannot have locks of
+        this kind.
+        """
+        if file.flags & os.O_DIRECTORY:
+            raise failure(errno.EBADF)
+        if self._locks.may_borrow(nodeid, fh) and _can_lock(file.flags, kind):
+            self._locks.open(nodeid, owner, file.fd, fh)
+            return file.fd
+        self._locks.check_descriptors()
+        fd = self._open_to_lock(nodeid)
+        self._locks.open(nodeid, owner, fd)
+        return fd
+
     def _open_to_lock(self, nodeid: int) -> int:
         inode = self._inodes.get(nodeid)
-        if not stat.S_ISREG(inode.kind):
-            raise failure(errno.EBADF)
         try:
             return self._proc.reopen(inode.fd, os.O_RDWR)
         except OSError as error:
@@ -94,6 +108,11 @@ class LockOperations(Operations):
         return self._proc.reopen(inode.fd, os.O_RDONLY)
 
 
-def _packed(lock: Lock) -> bytes:
-    length = 0 if lock.end == OFFSET_MAX else lock.end - lock.start + 1
-    return _FLOCK.pack(lock.kind, os.SEEK_SET, lock.start, length, 0)
+def _can_lock(flags: int, kind: int) -> bool:
+    """Return whether a file opened with these flags can have such a lock (fcntl(2), EBADF)."""
+    access = flags & os.O_ACCMODE
+    return (
+        kind == fcntl.F_UNLCK
+        or access == os.O_RDWR
+        or access == (os.O_WRONLY if kind == fcntl.F_WRLCK else os.O_RDONLY)
+    )

@@ -94,5 +94,5 @@ class PassthroughFs:
 
     def release(self, nodeid: int, fh: int) -> None:
         """Close a file, and release the locks that were taken through it."""
-        self.share.open_files.release(nodeid, fh)
         self.share.locks.release(nodeid, fh)
+        self.share.open_files.release(nodeid, fh)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Lock
 from farwatchd.inode_store.descriptors import DescriptorBudget
+from farwatchd.linux.inotify import In, Inotify
 from farwatchd.passthrough import lock_table
 from farwatchd.passthrough.lock_table import LockTable
 from hypothesis import given, settings
@@ -217,3 +218,80 @@ def test_table_counts_and_joins() -> None:
     assert len(table) == 0
     for fd in fds:
         assert errno_of(os.fstat, fd) == errno.EBADF
+
+
+@contextlib.contextmanager
+def events_of(path: Path) -> Iterator[list[int]]:
+    """The masks of all inotify events of a path, complete at the end of the block."""
+    seen: list[int] = []
+    group = Inotify()
+    try:
+        group.add(str(path), 0xFFF)
+        yield seen
+        seen += [event.mask for event in group.read(1 << 16)]
+    finally:
+        group.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"), [(os.O_RDWR, WRITE), (os.O_RDONLY, READ), (os.O_WRONLY, WRITE)]
+)
+def test_lock_is_no_event(share: Share, flags: int, kind: int) -> None:
+    path = share.path / "file"
+    path.write_bytes(bytes(100))
+    nodeid, fh = share.open("file", flags)
+    before = open_descriptors()
+    conflicting = WRITE if kind == READ else READ
+    with events_of(path) as seen:
+        share.fs.setlk(nodeid, fh, A, Lock(kind, 0, 9, 1))
+        with path.open("r+b" if kind == READ else "rb") as other, pytest.raises(BlockingIOError):
+            fcntl.fcntl(other, fcntl.F_OFD_SETLK, FLOCK.pack(conflicting, 0, 0, 0, 0))
+        share.fs.setlk(nodeid, fh, A, whole(NONE))
+        share.fs.setlk(nodeid, fh, A, Lock(kind, 0, 9, 1))
+        share.fs.unlock_owner(nodeid, A)
+    # Those of the file that the test has opened, and none of a lock.
+    assert seen == [In.OPEN, In.CLOSE_WRITE if kind == READ else In.CLOSE_NOWRITE]
+    assert open_descriptors() == before
+    with held_on_host(path, WRITE):
+        assert errno_of(share.fs.setlk, nodeid, fh, A, Lock(kind, 0, 9, 1)) == errno.EAGAIN
+
+
+@pytest.mark.root
+def test_sync_is_no_event(share: Share) -> None:
+    with events_of(share.path) as seen:
+        assert share.fs.syncfs(ROOT)() == 0
+    assert seen == []
+
+
+def test_owners_through_one_open_file_keep_each_other_out(
+    share: Share, file: tuple[int, int]
+) -> None:
+    fs = share.fs
+    fs.setlk(*file, A, Lock(WRITE, 0, 9, 1))
+    assert errno_of(fs.setlk, *file, B, Lock(WRITE, 5, 14, 2)) == errno.EAGAIN
+    fs.setlk(*file, B, Lock(WRITE, 10, 14, 2))
+    fs.unlock_owner(file[0], A)
+    fs.setlk(*file, B, Lock(WRITE, 0, 9, 2))
+    assert errno_of(fs.setlk, *file, A, Lock(READ, 12, 12, 1)) == errno.EAGAIN
+    fs.unlock_owner(file[0], B)
+    with held_on_host(share.path / "file", WRITE):
+        pass
+
+
+def test_owner_that_locked_to_read_locks_to_write_through_another_open_file(share: Share) -> None:
+    path = share.path / "file"
+    path.write_bytes(bytes(100))
+    nodeid, reading = share.open("file", os.O_RDONLY)
+    writing = share.fs.open(nodeid, os.O_RDWR, False).fh
+    fs = share.fs
+    fs.setlk(nodeid, reading, A, Lock(READ, 0, 19, 1))
+    fs.setlk(nodeid, writing, A, Lock(WRITE, 10, 29, 1))
+    assert fs.getlk(nodeid, writing, B, Lock(WRITE, 0, 5, 2)) == Lock(READ, 0, 9, 1)
+    with path.open("r+b") as other:
+        for kind, start in ((WRITE, 0), (READ, 12), (READ, 25)):
+            with pytest.raises(BlockingIOError):
+                fcntl.fcntl(other, fcntl.F_OFD_SETLK, FLOCK.pack(kind, 0, start, 1, 0))
+    fs.release(nodeid, reading)
+    with held_on_host(path, WRITE):
+        pass
+    fs.release(nodeid, writing)
