@@ -14,7 +14,7 @@ from collections.abc import Callable
 from farwatchd.fuse.filesystem import Entry, Requester
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import renameat2
-from farwatchd.passthrough.share import Operations
+from farwatchd.passthrough.share import Operations, remove_if_same
 
 
 class NamespaceOperations(Operations):
@@ -121,8 +121,12 @@ class NamespaceOperations(Operations):
             if requester.security_xattrs:
                 self._share.set_security_xattrs(requester, self._inodes.get(entry.nodeid).fd)
         except BaseException:
-            if entry is not None:
+            directory = self._inodes.get(parent).fd
+            if entry is None:
+                # There was no descriptor left, with which to see what it is.
+                undo(name, dir_fd=directory)
+            else:
+                remove_if_same(undo, directory, name, entry.stat)
                 self._inodes.forget(entry.nodeid, 1)
-            undo(name, dir_fd=self._inodes.get(parent).fd)
             raise
         return entry

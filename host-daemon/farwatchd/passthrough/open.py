@@ -16,7 +16,7 @@ from farwatchd.fuse.filesystem import Entry, OpenResult, OperationDeferred, Requ
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
-from farwatchd.passthrough.share import Operations
+from farwatchd.passthrough.share import Operations, remove_if_same
 from farwatchd.passthrough.tasks import descriptor, on_files_or_errno
 
 #: The open(2) flags that concern the host's file; the guest's kernel implements all others.
@@ -107,10 +107,11 @@ class OpenOperations(Operations):
             if flags & os.O_EXCL:
                 raise
         else:
+            made = os.fstat(fd)
             try:
                 return self._created(requester, fd, own)
             except BaseException:
-                os.unlink(name, dir_fd=self._inodes.get(parent).fd)
+                remove_if_same(os.unlink, self._inodes.get(parent).fd, name, made)
                 raise
         found = self._inodes.lookup(directory, name)
         if found is None:

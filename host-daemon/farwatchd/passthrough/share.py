@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Entry, Requester
@@ -147,6 +148,16 @@ class Operations:
         """Return the context in which a file's contents change, in any thread; ``kill_suidgid``:
         its set-id bits go."""
         return cleared(fd, self._proc.path(fd)) if kill_suidgid else contextlib.nullcontext()
+
+
+def remove_if_same(
+    remove: Callable[..., None], directory: int, name: bytes, made: os.stat_result
+) -> None:
+    """Remove a name that was made, unless another process has given it to another inode since."""
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if (found.st_dev, found.st_ino) == (made.st_dev, made.st_ino):
+            remove(name, dir_fd=directory)
 
 
 def _is_mount_point(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:

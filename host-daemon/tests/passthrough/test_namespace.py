@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes, FileSystem, Requester
+from farwatchd.passthrough import share as share_module
 from farwatchd.passthrough.options import ShareOptions
 from tests.support.passthrough_share import (
     DAEMON,
@@ -381,6 +382,33 @@ def test_inode_whose_security_xattr_fails_is_not_created(tmp_path: Path) -> None
     assert errno_of(share.fs.tmpfile, UNFIT, ROOT, 0o600, os.O_RDWR, 0) == errno.EOPNOTSUPP
     assert names_in(tmp_path) == set()
     assert open_descriptors() <= before
+    share.close()
+
+
+def test_what_another_process_has_put_in_its_place_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = SharedDirectory(tmp_path, ShareOptions(security_labels=True, xattr=True))
+
+    def replace(_share: object, _requester: Requester, _fd: int) -> None:
+        (path,) = tmp_path.iterdir()
+        # So that the file system does not give the same number again.
+        path.rename(tmp_path.parent / f"{path.name}-of-the-guest")
+        if path.name.endswith("directory"):
+            path.mkdir()
+        else:
+            path.write_text("another's")
+        raise OSError(errno.EOPNOTSUPP, "no labels here")
+
+    monkeypatch.setattr(share_module.Share, "set_security_xattrs", replace)
+    for make in make_all(share.fs, UNFIT, b"new"):
+        assert errno_of(make) == errno.EOPNOTSUPP
+        (path,) = tmp_path.iterdir()
+        if path.is_dir():
+            path.rmdir()
+        else:
+            assert path.read_text() == "another's"
+            path.unlink()
     share.close()
 
 
