@@ -25,7 +25,7 @@ SCAN_LIMIT = 30.0
 
 
 def file_system(guest: Guest, mount_point: str) -> str:
-    """The type of the file system that is mounted there."""
+    """Return the type of the file system that is mounted there."""
     return guest.shell(f"findmnt --noheadings --output FSTYPE {mount_point}").strip()
 
 
