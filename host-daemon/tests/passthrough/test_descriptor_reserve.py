@@ -44,6 +44,8 @@ def test_operation_beyond_the_limit_is_refused_before_it_changes_a_file(
     assert len(handles) > 1
     names = names_in(tmp_path)
     lock = Lock(fcntl.F_RDLCK, 0, 10, 1)
+    # The first owner's locks need no descriptor, those of the second one do.
+    fs.setlk(entry.nodeid, handles[0], 2, lock)
     refused = {
         "open": errno_of(fs.open, entry.nodeid, os.O_RDWR | os.O_TRUNC, False),
         "create": errno_of(fs.create, DAEMON, ROOT, b"new", 0o644, os.O_RDWR, 0, False),

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set-id bits of a file whose contents change, for each mode and each operation: as
-FUSE_HANDLE_KILLPRIV_V2 of fuse.h has them."""
+"""Set-id bits of a file whose content changes, as FUSE_HANDLE_KILLPRIV_V2 of fuse.h has them."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.passthrough.options import ShareOptions
-from tests.support.passthrough_share import DAEMON, Share, done, errno_of, settled
+from tests.support.passthrough_share import DAEMON, SharedDirectory, done, errno_of, settled
 
 pytestmark = pytest.mark.root
 
@@ -28,9 +27,9 @@ MODES = [
 
 
 def with_handle(
-    flags: int, change: Callable[[Share, int, int, bool], object]
-) -> Callable[[Share, bool], object]:
-    def operation(share: Share, kill: bool) -> None:
+    flags: int, change: Callable[[SharedDirectory, int, int, bool], object]
+) -> Callable[[SharedDirectory, bool], object]:
+    def operation(share: SharedDirectory, kill: bool) -> None:
         nodeid, fh = share.open("file", flags)
         change(share, nodeid, fh, kill)
         share.fs.release(nodeid, fh)
@@ -38,43 +37,43 @@ def with_handle(
     return operation
 
 
-def write(share: Share, nodeid: int, fh: int, kill: bool) -> None:
+def write(share: SharedDirectory, nodeid: int, fh: int, kill: bool) -> None:
     assert share.write(nodeid, fh, 0, b"x", kill_suidgid=kill) == 1
 
 
-def write_page(share: Share, nodeid: int, fh: int, kill: bool) -> None:
+def write_page(share: SharedDirectory, nodeid: int, fh: int, kill: bool) -> None:
     assert share.write(nodeid, fh, 0, b"x", kill_suidgid=kill, cached=True) == 1
 
 
-def fallocate(share: Share, nodeid: int, fh: int, kill: bool) -> None:
+def fallocate(share: SharedDirectory, nodeid: int, fh: int, kill: bool) -> None:
     done(share.fs.fallocate(nodeid, fh, 0, 0, 100, kill))
 
 
-def copy(share: Share, nodeid: int, fh: int, kill: bool) -> None:
+def copy(share: SharedDirectory, nodeid: int, fh: int, kill: bool) -> None:
     source, source_fh = share.open("source", os.O_RDONLY)
     job = share.fs.copy_file_range(source, source_fh, 0, nodeid, fh, 0, 4, kill)
     assert done(job) == 4
     share.fs.release(source, source_fh)
 
 
-def truncate_file(share: Share, nodeid: int, fh: int, kill: bool) -> None:
+def truncate_file(share: SharedDirectory, nodeid: int, fh: int, kill: bool) -> None:
     settled(share.fs.setattr, nodeid, Changes(size=1, fh=fh, kill_suidgid=kill))
 
 
-def truncate(share: Share, kill: bool) -> None:
+def truncate(share: SharedDirectory, kill: bool) -> None:
     settled(share.fs.setattr, share.lookup("file"), Changes(size=1, kill_suidgid=kill))
 
 
-def open_to_truncate(share: Share, kill: bool) -> None:
+def open_to_truncate(share: SharedDirectory, kill: bool) -> None:
     share.open("file", os.O_WRONLY | os.O_TRUNC, kill)
 
 
-def create(share: Share, kill: bool) -> None:
+def create(share: SharedDirectory, kill: bool) -> None:
     flags = os.O_WRONLY | os.O_TRUNC
     settled(share.fs.create, DAEMON, ROOT, b"file", 0o644, flags, 0, kill)
 
 
-OPERATIONS: dict[str, Callable[[Share, bool], object]] = {
+OPERATIONS: dict[str, Callable[[SharedDirectory, bool], object]] = {
     "write": with_handle(os.O_RDWR, write),
     "append": with_handle(os.O_WRONLY | os.O_APPEND, write),
     "write O_DSYNC": with_handle(os.O_WRONLY | os.O_DSYNC, write),
@@ -89,14 +88,14 @@ OPERATIONS: dict[str, Callable[[Share, bool], object]] = {
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Iterator[Share]:
+def share(tmp_path: Path) -> Iterator[SharedDirectory]:
     (tmp_path / "source").write_text("data")
-    share = Share(tmp_path, ShareOptions(xattr=True))
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=True))
     yield share
     share.close()
 
 
-def make(share: Share, mode: int, owner: int = OWNER, group: int = GROUP) -> Path:
+def make(share: SharedDirectory, mode: int, owner: int = OWNER, group: int = GROUP) -> Path:
     """Make the file again with this mode."""
     path = share.path / "file"
     path.unlink(missing_ok=True)
@@ -107,14 +106,16 @@ def make(share: Share, mode: int, owner: int = OWNER, group: int = GROUP) -> Pat
 
 
 def left(mode: int) -> int:
-    """The mode that fuse.h leaves of ``mode``."""
+    """Return the mode that fuse.h leaves of ``mode``."""
     mode &= ~stat.S_ISUID
     return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
 
 @pytest.mark.parametrize("group", [GROUP, os.getegid()], ids=["foreign group", "own group"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_set_id_bits_go_as_the_guest_says(share: Share, operation: str, group: int) -> None:
+def test_set_id_bits_go_as_the_guest_says(
+    share: SharedDirectory, operation: str, group: int
+) -> None:
     wrong = []
     for mode, kill in itertools.product(MODES, (False, True)):
         path = make(share, mode, group=group)
@@ -126,7 +127,7 @@ def test_set_id_bits_go_as_the_guest_says(share: Share, operation: str, group: i
     assert not wrong
 
 
-def test_failed_change_leaves_the_bits_or_takes_them(share: Share) -> None:
+def test_failed_change_leaves_the_bits_or_takes_them(share: SharedDirectory) -> None:
     path = make(share, 0o6666)
     nodeid, fh = share.open("file", os.O_RDONLY)
     assert errno_of(share.write, nodeid, fh, 0, b"x") != 0
