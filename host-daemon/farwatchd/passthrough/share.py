@@ -145,8 +145,10 @@ class Operations:
         self._locks = share.locks
 
     def _changing(self, fd: int, kill_suidgid: bool) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which a file's contents change, in any thread; ``kill_suidgid``:
-        its set-id bits go."""
+        """Return the context in which a file's content changes, in any thread.
+
+        ``kill_suidgid``: its set-id bits are cleared.
+        """
         return cleared(fd, self._proc.path(fd)) if kill_suidgid else contextlib.nullcontext()
 
 

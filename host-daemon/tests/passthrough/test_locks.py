@@ -222,7 +222,7 @@ def test_table_counts_and_joins() -> None:
 
 @contextlib.contextmanager
 def events_of(path: Path) -> Iterator[list[int]]:
-    """The masks of all inotify events of a path, complete at the end of the block."""
+    """Yield the masks of all inotify events of a path, complete at the end of the block."""
     seen: list[int] = []
     group = Inotify()
     try:
@@ -236,7 +236,7 @@ def events_of(path: Path) -> Iterator[list[int]]:
 @pytest.mark.parametrize(
     ("flags", "kind"), [(os.O_RDWR, WRITE), (os.O_RDONLY, READ), (os.O_WRONLY, WRITE)]
 )
-def test_lock_is_no_event(share: Share, flags: int, kind: int) -> None:
+def test_lock_is_no_event(share: SharedDirectory, flags: int, kind: int) -> None:
     path = share.path / "file"
     path.write_bytes(bytes(100))
     nodeid, fh = share.open("file", flags)
@@ -257,14 +257,14 @@ def test_lock_is_no_event(share: Share, flags: int, kind: int) -> None:
 
 
 @pytest.mark.root
-def test_sync_is_no_event(share: Share) -> None:
+def test_sync_is_no_event(share: SharedDirectory) -> None:
     with events_of(share.path) as seen:
         assert share.fs.syncfs(ROOT)() == 0
     assert seen == []
 
 
 def test_owners_through_one_open_file_keep_each_other_out(
-    share: Share, file: tuple[int, int]
+    share: SharedDirectory, file: tuple[int, int]
 ) -> None:
     fs = share.fs
     fs.setlk(*file, A, Lock(WRITE, 0, 9, 1))
@@ -278,7 +278,7 @@ def test_owners_through_one_open_file_keep_each_other_out(
         pass
 
 
-def test_owner_that_locked_to_read_locks_to_write_through_another_open_file(share: Share) -> None:
+def test_owner_that_locked_to_read_locks_to_write_through_another_open_file(share: SharedDirectory) -> None:
     path = share.path / "file"
     path.write_bytes(bytes(100))
     nodeid, reading = share.open("file", os.O_RDONLY)
