@@ -278,7 +278,9 @@ def test_owners_through_one_open_file_keep_each_other_out(
         pass
 
 
-def test_owner_that_locked_to_read_locks_to_write_through_another_open_file(share: SharedDirectory) -> None:
+def test_owner_that_locked_to_read_locks_to_write_through_another_open_file(
+    share: SharedDirectory,
+) -> None:
     path = share.path / "file"
     path.write_bytes(bytes(100))
     nodeid, reading = share.open("file", os.O_RDONLY)
