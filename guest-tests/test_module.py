@@ -127,7 +127,7 @@ def test_mode_remote_is_refused_and_the_log_says_why(boot: Callable[..., Testbed
         # The guest's own events are local, and there once.
         names = [event.name for event in listener.read(count=4)]
     assert names == ["guest"] * 4
-    assert "its server reports what this guest does as well" in testbed.guest.kernel_log()
+    assert "its server reports what this guest does as well" in testbed.guest.shell("dmesg")
 
 
 def test_an_overlay_on_the_share_sees_its_lower_directory(
