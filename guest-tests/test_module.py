@@ -114,7 +114,9 @@ def test_a_removed_mark_is_found(testbed: Testbed, guest: Guest, share: Share) -
     deadline = time.monotonic() + SCAN_LIMIT
     while watches() >= before:
         if time.monotonic() > deadline:
-            raise HarnessError(f"the host still watches {SCAN_LIMIT:.0f} s after the mark is gone")
+            raise HarnessError(
+                f"the host still watches {SCAN_LIMIT:.0f} s after the mark was removed"
+            )
         time.sleep(0.1)
 
 
