@@ -478,20 +478,20 @@ def test_root_of_a_submount_has_its_generation(start: Start) -> None:
 def test_watches_below_a_submount_that_was_mounted_again_are_all_served(start: Start) -> None:
     scripted = start(submount=True)
     at = f"{scripted.mounted}/mounted"
-    with scripted.guest.inotify() as former, scripted.guest.inotify() as latter:
+    with scripted.guest.inotify() as former:
         former.add(f"{at}/.", In.CREATE)
         ((nodeid, wanted),) = scripted.watches().items()
         # The watch does not end with the mount, which is in use.
         user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
         assert user.lines(until="in use") == ["in use"]
         scripted.guest.umount(at, MNT_DETACH)
-        latter.add(f"{at}/.", In.DELETE)
-        assert scripted.watches() == {nodeid: wanted | Event.DELETE}
-        scripted.send(EventRecord(nodeid, 0, Event.CREATE, b"new"))
-        assert [event.name for event in former.read(1)] == ["new"]
-        scripted.send(EventRecord(nodeid, 0, Event.DELETE, b"old"))
-        assert [event.name for event in latter.read(1)] == ["old"]
-        latter.close()
+        with scripted.guest.inotify() as latter:
+            latter.add(f"{at}/.", In.DELETE)
+            assert scripted.watches() == {nodeid: wanted | Event.DELETE}
+            scripted.send(EventRecord(nodeid, 0, Event.CREATE, b"new"))
+            assert [event.name for event in former.read(1)] == ["new"]
+            scripted.send(EventRecord(nodeid, 0, Event.DELETE, b"old"))
+            assert [event.name for event in latter.read(1)] == ["old"]
         wait_for(lambda: scripted.watches() == {nodeid: wanted}, "the latter watch to end")
         scripted.send(EventRecord(nodeid, 0, Event.CREATE, b"newer"))
         assert [event.name for event in former.read(1)] == ["newer"]
