@@ -17,9 +17,9 @@ from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.testbed import (
     MOUNT_POINT,
     TAG,
-    VIRTIOFS,
     bind_module,
     daemon_argv,
+    file_system_of,
     vm_spec,
 )
 
@@ -63,7 +63,7 @@ def shell(environment: Environment) -> int:
                 SHELL.format(
                     welcome=welcome(share),
                     prepare=f"({bind_module(module)})" if module else "",
-                    file_system=module.stem if module else VIRTIOFS,
+                    file_system=file_system_of(module),
                 )
             )
             script.chmod(0o755)

@@ -124,8 +124,12 @@ class Testbed:
         self.guest.os("makedirs", str(MOUNT_POINT), exist_ok=True)
         if self.spec.module is not None:
             self.guest.shell(bind_module(self.spec.module))
-        file_system = VIRTIOFS if self.spec.module is None else self.spec.module.stem
-        self.guest.mount(TAG, str(MOUNT_POINT), file_system, options=self.spec.mount_options)
+        self.guest.mount(
+            TAG,
+            str(MOUNT_POINT),
+            file_system_of(self.spec.module),
+            options=self.spec.mount_options,
+        )
 
     def problems(self, since: LogPosition | None = None) -> list[str]:
         """Return the kernel's warnings and the daemon's tracebacks after `since`."""
@@ -143,6 +147,11 @@ class Testbed:
     def alive(self) -> bool:
         """Whether the guest and the daemon run."""
         return self.vm.alive and self.daemon.running
+
+
+def file_system_of(module: Path | None) -> str:
+    """Return the type by which the share is mounted; None is the kernel's own driver."""
+    return VIRTIOFS if module is None else module.stem
 
 
 def bind_module(module: Path) -> str:
