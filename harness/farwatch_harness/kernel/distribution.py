@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from farwatch_harness.kernel import source_tree, versions
+from farwatch_harness.kernel import versions
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
@@ -70,7 +70,7 @@ def package_of(source: str) -> tuple[str, str]:
     known = [
         (version, release)
         for release in releases
-        if (version := source_tree.candidate_version(f"linux-image-{release}")) is not None
+        if (version := apt.candidate_version(f"linux-image-{release}")) is not None
     ]
     if not known:
         raise HarnessError(
@@ -96,15 +96,7 @@ def unpack(release: str, version: str, target: Path) -> None:
     ]
     log = paths.LOGS / "distribution-kernel.log"
     with progress.step(f"fetching Debian's kernel {release}, about 125 MB") as step:
-        # apt's download helper runs as a user of its own, who must be able to write there.
-        target.chmod(0o777)
-        words = [f"{package}={version}" for package in packages]
-        for line in subprocesses.lines_of(["apt-get", "download", *words], log, cwd=target):
-            step.update(line[:60])
-        target.chmod(0o755)
-        for archive in sorted(target.glob("*.deb")):
-            subprocesses.run(["dpkg-deb", "--extract", archive, target])
-            archive.unlink()
+        apt.unpack([f"{package}={version}" for package in packages], target, log, step)
         if not (target / "lib").exists():
             (target / "lib").symlink_to("usr/lib")
         subprocesses.run(["depmod", "--basedir", target, release])

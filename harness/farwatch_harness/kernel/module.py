@@ -14,9 +14,8 @@ from pathlib import Path
 from farwatch_harness.kernel import series, source_tree, versions
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
 
+#: The module, its file system type and its virtio driver.
 NAME = "farwatchfs"
-#: The file system type, and the virtio driver.
-FILE_SYSTEM = NAME
 HEADERS = ("fuse.h", "virtio_fs.h")
 _DIRECTORY = "fs/fuse"
 _HEADER_DIRECTORY = "include/uapi/linux"

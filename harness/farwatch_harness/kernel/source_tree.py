@@ -92,11 +92,11 @@ def fetch_package(kernel: versions.KernelVersion) -> Path:
         return known[-1]
 
     log = paths.LOGS / "kernel-source.log"
-    version = candidate_version(package)
+    version = apt.candidate_version(package)
     if version is None:
         with progress.step("fetching apt's package lists") as step:
             apt.run_apt(["update"], log.with_name("apt-update.log"), step)
-        version = candidate_version(package)
+        version = apt.candidate_version(package)
     if version is None:
         raise HarnessError(
             f"apt knows no {package} (Debian 12 has it in its security archive): add that archive"
@@ -105,27 +105,9 @@ def fetch_package(kernel: versions.KernelVersion) -> Path:
 
     def make(target: Path) -> None:
         with progress.step(f"fetching the package {package} {version}") as step:
-            # apt's download helper runs as a user of its own, who must be able to write there.
-            target.chmod(0o777)
-            for line in subprocesses.lines_of(
-                ["apt-get", "download", f"{package}={version}"], log, cwd=target
-            ):
-                step.update(line[:60])
-            target.chmod(0o755)
-            archive = next(target.glob("*.deb"))
-            subprocesses.run(["dpkg-deb", "--extract", archive, target])
-            archive.unlink()
+            apt.unpack([f"{package}={version}"], target, log, step)
 
     return cache.published(folder / f"{package}_{version}", make)
-
-
-def candidate_version(package: str) -> str | None:
-    """Return the version of the package that apt would install; None if it has none."""
-    text = subprocesses.run(["apt-cache", "policy", package])
-    found = [
-        line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")
-    ]
-    return found[0] if found and found[0] != "(none)" else None
 
 
 def unpacked(identity: str, tarball: Path) -> KernelSource:

@@ -114,3 +114,27 @@ def run_apt(words: list[str], log: Path, step: progress.Step) -> None:
     ]
     for line in subprocesses.lines_of(argv, log):
         step.update(line[:60])
+
+
+def candidate_version(package: str) -> str | None:
+    """Return the version of the package that apt would install; None if it has none."""
+    text = subprocesses.run(["apt-cache", "policy", package])
+    found = [
+        line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")
+    ]
+    return found[0] if found and found[0] != "(none)" else None
+
+
+def unpack(packages: Iterable[str], target: Path, log: Path, step: progress.Step) -> None:
+    """Download packages and unpack them into the directory `target`; nothing is installed.
+
+    packages: each as "NAME=VERSION". HarnessError: apt-get or dpkg-deb fails.
+    """
+    # apt's download helper runs as a user of its own, who must be able to write there.
+    target.chmod(0o777)
+    for line in subprocesses.lines_of(["apt-get", "download", *packages], log, cwd=target):
+        step.update(line[:60])
+    target.chmod(0o755)
+    for archive in sorted(target.glob("*.deb")):
+        subprocesses.run(["dpkg-deb", "--extract", archive, target])
+        archive.unlink()

@@ -2,8 +2,8 @@
 """Debian's own kernel: which of the packages that apt knows is taken."""
 
 import pytest
-from farwatch_harness.kernel import distribution, source_tree
-from farwatch_harness.util import subprocesses
+from farwatch_harness.kernel import distribution
+from farwatch_harness.util import apt, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
 PACKAGES = {
@@ -26,7 +26,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
     monkeypatch.setattr(subprocesses, "run", run)
     monkeypatch.setattr(
-        source_tree,
+        apt,
         "candidate_version",
         lambda name: packages.get(name.replace("-image-", "-headers-")),
     )
