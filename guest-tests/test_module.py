@@ -101,18 +101,12 @@ def test_a_32_bit_program_s_watch_is_live_when_the_call_returns(
 
 
 def test_a_removed_mark_is_found(testbed: Testbed, guest: Guest, share: Share) -> None:
-    def watches() -> int:
-        fdinfo = Path(f"/proc/{testbed.daemon.process.pid}/fdinfo")
-        return sum(
-            entry.read_text().count("fanotify ino:") for entry in fdinfo.iterdir() if entry.exists()
-        )
-
     with guest.inotify() as listener:
         listener.add(share.guest, In.CREATE)
-        before = watches()
+        before = testbed.daemon.host_watches()
         assert before > 0
     deadline = time.monotonic() + SCAN_LIMIT
-    while watches() >= before:
+    while testbed.daemon.host_watches() >= before:
         if time.monotonic() > deadline:
             raise HarnessError(
                 f"the host still watches {SCAN_LIMIT:.0f} s after the mark was removed"

@@ -23,31 +23,13 @@ WATCH_MANY = Path(__file__).parent / "programs" / "watch_many.py"
 MODES = pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 
 
-def host_watches(testbed: Testbed) -> int:
-    """Return the number of the daemon's inotify and fanotify watches on the host, from /proc."""
-    count = 0
-    for entry in Path(f"/proc/{testbed.daemon.pid}/fdinfo").iterdir():
-        try:
-            text = entry.read_text()
-        except FileNotFoundError:
-            # The descriptor was closed since the directory was read.
-            continue
-        count += text.count("inotify wd:") + text.count("fanotify ino:")
-    return count
-
-
-def descriptors(testbed: Testbed) -> int:
-    """Return how many descriptors the daemon has open."""
-    return sum(1 for _ in Path(f"/proc/{testbed.daemon.pid}/fd").iterdir())
-
-
 def await_host_watches(testbed: Testbed, wanted: int) -> None:
     """Wait until the daemon has this many host watches.
 
     The guest does not wait for their removal.
     """
     deadline = time.monotonic() + LIMIT
-    while (count := host_watches(testbed)) != wanted:
+    while (count := testbed.daemon.host_watches()) != wanted:
         if time.monotonic() > deadline:
             raise HarnessError(
                 f"the daemon has {count} watches on the host, not {wanted}, after {LIMIT:.0f} s"
@@ -76,7 +58,7 @@ def test_inotify_rm_watch_removes_the_host_watch(
     before = await_no_host_watches(testbed)
     with guest.inotify() as listener:
         wds = [listener.add(path, In.MODIFY) for path in files]
-        assert host_watches(testbed) == before + 3
+        assert testbed.daemon.host_watches() == before + 3
         listener.remove(wds[0])
         await_host_watches(testbed, before + 2)
         for wd in wds[1:]:
@@ -92,7 +74,7 @@ def test_close_of_inotify_removes_its_host_watches(
     with guest.inotify() as listener:
         for path in files:
             listener.add(path, In.ALL)
-        assert host_watches(testbed) == before + 3
+        assert testbed.daemon.host_watches() == before + 3
     await_host_watches(testbed, before)
 
 
@@ -106,8 +88,8 @@ def test_many_watches_use_few_descriptors_and_end_with_their_process(
         (testbed.shared / str(number)).touch()
     listener = testbed.guest.spawn("python3", WATCH_MANY, testbed.mount_point, str(MANY))
     assert listener.lines(until="watching")[-1] == f"watching {MANY}"
-    assert host_watches(testbed) == MANY
-    assert descriptors(testbed) < FEW_FILES
+    assert testbed.daemon.host_watches() == MANY
+    assert testbed.daemon.descriptors() < FEW_FILES
     for number in (0, MANY // 2, MANY - 1):
         (testbed.shared / str(number)).chmod(0o600)
         assert listener.lines(count=1) == [f"event {number + 1}"]
@@ -122,9 +104,9 @@ def test_two_watchers_share_a_host_watch_and_get_one_event_each(
     before = await_no_host_watches(testbed)
     with guest.inotify() as one, guest.inotify() as two:
         one.add(files[0], In.MODIFY)
-        assert host_watches(testbed) == before + 1
+        assert testbed.daemon.host_watches() == before + 1
         two.add(files[0], In.MODIFY | In.CLOSE_WRITE)
-        assert host_watches(testbed) == before + 1
+        assert testbed.daemon.host_watches() == before + 1
         (share.host / "one").write_text("changed")
         reported = [event.mask for event in two.read(until=None, count=2)]
         assert reported == [In.MODIFY, In.CLOSE_WRITE] or reported == [In.MODIFY, In.MODIFY]
@@ -143,7 +125,7 @@ def test_close_of_one_inotify_keeps_the_watch_of_another(
             leaves.add(files[0], In.MODIFY)
         (share.host / "one").chmod(0o600)
         assert [event.mask for event in stays.read(1)] == [In.ATTRIB]
-        assert host_watches(testbed) == before + 1
+        assert testbed.daemon.host_watches() == before + 1
     await_host_watches(testbed, before)
 
 
@@ -259,7 +241,7 @@ def test_without_the_capability_events_are_those_of_an_unpatched_kernel(
     assert reported == [
         ("from the guest", mask) for mask in (In.CREATE, In.OPEN, In.MODIFY, In.CLOSE_WRITE)
     ]
-    assert host_watches(testbed) == 0
+    assert testbed.daemon.host_watches() == 0
 
 
 @pytest.mark.patch("notifications")

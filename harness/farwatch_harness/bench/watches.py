@@ -8,13 +8,13 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from farwatch_harness.bench.events import share_directory
 from farwatch_harness.bench.operations import cpu_ns_of
 from farwatch_harness.bench.programs import Programs
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
+from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.testbed import Testbed
 
 # Seconds per watch that the guest may take, also on a busy machine. Then seconds for the host's
@@ -79,26 +79,15 @@ def resource_usage(testbed: Testbed) -> ResourceUsage:
     if not found:
         raise HarnessError("the guest's /proc/meminfo has no line about slab")
     pid = testbed.daemon.pid
-    descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    descriptors = testbed.daemon.descriptors()
     cpu_ns = cpu_ns_of(os.getpgid(pid))
     return ResourceUsage(
-        cpu_ns, testbed.daemon.resident_bytes(), descriptors, marks(pid), int(found[1]) * 1024
+        cpu_ns,
+        testbed.daemon.resident_bytes(),
+        descriptors,
+        testbed.daemon.host_watches(),
+        int(found[1]) * 1024,
     )
-
-
-def marks(pid: int) -> int:
-    """Return the number of inotify watches and fanotify inode marks of the process."""
-    total = 0
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            # Read only these fdinfo files: a daemon may have a hundred thousand descriptors.
-            if str(entry.readlink()) in ("anon_inode:inotify", "anon_inode:[fanotify]"):
-                text = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
-                total += len(re.findall(r"^(?:inotify wd|fanotify ino):", text, re.MULTILINE))
-        except FileNotFoundError:
-            # The descriptor was closed in the meantime.
-            continue
-    return total
 
 
 def cost(testbed: Testbed, programs: Programs, mode: str, count: int) -> WatchCost:
@@ -120,7 +109,7 @@ def cost(testbed: Testbed, programs: Programs, mode: str, count: int) -> WatchCo
         testbed.guest.shell(f"kill -TERM {task.pid}")
         closing = numbers_after(task.lines(limit=limit, until="closed"), "closed")[0]
         left = wait_for_removal(
-            testbed.daemon.pid,
+            testbed.daemon,
             before.marks,
             REMOVAL_LIMIT + count * REMOVAL_LIMIT_PER_WATCH,
         )
@@ -155,10 +144,10 @@ def numbers_after(lines: list[str], word: str) -> list[float]:
     )
 
 
-def wait_for_removal(pid: int, base: int, limit: float) -> int:
-    """Wait until the process has at most `base` marks; return how many more it has at the limit."""
+def wait_for_removal(daemon: Daemon, base: int, limit: float) -> int:
+    """Wait until the daemon has at most `base` marks; return how many more it has at the limit."""
     deadline = time.monotonic() + limit
-    while (left := marks(pid) - base) > 0 and time.monotonic() < deadline:
+    while (left := daemon.host_watches() - base) > 0 and time.monotonic() < deadline:
         # The kernel does not notify other processes when a mark is removed.
         time.sleep(INTERVAL)
     return max(left, 0)

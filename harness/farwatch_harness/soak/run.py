@@ -190,16 +190,9 @@ def sample(testbed: Testbed) -> ResourceSample:
 
 def measured(daemon: Daemon) -> ResourceSample:
     """Measure the daemon."""
-    process = Path(f"/proc/{daemon.pid}")
-    status = (process / "status").read_text()
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
     # RssAnon leaves out the guest's memory, which the daemon maps.
     memory = next(
         int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")
     )
-    watches = 0
-    for entry in (process / "fdinfo").iterdir():
-        # The descriptor may have been closed since the directory was read.
-        with contextlib.suppress(FileNotFoundError):
-            text = entry.read_text()
-            watches += text.count("inotify wd:") + text.count("fanotify ino:")
-    return ResourceSample(sum(1 for _ in (process / "fd").iterdir()), memory, watches)
+    return ResourceSample(daemon.descriptors(), memory, daemon.host_watches())

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a virtio-fs daemon: waits until it listens, reads its log, and finds problems in it."""
 
+import contextlib
 import errno
 import os
 import re
@@ -18,6 +19,10 @@ from farwatch_harness.util.errors import HarnessError
 READY = "listening on"
 TRACEBACK = "Traceback (most recent call last)"
 WARNING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL)\b")
+#: What /proc/PID/fd says of the descriptors of inotify and fanotify.
+GROUPS = ("anon_inode:inotify", "anon_inode:[fanotify]")
+#: A watch or a mark of an inode in their fdinfo.
+WATCH = re.compile(r"^(?:inotify wd|fanotify ino):", re.MULTILINE)
 START_LIMIT = 30.0
 STOP_LIMIT = 10.0
 
@@ -36,6 +41,20 @@ def farwatchd_command(
         "--keep-serving",
         *options,
     ]
+
+
+def watches_of(pid: int) -> int:
+    """Return the number of inotify watches and fanotify inode marks of the process."""
+    count = 0
+    process = Path(f"/proc/{pid}")
+    for entry in (process / "fd").iterdir():
+        # The descriptor may have been closed since the directory was read.
+        with contextlib.suppress(FileNotFoundError):
+            # Read only these fdinfo files: a daemon may have a hundred thousand descriptors.
+            if str(entry.readlink()) in GROUPS:
+                text = (process / "fdinfo" / entry.name).read_text()
+                count += len(WATCH.findall(text))
+    return count
 
 
 class Daemon:
@@ -140,6 +159,14 @@ class Daemon:
             if re.search(r"^NSpid:\t\d+\t", status, re.MULTILINE):
                 return int(child)
         return started
+
+    def descriptors(self) -> int:
+        """Return how many descriptors the daemon has open."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    def host_watches(self) -> int:
+        """Return the number of the daemon's inotify watches and fanotify inode marks."""
+        return watches_of(self.pid)
 
     @property
     def running(self) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farwatch_harness.bench import bench_report, events, operations, programs, run, watches
+from farwatch_harness.bench import bench_report, events, operations, programs, run
 from farwatch_harness.util.errors import HarnessError
+from farwatch_harness.vm.daemon_process import watches_of
 
 EVENTS = 100
 
@@ -56,13 +57,13 @@ def test_numbers_out_of_range_are_refused(words: list[str]) -> None:
 
 def test_marks_of_a_process_are_counted() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    before = watches.marks(os.getpid())
+    before = watches_of(os.getpid())
     fd = libc.inotify_init1(os.O_CLOEXEC)
     for path in (b"/", b"/proc", b"/dev"):
         assert libc.inotify_add_watch(fd, path, ctypes.c_uint32(2)) > 0
-    assert watches.marks(os.getpid()) - before == 3
+    assert watches_of(os.getpid()) - before == 3
     os.close(fd)
-    assert watches.marks(os.getpid()) == before
+    assert watches_of(os.getpid()) == before
 
 
 def test_cpu_time_of_a_group_includes_children() -> None:
