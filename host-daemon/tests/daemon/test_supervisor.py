@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_supervisor_has_nothing_of_the_daemon(tmp_path: Path) -> None:
         assert kept["NoNewPrivs"] == "1"
 
 
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """Have SIGHUP end the processes that are started: under nohup(1) they would ignore it."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_daemon_ends_with_its_supervisor(number: signal.Signals, tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path) as daemon:
