@@ -123,7 +123,7 @@ send: venv ## prepare the mails that would post the series, in build/send; KERNE
 deb: ## build the Debian package of the daemon, in build/deb (needs debhelper, dh-python, lintian)
 	@rm -rf build/deb && mkdir -p build/deb/farwatch build/logs
 	@git ls-files -z pyproject.toml MANIFEST.in README.md LICENSE docs/farwatchd.md docs/threat-model.md \
-	    host-daemon/farwatchd host-daemon/50-farwatchd.json packaging | xargs -0 cp --parents -t build/deb/farwatch
+	    host-daemon/farwatch host-daemon/farwatchd host-daemon/50-farwatchd.json packaging | xargs -0 cp --parents -t build/deb/farwatch
 	@mv build/deb/farwatch/packaging/debian build/deb/farwatch/debian
 	@cd build/deb/farwatch && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc -b > ../../logs/deb.log 2>&1 || { tail -n 5 ../../logs/deb.log >&2; exit 1; }
 	@lintian --fail-on error,warning build/deb/*.changes

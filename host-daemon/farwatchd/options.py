@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -169,10 +170,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     about.add_argument(
         "--check",
-        action=_Check,
+        action=_Act,
+        act=_check_directory,
         metavar="DIR",
         help="print what works here for a shared directory, and what to do about the rest, and exit"
         " with status 0 if the daemon would serve it with events",
+    )
+    about.add_argument(
+        "--answer-doctor",
+        action=_Act,
+        act=_answer_doctor,
+        metavar="DIR",
+        help="answer `farwatch doctor` in a guest that has mounted this directory, until Ctrl-C",
     )
     about.add_argument(
         "-V", "--version", action=_Print, text=_version, help="print the version, and exit"
@@ -357,20 +366,33 @@ class _Print(argparse.Action):
         parser.exit()
 
 
-class _Check(argparse.Action):
-    """Prints the table of ``check.py``, and exits."""
+class _Act(argparse.Action):
+    """Calls ``act`` with a directory, and exits with the status that it returns."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **arguments: Any) -> None:
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, act: Callable[[Path], int], **arguments: Any
+    ) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **arguments)
+        self._act = act
 
     def __call__(
         self, parser: argparse.ArgumentParser, _: argparse.Namespace, value: object, *__: object
     ) -> None:
-        """Print it and exit."""
-        # It has most of the daemon.
-        from farwatchd.check import check
+        """Do it and exit."""
+        sys.exit(self._act(Path(str(value))))
 
-        parser.exit(check(Path(str(value))))
+
+def _check_directory(directory: Path) -> int:
+    # It has most of the daemon.
+    from farwatchd.check import check
+
+    return check(directory)
+
+
+def _answer_doctor(directory: Path) -> int:
+    from farwatchd.answer_doctor import answer_doctor
+
+    return answer_doctor(directory)
 
 
 def _version() -> str:

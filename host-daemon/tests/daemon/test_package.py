@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installed package: the daemon only, one command, and the description for libvirt."""
+"""The installed package: the daemon, the doctor for guests, and the description for libvirt."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_index_would_take_the_package(wheel: Path) -> None:
     assert "PASSED" in run([sys.executable, "-m", "twine", "check", "--strict", str(wheel)])
 
 
-def test_new_environment_gets_one_command_and_the_description(wheel: Path, tmp_path: Path) -> None:
+def test_new_environment_gets_the_commands_and_the_description(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     before = set((environment / "bin").iterdir())
@@ -110,8 +110,10 @@ def test_new_environment_gets_one_command_and_the_description(wheel: Path, tmp_p
             str(wheel),
         ]
     )
-    (command,) = set((environment / "bin").iterdir()) - before
-    assert command.name == "farwatchd"
+    doctor, command = sorted(set((environment / "bin").iterdir()) - before)
+    assert (doctor.name, command.name) == ("farwatch", "farwatchd")
+    assert doctor.read_text() == (CHECKOUT / "host-daemon/farwatch").read_text()
+    assert os.access(doctor, os.X_OK)
     # The packages that it requires come from the environment that runs the tests.
     libraries = sysconfig.get_path("purelib")
     assert run([str(command), "--version"], PYTHONPATH=libraries).startswith("farwatchd ")
