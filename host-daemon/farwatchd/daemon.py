@@ -39,6 +39,7 @@ from farwatchd.virtio_fs.device import Device
 from farwatchd.virtqueue import unsupported_machine
 from farwatchd.watch.backend_probe import BackendUnavailableError, WatchMode, open_backend
 from farwatchd.watch.event_queue import EventQueue
+from farwatchd.watch.event_trace import EventTrace
 from farwatchd.watch.options import BackendName, FsnotifyMode, WatchOptions
 from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.watch.watch_table import WatchTable
@@ -101,10 +102,11 @@ def _serve(
     watches: WatchTable | None = None
     backend: WatchBackend | None = None
     if config.watch.fsnotify is not FsnotifyMode.OFF:
-        queue = EventQueue(config.watch.event_queue)
+        trace = EventTrace() if config.watch.trace_events else None
+        queue = EventQueue(config.watch.event_queue, trace)
         backend = _backend(config.watch, root_fd, store)
         if backend is not None:
-            watches = WatchTable(backend, queue, config.watch.max_watches, loop.call_later)
+            watches = WatchTable(backend, queue, config.watch.max_watches, loop.call_later, trace)
             loop.add(backend.fileno(), watches.process)
     locks = BlockingLocks(loop.call_later)
     pool = ThreadPool(config.process.thread_pool_size, loop.call_from_thread)

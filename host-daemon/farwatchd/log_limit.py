@@ -12,6 +12,8 @@ from dataclasses import dataclass
 BURST = 20
 #: Seconds.
 INTERVAL = 60.0
+#: What ``extra`` is in messages that have a limit of their own.
+UNLIMITED = {"unlimited": True}
 
 
 @dataclass(slots=True)
@@ -34,7 +36,7 @@ class RepetitionLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log a message; append to its text what is left out."""
-        if record.levelno <= logging.DEBUG:
+        if record.levelno <= logging.DEBUG or hasattr(record, "unlimited"):
             return True
         now = self._clock()
         window = self._windows.setdefault((record.pathname, record.lineno), _Window(now))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from farwatchd.inode_store.store import InodeStore
 from farwatchd.linux.group import NotificationGroup
 from farwatchd.watch.event_stream import EventStream, MarkEvent
+from farwatchd.watch.event_trace import EventTrace
 from farwatchd.watch.watch_backend import HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
@@ -45,6 +46,15 @@ class TreeBackend(abc.ABC):
     def count(self) -> int:
         """The number of host watches in use, implicit ones included."""
         return len(self._tree)
+
+    def trace_to(self, trace: EventTrace) -> None:
+        """Log each event of the host from now on; see ``WatchBackend``."""
+        self._stream.trace_to(trace)
+
+    def path_of(self, watch_id: int) -> str:
+        """Return the path of a watch for the log; see ``WatchBackend``."""
+        node = self._tree.get(watch_id)
+        return "a deleted inode" if node is None else self._stream.path_of(node)
 
     def fileno(self) -> int:
         """Return the group's descriptor."""

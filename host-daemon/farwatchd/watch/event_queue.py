@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from farwatchd.watch.event_record import OVERFLOW, RECORD_MAX, EventRecord
+from farwatchd.watch.event_trace import EventTrace, bits, printable
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -22,13 +23,15 @@ class EventQueue:
     the last position is reserved for it.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, trace: EventTrace | None = None) -> None:
+        """``trace``: logs what becomes of each record."""
         if limit < 2:
             raise ValueError(
                 f"an event queue of {limit} is too short; it needs room for an event and an"
                 " overflow"
             )
         self._limit = limit
+        self._trace = trace
         self._records: deque[bytes] = deque()
         self._wakeup: Callable[[], None] | None = None
         self.dropped = 0
@@ -49,17 +52,28 @@ class EventQueue:
         records = self._records
         # Two equal renames are two moves with two cookies.
         if records and records[-1] == encoded and Event.RENAME not in event.mask:
+            self._step(event, "left out: equal to the one before")
             return
         if len(records) < self._limit - 1:
             records.append(encoded)
             self.queued_total += 1
+            self._step(event, "")
             return
+        self._step(event, "lost: the queue is full; the guest gets an overflow")
         if not self.dropped:
             _log.warning(
                 "the event queue is full (%d records): events are lost, the guest gets an"
                 " overflow; --event-queue raises the limit", self._limit
             )  # fmt: skip
         self.push_overflow()
+
+    def _step(self, event: EventRecord, outcome: str) -> None:
+        if self._trace is None:
+            return
+        name = " to ".join(printable(part) for part in (event.name, event.newname) if part)
+        self._trace.step(
+            "queue", bits(event.mask), f"nodeid {event.nodeid} {name}".rstrip(), outcome
+        )
 
     def push_overflow(self, lost: int = 1) -> None:
         """Record that ``lost`` events are missing at this position.
@@ -109,9 +123,15 @@ class EventQueue:
         while records and len(records[0]) <= room:
             room -= len(records[0])
             taken.append(records.popleft())
+        if self._trace is not None and taken:
+            self._trace.step("guest", f"{len(taken)} records are sent, {len(records)} are left")
         return b"".join(taken)
 
     def clear(self) -> None:
         """Drop all records: the session for which they were meant has ended."""
+        if self._trace is not None and self._records:
+            self._trace.step(
+                "queue", f"{len(self._records)} records", "", "lost: the guest has left"
+            )
         self._records.clear()
         self.dropped = 0

@@ -8,9 +8,12 @@ the map from mark ids to nodes up to date.
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 from farwatchd.linux.inotify import In
+from farwatchd.watch.event_trace import EventTrace, printable
 from farwatchd.watch.watch_backend import DIRENT, HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
@@ -47,6 +50,9 @@ _BOTH_SIDES = int(In.MOVED_FROM | In.MOVED_TO)
 _ENDED_BY_HOST = int(In.IGNORED | In.UNMOUNT)
 #: Nodes that are verified in one turn of the event loop, each by some system calls.
 _SLICE = 64
+#: Why an event is left out, for the log.
+_OWN = "left out: the guest itself did it"
+_UNWANTED = "left out: no watcher in the guest wants it"
 
 
 class MarkEvent(NamedTuple):
@@ -92,10 +98,32 @@ class EventStream:
         self._tree = tree
         self._by_mark = by_mark
         self._events: list[HostEvent] = []
+        self._trace: EventTrace | None = None
         self._wire = {}
         for event, bit in KERNEL_BITS.items():
             self._wire[int(bit)] = event
             self._wire[int(bit | In.ISDIR)] = event | Event.ISDIR
+
+    def trace_to(self, trace: EventTrace) -> None:
+        """Log each event from now on, and why one is left out."""
+        self._trace = trace
+
+    def path_of(self, node: Node, name: bytes = b"") -> str:
+        """Return where a node's inode, or an entry of it, is now, for the log."""
+        try:
+            path = Path(self._tree.path(node)).readlink()
+            return printable(os.fsencode(path / os.fsdecode(name) if name else path))
+        except OSError as error:
+            return f"an inode without a path ({error.strerror})"
+
+    def _step(self, node: Node | None, raw: MarkEvent, outcome: str = "") -> None:
+        """Log what becomes of an event of the host."""
+        if self._trace is None or node is None:
+            return
+        path = self.path_of(node, raw.name)
+        if raw.new_name:
+            path += f" to {printable(raw.new_name)}"
+        self._trace.step("host", _names(raw.mask), path, outcome)
 
     def shows_removal(self, batch: list[MarkEvent]) -> bool:
         """Return whether the batch shows the removal of a watched inode.
@@ -132,6 +160,8 @@ class EventStream:
             source = self._node(raw.mark_id)
             target = self._node(raw.new_mark_id) if is_rename else source
             if mask & _OVERFLOW:
+                if self._trace is not None:
+                    self._trace.step("host", "the host's event queue has overflowed")
                 self._events.append(HostEvent(0, Event.OVERFLOW))
                 self._tree.suspect_all()
             if target is not None and target.children and mask & _ISDIR:
@@ -198,6 +228,8 @@ class EventStream:
 
     def _report_end(self, node: Node) -> None:
         """Report that an inode that still exists is not watched any more."""
+        if self._trace is not None:
+            self._trace.step("host", "the watch ends", self.path_of(node), "it has left the share")
         self._events.append(HostEvent(node.watch_id, Event.WATCH_ENDED, ended=True))
 
     def _removed_children(self, node: Node | None, raw: MarkEvent) -> list[Node]:
@@ -211,45 +243,56 @@ class EventStream:
     def _take(self, node: Node, raw: MarkEvent) -> None:
         mask = raw.mask
         if mask & _DELETE_SELF:
+            self._step(node, raw, "the last name is deleted")
             if not node.pending_removal:
                 node.pending_removal, node.removed_by_own = True, raw.own
             return
         if mask & _ENDED_BY_HOST:
             if not node.pending_removal:
                 # The daemon did not remove the mark.
+                self._step(node, raw, "the host has ended the watch")
                 _log.warning("the host has ended a watch: its file system was unmounted")
                 if node.explicit:
                     self._report_end(node)
                 self._tree.drop(node)
             return
         if node.explicit:
-            if not raw.own:
+            if raw.own:
+                self._step(node, raw, _OWN)
+            else:
                 self._report(node, raw)
             if self._shows_own_removal(node, raw):
                 # The last of these changes was the removal.
                 node.pending_removal, node.removed_by_own = True, raw.own
+        else:
+            self._step(node, raw, "left out: only what is below it is watched")
         if mask & _MOVE_SELF:
             self._update_position(node)
 
     def _report(self, node: Node, raw: MarkEvent) -> None:
         wire = self._wire.get(raw.mask)
         if wire is None:
+            self._step(node, raw, "left out: virtio-fs has no such event")
             return
         bits = int(wire)
         wanted = node.wanted
         if not bits & wanted & ~_ISDIR and not bits & _MOVED:
+            self._step(node, raw, _UNWANTED)
             return
         if raw.name and not bits & _DIRENT:
             if not wanted & _ON_CHILD:
+                self._step(node, raw, _UNWANTED)
                 return
             wire |= Event.ON_CHILD
         elif bits & _SELF and node.is_dir:
             wire |= Event.ISDIR
+        self._step(node, raw)
         self._events.append(HostEvent(node.watch_id, wire, raw.name, unpaired=bool(bits & _MOVED)))
 
     def _report_rename(self, source: Node | None, target: Node | None, raw: MarkEvent) -> None:
         """Report a rename; only one side of it when the other is not watched for the guest."""
         if raw.own:
+            self._step(source or target, raw, _OWN)
             return
         isdir = Event.ISDIR if raw.mask & _ISDIR else Event(0)
         left = source if source is not None and source.explicit else None
@@ -267,7 +310,9 @@ class EventStream:
         elif joined is not None:
             event = HostEvent(joined.watch_id, Event.MOVED_TO | isdir, raw.new_name, unpaired=True)
         else:
+            self._step(source or target, raw, _UNWANTED)
             return
+        self._step(left or joined, raw)
         self._events.append(event)
 
     def _end(self, node: Node) -> None:
@@ -278,6 +323,9 @@ class EventStream:
         if self._tree.get(node.watch_id) is node:
             isdir = Event.ISDIR if node.is_dir else Event(0)
             mask = Event(0) if node.removed_by_own else Event.DELETE_SELF | isdir
+            if self._trace is not None:
+                outcome = _OWN if node.removed_by_own else ""
+                self._trace.step("host", "DELETE_SELF", self.path_of(node), outcome)
             self._events.append(HostEvent(node.watch_id, mask, ended=True))
         self._tree.drop(node)
 
@@ -292,3 +340,8 @@ class EventStream:
             and node.parent is None
             and self._tree.unlinked(node)
         )
+
+
+def _names(mask: int) -> str:
+    """Return the names of inotify's bits in a mask."""
+    return "|".join(str(bit.name) for bit in In if int(bit) & mask)

@@ -53,6 +53,11 @@ class WatchOptions:
         ),
         default=DEFAULT_MAX_WATCHES,
     )
+    trace_events: bool = option(
+        "trace-events",
+        "log each event on its way from the host to the guest, and why one is left out",
+        False,
+    )
     event_queue: int = options(
         Option(
             "event-queue",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from farwatchd.watch.event_trace import EventTrace
 from farwatchd.wire.fsnotify import Event
 
 #: Events of a directory entry. They belong to the directory, and carry the entry's name.
@@ -61,6 +62,12 @@ class WatchBackend(Protocol):
 
         ``False`` needs ``others_only``.
         """
+
+    def trace_to(self, trace: EventTrace) -> None:
+        """Log each event of the host from now on, and why one is left out."""
+
+    def path_of(self, watch_id: int) -> str:
+        """Return where the inode of a watch is, for the log."""
 
     @property
     def count(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import NAME_MAX, EventRecord
+from farwatchd.watch.event_trace import EventTrace, bits
 from farwatchd.watch.watch_backend import HostEvent, WatchBackend
 from farwatchd.wire.fsnotify import Event
 
@@ -55,7 +56,9 @@ class WatchTable:
         queue: EventQueue,
         max_watches: int,
         call_later: Callable[[float, Callable[[], None]], object],
+        trace: EventTrace | None = None,
     ) -> None:
+        """``trace``: logs each mask that the guest sets, and what becomes of each event."""
         self._backend = backend
         self._queue = queue
         self._max_watches = max_watches
@@ -63,6 +66,9 @@ class WatchTable:
         self._by_nodeid: dict[int, _GuestWatch] = {}
         # One host inode has several nodeids when it is reached through several mounts of the share.
         self._by_watch_id: dict[int, tuple[_GuestWatch, ...]] = {}
+        self._trace = trace
+        if trace is not None:
+            backend.trace_to(trace)
         self._timer_runs = False
         self._overflows = 0
 
@@ -99,6 +105,9 @@ class WatchTable:
         watch = _GuestWatch(nodeid, generation, watch_id, wanted)
         self._by_nodeid[nodeid] = watch
         self._by_watch_id[watch_id] = (*self._others(watch_id, nodeid), watch)
+        if self._trace is not None:
+            path = f"{self._backend.path_of(watch_id)} as nodeid {nodeid}"
+            self._trace.step("watch", bits(wanted), path)
         return wanted
 
     def forget(self, nodeid: int) -> None:
@@ -106,6 +115,8 @@ class WatchTable:
         watch = self._by_nodeid.get(nodeid)
         if watch is None:
             return
+        if self._trace is not None:
+            self._trace.step("watch", "ends", f"nodeid {nodeid}")
         self._remove(watch)
         if watch.watch_id not in self._by_watch_id:
             self._backend.unwatch(watch.watch_id)

@@ -15,6 +15,7 @@ from pathlib import Path
 from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
+from farwatchd.watch.event_trace import EventTrace
 from farwatchd.watch.fanotify_backend import FanotifyBackend
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.watch_backend import WatchBackend
@@ -35,14 +36,15 @@ class Host:
         share: Path,
         max_watches: int = MAX_WATCHES,
         open_backend: Callable[[int], WatchBackend] = InotifyBackend,
+        trace: EventTrace | None = None,
     ) -> None:
         self.share = share
         root_fd = os.open(share, os.O_PATH)
         self.backend = open_backend(root_fd)
         os.close(root_fd)
-        self.queue = EventQueue(100_000)
+        self.queue = EventQueue(100_000, trace)
         self.timers: list[Callable[[], None]] = []
-        self.table = WatchTable(self.backend, self.queue, max_watches, self._call_later)
+        self.table = WatchTable(self.backend, self.queue, max_watches, self._call_later, trace)
 
     def _call_later(self, _seconds: float, callback: Callable[[], None]) -> None:
         self.timers.append(callback)
