@@ -110,11 +110,8 @@ class Load:
             for _ in range(PASSERS)
         ]
         self.rounds += 1
-        for program in (*steady, own, *passers):
-            if "ready" not in (output := program.lines(until="ready", limit=START_LIMIT)):
-                raise HarnessError(
-                    f"a program of the stress test did not start in the guest: {' / '.join(output)}"
-                )
+        programs = (*steady, own, *passers)
+        early = [self.lines_after_start(program) for program in programs]
         stop = threading.Event()
         with ThreadPoolExecutor() as pool:
             work = [
@@ -138,15 +135,28 @@ class Load:
             limit=END_LIMIT,
         )
         ends += [program.lines(until="{", limit=END_LIMIT) for program in (own, *passers)]
-        for number, (program, lines) in enumerate(zip((*steady, own, *passers), ends, strict=True)):
+        for number, program in enumerate(programs):
             program.stop()
-            take(lines, result, passing=number > len(steady))
+            take([*early[number], *ends[number]], result, passing=number > len(steady))
 
     def started(self, *words: object) -> GuestProcess:
         """Start a program of soak.guest in the guest."""
         argv = [sys.executable, "-m", "farwatch_harness.soak.guest", *map(str, words)]
         answer = self.guest.call("spawn", argv=argv, stdin=True)
         return GuestProcess(self.guest, answer["handle"], answer["pid"])
+
+    @staticmethod
+    def lines_after_start(program: GuestProcess) -> list[str]:
+        """Wait for a program's start, and return what it has printed since then.
+
+        A program of a short round may end before the others have started.
+        """
+        output = program.lines(until="ready", limit=START_LIMIT)
+        if "ready" not in output:
+            raise HarnessError(
+                f"a program of the stress test did not start in the guest: {' / '.join(output)}"
+            )
+        return output[output.index("ready") + 1 :]
 
     @staticmethod
     def write_paced(

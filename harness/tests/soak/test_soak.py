@@ -221,3 +221,13 @@ def test_round_of_load_ends_without_a_fault(here: Guest, tmp_path: Path) -> None
     assert outcome.steady.seen > 100
     assert outcome.passing.watchers >= 2
     assert outcome.passing.seen > 0
+
+
+def test_report_of_a_program_that_ends_before_the_others_start_is_counted(
+    here: Guest, tmp_path: Path
+) -> None:
+    root = Share(tmp_path, PurePosixPath(tmp_path))
+    with contextlib.closing(Load(here, root, Random("seed"))) as load, load.round(0.0) as outcome:
+        pass
+    assert outcome.problems == []
+    assert outcome.steady.watchers == 3
