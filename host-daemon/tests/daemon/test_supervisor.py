@@ -13,6 +13,7 @@ from tests.support.daemon_guest import Guest
 from tests.support.daemon_process import DaemonProcess, children, running, status, wait_until
 
 
+@pytest.mark.root
 def test_daemon_is_the_first_process_of_its_namespace(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path) as daemon:
         assert status(daemon.pid)["NSpid"].split() == [str(daemon.pid), "1"]
@@ -22,6 +23,7 @@ def test_daemon_is_the_first_process_of_its_namespace(tmp_path: Path) -> None:
         assert own == Path(f"/proc/{daemon.pid}/ns/pid").stat().st_ino
 
 
+@pytest.mark.root
 def test_supervisor_has_nothing_of_the_daemon(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path) as daemon:
         fds = Path(f"/proc/{daemon.process.pid}/fd")
