@@ -161,11 +161,12 @@ def test_guest_without_descriptors_keeps_its_connection(
         client.agreed = guest.init
         node = client.lookup(ROOT, b"7").nodeid
         assert until_refused(lambda _: client.open(node))[1] == errno.ENFILE
-        call = os.eventfd(0, os.EFD_NONBLOCK)
-        guest.front_end.set(vu.FrontEndRequest.SET_VRING_CALL, vu.number.pack(value=2), [call])
+        queue = guest.front_end.channels[2]
+        guest.front_end.set(
+            vu.FrontEndRequest.SET_VRING_CALL, vu.number.pack(value=2), [queue.call]
+        )
         other = daemon.connect()
         assert client.getattr(node).attr_size == 1
         assert daemon.process.poll() is None
         other.close()
-        os.close(call)
         guest.leave()

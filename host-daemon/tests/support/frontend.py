@@ -402,7 +402,8 @@ class FrontEnd:
                 assert channel is not None, (
                     "without a loop to turn there must be something to wait for"
                 )
-                select.select([channel.call], [], [], left)
+                if not select.select([channel.call], [], [], left)[0]:
+                    raise FrontEndTimeout(f"no interrupt for {what} within {timeout:.1f} s")
                 channel.interrupts()
 
     def settle(self) -> None:
