@@ -40,7 +40,7 @@ def gather(iovec: Sequence[memoryview], start: int, length: int) -> bytes:
     return b"".join(slices(iovec, start, length))
 
 
-def scatter(iovec: Sequence[memoryview], start: int, data: bytes | bytearray) -> None:
+def scatter(iovec: Sequence[memoryview], start: int, data: bytes | bytearray | memoryview) -> None:
     """Write ``data`` from ``start`` on; ``iovec`` must be long enough."""
     if len(iovec) == 2 and len(iovec[0]) == start and len(data) <= len(iovec[1]):
         iovec[1][: len(data)] = data

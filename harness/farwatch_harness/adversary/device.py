@@ -181,9 +181,8 @@ class HostileDevice:
         self.running[vring.index] = vring, features
         self.loop.call_soon(partial(self.serve, vring.index))
 
-    def drain(self) -> bool:
-        """Return true: no work is in progress in another thread."""
-        return True
+    def detach_memory(self) -> None:
+        """Do nothing: no memory of requests in flight is kept."""
 
     def ring_stopped(self, vring: Vring) -> None:
         """Stop serving a ring; reset the device if it was the last one."""

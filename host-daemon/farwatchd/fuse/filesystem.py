@@ -18,6 +18,10 @@ ROOT = 1
 #: operations are performed; it returns the result of the operation and may raise ``OSError``. The
 #: operation has raised the errors that it can find without blocking.
 Task = Callable[[], int]
+#: The part of a read or a write that may block; as ``Task``, but for its argument. That is memory
+#: to read into, or the data to write, as large as the operation's. It is not the guest's memory,
+#: which the guest may lose before the task has ended.
+DataTask = Callable[[Sequence[memoryview]], int]
 
 
 class OperationDeferred(Exception):  # noqa: N818 - not an error
@@ -316,11 +320,11 @@ class FileSystem(Protocol):
 
     def read(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
-    ) -> int | Task:
+    ) -> int | DataTask:
         """Fill ``views``, which are ``size`` bytes of guest memory; return how many were read.
 
-        Fewer than ``size`` only at the end of the file. The caller owns ``views`` and keeps them
-        until a returned ``Task`` has ended.
+        Fewer than ``size`` only at the end of the file. The caller owns ``views``: a returned
+        ``DataTask`` does not use them.
         """
         ...
 
@@ -332,7 +336,7 @@ class FileSystem(Protocol):
         views: Sequence[memoryview],
         kill_suidgid: bool,
         cached: bool,
-    ) -> int | Task:
+    ) -> int | DataTask:
         """Write ``views`` of guest memory; return how many bytes were written.
 
         A file that was opened with O_APPEND is written at its end. ``cached``: pages of the

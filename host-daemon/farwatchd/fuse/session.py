@@ -173,6 +173,10 @@ class Session:
         """Complete the tasks of the thread pool, within a limit; see ``RequestHandler``."""
         return self._pool.drain(timeout)
 
+    def detach_memory(self) -> None:
+        """Copy what pending tasks need of the guest's memory; see ``RequestHandler``."""
+        self._pool.detach_memory()
+
     def reset(self) -> None:
         """End the session: release the guest's inodes, files, locks and watches.
 

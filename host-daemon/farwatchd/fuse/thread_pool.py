@@ -7,37 +7,120 @@ requests.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import mmap
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from farwatchd.fuse.filesystem import OperationDeferred, Task
+from farwatchd.fuse.filesystem import DataTask, OperationDeferred, Task
 from farwatchd.fuse.metrics import Durations
-from farwatchd.fuse.reply import EMPTY, Payload, Reply
+from farwatchd.fuse.reply import EMPTY, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.virtio_fs.interfaces import DeferredReply
 
 _log = logging.getLogger(__name__)
 
 #: Makes the payload of a task's reply from the task's result.
-Encode = Callable[[int], Payload]
+Encode = Callable[[Any], bytes]
+#: Tasks that each thread gets: one that runs, and the next one. Only these have a copy of their
+#: data.
+_STARTED_PER_THREAD = 2
+#: As large as most requests of Linux: larger data gets memory of its own.
+_BUFFER_SIZE = 1 << 20
 
 
 def _call(callback: Callable[[], None]) -> None:
     callback()
 
 
-class _PendingTask(NamedTuple):
-    future: Future[int]
+class _Buffers:
+    """Memory for the data of tasks, which is the daemon's alone; for any thread.
+
+    It is used again: to get a new page from the kernel takes longer than to read one.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Keep at most ``count`` buffers that are not used."""
+        self._free: deque[memoryview] = deque(maxlen=count)
+
+    def get(self, size: int) -> memoryview:
+        """Return ``size`` bytes or more, aligned for O_DIRECT."""
+        if size <= _BUFFER_SIZE:
+            with contextlib.suppress(IndexError):
+                return self._free.pop()
+        return memoryview(mmap.mmap(-1, max(size, _BUFFER_SIZE)))
+
+    def put(self, buffer: memoryview) -> None:
+        """Take back a buffer that nothing uses any more."""
+        if len(buffer) == _BUFFER_SIZE:
+            self._free.append(buffer)
+
+
+class _Read:
+    """A read into memory of the daemon."""
+
+    def __init__(self, task: DataTask, size: int, buffers: _Buffers) -> None:
+        self._task = task
+        self._size = size
+        self._buffers = buffers
+        self.buffer: memoryview | None = None
+
+    def detach(self) -> None:
+        """Do nothing: the guest's memory is not used."""
+
+    def __call__(self) -> memoryview:
+        """Read, in any thread."""
+        self.buffer = self._buffers.get(self._size)
+        return self.buffer[: self._task([self.buffer[: self._size]])]
+
+
+class _Write:
+    """A write of the guest's memory, until that is copied."""
+
+    def __init__(self, task: DataTask, views: Sequence[memoryview], buffers: _Buffers) -> None:
+        self._task = task
+        self._views = views
+        self._buffers = buffers
+        self.buffer: memoryview | None = None
+
+    def detach(self) -> None:
+        """Copy the data, so that the guest's memory is not used any more."""
+        if self.buffer is not None:
+            return
+        size = sum(map(len, self._views))
+        self.buffer = self._buffers.get(size)
+        position = 0
+        for view in self._views:
+            self.buffer[position : position + len(view)] = view
+            position += len(view)
+        self._views = [self.buffer[:size]]
+
+    def __call__(self) -> int:
+        """Write, in any thread."""
+        assert self.buffer is not None
+        return self._task(self._views)
+
+
+@dataclass(slots=True, eq=False)
+class _PendingTask:
+    #: What a thread calls.
+    call: Callable[[], Any]
     nodeid: int
-    encode: Encode
+    encode: Callable[[Any], bytes | memoryview]
     #: By the monotonic clock.
     began_ns: int
+    #: The same where it has data.
+    data: _Read | _Write | None = None
+    #: None until a thread is free.
+    future: Future[Any] | None = None
 
 
 class ThreadPool:
@@ -45,6 +128,10 @@ class ThreadPool:
 
     All methods are for the event loop's thread, to which ``call_from_thread`` passes callbacks. The
     queues of the requests bound the number of pending tasks.
+
+    No thread has a reference to the guest's memory: a task that the host does not finish outlives
+    the guest, and its memory has another use then. What a task reads is copied into the guest's
+    memory with the reply, what it writes is copied before a thread has it.
     """
 
     def __init__(
@@ -61,6 +148,9 @@ class ThreadPool:
         self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
         self._call_from_thread = call_from_thread
         self._tasks: dict[DeferredReply, _PendingTask] = {}
+        #: Those of ``_tasks`` that no thread has yet.
+        self._queued: deque[DeferredReply] = deque()
+        self._buffers = _Buffers(_STARTED_PER_THREAD * threads)
         self.durations = Durations()
 
     def __len__(self) -> int:
@@ -82,21 +172,29 @@ class ThreadPool:
     def submit(self, request: Request, task: Task, encode: Encode) -> Reply:
         """Run ``task``; return the reply that ``encode`` makes of its result, now or deferred.
 
-        A task's ``OSError`` becomes a reply with its errno.
+        A task's ``OSError`` becomes a reply with its errno. ``start`` has created the threads: a
+        pool without them may find no resources, which is a ``RuntimeError``.
         """
+        return encode(task()) if self._pool is None else self._submit(request, task, encode)
+
+    def submit_read(self, request: Request, task: DataTask, size: int) -> Reply:
+        """Run a task that reads ``size`` bytes for ``request``, as ``submit`` does."""
         if self._pool is None:
-            return encode(task())
-        try:
-            future = self._pool.submit(task)
-        except RuntimeError as error:
-            raise OSError(errno.EIO, f"no thread for a task: {error}") from error
-        reply = DeferredReply(request.unique, in_thread=True)
-        self._tasks[reply] = _PendingTask(future, request.nodeid, encode, time.monotonic_ns())
-        future.add_done_callback(lambda _: self._call_from_thread(partial(self._finish, reply)))
-        return reply
+            return task(request.target(size))
+        read = _Read(task, size, self._buffers)
+        return self._submit(request, read, _unchanged, read)
+
+    def submit_write(
+        self, request: Request, task: DataTask, views: Sequence[memoryview], encode: Encode
+    ) -> Reply:
+        """Run a task that writes ``views`` of the guest's memory, as ``submit`` does."""
+        if self._pool is None:
+            return encode(task(views))
+        write = _Write(task, views, self._buffers)
+        return self._submit(request, write, encode, write)
 
     def submit_deferred(
-        self, request: Request, deferred: OperationDeferred, encode: Callable[[Any], Payload]
+        self, request: Request, deferred: OperationDeferred, encode: Callable[[Any], bytes]
     ) -> Reply:
         """Run the task of a deferred operation as ``submit`` does.
 
@@ -104,27 +202,44 @@ class ThreadPool:
         """
         return self.submit(request, deferred.task, lambda number: encode(deferred.complete(number)))
 
+    def detach_memory(self) -> None:
+        """Copy what pending tasks need of the guest's memory.
+
+        Nothing uses that memory afterwards but the replies, by the rings that run then.
+        """
+        for reply in self._queued:
+            data = self._tasks[reply].data
+            if data is not None:
+                data.detach()
+
     def drain(self, timeout: float) -> bool:
         """Wait for all tasks, at most ``timeout`` seconds, and reply to their requests.
 
-        Return false if some have not finished.
+        Return false if some have not finished: no thread uses the guest's memory, and the tasks
+        that wait for a thread do not from now on.
         """
         deadline = time.monotonic() + timeout
-        for reply, task in list(self._tasks.items()):
-            done, _ = wait([task.future], max(0.0, deadline - time.monotonic()))
-            if done:
-                self._finish(reply)
+        while self._tasks:
+            futures = [task.future for task in self._tasks.values() if task.future is not None]
+            left = max(0.0, deadline - time.monotonic())
+            if not wait(futures, left, FIRST_COMPLETED).done:
+                break
+            for reply, task in list(self._tasks.items()):
+                if task.future is not None and task.future.done():
+                    self._finish(reply)
+        self.detach_memory()
         return not self._tasks
 
     def cancel(self, timeout: float) -> None:
         """Cancel the tasks that have not begun, with EINTR, and wait for the others.
 
-        A task that takes longer than ``timeout`` seconds keeps its reply pending, since it may use
-        the request's memory.
+        A task that takes longer than ``timeout`` seconds keeps its reply pending.
         """
+        self._queued.clear()
         for reply, task in list(self._tasks.items()):
-            if task.future.cancel():
-                self._finish(reply)
+            if task.future is None or task.future.cancel():
+                del self._tasks[reply]
+                self._complete(reply, task, errno.EINTR)
         if not self.drain(timeout):
             _log.warning(
                 "%d requests still wait for a disk or a network; they go on without their guest",
@@ -141,25 +256,78 @@ class ThreadPool:
             self._pool.shutdown(wait=not self._tasks)
         return not self._tasks
 
+    def _submit(
+        self,
+        request: Request,
+        call: Callable[[], Any],
+        encode: Callable[[Any], bytes | memoryview],
+        data: _Read | _Write | None = None,
+    ) -> Reply:
+        reply = DeferredReply(request.unique, in_thread=True)
+        task = _PendingTask(call, request.nodeid, encode, time.monotonic_ns(), data)
+        if len(self._tasks) - len(self._queued) < _STARTED_PER_THREAD * self._threads:
+            self._start(reply, task)
+        else:
+            self._tasks[reply] = task
+            self._queued.append(reply)
+        return reply
+
+    def _start(self, reply: DeferredReply, task: _PendingTask) -> None:
+        """Have a thread run a task; ``OSError`` when there is no memory for its data."""
+        assert self._pool is not None
+        if task.data is not None:
+            task.data.detach()
+        task.future = self._pool.submit(task.call)
+        # Before the callback, which may come immediately.
+        self._tasks[reply] = task
+        task.future.add_done_callback(
+            lambda _: self._call_from_thread(partial(self._finish, reply))
+        )
+
+    def _start_next(self) -> None:
+        """Have a thread run the task that has waited longest."""
+        if not self._queued:
+            return
+        reply = self._queued.popleft()
+        task = self._tasks.pop(reply)
+        try:
+            self._start(reply, task)
+        except OSError as error:
+            self._complete(reply, task, error.errno or errno.EIO)
+
     def _finish(self, reply: DeferredReply) -> None:
-        """Reply to a request whose task is done or cancelled."""
+        """Reply to a request whose task is done."""
         task = self._tasks.pop(reply, None)
         if task is None:
             return
-        self.durations.add(time.monotonic_ns() - task.began_ns)
-        if task.future.cancelled():
-            reply.complete(errno.EINTR)
-            return
+        self._start_next()
+        assert task.future is not None
         try:
             payload = task.encode(task.future.result())
         except OSError as error:
             _log.debug("a task on node %d: %s", task.nodeid, error.strerror or error)
-            reply.complete(error.errno or errno.EIO)
+            self._complete(reply, task, error.errno or errno.EIO)
         except Exception:
             _log.exception("bug: a task failed")
-            reply.complete(errno.EIO)
+            self._complete(reply, task, errno.EIO)
         else:
-            reply.complete(0, payload)
+            self._complete(reply, task, 0, payload)
+
+    def _complete(
+        self,
+        reply: DeferredReply,
+        task: _PendingTask,
+        error: int,
+        payload: bytes | memoryview = EMPTY,
+    ) -> None:
+        self.durations.add(time.monotonic_ns() - task.began_ns)
+        reply.complete(error, payload)
+        if task.data is not None and task.data.buffer is not None:
+            self._buffers.put(task.data.buffer)
+
+
+def _unchanged(data: memoryview) -> memoryview:
+    return data
 
 
 def nothing(_: int) -> bytes:

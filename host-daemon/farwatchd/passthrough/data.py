@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contents of open files, between the file and guest memory without a copy here."""
+"""The contents of open files.
+
+Between the file and guest memory there is no copy here, but for what a thread has to wait for.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
-from farwatchd.fuse.filesystem import Task
+from farwatchd.fuse.filesystem import DataTask, Task
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
 from farwatchd.passthrough.open_file_table import Reading
 from farwatchd.passthrough.share import Operations
-from farwatchd.passthrough.tasks import on_files, sync
+from farwatchd.passthrough.tasks import on_files, on_files_with_data, sync
 
 #: The longest iovec of one system call (UIO_MAXIOV).
 _IOV_MAX = 1024
@@ -36,7 +39,7 @@ class DataOperations(Operations):
 
     def read(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
-    ) -> int | Task:
+    ) -> int | DataTask:
         """Fill ``views``, of ``size`` bytes; return the bytes read.
 
         They are fewer than ``size`` only at the end of the file. What the page cache has is read
@@ -57,7 +60,9 @@ class DataOperations(Operations):
                     return done
         if handle.reading is Reading.IMMEDIATE:
             return _transfer(os.preadv, fd, views, start)
-        return on_files(lambda own_fd: _transfer(os.preadv, own_fd, views, start), fd)
+        return on_files_with_data(
+            lambda data, own_fd: _transfer(os.preadv, own_fd, data, start), fd
+        )
 
     def write(
         self,
@@ -67,7 +72,7 @@ class DataOperations(Operations):
         views: Sequence[memoryview],
         kill_suidgid: bool,
         cached: bool,
-    ) -> int | Task:
+    ) -> int | DataTask:
         """Write ``views``; return the bytes written.
 
         ``kill_suidgid``: clear the file's set-id bits. ``cached``: pages of the guest's cache, of
@@ -84,8 +89,8 @@ class DataOperations(Operations):
                 return self._write(fd, views, start, kill_suidgid)
         transfer = _append if handle.flags & os.O_APPEND else os.pwritev
         if handle.flags & _WAITING_WRITES:
-            return on_files(
-                lambda own_fd: self._write(own_fd, views, start, kill_suidgid, transfer), fd
+            return on_files_with_data(
+                lambda data, own_fd: self._write(own_fd, data, start, kill_suidgid, transfer), fd
             )
         if not kill_suidgid and len(views) <= _IOV_MAX:
             return transfer(fd, views, start)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from farwatchd.fuse.filesystem import Task
+from farwatchd.fuse.filesystem import DataTask, Task
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.procfd import own_limit_as_systems
 
@@ -19,14 +19,7 @@ def on_files(call: Callable[..., int], *fds: int) -> Task:
     ``fds`` may be closed before the task runs. The duplicates are closed when the task has run, or
     is dropped before. ENFILE: no descriptor is left.
     """
-    duplicates: list[int] = []
-    try:
-        with own_limit_as_systems():
-            for fd in fds:
-                duplicates.append(os.dup(fd))
-    except OSError:
-        _close(duplicates)
-        raise
+    duplicates = _duplicates(fds)
 
     def task() -> int:
         try:
@@ -34,8 +27,21 @@ def on_files(call: Callable[..., int], *fds: int) -> Task:
         finally:
             close()
 
-    close = weakref.finalize(task, _close, duplicates)
-    close.atexit = False
+    close = _closing(task, duplicates)
+    return task
+
+
+def on_files_with_data(call: Callable[..., int], *fds: int) -> DataTask:
+    """Return a task as ``on_files`` does, which passes its argument to ``call`` before ``fds``."""
+    duplicates = _duplicates(fds)
+
+    def task(data: Sequence[memoryview]) -> int:
+        try:
+            return call(data, *duplicates)
+        finally:
+            close()
+
+    close = _closing(task, duplicates)
     return task
 
 
@@ -72,6 +78,25 @@ def sync(fd: int, datasync: bool) -> Task:
         return 0
 
     return on_files(call, fd)
+
+
+def _duplicates(fds: Sequence[int]) -> list[int]:
+    duplicates: list[int] = []
+    try:
+        with own_limit_as_systems():
+            for fd in fds:
+                duplicates.append(os.dup(fd))
+    except OSError:
+        _close(duplicates)
+        raise
+    return duplicates
+
+
+def _closing(task: object, fds: list[int]) -> weakref.finalize[..., object]:
+    """Return what closes ``fds``: at a call, or when ``task`` is dropped."""
+    close = weakref.finalize(task, _close, fds)
+    close.atexit = False
+    return close
 
 
 def _close(fds: list[int]) -> None:

@@ -69,10 +69,10 @@ class DeviceModel(Protocol):
     def ring_stopped(self, vring: Vring) -> None:
         """Stop serving ``vring`` until it is started again; takes a limited time."""
 
-    def drain(self) -> bool:
-        """Complete what other threads do with guest memory, within a limit.
+    def detach_memory(self) -> None:
+        """Use no guest memory of requests in flight: some of it will be removed.
 
-        Return false if some of it is not complete.
+        Their replies use the memory that the rings have then.
         """
 
     def reset(self) -> None:
@@ -284,13 +284,6 @@ class Backend:
         wanted = [
             region.unpack_from(message.payload, table.size + i * region.size) for i in range(count)
         ]
-        new = {(item.guest_addr, item.size, item.user_addr) for item in wanted}
-        old = {(r.guest_addr, r.size, r.user_addr) for r in self._memory.regions}
-        if not old <= new and not self._device.drain():
-            _log.warning(
-                "SET_MEM_TABLE: requests that wait for a disk or a network still use the guest's"
-                " memory"
-            )
         self._change_memory(
             lambda: [_map(fd, item) for fd, item in zip(message.fds, wanted, strict=True)]
         )
@@ -318,14 +311,10 @@ class Backend:
                 f"no memory region of {wanted.size:#x} bytes at guest address"
                 f" {wanted.guest_addr:#x}"
             )
-        if not self._device.drain():
-            text = "requests that wait for a disk or a network still use the guest's memory"
-            if self._wants_ack(message):
-                raise RequestError(text)
-            _log.warning("REM_MEM_REG: %s", text)
         self._change_memory(lambda: remaining)
 
     def _change_memory(self, make_regions: Callable[[], list[Region]]) -> None:
+        self._device.detach_memory()
         try:
             self._memory = GuestMemory(make_regions())
         except ValueError as error:

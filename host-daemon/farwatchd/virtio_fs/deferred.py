@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chains of requests whose replies are deferred."""
+"""The chains in flight of requests whose replies are deferred."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from farwatchd.iovec import scatter
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtio_fs.interfaces import DeferredReply
-from farwatchd.virtqueue import Chain, VirtqueueError
+from farwatchd.virtqueue import VirtqueueError
 
 _log = logging.getLogger(__name__)
 
@@ -19,16 +19,16 @@ _log = logging.getLogger(__name__)
 class _Held:
     vring: Vring
     head: int
-    chain: Chain
-    #: The reply and its length, once it is complete; it waits only while the ring is stopped.
-    completed: tuple[bytes, int] | None = None
+    #: The reply's header and payload, once it is complete: it waits while the ring is stopped.
+    completed: tuple[bytes, bytes] | None = None
 
 
 class PendingReplies:
-    """Holds each chain until its reply is complete and its ring runs.
+    """Holds each chain's head until its reply is complete and its ring runs.
 
     A chain outlives a stopped ring: the front-end pauses a VM by stopping its rings, and the
-    guest's requests go on when it starts them again at the same index.
+    guest's requests go on when it starts them again at the same index. The chain's memory is not
+    held, since the front-end may replace it: it is found again when the reply is sent.
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class PendingReplies:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, reply: DeferredReply, vring: Vring, head: int, chain: Chain) -> None:
-        """Keep a chain, taken from ``vring``, until ``reply`` is complete."""
-        self._held[reply] = _Held(vring, head, chain)
+    def hold(self, reply: DeferredReply, vring: Vring, head: int) -> None:
+        """Keep the chain ``head``, taken from ``vring``, until ``reply`` is complete."""
+        self._held[reply] = _Held(vring, head)
         self.in_threads += reply.in_thread
         reply.hold(partial(self._complete, reply))
 
@@ -59,24 +59,31 @@ class PendingReplies:
         self._held.clear()
         self.in_threads = 0
 
-    def _complete(self, reply: DeferredReply, data: bytes, length: int) -> None:
+    def _complete(self, reply: DeferredReply, header: bytes, payload: bytes | memoryview) -> None:
         held = self._held[reply]
         self.in_threads -= reply.in_thread
         if held.vring.ring is None:
-            held.completed = (data, length)
+            held.completed = (header, bytes(payload))
             return
         del self._held[reply]
-        _send(held, data, length)
+        _send(held, header, payload)
 
 
-def _send(held: _Held, data: bytes, length: int) -> None:
+def _send(held: _Held, header: bytes, payload: bytes | memoryview) -> None:
     vring = held.vring
     # The vring's present ring: a change of the guest's memory replaces the one that the chain was
     # taken from.
     if vring.ring is None:
         return
     try:
-        scatter(held.chain.writable, 0, data)
+        chain = vring.ring.chain(held.head)
+        length = len(header) + len(payload)
+        if length > chain.writable_size:
+            raise VirtqueueError(
+                f"chain {held.head} has room for {chain.writable_size} bytes of {length} now"
+            )
+        scatter(chain.writable, 0, header)
+        scatter(chain.writable, len(header), payload)
         vring.ring.add_used(held.head, length)
         vring.interrupt_if_needed()
     except VirtqueueError as error:

@@ -154,7 +154,7 @@ class Device:
             return
         if vring.kick_fd is not None:
             self._loop.remove(vring.kick_fd)
-        if self._pending.in_threads and not self.drain():
+        if self._pending.in_threads and not self._drain():
             _log.warning(
                 "queue %d stops with requests that wait for a disk or a network; their replies are"
                 " sent when it starts again",
@@ -162,23 +162,23 @@ class Device:
             )
         _log.debug("queue %d stopped", vring.index)
 
-    def drain(self) -> bool:
-        """Complete what threads do with the guest's memory, within a limit.
-
-        Return false if some of it is not complete.
-        """
-        # Also what was begun before a reset: its replies are dropped, its memory is in use.
-        now = time.monotonic()
-        if self._handler.drain(DRAIN_LIMIT if now >= self._next_drain else 0):
-            return True
-        self._next_drain = max(self._next_drain, now + DRAIN_PAUSE)
-        return False
+    def detach_memory(self) -> None:
+        """Use no memory of requests in flight, so that it may be removed."""
+        self._handler.detach_memory()
 
     def reset(self) -> None:
         """Forget the guest. Chains that are pending are not completed."""
         self._small_buffer_reported = False
         self._pending.release()
         self._handler.reset()
+
+    def _drain(self) -> bool:
+        """Complete what threads do, within a limit; return false if some of it is not complete."""
+        now = time.monotonic()
+        if self._handler.drain(DRAIN_LIMIT if now >= self._next_drain else 0):
+            return True
+        self._next_drain = max(self._next_drain, now + DRAIN_PAUSE)
+        return False
 
     def _kicked(self, vring: Vring) -> None:
         if vring.read_kick() is KickState.CLOSED:
@@ -251,7 +251,7 @@ class Device:
                 self._report(error)
                 written = write_error_reply(chain, errno.EIO)
             if isinstance(written, DeferredReply):
-                self._pending.hold(written, vring, head, chain)
+                self._pending.hold(written, vring, head)
                 continue
             if written > chain.writable_size:
                 _log.error(

@@ -13,7 +13,7 @@ from farwatchd.virtqueue import Chain
 class DeferredReply:
     """A reply that is sent after ``RequestHandler.handle`` has returned.
 
-    The handler makes one for a request and returns it; the device keeps the request's chain until
+    The handler makes one for a request and returns it; the request's chain stays in flight until
     ``complete``. For the event loop's thread.
     """
 
@@ -22,33 +22,32 @@ class DeferredReply:
     def __init__(self, unique: int, *, in_thread: bool = False) -> None:
         """Defer the reply to the request ``unique``.
 
-        ``in_thread``: another thread works on it, and may use the request's memory.
+        ``in_thread``: another thread works on it.
         """
         self.unique = unique
         self.in_thread = in_thread
-        self._send: Callable[[bytes, int], None] | None = None
+        self._send: Callable[[bytes, bytes | memoryview], None] | None = None
 
-    def hold(self, send: Callable[[bytes, int], None]) -> None:
-        """Have ``send`` called once with the reply's bytes, and its length (for the device)."""
+    def hold(self, send: Callable[[bytes, bytes | memoryview], None]) -> None:
+        """Have ``send`` called once with the reply's header and payload (for the device).
+
+        Neither may be used after its return.
+        """
         self._send = send
 
     def drop(self) -> None:
         """Send nothing: the chain does not belong to the device any more (for the device)."""
         self._send = None
 
-    def complete(self, error: int = 0, payload: bytes | int = b"") -> None:
-        """Send an errno, or the payload.
-
-        A number is the length of a payload that the writable memory already holds.
+    def complete(self, error: int = 0, payload: bytes | memoryview = b"") -> None:
+        """Send an errno, or the payload, which is not used afterwards.
 
         Only the first call has an effect.
         """
         send, self._send = self._send, None
         if send is None:
             return
-        data, placed = (b"", payload) if isinstance(payload, int) else (payload, 0)
-        header = reply_header(self.unique, error, len(data) + placed)
-        send(header + data, len(header) + len(data) + placed)
+        send(reply_header(self.unique, error, len(payload)), payload)
 
 
 class RequestHandler(Protocol):
@@ -58,8 +57,9 @@ class RequestHandler(Protocol):
         """Serve the request in ``chain.readable``, and write the reply to ``chain.writable``.
 
         Returns the bytes written, 0 for a request without a reply, or a ``DeferredReply``. The
-        memory is the guest's, which may change it at any time; none of it may be used after the
-        reply. An exception is a bug: the device logs it and replies EIO.
+        memory is the guest's, which may change it at any time. None of it may be used after
+        the reply or by another thread, and a deferred reply's none after ``drain`` and ``reset``.
+        An exception is a bug: the device logs it and replies EIO.
         """
 
     def events_available(self) -> None:
@@ -68,8 +68,11 @@ class RequestHandler(Protocol):
     def drain(self, timeout: float) -> bool:
         """Complete what threads work on, for at most ``timeout`` seconds.
 
-        Return false if some of it is not complete.
+        Return false if some of it is not complete. It goes on without the memory of its request.
         """
+
+    def detach_memory(self) -> None:
+        """Release the memory of requests whose replies are deferred: it may be removed."""
 
     def reset(self) -> None:
         """Forget the guest: its inodes, handles, locks and watches. Takes a limited time."""

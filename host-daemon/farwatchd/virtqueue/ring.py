@@ -169,6 +169,10 @@ class SplitRing:
         self._next_available = (index + 1) & 0xFFFF
         return head, chain
 
+    def chain(self, head: int) -> Chain:
+        """Return the checked chain of a popped ``head`` again, as the driver has it now."""
+        return self._chain(head)
+
     def go_to_previous_position(self) -> None:
         """Put back the chain that was popped last; it must not have been added to the used ring."""
         self._next_available = (self._next_available - 1) & 0xFFFF

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from tests.support.deferred_guest import DeferredGuest
+from tests.support.driver import Piece
 from tests.support.fake_fs import FakeFs
 
 THREADS = 2
@@ -274,51 +276,146 @@ def test_close_of_the_pool_returns_whether_threads_have_ended(
     assert guest.pool.close(LIMIT)
 
 
-def test_memory_region_is_removed_when_no_task_uses_it(guest: ThreadedGuest, fs: FakeFs) -> None:
-    more = os.memfd_create("more")
-    os.ftruncate(more, 4096)
-    region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
-    guest.front_end.set(Request.ADD_MEM_REG, region, [more])
-    os.close(more)
-    hung = guest.send(Opcode.FSYNC, NODE, FSYNC)
-    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 1
+# Guest memory: no thread uses it, so that a task may outlive its guest.
+
+PATTERN = b"\xa5"
+
+
+def overwrite(guest: ThreadedGuest, place: Piece) -> bytes:
+    """Give the memory at ``place`` another use; return what it holds then."""
+    content = PATTERN * place.length
+    guest.front_end.ram.write(place.addr, content)
+    return content
+
+
+def finish_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
     let_go(fs)
-    guest.settle_until(lambda: hung in guest.answers)
-    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 0
+    while len(guest.pool):
+        assert guest.loop.run_once(LIMIT), "the tasks do not end"
+    wait_for(lambda: fs.jobs_done >= 1, "a task")
+    guest.settle()
 
 
-def test_memory_region_is_not_removed_while_a_task_of_a_former_guest_uses_it(
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} has not ended"
+        time.sleep(0.001)
+
+
+def reboot(guest: ThreadedGuest) -> None:
+    guest.front_end.reboot()
+
+
+def disconnect(guest: ThreadedGuest) -> None:
+    guest.front_end.sock.close()
+    while guest.server.connected:
+        assert guest.loop.run_once(LIMIT), "the daemon does not see that the front-end left"
+
+
+@pytest.mark.parametrize("end", [reboot, disconnect])
+def test_hung_read_does_not_write_to_memory_after_a_reset(
+    guest: ThreadedGuest, fs: FakeFs, end: Callable[[ThreadedGuest], None]
+) -> None:
+    fs.content = b"content"
+    guest.send(Opcode.READ, NODE, fuse.read_in.pack(fh=FH, size=100), 100)
+    ((_, place),) = guest.places.values()
+    end(guest)
+    guest.places.clear()
+    content = overwrite(guest, place)
+    finish_tasks(guest, fs)
+    assert guest.front_end.ram.read(place.addr, place.length) == content
+
+
+@pytest.mark.parametrize("end", [reboot, disconnect])
+def test_hung_write_does_not_read_from_memory_after_a_reset(
+    guest: ThreadedGuest, fs: FakeFs, end: Callable[[ThreadedGuest], None]
+) -> None:
+    payload = fuse.write_in.pack(fh=FH, size=5) + b"12345"
+    guest.send(Opcode.WRITE, NODE, payload, fuse.write_out.size)
+    end(guest)
+    guest.places.clear()
+    overwrite(guest, guest.request)
+    finish_tasks(guest, fs)
+    assert fs.written == b"12345"
+
+
+def test_queued_write_does_not_read_from_memory_after_its_ring_has_stopped(
     guest: ThreadedGuest, fs: FakeFs
 ) -> None:
+    for _ in range(4 * THREADS):
+        guest.send(Opcode.FSYNC, NODE, FSYNC)
+    payload = fuse.write_in.pack(fh=FH, size=5) + b"12345"
+    guest.send(Opcode.WRITE, NODE, payload, fuse.write_out.size)
+    guest.front_end.stop_ring(1)
+    overwrite(guest, guest.request)
+    finish_tasks(guest, fs)
+    assert fs.written == b"12345"
+
+
+def test_queued_writes_have_no_copies_but_the_next_ones(guest: ThreadedGuest, fs: FakeFs) -> None:
+    payload = fuse.write_in.pack(fh=FH, size=5) + b"12345"
+    sent = [guest.send(Opcode.WRITE, NODE, payload, fuse.write_out.size) for _ in range(20)]
+    # The driver may change the data until the request is served.
+    overwritten = fuse.write_in.size + fuse.in_header.size
+    guest.front_end.ram.write(guest.request.addr + overwritten, b"54321")
+    let_go(fs)
+    guest.settle_until(lambda: len(guest.answers) == len(sent))
+    assert fs.written == b"54321"
+
+
+@dataclass(frozen=True)
+class Hotplug:
+    """Memory that can be unplugged, with the buffer of a reply in it."""
+
+    region: bytes
+    memory: int
+    place: Piece
+
+
+@pytest.fixture
+def hotplug(guest: ThreadedGuest) -> Iterator[Hotplug]:
     more = os.memfd_create("more")
     os.ftruncate(more, 4096)
     region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
     guest.front_end.set(Request.ADD_MEM_REG, region, [more])
+    yield Hotplug(region, more, Piece(1 << 40, fuse.out_header.size + 100))
     os.close(more)
-    guest.send(Opcode.FSYNC, NODE, FSYNC)
-    guest.front_end.reboot()
+
+
+def test_memory_region_is_removed_though_a_task_hangs(
+    guest: ThreadedGuest, fs: FakeFs, hotplug: Hotplug
+) -> None:
+    fs.content = b"content"
+    guest.send(Opcode.READ, NODE, fuse.read_in.pack(fh=FH, size=100), answer=hotplug.place)
+    assert duration(lambda: guest.front_end.set(Request.REM_MEM_REG, hotplug.region)) < DRAIN_LIMIT
     guest.places.clear()
-    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 1
+    content = PATTERN * 4096
+    os.pwrite(hotplug.memory, content, 0)
+    finish_tasks(guest, fs)
+    assert os.pread(hotplug.memory, 4096, 0) == content
+    guest.ask(Opcode.GETATTR, NODE, fuse.getattr_in.pack(), fuse.attr_out.size)
+
+
+def test_reply_of_a_task_goes_to_the_region_that_has_its_memory_then(
+    guest: ThreadedGuest, fs: FakeFs, hotplug: Hotplug
+) -> None:
+    fs.content = b"content"
+    read = guest.send(Opcode.READ, NODE, fuse.read_in.pack(fh=FH, size=100), answer=hotplug.place)
+    guest.places.clear()
+    guest.front_end.set(Request.REM_MEM_REG, hotplug.region)
+    other = os.memfd_create("other")
+    os.ftruncate(other, 4096)
+    guest.front_end.set(Request.ADD_MEM_REG, hotplug.region, [other])
     let_go(fs)
     while len(guest.pool):
         assert guest.loop.run_once(LIMIT), "the task does not end"
-    assert guest.front_end.try_set(Request.REM_MEM_REG, region) == 0
-
-
-def test_removal_of_a_memory_region_waits_for_a_task(guest: ThreadedGuest, fs: FakeFs) -> None:
-    more = os.memfd_create("more")
-    os.ftruncate(more, 4096)
-    region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
-    guest.front_end.set(Request.ADD_MEM_REG, region, [more])
-    os.close(more)
-    task = guest.send(Opcode.FSYNC, NODE, FSYNC)
-    timer = threading.Timer(0.1, let_go, [fs])
-    timer.start()
-    guest.front_end.set(Request.REM_MEM_REG, region)
-    assert fs.jobs_done == 1
-    timer.join(LIMIT)
-    guest.settle()
-    assert guest.answers == {task: (0, b"")}
+    reply = os.pread(other, 4096, 0)
+    os.close(other)
+    header = fuse.out_header.unpack_from(reply)
+    assert (header.unique, header.error) == (read, 0)
+    assert reply[fuse.out_header.size : header.len] == b"content"
+    assert not any(os.pread(hotplug.memory, 4096, 0))
 
 
 def test_pool_without_threads_runs_tasks_immediately() -> None:
@@ -419,3 +516,27 @@ def test_cached_data_is_read_immediately(
     nodeid, fh = opened(share, os.O_RDONLY)
     payload = fuse.read_in.pack(fh=fh, offset=offset, size=size)
     assert share.ask(Opcode.READ, nodeid, payload, size) == b"content"[offset : offset + found]
+
+
+def test_direct_io_of_unaligned_guest_memory_is_aligned(
+    share: ThreadedGuest, tmp_path: Path
+) -> None:
+    nodeid, fh = opened(share, os.O_RDWR | os.O_DIRECT)
+    data = os.urandom(3 * 4096)
+    payload = fuse.write_in.pack(fh=fh, size=len(data)) + data
+    written = share.send(Opcode.WRITE, nodeid, payload, fuse.write_out.size)
+    share.settle_until(lambda: written in share.answers)
+    assert share.answers[written] == (0, fuse.write_out.pack(size=len(data)))
+    read = share.send(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=len(data)), len(data))
+    share.settle_until(lambda: read in share.answers)
+    assert share.answers[read] == (0, data)
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_read_larger_than_the_buffers_that_are_kept(share: ThreadedGuest, tmp_path: Path) -> None:
+    data = os.urandom((1 << 20) + 4096)
+    (tmp_path / "file").write_bytes(data)
+    nodeid, fh = opened(share, os.O_RDONLY | os.O_DIRECT)
+    read = share.send(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=len(data)), len(data))
+    share.settle_until(lambda: read in share.answers)
+    assert share.answers == {read: (0, data)}

@@ -64,7 +64,8 @@ class PairedDirectories:
 def written(share: PairedDirectories) -> object:
     opened = share.fs.open(share.ax, os.O_RDWR, False)
     try:
-        return done(share.fs.write(share.ax, opened.fh, 0, [memoryview(b"W")], False, False))
+        views = [memoryview(b"W")]
+        return done(share.fs.write(share.ax, opened.fh, 0, views, False, False), views)
     finally:
         share.fs.release(share.ax, opened.fh)
 

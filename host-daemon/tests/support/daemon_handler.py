@@ -51,5 +51,8 @@ class DaemonHandler(RequestHandler):
         """Do nothing."""
         return True
 
+    def detach_memory(self) -> None:
+        """Do nothing."""
+
     def reset(self) -> None:
         """Do nothing."""

@@ -45,18 +45,31 @@ class DeferredGuest:
         assert error == 0, os.strerror(error)
         return reply
 
-    def send(self, opcode: int, nodeid: int, payload: bytes, room: int = 0, unique: int = 0) -> int:
-        """Send a request whose answer may come later than others'; returns its unique number."""
+    def send(
+        self,
+        opcode: int,
+        nodeid: int,
+        payload: bytes,
+        room: int = 0,
+        unique: int = 0,
+        answer: Piece | None = None,
+    ) -> int:
+        """Send a request whose answer may come later than others'; returns its unique number.
+
+        ``answer``: where the reply will be, if not in new memory. ``request`` is where the request
+        is.
+        """
         if not unique:
             self.unique += 2
             unique = self.unique
         size = fuse.in_header.size + len(payload)
         head = fuse.in_header.pack(len=size, opcode=opcode, unique=unique, nodeid=nodeid)
         ram, channel = self.front_end.ram, self.front_end.requests()
-        request = Piece(ram.allocate(size), size)
-        ram.write(request.addr, head + payload)
-        answer = Piece(ram.allocate(fuse.out_header.size + room), fuse.out_header.size + room)
-        place = channel.queue.add([request], [answer], self.front_end.indirect)
+        self.request = Piece(ram.allocate(size), size)
+        ram.write(self.request.addr, head + payload)
+        if answer is None:
+            answer = Piece(ram.allocate(fuse.out_header.size + room), fuse.out_header.size + room)
+        place = channel.queue.add([self.request], [answer], self.front_end.indirect)
         self.places[place] = (unique, answer)
         self.front_end.publish(channel)
         self.settle()

@@ -13,6 +13,7 @@ from typing import Any
 
 from farwatchd.fuse.filesystem import (
     Changes,
+    DataTask,
     DirEntry,
     Entry,
     Lock,
@@ -175,11 +176,11 @@ class FakeFs:
 
     def read(
         self, nodeid: int, fh: int, offset: int, views: Sequence[memoryview], size: int
-    ) -> int | Task:
+    ) -> int | DataTask:
         self._note("read", nodeid, fh, offset, size)
         if self.hold is None:
             return self._read(offset, views)
-        return self._task(lambda: self._read(offset, views))
+        return lambda data: self._task(lambda: self._read(offset, data))()
 
     def _read(self, offset: int, views: Sequence[memoryview]) -> int:
         data = self.content[offset:]
@@ -198,12 +199,12 @@ class FakeFs:
         views: Sequence[memoryview],
         kill_suidgid: bool,
         cached: bool,
-    ) -> int | Task:
+    ) -> int | DataTask:
         self.cached.append(cached)
         self._note("write", nodeid, fh, offset, kill_suidgid)
         if self.hold is None:
             return self._write(views)
-        return self._task(lambda: self._write(views))
+        return lambda data: self._task(lambda: self._write(data))()
 
     def _write(self, views: Sequence[memoryview]) -> int:
         self.written = b"".join(views)

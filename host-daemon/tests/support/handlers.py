@@ -30,6 +30,9 @@ class CountingHandler(RequestHandler):
         self.drains.append(timeout)
         return self.drained
 
+    def detach_memory(self) -> None:
+        pass
+
     def reset(self) -> None:
         self.resets += 1
 

@@ -36,9 +36,9 @@ def errno_of(operation: Callable[..., Any], *arguments: Any) -> int:
     return 0
 
 
-def done(result: Any) -> Any:
-    """Return the result of an operation; run its task here."""
-    return result() if callable(result) else result
+def done(result: Any, *data: Any) -> Any:
+    """Return the result of an operation; run its task here, with ``data``."""
+    return result(*data) if callable(result) else result
 
 
 def settled(operation: Callable[..., Any], *arguments: Any) -> Any:
@@ -137,10 +137,10 @@ class SharedDirectory:
         cached: bool = False,
     ) -> int:
         views = [memoryview(part) for part in data]
-        return int(done(self.fs.write(nodeid, fh, offset, views, kill_suidgid, cached)))
+        return int(done(self.fs.write(nodeid, fh, offset, views, kill_suidgid, cached), views))
 
     def read(self, nodeid: int, fh: int, offset: int, *sizes: int) -> bytes:
         buffers = [bytearray(size) for size in sizes]
         views = [memoryview(buffer) for buffer in buffers]
-        size = int(done(self.fs.read(nodeid, fh, offset, views, sum(map(len, buffers)))))
+        size = int(done(self.fs.read(nodeid, fh, offset, views, sum(map(len, buffers))), views))
         return b"".join(buffers)[:size]

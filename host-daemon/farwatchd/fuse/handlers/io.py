@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of open files and directories.
-
-Data moves between file and guest memory without a copy here.
-"""
+"""Handlers of open files and directories."""
 
 from __future__ import annotations
 
@@ -94,7 +91,7 @@ class IoHandlers:
         if offset > OFFSET_MAX or size > MAX_READ or size > request.room:
             raise invalid(f"a read of {size} bytes from {offset} on into {request.room}")
         done = self._fs.read(request.nodeid, fh, offset, request.target(size), size)
-        return done if isinstance(done, int) else self._pool.submit(request, done, int)
+        return done if isinstance(done, int) else self._pool.submit_read(request, done, size)
 
     def _write(self, request: Request) -> Reply:
         fh, offset, size, write_flags, _, _, _ = write_in.values(request.args)
@@ -106,9 +103,9 @@ class IoHandlers:
         done = self._fs.write(
             request.nodeid, fh, offset, views, kill, bool(write_flags & WRITE_CACHE)
         )
-        return (
-            _written(done) if isinstance(done, int) else self._pool.submit(request, done, _written)
-        )
+        if isinstance(done, int):
+            return _written(done)
+        return self._pool.submit_write(request, done, views, _written)
 
     def _flush(self, request: Request) -> Reply:
         fh, _, _, lock_owner = flush_in.values(request.args)
