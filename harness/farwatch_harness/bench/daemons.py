@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemons to be compared: farwatchd, Debian's virtiofsd in C, and its successor in Rust."""
+"""The daemons to be compared: farwatchd, Debian's virtiofsd in C, and its successor in Rust.
+
+Or farwatchd and that of another checkout.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,6 +24,9 @@ RUST_SUITE = "trixie"
 RUST_PROGRAM = "virtiofsd"
 # The line that both log when they listen.
 WAITING = "Waiting for vhost-user socket connection"
+
+UNCACHED = "--cache=never"
+WITHOUT_EVENTS = (UNCACHED, "--fsnotify=off")
 
 WRAPPER = """#!/bin/sh
 # Runs the virtiofsd of the Debian tree beside this script with that tree's own loader and
@@ -70,10 +76,9 @@ def farwatchd() -> list[MeasuredDaemon]:
     On the device without events it differs from virtiofsd in nothing else.
     """
     version = f"commit {commit()}"
-    never = "--cache=never"
     return [
-        MeasuredDaemon("farwatchd", version, QemuDevice.PLAIN, (never, "--fsnotify=off")),
-        MeasuredDaemon("farwatchd events", version, QemuDevice.EVENTS, (never,)),
+        MeasuredDaemon("farwatchd", version, QemuDevice.PLAIN, WITHOUT_EVENTS),
+        MeasuredDaemon("farwatchd events", version, QemuDevice.EVENTS, (UNCACHED,)),
     ]
 
 
@@ -82,6 +87,18 @@ def farwatchd_in_mode(mode: str) -> MeasuredDaemon:
     return MeasuredDaemon(
         f"farwatchd {mode}", f"commit {commit()}", QemuDevice.EVENTS, (f"--fsnotify={mode}",)
     )
+
+
+def another_farwatchd(program: Path) -> MeasuredDaemon:
+    """Return the farwatchd of another checkout, on the device without events."""
+    command = (
+        str(program),
+        "--socket-path={socket}",
+        "--shared-dir={shared}",
+        "--tag={tag}",
+        *WITHOUT_EVENTS,
+    )
+    return MeasuredDaemon("another", str(program), QemuDevice.PLAIN, command=command)
 
 
 def commit() -> str:

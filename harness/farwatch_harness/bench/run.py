@@ -62,6 +62,7 @@ class BenchmarkPlan:
     seconds: the time per operation and round.
     steady: seconds of the steady rate of events.
     watches, inodes: the numbers of watches and of inodes to measure with.
+    against: another farwatchd to compare with, instead of virtiofsd.
     """
 
     parts: frozenset[Part]
@@ -71,6 +72,7 @@ class BenchmarkPlan:
     steady: float
     watches: tuple[int, ...]
     inodes: tuple[int, ...]
+    against: Path | None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +121,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of inodes looked up and watched; 1000000 takes 6 GiB (1000 10000 100000)",
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FARWATCHD",
+        help="compare the operations with this farwatchd, of another checkout, not with virtiofsd",
+    )
 
 
 def plan_of(options: argparse.Namespace) -> BenchmarkPlan:
@@ -133,7 +141,13 @@ def plan_of(options: argparse.Namespace) -> BenchmarkPlan:
     parts = frozenset(Part(name) for name in options.only or [part.value for part in Part])
     numbers = tuple(options.watches), tuple(options.inodes)
     return BenchmarkPlan(
-        parts, options.events, options.rounds, options.seconds, options.steady, *numbers
+        parts,
+        options.events,
+        options.rounds,
+        options.seconds,
+        options.steady,
+        *numbers,
+        options.against.absolute() if options.against else None,
     )
 
 
@@ -141,7 +155,7 @@ def bench(plan: BenchmarkPlan) -> None:
     """Measure, print the tables and write build/bench.json."""
     environment = prepare_environment(patches_of_series()) if plan.parts - WITHOUT_GUEST else None
     compiled = programs.compiled()
-    servers = [*daemons.farwatchd(), *daemons.virtiofsd_c(), *daemons.virtiofsd_rust()]
+    servers = [*daemons.farwatchd(), *compared_daemons(plan)]
     described = bench_report.environment_of(environment, servers)
     latencies: list[Latency] = []
     throughputs: list[Throughput] = []
@@ -173,6 +187,13 @@ def bench(plan: BenchmarkPlan) -> None:
     bench_report.show(report)
     bench_report.write_json(report, RESULT)
     say(f"  all figures, round by round: {RESULT.relative_to(CHECKOUT)}")
+
+
+def compared_daemons(plan: BenchmarkPlan) -> list[daemons.MeasuredDaemon]:
+    """Return the daemons with which this checkout's farwatchd is compared."""
+    if plan.against is not None:
+        return [daemons.another_farwatchd(plan.against)]
+    return [*daemons.virtiofsd_c(), *daemons.virtiofsd_rust()]
 
 
 def measure_events(

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +88,12 @@ def test_rounds_become_tables() -> None:
     assert bench_report.per_core(dataclasses.replace(rates[0], cpu_us=(10.0, 20.0))) == [1e5, 5e4]
     assert bench_report.most_ratio([1.0, 3.0], [6.0, 2.0]) == 0.5
     assert "at most" in bench_report.front_end_line(served)
+
+
+def test_another_farwatchd_is_measured_beside_this_one() -> None:
+    program = Path(sys.executable).with_name("farwatchd")
+    servers = [*SERVERS, daemons.another_farwatchd(program)]
+    served = synthetic.measure(servers, rounds=1, seconds=0.002, depths=(1,))
+    table = bench_report.synthetic_rates_table([each.rate for each in served])
+    assert [column.header for column in table.columns][-1] == "ours / another"
+    assert table.row_count == len(requests.OPERATIONS)
