@@ -16,6 +16,7 @@ socket that takes one JSON object per message, {"do": WHAT, ...}, and answers ea
 """
 
 import base64
+import dataclasses
 import errno
 import json
 import logging
@@ -119,7 +120,7 @@ class ScriptedSession(Session):
                     return ErrorReply(error.errno)
                 raise
 
-        self._handlers[opcode] = handler._replace(handle=logged)
+        self._handlers[opcode] = dataclasses.replace(handler, handle=logged)
         if opcode in self._first_handlers:
             self._first_handlers[opcode] = self._handlers[opcode]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from farwatchd.fuse.request import invalid
 from farwatchd.linux.libc import NANOSECONDS
 from farwatchd.wire.fuse import (
     ATTR_SUBMOUNT,
+    attr,
     attr_out,
     dirent,
     entry_out,
@@ -27,7 +29,9 @@ _U16 = (1 << 16) - 1
 _STATX_BASIC = 0x7FF
 _STATX_BTIME = 0x800
 
-_pack_entry, _pack_attr = entry_out.pack_values, attr_out.pack_values
+_pack_attr = attr.pack_values
+#: The first fields of ``fuse_entry_out``: nodeid and generation.
+_NODEID = struct.Struct("<QQ")
 
 #: An entry without an inode: nodeid 0.
 NO_ENTRY = bytes(entry_out.size)
@@ -42,19 +46,21 @@ class Encoder:
     def __init__(self, timeout: float) -> None:
         self._seconds = int(timeout)
         self._nanoseconds = int((timeout - self._seconds) * NANOSECONDS)
+        # The parts of both replies that are always the same.
+        times = {"attr_valid": self._seconds, "attr_valid_nsec": self._nanoseconds}
+        self._attr_start = attr_out.pack(**times)[: -attr.size]
+        times |= {"entry_valid": self._seconds, "entry_valid_nsec": self._nanoseconds}
+        self._entry_times = entry_out.pack(**times)[_NODEID.size : -attr.size]
 
     def entry(self, value: Entry) -> bytes:
         """Return ``fuse_entry_out``."""
         nodeid, generation, stat, submount = value
-        seconds, nanoseconds = self._seconds, self._nanoseconds
-        flags = ATTR_SUBMOUNT if submount else 0
-        return _pack_entry(
-            nodeid, generation, seconds, seconds, nanoseconds, nanoseconds, *_attr(stat), flags
-        )
+        start = _NODEID.pack(nodeid, generation) + self._entry_times
+        return start + _attr(stat, ATTR_SUBMOUNT if submount else 0)
 
     def attr(self, stat: os.stat_result) -> bytes:
         """Return ``fuse_attr_out``."""
-        return _pack_attr(self._seconds, self._nanoseconds, 0, *_attr(stat), 0)
+        return self._attr_start + _attr(stat, 0)
 
     def statx(self, value: Statx) -> bytes:
         """Return ``fuse_statx_out``."""
@@ -92,15 +98,12 @@ class Encoder:
         )
 
 
-def _attr(stat: os.stat_result) -> tuple[int, ...]:
-    """Return the fields of ``fuse_attr`` in order, without the flags.
-
-    Times before 1970 are two's complement.
-    """
+def _attr(stat: os.stat_result, flags: int) -> bytes:
+    """Return ``fuse_attr``. Times before 1970 are two's complement."""
     # By their numbers the times are whole seconds, which mypy does not know.
     numbered: tuple[Any, ...] = stat[:10]
     mode, ino, _, nlink, uid, gid, size, atime, mtime, ctime = numbered
-    return (
+    return _pack_attr(
         ino,
         size,
         stat.st_blocks,
@@ -116,6 +119,7 @@ def _attr(stat: os.stat_result) -> tuple[int, ...]:
         gid,
         stat.st_rdev & _U32,
         stat.st_blksize & _U32,
+        flags,
     )
 
 

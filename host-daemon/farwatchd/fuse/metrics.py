@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
-from farwatchd.fuse.reply import Reply
+from farwatchd.fuse.reply import Handler, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.virtio_fs.interfaces import DeferredReply
 
@@ -42,18 +42,24 @@ class Durations:
 
 
 class RequestMetrics:
-    """Counts by opcode.
+    """Counts by opcode, of the opcodes that are served."""
 
-    ``counts`` and ``errors`` have a key for each opcode that is served; the session increments
-    them.
-    """
-
-    def __init__(self, opcodes: Iterable[int]) -> None:
-        self.counts = dict.fromkeys(map(int, opcodes), 0)
-        self.errors = dict.fromkeys(self.counts, 0)
+    def __init__(self, handlers: Mapping[int, Handler]) -> None:
+        """Make metrics of ``handlers``, by opcode."""
+        self._handlers = handlers
         #: Requests of opcodes that are not served.
         self.unknown = 0
         self.durations: dict[int, Durations] = {}
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """The numbers of requests."""
+        return {opcode: handler.requests for opcode, handler in self._handlers.items()}
+
+    @property
+    def errors(self) -> dict[int, int]:
+        """The numbers of requests whose reply was an errno."""
+        return {opcode: handler.errors for opcode, handler in self._handlers.items()}
 
     def timed(self, opcode: int, handle: Callable[[Request], Reply]) -> Callable[[Request], Reply]:
         """Return a handler that does what ``handle`` does, and counts how long it takes.

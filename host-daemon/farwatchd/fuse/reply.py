@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from farwatchd.fuse.request import Request
@@ -25,8 +26,9 @@ NOT_FOUND = ErrorReply(errno.ENOENT)
 EMPTY = b""
 
 
-class Handler(NamedTuple):
-    """How the requests of one opcode are handled.
+@dataclass(slots=True)
+class Handler:
+    """How the requests of one opcode are handled, and how many there were.
 
     The sizes are checked before ``handle`` is called, so that it has no effects whose result does
     not fit the reply.
@@ -39,3 +41,6 @@ class Handler(NamedTuple):
     reply_size: int = 0
     #: False for requests that have no reply, not even an error.
     has_reply: bool = True
+    #: Counted by the session.
+    requests: int = 0
+    errors: int = 0

@@ -45,12 +45,9 @@ class Request:
         "data",
         "data_size",
         "extensions",
-        "gid",
+        "header",
         "nodeid",
-        "pid",
         "room",
-        "uid",
-        "unique",
         "writable",
     )
 
@@ -58,7 +55,8 @@ class Request:
     def __init__(
         self, header: InHeader, args: bytes, writable: Sequence[memoryview], room: int
     ) -> None:
-        _, _, self.unique, self.nodeid, self.uid, self.gid, self.pid, _, _ = header
+        self.header = header
+        self.nodeid = header[3]
         self.args = args
         self.writable = writable
         self.room = room
@@ -66,6 +64,16 @@ class Request:
         self.data_size: int
         #: The bytes after the arguments (7.38); empty for most requests.
         self.extensions = b""
+
+    @property
+    def unique(self) -> int:
+        """The number that the reply has, too."""
+        return self.header[2]
+
+    @property
+    def uid(self) -> int:
+        """The requester's user id."""
+        return self.header[4]
 
     def target(self, size: int) -> Sequence[memoryview]:
         """Return the memory of a payload after the reply's header; ``size`` is at most ``room``."""
@@ -75,11 +83,12 @@ class Request:
 
     def requester(self) -> Requester:
         """Return the requester, for a new inode; EINVAL without valid ids."""
-        if self.uid == NO_ID or self.gid == NO_ID:
+        uid, gid, pid = self.header[4:7]
+        if uid == NO_ID or gid == NO_ID:
             raise invalid("no owner for a new inode")
         if not self.extensions:
-            return Requester(self.uid, self.gid, self.pid)
-        return Requester(self.uid, self.gid, self.pid, *parse_extensions(self.extensions))
+            return Requester(uid, gid, pid)
+        return Requester(uid, gid, pid, *parse_extensions(self.extensions))
 
     def name(self, start: int) -> bytes:
         """Return the file name at ``args[start:]``; EINVAL or ENAMETOOLONG if it is invalid."""

@@ -119,7 +119,6 @@ class Session:
         }
         self._served = self._first_handlers
         self.metrics = RequestMetrics(self._handlers)
-        self._counts = self.metrics.counts
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         """Serve one request; see ``RequestHandler``."""
@@ -134,16 +133,18 @@ class Session:
         handler = self._served.get(opcode)
         if handler is None:
             return self._refuse(header, writable, room, self._unserved(opcode))
-        handle, args_size, reply_size, has_reply = handler
-        count = self._counts[opcode] = self._counts[opcode] + 1
-        if not count & SAMPLED_MASK:
+        handle = handler.handle
+        handler.requests += 1
+        if not handler.requests & SAMPLED_MASK:
             handle = self.metrics.timed(opcode, handle)
         try:
-            if room < reply_size and has_reply:
-                raise invalid(f"room for a reply of {room} bytes, {reply_size} are needed")
+            if room < handler.reply_size and handler.has_reply:
+                raise invalid(f"room for a reply of {room} bytes, {handler.reply_size} are needed")
             request = decode(header, chain, room)
-            if len(request.args) < args_size:
-                raise invalid(f"{len(request.args)} bytes of arguments, {args_size} are needed")
+            if len(request.args) < handler.args_size:
+                raise invalid(
+                    f"{len(request.args)} bytes of arguments, {handler.args_size} are needed"
+                )
             reply = handle(request)
         except OSError as error:
             return self._refuse(header, writable, room, error)
@@ -152,14 +153,16 @@ class Session:
             if len(writable) == 2 and len(writable[0]) == _REPLY_HEADER_SIZE:
                 # The layout of most replies to Linux.
                 writable[1][: len(reply)] = reply
-            elif reply:
+                _pack_header(writable[0], 0, length, 0, header[2])
+                return length
+            if reply:
                 scatter(writable, _REPLY_HEADER_SIZE, reply)
         elif isinstance(reply, int):
             length = _REPLY_HEADER_SIZE + reply
         elif reply is None:
             return 0
         elif isinstance(reply, ErrorReply):
-            self.metrics.errors[opcode] += 1
+            handler.errors += 1
             return _write_header(writable, _REPLY_HEADER_SIZE, -reply.errno, header[2])
         else:
             return reply
@@ -207,7 +210,7 @@ class Session:
             _log.debug("%s of node %d: %s", _OpcodeName(opcode), nodeid, error.strerror or error)
         handler = self._handlers.get(opcode)
         if handler is not None:
-            self.metrics.errors[opcode] += 1
+            handler.errors += 1
         else:
             self.metrics.unknown += 1
         if room < 0 or (handler is not None and not handler.has_reply):

@@ -36,9 +36,8 @@ def function(
     return found
 
 
-def last_errno() -> int:
-    """Return the errno of the last call of this thread that failed."""
-    return ctypes.get_errno()
+#: Return the errno of the last call of this thread that failed.
+last_errno = ctypes.get_errno
 
 
 def failure(number: int, call: str = "") -> OSError:

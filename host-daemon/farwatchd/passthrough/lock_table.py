@@ -150,7 +150,10 @@ class LockTable:
 
     def release(self, nodeid: int, fh: int) -> None:
         """Release the locks of each owner that has taken one through the open file ``fh``."""
-        for owner, found in list(self._inodes.get(nodeid, {}).items()):
+        owners = self._inodes.get(nodeid)
+        if owners is None:
+            return
+        for owner, found in list(owners.items()):
             if fh in found.handles:
                 self.close(nodeid, owner)
 

@@ -69,14 +69,16 @@ class OpenOperations(Operations):
 
     def _reopen(self, fd: int, flags: int, kill_suidgid: bool) -> int:
         """Open a file again, in any thread."""
-        with self._changing(fd, kill_suidgid):
-            try:
-                return self._proc.reopen(fd, flags & ~os.O_APPEND)
-            except PermissionError as error:
-                # An append-only file (chattr +a) is opened to append or not at all.
-                if not flags & os.O_APPEND or error.errno != errno.EPERM:
-                    raise
-                return self._proc.reopen(fd, flags)
+        if kill_suidgid:
+            with self._changing(fd, kill_suidgid):
+                return self._reopen(fd, flags, False)
+        try:
+            return self._proc.reopen(fd, flags & ~os.O_APPEND)
+        except PermissionError as error:
+            # An append-only file (chattr +a) is opened to append or not at all.
+            if not flags & os.O_APPEND or error.errno != errno.EPERM:
+                raise
+            return self._proc.reopen(fd, flags)
 
     def create(
         self,
@@ -107,11 +109,11 @@ class OpenOperations(Operations):
             if flags & os.O_EXCL:
                 raise
         else:
-            made = os.fstat(fd)
             try:
                 return self._created(requester, fd, own)
             except BaseException:
-                remove_if_same(os.unlink, self._inodes.get(parent).fd, name, made)
+                remove_if_same(os.unlink, self._inodes.get(parent).fd, name, os.fstat(fd))
+                os.close(fd)
                 raise
         found = self._inodes.lookup(directory, name)
         if found is None:
@@ -156,7 +158,11 @@ class OpenOperations(Operations):
             if self._share.removed(directory):
                 raise failure(errno.ESTALE) from None
             raise
-        return self._created(requester, fd, own)
+        try:
+            return self._created(requester, fd, own)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def flush(self, nodeid: int, fh: int) -> None:
         """Report what close(2) would, for a guest process that closes one of its descriptors."""
@@ -177,13 +183,10 @@ class OpenOperations(Operations):
         return flags
 
     def _created(self, requester: Requester, fd: int, flags: int) -> tuple[Entry, OpenResult]:
+        """Take ownership of the descriptor of a new file, unless this fails."""
         # By the descriptor and not by name, which may mean something else already.
-        try:
-            self._share.set_security_xattrs(requester, fd)
-            entry = self._share.entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
-        except BaseException:
-            os.close(fd)
-            raise
+        self._share.set_security_xattrs(requester, fd)
+        entry = self._share.entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
         return entry, self._opened(entry.nodeid, fd, flags)
 
     def _opened(self, nodeid: int, fd: int, flags: int) -> OpenResult:

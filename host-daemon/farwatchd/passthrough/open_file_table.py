@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
@@ -50,7 +49,7 @@ class OpenFileTable:
         """``budget`` counts the descriptors in the table, too."""
         self._budget = budget
         self._files: dict[int, OpenFile] = {}
-        self._by_nodeid: Counter[int] = Counter()
+        self._count_of: dict[int, int] = {}
         self._next = 1
 
     def __len__(self) -> int:
@@ -68,7 +67,7 @@ class OpenFileTable:
         number = self._next
         self._next += 1
         reading = Reading.BY_TASK if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
-        self._by_nodeid[nodeid] += 1
+        self._count_of[nodeid] = self._count_of.get(nodeid, 0) + 1
         self._budget.used += 1
         self._files[number] = OpenFile(nodeid, fd, flags, reading, append_only)
         return number
@@ -82,7 +81,7 @@ class OpenFileTable:
 
     def any_of(self, nodeid: int) -> bool:
         """Return whether the guest has the inode open."""
-        return nodeid in self._by_nodeid
+        return nodeid in self._count_of
 
     def fd(self, nodeid: int, fh: int) -> int:
         """Return the descriptor; EBADF as in ``get``."""
@@ -92,9 +91,9 @@ class OpenFileTable:
         """Close a file; EBADF as in ``get``."""
         fd = self.fd(nodeid, fh)
         del self._files[fh]
-        self._by_nodeid[nodeid] -= 1
-        if not self._by_nodeid[nodeid]:
-            del self._by_nodeid[nodeid]
+        self._count_of[nodeid] -= 1
+        if not self._count_of[nodeid]:
+            del self._count_of[nodeid]
         self._budget.used -= 1
         os.close(fd)
 
@@ -102,7 +101,7 @@ class OpenFileTable:
         """Close all files."""
         handles = list(self._files.values())
         self._files.clear()
-        self._by_nodeid.clear()
+        self._count_of.clear()
         self._budget.used -= len(handles)
         for handle in handles:
             os.close(handle.fd)

@@ -77,7 +77,7 @@ class Share:
         the guest would use the unlinked inode for as long as it caches the name.
         """
         inode = self.inodes.get(nodeid)
-        if self.removed(inode) and not self.open_files.any_of(nodeid):
+        if inode.named and not self.open_files.any_of(nodeid) and not os.fstat(inode.fd).st_nlink:
             raise failure(errno.ESTALE)
         return inode
 

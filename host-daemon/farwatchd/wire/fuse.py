@@ -412,6 +412,7 @@ InHeader = tuple[int, int, int, int, int, int, int, int, int]
 in_header = _codec("in_header")
 out_header = _codec("out_header")
 entry_out = _codec("entry_out")
+attr = _codec("attr")
 attr_out = _codec("attr_out")
 statx_in = _codec("statx_in")
 statx_out = _codec("statx_out")

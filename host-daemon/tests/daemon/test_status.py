@@ -150,7 +150,7 @@ def test_signal_before_the_start_is_over_does_not_end_the_daemon(tmp_path: Path)
 
 
 def test_label_values_are_escaped_and_histograms_add_up() -> None:
-    requests = RequestMetrics([Opcode.READ])
+    requests = RequestMetrics({})
     reads = requests.durations.setdefault(Opcode.READ, Durations())
     for ns in (1, 999, 1_000, 1_001, 10**12):
         reads.add(ns)
