@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Testbed, start_testbed
+from farwatch_harness.vm.testbed import TAG, Testbed, start_testbed
 from farwatchd.watch.event_record import OVERFLOW, WATCHES_LOST, EventRecord, watch_ended
 from farwatchd.wire.fsnotify import Event
 
@@ -163,8 +163,8 @@ def test_notification_before_the_first_mount_is_dropped(start: Start) -> None:
 def test_notification_after_a_failed_mount_is_dropped(start: Start) -> None:
     scripted = start()
     rebind(scripted)
-    with pytest.raises(OSError, match=""):
-        scripted.guest.mount("share", scripted.mounted, "virtiofs", options="dax=always")
+    with pytest.raises(OSError, match="Invalid argument"):
+        scripted.guest.mount(TAG, scripted.mounted, "virtiofs", options="dax=always")
     scripted.send(CREATED)
     scripted.guest.ping()
     scripted.testbed.mount()
@@ -496,6 +496,76 @@ def test_watches_below_a_submount_that_was_mounted_again_are_all_served(start: S
         scripted.send(EventRecord(nodeid, 0, Event.CREATE, b"newer"))
         assert [event.name for event in former.read(1)] == ["newer"]
         user.stop(signal.SIGKILL)
+
+
+@pytest.mark.patch("notifications")
+def test_watch_in_a_former_submount_ends_though_the_new_one_knows_its_inode(start: Start) -> None:
+    scripted = start(submount=True)
+    at = f"{scripted.mounted}/mounted"
+    with scripted.guest.inotify() as former:
+        former.add(f"{at}/file", In.MODIFY)
+        user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
+        assert user.lines(until="in use") == ["in use"]
+        scripted.guest.umount(at, MNT_DETACH)
+        # This looks the file up once more, for another inode with its nodeid.
+        scripted.guest.os("stat", f"{at}/file")
+        assert len(scripted.watches()) == 1
+        user.stop(signal.SIGKILL)
+        wait_for(lambda: scripted.watches() == {}, "the watch to end at the server")
+        scripted.guest.os("stat", f"{at}/file")
+
+
+@pytest.mark.patch("submount-lookups")
+def test_inodes_of_a_submount_are_forgotten_when_it_is_unmounted(start: Start) -> None:
+    scripted = start(submount=True)
+    at = f"{scripted.mounted}/mounted"
+    scripted.guest.shell(f"mkdir {at}/dir && touch {at}/dir/file")
+    scripted.log()
+    scripted.guest.umount(at)
+    found: list[tuple[str, int, int | None]] = []
+
+    def all_forgotten() -> bool:
+        found.extend(scripted.log())
+        return sum(opcode == "FORGET" for opcode, *_ in found) >= 2
+
+    wait_for(all_forgotten, "FORGET of the directory and the file")
+    # The share is as before, and the submount is mounted again by the next path into it.
+    assert scripted.guest.os("listdir", f"{at}/dir") == ["file"]
+
+
+@pytest.mark.patch("second-mount")
+def test_share_is_mounted_a_second_time_while_a_submount_is_mounted(start: Start) -> None:
+    scripted = start(submount=True)
+    (scripted.testbed.shared / "top").touch()
+    assert scripted.guest.os("listdir", f"{scripted.mounted}/mounted") == ["file"]
+    second = "/run/second"
+    scripted.guest.shell(f"mkdir -p {second} && mount -t virtiofs {TAG} {second}")
+    try:
+        assert sorted(scripted.guest.os("listdir", second)) == ["mounted", "top"]
+    finally:
+        scripted.guest.umount(second)
+
+
+@pytest.mark.patch("second-mount")
+def test_device_of_a_detached_submount_in_use_cannot_be_mounted(start: Start) -> None:
+    scripted = start(submount=True)
+    at = f"{scripted.mounted}/mounted"
+    user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
+    assert user.lines(until="in use") == ["in use"]
+    scripted.guest.umount(scripted.mounted, MNT_DETACH)
+    with pytest.raises(OSError, match="[Bb]usy") as caught:
+        scripted.guest.mount(TAG, scripted.mounted, "virtiofs")
+    assert caught.value.errno == errno.EBUSY
+    user.stop(signal.SIGKILL)
+
+    def mounted() -> bool:
+        with suppress(OSError):
+            scripted.testbed.mount()
+            return True
+        return False
+
+    wait_for(mounted, "the device to be free")
+    assert scripted.guest.os("listdir", at) == ["file"]
 
 
 ADD_AND_REMOVE = """
