@@ -180,6 +180,9 @@ class Opponent(Protocol):
     def violations(self) -> list[str]:
         """Return the rules that the client has broken."""
 
+    def history(self, nodeid: int) -> list[str]:
+        """Return what has come and been sent about a nodeid, if the server remembers it."""
+
     def requests(self) -> int:
         """Return how many requests have come."""
 
@@ -390,6 +393,20 @@ class Arena:
         # A detached mount exists as long as it is used, and so does its session.
         return {watch.device for watch in self.storm.watches()} - self.others | devices
 
+    def relevant_watches(self, known: Known, devices: set[int]) -> list[Watch]:
+        """Return the watches of the session's inodes.
+
+        A watch of the directory that a submount covers is none: it sees local events only. Its
+        inode has the number of the submount's root, but is the share's.
+        """
+        shares = {mount.device for mount in self.mounts() if mount.path == MOUNT}
+        covered = {nodeid for nodeid, node in known.nodes.items() if node.submount}
+        return [
+            watch
+            for watch in self.storm.watches()
+            if watch.device in devices and not (watch.ino in covered and watch.device in shares)
+        ]
+
     def beliefs(self) -> Finding | None:
         """Check that the server's beliefs agree with what is watched."""
         began = changed = time.monotonic()
@@ -401,8 +418,7 @@ class Arena:
             if requests != before and time.monotonic() < began + AGREE_AT_LAST:
                 changed = time.monotonic()
             devices = self.live_devices(known)
-            everything = self.storm.watches()
-            watches = [watch for watch in everything if watch.device in devices]
+            watches = self.relevant_watches(known, devices)
             different = disagreements(known, watches)
             if not different:
                 return None
@@ -413,8 +429,13 @@ class Arena:
                     for nodeid, belief in known.beliefs.items()
                 )
                 state = f"mounts: {self.mounts()}\ndevices: {devices}\nbeliefs:\n{beliefs}"
-                there = "\n".join(map(str, everything))
-                text = f"{'; '.join(different)}\n{state}\nwatches:\n{there}\n"
+                there = "\n".join(map(str, self.storm.watches()))
+                histories = "\n".join(
+                    f"node {nodeid}: {line}"
+                    for nodeid in nodes_of(different)
+                    for line in self.server.history(nodeid)
+                )
+                text = f"{'; '.join(different)}\n{state}\nwatches:\n{there}\n{histories}\n"
                 return Finding(f"belief: {kind}", text, self.round)
             time.sleep(INTERVAL)
 
@@ -426,7 +447,7 @@ class Arena:
             return None
         already = self.storm.heard(QUIET if known.ended else INTERVAL)
         lost = {(each.process, each.fd) for each in already if each.mask & Q_OVERFLOW}
-        watches = [watch for watch in self.storm.watches() if watch.device in devices]
+        watches = self.relevant_watches(known, devices)
         before, self.watchers = self.watchers, {(each.process, each.fd) for each in watches}
         if known.ended:
             return None if self.end_was_checked else self.end_of_reports(before, lost)
@@ -604,6 +625,11 @@ def disagreements(tree: Known, watches: list[Watch]) -> list[str]:
         elif extra:
             found.append(f"an unwatched node is watched at the server: node {ino}, {extra:#x}")
     return found
+
+
+def nodes_of(different: list[str]) -> list[int]:
+    """Return the nodeids in differences."""
+    return [int(each) for text in different for each in re.findall(r"\bnode (\d+)", text)]
 
 
 def words_of(text: str) -> str:

@@ -192,9 +192,9 @@ def play_in_one_guest(
                 return
             if finding and not plan.keep_going:
                 return
-            # The seed decides what is played; the running guest decides on which transport.
-            following = generate(f"{plan.seed}-{number + count}", plan.transports, plan.pool)
-            script = replace(following, transport=machine[0], request_queues=machine[1])
+            # The running guest decides on which transport the next script is played.
+            following = generate(f"{plan.seed}-{number + count}", machine[:1], plan.pool)
+            script = replace(following, request_queues=machine[1])
 
 
 class Replayer:

@@ -138,6 +138,7 @@ class HostileDevice:
         tree.max_background = script.max_background
         tree.reuse = False
         tree.violations.clear()
+        tree.history.clear()
         tree.build()
 
     def begin(self, lies: Lies, timeline: list[list[Any]]) -> None:
@@ -295,6 +296,7 @@ class HostileDevice:
 
         The belief changes only with a reply that the client can rely on.
         """
+        self.tree.note(nodeid, f"FSNOTIFY {wire.fsnotify_in.unpack_from(args)}: {lie}")
         if lie.what in ("error", "short"):
             self.tree.handle(
                 Opcode.FSNOTIFY, nodeid, args
@@ -547,6 +549,10 @@ class VirtioServer:
     def violations(self) -> list[str]:
         """Return the rules that the client has broken."""
         return self.device.call(lambda: list(self.device.tree.violations))
+
+    def history(self, nodeid: int) -> list[str]:
+        """Return what has come and been sent about a nodeid."""
+        return self.device.call(lambda: list(self.device.tree.history.get(nodeid, ())))
 
     def requests(self) -> int:
         """Return how many requests have come."""

@@ -7,8 +7,10 @@ forgotten nodeid, or one after DESTROY. It records by nodeid which watches the c
 
 import errno
 import stat
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from farwatchd.wire import fsnotify as wire
@@ -18,6 +20,8 @@ from farwatchd.wire.fuse import InitFlag, Opcode
 from farwatch_harness.adversary.script import MANY
 
 ROOT = 1
+#: The most remembered requests about one nodeid.
+HISTORY = 60
 #: The initial directories and files. For the client, "sub" is a file system of its own.
 DIRECTORIES = ("d0", "d1", "d0/e", "sub", "sub/d", "many", "quiet")
 FILES = (
@@ -122,6 +126,8 @@ class Tree(Known):
         self.free: list[tuple[int, int]] = []
         self.reuse = False
         self.violations: list[str] = []
+        #: What has come and been sent about each nodeid, for the text of a finding.
+        self.history: defaultdict[int, deque[str]] = defaultdict(partial(deque, maxlen=HISTORY))
         self.root = ServerNode(ROOT, 0, stat.S_IFDIR | 0o777, links=2)
         self.build()
 
@@ -246,6 +252,12 @@ class Tree(Known):
             raise OSError(errno.ENOSYS, name)
         return handler(self, node, args)
 
+    def note(self, nodeid: int, text: str) -> None:
+        """Remember something about a nodeid."""
+        node = self.nodes.get(nodeid)
+        lookups = node.lookups if node else "no node"
+        self.history[nodeid].append(f"{text} (lookups: {lookups})")
+
     def violate(self, text: str) -> None:
         """Record a broken rule."""
         if len(self.violations) < 20:
@@ -287,6 +299,7 @@ class Tree(Known):
 
     def forget(self, nodeid: int, count: int) -> None:
         """Lower the lookup count."""
+        self.note(nodeid, f"FORGET {count}")
         node = self.nodes.get(nodeid)
         if node is None or node is self.root:
             if node is None:
@@ -354,6 +367,7 @@ class Tree(Known):
     def entry(self, node: ServerNode) -> bytes:
         """Return a reply that counts as a lookup."""
         node.lookups += 1
+        self.note(node.nodeid, "entry")
         return fuse.entry_out.pack(
             nodeid=node.nodeid,
             generation=node.generation,

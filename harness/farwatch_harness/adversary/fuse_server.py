@@ -201,6 +201,10 @@ class FuseServer:
         self.command("state")
         return list(self.bad)
 
+    def history(self, nodeid: int) -> list[str]:
+        """Return nothing: this server does not remember its requests."""
+        return []
+
     def requests(self) -> int:
         """Return how many requests have come."""
         lines = self.command("requests")
