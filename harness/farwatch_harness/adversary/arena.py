@@ -541,10 +541,18 @@ class Arena:
         found = self.restore_device() or self.check()
         if found:
             return found
-        known = self.server.known()
-        if known.initialized and known.beliefs:
-            return Finding("belief: watches after the unmount", str(known.beliefs), self.round)
+        if not self.session_ends():
+            return Finding("session stays", self.server.state(), self.round)
         return self.left_objects()
+
+    def session_ends(self) -> bool:
+        """Return whether the session ends, which it does with the last use of the last mount."""
+        deadline = time.monotonic() + UMOUNT_LIMIT
+        while self.server.known().initialized:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(INTERVAL)
+        return True
 
     def count_objects(self) -> dict[str, int]:
         """Return the objects in use, by slab cache; nothing without SLUB_DEBUG."""

@@ -73,7 +73,7 @@ class Belief:
     """What the server believes to be watched of one inode.
 
     certain: False if the client cannot know it, because its last request had no plain reply.
-    generations: those that the inode had while it was watched.
+    generations: those that the inode had while it was watched, until it is forgotten.
     """
 
     mask: int
@@ -328,16 +328,15 @@ class Tree(Known):
 
     def watch(self, node: ServerNode, mask: int) -> None:
         """Record that the client requests these events."""
-        if not mask:
-            self.beliefs.pop(node.nodeid, None)
-            return
         belief = self.beliefs.setdefault(node.nodeid, Belief(0))
         belief.mask, belief.certain = mask, True
-        belief.generations.add(node.generation)
+        if mask:
+            belief.generations.add(node.generation)
 
     def lose_watches(self) -> None:
-        """Forget everything that is watched."""
-        self.beliefs.clear()
+        """Forget everything that is watched, but not which generations were."""
+        for belief in self.beliefs.values():
+            belief.mask, belief.certain = 0, True
 
     def doubt(self, nodeid: int) -> None:
         """Record that the client got no plain reply: neither side can know what is watched."""

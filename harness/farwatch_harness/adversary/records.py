@@ -93,5 +93,6 @@ def probe(node: ServerNode) -> bytes:
 def some_node(known: Known, random: Random, may_go: bool = False) -> ServerNode:
     """Return an inode, mostly a watched one; with `may_go` none of the quiet ones."""
     nodes = [node for node in known.nodes.values() if not (may_go and node.quiet)]
-    watched = [node for node in nodes if node.nodeid in known.beliefs]
+    masks = {nodeid: belief.mask for nodeid, belief in known.beliefs.items()}
+    watched = [node for node in nodes if masks.get(node.nodeid)]
     return random.choice(watched if watched and random.random() < 0.8 else nodes)

@@ -176,13 +176,14 @@ static bool quiet_path(const char *path)
 	return strstr(path, "/quiet/") != NULL;
 }
 
-/* Which mount a path is on, without asking its server. */
-static uint64_t mount_of(const char *path)
+/* Which mount a path is on, 0 for none, and its inode, without asking the server. */
+static uint64_t mount_of(const char *path, unsigned long *ino)
 {
 	struct statx found;
 
 	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, 0x4000 /* STATX_MNT_ID_UNIQUE */, &found))
 		return 0;
+	*ino = found.stx_ino;
 	return found.stx_mnt_id;
 }
 
@@ -231,12 +232,12 @@ static int find_mark(const struct marks *marks, int wd)
 }
 
 /*
- * A call on a private instance has returned: a failed one must have left all
- * watches as they were, and one that succeeded is to be seen.  Only for objects
+ * A call on a private instance has returned: a failed one must have left the watch
+ * of the object as it was, and one that succeeded is to be seen.  Only for objects
  * that nobody else takes away.
  */
-static void check_add(int fd, const char *path, uint32_t mask, int wd, int error,
-		      const struct marks *before)
+static void check_add(int fd, const char *path, unsigned long ino, uint32_t mask, int wd,
+		      int error, const struct marks *before)
 {
 	struct marks after;
 
@@ -255,6 +256,8 @@ static void check_add(int fd, const char *path, uint32_t mask, int wd, int error
 	for (int i = 0; i < before->count; i++) {
 		int at = find_mark(&after, before->mark[i].wd);
 
+		if (before->mark[i].ino != ino)
+			continue;
 		if (at < 0)
 			say("bad a failed inotify_add_watch(%s, %#x), errno %d, removed the watch %d of inode %#lx",
 			    path, mask, error, before->mark[i].wd, before->mark[i].ino);
@@ -271,21 +274,22 @@ static void op_iadd(char **words)
 	bool checked = slot < 4 && quiet_path(words[1]);
 	uint32_t mask = number(words[2]);
 	struct marks before = { 0 };
+	unsigned long ino = 0, now = 0;
 	uint64_t mount = 0;
 	int fd = fd_of(slot, new_inotify), wd, error;
 
 	if (checked) {
 		/* What is read here must be whole. */
 		inject(false);
-		mount = mount_of(words[1]);
+		mount = mount_of(words[1], &ino);
 		checked = mount && read_marks(fd, &before);
 		inject(true);
 	}
 	wd = inotify_add_watch(fd, words[1], mask);
 	error = errno;
 	inject(false);
-	if (checked && mount == mount_of(words[1]))
-		check_add(fd, words[1], mask, wd, error, &before);
+	if (checked && mount == mount_of(words[1], &now) && now == ino)
+		check_add(fd, words[1], ino, mask, wd, error, &before);
 }
 
 static void op_imany(char **words)

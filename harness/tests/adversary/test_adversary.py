@@ -194,6 +194,16 @@ def test_last_forget_ends_the_watch(tree: Tree) -> None:
     assert tree.beliefs == {}
 
 
+def test_generation_that_was_watched_stays_known_when_the_watches_are_lost(tree: Tree) -> None:
+    nodeid = look_up(tree, b"f0")
+    watch(tree, nodeid, 4)
+    tree.lose_watches()
+    tree.replace_silently("f0")
+    tree.watch(tree.find("f0"), 2)
+    # The client still has a watch of the former object, which is none of this one's.
+    assert disagreements(tree, [watched(nodeid, 6)]) == []
+
+
 def watched(ino: int, mask: int) -> Watch:
     return Watch(0, 3, "inotify", 1, ino, 50, mask)
 
