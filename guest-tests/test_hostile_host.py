@@ -553,7 +553,7 @@ def test_device_of_a_detached_submount_in_use_cannot_be_mounted(start: Start) ->
     user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
     assert user.lines(until="in use") == ["in use"]
     scripted.guest.umount(scripted.mounted, MNT_DETACH)
-    with pytest.raises(OSError, match="[Bb]usy") as caught:
+    with pytest.raises(OSError, match=r"[Bb]usy") as caught:
         scripted.guest.mount(TAG, scripted.mounted, "virtiofs")
     assert caught.value.errno == errno.EBUSY
     user.stop(signal.SIGKILL)
