@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from farwatchd.linux.inotify import In, Inotify
+from farwatchd.linux.inotify import Inotify, InotifyBit
 
 #: A question's name. The guest chooses what lies in the directory, so nothing else is made from it.
 _QUESTION = re.compile(rb"(\.farwatch-doctor\.[0-9]{1,10}-[0-9])\.ask")
@@ -33,7 +33,7 @@ class Answers:
     def __init__(self, root_fd: int) -> None:
         self._root_fd = root_fd
         self._inotify = Inotify()
-        self._inotify.add(f"/proc/self/fd/{root_fd}", In.CREATE | In.DELETE)
+        self._inotify.add(f"/proc/self/fd/{root_fd}", InotifyBit.CREATE | InotifyBit.DELETE)
         self._there: set[bytes] = set()
 
     def fileno(self) -> int:
@@ -51,7 +51,7 @@ class Answers:
             if found is None:
                 continue
             name = found[1] + b".answer"
-            if event.mask & In.DELETE:
+            if event.mask & InotifyBit.DELETE:
                 self._remove(name)
             elif len(self._there) < _MAX_ANSWERS:
                 answered += self._make(name)

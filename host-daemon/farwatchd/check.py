@@ -45,7 +45,7 @@ class Result(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckRow:
     """One row: a thing, what was found, and what to do if it is not well.
 
     ``needed``: without it the daemon does not start as it does by default, or has no events.
@@ -80,9 +80,9 @@ def check(directory: Path) -> int:
     return 0
 
 
-def _findings(directory: Path) -> Iterator[Finding]:
+def _findings(directory: Path) -> Iterator[CheckRow]:
     problem = unsupported_machine(os.uname().machine)
-    yield Finding(
+    yield CheckRow(
         "machine",
         Result.MISSING if problem else Result.OK,
         problem or f"{os.uname().machine}, {usable_cpus():g} CPUs, Linux {os.uname().release}",
@@ -91,7 +91,7 @@ def _findings(directory: Path) -> Iterator[Finding]:
     try:
         root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        yield Finding(
+        yield CheckRow(
             "shared directory",
             Result.MISSING,
             f"{directory}: {error.strerror}",
@@ -107,25 +107,25 @@ def _findings(directory: Path) -> Iterator[Finding]:
     yield _description()
 
 
-def _file_system(directory: Path) -> Finding:
+def _file_system(directory: Path) -> CheckRow:
     kind = mounted_as(directory.resolve(), Path("/proc/self/mountinfo").read_text())
     thing = "file system"
     if kind.partition(".")[0] in _NETWORK:
-        return Finding(
+        return CheckRow(
             thing,
             Result.LIMITED,
             f"{kind}: the host sees what it changes itself, nothing of other machines",
             "run the daemon where the files are",
         )
     if kind == "overlay":
-        return Finding(
+        return CheckRow(
             thing, Result.LIMITED, "overlay: mode others needs Linux 6.6", "share a volume instead"
         )
     if kind == "btrfs":
-        return Finding(
+        return CheckRow(
             thing, Result.OK, "btrfs: before Linux 6.8 mode others works in no subvolume"
         )
-    return Finding(thing, Result.OK, kind)
+    return CheckRow(thing, Result.OK, kind)
 
 
 def mounted_as(path: Path, mountinfo: str) -> str:
@@ -141,14 +141,14 @@ def mounted_as(path: Path, mountinfo: str) -> str:
     return kind
 
 
-def _share(root_fd: int) -> Iterator[Finding]:
+def _share(root_fd: int) -> Iterator[CheckRow]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     store = InodeStore()
     try:
         store = open_store(InodeFileHandles.MANDATORY, root_fd, hard)
-        yield Finding("file handles", Result.OK, "a known inode costs no descriptor")
+        yield CheckRow("file handles", Result.OK, "a known inode costs no descriptor")
     except HandlesUnavailableError as error:
-        yield Finding(
+        yield CheckRow(
             "file handles",
             Result.LIMITED,
             f"{str(error).partition(';')[0]}: each inode costs one of {hard} descriptors",
@@ -164,16 +164,16 @@ def _share(root_fd: int) -> Iterator[Finding]:
         backend.close()
         found = f"mode {mode.value} by {backend.name} would be offered to the guest"
         if problems:
-            yield Finding("events", Result.LIMITED, found, problems[0])
+            yield CheckRow("events", Result.LIMITED, found, problems[0])
         else:
-            yield Finding("events", Result.OK, found)
+            yield CheckRow("events", Result.OK, found)
         return
-    yield Finding("events", Result.MISSING, problems[-1], problems[0], needed=True)
+    yield CheckRow("events", Result.MISSING, problems[-1], problems[0], needed=True)
 
 
-def _rights(directory: Path) -> Iterator[Finding]:
+def _rights(directory: Path) -> Iterator[CheckRow]:
     lacking = [str(one.name).lower() for one in FILE_SERVER & ~effective()]
-    yield Finding(
+    yield CheckRow(
         "capabilities",
         Result.LIMITED if lacking else Result.OK,
         f"without {' '.join(lacking)}: the guest's files are all this user's"
@@ -183,7 +183,7 @@ def _rights(directory: Path) -> Iterator[Finding]:
     )
     problem = in_child(lambda: enter(Sandbox.NAMESPACE, directory.absolute()), SandboxError)
     advice = "use --sandbox=chroot (root) or --sandbox=none inside a container that confines it"
-    yield Finding(
+    yield CheckRow(
         "sandbox",
         Result.MISSING if problem else Result.OK,
         problem or "namespaces can be made",
@@ -193,9 +193,9 @@ def _rights(directory: Path) -> Iterator[Finding]:
     try:
         import_library()
     except SeccompError as error:
-        yield Finding("seccomp", Result.MISSING, str(error), needed=True)
+        yield CheckRow("seccomp", Result.MISSING, str(error), needed=True)
     else:
-        yield Finding("seccomp", Result.OK, "libseccomp is there")
+        yield CheckRow("seccomp", Result.OK, "libseccomp is there")
 
 
 def in_child(action: Callable[[], object], kind: type[Exception]) -> str:
@@ -222,9 +222,9 @@ def in_child(action: Callable[[], object], kind: type[Exception]) -> str:
     return text
 
 
-def _limits() -> Iterator[Finding]:
+def _limits() -> Iterator[CheckRow]:
     low, high = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield Finding(
+    yield CheckRow(
         "descriptors",
         Result.OK if high >= 4096 else Result.LIMITED,
         f"{high} may be open (soft limit {low})",
@@ -241,40 +241,40 @@ def _limits() -> Iterator[Finding]:
         try:
             value = int((Path("/proc/sys") / name).read_text())
         except OSError:
-            yield Finding(thing, Result.LIMITED, "this kernel does not have it")
+            yield CheckRow(thing, Result.LIMITED, "this kernel does not have it")
             continue
         enough = value >= least
-        yield Finding(
+        yield CheckRow(
             thing,
             Result.OK if enough else Result.LIMITED,
             str(value),
             "" if enough else f"sysctl -w {thing}={least}",
         )
-    yield Finding("memory", Result.OK, f"{usable_memory() >> 20} MiB: see --max-memory")
+    yield CheckRow("memory", Result.OK, f"{usable_memory() >> 20} MiB: see --max-memory")
 
 
-def _qemu() -> Iterator[Finding]:
+def _qemu() -> Iterator[CheckRow]:
     programs = [program for name in _QEMU if (program := shutil.which(name))]
     if not programs:
-        yield Finding("QEMU", Result.LIMITED, "none found", "install one, or use another VMM")
+        yield CheckRow("QEMU", Result.LIMITED, "none found", "install one, or use another VMM")
     for program in programs:
         try:
             version = _output(program, "--version").splitlines()[0].partition("version ")[2]
             devices = _output(program, "-device", "help")
         except (OSError, subprocess.SubprocessError, IndexError) as error:
-            yield Finding("QEMU", Result.LIMITED, f"{program}: {error}")
+            yield CheckRow("QEMU", Result.LIMITED, f"{program}: {error}")
             continue
         yield transport(program, version, devices)
 
 
-def transport(program: str, version: str, devices: str) -> Finding:
+def transport(program: str, version: str, devices: str) -> CheckRow:
     """Return how events would reach the guest with this QEMU, by its list of devices."""
     what = f"{program} {version}"
     if '"vhost-user-test-device-pci"' in devices:
-        return Finding("QEMU", Result.OK, f"{what}: notification queue, or WAIT requests")
+        return CheckRow("QEMU", Result.OK, f"{what}: notification queue, or WAIT requests")
     if '"vhost-user-fs-pci"' in devices:
-        return Finding("QEMU", Result.OK, f"{what}: events by WAIT requests")
-    return Finding(
+        return CheckRow("QEMU", Result.OK, f"{what}: events by WAIT requests")
+    return CheckRow(
         "QEMU",
         Result.LIMITED,
         f"{what}: it has no vhost-user-fs-pci",
@@ -288,7 +288,7 @@ def _output(*words: str) -> str:
     ).stdout
 
 
-def _description() -> Finding:
+def _description() -> CheckRow:
     for folder in _DESCRIPTIONS:
         for path in _files(Path(folder).expanduser()):
             try:
@@ -297,11 +297,11 @@ def _description() -> Finding:
                 continue
             if isinstance(found, dict) and "farwatchd" in str(found.get("binary")):
                 if os.access(found["binary"], os.X_OK):
-                    return Finding("libvirt and Lima", Result.OK, f"{path} names the daemon")
+                    return CheckRow("libvirt and Lima", Result.OK, f"{path} names the daemon")
                 advice = f"set its binary to {shutil.which('farwatchd') or 'the daemon'}"
                 text = f"{path} names {found['binary']}, which is no program"
-                return Finding("libvirt and Lima", Result.LIMITED, text, advice)
-    return Finding(
+                return CheckRow("libvirt and Lima", Result.LIMITED, text, advice)
+    return CheckRow(
         "libvirt and Lima",
         Result.LIMITED,
         "no description of the daemon in /usr/share/qemu/vhost-user",

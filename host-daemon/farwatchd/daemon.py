@@ -31,7 +31,7 @@ from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
 from farwatchd.sandbox.supervisor import go_on_in_child
 from farwatchd.service_manager import ServiceManager
-from farwatchd.status import Gauge, Status
+from farwatchd.status import DaemonStatus, Gauge
 from farwatchd.termination import SignalThread, block_signals
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
@@ -135,7 +135,7 @@ def _serve(
         loop, sockets.front_end, device, loop.stop, not config.socket.keep_serving, report
     )
     block_signals()
-    status = Status(
+    status = DaemonStatus(
         str(config.shared_dir),
         config.device.tag,
         session.metrics,

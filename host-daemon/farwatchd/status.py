@@ -45,7 +45,7 @@ class Gauge:
     kind: str = "gauge"
 
 
-class Status:
+class DaemonStatus:
     """The daemon's numbers. Nothing is computed before it is asked for."""
 
     def __init__(

@@ -16,7 +16,7 @@ _EVENT = struct.Struct("=iIII")
 _MAX_U32 = 0xFFFFFFFF
 
 
-class In(IntFlag):
+class InotifyBit(IntFlag):
     """Bits of ``linux/inotify.h``.
 
     fanotify has the same bits for the same events. OPEN_EXEC exists in fanotify only.

@@ -13,7 +13,7 @@ from farwatchd.passthrough.locks import LockOperations
 from farwatchd.passthrough.namespace import NamespaceOperations
 from farwatchd.passthrough.open import OpenOperations
 from farwatchd.passthrough.options import ShareOptions
-from farwatchd.passthrough.share import Share
+from farwatchd.passthrough.share import ShareState
 from farwatchd.passthrough.xattrs import XattrOperations
 
 
@@ -27,8 +27,8 @@ class PassthroughFs:
     def __init__(
         self, root: Path | int, options: ShareOptions, store: InodeStore | None = None
     ) -> None:
-        """Open the share; arguments as of ``Share``."""
-        self.share = share = Share(root, options, store)
+        """Open the share; arguments as of ``ShareState``."""
+        self.share = share = ShareState(root, options, store)
         self.timeout = options.cache.seconds
         self.set_negotiated = share.set_negotiated
         self.reset = share.reset

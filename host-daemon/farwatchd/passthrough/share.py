@@ -22,7 +22,7 @@ from farwatchd.passthrough.procfd import ProcFd, open_at
 from farwatchd.passthrough.set_id_bits import cleared
 
 
-class Share:
+class ShareState:
     """The shared directory, its tables, and what INIT negotiated.
 
     It owns the descriptors in its tables of inodes, open files and locks.
@@ -135,7 +135,7 @@ class Share:
 class Operations:
     """The base of each group of operations: it has the share and nothing of the other groups."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: ShareState) -> None:
         self._share = share
         self._options = share.options
         self._proc = share.proc

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from farwatchd.linux.inotify import In
+from farwatchd.linux.inotify import InotifyBit
 from farwatchd.watch.event_stream import MarkEvent
 
 #: A name in a directory: the directory's mark id, and the name.
 Entry = tuple[int, bytes]
 
-_MOVED_FROM, _MOVED_TO = int(In.MOVED_FROM), int(In.MOVED_TO)
-_REMOVES = int(In.DELETE) | _MOVED_FROM
-_ADDS = int(In.CREATE) | _MOVED_TO
+_MOVED_FROM, _MOVED_TO = int(InotifyBit.MOVED_FROM), int(InotifyBit.MOVED_TO)
+_REMOVES = int(InotifyBit.DELETE) | _MOVED_FROM
+_ADDS = int(InotifyBit.CREATE) | _MOVED_TO
 #: With more recorded events than this, names are looked up before the host's queue is empty.
 _LIMIT = 16384
 

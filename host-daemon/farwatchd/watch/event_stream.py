@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from farwatchd.linux.inotify import In
+from farwatchd.linux.inotify import InotifyBit
 from farwatchd.watch.event_trace import EventTrace, printable
 from farwatchd.watch.watch_backend import DIRENT, HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
@@ -22,19 +22,19 @@ _log = logging.getLogger(__name__)
 
 #: The protocol's event bits and the kernel's.
 KERNEL_BITS = {
-    Event.ACCESS: In.ACCESS,
-    Event.MODIFY: In.MODIFY,
-    Event.ATTRIB: In.ATTRIB,
-    Event.CLOSE_WRITE: In.CLOSE_WRITE,
-    Event.CLOSE_NOWRITE: In.CLOSE_NOWRITE,
-    Event.OPEN: In.OPEN,
-    Event.MOVED_FROM: In.MOVED_FROM,
-    Event.MOVED_TO: In.MOVED_TO,
-    Event.CREATE: In.CREATE,
-    Event.DELETE: In.DELETE,
-    Event.DELETE_SELF: In.DELETE_SELF,
-    Event.MOVE_SELF: In.MOVE_SELF,
-    Event.OPEN_EXEC: In.OPEN_EXEC,
+    Event.ACCESS: InotifyBit.ACCESS,
+    Event.MODIFY: InotifyBit.MODIFY,
+    Event.ATTRIB: InotifyBit.ATTRIB,
+    Event.CLOSE_WRITE: InotifyBit.CLOSE_WRITE,
+    Event.CLOSE_NOWRITE: InotifyBit.CLOSE_NOWRITE,
+    Event.OPEN: InotifyBit.OPEN,
+    Event.MOVED_FROM: InotifyBit.MOVED_FROM,
+    Event.MOVED_TO: InotifyBit.MOVED_TO,
+    Event.CREATE: InotifyBit.CREATE,
+    Event.DELETE: InotifyBit.DELETE,
+    Event.DELETE_SELF: InotifyBit.DELETE_SELF,
+    Event.MOVE_SELF: InotifyBit.MOVE_SELF,
+    Event.OPEN_EXEC: InotifyBit.OPEN_EXEC,
 }
 # Plain ints: they are tested for each event and each mask.
 _BITS = tuple((int(event), int(bit)) for event, bit in KERNEL_BITS.items())
@@ -43,11 +43,15 @@ _DIRENT = int(DIRENT)
 _ON_CHILD = int(Event.ON_CHILD)
 _RENAME = int(Event.RENAME)
 _MOVED = int(Event.MOVED_FROM | Event.MOVED_TO)
-_ATTRIB, _MOVE_SELF, _ISDIR = int(In.ATTRIB), int(In.MOVE_SELF), int(In.ISDIR)
-_DELETE, _MOVED_TO = int(In.DELETE), int(In.MOVED_TO)
-_OVERFLOW, _DELETE_SELF = int(In.Q_OVERFLOW), int(In.DELETE_SELF)
-_BOTH_SIDES = int(In.MOVED_FROM | In.MOVED_TO)
-_ENDED_BY_HOST = int(In.IGNORED | In.UNMOUNT)
+_ATTRIB, _MOVE_SELF, _ISDIR = (
+    int(InotifyBit.ATTRIB),
+    int(InotifyBit.MOVE_SELF),
+    int(InotifyBit.ISDIR),
+)
+_DELETE, _MOVED_TO = int(InotifyBit.DELETE), int(InotifyBit.MOVED_TO)
+_OVERFLOW, _DELETE_SELF = int(InotifyBit.Q_OVERFLOW), int(InotifyBit.DELETE_SELF)
+_BOTH_SIDES = int(InotifyBit.MOVED_FROM | InotifyBit.MOVED_TO)
+_ENDED_BY_HOST = int(InotifyBit.IGNORED | InotifyBit.UNMOUNT)
 #: Nodes that are verified in one turn of the event loop, each by some system calls.
 _SLICE = 64
 #: Why an event is left out, for the log.
@@ -102,7 +106,7 @@ class EventStream:
         self._wire = {}
         for event, bit in KERNEL_BITS.items():
             self._wire[int(bit)] = event
-            self._wire[int(bit | In.ISDIR)] = event | Event.ISDIR
+            self._wire[int(bit | InotifyBit.ISDIR)] = event | Event.ISDIR
 
     def trace_to(self, trace: EventTrace) -> None:
         """Log each event from now on, and why one is left out."""
@@ -344,4 +348,4 @@ class EventStream:
 
 def _names(mask: int) -> str:
     """Return the names of inotify's bits in a mask."""
-    return "|".join(str(bit.name) for bit in In if int(bit) & mask)
+    return "|".join(str(bit.name) for bit in InotifyBit if int(bit) & mask)

@@ -26,7 +26,7 @@ from farwatchd.linux.fanotify import (
     FanEvent,
     Fanotify,
 )
-from farwatchd.linux.inotify import In
+from farwatchd.linux.inotify import InotifyBit
 from farwatchd.linux.syscalls import file_system_type
 from farwatchd.watch.backend_base import TreeBackend, proc_path
 from farwatchd.watch.entry_history import EntryHistory
@@ -43,33 +43,36 @@ _MAX_CHUNKS = 16
 _ORDER = tuple(
     int(bit)
     for bit in (
-        In.CREATE,
-        In.OPEN,
-        In.OPEN_EXEC,
-        In.ACCESS,
-        In.MODIFY,
-        In.ATTRIB,
-        In.CLOSE_WRITE,
-        In.CLOSE_NOWRITE,
-        In.MOVE_SELF,
-        In.DELETE,
-        In.DELETE_SELF,
+        InotifyBit.CREATE,
+        InotifyBit.OPEN,
+        InotifyBit.OPEN_EXEC,
+        InotifyBit.ACCESS,
+        InotifyBit.MODIFY,
+        InotifyBit.ATTRIB,
+        InotifyBit.CLOSE_WRITE,
+        InotifyBit.CLOSE_NOWRITE,
+        InotifyBit.MOVE_SELF,
+        InotifyBit.DELETE,
+        InotifyBit.DELETE_SELF,
     )
 )
-_BOTH_ENDS = int(In.CREATE | In.DELETE)
-_ORDER_RELINKED = (int(In.DELETE), *(bit for bit in _ORDER if bit != int(In.DELETE)))
-_MOVES = int(In.MOVED_FROM | In.MOVED_TO)
-_DIRENT = int(In.CREATE | In.DELETE) | _MOVES
+_BOTH_ENDS = int(InotifyBit.CREATE | InotifyBit.DELETE)
+_ORDER_RELINKED = (
+    int(InotifyBit.DELETE),
+    *(bit for bit in _ORDER if bit != int(InotifyBit.DELETE)),
+)
+_MOVES = int(InotifyBit.MOVED_FROM | InotifyBit.MOVED_TO)
+_DIRENT = int(InotifyBit.CREATE | InotifyBit.DELETE) | _MOVES
 _ENTRY = _DIRENT | int(Fan.RENAME)
-_SELF_ONLY = int(In.MOVE_SELF | In.DELETE_SELF)
-_ISDIR = int(In.ISDIR)
-_OWN_REMOVAL = int(In.ATTRIB | In.DELETE_SELF)
-_CHILD_REMOVAL = int(In.DELETE | In.MOVED_TO)
-_DIRECTORY = int(In.MOVE_SELF) | int(Fan.ONDIR)
+_SELF_ONLY = int(InotifyBit.MOVE_SELF | InotifyBit.DELETE_SELF)
+_ISDIR = int(InotifyBit.ISDIR)
+_OWN_REMOVAL = int(InotifyBit.ATTRIB | InotifyBit.DELETE_SELF)
+_CHILD_REMOVAL = int(InotifyBit.DELETE | InotifyBit.MOVED_TO)
+_DIRECTORY = int(InotifyBit.MOVE_SELF) | int(Fan.ONDIR)
 _ON_CHILD = int(Event.ON_CHILD)
 #: The mark id of an inode without a mark.
 _UNMARKED = 0
-_OVERFLOW = MarkEvent(-1, int(In.Q_OVERFLOW))
+_OVERFLOW = MarkEvent(-1, int(InotifyBit.Q_OVERFLOW))
 
 #: BTRFS_SUPER_MAGIC. A group has marks of one btrfs subvolume only. On btrfs this many subvolumes
 #: can be watched besides the root's: only at its start may the daemon open groups.
@@ -332,7 +335,7 @@ class FanotifyBackend(TreeBackend):
 
     def _single(self, event: FanEvent, before: FanEvent | None) -> Iterator[MarkEvent]:
         mask = event.mask
-        if mask & In.Q_OVERFLOW:
+        if mask & InotifyBit.Q_OVERFLOW:
             self._history.clear()
             yield _OVERFLOW
             return
@@ -392,9 +395,9 @@ class FanotifyBackend(TreeBackend):
         if source and target:
             yield MarkEvent(source, _MOVES | isdir, old, own, target, new)
         elif source:
-            yield MarkEvent(source, int(In.MOVED_FROM) | isdir, old, own)
+            yield MarkEvent(source, int(InotifyBit.MOVED_FROM) | isdir, old, own)
         elif target:
-            yield MarkEvent(target, int(In.MOVED_TO) | isdir, new, own)
+            yield MarkEvent(target, int(InotifyBit.MOVED_TO) | isdir, new, own)
 
     def _entry(self, identity: bytes) -> tuple[int, bytes]:
         """Return the mark id of a directory's parent, and the directory's name there.

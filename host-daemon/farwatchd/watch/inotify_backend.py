@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from farwatchd.inode_store.store import InodeStore
-from farwatchd.linux.inotify import In, Inotify, InotifyEvent
+from farwatchd.linux.inotify import Inotify, InotifyBit, InotifyEvent
 from farwatchd.watch.backend_base import TreeBackend, proc_path
 from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
 from farwatchd.watch.rename_joiner import RenameJoiner
@@ -17,9 +17,9 @@ from farwatchd.wire.fsnotify import Event
 
 _CHUNK = 65536
 _MAX_CHUNKS = 16
-_OWN_REMOVAL = int(In.ATTRIB | In.DELETE_SELF)
-_CHILD_REMOVAL = int(In.DELETE | In.MOVED_TO)
-_DIRECTORY = int(In.MOVE_SELF | In.ONLYDIR)
+_OWN_REMOVAL = int(InotifyBit.ATTRIB | InotifyBit.DELETE_SELF)
+_CHILD_REMOVAL = int(InotifyBit.DELETE | InotifyBit.MOVED_TO)
+_DIRECTORY = int(InotifyBit.MOVE_SELF | InotifyBit.ONLYDIR)
 
 
 class InotifyBackend(TreeBackend):

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from farwatchd.linux.inotify import In
+from farwatchd.linux.inotify import InotifyBit
 from farwatchd.watch.event_stream import MarkEvent
 
-_MOVED_FROM, _MOVED_TO = int(In.MOVED_FROM), int(In.MOVED_TO)
-_DIRENT = int(In.CREATE | In.DELETE) | _MOVED_FROM | _MOVED_TO
+_MOVED_FROM, _MOVED_TO = int(InotifyBit.MOVED_FROM), int(InotifyBit.MOVED_TO)
+_DIRENT = int(InotifyBit.CREATE | InotifyBit.DELETE) | _MOVED_FROM | _MOVED_TO
 
 
 @dataclass(slots=True)

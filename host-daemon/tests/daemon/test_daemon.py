@@ -24,7 +24,7 @@ from farwatchd.wire.fsnotify import (
 )
 from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.virtio_fs import VirtioFsFeature
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.frontend import FrontEnd
 from tests.support.sandboxes import SANDBOXES
@@ -41,9 +41,9 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonPro
 
 
 @pytest.fixture
-def guest(daemon: DaemonProcess) -> Iterator[Guest]:
+def guest(daemon: DaemonProcess) -> Iterator[MountedGuest]:
     """Yield a guest with the notification queue that has mounted the share."""
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     yield guest
     guest.leave()
 
@@ -54,7 +54,7 @@ def shared(tmp_path: Path) -> Path:
     return tmp_path / "shared"
 
 
-def test_files_of_each_side_are_seen_by_the_other(guest: Guest, shared: Path) -> None:
+def test_files_of_each_side_are_seen_by_the_other(guest: MountedGuest, shared: Path) -> None:
     nodeid, fh = guest.create(ROOT, b"from guest")
     data = os.urandom(300_000)
     assert guest.write(nodeid, fh, 5, data) == len(data)
@@ -77,7 +77,7 @@ def test_files_of_each_side_are_seen_by_the_other(guest: Guest, shared: Path) ->
     guest.release(entry.nodeid, opened.fh)
 
 
-def test_directory_is_listed_whole_with_nodeids(guest: Guest, shared: Path) -> None:
+def test_directory_is_listed_whole_with_nodeids(guest: MountedGuest, shared: Path) -> None:
     for number in range(300):
         (shared / f"file {number}").touch()
     expected = {os.fsencode(name) for name in os.listdir(shared)} | {b".", b".."}  # noqa: PTH208
@@ -87,7 +87,7 @@ def test_directory_is_listed_whole_with_nodeids(guest: Guest, shared: Path) -> N
     assert nodeids[b"file 7"] == guest.lookup(ROOT, b"file 7").nodeid
 
 
-def test_xattrs_and_symlinks_work_where_proc_has_no_name(guest: Guest, shared: Path) -> None:
+def test_xattrs_and_symlinks_work_where_proc_has_no_name(guest: MountedGuest, shared: Path) -> None:
     nodeid, fh = guest.create(ROOT, b"file")
     value = b"value"
     payload = wire.setxattr_in.pack(size=len(value)) + b"user.key\0" + value
@@ -104,7 +104,7 @@ def test_xattrs_and_symlinks_work_where_proc_has_no_name(guest: Guest, shared: P
     guest.release(nodeid, fh)
 
 
-def test_paths_outside_the_share_are_unreachable(guest: Guest, shared: Path) -> None:
+def test_paths_outside_the_share_are_unreachable(guest: MountedGuest, shared: Path) -> None:
     outside = shared.parent / "outside"
     outside.mkdir()
     (outside / "secret").write_text("secret")
@@ -130,7 +130,7 @@ def test_paths_outside_the_share_are_unreachable(guest: Guest, shared: Path) -> 
     assert (outside / "secret").read_text() == "secret"
 
 
-def test_host_events_arrive_in_order(guest: Guest, shared: Path) -> None:
+def test_host_events_arrive_in_order(guest: MountedGuest, shared: Path) -> None:
     assert guest.flags & FUSE_HAS_FSNOTIFY
     assert guest.init.fsnotify_mask & Event.CREATE
     wanted = Event.CREATE | Event.DELETE | Event.MODIFY | Event.ON_CHILD
@@ -145,7 +145,7 @@ def test_host_events_arrive_in_order(guest: Guest, shared: Path) -> None:
     ]
 
 
-def test_watch_of_a_file_ends_with_its_last_name(guest: Guest, shared: Path) -> None:
+def test_watch_of_a_file_ends_with_its_last_name(guest: MountedGuest, shared: Path) -> None:
     (shared / "file").touch()
     entry = guest.lookup(ROOT, b"file")
     guest.watch(entry.nodeid, Event.ATTRIB | Event.DELETE_SELF)
@@ -165,7 +165,7 @@ def test_own_operations_are_reported_unless_others_only_is_negotiated(
     shared = tmp_path / "shared"
     shared.mkdir()
     with running(tmp_path / "socket", shared, f"--fsnotify={mode}") as daemon:
-        guest = Guest(daemon, extra_flags=offered)
+        guest = MountedGuest(daemon, extra_flags=offered)
         others_only = bool(offered) and mode != "remote"
         assert bool(guest.flags & FUSE_FSNOTIFY_OTHERS_ONLY) == others_only
         guest.watch(ROOT, Event.CREATE)
@@ -176,7 +176,7 @@ def test_own_operations_are_reported_unless_others_only_is_negotiated(
         guest.leave()
 
 
-def test_thousand_files_lose_no_event_with_few_buffers(guest: Guest, shared: Path) -> None:
+def test_thousand_files_lose_no_event_with_few_buffers(guest: MountedGuest, shared: Path) -> None:
     guest.watch(ROOT, Event.CREATE)
     names = [f"file {number}".encode() for number in range(1000)]
     for name in names:
@@ -192,7 +192,7 @@ def test_guest_that_mounts_again_finds_all_and_no_descriptor_is_left_open(
         (shared / name).touch()
     counts = []
     for _ in range(3):
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         assert len(guest.names(ROOT, plus=True)) == 53
         guest.create(ROOT, b"open")
         guest.watch(ROOT, Event.CREATE)
@@ -204,7 +204,7 @@ def test_guest_that_mounts_again_finds_all_and_no_descriptor_is_left_open(
     assert len(set(counts)) == 1, counts
 
 
-def test_rebooted_guest_starts_with_nothing(guest: Guest, shared: Path) -> None:
+def test_rebooted_guest_starts_with_nothing(guest: MountedGuest, shared: Path) -> None:
     (shared / "file").touch()
     nodeid = guest.lookup(ROOT, b"file").nodeid
     guest.front_end.reboot()
@@ -221,7 +221,7 @@ def test_rebooted_guest_starts_with_nothing(guest: Guest, shared: Path) -> None:
 
 @pytest.mark.root
 def test_descriptors_of_forgotten_inodes_are_closed(
-    daemon: DaemonProcess, guest: Guest, shared: Path
+    daemon: DaemonProcess, guest: MountedGuest, shared: Path
 ) -> None:
     before = daemon.descriptors()
     for number in range(100):
@@ -242,7 +242,7 @@ def test_descriptors_of_forgotten_inodes_are_closed(
 def test_vmm_without_a_notification_queue_has_a_share_without_events(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with running(tmp_path / "socket", tmp_path) as daemon:
-        guest = Guest(daemon, notification=False)
+        guest = MountedGuest(daemon, notification=False)
         assert guest.lookup(ROOT, b"file").attr_size == 4
         assert b"file" in guest.names(ROOT, plus=True)
         guest.leave()
@@ -250,7 +250,7 @@ def test_vmm_without_a_notification_queue_has_a_share_without_events(tmp_path: P
 
 def test_switched_off_events_are_not_offered(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--fsnotify=off") as daemon:
-        guest = Guest(daemon, notification=False)
+        guest = MountedGuest(daemon, notification=False)
         assert not guest.front_end.offered & VirtioFsFeature.NOTIFICATION
         assert not guest.flags & FUSE_HAS_FSNOTIFY
         assert guest.init.fsnotify_mask == 0
@@ -272,7 +272,7 @@ def test_watch_beyond_max_watches_is_enospc(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).touch()
     with running(tmp_path / "socket", tmp_path, "--max-watches=2") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         nodeids = [guest.lookup(ROOT, name).nodeid for name in (b"a", b"b", b"c")]
         payload = fsnotify_in.pack(mask=int(Event.MODIFY))
         for nodeid in nodeids[:2]:
@@ -286,7 +286,7 @@ def test_watch_beyond_max_watches_is_enospc(tmp_path: Path) -> None:
 def test_read_only_share_refuses_changes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with running(tmp_path / "socket", tmp_path, "--readonly") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         nodeid = guest.lookup(ROOT, b"file").nodeid
         open_out = wire.open_out.size
         assert (
@@ -307,7 +307,7 @@ def test_single_file_is_shared_in_a_directory_of_its_own(tmp_path: Path) -> None
     (tmp_path / "other").write_text("not shared")
     (tmp_path / "file").write_text("text")
     with running(tmp_path / "socket", tmp_path / "file") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         assert set(guest.names(ROOT)) == {b".", b"..", b"file"}
         entry = guest.lookup(ROOT, b"file")
         assert (entry.attr_size, entry.attr_ino) == (4, (tmp_path / "file").stat().st_ino)

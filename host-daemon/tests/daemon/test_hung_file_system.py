@@ -15,7 +15,7 @@ import pytest
 from farwatchd.virtio_fs.device import DRAIN_LIMIT
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.driver import Piece
 from tests.support.frontend import IN_HEADER, OUT_HEADER
@@ -68,7 +68,7 @@ def daemon(tmp_path: Path, hung: HungFileSystem) -> Iterator[DaemonProcess]:
         yield process
 
 
-def sync_hung_directory(daemon: DaemonProcess, guest: Guest, hung: HungFileSystem) -> Piece:
+def sync_hung_directory(daemon: DaemonProcess, guest: MountedGuest, hung: HungFileSystem) -> Piece:
     """Send an FSYNCDIR that does not end; return where its reply will be.
 
     Of a directory: the kernel itself waits for a FUSE server when a regular file is closed, also
@@ -107,7 +107,7 @@ def _waits_for_fuse(pid: int) -> bool:
 def test_sigterm_ends_the_daemon_though_a_request_hangs(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     sync_hung_directory(daemon, guest, hung)
     assert daemon.end() == 0
     assert "ended by force" in daemon.log or "the host still works" in daemon.log
@@ -118,7 +118,7 @@ def test_sigterm_ends_the_daemon_though_a_request_hangs(
 def test_rings_stop_though_a_request_hangs_and_it_is_completed_later(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     reply = sync_hung_directory(daemon, guest, hung)
     front_end = guest.front_end
     index = front_end.channels.index(front_end.requests())
@@ -138,9 +138,9 @@ def test_rings_stop_though_a_request_hangs_and_it_is_completed_later(
 def test_next_front_end_is_served_though_a_request_of_the_last_one_hangs(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     sync_hung_directory(daemon, guest, hung)
     guest.leave()
-    following = Guest(daemon)
+    following = MountedGuest(daemon)
     assert b"mounted" in following.names(ROOT)
     following.leave()

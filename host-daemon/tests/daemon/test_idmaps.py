@@ -18,7 +18,7 @@ import pytest
 from farwatchd.sandbox.idmaps import IdRange, parse_range
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import COMMAND, TIMEOUT, error_line, running, status
 
 FIRST = 100_000
@@ -43,7 +43,7 @@ def shared(place: Path) -> Path:
     return shared
 
 
-def mkdir(guest: Guest, name: bytes, uid: int, gid: int) -> int:
+def mkdir(guest: MountedGuest, name: bytes, uid: int, gid: int) -> int:
     """Return the errno of making a directory, 0 if it succeeds."""
     payload = fuse.mkdir_in.pack(mode=0o755) + name + b"\0"
     return guest.front_end.request(
@@ -57,7 +57,7 @@ def test_new_files_have_ids_of_the_range_and_the_guest_sees_its_own_ids(
     place: Path, shared: Path, options: tuple[str, ...]
 ) -> None:
     with running(place / "socket", shared, *MAPS, *options) as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         assert [
             mkdir(guest, name, uid, gid) for name, uid, gid in ((b"root", 0, 0), (b"user", 7, 9))
         ] == [0, 0]
@@ -87,7 +87,7 @@ def test_daemon_in_a_user_namespace_has_no_rights_outside(place: Path, shared: P
         assert kept["Groups"] == ""
         (place / "secret").write_text("root's")
         (place / "secret").chmod(0o600)
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         (shared / "secret").hardlink_to(place / "secret")
         node = guest.lookup(ROOT, b"secret").nodeid
         assert (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.log_limit import BURST, INTERVAL, RepetitionLimit
-from tests.support.daemon_guest import Guest
+from tests.support.daemon_guest import MountedGuest
 from tests.support.daemon_process import running
 
 
@@ -78,7 +78,7 @@ def test_other_messages_and_debug_messages_pass(logged: Lines) -> None:
 def test_guest_that_repeats_init_does_not_fill_the_log(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     with running(tmp_path / "socket", tmp_path / "shared") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         for _ in range(10 * BURST):
             guest.mount()
         guest.leave()

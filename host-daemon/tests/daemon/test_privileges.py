@@ -18,7 +18,7 @@ import pytest
 from farwatchd.linux.capabilities import Capability
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, parse_changes
 from farwatchd.wire.fuse import Opcode, create_in, entry_out, open_out
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import (
     AS_USER,
     TIMEOUT,
@@ -93,7 +93,7 @@ def test_modcaps_adds_and_drops_capabilities(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_new_files_belong_to_the_daemon_when_it_may_not_change_ids(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--modcaps=-setuid") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         payload = create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=0o100644) + b"file\0"
         error, _ = guest.front_end.request(
             Opcode.CREATE, ROOT, payload, entry_out.size + open_out.size, uid=1000, gid=1000
@@ -173,7 +173,7 @@ def test_ordinary_user_s_daemon_serves_and_owns_what_the_guest_makes(
     if os.geteuid() == 0:
         # Root owns what a process shows that dumps no core.
         assert Path(f"/proc/{daemon.pid}/environ").stat().st_uid == 0
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     nodeid, fh = guest.create(ROOT, b"file")
     assert guest.write(nodeid, fh, 0, b"text") == 4
     made = theirs / "shared" / "file"

@@ -17,7 +17,7 @@ from farwatchd.wire import fuse as wire
 from farwatchd.wire import vhost_user as vu
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import Opcode
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_handler import DaemonHandler
 from tests.support.daemon_process import running
 from tests.support.fuse_client import Client
@@ -38,7 +38,7 @@ def shared(tmp_path: Path) -> Path:
 def client_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Client]:
     """Yield a client of a daemon in which it uses nothing yet."""
     with running(tmp_path / "socket", shared, *options) as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         client = Client(DaemonHandler(guest))
         client.agreed = guest.init
         yield client
@@ -156,7 +156,7 @@ def test_guest_without_descriptors_keeps_its_connection(
     """The front-end's messages that bring a descriptor, and another connection, still work."""
     options = ("--rlimit-nofile=64", f"--inode-file-handles={handles}")
     with running(tmp_path / "socket", shared, *options) as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         client = Client(DaemonHandler(guest))
         client.agreed = guest.init
         node = client.lookup(ROOT, b"7").nodeid

@@ -15,7 +15,7 @@ import pytest
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import Opcode, SetattrValid
-from tests.support.daemon_guest import Guest
+from tests.support.daemon_guest import MountedGuest
 from tests.support.daemon_handler import DaemonHandler
 from tests.support.daemon_process import running
 from tests.support.fuse_client import ROOT, Client
@@ -39,7 +39,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
     with running(
         tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", *options
     ) as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         client = Client(DaemonHandler(guest))
         client.agreed = guest.init
         yield client

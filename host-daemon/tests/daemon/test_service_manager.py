@@ -14,12 +14,12 @@ import pytest
 from farwatchd.service_manager import ServiceManager
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fuse import Opcode
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import COMMAND, TIMEOUT, DaemonProcess, running
 from tests.support.sandboxes import SANDBOXES
 
 
-class Manager:
+class ManagerSocket:
     """A service manager: the socket of the environment's NOTIFY_SOCKET."""
 
     def __init__(self, path: Path, abstract: bool = False) -> None:
@@ -42,7 +42,9 @@ class Manager:
         self._sock.close()
 
 
-def start(manager: Manager, tmp_path: Path, *options: str, **environment: str) -> DaemonProcess:
+def start(
+    manager: ManagerSocket, tmp_path: Path, *options: str, **environment: str
+) -> DaemonProcess:
     (tmp_path / "shared").mkdir(exist_ok=True)
     where = [f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}/shared"]
     return DaemonProcess(
@@ -57,7 +59,7 @@ def start(manager: Manager, tmp_path: Path, *options: str, **environment: str) -
 def test_process_that_was_started_reports_start_vmm_and_end(
     sandbox: str, abstract: bool, tmp_path: Path
 ) -> None:
-    manager = Manager(tmp_path / "notify", abstract)
+    manager = ManagerSocket(tmp_path / "notify", abstract)
     daemon = start(manager, tmp_path, f"--sandbox={sandbox}")
     try:
         first = manager.receive()
@@ -76,7 +78,7 @@ def test_process_that_was_started_reports_start_vmm_and_end(
 
 @pytest.mark.parametrize("sandbox", ["none", "namespace"])
 def test_watchdog_is_fed_while_the_loop_turns(sandbox: str, tmp_path: Path) -> None:
-    manager = Manager(tmp_path / "notify")
+    manager = ManagerSocket(tmp_path / "notify")
     daemon = start(manager, tmp_path, f"--sandbox={sandbox}", WATCHDOG_USEC="200000")
     try:
         assert manager.receive()[0] == "READY=1"
@@ -97,7 +99,7 @@ def test_watchdog_of_another_process_is_left_alone() -> None:
 
 
 def test_missing_manager_is_one_warning(tmp_path: Path) -> None:
-    manager = Manager(tmp_path / "notify")
+    manager = ManagerSocket(tmp_path / "notify")
     manager.name = str(tmp_path / "gone")
     daemon = start(manager, tmp_path)
     daemon.wait_for("listening on")
@@ -159,7 +161,7 @@ def test_name_of_the_share_cannot_forge_log_lines(tmp_path: Path) -> None:
 def test_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     with running(tmp_path / "socket", tmp_path / "shared", "--log-level=debug") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         # Each is a line in the log; together more than a pipe holds.
         for _ in range(2000):
             assert guest.fails(Opcode.LOOKUP, ROOT, b"..\0", wire.entry_out.size)

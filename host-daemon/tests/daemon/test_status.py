@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.metrics import BOUNDS_NS, SAMPLED, Durations, RequestMetrics
-from farwatchd.status import Gauge, Status
+from farwatchd.status import DaemonStatus, Gauge
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import Opcode
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
 from tests.support.sandboxes import SANDBOXES
 
@@ -69,7 +69,7 @@ def metrics(text: str) -> dict[str, float]:
 
 
 def test_metrics_count_what_a_guest_does(daemon: DaemonProcess, tmp_path: Path) -> None:
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     before = metrics(ask(tmp_path / "metrics"))
     (tmp_path / "shared" / "file").touch()
     guest.watch(ROOT, Event.CREATE)
@@ -130,7 +130,7 @@ def test_client_that_sends_nothing_or_leaves_does_not_stop_the_others(
 
 
 def test_signal_logs_the_status_in_two_lines(daemon: DaemonProcess) -> None:
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     assert guest.fails(Opcode.LOOKUP, ROOT, b"..\0", wire.entry_out.size)
     for _ in range(2):
         daemon.process.send_signal(signal.SIGUSR1)
@@ -154,7 +154,9 @@ def test_label_values_are_escaped_and_histograms_add_up() -> None:
     reads = requests.durations.setdefault(Opcode.READ, Durations())
     for ns in (1, 999, 1_000, 1_001, 10**12):
         reads.add(ns)
-    status = Status('a"b\\c\nd', None, requests, Durations(), (Gauge("inodes", "x", lambda: 3),))
+    status = DaemonStatus(
+        'a"b\\c\nd', None, requests, Durations(), (Gauge("inodes", "x", lambda: 3),)
+    )
     os.chdir("/proc/self/fd")
     text = status.text()
     assert 'farwatchd_info{share="a\\"b\\\\c\\nd",tag=""} 1' in text.splitlines()

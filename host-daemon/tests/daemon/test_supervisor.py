@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.daemon_guest import Guest
+from tests.support.daemon_guest import MountedGuest
 from tests.support.daemon_process import DaemonProcess, children, running, status, wait_until
 
 
@@ -53,7 +53,7 @@ def default_hangup() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_daemon_ends_with_its_supervisor(number: signal.Signals, tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path) as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         serving = daemon.pid
         daemon.process.send_signal(number)
         assert daemon.process.wait(10) == -number

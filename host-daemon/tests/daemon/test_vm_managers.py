@@ -22,7 +22,7 @@ IDS = "--uid-map=:0:0:1: --uid-map=:1:100000:65536: --gid-map=:0:0:1: --gid-map=
 
 
 @dataclass(frozen=True)
-class Manager:
+class VmManager:
     """How a manager starts the daemon: SOCKET, SHARE and FD stand for what it passes."""
 
     words: str
@@ -35,68 +35,68 @@ class Manager:
 
 
 MANAGERS = {
-    "libvirt": Manager(
+    "libvirt": VmManager(
         "--fd=FD --shared-dir SHARE --cache always --sandbox namespace --xattr"
         " --thread-pool-size=4 --rlimit-nofile=4096",
         end=signal.SIGTERM,
     ),
-    "libvirt, older daemon": Manager(
+    "libvirt, older daemon": VmManager(
         "--fd=FD -o source=SHARE,cache=none,sandbox=chroot,no_xattr,no_flock,no_posix_lock -d",
         end=signal.SIGTERM,
     ),
-    "libvirt, session": Manager(f"--fd=FD --shared-dir SHARE {IDS}", end=signal.SIGTERM),
-    "Incus": Manager("--fd=FD --cache=metadata --shared-dir=SHARE --posix-acl=auto"),
-    "Incus, ids": Manager(
+    "libvirt, session": VmManager(f"--fd=FD --shared-dir SHARE {IDS}", end=signal.SIGTERM),
+    "Incus": VmManager("--fd=FD --cache=metadata --shared-dir=SHARE --posix-acl=auto"),
+    "Incus, ids": VmManager(
         "--fd=FD --cache=never --shared-dir=SHARE --translate-uid=map:0:1000000:65536"
         " --translate-uid=forbid-guest:65536:4294901759 --translate-gid=map:0:1000000:65536"
         " --translate-gid=forbid-guest:4294967295:0"
     ),
-    "Kata, Go": Manager(
+    "Kata, Go": VmManager(
         "--syslog --cache=auto --shared-dir=SHARE --fd=FD --inode-file-handles=prefer"
         " --thread-pool-size=1 --announce-submounts",
         end=signal.SIGKILL,
     ),
-    "Kata, Rust": Manager(
+    "Kata, Rust": VmManager(
         "--socket-path SOCKET --shared-dir SHARE --cache auto --thread-pool-size=1"
         " -o announce_submounts --xattr",
         end=signal.SIGKILL,
     ),
-    "Lima": Manager("--socket-path SOCKET --shared-dir SHARE", end=signal.SIGTERM),
-    "Podman machine": Manager(
+    "Lima": VmManager("--socket-path SOCKET --shared-dir SHARE", end=signal.SIGTERM),
+    "Podman machine": VmManager(
         "--sandbox none --socket-path SOCKET --shared-dir . --seccomp=none",
         closed=(0, 1),
         in_share=True,
         environment={"RUST_LOG": "ERROR"},
     ),
-    "Proxmox": Manager(
+    "Proxmox": VmManager(
         "--fd=FD --shared-dir=SHARE --xattr --posix-acl --announce-submounts --allow-direct-io"
         " --cache=auto --syslog"
     ),
-    "KubeVirt": Manager(
+    "KubeVirt": VmManager(
         "--socket-path=SOCKET --shared-dir=SHARE --sandbox=none --cache=auto"
         " --migration-on-error=guest-error --migration-mode=find-paths"
         " --translate-uid=host:107:0:1"
     ),
-    "systemd-vmspawn": Manager(
+    "systemd-vmspawn": VmManager(
         "--shared-dir SHARE --xattr --fd FD --no-announce-submounts --log-level=error"
         " --modcaps=-mknod",
         closed=(0,),
         end=signal.SIGTERM,
     ),
-    "virtme-ng": Manager(
+    "virtme-ng": VmManager(
         "--syslog --no-announce-submounts --posix-acl --readonly --socket-path SOCKET"
         " --shared-dir SHARE --sandbox none --cache auto",
         end=signal.SIGTERM,
     ),
-    "bcvk": Manager(
+    "bcvk": VmManager(
         "--socket-path SOCKET --shared-dir SHARE --cache=never --allow-mmap --sandbox=none"
         " --readonly --inode-file-handles=fallback"
     ),
-    "microvm.nix": Manager(
+    "microvm.nix": VmManager(
         "--socket-path=SOCKET --socket-group=GROUP --shared-dir=SHARE --rlimit-nofile 4096"
         " --thread-pool-size 2 --posix-acl --xattr --cache=auto --inode-file-handles=prefer"
     ),
-    "cloud-hypervisor": Manager(
+    "cloud-hypervisor": VmManager(
         "--socket-path=SOCKET --shared-dir=SHARE --cache=never --thread-pool-size=2"
     ),
 }
@@ -107,12 +107,12 @@ ROOT = {"libvirt, older daemon", "libvirt, session"}
 @pytest.fixture(
     params=[pytest.param(name, marks=pytest.mark.root if name in ROOT else ()) for name in MANAGERS]
 )
-def manager(request: pytest.FixtureRequest) -> Manager:
+def manager(request: pytest.FixtureRequest) -> VmManager:
     return MANAGERS[request.param]
 
 
 @pytest.fixture
-def started(manager: Manager, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(manager: VmManager, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start the daemon, with a log that nobody reads."""
     # A mapped user must be able to reach the share.
     for path in (tmp_path, *tmp_path.parents):
@@ -147,7 +147,7 @@ def started(manager: Manager, tmp_path: Path) -> Iterator[subprocess.Popen[bytes
 
 
 def test_daemon_serves_and_ends_as_the_manager_expects(
-    manager: Manager, started: subprocess.Popen[bytes], tmp_path: Path
+    manager: VmManager, started: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     path = tmp_path / "socket"
     wait_until(lambda: path.exists() or started.poll() is not None, "the socket")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fuse import Opcode, SetattrValid
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
 from tests.support.sandboxes import SANDBOXES
 
@@ -56,11 +56,11 @@ def shared(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=SANDBOXES)
-def guest(request: pytest.FixtureRequest, tmp_path: Path, shared: Path) -> Iterator[Guest]:
+def guest(request: pytest.FixtureRequest, tmp_path: Path, shared: Path) -> Iterator[MountedGuest]:
     """Yield a guest of a daemon in each sandbox; nothing outside the share may change."""
     before = (tmp_path / "secret").stat()
     with running(tmp_path / "socket", shared, f"--sandbox={request.param}", "--xattr") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         yield guest
         guest.leave()
     assert (tmp_path / "secret").read_text() == SECRET
@@ -101,7 +101,7 @@ def named_requests(name: bytes, file: int) -> list[tuple[int, int, bytes, int]]:
     ]
 
 
-def test_names_that_point_elsewhere_are_refused(guest: Guest, shared: Path) -> None:
+def test_names_that_point_elsewhere_are_refused(guest: MountedGuest, shared: Path) -> None:
     before = sorted(shared.rglob("*"))
     file = guest.lookup(ROOT, b"file").nodeid
     for name in NAMES:
@@ -114,7 +114,9 @@ def test_names_that_point_elsewhere_are_refused(guest: Guest, shared: Path) -> N
 
 
 @pytest.mark.parametrize("name", [b"to-secret", b"to-absolute", b"out", b"to-root", b"self"])
-def test_links_are_never_followed_on_the_host(name: bytes, guest: Guest, tmp_path: Path) -> None:
+def test_links_are_never_followed_on_the_host(
+    name: bytes, guest: MountedGuest, tmp_path: Path
+) -> None:
     entry = guest.lookup(ROOT, name)
     assert stat.S_ISLNK(entry.attr_mode)
     node = entry.nodeid
@@ -142,7 +144,7 @@ def test_links_are_never_followed_on_the_host(name: bytes, guest: Guest, tmp_pat
     )
 
 
-def test_unknown_nodeids_and_handles_are_refused(guest: Guest) -> None:
+def test_unknown_nodeids_and_handles_are_refused(guest: MountedGuest) -> None:
     for nodeid in (0, 2, 3, 1 << 32, (1 << 64) - 1):
         assert guest.fails(Opcode.LOOKUP, nodeid, b"file\0", ENTRY) in (errno.ESTALE, errno.ENOENT)
         assert guest.fails(Opcode.OPEN, nodeid, wire.open_in.pack(), 64) in (
@@ -156,14 +158,14 @@ def test_unknown_nodeids_and_handles_are_refused(guest: Guest) -> None:
         )
 
 
-def test_listing_shows_no_inode_above_the_share(guest: Guest, tmp_path: Path) -> None:
+def test_listing_shows_no_inode_above_the_share(guest: MountedGuest, tmp_path: Path) -> None:
     outside = tmp_path.stat().st_ino
     assert guest.names(ROOT, plus=True)[b".."] == 0
     assert guest.lookup(ROOT, b"dir").attr_ino != outside
 
 
 def test_parent_of_a_directory_moved_out_of_the_share_is_unreachable(
-    guest: Guest, tmp_path: Path, shared: Path
+    guest: MountedGuest, tmp_path: Path, shared: Path
 ) -> None:
     (shared / "dir" / "below").mkdir()
     node = guest.lookup(ROOT, b"dir").nodeid
@@ -201,7 +203,9 @@ class Swapper(threading.Thread):
         self.join(TIMEOUT)
 
 
-def test_renames_between_lookup_and_use_stay_in_the_share(guest: Guest, shared: Path) -> None:
+def test_renames_between_lookup_and_use_stay_in_the_share(
+    guest: MountedGuest, shared: Path
+) -> None:
     (shared / "swapped").mkdir()
     (shared / "swapped" / "secret").write_text("decoy")
     (shared / "link").symlink_to("..")
@@ -219,7 +223,7 @@ def test_renames_between_lookup_and_use_stay_in_the_share(guest: Guest, shared: 
     assert b"decoy" in seen and len(seen) > 1
 
 
-def _read_through(guest: Guest, directory: bytes, name: bytes) -> bytes | int:
+def _read_through(guest: MountedGuest, directory: bytes, name: bytes) -> bytes | int:
     """Return what the guest reads at a path, or the errno."""
     error, reply = guest.front_end.request(Opcode.LOOKUP, ROOT, directory + b"\0", ENTRY)
     if error:
@@ -259,7 +263,7 @@ def test_magic_links_are_links_like_any_other(sandbox: str, tmp_path: Path, shar
     ]
     daemon = ProcDaemon(tmp_path / "socket", options)
     daemon.wait_for("listening on")
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     node = ROOT
     for name in (b"proc", str(daemon.pid).encode()):
         node = guest.lookup(node, name).nodeid

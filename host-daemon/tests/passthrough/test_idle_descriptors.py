@@ -20,7 +20,7 @@ from farwatchd.inode_store import store
 from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
-from tests.support.daemon_guest import Guest
+from tests.support.daemon_guest import MountedGuest
 from tests.support.daemon_process import TIMEOUT, DaemonProcess, running
 from tests.support.passthrough_share import (
     DAEMON,
@@ -254,7 +254,7 @@ def test_daemon_closes_what_the_host_has_deleted(tmp_path: Path) -> None:
     shared.mkdir()
     (shared / "victim").write_text("data")
     with running(tmp_path / "socket", shared) as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         guest.lookup(ROOT, b"victim")
         (shared / "victim").unlink()
         deadline = time.monotonic() + TIMEOUT
@@ -269,7 +269,7 @@ def test_option_limits_the_descriptors_of_inodes(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     with running(tmp_path / "socket", shared, "--inode-descriptors=5") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         before = daemon.descriptors()
         for number in range(20):
             (shared / f"{number}").touch()

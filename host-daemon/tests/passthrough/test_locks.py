@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Lock
 from farwatchd.inode_store.descriptors import DescriptorBudget
-from farwatchd.linux.inotify import In, Inotify
+from farwatchd.linux.inotify import Inotify, InotifyBit
 from farwatchd.passthrough import lock_table
 from farwatchd.passthrough.lock_table import LockTable
 from hypothesis import given, settings
@@ -250,7 +250,10 @@ def test_lock_is_no_event(share: SharedDirectory, flags: int, kind: int) -> None
         share.fs.setlk(nodeid, fh, A, Lock(kind, 0, 9, 1))
         share.fs.unlock_owner(nodeid, A)
     # Those of the file that the test has opened, and none of a lock.
-    assert seen == [In.OPEN, In.CLOSE_WRITE if kind == READ else In.CLOSE_NOWRITE]
+    assert seen == [
+        InotifyBit.OPEN,
+        InotifyBit.CLOSE_WRITE if kind == READ else InotifyBit.CLOSE_NOWRITE,
+    ]
     assert open_descriptors() == before
     with held_on_host(path, WRITE):
         assert errno_of(share.fs.setlk, nodeid, fh, A, Lock(kind, 0, 9, 1)) == errno.EAGAIN

@@ -400,7 +400,7 @@ def test_what_another_process_has_put_in_its_place_stays(
             path.write_text("another's")
         raise OSError(errno.EOPNOTSUPP, "no labels here")
 
-    monkeypatch.setattr(share_module.Share, "set_security_xattrs", replace)
+    monkeypatch.setattr(share_module.ShareState, "set_security_xattrs", replace)
     for make in make_all(share.fs, UNFIT, b"new"):
         assert errno_of(make) == errno.EOPNOTSUPP
         (path,) = tmp_path.iterdir()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fuse import ATTR_SUBMOUNT, Opcode
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import DaemonProcess
 
 # The daemon gets a mount namespace, in which the tests mount.
@@ -43,7 +43,7 @@ def shared(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def guest_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Guest]:
+def guest_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[MountedGuest]:
     socket = tmp_path / "socket"
     words = [
         str(shared),
@@ -55,7 +55,7 @@ def guest_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[Guest]:
     ]
     daemon = MountedDaemon(socket, [*words, *options])
     daemon.wait_for("listening on")
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     yield guest
     guest.leave()
     assert daemon.end() == 0

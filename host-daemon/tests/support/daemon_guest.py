@@ -21,7 +21,7 @@ OFFERED = InitFlag((1 << 31) - 1) | InitFlag.CREATE_SUPP_GROUP | FUSE_HAS_FSNOTI
 BUFFERS = 8
 
 
-class Guest:
+class MountedGuest:
     """A guest that has mounted the share: FUSE operations by name."""
 
     def __init__(

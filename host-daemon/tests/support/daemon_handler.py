@@ -6,13 +6,13 @@ from __future__ import annotations
 from farwatchd.virtio_fs.interfaces import RequestHandler
 from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
-from tests.support.daemon_guest import Guest
+from tests.support.daemon_guest import MountedGuest
 
 
 class DaemonHandler(RequestHandler):
     """Hands requests to a daemon, as a session in this process would take them."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: MountedGuest) -> None:
         self._guest = guest
 
     def handle(self, chain: Chain) -> int:

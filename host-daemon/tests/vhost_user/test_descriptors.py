@@ -25,7 +25,7 @@ from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import ProtocolFeature
 from tests.support.connection_fixture import ConnectionFixture
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.frontend import FrontEnd, FrontEndTimeout
 from tests.support.handlers import CountingHandler
@@ -177,7 +177,7 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
         yield process
 
 
-def open_all(guest: Guest) -> list[tuple[int, int]]:
+def open_all(guest: MountedGuest) -> list[tuple[int, int]]:
     """Open files until the daemon has no descriptor left."""
     nodeid, fh = guest.create(ROOT, b"file")
     opened = [(nodeid, fh)]
@@ -192,7 +192,7 @@ def open_all(guest: Guest) -> list[tuple[int, int]]:
 
 
 def test_guest_that_opens_all_files_keeps_its_connection(daemon: DaemonProcess) -> None:
-    guest = Guest(daemon)
+    guest = MountedGuest(daemon)
     opened = open_all(guest)
     channel = guest.front_end.requests()
     for _ in range(3):

@@ -14,7 +14,7 @@ from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import INTERRUPT_DELAY_NS
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.wire.fuse import Opcode, attr_out, getattr_in
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import running
 from tests.support.device_fixture import AlwaysPoll, DeviceFixture, device_fixture, posted_echo
 from tests.support.driver import DriverQueue
@@ -259,7 +259,7 @@ def unkicked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: set[int], op
     try:
         with running(tmp_path / "socket", tmp_path, option) as daemon:
             os.sched_setaffinity(0, before)
-            guest = Guest(daemon)
+            guest = MountedGuest(daemon)
             monkeypatch.setattr(DriverQueue, "publish", counted)
             for _ in range(REQUESTS):
                 guest.ask(Opcode.GETATTR, ROOT, bytes(getattr_in.size), attr_out.size)

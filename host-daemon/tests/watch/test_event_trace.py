@@ -13,7 +13,7 @@ from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.event_trace import LINES_PER_SECOND, EventTrace
 from farwatchd.wire.fsnotify import FUSE_FSNOTIFY_OTHERS_ONLY, Event
-from tests.support.daemon_guest import ROOT, Guest
+from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import running
 from tests.support.watch_host import ALL, BACKENDS, Host
 
@@ -142,7 +142,7 @@ def test_lines_are_limited_each_second(caplog: pytest.LogCaptureFixture) -> None
 def test_daemon_logs_what_it_leaves_out(tmp_path: Path, share: Path) -> None:
     options = ("--trace-events", "--fsnotify=others", "--tag=t")
     with running(tmp_path / "socket", share, *options) as daemon:
-        guest = Guest(daemon, extra_flags=FUSE_FSNOTIFY_OTHERS_ONLY)
+        guest = MountedGuest(daemon, extra_flags=FUSE_FSNOTIFY_OTHERS_ONLY)
         guest.watch(ROOT, ALL)
         guest.create(ROOT, b"by the guest")
         (share / "by the host").touch()
@@ -160,7 +160,7 @@ def test_daemon_logs_what_it_leaves_out(tmp_path: Path, share: Path) -> None:
 @pytest.mark.root
 def test_daemon_without_the_option_logs_no_event(tmp_path: Path, share: Path) -> None:
     with running(tmp_path / "socket", share, "--tag=t") as daemon:
-        guest = Guest(daemon)
+        guest = MountedGuest(daemon)
         guest.watch(ROOT, ALL)
         (share / "f").touch()
         guest.events(1)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from farwatchd.linux.inotify import In, Inotify
+from farwatchd.linux.inotify import Inotify, InotifyBit
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.fanotify_backend import FanotifyBackend
@@ -61,9 +61,9 @@ class Native:
         events = []
         while raw_events := self._inotify.read(65536):
             for raw in raw_events:
-                if not raw.mask & In.IGNORED:
-                    name = repr(In(raw.mask & ~In.ISDIR)) + (
-                        "|ISDIR" if raw.mask & In.ISDIR else ""
+                if not raw.mask & InotifyBit.IGNORED:
+                    name = repr(InotifyBit(raw.mask & ~InotifyBit.ISDIR)) + (
+                        "|ISDIR" if raw.mask & InotifyBit.ISDIR else ""
                     )
                     events.append((self._paths[raw.wd], name, raw.cookie, raw.name))
         return events
@@ -131,11 +131,13 @@ class DaemonEvents:
             assert record.generation == 7
             path = self.paths[record.nodeid]
             isdir = "|ISDIR" if record.mask & Event.ISDIR and not record.mask & SELF else ""
-            mask = In(int(record.mask & ~(Event.ISDIR | Event.ON_CHILD)))
+            mask = InotifyBit(int(record.mask & ~(Event.ISDIR | Event.ON_CHILD)))
             if record.mask & Event.RENAME:
                 target = self.paths[record.newdir]
-                events.append((path, repr(In.MOVED_FROM) + isdir, self.cookie, record.name))
-                events.append((target, repr(In.MOVED_TO) + isdir, self.cookie, record.newname))
+                events.append((path, repr(InotifyBit.MOVED_FROM) + isdir, self.cookie, record.name))
+                events.append(
+                    (target, repr(InotifyBit.MOVED_TO) + isdir, self.cookie, record.newname)
+                )
             else:
                 events.append(
                     (path, repr(mask) + isdir, self.cookie if record.unpaired else 0, record.name)
@@ -169,7 +171,7 @@ Opener = Callable[[Callable[..., WatchBackend]], Callable[[int], WatchBackend]]
 
 
 @dataclass(frozen=True)
-class Script:
+class NativeScript:
     """``prepare`` runs before the watches are set, ``steps`` under them."""
 
     prepare: tuple[Step, ...] = ()
@@ -256,72 +258,72 @@ def fifo(name: str) -> Step:
 TREE = (mkdir("d"), mkdir("e"), write("d/f"), write("e/g"), mkdir("d/sub"), symlink("d/f", "link"))
 
 SCRIPTS = {
-    "create and write": Script((), (write("new"),)),
-    "read": Script(TREE, (read("d/f"),)),
-    "append": Script(TREE, (append("d/f"), append("d/f"))),
-    "truncate": Script(TREE, (truncate("d/f"),)),
-    "attributes": Script(
+    "create and write": NativeScript((), (write("new"),)),
+    "read": NativeScript(TREE, (read("d/f"),)),
+    "append": NativeScript(TREE, (append("d/f"), append("d/f"))),
+    "truncate": NativeScript(TREE, (truncate("d/f"),)),
+    "attributes": NativeScript(
         TREE, (chmod("d/f", 0o600), chmod("d", 0o700), chmod("d/sub", 0o700), setxattr("d/f"))
     ),
-    "attributes of a symlink itself": Script(TREE, (utime("link"),)),
-    "list directories": Script(TREE, (listing("d"), listing("d/sub"), listing("."))),
-    "make directories": Script(
+    "attributes of a symlink itself": NativeScript(TREE, (utime("link"),)),
+    "list directories": NativeScript(TREE, (listing("d"), listing("d/sub"), listing("."))),
+    "make directories": NativeScript(
         TREE, (mkdir("d/n"), mkdir("d/n/m"), write("d/n/m/f"), rmdir("d/sub"))
     ),
-    "unlink": Script(TREE, (unlink("d/f"),)),
-    "unlink after change of mode and data": Script(
+    "unlink": NativeScript(TREE, (unlink("d/f"),)),
+    "unlink after change of mode and data": NativeScript(
         TREE, (chmod("d/f", 0o600), append("d/f"), unlink("d/f"))
     ),
-    "unlink one of two names": Script(
+    "unlink one of two names": NativeScript(
         (*TREE, link("d/f", "e/h")), (unlink("d/f"), append("e/h"), unlink("e/h"))
     ),
-    "link": Script(TREE, (link("d/f", "e/h"), append("e/h"))),
-    "symlinks": Script(
+    "link": NativeScript(TREE, (link("d/f", "e/h"), append("e/h"))),
+    "symlinks": NativeScript(
         TREE, (symlink("x", "d/s"), rename("link", "d/l"), unlink("d/l"), unlink("d/s"))
     ),
-    "fifo": Script(
+    "fifo": NativeScript(
         (*TREE, fifo("d/p")),
         (chmod("d/p", 0o600), rename("d/p", "e/p"), unlink("e/p"), fifo("d/q")),
     ),
-    "rmdir": Script(TREE, (rmdir("d/sub"),)),
-    "rmdir and make again": Script(TREE, (rmdir("d/sub"), mkdir("d/sub"), rmdir("d/sub"))),
-    "rename in a directory": Script(TREE, (rename("d/f", "d/n"), append("d/n"))),
-    "rename across": Script(TREE, (rename("d/f", "e/f"), append("e/f"))),
-    "rename back and forth": Script(
+    "rmdir": NativeScript(TREE, (rmdir("d/sub"),)),
+    "rmdir and make again": NativeScript(TREE, (rmdir("d/sub"), mkdir("d/sub"), rmdir("d/sub"))),
+    "rename in a directory": NativeScript(TREE, (rename("d/f", "d/n"), append("d/n"))),
+    "rename across": NativeScript(TREE, (rename("d/f", "e/f"), append("e/f"))),
+    "rename back and forth": NativeScript(
         TREE, (rename("d/f", "e/f"), rename("e/f", "d/f"), rename("d/f", "e/f"))
     ),
-    "rename over a file": Script(TREE, (rename("d/f", "e/g"),)),
-    "rename over a file in the same directory": Script(
+    "rename over a file": NativeScript(TREE, (rename("d/f", "e/g"),)),
+    "rename over a file in the same directory": NativeScript(
         (*TREE, write("d/z")), (rename("d/f", "d/z"), unlink("d/z"))
     ),
-    "rename a directory": Script(TREE, (rename("d/sub", "e/other"), rmdir("e/other"))),
-    "rename a directory with content": Script(
+    "rename a directory": NativeScript(TREE, (rename("d/sub", "e/other"), rmdir("e/other"))),
+    "rename a directory with content": NativeScript(
         TREE, (rename("d", "e/d"), rmdir("e/d/sub"), unlink("e/d/f"), rmdir("e/d"))
     ),
-    "rename over an empty directory": Script(
+    "rename over an empty directory": NativeScript(
         TREE, (rename("e", "d/sub"), unlink("d/sub/g"), rmdir("d/sub"))
     ),
-    "rename a directory twice and remove it": Script(
+    "rename a directory twice and remove it": NativeScript(
         TREE, (rename("d/sub", "d/a"), rename("d/a", "e/b"), rmdir("e/b"))
     ),
-    "names of 1 and 255 bytes": Script(
+    "names of 1 and 255 bytes": NativeScript(
         TREE, (write(b"a"), write(LONG), rename(LONG, b"b"), rename(b"a", LONG), mkdir(LONG[1:]))
     ),
-    "names that are not UTF-8": Script(
+    "names that are not UTF-8": NativeScript(
         (*TREE, write(ODD)), (append(os.fsdecode(ODD)), rename(ODD, ODD + b"2"), unlink(ODD + b"2"))
     ),
-    "rmdir after a change of mode": Script(
+    "rmdir after a change of mode": NativeScript(
         TREE, (chmod("d/sub", 0o700), chmod("d", 0o700), rmdir("d/sub"))
     ),
-    "a directory takes another's name": Script(
+    "a directory takes another's name": NativeScript(
         TREE,
         (rename("e", "x"), rmdir("d/sub"), rename("x", "d/sub"), unlink("d/sub/g"), rmdir("d/sub")),
     ),
-    "a directory called deleted": Script((mkdir("x (deleted)"),), (rmdir("x (deleted)"),)),
-    "remove a tree": Script(
+    "a directory called deleted": NativeScript((mkdir("x (deleted)"),), (rmdir("x (deleted)"),)),
+    "remove a tree": NativeScript(
         TREE, (unlink("d/f"), rmdir("d/sub"), rmdir("d"), unlink("e/g"), rmdir("e"), unlink("link"))
     ),
-    "an editor saves": Script(
+    "an editor saves": NativeScript(
         TREE,
         (
             write("d/.f.swp"),
@@ -331,7 +333,7 @@ SCRIPTS = {
             unlink("d/.f.swp"),
         ),
     ),
-    "out of the watched directories": Script(
+    "out of the watched directories": NativeScript(
         TREE, (mkdir("n"), rename("d/f", "n/f"), rename("n/f", "e/f"))
     ),
 }
@@ -356,7 +358,7 @@ def stepwise(request: pytest.FixtureRequest) -> bool:
 
 
 def run(
-    script: Script, listener: Native | DaemonEvents, root: Path, stepwise: bool, repeats: bool
+    script: NativeScript, listener: Native | DaemonEvents, root: Path, stepwise: bool, repeats: bool
 ) -> list[Reported]:
     reported = []
     for step in script.steps:
@@ -368,7 +370,7 @@ def run(
 
 
 def both(
-    script: Script,
+    script: NativeScript,
     roots: tuple[Path, Path],
     stepwise: bool,
     backend: Callable[[int], WatchBackend] = InotifyBackend,
@@ -424,7 +426,7 @@ def test_writes_after_unlink_are_reported_before_delete_self(
     roots: tuple[Path, Path], store: Opener
 ) -> None:
     native, daemon = both(
-        Script(TREE, (write_after_unlink("d/f"),)),
+        NativeScript(TREE, (write_after_unlink("d/f"),)),
         roots,
         False,
         store(InotifyBackend),
@@ -464,5 +466,7 @@ def test_any_script_is_reported_as_native_inotify_does(
         roots = Path(base, "native"), Path(base, "daemon")
         for root in roots:
             root.mkdir()
-        native, daemon = both(Script(TREE, tuple(map(if_possible, steps))), roots, False, backend)
+        native, daemon = both(
+            NativeScript(TREE, tuple(map(if_possible, steps))), roots, False, backend
+        )
     assert daemon == native

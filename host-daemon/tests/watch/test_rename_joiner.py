@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from farwatchd.linux.inotify import In
+from farwatchd.linux.inotify import InotifyBit
 from farwatchd.watch.event_stream import MarkEvent
 from farwatchd.watch.rename_joiner import RenameJoiner
 
-FROM = MarkEvent(1, int(In.MOVED_FROM), b"old")
-TO = MarkEvent(2, int(In.MOVED_TO), b"new")
-BOTH = int(In.MOVED_FROM | In.MOVED_TO)
-ISDIR = int(In.ISDIR)
+FROM = MarkEvent(1, int(InotifyBit.MOVED_FROM), b"old")
+TO = MarkEvent(2, int(InotifyBit.MOVED_TO), b"new")
+BOTH = int(InotifyBit.MOVED_FROM | InotifyBit.MOVED_TO)
+ISDIR = int(InotifyBit.ISDIR)
 RENAMED = MarkEvent(1, BOTH, b"old", new_mark_id=2, new_name=b"new")
-OTHER = MarkEvent(3, int(In.MODIFY))
+OTHER = MarkEvent(3, int(InotifyBit.MODIFY))
 
 
 def test_moved_from_and_moved_to_become_one_rename() -> None:
@@ -26,8 +26,8 @@ def test_moved_from_and_moved_to_become_one_rename() -> None:
 
 def test_rename_of_a_directory_keeps_isdir() -> None:
     joiner = RenameJoiner()
-    joiner.feed(MarkEvent(1, int(In.MOVED_FROM) | ISDIR, b"old"), 5, now=0)
-    joiner.feed(MarkEvent(1, int(In.MOVED_TO) | ISDIR, b"new"), 5, now=0)
+    joiner.feed(MarkEvent(1, int(InotifyBit.MOVED_FROM) | ISDIR, b"old"), 5, now=0)
+    joiner.feed(MarkEvent(1, int(InotifyBit.MOVED_TO) | ISDIR, b"new"), 5, now=0)
     assert joiner.take(0) == [MarkEvent(1, BOTH | ISDIR, b"old", new_mark_id=1, new_name=b"new")]
 
 
@@ -54,7 +54,7 @@ def test_moved_from_stays_unpaired_after_the_deadline() -> None:
 
 def test_moved_from_stays_unpaired_after_another_entry_event_of_its_directory() -> None:
     joiner = RenameJoiner()
-    created = MarkEvent(1, int(In.CREATE), b"x")
+    created = MarkEvent(1, int(InotifyBit.CREATE), b"x")
     joiner.feed(FROM, 5, now=0)
     joiner.feed(created, 0, now=0)
     assert joiner.take(0) == [FROM, created]
@@ -62,7 +62,7 @@ def test_moved_from_stays_unpaired_after_another_entry_event_of_its_directory() 
 
 def test_entry_event_of_another_directory_does_not_end_the_wait() -> None:
     joiner = RenameJoiner()
-    created = MarkEvent(3, int(In.CREATE), b"x")
+    created = MarkEvent(3, int(InotifyBit.CREATE), b"x")
     joiner.feed(FROM, 5, now=0)
     joiner.feed(created, 0, now=0)
     assert joiner.take(0) == []
@@ -72,10 +72,10 @@ def test_entry_event_of_another_directory_does_not_end_the_wait() -> None:
 
 def test_two_concurrent_renames_are_both_joined() -> None:
     joiner = RenameJoiner()
-    other_from = MarkEvent(3, int(In.MOVED_FROM), b"a")
+    other_from = MarkEvent(3, int(InotifyBit.MOVED_FROM), b"a")
     joiner.feed(FROM, 5, now=0)
     joiner.feed(other_from, 6, now=0)
-    joiner.feed(MarkEvent(4, int(In.MOVED_TO), b"b"), 6, now=0)
+    joiner.feed(MarkEvent(4, int(InotifyBit.MOVED_TO), b"b"), 6, now=0)
     joiner.feed(TO, 5, now=0)
     assert joiner.take(0) == [RENAMED, MarkEvent(3, BOTH, b"a", new_mark_id=4, new_name=b"b")]
 
