@@ -22,7 +22,7 @@ from farwatch_harness.oracle.compare import (
     compare_in_the_guest,
     compare_on_the_host,
 )
-from farwatch_harness.oracle.operations import KINDS, FileOperation, choices
+from farwatch_harness.oracle.file_operations import KINDS, FileOperation, choices
 from farwatch_harness.oracle.script_runners import (
     GuestScriptRunners,
     HostScriptRunners,

@@ -14,7 +14,7 @@ from pathlib import Path
 from farwatch_harness import report, results
 from farwatch_harness.adversary import command as adversary
 from farwatch_harness.bench import run as bench_run
-from farwatch_harness.commands import boot, demo, mail, mutants, words
+from farwatch_harness.commands import demo, guest_shell, mail, mutants, words
 from farwatch_harness.kernel import build, distribution, module, series, versions
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
@@ -112,7 +112,7 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 def shell(options: argparse.Namespace) -> int:
     """Start a shell in a guest that has mounted the share."""
-    return boot.shell(environment_of(options))
+    return guest_shell.shell(environment_of(options))
 
 
 def matrix(options: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from farwatch_harness.bench.events import Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.operations import Rate
 from farwatch_harness.bench.synthetic import SyntheticRate
-from farwatch_harness.bench.watches import WatchCost
+from farwatch_harness.bench.watch_cost import WatchCost
 from farwatch_harness.vm.environment import Environment
 
 # Wide enough for all tables, if the output is not a terminal.

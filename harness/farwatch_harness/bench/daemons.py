@@ -13,9 +13,9 @@ from farwatch_harness.util import apt, paths, progress, subprocesses
 from farwatch_harness.util.debian_tree import DebianTree
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
-from farwatch_harness.vm.daemon_process import READY
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.testbed import TestbedSpec
+from farwatch_harness.vm.virtiofs_daemon import READY
 
 C_PACKAGE = "qemu-system-common"
 C_PROGRAM = Path("/usr/lib/qemu/virtiofsd")

@@ -20,11 +20,11 @@ from farwatch_harness.bench import (
     operations,
     programs,
     synthetic,
-    watches,
+    watch_cost,
 )
 from farwatch_harness.bench.events import Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
-from farwatch_harness.bench.watches import WatchCost
+from farwatch_harness.bench.watch_cost import WatchCost
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.paths import CHECKOUT
 from farwatch_harness.util.progress import say, step
@@ -211,7 +211,7 @@ def measure_events(
         if Part.THROUGHPUT in plan.parts:
             throughputs.append(events.throughput(testbed, programs, mode, BATCHES, plan.steady))
         if Part.WATCHES in plan.parts:
-            costs += [watches.cost(testbed, programs, mode, count) for count in plan.watches]
+            costs += [watch_cost.cost(testbed, programs, mode, count) for count in plan.watches]
         if problems := testbed.problems():
             raise HarnessError(f"mode {mode}: {problems[0]}")
     return latencies, throughputs, costs

@@ -22,7 +22,7 @@ from farwatch_harness.bench.vhost_frontend import SyntheticFrontEnd
 from farwatch_harness.util import paths, progress
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
-from farwatch_harness.vm.daemon_process import Daemon, farwatchd_command
+from farwatch_harness.vm.virtiofs_daemon import Daemon, farwatchd_command
 
 DEPTHS = (1, 16)
 #: The part of the measurement's time for which each operation runs beforehand, uncounted.

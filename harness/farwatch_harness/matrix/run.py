@@ -13,12 +13,12 @@ from farwatch_harness.bench import run as bench_run
 from farwatch_harness.kernel import source_tree
 from farwatch_harness.matrix.apply_check import apply_check
 from farwatch_harness.matrix.check_outcome import CheckRunners
-from farwatch_harness.matrix.environment import guest_environment, host_environment
 from farwatch_harness.matrix.estimates import Estimates
 from farwatch_harness.matrix.guest_checks import ALL_TESTS, GuestChecks
 from farwatch_harness.matrix.live_table import LiveTable
 from farwatch_harness.matrix.prefixes import Prefix, select_prefixes, unchecked_result
 from farwatch_harness.matrix.pytest_plugin import BOOT_TEST
+from farwatch_harness.matrix.run_environment import guest_environment, host_environment
 from farwatch_harness.matrix.scheduler import Scheduler
 from farwatch_harness.matrix.static_checks import StaticChecks
 from farwatch_harness.report import benchmark

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath
 
+from farwatch_harness.oracle.file_operations import INITIAL_FILES, WATCHED, FileOperation, perform
 from farwatch_harness.oracle.native_inotify import In as In
 from farwatch_harness.oracle.native_inotify import NativeInotify as NativeInotify
-from farwatch_harness.oracle.operations import INITIAL_FILES, WATCHED, FileOperation, perform
 from farwatch_harness.oracle.script_runners import ScriptPart, ScriptRunners
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest, GuestInotify, GuestInotifyEvent

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Protocol
 
-from farwatch_harness.oracle import operations
-from farwatch_harness.oracle.operations import DONE, FileOperation
+from farwatch_harness.oracle import file_operations
+from farwatch_harness.oracle.file_operations import DONE, FileOperation
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest
 
@@ -22,7 +22,7 @@ ScriptPart = tuple[PurePath, Sequence[FileOperation]]
 #: Seconds for one request and for the program's start: an emulated guest reads Python over 9p.
 LIMIT = 60.0
 # Isolated from the environment, and without writing byte code.
-COMMAND = ("-I", "-S", "-B", operations.__file__)
+COMMAND = ("-I", "-S", "-B", file_operations.__file__)
 
 
 class ScriptRunners(Protocol):

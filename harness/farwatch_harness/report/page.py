@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from farwatch_harness.bench.bench_report import Report
-from farwatch_harness.report import benchmark, diff, events, message, text
+from farwatch_harness.report import benchmark, diff, event_table, message, text
 from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, Status, TestResult
 from farwatch_harness.util.progress import duration
 
@@ -99,7 +99,7 @@ def render(run: Run, bench: Report | None) -> str:
         signs=SIGNS,
         words=WORDS,
         Status=Status,
-        events=events,
+        events=event_table,
         figures=list(benchmark.figures_of(bench)) if bench else [],
     )
 

@@ -13,7 +13,7 @@ from farwatch_harness.oracle.compare import (
     compare_in_the_guest,
     compare_on_the_host,
 )
-from farwatch_harness.oracle.operations import FileOperation, random_script
+from farwatch_harness.oracle.file_operations import FileOperation, random_script
 from farwatch_harness.oracle.script_runners import GuestScriptRunners, HostScriptRunners
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import Step

@@ -32,9 +32,9 @@ from farwatch_harness.util import subprocesses
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import duration, say, step
 from farwatch_harness.vm.boot import QemuDevice
-from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
 from farwatch_harness.vm.testbed import Share, Testbed, TestbedSpec, start_testbed
+from farwatch_harness.vm.virtiofs_daemon import Daemon
 
 MODES = ("others", "remote", "wait")
 ROUNDS = 12

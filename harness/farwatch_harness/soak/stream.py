@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 
+from farwatch_harness.oracle.file_operations import FileOperation
 from farwatch_harness.oracle.native_inotify import In
-from farwatch_harness.oracle.operations import FileOperation
 from farwatch_harness.vm.guest_client import GuestInotifyEvent
 
 MARKER = "end-"

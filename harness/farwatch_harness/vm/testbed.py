@@ -29,9 +29,9 @@ from pathlib import Path, PurePosixPath
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.vm.boot import QemuDevice, Vm, VmSpec, socket_folder
-from farwatch_harness.vm.daemon_process import READY, Daemon, farwatchd_command
 from farwatch_harness.vm.kmemleak import fail_on_leaks
 from farwatch_harness.vm.qemu import Accelerator, Qemu
+from farwatch_harness.vm.virtiofs_daemon import READY, Daemon, farwatchd_command
 
 TAG = "farwatch"
 MOUNT_POINT = PurePosixPath("/run/farwatch/share")

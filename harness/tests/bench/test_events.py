@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness.bench import bench_report, events, operations, programs, run
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.daemon_process import watches_of
+from farwatch_harness.vm.virtiofs_daemon import watches_of
 
 EVENTS = 100
 

@@ -21,7 +21,7 @@ from farwatch_harness.oracle.compare import (
     normalize,
     watches,
 )
-from farwatch_harness.oracle.operations import (
+from farwatch_harness.oracle.file_operations import (
     INITIAL_FILES,
     KINDS,
     NAMES,
@@ -33,7 +33,7 @@ from farwatch_harness.oracle.script_runners import GuestScriptRunners, HostScrip
 from farwatch_harness.util import paths
 from farwatch_harness.vm.guest_client import Guest, GuestInotifyEvent
 from farwatch_harness.vm.testbed import Share
-from tests.support.agent import local_agent
+from tests.support.local_agent import local_agent
 
 
 @pytest.fixture

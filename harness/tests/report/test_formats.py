@@ -13,7 +13,17 @@ import pytest
 from farwatch_harness import cli, report, results
 from farwatch_harness.bench import bench_report
 from farwatch_harness.bench import run as bench_run
-from farwatch_harness.report import benchmark, diff, events, junit, ktap, message, page, plots, text
+from farwatch_harness.report import (
+    benchmark,
+    diff,
+    event_table,
+    junit,
+    ktap,
+    message,
+    page,
+    plots,
+    text,
+)
 from farwatch_harness.results import CheckName, CheckResult, Run, Status, TestResult
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
@@ -114,16 +124,18 @@ def test_diff_is_split_into_files() -> None:
 
 
 def test_table_of_events_has_each_bit_of_the_protocol_once() -> None:
-    sent = [event.wire for event in events.EVENTS if event.wire]
+    sent = [event.wire for event in event_table.EVENTS if event.wire]
     assert sorted(sent) == sorted(
         event.name or ""
         for event in Event
         if event not in (Event.ON_CHILD, Event.ISDIR, Event.WATCH_ENDED, Event.WATCHES_LOST)
     )
     assert {
-        origin for event in events.EVENTS for origin in (*event.others, *event.remote, *event.off)
+        origin
+        for event in event_table.EVENTS
+        for origin in (*event.others, *event.remote, *event.off)
     } == {
-        *events.ORIGINS,
+        *event_table.ORIGINS,
         "",
     }
 

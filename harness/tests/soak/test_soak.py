@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from random import Random
 
 import pytest
+from farwatch_harness.oracle.file_operations import perform
 from farwatch_harness.oracle.native_inotify import In, NativeInotify
-from farwatch_harness.oracle.operations import perform
 from farwatch_harness.soak.load import Load
 from farwatch_harness.soak.result import (
     MAX_MEMORY_GROWTH,
@@ -34,7 +34,7 @@ from farwatch_harness.soak.stream import (
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest, GuestInotifyEvent
 from farwatch_harness.vm.testbed import Share
-from tests.support.agent import local_agent
+from tests.support.local_agent import local_agent
 
 MIB = 1024 * 1024
 

@@ -8,7 +8,7 @@ from farwatch_harness.bench.events import Batch, Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.operations import OPERATIONS, Rate
 from farwatch_harness.bench.synthetic import SyntheticRate
-from farwatch_harness.bench.watches import WatchCost
+from farwatch_harness.bench.watch_cost import WatchCost
 from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, Status, TestResult
 
 MESSAGE = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from farwatch_harness.util.errors import GuestLostError
 from farwatch_harness.vm.guest_client import Guest, GuestError
-from tests.support.agent import agent_at
+from tests.support.local_agent import agent_at
 
 IN_CREATE = 0x100
 

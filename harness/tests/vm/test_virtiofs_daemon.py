@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.daemon_process import Daemon
+from farwatch_harness.vm.virtiofs_daemon import Daemon
 
 LISTENS = """
 import signal, sys, threading
@@ -56,7 +56,7 @@ def test_missing_daemon_program_is_an_error(tmp_path: Path) -> None:
 def test_daemon_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farwatch_harness.vm.daemon_process.STOP_LIMIT", 0.2)
+    monkeypatch.setattr("farwatch_harness.vm.virtiofs_daemon.STOP_LIMIT", 0.2)
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + LISTENS
     daemon = Daemon.start(program(code), tmp_path / "log")
     assert daemon.stop() == -9
@@ -65,7 +65,7 @@ def test_daemon_that_ignores_sigterm_is_killed(
 SCRIPT = """
 import signal, sys
 from pathlib import Path
-from farwatch_harness.vm.daemon_process import Daemon
+from farwatch_harness.vm.virtiofs_daemon import Daemon
 daemon = Daemon.start([sys.executable, "-I", "-S", "-c", sys.argv[1]], Path(sys.argv[2]))
 daemon.wait_for_line("END", 10)
 print(daemon.process.pid, flush=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import socket_folder, vng_command, vng_program
-from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.testbed import (
     MOUNT_POINT,
@@ -22,6 +21,7 @@ from farwatch_harness.vm.testbed import (
     file_system_of,
     vm_spec,
 )
+from farwatch_harness.vm.virtiofs_daemon import Daemon
 
 SHELL = f"""#!/bin/sh
 mkdir -p {MOUNT_POINT}

@@ -14,8 +14,8 @@ from farwatch_harness.bench.operations import cpu_ns_of
 from farwatch_harness.bench.programs import Programs
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
-from farwatch_harness.vm.daemon_process import Daemon
 from farwatch_harness.vm.testbed import Testbed
+from farwatch_harness.vm.virtiofs_daemon import Daemon
 
 # Seconds per watch that the guest may take, also on a busy machine. Then seconds for the host's
 # marks to be removed at the end: the guest does not wait for the removal of each.
