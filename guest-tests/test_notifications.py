@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guest checks every notification: a malformed one is dropped and counted."""
 
+import base64
 import dataclasses
 import json
 import socket
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from farwatch_harness.oracle.compare import In
@@ -39,13 +41,16 @@ class Hostile:
 
     def nodeid(self, mask: int) -> int:
         """Return the nodeid that has exactly this mask."""
-        self.control.send(b"?")
-        watches = json.loads(self.control.recv(1 << 20))
+        watches = self.order(do="watches")
         return next(int(nodeid) for nodeid, found in watches.items() if found == mask)
 
     def send(self, payload: bytes) -> None:
-        self.control.send(payload)
-        assert self.control.recv(16) == b"ok"
+        assert self.order(do="send", payload=base64.b64encode(payload).decode()) == {}
+
+    def order(self, **order: str) -> Any:
+        """Give the daemon an order; return its answer."""
+        self.control.send(json.dumps(order).encode())
+        return json.loads(self.control.recv(1 << 20))
 
     def dropped(self) -> int:
         return int(self.guest.shell(f"cat {DROPPED}"))
@@ -60,7 +65,7 @@ def hostile(
     shared = folder / "share"
     (shared / "dir").mkdir(parents=True)
     (shared / "file").write_text("content")
-    program = Path(__file__).parent / "servers" / "hostile_daemon.py"
+    program = Path(__file__).parent / "servers" / "scripted_daemon.py"
     command = (
         sys.executable,
         str(program),
@@ -68,6 +73,7 @@ def hostile(
         "{shared}",
         "{tag}",
         str(folder / "control"),
+        "auto",
     )
     spec = dataclasses.replace(environment.testbed_spec("hostile", shared), daemon_command=command)
     with (
