@@ -14,7 +14,7 @@ from pathlib import Path
 from farwatch_harness import report, results
 from farwatch_harness.adversary import command as adversary
 from farwatch_harness.bench import run as bench_run
-from farwatch_harness.commands import demo, guest_shell, mail, mutants, words
+from farwatch_harness.commands import demo, guest_shell, mail, mutants, unique_names, words
 from farwatch_harness.kernel import build, distribution, module, series, versions
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
@@ -173,10 +173,11 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def check_words(_options: argparse.Namespace) -> int:
-    """Check that text and identifiers use the words of docs/glossary.md."""
+    """Check that names and text use the words of docs/glossary.md, and that no name is shared."""
     rules, skipped = words.read_rules(paths.CHECKOUT / "docs" / "words.toml")
     files = words.tracked_files(paths.CHECKOUT, skipped)
-    findings = list(words.check(paths.CHECKOUT, files, rules))
+    findings: list[object] = list(words.check(paths.CHECKOUT, files, rules))
+    findings += unique_names.check(paths.CHECKOUT, words.tracked_files(paths.CHECKOUT, ()))
     for finding in findings:
         print(finding)
     return 1 if findings else 0
