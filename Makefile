@@ -4,6 +4,7 @@
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests docs
 HOST_TESTS := host-daemon/tests harness/tests
+DEB := build/deb
 DISTRIBUTION = $(if $(filter stock,$(KERNEL)),--distribution)
 MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
@@ -121,13 +122,13 @@ send: venv ## prepare the mails that would post the series, in build/send; KERNE
 	@$(HARNESS) send $(if $(KERNEL),'$(KERNEL)')
 
 deb: ## build the Debian package of the daemon, in build/deb (needs debhelper, dh-python, lintian)
-	@rm -rf build/deb && mkdir -p build/deb/farwatch build/logs
+	@rm -rf $(DEB) && mkdir -p $(DEB)/farwatch $(DEB)/logs
 	@git ls-files -z pyproject.toml MANIFEST.in README.md LICENSE docs/farwatchd.md docs/threat-model.md \
-	    host-daemon/farwatch host-daemon/farwatchd host-daemon/50-farwatchd.json packaging | xargs -0 cp --parents -t build/deb/farwatch
-	@mv build/deb/farwatch/packaging/debian build/deb/farwatch/debian
-	@cd build/deb/farwatch && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc -b > ../../logs/deb.log 2>&1 || { tail -n 5 ../../logs/deb.log >&2; exit 1; }
-	@lintian --fail-on error,warning build/deb/*.changes
-	@ls build/deb/*.deb
+	    host-daemon/farwatch host-daemon/farwatchd host-daemon/50-farwatchd.json packaging | xargs -0 cp --parents -t $(DEB)/farwatch
+	@mv $(DEB)/farwatch/packaging/debian $(DEB)/farwatch/debian
+	@cd $(DEB)/farwatch && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc -b > ../logs/deb.log 2>&1 || { tail -n 5 ../logs/deb.log >&2; exit 1; }
+	@lintian --allow-root --fail-on error,warning $(DEB)/*.changes
+	@ls $(DEB)/*.deb
 
 clean: ## remove what was made in this checkout
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

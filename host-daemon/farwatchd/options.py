@@ -106,7 +106,7 @@ class ProcessOptions:
         size(MIN_MEMORY),
         metavar="SIZE",
     )
-    log_level: str = option("log-level", "default: %(default)s", "info", choices=LOG_LEVELS)
+    log_level: str = option("log-level", "default: %(default)s", "info", choices=tuple(LOG_LEVELS))
     daemonize: bool = option(
         "daemonize",
         "return when requests can be served, and serve on in the background",

@@ -41,6 +41,17 @@ HOST_CHECKS = (
     "libseccomp2",
     "chromium",
     "chromium-driver",
+    # What `make deb` needs.
+    "debhelper",
+    "dh-python",
+    "pybuild-plugin-pyproject",
+    "python3-all",
+    "python3-argparse-manpage",
+    "python3-construct",
+    "python3-setuptools",
+    "python3-shtab",
+    "lintian",
+    "man-db",
 )
 
 

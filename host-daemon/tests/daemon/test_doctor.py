@@ -213,6 +213,13 @@ def test_directory_of_the_host_is_checked_by_the_daemon(machine: Machine, tmp_pa
     (programs / "farwatchd").chmod(0o755)
     done = machine.doctor(path=f"{programs}:{os.environ['PATH']}")
     assert (done.returncode, done.stdout) == (42, f"--check={machine.share}\n")
+    # One that was installed with the doctor needs no PATH.
+    shutil.copy(SCRIPT, programs)
+    done = subprocess.run(
+        [str(programs / "farwatch"), "doctor", "/"],
+        capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (42, "--check=/\n")
 
 
 @pytest.mark.parametrize("words", [["/nonexistent"], ["--help"], ["--wait=soon", "/"], ["/", "/"]])

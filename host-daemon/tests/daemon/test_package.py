@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,17 +38,22 @@ def run(words: Sequence[str], **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the package of a copy of the tree, and return it."""
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a copy of what the package is built of."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
         shutil.copy(CHECKOUT / name, source)
+    shutil.copytree(CHECKOUT / "packaging", source / "packaging")
     shutil.copytree(
         CHECKOUT / "host-daemon",
         source / "host-daemon",
         ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
     )
-    folder = tmp_path_factory.mktemp("wheel")
+    return source
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    """Build the wheel of a tree or a source distribution, and return it."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(
         [
@@ -61,6 +67,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             str(source),
         ]
     )
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the package of the tree, and return it."""
+    return build_wheel(tree, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the source distribution of the tree, and return it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    code = "import sys, setuptools.build_meta as m; m.build_sdist(sys.argv[1])"
+    run(["env", "-C", str(tree), sys.executable, "-c", code, str(folder)])
     (built,) = folder.iterdir()
     return built
 
@@ -90,8 +112,22 @@ def test_package_has_the_daemon_only_and_few_requirements(wheel: Path) -> None:
     assert scripts.split() == ["[console_scripts]", "farwatchd", "=", "farwatchd.cli:main"]
 
 
-def test_index_would_take_the_package(wheel: Path) -> None:
-    assert "PASSED" in run([sys.executable, "-m", "twine", "check", "--strict", str(wheel)])
+def test_index_would_take_the_packages(wheel: Path, sdist: Path) -> None:
+    said = run([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)])
+    assert said.count("PASSED") == 2
+
+
+def test_source_distribution_makes_the_same_package(
+    wheel: Path, sdist: Path, tmp_path: Path
+) -> None:
+    built = build_wheel(sdist, tmp_path)
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(built) as other:
+        assert {name: one.read(name) for name in one.namelist() if "/RECORD" not in name} == {
+            name: other.read(name) for name in other.namelist() if "/RECORD" not in name
+        }
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"packaging/Containerfile", "packaging/debian/rules", "CHANGELOG.md"} <= names
 
 
 def test_new_environment_gets_the_commands_and_the_description(wheel: Path, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The units of systemd and the AppArmor profile: their programs take them without a word."""
+"""The Debian package, the units of systemd and the AppArmor profile.
+
+Their programs take them without a word.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,8 +15,24 @@ from pathlib import Path
 import pytest
 from farwatchd.options import parse
 
-PACKAGING = Path(__file__).resolve().parents[3] / "packaging"
+CHECKOUT = Path(__file__).resolve().parents[3]
+PACKAGING = CHECKOUT / "packaging"
 TIMEOUT = 60
+#: Seconds to build the Debian package on a busy machine.
+BUILD_TIMEOUT = 300
+#: What the Debian package has besides the daemon's modules, its documents and metadata.
+DEB_FILES = {
+    "/etc/apparmor.d/usr.bin.farwatchd",
+    "/usr/bin/farwatch",
+    "/usr/bin/farwatchd",
+    "/usr/lib/systemd/system/farwatchd@.service",
+    "/usr/lib/systemd/system/farwatchd@.socket",
+    "/usr/share/bash-completion/completions/farwatchd",
+    "/usr/share/man/man1/farwatch.1.gz",
+    "/usr/share/man/man1/farwatchd.1.gz",
+    "/usr/share/qemu/vhost-user/50-farwatchd.json",
+    "/usr/share/zsh/vendor-completions/_farwatchd",
+}
 #: What systemd-analyze(1) gives the service, of 10: less is better.
 EXPOSURE = 4.2
 
@@ -29,13 +49,13 @@ def units(tmp_path: Path) -> list[str]:
     return sorted(str(path) for path in tmp_path.iterdir())
 
 
-def run(*words: str) -> str:
+def run(*words: str, timeout: float = TIMEOUT) -> str:
     done = subprocess.run(
         words,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=TIMEOUT,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout
@@ -69,3 +89,33 @@ def test_profile_is_right() -> None:
         str(PACKAGING / "apparmor/usr.bin.farwatchd"),
     )
     assert "error" not in said.lower()
+
+
+def test_debian_package_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Build the package of the checkout, unpack it, and try what is in it."""
+    said = run("make", "-s", "-C", str(CHECKOUT), "deb", f"DEB={tmp_path}", timeout=BUILD_TIMEOUT)
+    (package,) = tmp_path.glob("*.deb")
+    # Else lintian has said something.
+    assert said == f"{package}\n"
+    root = tmp_path / "root"
+    run("dpkg-deb", "--extract", str(package), str(root))
+    files = {f"/{path.relative_to(root)}" for path in root.rglob("*") if not path.is_dir()}
+    modules = "/usr/lib/python3/dist-packages/"
+    others = {name for name in files if not name.startswith((modules, "/usr/share/doc/"))}
+    assert others == DEB_FILES
+    run("dpkg-deb", "--control", str(package), str(tmp_path / "control"))
+    scripts = [(tmp_path / "control" / name).read_text() for name in ("postinst", "prerm")]
+    assert "--install /usr/bin/virtiofsd virtiofsd /usr/bin/farwatchd" in scripts[0]
+    assert "--remove virtiofsd /usr/bin/farwatchd" in scripts[1]
+    daemon = ["env", f"PYTHONPATH={root}{modules}", "/usr/bin/python3", f"{root}/usr/bin/farwatchd"]
+    assert run(*daemon, "--version") == "farwatchd 0.1.0\n"
+    described = json.loads((root / "usr/share/qemu/vhost-user/50-farwatchd.json").read_text())
+    assert described["binary"] == "/usr/bin/farwatchd"
+    for page in sorted((root / "usr/share/man/man1").iterdir()):
+        command = page.name.partition(".")[0]
+        shown = run("env", "MANWIDTH=80", "man", "--warnings", "-l", str(page))
+        assert shown.casefold().startswith(command) and "warning" not in shown
+        assert "UNSET" not in shown
+    completion = root / "usr/share/bash-completion/completions/farwatchd"
+    options = run("bash", "-c", f'. {completion}; echo "${{_shtab_farwatchd_option_strings[@]}}"')
+    assert "--shared-dir" in options.split()
