@@ -11,13 +11,11 @@ kmemleak; FARWATCH_FLAVOUR=DISTRIBUTION uses Debian's own kernel with the module
 
 import contextlib
 import dataclasses
-import fnmatch
 import itertools
 import os
 import re
 import shutil
 import signal
-import tomllib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 import pytest
 from farwatch_harness.kernel import build
 from farwatch_harness.kernel.series import Patch, number_of
+from farwatch_harness.matrix.module_rules import read_rules
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import (
@@ -44,7 +43,7 @@ NUMBERS = itertools.count(1)
 #: The patch of the WAIT request: mode wait, and events with QEMU's vhost-user-fs device.
 WAIT_PATCH = "wait-request"
 #: What does not hold for the module on Debian's own kernel.
-LEFT_OUT_FOR_MODULE = tomllib.loads((Path(__file__).parent / "module.toml").read_text())["left-out"]
+LEFT_OUT_FOR_MODULE = read_rules(Path(__file__).with_name("module.toml"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -119,15 +118,28 @@ def uses_shared_vm(item: pytest.Item) -> bool:
 
 def holds_for_module(item: pytest.Item) -> bool:
     """Return whether module.toml does not leave the test out."""
-    name = item.nodeid.rpartition("/")[2]
     named = {str(mark.args[0]) for mark in item.iter_markers("patch")}
     mode = parameters(item).get("testbed", parameters(item).get("mode"))
     return not any(
-        mode in rule.get("modes", ())
-        or named & set(rule.get("patches", ()))
-        or any(fnmatch.fnmatchcase(name, pattern) for pattern in rule.get("tests", ()))
-        for rule in LEFT_OUT_FOR_MODULE
+        rule.leaves_out(name_in_folder(item), named, mode) for rule in LEFT_OUT_FOR_MODULE
     )
+
+
+def name_in_folder(item: pytest.Item) -> str:
+    """Return the test's name below guest-tests."""
+    return item.nodeid.partition("/")[2]
+
+
+def check_rules(items: list[pytest.Item], patches: list[Patch]) -> None:
+    """Raise UsageError if module.toml names a test, a mode or a patch that does not exist.
+
+    items: all tests of their files.
+    """
+    names = [name_in_folder(item) for item in items]
+    known = [patch.name for patch in patches]
+    for rule in LEFT_OUT_FOR_MODULE:
+        for problem in rule.problems(names, known, MODES):
+            raise pytest.UsageError(f"module.toml: {problem} (of: {rule.reason})")
 
 
 def in_scope(item: pytest.Item, number: int, last: int) -> bool:
@@ -145,6 +157,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     patches = chosen_patches()
     last = len(patches) if patch_count() is None else patch_count()
     assert last is not None
+    if (
+        not any("::" in argument for argument in config.args)
+        and "FARWATCH_SERIES" not in os.environ
+    ):
+        check_rules(items, patches)
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
