@@ -82,13 +82,13 @@ class TreeBackend(abc.ABC):
         self._group.close()
 
     def delay(self) -> float | None:
-        """Return 0 while watches are to be verified after lost events, else None."""
-        return 0.0 if self._tree.has_suspects else None
+        """Return 0 while watches are to be verified, else None."""
+        return 0.0 if self._tree.is_unsettled else None
 
     def read(self) -> list[HostEvent]:
         """Return the next events; see ``WatchBackend``."""
         batch = self._gather()
-        if not batch and self._tree.has_suspects:
+        if not batch and self._tree.is_unsettled:
             return self._stream.verify_some()
         return self._stream.interpret(batch)
 

@@ -57,6 +57,7 @@ _SLICE = 64
 #: Why an event is left out, for the log.
 _OWN = "left out: the guest itself did it"
 _UNWANTED = "left out: no watcher in the guest wants it"
+_OUTSIDE = "left out: it is outside of the share"
 
 
 class MarkEvent(NamedTuple):
@@ -168,6 +169,8 @@ class EventStream:
                     self._trace.step("host", "the host's event queue has overflowed")
                 self._events.append(HostEvent(0, Event.OVERFLOW))
                 self._tree.suspect_all()
+            if mask & _ISDIR and mask & _MOVED_TO:
+                self._tree.suspect_outside()
             if target is not None and target.children and mask & _ISDIR:
                 for child in self._removed_children(target, raw):
                     # A child that will still move is removed later, under a name that it gets then.
@@ -200,10 +203,11 @@ class EventStream:
         return events
 
     def verify_some(self) -> list[HostEvent]:
-        """Verify some of the nodes that may have changed unseen; return the ends of watches.
+        """Verify some of the nodes that may have changed unseen; return what is to be reported.
 
         To be called when all events are read.
         """
+        self._report_return()
         for _ in range(_SLICE):
             node = self._tree.next_suspect()
             if node is None:
@@ -227,14 +231,18 @@ class EventStream:
 
     def _update_position(self, node: Node) -> None:
         for left in self._tree.moved(node):
-            _log.info("a watched directory has left the share; its watch ends")
-            self._report_end(left)
+            _log.info("a watched directory has left the share; its watch pauses")
+            if self._trace is not None:
+                outcome = "it has left the share"
+                self._trace.step("host", "the watch pauses", self.path_of(left), outcome)
+            self._events.append(HostEvent(left.watch_id, Event.WATCH_ENDED))
+        self._report_return()
 
-    def _report_end(self, node: Node) -> None:
-        """Report that an inode that still exists is not watched any more."""
-        if self._trace is not None:
-            self._trace.step("host", "the watch ends", self.path_of(node), "it has left the share")
-        self._events.append(HostEvent(node.watch_id, Event.WATCH_ENDED, ended=True))
+    def _report_return(self) -> None:
+        """Report that events were lost while directories were outside of the share."""
+        if self._tree.take_returned():
+            _log.info("a watched directory is in the share again; the guest gets an overflow")
+            self._events.append(HostEvent(0, Event.OVERFLOW, lost_by_host=False))
 
     def _removed_children(self, node: Node | None, raw: MarkEvent) -> list[Node]:
         """Return the watched directories that an rmdir, or a rename over them, has removed."""
@@ -257,10 +265,17 @@ class EventStream:
                 self._step(node, raw, "the host has ended the watch")
                 _log.warning("the host has ended a watch: its file system was unmounted")
                 if node.explicit:
-                    self._report_end(node)
+                    self._events.append(HostEvent(node.watch_id, Event.WATCH_ENDED, ended=True))
                 self._tree.drop(node)
             return
-        if node.explicit:
+        if node.outside:
+            if not mask & _MOVE_SELF:
+                self._step(node, raw, _OUTSIDE)
+                return
+            self._update_position(node)
+        if node.outside:
+            self._step(node, raw, _OUTSIDE)
+        elif node.explicit:
             if raw.own:
                 self._step(node, raw, _OWN)
             else:
@@ -299,8 +314,8 @@ class EventStream:
             self._step(source or target, raw, _OWN)
             return
         isdir = Event.ISDIR if raw.mask & _ISDIR else Event(0)
-        left = source if source is not None and source.explicit else None
-        joined = target if target is not None and target.explicit else None
+        left = source if _is_reported(source) else None
+        joined = target if _is_reported(target) else None
         if left is not None and joined is not None:
             event = HostEvent(
                 left.watch_id,
@@ -344,6 +359,11 @@ class EventStream:
             and node.parent is None
             and self._tree.unlinked(node)
         )
+
+
+def _is_reported(node: Node | None) -> bool:
+    """Return whether the guest gets the events of a node."""
+    return node is not None and node.explicit and not node.outside
 
 
 def _names(mask: int) -> str:

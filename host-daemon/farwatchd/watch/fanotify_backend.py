@@ -66,6 +66,7 @@ _DIRENT = int(InotifyBit.CREATE | InotifyBit.DELETE) | _MOVES
 _ENTRY = _DIRENT | int(Fan.RENAME)
 _SELF_ONLY = int(InotifyBit.MOVE_SELF | InotifyBit.DELETE_SELF)
 _ISDIR = int(InotifyBit.ISDIR)
+_DELETE_SELF = int(InotifyBit.DELETE_SELF)
 _OWN_REMOVAL = int(InotifyBit.ATTRIB | InotifyBit.DELETE_SELF)
 _CHILD_REMOVAL = int(InotifyBit.DELETE | InotifyBit.MOVED_TO)
 _DIRECTORY = int(InotifyBit.MOVE_SELF) | int(Fan.ONDIR)
@@ -450,7 +451,9 @@ def _not_found(error: OSError) -> tuple[int, bytes]:
 def _mark_mask(node: Node) -> int:
     """Return the mask of a node's mark. fanotify refuses entry bits on what is no directory."""
     mask = 0
-    if node.explicit:
+    if node.outside:
+        mask = _DELETE_SELF
+    elif node.explicit:
         mask = _OWN_REMOVAL | kernel_mask(node.wanted)
     if not node.is_dir:
         return mask & ~_DIRENT
@@ -459,6 +462,6 @@ def _mark_mask(node: Node) -> int:
     # FAN_RENAME has both sides of a move in one event.
     if mask & _MOVES:
         mask = mask & ~_MOVES | int(Fan.RENAME)
-    if node.wanted & _ON_CHILD:
+    if node.wanted & _ON_CHILD and not node.outside:
         mask |= int(Fan.EVENT_ON_CHILD)
     return mask | _DIRECTORY

@@ -17,6 +17,7 @@ from farwatchd.wire.fsnotify import Event
 
 _CHUNK = 65536
 _MAX_CHUNKS = 16
+_DELETE_SELF = int(InotifyBit.DELETE_SELF)
 _OWN_REMOVAL = int(InotifyBit.ATTRIB | InotifyBit.DELETE_SELF)
 _CHILD_REMOVAL = int(InotifyBit.DELETE | InotifyBit.MOVED_TO)
 _DIRECTORY = int(InotifyBit.MOVE_SELF | InotifyBit.ONLYDIR)
@@ -62,7 +63,9 @@ class InotifyBackend(TreeBackend):
     def put_mark(self, node: Node) -> None:
         """Add or update the host watch of a node; see ``HostMarks``."""
         mask = 0
-        if node.explicit:
+        if node.outside:
+            mask |= _DELETE_SELF
+        elif node.explicit:
             mask |= _OWN_REMOVAL | kernel_mask(node.wanted)
         if node.is_dir:
             mask |= _DIRECTORY

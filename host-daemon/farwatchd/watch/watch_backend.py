@@ -22,9 +22,11 @@ class HostEvent:
     ``name`` is the directory entry of an entry event or of an ON_CHILD event. ``new_watch_id`` and
     ``new_name`` belong to RENAME: the watch of the directory into which the entry was moved, and
     its name there. ``unpaired`` marks a MOVED_FROM or MOVED_TO whose other side is not watched.
+    WATCH_ENDED is no event: the watch reports nothing from now on. If the inode has left the share
+    the watch stays; should the inode return, the watch reports again after an OVERFLOW.
     ``ended`` means that the back end has removed the watch after this event. The mask is
-    DELETE_SELF then; 0 if this process unlinked the inode; or WATCH_ENDED, which is no event, if
-    the inode is not watched any more for another reason.
+    DELETE_SELF then; 0 if this process unlinked the inode; or WATCH_ENDED for another reason.
+    ``lost_by_host``: an OVERFLOW because the host's queue was full.
     """
 
     watch_id: int
@@ -34,6 +36,7 @@ class HostEvent:
     new_watch_id: int = 0
     new_name: bytes = b""
     ended: bool = False
+    lost_by_host: bool = True
 
 
 class WatchBackend(Protocol):
@@ -90,7 +93,8 @@ class WatchBackend(Protocol):
     def modify(self, watch_id: int, mask: Event) -> None:
         """Replace the mask of a watch; on an error the mask is unchanged.
 
-        Raises ``OSError`` as ``watch`` does, and ENOENT when the watch has ended.
+        Raises ``OSError`` as ``watch`` does, ENOENT when the watch has ended, and EACCES while the
+        inode is outside of the share.
         """
 
     def unwatch(self, watch_id: int) -> None:

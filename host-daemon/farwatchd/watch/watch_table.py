@@ -108,6 +108,7 @@ class WatchTable:
         if self._trace is not None:
             path = f"{self._backend.path_of(watch_id)} as nodeid {nodeid}"
             self._trace.step("watch", bits(wanted), path)
+        self._arm_timer()
         return wanted
 
     def forget(self, nodeid: int) -> None:
@@ -191,13 +192,14 @@ class WatchTable:
         events = self._backend.read()
         for event in events:
             if event.mask & Event.OVERFLOW:
-                # A process that causes many events on the host must not fill the log.
-                _log.log(
-                    logging.DEBUG if self._overflows else logging.WARNING,
-                    "the host's event queue overflowed: events are lost, the guest gets an"
-                    " overflow; this is logged once",
-                )
-                self._overflows += 1
+                if event.lost_by_host:
+                    # A process that causes many events on the host must not fill the log.
+                    _log.log(
+                        logging.DEBUG if self._overflows else logging.WARNING,
+                        "the host's event queue overflowed: events are lost, the guest gets an"
+                        " overflow; this is logged once",
+                    )
+                    self._overflows += 1
                 self._queue.push_overflow()
                 continue
             for record in self._records(event):

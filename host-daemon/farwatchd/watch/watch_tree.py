@@ -90,7 +90,8 @@ class Node:
     need them.
 
     An explicit watch is the guest's, with the mask ``wanted``. An implicit one serves the watches
-    below it. ``pending_removal``: the inode is unlinked, and that is not reported yet;
+    below it. ``outside``: the inode has left the share; its watch stays, so that a return is seen,
+    and reports nothing. ``pending_removal``: the inode is unlinked, and that is not reported yet;
     ``removed_by_own`` says then that this process unlinked it. ``children`` is None until the node
     has a child.
     """
@@ -101,6 +102,7 @@ class Node:
     is_dir: bool
     wanted: int = 0
     explicit: bool = False
+    outside: bool = False
     pending_removal: bool = False
     removed_by_own: bool = False
     mark_id: int = 0
@@ -125,7 +127,9 @@ class HostMarks(Protocol):
     """The host's side of watches: what a watch tree needs of its back end."""
 
     def put_mark(self, node: Node) -> None:
-        """Add or update the host mark of ``node`` by its ``wanted``, ``explicit`` and ``children``.
+        """Add or update the host mark of ``node``.
+
+        It depends on ``wanted``, ``explicit``, ``outside`` and ``children``.
 
         Raises ``OSError`` with the errno for the guest; the mark is unchanged then.
         """
@@ -156,8 +160,10 @@ class WatchTree:
         self._watch_ids = itertools.count(1)
         self._by_watch_id: dict[int, Node] = {}
         self._by_identity: dict[Identity, Node] = {}
-        # After lost events: the nodes that may have been moved or unlinked.
+        # Nodes that may have been moved or unlinked unseen.
         self._suspects: dict[int, Node] = {}
+        self._outside: dict[int, Node] = {}
+        self._returned = False
 
     def __len__(self) -> int:
         return len(self._by_watch_id)
@@ -168,9 +174,18 @@ class WatchTree:
         return node if node is not None and node.explicit else None
 
     @property
-    def has_suspects(self) -> bool:
-        """Whether nodes are to be verified after events were lost."""
-        return bool(self._suspects)
+    def is_unsettled(self) -> bool:
+        """Whether nodes are to be verified, or the return of one is to be reported."""
+        return self._returned or bool(self._suspects)
+
+    def take_returned(self) -> bool:
+        """Return whether explicit watches are in the share again since the last call."""
+        returned, self._returned = self._returned, False
+        return returned
+
+    def suspect_outside(self) -> None:
+        """Record that inodes outside of the share may have returned with a directory above."""
+        self._suspects.update(self._outside)
 
     def suspect_all(self) -> None:
         """Record that events were lost: each inode may be unlinked, moved, or out of the share."""
@@ -196,6 +211,7 @@ class WatchTree:
         node = self._by_identity.get(identity)
         if node is not None:
             self._inodes.put(inode)
+            self._require_inside(node)
             self.change(node, node.wanted | wanted, explicit=True)
             return node
         node = self._new(inode, identity, is_dir)
@@ -206,7 +222,7 @@ class WatchTree:
             if self.unlinked(node):
                 raise _stale()
             if not inside:
-                raise OSError(errno.EACCES, "the directory is not in the share any more")
+                raise _not_in_the_share()
         except OSError:
             self.drop(node)
             raise
@@ -223,10 +239,14 @@ class WatchTree:
             raise
 
     def modify(self, watch_id: int, wanted: int) -> None:
-        """Replace the mask of an explicit watch; ``OSError`` ENOENT when it has ended."""
+        """Replace the mask of an explicit watch.
+
+        ``OSError``: ENOENT when it has ended, EACCES when it is outside of the share.
+        """
         node = self.get(watch_id)
         if node is None:
             raise OSError(errno.ENOENT, "the watch has ended")
+        self._require_inside(node)
         self.change(node, wanted, explicit=True)
 
     def release(self, watch_id: int) -> None:
@@ -255,6 +275,7 @@ class WatchTree:
         while self._by_watch_id.pop(node.watch_id, None) is not None:
             del self._by_identity[node.identity]
             self._suspects.pop(node.watch_id, None)
+            self._outside.pop(node.watch_id, None)
             for child in node.children or ():
                 child.parent = None
             self._marks.remove_mark(node)
@@ -273,6 +294,8 @@ class WatchTree:
         self._by_watch_id.clear()
         self._by_identity.clear()
         self._suspects.clear()
+        self._outside.clear()
+        self._returned = False
         self._marks.remove_all_marks(nodes)
         for node in nodes:
             self._inodes.put(node.inode)
@@ -316,8 +339,7 @@ class WatchTree:
     def moved(self, node: Node) -> list[Node]:
         """Update the tree after the move of a directory, which may be a lost event.
 
-        Returns the nodes of explicit watches that have ended, because the move took them out of the
-        share.
+        Returns the nodes of explicit watches that the move took out of the share.
         """
         self._suspects.pop(node.watch_id, None)
         if not node.is_dir or node.identity == self._root or self._is_stale(node):
@@ -341,12 +363,45 @@ class WatchTree:
             if not former.children and not former.explicit:
                 self.drop(former)
         if inside:
+            self._return(node)
             return []
-        # A suspect child may have been moved elsewhere. It stays, and is verified itself.
-        left = node.subtree(lambda child: child.watch_id not in self._suspects)
-        for each in left:
-            self.drop(each)
+        return self._leave(node)
+
+    def _leave(self, node: Node) -> list[Node]:
+        """Record that a directory has left the share; return the explicit nodes that it took."""
+        left = self._place(node, outside=True)
         return [each for each in left if each.explicit]
+
+    def _return(self, node: Node) -> None:
+        """Record that a directory is in the share."""
+        while node.parent is not None and node.parent.outside:
+            node = node.parent
+        if any(each.explicit for each in self._place(node, outside=False)):
+            self._returned = True
+
+    def _place(self, top: Node, outside: bool) -> list[Node]:
+        """Record where a node and all below it are; return those that were elsewhere."""
+        # A suspect child may have been moved elsewhere. It is verified itself.
+        nodes = top.subtree(lambda child: child.watch_id not in self._suspects)
+        changed = [node for node in nodes if node.outside != outside]
+        for node in changed:
+            node.outside = outside
+            if outside:
+                self._outside[node.watch_id] = node
+            else:
+                del self._outside[node.watch_id]
+            try:
+                self._marks.put_mark(node)
+            except OSError as error:
+                _log.debug("a host mark cannot be changed: %s", error.strerror)
+        return changed
+
+    def _require_inside(self, node: Node) -> None:
+        """Verify the place of a node that was outside of the share; EACCES if it still is."""
+        if node.outside:
+            self.moved(node)
+            if node.outside:
+                raise _not_in_the_share()
 
     def removed_children(self, parent: Node, name: bytes) -> list[Node]:
         """Return the watched directories that were the entry ``name`` and are unlinked."""
@@ -415,7 +470,10 @@ class WatchTree:
     def _is_known_inside(self, identity: Identity) -> bool:
         known = self._by_identity.get(identity)
         return (
-            known is not None and known.parent is not None and known.watch_id not in self._suspects
+            known is not None
+            and known.parent is not None
+            and not known.outside
+            and known.watch_id not in self._suspects
         )
 
     def _is_stale(self, node: Node) -> bool:
@@ -496,6 +554,10 @@ def _name_in_parent(fd: int, inode: int) -> bytes | None:
 
 def _stale() -> OSError:
     return OSError(errno.ENOENT, "the inode has been removed")
+
+
+def _not_in_the_share() -> OSError:
+    return OSError(errno.EACCES, "the directory is not in the share any more")
 
 
 def _detach(parent: Node, child: Node) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.linux.fanotify import Fanotify
 from farwatchd.linux.file_handles import HandleReader, handle_of, open_handle
 from farwatchd.linux.inotify import Inotify
@@ -356,9 +357,7 @@ def test_removed_directory_is_found_by_name_among_many(share: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", ["a", "a/b"])
-def test_directory_moved_out_of_the_share_is_not_watched(
-    host: Host, share: Path, taken: str
-) -> None:
+def test_directory_outside_of_the_share_is_silent(host: Host, share: Path, taken: str) -> None:
     (share / "a/b").mkdir(parents=True)
     host.watch(3, share / "a/b")
     (share / taken).rename(share.parent / "outside")
@@ -369,13 +368,17 @@ def test_directory_moved_out_of_the_share_is_not_watched(
     # The event for the file outside is left out unless it was queued before the move was read.
     assert [record for record in host.records() if record.name != b"secret"] == [*move, ended]
     (outside / "secret2").touch()
+    outside.chmod(0o700)
+    (share.parent / "outside").rename(share.parent / "elsewhere")
+    (share.parent / "elsewhere").chmod(0o700)
     assert host.records() == []
-    assert host.host_watches() == 0
-    assert len(host.table) == 0
+    assert len(host.table) == 1
+    host.table.forget(3)
+    assert host.host_watches() == host.backend.count == 0
 
 
 @pytest.mark.parametrize("taken", ["a", "a/b"])
-def test_directory_moved_out_of_the_share_and_back_can_be_watched_again(
+def test_directory_that_returns_to_the_share_is_reported_again(
     host: Host, share: Path, taken: str
 ) -> None:
     (share / "a/b").mkdir(parents=True)
@@ -386,15 +389,131 @@ def test_directory_moved_out_of_the_share_and_back_can_be_watched_again(
     (back / "seen").touch()
     # Both moves are read together: the directory never left.
     assert host.records() == [EventRecord(3, 0, Event.CREATE, b"seen")]
-    (share / "back").rename(share.parent / "outside")
-    assert host.records() == [EventRecord(3, 0, Event.WATCH_ENDED)]
-    (share.parent / "outside").rename(share / "again")
-    again = share / ("again/b" if taken == "a" else "again")
-    (again / "unseen").touch()
+    for name in ("again", "and again"):
+        (share / "back").rename(share.parent / "outside")
+        assert host.records() == [EventRecord(3, 0, Event.WATCH_ENDED)]
+        (share.parent / "outside").rename(share / "back")
+        assert host.records() == [OVERFLOW]
+        (back / name).touch()
+        assert host.records() == [EventRecord(3, 0, Event.CREATE, name.encode())]
+    # Removals are seen at the new place.
+    for entry in back.iterdir():
+        entry.unlink()
+    back.rmdir()
+    assert host.records() == [EventRecord(3, 0, Event.DELETE_SELF | Event.ISDIR)]
+    assert host.host_watches() == host.backend.count == 0
+
+
+def test_move_of_a_returning_directory_is_reported(host: Host, share: Path) -> None:
+    (share / "a").mkdir()
+    host.watch(1, share, Event.MOVED_FROM | Event.MOVED_TO | Event.RENAME)
+    host.watch(2, share / "a", Event.MOVE_SELF)
+    moved = EventRecord(2, 0, Event.MOVE_SELF | Event.ISDIR)
+    (share / "a").rename(share.parent / "a")
+    assert host.records() == [
+        EventRecord(1, 0, Event.MOVED_FROM | Event.ISDIR, b"a", unpaired=True),
+        moved,
+        EventRecord(2, 0, Event.WATCH_ENDED),
+    ]
+    (share.parent / "a").rename(share / "b")
+    assert host.records() == [
+        EventRecord(1, 0, Event.MOVED_TO | Event.ISDIR, b"b", unpaired=True),
+        OVERFLOW,
+        moved,
+    ]
+
+
+def test_directory_that_returns_in_another_one_is_reported_again(host: Host, share: Path) -> None:
+    (share / "a/b").mkdir(parents=True)
+    (share.parent / "outside").mkdir()
+    host.watch(1, share, Event.MOVED_TO)
+    host.watch(2, share / "a", Event.CREATE)
+    host.watch(3, share / "a/b", Event.CREATE)
+    (share / "a").rename(share.parent / "outside/a")
+    ended = [EventRecord(nodeid, 0, Event.WATCH_ENDED) for nodeid in (2, 3)]
+    assert host.records() == ended
+    # Only the parent's mark shows this move: nothing below was moved itself.
+    (share.parent / "outside").rename(share / "c")
+    moved = EventRecord(1, 0, Event.MOVED_TO | Event.ISDIR, b"c", unpaired=True)
+    assert host.records() == [moved, OVERFLOW]
+    (share / "c/a/new").touch()
+    (share / "c/a/b/new").touch()
+    created = [EventRecord(nodeid, 0, Event.CREATE, b"new") for nodeid in (2, 3)]
+    assert host.records() == created
+
+
+def test_directory_that_returns_unseen_can_be_watched_again(host: Host, share: Path) -> None:
+    (share / "a/b").mkdir(parents=True)
+    (share / "unwatched").mkdir()
+    (share.parent / "outside").mkdir()
+    host.watch(2, share / "a", Event.CREATE)
+    host.watch(3, share / "a/b", Event.CREATE)
+    (share / "a").rename(share.parent / "outside/a")
+    assert len(host.records()) == 2
+    outside = share.parent / "outside/a/b"
+    with pytest.raises(OSError, match="not in the share") as caught:
+        host.watch(3, outside, Event.CREATE)
+    assert caught.value.errno == errno.EACCES
+    (share.parent / "outside").rename(share / "unwatched/c")
     assert host.records() == []
-    assert host.watch(3, again, Event.CREATE) == Event.CREATE
-    (again / "new").touch()
+    # The guest looks up a directory and asks again. What is above it and below it is back as well.
+    assert host.watch(3, share / "unwatched/c/a/b", Event.CREATE) == Event.CREATE
+    assert host.records() == [OVERFLOW]
+    for name in ("a", "a/b"):
+        (share / "unwatched/c" / name / "new").touch()
+    created = [EventRecord(nodeid, 0, Event.CREATE, b"new") for nodeid in (2, 3)]
+    assert host.records() == created
+
+
+def test_second_nodeid_of_a_directory_outside_of_the_share_is_refused(
+    host: Host, share: Path
+) -> None:
+    (share / "a").mkdir()
+    host.watch(2, share / "a", Event.CREATE)
+    (share / "a").rename(share.parent / "a")
+    assert host.records() == [EventRecord(2, 0, Event.WATCH_ENDED)]
+    with pytest.raises(OSError, match="not in the share"):
+        host.watch(3, share.parent / "a", Event.CREATE)
+    (share.parent / "a/secret").touch()
+    assert host.records() == []
+    assert len(host.table) == 1
+
+
+def test_directory_that_is_split_outside_of_the_share_returns_in_parts(
+    host: Host, share: Path
+) -> None:
+    (share / "a/b").mkdir(parents=True)
+    host.watch(2, share / "a", Event.CREATE)
+    host.watch(3, share / "a/b", Event.CREATE)
+    (share / "a").rename(share.parent / "a")
+    assert len(host.records()) == 2
+    (share.parent / "a/b").rename(share.parent / "b")
+    assert host.records() == []
+    (share.parent / "b").rename(share / "b")
+    assert host.records() == [OVERFLOW]
+    (share.parent / "a/secret").touch()
+    (share / "b/new").touch()
     assert host.records() == [EventRecord(3, 0, Event.CREATE, b"new")]
+    (share.parent / "a").rename(share / "b/a")
+    assert host.records() == [OVERFLOW]
+    (share / "b/a/new").touch()
+    assert host.records() == [EventRecord(2, 0, Event.CREATE, b"new")]
+
+
+def test_removal_outside_of_the_share_ends_the_watch(share: Path) -> None:
+    store = InodeStore(InodeFileHandles.PREFER)
+    host = Host(share, open_backend=lambda root_fd: FanotifyBackend(root_fd, store))
+    (share / "a").mkdir()
+    host.watch(2, share / "a", Event.CREATE)
+    (share / "a").rename(share.parent / "a")
+    assert host.records() == [EventRecord(2, 0, Event.WATCH_ENDED)]
+    # With a descriptor of the inode the host does not report its removal.
+    for _ in range(2):
+        store.close_idle()
+    (share.parent / "a").rmdir()
+    assert host.records() == [EventRecord(2, 0, Event.DELETE_SELF | Event.ISDIR)]
+    assert len(host.table) == host.backend.count == host.host_watches() == 0
+    host.close()
 
 
 def test_directory_outside_of_the_share_cannot_be_watched(host: Host, share: Path) -> None:
@@ -607,7 +726,7 @@ def test_overflow_verifies_all_watches(share: Path, kind: str) -> None:
     (share / "stays/moved/below/c").unlink()
     (share / "stays/moved/below").rmdir()
     assert host.records() == [EventRecord(15, 0, Event.DELETE_SELF | Event.ISDIR)]
-    # The share's root, stays, moved, deep and busy.
-    assert host.host_watches() == 5
-    assert host.backend.count == 5
+    # The share's root, stays, moved, deep and busy; outside of it left, below and taken.
+    assert host.host_watches() == 8
+    assert host.backend.count == 8
     host.close()
