@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from farwatch_harness.oracle.compare import HostScript, In, compare
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.testbed import Share
+from farwatch_harness.vm.testbed import Share, Testbed
 
 pytestmark = pytest.mark.patch("notifications")
 
+MODES = pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 ALL = {".": int(In.ALL)}
 FILE = {".": int(In.ALL), "file": int(In.ALL)}
 
@@ -154,7 +155,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
+@MODES
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_guest_reports_the_events_of_native_inotify(
     guest: Guest, share: Share, tmp_path: Path, case: HostEventCase
@@ -165,3 +166,51 @@ def test_guest_reports_the_events_of_native_inotify(
         seen |= event.what
     assert case.expect & ~seen == 0, "the script does not do what it is meant to"
     assert not result.difference(), result.difference()
+
+
+@MODES
+def test_excl_unlink_leaves_out_what_happens_to_a_file_that_the_host_unlinked(
+    testbed: Testbed, guest: Guest, share: Share
+) -> None:
+    mask = In.DELETE | In.MODIFY | In.CLOSE_WRITE | In.CREATE
+    file = share.host / "file"
+    with file.open("wb", buffering=0) as stream, guest.inotify() as strict, guest.inotify() as all_:
+        strict.add(share.guest, mask | In.EXCL_UNLINK)
+        all_.add(share.guest, mask)
+        stream.write(b"1")
+        for each in (strict, all_):
+            assert In(each.read(count=1)[0].mask) == In.MODIFY
+        file.unlink()
+        for each in (strict, all_):
+            assert In(each.read(count=1)[0].mask) == In.DELETE
+        stream.write(b"2")
+        stream.close()
+        assert [In(event.mask) for event in all_.read(count=2)] == [In.MODIFY, In.CLOSE_WRITE]
+        file.write_bytes(b"")
+        assert [In(event.mask) for event in strict.read(count=2)] == [In.CREATE, In.CLOSE_WRITE]
+
+
+@MODES
+@pytest.mark.patch("overflow")
+def test_directory_that_leaves_the_share_and_returns_is_reported_again(
+    testbed: Testbed, guest: Guest, share: Share
+) -> None:
+    below = share.host / "dir" / "below"
+    below.mkdir(parents=True)
+    outside = testbed.shared.parent / f"{share.host.name}-outside"
+    with guest.inotify() as directory, guest.inotify() as deeper:
+        directory.add(share.guest / "dir", In.CREATE | In.MOVE_SELF)
+        deeper.add(share.guest / "dir" / "below", In.CREATE)
+        for name in ("first", "second"):
+            (share.host / "dir").rename(outside)
+            assert In(directory.read(count=1)[0].mask) == In.MOVE_SELF
+            outside.rename(share.host / "dir")
+            # Nobody in the guest looks the name up.
+            returned = [In(event.mask) for event in directory.read(count=2)]
+            assert returned == [In.Q_OVERFLOW, In.MOVE_SELF]
+            assert [In(event.mask) for event in deeper.read(count=1)] == [In.Q_OVERFLOW]
+            (share.host / "dir" / name).touch()
+            (below / name).touch()
+            for each in (directory, deeper):
+                created = each.read(count=1)
+                assert [(In(event.mask), event.name) for event in created] == [(In.CREATE, name)]

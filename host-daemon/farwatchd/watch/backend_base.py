@@ -25,7 +25,7 @@ class TreeBackend(abc.ABC):
 
     ``group`` is owned from now on. ``root_fd`` is the share's root directory and stays the
     caller's. ``inodes`` keeps the watched inodes, ``path_of`` returns a path to a descriptor's
-    inode.
+    inode, ``look_up`` is for ``EventStream``.
     """
 
     def __init__(
@@ -34,13 +34,14 @@ class TreeBackend(abc.ABC):
         root_fd: int,
         inodes: InodeStore | None = None,
         path_of: Callable[[int], str] = proc_path,
+        look_up: Callable[[int, bytes], bytes | None] | None = None,
     ) -> None:
         self._group = group
         self._inodes = inodes if inodes is not None else InodeStore()
         self._path_of = path_of
         self._by_mark: dict[int, Node] = {}
         self._tree = WatchTree(root_fd, self._inodes, path_of, self)
-        self._stream = EventStream(self._tree, self._by_mark)
+        self._stream = EventStream(self._tree, self._by_mark, look_up)
 
     @property
     def count(self) -> int:
@@ -75,6 +76,7 @@ class TreeBackend(abc.ABC):
     def reset(self) -> None:
         """End all watches; see ``WatchBackend``."""
         self._tree.clear()
+        self._stream.reset()
 
     def close(self) -> None:
         """End all watches and close the group."""

@@ -14,9 +14,7 @@ from collections.abc import Callable
 
 from farwatchd.linux.inotify import InotifyBit
 from farwatchd.watch.event_stream import MarkEvent
-
-#: A name in a directory: the directory's mark id, and the name.
-Entry = tuple[int, bytes]
+from farwatchd.watch.watch_backend import Entry
 
 _MOVED_FROM, _MOVED_TO = int(InotifyBit.MOVED_FROM), int(InotifyBit.MOVED_TO)
 _REMOVES = int(InotifyBit.DELETE) | _MOVED_FROM

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from farwatchd.linux.inotify import InotifyBit
 from farwatchd.watch.event_trace import EventTrace, printable
+from farwatchd.watch.lost_names import LostNames
 from farwatchd.watch.watch_backend import DIRENT, HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
@@ -51,6 +53,20 @@ _ATTRIB, _MOVE_SELF, _ISDIR = (
 _DELETE, _MOVED_TO = int(InotifyBit.DELETE), int(InotifyBit.MOVED_TO)
 _OVERFLOW, _DELETE_SELF = int(InotifyBit.Q_OVERFLOW), int(InotifyBit.DELETE_SELF)
 _BOTH_SIDES = int(InotifyBit.MOVED_FROM | InotifyBit.MOVED_TO)
+_ENTRIES = int(InotifyBit.CREATE) | _DELETE | _BOTH_SIDES
+_REMOVES, _ADDS = (
+    int(InotifyBit.DELETE | InotifyBit.MOVED_FROM),
+    int(InotifyBit.CREATE | InotifyBit.MOVED_TO),
+)
+#: The events of a child that inotify leaves out for IN_EXCL_UNLINK when the child is unlinked.
+_THROUGH_OPEN_FILES = int(
+    Event.OPEN
+    | Event.OPEN_EXEC
+    | Event.ACCESS
+    | Event.MODIFY
+    | Event.CLOSE_WRITE
+    | Event.CLOSE_NOWRITE
+)
 _ENDED_BY_HOST = int(InotifyBit.IGNORED | InotifyBit.UNMOUNT)
 #: Nodes that are verified in one turn of the event loop, each by some system calls.
 _SLICE = 64
@@ -66,7 +82,8 @@ class MarkEvent(NamedTuple):
     ``mask`` has one event bit, and ISDIR where the event is of a directory. MOVED_FROM and MOVED_TO
     together are a rename of which both sides are marked: ``mark_id`` and ``name`` are where the
     entry was, ``new_mark_id`` and ``new_name`` where it is. ``own``: this process caused the event,
-    and it is not to be reported.
+    and it is not to be reported. ``inode``: the identity of the inode that the event happened to,
+    for events with a name; empty if the back end does not know it.
     """
 
     mark_id: int
@@ -75,6 +92,7 @@ class MarkEvent(NamedTuple):
     own: bool = False
     new_mark_id: int = 0
     new_name: bytes = b""
+    inode: bytes = b""
 
     @property
     def is_rename(self) -> bool:
@@ -85,7 +103,8 @@ class MarkEvent(NamedTuple):
 def kernel_mask(wanted: int) -> int:
     """Return the kernel's bits for a wanted mask.
 
-    One side of a rename is watched with the other, because the report needs both names.
+    One side of a rename is watched with the other, because the report needs both names. Names are
+    watched with what happens through open files, which may have lost them.
     """
     mask = 0
     for event, bit in _BITS:
@@ -93,21 +112,39 @@ def kernel_mask(wanted: int) -> int:
             mask |= bit
     if wanted & (_RENAME | _MOVED):
         mask |= _BOTH_SIDES
+    if wanted & _ON_CHILD and wanted & _THROUGH_OPEN_FILES:
+        mask |= _ENTRIES
     return mask
 
 
 class EventStream:
-    """Interprets the events of host marks in order; ``by_mark`` maps mark ids to nodes."""
+    """Interprets the events of host marks in order; ``by_mark`` maps mark ids to nodes.
 
-    def __init__(self, tree: WatchTree, by_mark: dict[int, Node]) -> None:
+    ``look_up`` returns the identity of the inode that has a name, None when the name does not
+    exist; ``OSError`` when that is unknown. Back ends that do not know the inodes of events have
+    none.
+    """
+
+    def __init__(
+        self,
+        tree: WatchTree,
+        by_mark: dict[int, Node],
+        look_up: Callable[[int, bytes], bytes | None] | None = None,
+    ) -> None:
         self._tree = tree
         self._by_mark = by_mark
+        self._look_up = look_up
+        self._lost_names = LostNames()
         self._events: list[HostEvent] = []
         self._trace: EventTrace | None = None
         self._wire = {}
         for event, bit in KERNEL_BITS.items():
             self._wire[int(bit)] = event
             self._wire[int(bit | InotifyBit.ISDIR)] = event | Event.ISDIR
+
+    def reset(self) -> None:
+        """Forget what is known of names: all watches have ended."""
+        self._lost_names.clear()
 
     def trace_to(self, trace: EventTrace) -> None:
         """Log each event from now on, and why one is left out."""
@@ -169,6 +206,7 @@ class EventStream:
                     self._trace.step("host", "the host's event queue has overflowed")
                 self._events.append(HostEvent(0, Event.OVERFLOW))
                 self._tree.suspect_all()
+                self._lost_names.clear()
             if mask & _ISDIR and mask & _MOVED_TO:
                 self._tree.suspect_outside()
             if target is not None and target.children and mask & _ISDIR:
@@ -181,6 +219,8 @@ class EventStream:
                         self._end(child)
                     elif last.get(child.mark_id, -1) <= index:
                         removed.append(child)
+            if mask & _ENTRIES:
+                self._record_names(source, target, raw)
             if is_rename:
                 self._report_rename(source, target, raw)
             elif source is not None:
@@ -303,10 +343,36 @@ class EventStream:
                 self._step(node, raw, _UNWANTED)
                 return
             wire |= Event.ON_CHILD
+            if bits & _THROUGH_OPEN_FILES and self._is_lost(raw):
+                self._step(node, raw)
+                self._events.append(HostEvent(node.watch_id, wire, raw.name, unlinked=True))
+                return
         elif bits & _SELF and node.is_dir:
             wire |= Event.ISDIR
         self._step(node, raw)
         self._events.append(HostEvent(node.watch_id, wire, raw.name, unpaired=bool(bits & _MOVED)))
+
+    def _record_names(self, source: Node | None, target: Node | None, raw: MarkEvent) -> None:
+        """Record who loses and gets a name, in directories whose children's events are wanted."""
+        if raw.mask & _REMOVES and _watches_open_files(source):
+            self._lost_names.removed((raw.mark_id, raw.name))
+        if raw.mask & _ADDS and _watches_open_files(target):
+            name = raw.new_name if raw.is_rename else raw.name
+            mark_id = raw.new_mark_id if raw.is_rename else raw.mark_id
+            replaces = bool(raw.mask & _MOVED_TO)
+            self._lost_names.added((mark_id, name), raw.inode, replaces)
+
+    def _is_lost(self, raw: MarkEvent) -> bool:
+        """Return whether the inode of a child's event had lost its name before."""
+        if not self._lost_names.is_lost((raw.mark_id, raw.name), raw.inode):
+            return False
+        if self._look_up is None:
+            return True
+        # Coalescing may have hidden that it got the name again.
+        try:
+            return self._look_up(raw.mark_id, raw.name) != raw.inode
+        except OSError:
+            return False
 
     def _report_rename(self, source: Node | None, target: Node | None, raw: MarkEvent) -> None:
         """Report a rename; only one side of it when the other is not watched for the guest."""
@@ -359,6 +425,11 @@ class EventStream:
             and node.parent is None
             and self._tree.unlinked(node)
         )
+
+
+def _watches_open_files(node: Node | None) -> bool:
+    """Return whether what happens to a directory's children through open files is wanted."""
+    return node is not None and bool(node.wanted & _ON_CHILD and node.wanted & _THROUGH_OPEN_FILES)
 
 
 def _is_reported(node: Node | None) -> bool:

@@ -143,7 +143,7 @@ class FanotifyBackend(TreeBackend):
         self._refused: set[bytes] = set()
         self._by_identity: dict[bytes, Node] = {}
         self._history = EntryHistory(self._look_up)
-        super().__init__(self._groups[0], root_fd, inodes, path_of)
+        super().__init__(self._groups[0], root_fd, inodes, path_of, self._look_up)
 
     @property
     def others_only(self) -> bool:
@@ -348,9 +348,11 @@ class FanotifyBackend(TreeBackend):
         directory, name = self._where(event, INFO_DFID_NAME)
         # With FAN_REPORT_DFID_NAME a directory's own events are those of "." in it.
         target = directory if name == b"." else self._where(event, INFO_FID)[0]
+        inode = event.infos[INFO_FID].identity if INFO_FID in event.infos else b""
         if name == b".":
+            inode = event.infos[INFO_DFID_NAME].identity
             try:
-                directory, name = self._entry(event.infos[INFO_DFID_NAME].identity)
+                directory, name = self._entry(inode)
             except OSError as error:
                 _log.warning(
                     "no descriptor is left to read a directory's name (%s); the guest gets an"
@@ -369,7 +371,7 @@ class FanotifyBackend(TreeBackend):
             if not mask & bit:
                 continue
             if directory and not bit & _SELF_ONLY:
-                yield MarkEvent(directory, bit | isdir, name, own)
+                yield MarkEvent(directory, bit | isdir, name, own, inode=inode)
             if target and not bit & _DIRENT:
                 yield MarkEvent(target, bit if bit & _SELF_ONLY else bit | isdir, b"", own)
 
@@ -393,12 +395,13 @@ class FanotifyBackend(TreeBackend):
     def _rename(self, event: FanEvent, isdir: int, own: bool) -> Iterator[MarkEvent]:
         source, old = self._where(event, INFO_OLD_DFID_NAME)
         target, new = self._where(event, INFO_NEW_DFID_NAME)
+        inode = event.infos[INFO_FID].identity
         if source and target:
-            yield MarkEvent(source, _MOVES | isdir, old, own, target, new)
+            yield MarkEvent(source, _MOVES | isdir, old, own, target, new, inode)
         elif source:
-            yield MarkEvent(source, int(InotifyBit.MOVED_FROM) | isdir, old, own)
+            yield MarkEvent(source, int(InotifyBit.MOVED_FROM) | isdir, old, own, inode=inode)
         elif target:
-            yield MarkEvent(target, int(InotifyBit.MOVED_TO) | isdir, new, own)
+            yield MarkEvent(target, int(InotifyBit.MOVED_TO) | isdir, new, own, inode=inode)
 
     def _entry(self, identity: bytes) -> tuple[int, bytes]:
         """Return the mark id of a directory's parent, and the directory's name there.

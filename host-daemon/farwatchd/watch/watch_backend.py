@@ -12,6 +12,9 @@ from farwatchd.wire.fsnotify import Event
 #: Events of a directory entry. They belong to the directory, and carry the entry's name.
 DIRENT = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO
 
+#: A name in a directory: the directory's mark id, and the name.
+Entry = tuple[int, bytes]
+
 
 @dataclass(frozen=True, slots=True)
 class HostEvent:
@@ -24,6 +27,7 @@ class HostEvent:
     its name there. ``unpaired`` marks a MOVED_FROM or MOVED_TO whose other side is not watched.
     WATCH_ENDED is no event: the watch reports nothing from now on. If the inode has left the share
     the watch stays; should the inode return, the watch reports again after an OVERFLOW.
+    ``unlinked``: an ON_CHILD event of an open file that had lost ``name`` before.
     ``ended`` means that the back end has removed the watch after this event. The mask is
     DELETE_SELF then; 0 if this process unlinked the inode; or WATCH_ENDED for another reason.
     ``lost_by_host``: an OVERFLOW because the host's queue was full.
@@ -33,6 +37,7 @@ class HostEvent:
     mask: Event
     name: bytes = b""
     unpaired: bool = False
+    unlinked: bool = False
     new_watch_id: int = 0
     new_name: bytes = b""
     ended: bool = False

@@ -236,8 +236,9 @@ class WatchTable:
         for watch in self._by_watch_id.get(event.watch_id, ()):
             if watch.wants(event.mask):
                 yield EventRecord(
-                    watch.nodeid, watch.generation, event.mask, event.name, event.unpaired
-                )
+                    watch.nodeid, watch.generation, event.mask, event.name, event.unpaired,
+                    unlinked=event.unlinked,
+                )  # fmt: skip
 
     def _rename_records(self, event: HostEvent) -> Iterator[EventRecord]:
         """Yield a rename as pairs of nodeids of both sides.
