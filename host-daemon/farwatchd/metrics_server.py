@@ -8,19 +8,15 @@ costs nothing while nobody asks.
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 from collections.abc import Callable
 from functools import partial
 
+from farwatchd.acceptor import Acceptor
 from farwatchd.event_loop import Loop
-
-_log = logging.getLogger(__name__)
 
 #: Seconds that a client has to send its request. One that only reads is answered after that.
 PATIENCE = 1.0
-#: Seconds without accepting after accept(2) failed.
-_PAUSE = 1.0
 #: Bytes of a request; nothing in it matters.
 _REQUEST_SIZE = 8192
 _HEADER = (
@@ -35,24 +31,14 @@ class MetricsServer:
     def __init__(self, loop: Loop, listener: socket.socket, text: Callable[[], str]) -> None:
         """Answer on ``listener``, which stays the caller's, with what ``text`` returns then."""
         self._loop = loop
-        self._listener = listener
         self._text = text
         self._client: socket.socket | None = None
-        listener.setblocking(False)
-        loop.add(listener.fileno(), self._accept)
+        self._acceptor = Acceptor(loop, listener, self._accepted, "a client of the metrics")
+        self._acceptor.start()
 
-    def _accept(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        except OSError as error:
-            _log.debug("a client of the metrics cannot be accepted: %s", error.strerror)
-            self._loop.remove(self._listener.fileno())
-            self._loop.call_later(_PAUSE, self._resume)
-            return
+    def _accepted(self, client: socket.socket) -> None:
+        self._acceptor.stop()
         client.setblocking(False)
-        self._loop.remove(self._listener.fileno())
         self._loop.add(client.fileno(), self._answer)
         self._client = client
         self._loop.call_later(PATIENCE, partial(self._answer_silent, client))
@@ -73,7 +59,4 @@ class MetricsServer:
             body = self._text().encode()
             # Much less than the socket's buffer: what does not fit is lost with the client's.
             client.sendall(_HEADER.format(len(body)).encode() + body)
-        self._resume()
-
-    def _resume(self) -> None:
-        self._loop.add(self._listener.fileno(), self._accept)
+        self._acceptor.start()

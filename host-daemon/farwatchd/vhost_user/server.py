@@ -7,15 +7,13 @@ import logging
 import socket
 from collections.abc import Callable
 
+from farwatchd.acceptor import Acceptor
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import DeviceModel
 from farwatchd.vhost_user.connection import Connection
 from farwatchd.vhost_user.reserve import DescriptorReserve
 
 _log = logging.getLogger(__name__)
-
-#: Seconds without accepting after accept(2) failed: it would fail again immediately.
-ACCEPT_PAUSE = 1.0
 
 
 class Server:
@@ -42,15 +40,16 @@ class Server:
         self._connection: Connection | None = None
         self._waiting: socket.socket | None = None
         self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._once = once
         self._closing = False
-        self._accepting = False
-        self._accept_failed = False
         self._reserve = DescriptorReserve(1)
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._listener = sock
-            sock.setblocking(False)
-            self._set_accepting(True)
+            self._acceptor = Acceptor(
+                loop, sock, self._accepted, "a front-end", self._reserve.freed
+            )
+            self._acceptor.start()
         else:
             self._once = True
             self._connect(sock)
@@ -74,26 +73,7 @@ class Server:
         if self._connection is not None:
             self._connection.close()
 
-    def _accept(self) -> None:
-        if self._listener is None:
-            return
-        try:
-            with self._reserve.freed():
-                sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        except OSError as error:
-            if not self._accept_failed:
-                self._accept_failed = True
-                _log.warning(
-                    "a front-end cannot be accepted, trying again every %g s: %s",
-                    ACCEPT_PAUSE,
-                    error.strerror,
-                )
-            self._set_accepting(False)
-            self._loop.call_later(ACCEPT_PAUSE, self._accept_again)
-            return
-        self._accept_failed = False
+    def _accepted(self, sock: socket.socket) -> None:
         if self._connection is None:
             self._connect(sock)
             return
@@ -101,18 +81,13 @@ class Server:
         self._waiting = sock
         self._set_accepting(False)
 
-    def _accept_again(self) -> None:
-        if self._waiting is None:
-            self._set_accepting(True)
-
     def _set_accepting(self, accepting: bool) -> None:
-        if self._listener is None or accepting is self._accepting:
+        if self._acceptor is None:
             return
-        self._accepting = accepting
         if accepting:
-            self._loop.add(self._listener.fileno(), self._accept)
+            self._acceptor.start()
         else:
-            self._loop.remove(self._listener.fileno())
+            self._acceptor.stop()
 
     def _connect(self, sock: socket.socket) -> None:
         try:

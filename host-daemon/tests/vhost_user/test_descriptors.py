@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.acceptor import ACCEPT_PAUSE
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.messages import MAX_FDS
-from farwatchd.vhost_user.server import ACCEPT_PAUSE, Server
+from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import fuse
