@@ -18,8 +18,10 @@ from farwatchd.linux.syscalls import file_system_type
 
 _log = logging.getLogger(__name__)
 
-#: ``FUSE_SUPER_MAGIC``: a FUSE file system does not know the handles of inodes that it has evicted.
-_FORGETFUL = 0x65735546
+#: ``FUSE_SUPER_MAGIC``, ``MSDOS_SUPER_MAGIC``: such a file system does not find an inode by its
+#: handle once it has evicted the inode. vfat does with the mount option ``nfs=nostale_ro``, which
+#: it does not show.
+_FORGETFUL = (0x65735546, 0x4D44)
 
 
 @dataclass(slots=True, eq=False)
@@ -95,8 +97,8 @@ def open_mount(key: bytes, fd: int) -> int:
     """
     mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
     try:
-        if file_system_type(mount_fd) == _FORGETFUL:
-            raise OSError(errno.EOPNOTSUPP, "FUSE keeps no file handles")
+        if file_system_type(mount_fd) in _FORGETFUL:
+            raise OSError(errno.EOPNOTSUPP, "handles of FUSE and vfat work for a while only")
         os.close(open_handle(mount_fd, handle_of(key)))
     except OSError:
         os.close(mount_fd)

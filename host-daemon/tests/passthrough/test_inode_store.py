@@ -216,11 +216,12 @@ def test_mount_is_closed_with_its_last_inode() -> None:
     assert len(store) == 0
 
 
+@pytest.mark.parametrize("magic", [0x65735546, 0x4D44], ids=["FUSE", "vfat"])
 def test_a_file_system_that_forgets_its_handles_is_served_by_descriptor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magic: int
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(mounts, "file_system_type", lambda _fd: mounts._FORGETFUL)
+    monkeypatch.setattr(mounts, "file_system_type", lambda _fd: magic)
     store = InodeStore(InodeFileHandles.PREFER, most_open=1)
     inodes = [take(store, tmp_path), take(store, tmp_path / "file")]
     assert [each.by_handle for each in inodes] == [False, False]
