@@ -30,7 +30,7 @@ class XattrOperations(Operations):
         """
         path = self._xattr_path(nodeid, name)
         self._share.refuse_if_readonly()
-        os.setxattr(path, self._share.host_xattr(name), value, flags)
+        os.setxattr(path, self._host_name(name), value, flags)
         if kill_sgid and name == _ACCESS_ACL:
             mode = os.fstat(self._inodes.get(nodeid).fd).st_mode
             if mode & stat.S_ISGID:
@@ -40,7 +40,7 @@ class XattrOperations(Operations):
         """Return the value; ENODATA if the attribute is not set."""
         path = self._xattr_path(nodeid, name)
         try:
-            host_name = self._share.host_xattr(name)
+            host_name = self._host_name(name)
         except PermissionError:
             # A name that cannot be set is not set: programs that back up or copy files go on.
             raise failure(errno.ENODATA) from None
@@ -48,22 +48,30 @@ class XattrOperations(Operations):
 
     def listxattr(self, nodeid: int) -> Iterable[bytes]:
         """Return the names of all attributes that the guest may see."""
-        found = map(os.fsencode, os.listxattr(self._xattr_path(nodeid, b"")))
+        listed = map(os.fsencode, os.listxattr(self._xattr_path(nodeid, b"")))
+        found = (name for name in listed if not self._is_hidden(name))
         names = map(self._options.xattrmap.to_guest, found) if self._options.xattrmap else found
-        return [name for name in names if name and not self._hidden(name)]
+        return [name for name in names if name and not self._is_hidden(name)]
 
     def removexattr(self, nodeid: int, name: bytes) -> None:
         """Remove one; ENODATA if the attribute is not set."""
         path = self._xattr_path(nodeid, name)
         self._share.refuse_if_readonly()
-        os.removexattr(path, self._share.host_xattr(name))
+        os.removexattr(path, self._host_name(name))
 
     def _xattr_path(self, nodeid: int, name: bytes) -> str:
         if not self._options.xattr:
             raise failure(errno.ENOSYS)
-        if self._hidden(name):
+        if self._is_hidden(name):
             raise failure(errno.EOPNOTSUPP)
         return self._proc.path(self._share.existing(nodeid).fd)
 
-    def _hidden(self, name: bytes) -> bool:
+    def _host_name(self, name: bytes) -> bytes:
+        """Return the host's name of an attribute, which must not be hidden either."""
+        host_name = self._share.host_xattr(name)
+        if self._is_hidden(host_name):
+            raise failure(errno.EOPNOTSUPP)
+        return host_name
+
+    def _is_hidden(self, name: bytes) -> bool:
         return name in _ACLS and not self._share.posix_acls

@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,23 @@ def test_refused_names_can_neither_be_set_nor_read(tmp_path: Path) -> None:
     assert errno_of(share.fs.getxattr, nodeid, b"user.a") == errno.ENODATA
     assert errno_of(share.fs.getxattr, nodeid, b"security.a") == errno.EOPNOTSUPP
     assert list(share.fs.listxattr(nodeid)) == []
+
+
+def test_rules_do_not_lead_to_acls_that_are_off(tmp_path: Path) -> None:
+    rules = ":prefix:all:posix_acl_:system.::ok:all:::"
+    share = SharedDirectory(tmp_path, ShareOptions(xattr=True, xattrmap=parse(rules)))
+    mode = tmp_path.stat().st_mode
+    nodeid = share.lookup("")
+    name = b"posix_acl_access"
+    # An owner without rights, a group and others with all.
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, rights, 0xFFFFFFFF) for tag, rights in ((1, 0), (4, 7), (32, 7))
+    )
+    assert errno_of(share.fs.setxattr, nodeid, name, acl, 0, False) == errno.EOPNOTSUPP
+    assert errno_of(share.fs.removexattr, nodeid, name) == errno.EOPNOTSUPP
+    assert errno_of(share.fs.getxattr, nodeid, name) == errno.EOPNOTSUPP
+    assert tmp_path.stat().st_mode == mode
+    share.passthrough.set_negotiated(posix_acls=True, writeback=False)
+    share.fs.setxattr(nodeid, name, acl, 0, False)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o077
+    tmp_path.chmod(0o700)
