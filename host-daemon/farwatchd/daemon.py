@@ -18,6 +18,7 @@ from farwatchd.fuse.session import Session
 from farwatchd.fuse.thread_pool import ThreadPool
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
 from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.linux import libc
 from farwatchd.linux.capabilities import Capability
 from farwatchd.listener import Sockets
 from farwatchd.metrics_server import MetricsServer
@@ -60,6 +61,9 @@ def run(
     os.umask(0)
     if (problem := unsupported_machine(os.uname().machine)) is not None:
         raise UserError(problem)
+    if libc.missing:
+        names = ", ".join(f"{name}()" for name in libc.missing)
+        raise UserError(f"the C library has no {names}; glibc 2.30 or later is needed")
     try:
         limit = raise_nofile(config.sandbox.rlimit_nofile)
     except ValueError as error:

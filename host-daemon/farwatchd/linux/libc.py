@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ NO_ID = 0xFFFFFFFF
 NANOSECONDS = 1_000_000_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
+#: The functions that ``function`` has not found.
+missing: list[str] = []
 
 
 def function(
@@ -26,14 +29,23 @@ def function(
     """Return a function of the C library, or a wrapper of a system call in it.
 
     Without ``arguments`` the function converts none of them: it takes ``int``, ``bytes`` and
-    ctypes' objects, which is faster. ``AttributeError``: the C library has no such function.
+    ctypes' objects, which is faster. A function that the C library lacks is added to ``missing``,
+    and fails with ENOSYS.
     """
     # By subscription and not as an attribute, which all modules would share with its types.
-    found = _libc[name]
+    try:
+        found = _libc[name]
+    except AttributeError:
+        missing.append(name)
+        return _absent
     if arguments:
         found.argtypes = arguments
     found.restype = result
     return found
+
+
+def _absent(*_arguments: Any) -> int:
+    raise failure(errno.ENOSYS)
 
 
 #: Return the errno of the last call of this thread that failed.

@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 from operator import attrgetter
 from pathlib import Path
 
@@ -588,3 +589,30 @@ def test_daemon_on_a_connected_socket_ends_when_its_front_end_leaves(tmp_path: P
         ours.close()
         assert daemon.wait() == 0
     assert "Traceback" not in daemon.log
+
+
+def test_c_library_without_a_needed_function_ends_the_daemon_with_one_line(tmp_path: Path) -> None:
+    code = """
+import ctypes, sys
+find = ctypes.CDLL.__getitem__
+def without(library, name):
+    if name == "renameat2":
+        raise AttributeError(name)
+    return find(library, name)
+ctypes.CDLL.__getitem__ = without
+from farwatchd.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    options = [f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert error_line(done.stderr) == (
+        "farwatchd: the C library has no renameat2(); glibc 2.30 or later is needed"
+    )
+    assert not (tmp_path / "socket").exists()
