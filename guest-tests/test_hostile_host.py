@@ -447,7 +447,7 @@ def test_watches_of_a_submount_end_when_it_is_unmounted(start: Start) -> None:
 
 
 @pytest.mark.patch("notifications")
-def test_watch_of_a_mount_point_is_none_of_the_submount_s(start: Start) -> None:
+def test_watch_of_a_mount_point_is_not_a_watch_of_the_submount(start: Start) -> None:
     scripted = start(submount=True)
     at = f"{scripted.mounted}/mounted"
     with scripted.guest.inotify() as outer, scripted.guest.inotify() as inner:

@@ -110,18 +110,18 @@ KNOWN = (
 )
 
 
-def run_cases(guest: Guest, place: PurePosixPath, identity: str, names: Iterable[str]) -> Outcomes:
+def run_cases(guest: Guest, folder: PurePosixPath, identity: str, names: Iterable[str]) -> Outcomes:
     """Run cases in the guest, by name or by module."""
     done = guest.run(
-        sys.executable, "-I", "-S", "-B", str(CASES), str(place), identity, *names, limit=LIMIT
+        sys.executable, "-I", "-S", "-B", str(CASES), str(folder), identity, *names, limit=LIMIT
     )
-    assert done.status == 0 and not done.timed_out, f"{place} as {identity}: {done.stderr[-2000:]}"
+    assert done.status == 0 and not done.timed_out, f"{folder} as {identity}: {done.stderr[-2000:]}"
     assert not done.stderr, done.stderr[-2000:]
     outcomes: Outcomes = json.loads(done.stdout)
     broken = {
         case: found["broken off"] for case, found in outcomes.items() if "broken off" in found
     }
-    assert not broken, f"{place} as {identity}: {broken}"
+    assert not broken, f"{folder} as {identity}: {broken}"
     return outcomes
 
 

@@ -103,12 +103,12 @@ def test_process_in_a_renamed_directory_gets_the_new_path(testbed: Testbed, shar
     with testbed.guest.inotify() as listener:
         listener.add(share.guest, In.MOVED_FROM | In.MOVED_TO)
         listener.add(share.guest / "elsewhere", In.MOVED_FROM | In.MOVED_TO)
-        job = testbed.guest.spawn("sh", "-c", f"cd {share.guest}/old; echo in; exec sleep 600")
-        assert job.lines(until="in") == ["in"]
-        place = share.host / "old"
+        process = testbed.guest.spawn("sh", "-c", f"cd {share.guest}/old; echo in; exec sleep 600")
+        assert process.lines(until="in") == ["in"]
+        moved = share.host / "old"
         for name in ("new", "elsewhere/newer"):
-            place = place.rename(share.host / name)
-            listener.read(until=place.name)
-            cwd = testbed.guest.os("readlink", f"/proc/{job.pid}/cwd")
+            moved = moved.rename(share.host / name)
+            listener.read(until=moved.name)
+            cwd = testbed.guest.os("readlink", f"/proc/{process.pid}/cwd")
             assert cwd == str(share.guest / name)
-        job.stop()
+        process.stop()

@@ -18,7 +18,7 @@ MODULES = {"names": names, "owners": owners, "attributes": attributes, "data": d
 
 def main() -> None:
     """Run as the identity, in a directory that it may write to."""
-    place, identity, *chosen = sys.argv[1:]
+    folder, identity, *chosen = sys.argv[1:]
     who = kit.IDENTITIES[identity]
     cases = [
         case
@@ -26,7 +26,7 @@ def main() -> None:
         for case in module.CASES.list
         if {name, case.__name__} & {*chosen}
     ]
-    where = Path(place) / identity
+    where = Path(folder) / identity
     where.mkdir(exist_ok=True)
     os.chown(where, who.uid, who.gid)
     kit.become(who)

@@ -167,11 +167,11 @@ class Child:
         os.close(self._said)
 
 
-def run(cases: list[Case], place: Path) -> dict[str, dict[str, Any]]:
-    """Run each case in an empty directory of its own in `place`; return the outcomes by name."""
+def run(cases: list[Case], folder: Path) -> dict[str, dict[str, Any]]:
+    """Run each case in an empty directory of its own in `folder`; return the outcomes by name."""
     outcomes: dict[str, dict[str, Any]] = {}
     for case in cases:
-        at = place / case.__name__
+        at = folder / case.__name__
         at.mkdir()
         os.umask(0o022)
         found: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from random import Random
 
 LARGEST = 256 * 1024
 #: The most bytes that one call reads or writes.
-PIECE = 64 * 1024
+LARGEST_TRANSFER = 64 * 1024
 BLOCK = 4096
 KEEP_SIZE, PUNCH_HOLE, ZERO = 1, 2, 16
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -39,13 +39,21 @@ class ModelledFile:
         self.model = bytearray()
         self.fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         self.direct = -1
-        self.buffer = mmap.mmap(-1, PIECE + BLOCK)
+        self.buffer = mmap.mmap(-1, LARGEST_TRANSFER + BLOCK)
 
     def span(self, within: int, align: int = 1) -> tuple[int, int]:
         """Return an offset of at most `within`, and a length."""
         start = self.random.randrange(within + 1) // align * align
         length = self.random.choice(
-            (1, 10, 511, BLOCK, BLOCK + 1, PIECE, self.random.randrange(1, PIECE))
+            (
+                1,
+                10,
+                511,
+                BLOCK,
+                BLOCK + 1,
+                LARGEST_TRANSFER,
+                self.random.randrange(1, LARGEST_TRANSFER),
+            )
         )
         return start, max(align, length // align * align)
 
@@ -76,14 +84,14 @@ class ModelledFile:
     # What is done
 
     def write(self) -> str:
-        start, length = self.span(LARGEST - PIECE)
+        start, length = self.span(LARGEST - LARGEST_TRANSFER)
         data = self.data(length)
         done = os.pwrite(self.fd, data, start)
         self.store(start, data[:done])
         return f"write {start} {length}"
 
     def write_vectors(self) -> str:
-        start, length = self.span(LARGEST - PIECE)
+        start, length = self.span(LARGEST - LARGEST_TRANSFER)
         data = self.data(length)
         cut = self.random.randrange(length + 1)
         done = os.pwritev(self.fd, [data[:cut], data[cut:]], start)
@@ -91,7 +99,7 @@ class ModelledFile:
         return f"write vectors {start} {cut} {length - cut}"
 
     def append(self) -> str:
-        if len(self.model) > LARGEST - PIECE:
+        if len(self.model) > LARGEST - LARGEST_TRANSFER:
             return "append nothing"
         data = self.data(self.random.randrange(1, 2000))
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
@@ -133,7 +141,7 @@ class ModelledFile:
         return f"read direct {start} {length}"
 
     def write_direct(self) -> str:
-        start, length = self.span(LARGEST - PIECE, BLOCK)
+        start, length = self.span(LARGEST - LARGEST_TRANSFER, BLOCK)
         data = self.data(length)
         self.buffer[:length] = data
         done = os.pwritev(self.direct, [memoryview(self.buffer)[:length]], start)
@@ -155,7 +163,7 @@ class ModelledFile:
         self.model.extend(bytes(size - len(self.model)))
 
     def allocate(self) -> str:
-        start, length = self.span(LARGEST - PIECE)
+        start, length = self.span(LARGEST - LARGEST_TRANSFER)
         mode, name = self.random.choice(
             (
                 (0, "allocate"),
@@ -179,9 +187,9 @@ class ModelledFile:
     def copy(self) -> str:
         if len(self.model) < 2:
             return "copy nothing"
-        length = self.random.randrange(1, min(PIECE, len(self.model) // 2) + 1)
+        length = self.random.randrange(1, min(LARGEST_TRANSFER, len(self.model) // 2) + 1)
         source = self.random.randrange(len(self.model) - length + 1)
-        target = self.random.randrange(LARGEST - PIECE)
+        target = self.random.randrange(LARGEST - LARGEST_TRANSFER)
         if abs(source - target) < length:
             return "copy nothing onto itself"
         done = os.copy_file_range(self.fd, self.fd, length, source, target)

@@ -176,11 +176,11 @@ def check_words(_options: argparse.Namespace) -> int:
     """Check that names and text use the words of docs/glossary.md, and that no name is shared."""
     rules, skipped = words.read_rules(paths.CHECKOUT / "docs" / "words.toml")
     files = words.tracked_files(paths.CHECKOUT, skipped)
-    findings: list[object] = list(words.check(paths.CHECKOUT, files, rules))
-    findings += unique_names.check(paths.CHECKOUT, words.tracked_files(paths.CHECKOUT, ()))
-    for finding in findings:
-        print(finding)
-    return 1 if findings else 0
+    found: list[object] = list(words.check(paths.CHECKOUT, files, rules))
+    found += unique_names.check(paths.CHECKOUT, words.tracked_files(paths.CHECKOUT, ()))
+    for each in found:
+        print(each)
+    return 1 if found else 0
 
 
 def make_report(options: argparse.Namespace) -> int:

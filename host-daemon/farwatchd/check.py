@@ -65,13 +65,13 @@ def check(directory: Path) -> int:
     """
     # The table says what the log would.
     logging.disable(logging.CRITICAL)
-    findings = list(_findings(directory))
-    width = max(len(finding.thing) for finding in findings)
-    for finding in findings:
-        print(f"{finding.result.value:8} {finding.thing:{width}}  {finding.found}")
-        if finding.advice:
-            print(f"{'':8} {'':{width}}  -> {finding.advice}")
-    lacking = [one.thing for one in findings if one.needed and one.result is Result.MISSING]
+    rows = list(_rows(directory))
+    width = max(len(row.thing) for row in rows)
+    for row in rows:
+        print(f"{row.result.value:8} {row.thing:{width}}  {row.found}")
+        if row.advice:
+            print(f"{'':8} {'':{width}}  -> {row.advice}")
+    lacking = [one.thing for one in rows if one.needed and one.result is Result.MISSING]
     print()
     if lacking:
         print(f"It would not work here: {', '.join(lacking)}.")
@@ -80,7 +80,7 @@ def check(directory: Path) -> int:
     return 0
 
 
-def _findings(directory: Path) -> Iterator[CheckRow]:
+def _rows(directory: Path) -> Iterator[CheckRow]:
     problem = unsupported_machine(os.uname().machine)
     yield CheckRow(
         "machine",

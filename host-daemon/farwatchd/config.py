@@ -113,7 +113,7 @@ def choice(kind: type[Enum], **former: Enum) -> Callable[[str], Enum]:
             return kind(text)
         except ValueError:
             listed = ", ".join(str(member.value) for member in kind)
-            raise ValueError(f"{text!r} is none of {listed}") from None
+            raise ValueError(f"{text!r} is not one of {listed}") from None
 
     return parse
 

@@ -58,15 +58,15 @@ def prepare(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="farwatch-send-") as name:
-        place = Path(name) / "tree"
+        repository = Path(name) / "tree"
         if kernel is None:
-            make_repository(place, tree, patches)
+            make_repository(repository, tree, patches)
         else:
-            sparse_clone(kernel, place, patches)
-        base = git(place, "rev-parse", "HEAD").strip()
+            sparse_clone(kernel, repository, patches)
+        base = git(repository, "rev-parse", "HEAD").strip()
         for patch in patches:
             try:
-                git(place, "am", stdin=patch.content)
+                git(repository, "am", stdin=patch.content)
             except HarnessError as error:
                 raise HarnessError(
                     f"{patch.file} does not apply to {name_of_tree}: {error}"
@@ -80,7 +80,7 @@ def prepare(
             base,
         ]
         # The letter's author is the user who runs this.
-        git(place, *series.committer(kernel or paths.CHECKOUT), *words)
+        git(repository, *series.committer(kernel or paths.CHECKOUT), *words)
     mails = sorted(folder.glob("*.patch"))
     fill_letter(mails[0], name_of_tree if kernel is None else f"commit {base}")
     recipients = folder / "recipients.txt"
@@ -88,15 +88,15 @@ def prepare(
     return PreparedMails(mails, recipients, kernel is not None)
 
 
-def sparse_clone(kernel: Path, place: Path, patches: Sequence[Patch]) -> None:
+def sparse_clone(kernel: Path, repository: Path, patches: Sequence[Patch]) -> None:
     """Clone the user's tree with only the touched files checked out; only read the tree itself."""
     if not (kernel / ".git").exists():
         raise HarnessError(f"{kernel} is no git tree: the base of a series is a commit")
-    place.mkdir(parents=True)
-    git(place, "clone", "--quiet", "--shared", "--no-checkout", str(kernel), ".")
+    repository.mkdir(parents=True)
+    git(repository, "clone", "--quiet", "--shared", "--no-checkout", str(kernel), ".")
     patterns = "".join(f"/{file}\n" for file in series.touched_files(patches))
-    git(place, "sparse-checkout", "set", "--no-cone", "--stdin", stdin=patterns.encode())
-    git(place, "checkout", "--quiet")
+    git(repository, "sparse-checkout", "set", "--no-cone", "--stdin", stdin=patterns.encode())
+    git(repository, "checkout", "--quiet")
 
 
 def fill_letter(mail: Path, base: str) -> None:

@@ -32,10 +32,10 @@ class SharedName:
 
     kind: str
     name: str
-    places: tuple[str, ...]
+    locations: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name}: {', '.join(self.places)}; rename all but one"
+        return f"{self.kind} {self.name}: {', '.join(self.locations)}; rename all but one"
 
 
 def check(root: Path, paths: Iterable[str]) -> Iterator[SharedName]:
@@ -52,6 +52,6 @@ def check(root: Path, paths: Iterable[str]) -> Iterator[SharedName]:
             if isinstance(node, ast.ClassDef):
                 classes.setdefault(node.name, []).append(f"{path}:{node.lineno}")
     for kind, found in (("module", modules), ("class", classes)):
-        for name, places in sorted(found.items()):
-            if len(places) > 1:
-                yield SharedName(kind, name, tuple(places))
+        for name, locations in sorted(found.items()):
+            if len(locations) > 1:
+                yield SharedName(kind, name, tuple(locations))

@@ -41,7 +41,7 @@ class WordRule:
 
 
 @dataclass(frozen=True)
-class WordFinding:
+class ReplacedWord:
     """A phrase in a file that is to be replaced."""
 
     path: str
@@ -68,7 +68,7 @@ def read_rules(path: Path) -> tuple[tuple[WordRule, ...], tuple[str, ...]]:
     return rules, tuple(document["skip"])
 
 
-def check(root: Path, paths: Iterable[str], rules: Iterable[WordRule]) -> Iterator[WordFinding]:
+def check(root: Path, paths: Iterable[str], rules: Iterable[WordRule]) -> Iterator[ReplacedWord]:
     """Yield what the rules find in the files, by file and line."""
     rules = tuple(rules)
     for path in paths:
@@ -82,17 +82,17 @@ def check(root: Path, paths: Iterable[str], rules: Iterable[WordRule]) -> Iterat
         yield from check_text(path, text, rules)
 
 
-def check_text(path: str, text: str, rules: Iterable[WordRule]) -> list[WordFinding]:
+def check_text(path: str, text: str, rules: Iterable[WordRule]) -> list[ReplacedWord]:
     """Return what the rules find in a file's name and text, by line."""
-    findings = [
-        WordFinding(path, 0, phrase, rule.use)
+    found = [
+        ReplacedWord(path, 0, phrase, rule.use)
         for rule, phrase, _offset in _matches(path, path, rules)
     ]
-    findings += [
-        WordFinding(path, text.count("\n", 0, offset) + 1, phrase, rule.use)
+    found += [
+        ReplacedWord(path, text.count("\n", 0, offset) + 1, phrase, rule.use)
         for rule, phrase, offset in _matches(path, text, rules)
     ]
-    return sorted(findings, key=lambda finding: finding.line)
+    return sorted(found, key=lambda each: each.line)
 
 
 def _matches(

@@ -159,15 +159,15 @@ def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) ->
     kernel = recipe_of(patches, flavour)
 
     def make(folder: Path) -> None:
-        with prepared(kernel) as place:
+        with prepared(kernel) as tree:
             began = time.monotonic()
             with progress.step(f"building the kernel: {kernel.title}") as step:
-                log = compile_kernel(place, os.cpu_count() or 1, step)
-            warnings = compiler_warnings(place.path) + other_warnings(log)
+                log = compile_kernel(tree, os.cpu_count() or 1, step)
+            warnings = compiler_warnings(tree.path) + other_warnings(log)
             (folder / "warnings").write_text(warnings)
             (folder / "seconds").write_text(f"{time.monotonic() - began:.1f}\n")
             for result in ("arch/x86/boot/bzImage", "System.map", ".config"):
-                shutil.copyfile(place.path / result, folder / Path(result).name.lstrip("."))
+                shutil.copyfile(tree.path / result, folder / Path(result).name.lstrip("."))
             (folder / "title").write_text(f"{kernel.title}\n")
 
     return Kernel(cache.published(cached_at(kernel), make) / "bzImage", kernel.title)
@@ -177,9 +177,9 @@ def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) ->
 def prepared(kernel: KernelRecipe) -> Iterator[BuildTree]:
     """Hold and yield the build tree with the sources and the configuration of this kernel."""
     with cache.locked(f"build-{kernel.tree_name}") as lock:
-        place = BuildTree(prepare_tree(kernel.tree_name, kernel.source, kernel.content), lock)
-        configure(place, kernel.flavour.options())
-        yield place
+        tree = BuildTree(prepare_tree(kernel.tree_name, kernel.source, kernel.content), lock)
+        configure(tree, kernel.flavour.options())
+        yield tree
 
 
 def prepare_tree(
@@ -189,7 +189,7 @@ def prepare_tree(
 
     The caller holds the lock of the tree.
     """
-    place = paths.cache_root() / "builds" / name
+    tree = paths.cache_root() / "builds" / name
 
     def make(target: Path) -> None:
         with progress.step("making the build tree"):
@@ -198,20 +198,20 @@ def prepare_tree(
             sharing = "--link" if source.in_cache else "--reflink=auto"
             subprocesses.run(["cp", "--archive", sharing, f"{source.path}/.", target])
 
-    cache.published(place, make)
-    listing = place / ".farwatch-patched"
+    cache.published(tree, make)
+    listing = tree / ".farwatch-patched"
     before = listing.read_text().splitlines() if listing.exists() else []
     # A file that an earlier series patched gets the content of the source again.
     state: dict[str, bytes | None] = {file: original(source.path / file) for file in before}
     cache.write_atomically(
         listing, "".join(f"{file}\n" for file in sorted({*before, *content})).encode()
     )
-    series.replace_files(place, {**state, **content})
-    compiler = place / COMPILER
+    series.replace_files(tree, {**state, **content})
+    compiler = tree / COMPILER
     if not compiler.exists():
         cache.write_atomically(compiler, WRAPPER.encode())
         compiler.chmod(0o755)
-    return place
+    return tree
 
 
 def original(path: Path) -> bytes | None:
@@ -219,20 +219,20 @@ def original(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def configure(place: BuildTree, wanted: dict[str, str]) -> None:
+def configure(tree: BuildTree, wanted: dict[str, str]) -> None:
     """Configure the tree as tinyconfig with these options.
 
     HarnessError: names the options that the kernel refuses.
     """
-    log = paths.LOGS / f"kernel-config-{place.path.name}.log"
-    base = place.path / ".farwatch-tinyconfig"
+    log = paths.LOGS / f"kernel-config-{tree.path.name}.log"
+    base = tree.path / ".farwatch-tinyconfig"
     if not base.exists():
-        list(run_make(["tinyconfig"], place, log))
-        cache.write_atomically(base, (place.path / ".config").read_bytes())
+        list(run_make(["tinyconfig"], tree, log))
+        cache.write_atomically(base, (tree.path / ".config").read_bytes())
     lines = "".join(f"{name}={value}\n" for name, value in wanted.items())
-    cache.write_atomically(place.path / ".config", base.read_bytes() + lines.encode())
-    list(run_make(["olddefconfig"], place, log))
-    got = read_options(place.path / ".config")
+    cache.write_atomically(tree.path / ".config", base.read_bytes() + lines.encode())
+    list(run_make(["olddefconfig"], tree, log))
+    got = read_options(tree.path / ".config")
     refused = sorted(name for name, value in wanted.items() if got.get(name, "n") != value)
     if refused:
         raise HarnessError(f"the kernel does not take these options: {' '.join(refused)}")
@@ -244,29 +244,29 @@ def read_options(config: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line.startswith("CONFIG_") and "=" in line)
 
 
-def run_make(words: list[str], place: BuildTree, log: Path) -> Iterator[str]:
+def run_make(words: list[str], tree: BuildTree, log: Path) -> Iterator[str]:
     """Run make in the tree and yield its output."""
     # No ccache: it does not see what the image's piggy.S includes, and once returned an image with
     # the code of another kernel. cmd_checkdoc= turns off kernel-doc, which would take minutes for
     # all files: the matrix runs it on the files that the patches touch.
-    argv = ["make", f"CC={place.path / COMPILER}", "W=1", "cmd_checkdoc=", *words]
+    argv = ["make", f"CC={tree.path / COMPILER}", "W=1", "cmd_checkdoc=", *words]
     return subprocesses.lines_of(
-        argv, log, cwd=place.path, env={**os.environ, **BUILD_NAMES}, inherited=[place.lock]
+        argv, log, cwd=tree.path, env={**os.environ, **BUILD_NAMES}, inherited=[tree.lock]
     )
 
 
-def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> Path:
+def compile_kernel(tree: BuildTree, jobs: int, step: progress.Step) -> Path:
     """Build bzImage and show the progress; return the log's path.
 
     HarnessError: has the errors of the compiler.
     """
-    log = paths.LOGS / f"kernel-build-{place.path.name}.log"
-    count = place.path / ".farwatch-steps"
+    log = paths.LOGS / f"kernel-build-{tree.path.name}.log"
+    count = tree.path / ".farwatch-steps"
     total = int(count.read_text()) if count.exists() else USUAL_STEPS
-    fresh = not (place.path / "vmlinux").exists()
+    fresh = not (tree.path / "vmlinux").exists()
     done = 0
     try:
-        for line in run_make([f"-j{jobs}", "bzImage"], place, log):
+        for line in run_make([f"-j{jobs}", "bzImage"], tree, log):
             if line.startswith("  "):
                 done += 1
                 step.update(f"{done} of {total} steps" if fresh else f"{done} steps")
@@ -277,11 +277,11 @@ def compile_kernel(place: BuildTree, jobs: int, step: progress.Step) -> Path:
     return log
 
 
-def compiler_warnings(place: Path) -> str:
+def compiler_warnings(tree: Path) -> str:
     """Return what the compiler printed for the objects in the tree whose source still exists."""
-    found = subprocesses.run(["find", ".", "-name", ".*.o.said"], cwd=place).splitlines()
+    found = subprocesses.run(["find", ".", "-name", ".*.o.said"], cwd=tree).splitlines()
     said: list[str] = []
-    for path in sorted(place / name for name in found):
+    for path in sorted(tree / name for name in found):
         built = path.with_name(path.name.removeprefix(".").removesuffix(".said"))
         if built.exists() and any(built.with_suffix(suffix).exists() for suffix in (".c", ".S")):
             said.append(path.read_text(errors="replace"))

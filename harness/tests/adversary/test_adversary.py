@@ -200,7 +200,7 @@ def test_generation_that_was_watched_stays_known_when_the_watches_are_lost(tree:
     tree.lose_watches()
     tree.replace_silently("f0")
     tree.watch(tree.find("f0"), 2)
-    # The client still has a watch of the former object, which is none of this one's.
+    # The client still has a watch of the former object, which does not watch this one.
     assert disagreements(tree, [watched(nodeid, 6)]) == []
 
 

@@ -48,13 +48,13 @@ def test_allowed_phrase_and_skipped_file_pass() -> None:
 
 
 def test_finding_names_file_line_and_replacement() -> None:
-    (finding,) = words.check_text("file.py", "one\ntwo told\n", RULES)
-    assert str(finding) == "file.py:2: not 'told' but: report"
+    (each,) = words.check_text("file.py", "one\ntwo told\n", RULES)
+    assert str(each) == "file.py:2: not 'told' but: report"
 
 
 def test_file_name_is_checked() -> None:
-    (finding,) = words.check_text("src/what_is_told.py", "", RULES)
-    assert finding.line == 0
+    (each,) = words.check_text("src/what_is_told.py", "", RULES)
+    assert each.line == 0
 
 
 def test_binary_and_missing_files_are_left_out(tmp_path: Path) -> None:

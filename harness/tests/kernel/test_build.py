@@ -13,11 +13,11 @@ from farwatch_harness.util.errors import HarnessError
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelSource:
     """Return a made-up source in a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    place = tmp_path / "cache" / "farwatch" / "sources" / "linux"
-    (place / "fs").mkdir(parents=True)
+    tree = tmp_path / "cache" / "farwatch" / "sources" / "linux"
+    (tree / "fs").mkdir(parents=True)
     for name in ("one.c", "two.c", "three.c"):
-        (place / "fs" / name).write_text(f"{name}\n")
-    return KernelSource("linux", place, in_cache=True)
+        (tree / "fs" / name).write_text(f"{name}\n")
+    return KernelSource("linux", tree, in_cache=True)
 
 
 def state_of(tree: Path) -> dict[str, tuple[int, int]]:
@@ -28,22 +28,22 @@ def state_of(tree: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_only_files_that_differ_are_replaced(source: KernelSource) -> None:
-    place = build.prepare_tree(
+    tree = build.prepare_tree(
         "linux-normal", source, {"fs/one.c": b"patched\n", "fs/two.c": b"patched\n"}
     )
-    before = state_of(place)
+    before = state_of(tree)
     build.prepare_tree("linux-normal", source, {"fs/one.c": b"patched\n", "fs/two.c": b"again\n"})
-    after = state_of(place)
+    after = state_of(tree)
     assert {name for name in after if after[name] != before[name]} == {"two.c"}
 
 
 def test_shorter_series_restores_files_of_the_source(source: KernelSource) -> None:
-    place = build.prepare_tree(
+    tree = build.prepare_tree(
         "linux-normal", source, {"fs/one.c": b"patched\n", "fs/new.c": b"new\n", "fs/two.c": None}
     )
-    assert sorted(path.name for path in (place / "fs").iterdir()) == ["new.c", "one.c", "three.c"]
+    assert sorted(path.name for path in (tree / "fs").iterdir()) == ["new.c", "one.c", "three.c"]
     build.prepare_tree("linux-normal", source, {})
-    assert {path.name: path.read_text() for path in (place / "fs").iterdir()} == {
+    assert {path.name: path.read_text() for path in (tree / "fs").iterdir()} == {
         name: f"{name}\n" for name in ("one.c", "two.c", "three.c")
     }
 
@@ -81,10 +81,10 @@ def test_options_that_the_kernel_refuses_are_named(
     )
     monkeypatch.setattr("farwatch_harness.util.paths.LOGS", tmp_path / "logs")
     with (tmp_path / "lock").open("w") as lock:
-        place = build.BuildTree(build.prepare_tree("linux-normal", source, {}), lock.fileno())
-        build.configure(place, {"CONFIG_A": "y", "CONFIG_OFF": "n"})
+        tree = build.BuildTree(build.prepare_tree("linux-normal", source, {}), lock.fileno())
+        build.configure(tree, {"CONFIG_A": "y", "CONFIG_OFF": "n"})
         with pytest.raises(HarnessError, match="CONFIG_B"):
-            build.configure(place, {"CONFIG_A": "y", "CONFIG_B": "y"})
+            build.configure(tree, {"CONFIG_A": "y", "CONFIG_B": "y"})
 
 
 def test_patch_edited_after_it_was_read_is_built_as_read(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's command line, made from facts."""
+"""The guest's command line, made from the environment."""
 
 import dataclasses
 import shlex

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console scanner on pieces of real logs."""
+"""The console scanner on parts of real logs."""
 
 import pytest
 from farwatch_harness.vm.console import Console, Severity

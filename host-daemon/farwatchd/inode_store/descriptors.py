@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the process's descriptors that the guest may use up.
+"""The part of the process's descriptors that the guest may use.
 
 The rest is the daemon's own: memory regions, queues, threads, event groups, the next connection,
 and descriptors that an operation opens and closes itself.

@@ -61,7 +61,7 @@ def parse_rule(text: str) -> TranslationRule:
     """Parse one rule; ``ValueError`` with a text for the user."""
     kind, *numbers = text.split(":")
     if kind not in _KINDS:
-        raise ValueError(f"{text!r}: {kind!r} is none of {', '.join(_KINDS)}")
+        raise ValueError(f"{text!r}: {kind!r} is not one of {', '.join(_KINDS)}")
     if len(numbers) != _KINDS[kind] or not all(
         number.isascii() and number.isdigit() for number in numbers
     ):

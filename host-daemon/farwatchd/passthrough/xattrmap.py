@@ -149,4 +149,4 @@ def _choice(choices: type[_Choice], word: str) -> _Choice:
         known = ", ".join(
             [*(choice.value for choice in choices), *([_MAP] if choices is Type else [])]
         )
-        raise ValueError(f"'{word}' is none of {known}") from None
+        raise ValueError(f"'{word}' is not one of {known}") from None

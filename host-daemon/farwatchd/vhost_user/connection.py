@@ -33,7 +33,7 @@ class Connection:
     def __init__(
         self, loop: Loop, sock: socket.socket, device: DeviceModel, on_close: Callable[[], None]
     ) -> None:
-        """Serve ``sock``, whose ownership is taken.
+        """Serve ``sock``, and take ownership of it.
 
         ``OSError`` when the loop cannot wait for it; the socket is closed then.
         """
@@ -96,7 +96,7 @@ class Connection:
         if not data:
             close_all(fds)
             if self._decoder.within_message:
-                raise ProtocolError("it left in the middle of a message")
+                raise ProtocolError("the connection ended in the middle of a message")
             _log.info("front-end left")
             self.close()
             return False
@@ -113,7 +113,7 @@ class Connection:
         except BlockingIOError:
             sent = 0
         if sent != len(reply):
-            raise ProtocolError("it does not read the replies")
+            raise ProtocolError("the front-end does not read replies")
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

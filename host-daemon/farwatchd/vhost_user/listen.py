@@ -20,7 +20,7 @@ MAX_PATH_BYTES = 107
 
 
 class ListenError(Exception):
-    """No front end can be expected there. The text is one line for the user."""
+    """No front-end can be expected there. The text is one line for the user."""
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:

@@ -30,7 +30,7 @@ class ProtocolError(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """One message. It owns its descriptors until they are taken; ``close_fds`` ends the rest."""
+    """One message. It owns its descriptors until they are taken; ``close_fds`` closes the rest."""
 
     request: FrontEndRequest
     flags: int
@@ -88,7 +88,7 @@ class MessageDecoder:
             raise ProtocolError("descriptors came in the middle of a message")
         if len(self._fds) > MAX_FDS:
             raise ProtocolError(
-                f"{len(self._fds)} descriptors with one message, at most {MAX_FDS} are possible"
+                f"{len(self._fds)} descriptors with one message, at most {MAX_FDS} are allowed"
             )
         self._buffer += data
         if self.wanted > 0:
@@ -113,14 +113,14 @@ class MessageDecoder:
         head = header.unpack_from(self._buffer)
         if head.flags & VERSION_MASK != VERSION:
             raise ProtocolError(
-                f"message of protocol version {head.flags & VERSION_MASK}, {VERSION} is spoken here"
+                f"message of protocol version {head.flags & VERSION_MASK}, {VERSION} is supported"
             )
         if head.flags & HeaderFlag.REPLY:
             raise ProtocolError(f"message {head.request} is marked as a reply")
         if head.size > MAX_PAYLOAD:
             raise ProtocolError(
-                f"message {head.request} announces {head.size} bytes, at most {MAX_PAYLOAD} make"
-                " sense"
+                f"message {head.request} announces {head.size} bytes, at most {MAX_PAYLOAD} are"
+                " allowed"
             )
         try:
             return FrontEndRequest(head.request), head.flags, head.size

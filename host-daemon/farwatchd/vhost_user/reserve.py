@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reserve of descriptors for those in the front-end's messages, which the guest cannot use up."""
+"""A reserve of descriptors for those in the front-end's messages, out of the guest's reach."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _log = logging.getLogger(__name__)
 
 
 class DescriptorReserve:
-    """Holds up to ``count`` descriptors open that mean nothing, and frees them for a moment."""
+    """Keeps up to ``count`` unused descriptors open, and closes them for a moment."""
 
     def __init__(self, count: int) -> None:
-        """Open the descriptors, fewer if there are fewer."""
+        """Open the descriptors, or as many as the process still may."""
         self._count = count
         self._fds: list[int] = []
         self._fill()
 
     @contextlib.contextmanager
     def freed(self) -> Iterator[None]:
-        """Close the descriptors while the block runs, and open as many as there are again."""
+        """Close the descriptors while the block runs, and open them again."""
         self._free()
         try:
             yield
@@ -30,7 +30,7 @@ class DescriptorReserve:
             self._fill()
 
     def close(self) -> None:
-        """Free the descriptors for good; harmless inside ``freed``."""
+        """Close the descriptors for good; harmless inside ``freed``."""
         self._count = 0
         self._free()
 

@@ -20,8 +20,8 @@ class Server:
     """Serves one front-end at a time; the next one waits until the present one leaves.
 
     ``on_change`` is called when a front-end has connected, with True, and when one has left.
-    With ``once``, or when ``sock`` is a connected socket, ``on_end`` is called when the first front
-    end has left.
+    With ``once``, or when ``sock`` is a connected socket, ``on_end`` is called when the first
+    front-end has left.
     """
 
     def __init__(

@@ -132,7 +132,7 @@ class Vring:
         )
 
     def read_kick(self) -> KickState:
-        """Consume a kick."""
+        """Read the kick descriptor; return what was found."""
         if self.kick_fd is None:
             return KickState.IDLE
         try:
@@ -165,7 +165,7 @@ class Vring:
         self._err_fd = _replace(self._err_fd, fd)
 
     def close(self) -> None:
-        """Stop for good."""
+        """Stop the ring, and close its descriptors."""
         self.stop()
         self.set_kick(None)
         self.set_call(None)

@@ -44,9 +44,9 @@ class DeviceConfig:
     )
     busy_poll: int = option(
         "busy-poll",
-        "poll the queues for so long before sleeping while requests follow each other: faster, for"
-        " more CPU time; 0: sleep immediately, also the case where the daemon has one CPU (default:"
-        " %(default)s)",
+        "poll the queues for up to this long before sleeping, while requests follow each other:"
+        " faster, for more CPU time; 0: sleep immediately, as a daemon with one CPU always does"
+        " (default: %(default)s)",
         200,
         number(0, 1000),
         metavar="MICROSECONDS",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from farwatchd.virtqueue.errors import VirtqueueError
-from farwatchd.virtqueue.memory import GuestMemory, Span
+from farwatchd.virtqueue.memory import GuestMemory, RegionView
 
 DESC_NEXT = 1
 DESC_WRITE = 2
@@ -24,9 +24,9 @@ _DESCRIPTOR = struct.Struct("<QIHH")
 _DESCRIPTOR_SIZE = _DESCRIPTOR.size
 _unpack, _unpack_all = _DESCRIPTOR.unpack_from, _DESCRIPTOR.iter_unpack
 _MAX_TABLE = MAX_INDIRECT * _DESCRIPTOR_SIZE
-#: Bytes of the tables whose chains are cached: of 8192 descriptors, whose views take 1.5 MiB.
+#: Bytes of the tables whose chains are cached: 8192 descriptors, whose views take 1.5 MiB.
 _MAX_CACHED = 8192 * _DESCRIPTOR_SIZE
-_NO_SPAN: Span = (0, 0, memoryview(b""))
+_NO_REGION: RegionView = (0, 0, memoryview(b""))
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class ChainReader:
         self._size = size
         self._descriptors = descriptors
         self._indirect = indirect
-        self._span = _NO_SPAN
+        self._region = _NO_REGION
         self._cached: dict[bytes, Chain] = {}
         self._cached_bytes = 0
 
@@ -78,13 +78,13 @@ class ChainReader:
 
         A driver uses the same memory again and again, so most tables equal an earlier one.
         """
-        low, size, view = self._span
+        low, size, view = self._region
         start, end = addr - low, addr - low + length
         if not 0 <= start < end <= size:
-            span = self._memory.span_of(addr, length)
-            if span is None:
+            region = self._memory.region_of(addr, length)
+            if region is None:
                 return None
-            low, size, view = self._span = span
+            low, size, view = self._region = region
             start, end = addr - low, addr - low + length
         table = view[start:end].tobytes()
         chain = self._cached.get(table)
@@ -143,7 +143,7 @@ class ChainReader:
         """
         if not starts:
             return ()
-        low, size, view = self._span
+        low, size, view = self._region
         if min(starts) >= low and max(ends) <= low + size:
             return tuple(
                 [view[start - low : end - low] for start, end in zip(starts, ends, strict=True)]

@@ -15,7 +15,7 @@ from farwatchd.virtqueue.errors import VirtqueueError
 ADDRESS_END = 1 << 64
 
 #: A region as it is needed to find views in it: first guest address, size, view.
-Span = tuple[int, int, memoryview]
+RegionView = tuple[int, int, memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,11 @@ class GuestMemory:
                     f" {_describe(high)}"
                 )
         self._starts = [region.guest_addr for region in self.regions]
-        self._spans: list[Span] = [
+        self._views_of_regions: list[RegionView] = [
             (region.guest_addr, region.size, region.view) for region in self.regions
         ]
 
-    def span_of(self, addr: int, length: int) -> Span | None:
+    def region_of(self, addr: int, length: int) -> RegionView | None:
         """Return the region that holds all of ``length`` > 0 bytes at guest address ``addr``.
 
         ``None`` when no region does.
@@ -105,8 +105,8 @@ class GuestMemory:
         index = bisect_right(self._starts, addr) - 1
         if index < 0 or length <= 0:
             return None
-        span = self._spans[index]
-        return span if addr - span[0] + length <= span[1] else None
+        region = self._views_of_regions[index]
+        return region if addr - region[0] + length <= region[1] else None
 
     def append_slices(self, addr: int, length: int, slices: list[memoryview]) -> None:
         """Append views of ``length`` > 0 bytes at guest address ``addr``.
@@ -115,7 +115,7 @@ class GuestMemory:
         """
         index = bisect_right(self._starts, addr) - 1
         if index >= 0:
-            start, size, view = self._spans[index]
+            start, size, view = self._views_of_regions[index]
             if addr - start + length <= size:
                 slices.append(view[addr - start : addr - start + length])
                 return
@@ -146,9 +146,9 @@ class GuestMemory:
     def _append_across(self, index: int, addr: int, length: int, slices: list[memoryview]) -> None:
         position, rest = addr, length
         while rest:
-            if not 0 <= index < len(self._spans):
+            if not 0 <= index < len(self._views_of_regions):
                 break
-            start, size, view = self._spans[index]
+            start, size, view = self._views_of_regions[index]
             if not start <= position < start + size:
                 break
             step = min(rest, start + size - position)

@@ -78,7 +78,7 @@ HEADER = Struct("request" / Int32ul, "flags" / Int32ul, "size" / Int32ul)
 NUMBER = Struct("value" / Int64ul)
 #: ``vhost_vring_state``: SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE, SET_VRING_ENABLE.
 VRING_STATE = Struct("index" / Int32ul, "num" / Int32ul)
-#: ``vhost_vring_addr``: where a ring's parts are, as addresses of the front end.
+#: ``vhost_vring_addr``: where a ring's parts are, as addresses of the front-end.
 VRING_ADDR = Struct(
     "index" / Int32ul,
     "flags" / Int32ul,

@@ -30,7 +30,7 @@ def run(*words: str, command: Sequence[str] = COMMAND) -> subprocess.CompletedPr
 
 
 def rows(text: str) -> dict[str, tuple[str, str]]:
-    """Return the result and the findings of each thing."""
+    """Return the result and what was found of each thing."""
     found = {}
     for line in text.splitlines():
         if line[:8].strip() in [result.value for result in Result]:

@@ -245,7 +245,7 @@ def test_limit_of_open_files_can_stay_unchanged(tmp_path: Path) -> None:
             "--socket-group needs --socket-path",
         ),
         ((*NEEDED, "--tag=" + "t" * 37), "has 37 bytes; it must have 1 to 36"),
-        ((*NEEDED, "--cache=sometimes"), "'sometimes' is none of never, auto, metadata, always"),
+        ((*NEEDED, "--cache=sometimes"), "'sometimes' is not one of never, auto, metadata, always"),
         ((*NEEDED, "--sandbox=castle"), "castle"),
         ((*NEEDED, "--fsnotify=maybe"), "maybe"),
         ((*NEEDED, "--seccomp=maybe"), "maybe"),
@@ -277,7 +277,7 @@ def test_limit_of_open_files_can_stay_unchanged(tmp_path: Path) -> None:
         ((*NEEDED, "--busy-poll=1001"), "1001 is not between"),
         (
             (*NEEDED, "--xattrmap=:nap::user.x.:"),
-            "'nap' is none of prefix, ok, bad, unsupported, map",
+            "'nap' is not one of prefix, ok, bad, unsupported, map",
         ),
     ],
 )

@@ -99,7 +99,7 @@ def answering(directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def rows(text: str) -> dict[str, tuple[str, str]]:
-    """Return the result and the findings of each thing; advice belongs to the findings."""
+    """Return the result and what was found of each thing; with the advice."""
     found: dict[str, tuple[str, str]] = {}
     thing = ""
     for line in text.partition("\n\n")[0].splitlines():

@@ -17,7 +17,7 @@ from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
 from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import DaemonProcess, running
-from tests.support.driver import Piece
+from tests.support.driver import Buffer
 from tests.support.frontend import IN_HEADER, OUT_HEADER
 
 SERVER = Path(__file__).parents[3] / "guest-tests/servers/fuse_server.py"
@@ -68,7 +68,7 @@ def daemon(tmp_path: Path, hung: HungFileSystem) -> Iterator[DaemonProcess]:
         yield process
 
 
-def sync_hung_directory(daemon: DaemonProcess, guest: MountedGuest, hung: HungFileSystem) -> Piece:
+def sync_hung_directory(daemon: DaemonProcess, guest: MountedGuest, hung: HungFileSystem) -> Buffer:
     """Send an FSYNCDIR that does not end; return where its reply will be.
 
     Of a directory: the kernel itself waits for a FUSE server when a regular file is closed, also
@@ -82,12 +82,12 @@ def sync_hung_directory(daemon: DaemonProcess, guest: MountedGuest, hung: HungFi
     arguments = fuse.fsync_in.pack(fh=fh)
     size = IN_HEADER.size + len(arguments)
     ram, channel = guest.front_end.ram, guest.front_end.requests()
-    request = Piece(ram.allocate(size), size)
+    request = Buffer(ram.allocate(size), size)
     ram.write(
         request.addr,
         IN_HEADER.pack(size, Opcode.FSYNCDIR, UNIQUE, nodeid, 0, 0, 1, 0, 0) + arguments,
     )
-    reply = Piece(ram.allocate(OUT_HEADER.size), OUT_HEADER.size)
+    reply = Buffer(ram.allocate(OUT_HEADER.size), OUT_HEADER.size)
     channel.queue.add([request], [reply])
     guest.front_end.publish(channel)
     deadline = time.monotonic() + LIMIT

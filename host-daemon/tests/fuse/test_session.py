@@ -34,12 +34,12 @@ def watches() -> FakeWatches:
     return FakeWatches()
 
 
-@pytest.fixture(params=["linux", "one segment", "small segments"])
+@pytest.fixture(params=["linux", "one slice", "small slices"])
 def client(request: pytest.FixtureRequest, fs: FakeFs, watches: FakeWatches) -> Client:
     cuts = {
         "linux": ([40], [16]),
-        "one segment": ([], []),
-        "small segments": ([3, 0, 5, 50, 1, 7], [9, 0, 2, 20, 1]),
+        "one slice": ([], []),
+        "small slices": ([3, 0, 5, 50, 1, 7], [9, 0, 2, 20, 1]),
     }
     client = Client(
         Session(fs, watches, SessionOptions()), uid=1000, gid=1001, cuts=cuts[request.param]

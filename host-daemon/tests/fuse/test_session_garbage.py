@@ -23,7 +23,7 @@ from farwatchd.wire.fuse import Opcode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.fake_fs import FakeFs, FakeWatches
-from tests.support.fuse_client import HEADER_SIZE, Client, segments
+from tests.support.fuse_client import HEADER_SIZE, Client, slices_of
 from tests.support.request_shapes import FILLER, NO_REPLY, SHAPES
 
 NODEIDS = st.sampled_from([1, 1, 2, 3, 4, 5, 0, 42, (1 << 64) - 1])
@@ -113,8 +113,8 @@ def exchange(
     session: Session, request: bytes, room: int, cuts: tuple[list[int], list[int]]
 ) -> None:
     """Send a request and check what must hold of any reply."""
-    writable = segments(bytearray([FILLER]) * room, cuts[1])
-    written = session.handle(Chain.of(segments(request, cuts[0]), writable))
+    writable = slices_of(bytearray([FILLER]) * room, cuts[1])
+    written = session.handle(Chain.of(slices_of(request, cuts[0]), writable))
     buffer = b"".join(writable)
     assert isinstance(written, int)
     assert written == 0 or HEADER_SIZE <= written <= room

@@ -28,7 +28,7 @@ from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from tests.support.deferred_guest import DeferredGuest
-from tests.support.driver import Piece
+from tests.support.driver import Buffer
 from tests.support.fake_fs import FakeFs
 
 THREADS = 2
@@ -175,7 +175,7 @@ def test_end_of_the_session_closes_files_after_running_tasks(
     assert guest.answers[sent][0] == 0
     assert len(guest.pool) == 0
     assert fs.calls[-1] == ("reset",)
-    assert fs.jobs_done_at_reset == 1
+    assert fs.tasks_done_at_reset == 1
 
 
 def test_disconnect_waits_for_running_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
@@ -237,7 +237,7 @@ def test_end_of_the_session_cancels_tasks_that_have_not_begun(
     let_go(fs)
     guest.settle_until(lambda: len(guest.answers) == len(tasks) + 1)
     assert {guest.answers[task][0] for task in tasks if task not in cancelled} == {0}
-    assert fs.jobs_done == THREADS
+    assert fs.tasks_done == THREADS
 
 
 def test_reset_of_the_device_forgets_hung_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
@@ -281,7 +281,7 @@ def test_close_of_the_pool_returns_whether_threads_have_ended(
 PATTERN = b"\xa5"
 
 
-def overwrite(guest: ThreadedGuest, place: Piece) -> bytes:
+def overwrite(guest: ThreadedGuest, place: Buffer) -> bytes:
     """Give the memory at ``place`` another use; return what it holds then."""
     content = PATTERN * place.length
     guest.front_end.ram.write(place.addr, content)
@@ -292,7 +292,7 @@ def finish_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
     let_go(fs)
     while len(guest.pool):
         assert guest.loop.run_once(LIMIT), "the tasks do not end"
-    wait_for(lambda: fs.jobs_done >= 1, "a task")
+    wait_for(lambda: fs.tasks_done >= 1, "a task")
     guest.settle()
 
 
@@ -370,7 +370,7 @@ class Hotplug:
 
     region: bytes
     memory: int
-    place: Piece
+    place: Buffer
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ def hotplug(guest: ThreadedGuest) -> Iterator[Hotplug]:
     os.ftruncate(more, 4096)
     region = wire.single_region.pack(guest_addr=1 << 40, size=4096, user_addr=1 << 41)
     guest.front_end.set(Request.ADD_MEM_REG, region, [more])
-    yield Hotplug(region, more, Piece(1 << 40, fuse.out_header.size + 100))
+    yield Hotplug(region, more, Buffer(1 << 40, fuse.out_header.size + 100))
     os.close(more)
 
 

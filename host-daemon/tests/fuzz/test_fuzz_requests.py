@@ -26,7 +26,7 @@ from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_HAS_FSNOTIFY_WAIT, fsnotify_wait_in
 from farwatchd.wire.fuse import Opcode
-from tests.support.fuse_client import OFFER, ROOT, Client, segments
+from tests.support.fuse_client import OFFER, ROOT, Client, slices_of
 from tests.support.fuzzing import LAST, inputs, noise, number, spoiled
 from tests.support.passthrough_share import open_descriptors
 from tests.support.request_shapes import FILLER, NO_REPLY, SHAPES
@@ -277,8 +277,8 @@ class Fuzzer:
             [random.randrange(80) for _ in range(random.randrange(3))],
             [random.randrange(40)] * random.randrange(2),
         )
-        writable = segments(bytearray([FILLER]) * room, cuts[1])
-        written = self.session.handle(Chain.of(segments(request, cuts[0]), writable))
+        writable = slices_of(bytearray([FILLER]) * room, cuts[1])
+        written = self.session.handle(Chain.of(slices_of(request, cuts[0]), writable))
         header = fuse.in_header.unpack_from(request.ljust(fuse.in_header.size, b"\0"))
         if isinstance(written, DeferredReply):
             assert header.opcode in (Opcode.SETLKW, Opcode.FSNOTIFY_WAIT)

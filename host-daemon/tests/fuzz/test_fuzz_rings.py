@@ -29,7 +29,7 @@ from farwatchd.virtqueue import (
     VirtqueueError,
 )
 from farwatchd.virtqueue.chains import MAX_INDIRECT
-from tests.support.driver import INDIRECT, NEXT, WRITE, DriverQueue, GuestRam, Piece
+from tests.support.driver import INDIRECT, NEXT, WRITE, Buffer, DriverQueue, GuestRam
 from tests.support.frontend import FrontEnd
 from tests.support.fuzzing import errors_logged, inputs, number
 from tests.support.handlers import RAW_ECHO, RawEchoHandler
@@ -242,7 +242,7 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_stopped() -> None:
 def test_slices_of_a_chain_are_those_of_the_table(front_end: FrontEnd) -> None:
     # So that the fuzzed rings are known to be read as rings.
     ram = front_end.ram
-    first, second = Piece(ram.allocate(40), 40), Piece(ram.allocate(64), 64)
+    first, second = Buffer(ram.allocate(40), 40), Buffer(ram.allocate(64), 64)
     ram.write(first.addr, b"y" * 40)
     assert front_end.submit(front_end.requests(), [first], [second]) == 40
     assert ram.read(second.addr, 40) == b"y" * 40

@@ -49,11 +49,11 @@ def test_data_is_read_and_written_by_iovecs_at_any_offset(share: SharedDirectory
 
 def test_iovec_longer_than_iov_max_is_transferred(share: SharedDirectory) -> None:
     entry, opened = share.create(b"file")
-    pieces = [bytes([number % 251]) * 3 for number in range(2500)]
-    assert share.write(entry.nodeid, opened.fh, 7, *pieces) == 7500
-    assert (share.path / "file").read_bytes()[7:] == b"".join(pieces)
-    assert share.read(entry.nodeid, opened.fh, 7, *[3] * 2500) == b"".join(pieces)
-    assert share.read(entry.nodeid, opened.fh, 7 + 4500, *[3] * 2500) == b"".join(pieces[1500:])
+    buffers = [bytes([number % 251]) * 3 for number in range(2500)]
+    assert share.write(entry.nodeid, opened.fh, 7, *buffers) == 7500
+    assert (share.path / "file").read_bytes()[7:] == b"".join(buffers)
+    assert share.read(entry.nodeid, opened.fh, 7, *[3] * 2500) == b"".join(buffers)
+    assert share.read(entry.nodeid, opened.fh, 7 + 4500, *[3] * 2500) == b"".join(buffers[1500:])
 
 
 def test_only_what_was_asked_for_is_touched_in_the_buffers(share: SharedDirectory) -> None:
@@ -134,11 +134,11 @@ def test_page_of_the_guests_cache_is_written_where_it_was(
 
 def test_appending_goes_to_the_end_that_the_host_knows(share: SharedDirectory) -> None:
     nodeid, fh = share.open_made("file", os.O_WRONLY | os.O_APPEND)
-    pieces = [b"ab"] * 2000
+    buffers = [b"ab"] * 2000
     assert share.write(nodeid, fh, 0, b"one") == 3
     with (share.path / "file").open("ab") as host:
         host.write(b"host")
-    assert share.write(nodeid, fh, 3, *pieces) == 4000
+    assert share.write(nodeid, fh, 3, *buffers) == 4000
     assert share.write(nodeid, fh, 0, b"!", kill_suidgid=True) == 1
     assert (share.path / "file").read_bytes() == b"onehost" + b"ab" * 2000 + b"!"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reserve of descriptors that the guest cannot use up: it gets ENFILE, without an effect."""
+"""The reserve of descriptors for the daemon itself: the guest gets ENFILE, without an effect."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def test_map_rule_translates_both_ways(ranges: list[tuple[int, int, int]], numbe
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "'' is none of guest"),
-        ("nap:0:0:1", "'nap' is none of guest, host, squash-guest"),
+        ("", "'' is not one of guest"),
+        ("nap:0:0:1", "'nap' is not one of guest, host, squash-guest"),
         ("map:0:1", "is not map:source base:target base:count"),
         ("map:0:1:2:3", "is not map:source base:target base:count"),
         ("map:0:-1:2", "is not map:source base:target base:count"),

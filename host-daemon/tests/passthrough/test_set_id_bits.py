@@ -51,8 +51,8 @@ def fallocate(share: SharedDirectory, nodeid: int, fh: int, kill: bool) -> None:
 
 def copy(share: SharedDirectory, nodeid: int, fh: int, kill: bool) -> None:
     source, source_fh = share.open("source", os.O_RDONLY)
-    job = share.fs.copy_file_range(source, source_fh, 0, nodeid, fh, 0, 4, kill)
-    assert done(job) == 4
+    task = share.fs.copy_file_range(source, source_fh, 0, nodeid, fh, 0, 4, kill)
+    assert done(task) == 4
     share.fs.release(source, source_fh)
 
 

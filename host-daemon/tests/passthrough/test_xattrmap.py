@@ -95,8 +95,8 @@ def test_attribute_is_listed_by_the_name_it_was_set_by(rules: str, name: bytes) 
     "rules, problem",
     [
         ("  ", "there is no rule"),
-        (":good:all:::", "'good' is none of prefix, ok, bad, unsupported, map"),
-        (":ok:both:::", "'both' is none of client, server, all"),
+        (":good:all:::", "'good' is not one of prefix, ok, bad, unsupported, map"),
+        (":ok:both:::", "'both' is not one of client, server, all"),
         (":ok:all:user", "'user': no ':' after the key"),
         (":ok:all::", "'': no ':' after the prepend"),
         (":map:a:b::ok:all:::", "nothing may follow a rule of type map"),

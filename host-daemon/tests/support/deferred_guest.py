@@ -13,7 +13,7 @@ from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire import fuse
-from tests.support.driver import Piece
+from tests.support.driver import Buffer
 from tests.support.frontend import FrontEnd
 
 TURNS = 100
@@ -30,7 +30,7 @@ class DeferredGuest:
         self.front_end = FrontEnd(ours, False, loop=loop)
         self.front_end.negotiate()
         self.unique = 1 << 32
-        self.places: dict[int, tuple[int, Piece]] = {}
+        self.places: dict[int, tuple[int, Buffer]] = {}
         self.answers: dict[int, tuple[int, bytes]] = {}
         self.ask(
             fuse.Opcode.INIT,
@@ -52,7 +52,7 @@ class DeferredGuest:
         payload: bytes,
         room: int = 0,
         unique: int = 0,
-        answer: Piece | None = None,
+        answer: Buffer | None = None,
     ) -> int:
         """Send a request whose answer may come later than others'; returns its unique number.
 
@@ -65,10 +65,10 @@ class DeferredGuest:
         size = fuse.in_header.size + len(payload)
         head = fuse.in_header.pack(len=size, opcode=opcode, unique=unique, nodeid=nodeid)
         ram, channel = self.front_end.ram, self.front_end.requests()
-        self.request = Piece(ram.allocate(size), size)
+        self.request = Buffer(ram.allocate(size), size)
         ram.write(self.request.addr, head + payload)
         if answer is None:
-            answer = Piece(ram.allocate(fuse.out_header.size + room), fuse.out_header.size + room)
+            answer = Buffer(ram.allocate(fuse.out_header.size + room), fuse.out_header.size + room)
         place = channel.queue.add([self.request], [answer], self.front_end.indirect)
         self.places[place] = (unique, answer)
         self.front_end.publish(channel)

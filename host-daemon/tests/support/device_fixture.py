@@ -15,7 +15,7 @@ from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import Chain
-from tests.support.driver import Piece
+from tests.support.driver import Buffer
 from tests.support.frontend import IN_HEADER, OUT_HEADER, Channel, FrontEnd
 from tests.support.handlers import CountingHandler
 from tests.support.passthrough_share import open_descriptors
@@ -44,9 +44,9 @@ class EchoHandler(CountingHandler):
         payload = data[IN_HEADER.size :][::-1]
         reply = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique) + payload
         position = 0
-        for segment in chain.writable:
-            part = reply[position : position + len(segment)]
-            segment[: len(part)] = part
+        for view in chain.writable:
+            part = reply[position : position + len(view)]
+            view[: len(part)] = part
             position += len(part)
         return len(reply)
 
@@ -135,7 +135,7 @@ def posted_echo(front_end: FrontEnd, channel: Channel, nodeid: int = 1) -> int:
     front_end.ram.write(head, IN_HEADER.pack(IN_HEADER.size, ECHO, 9, nodeid, 0, 0, 0, 0, 0))
     reply = front_end.ram.allocate(OUT_HEADER.size)
     return channel.queue.add(
-        [Piece(head, IN_HEADER.size)], [Piece(reply, OUT_HEADER.size)], front_end.indirect
+        [Buffer(head, IN_HEADER.size)], [Buffer(reply, OUT_HEADER.size)], front_end.indirect
     )
 
 

@@ -21,7 +21,7 @@ _SHORT = struct.Struct("<H")
 
 
 @dataclass(frozen=True)
-class Piece:
+class Buffer:
     """Guest memory that a descriptor points to."""
 
     addr: int
@@ -138,12 +138,12 @@ class DriverQueue:
             self.descriptors + 16 * index, _DESCRIPTOR.pack(addr, length, flags, following)
         )
 
-    def write_table(self, addr: int, pieces: Sequence[tuple[int, int, int, int]]) -> None:
+    def write_table(self, addr: int, buffers: Sequence[tuple[int, int, int, int]]) -> None:
         """Write an indirect table: (addr, length, flags, next) each."""
-        self.ram.write(addr, b"".join(_DESCRIPTOR.pack(*piece) for piece in pieces))
+        self.ram.write(addr, b"".join(_DESCRIPTOR.pack(*buffer) for buffer in buffers))
 
     def add(
-        self, readable: Sequence[Piece], writable: Sequence[Piece], indirect: bool = False
+        self, readable: Sequence[Buffer], writable: Sequence[Buffer], indirect: bool = False
     ) -> int:
         """Put a chain into the ring, not yet visible (``publish``); returns its head."""
         flags = [(p, 0) for p in readable] + [(p, WRITE) for p in writable]

@@ -69,7 +69,7 @@ class FakeFs:
         self.error: Exception | None = None
         self.task_error: Exception | None = None
         self.hold: threading.Event | None = None
-        self.jobs_done = self.jobs_done_at_reset = 0
+        self.tasks_done = self.tasks_done_at_reset = 0
         self.gone: set[int] = set()
         self.content = b""
         self.written = b""
@@ -91,7 +91,7 @@ class FakeFs:
                 raise TimeoutError(f"a task was held for {TASK_LIMIT} s")
             if self.task_error is not None:
                 raise self.task_error
-            self.jobs_done += 1
+            self.tasks_done += 1
             return call()
 
         return task
@@ -310,7 +310,7 @@ class FakeFs:
 
     def reset(self) -> None:
         self.calls.append(("reset",))
-        self.jobs_done_at_reset = self.jobs_done
+        self.tasks_done_at_reset = self.tasks_done
 
 
 class FakeWatches:

@@ -27,7 +27,7 @@ from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature
 from farwatchd.wire.virtio import VirtioFeature
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, VirtioFsFeature
-from tests.support.driver import DriverQueue, GuestRam, Piece
+from tests.support.driver import Buffer, DriverQueue, GuestRam
 
 FUSE_FORGET = 2
 IN_HEADER = struct.Struct("<IIQQIIIHH")
@@ -35,7 +35,7 @@ OUT_HEADER = struct.Struct("<IiQ")
 NOTIFY_FSNOTIFY = 64
 DEFAULT_TIMEOUT = 10.0
 #: Payload and reply bytes are split into slices of this size, so that chains have several.
-PIECE = 1 << 16
+BUFFER_SIZE = 1 << 16
 
 
 class FrontEndTimeout(AssertionError):  # noqa: N818
@@ -102,7 +102,7 @@ class FrontEnd:
             for _ in range(count)
         ]
         self._unique = 0
-        self._buffers: dict[int, Piece] = {}
+        self._buffers: dict[int, Buffer] = {}
 
     # Channels by name
 
@@ -153,7 +153,7 @@ class FrontEnd:
         If it can be acknowledged, the acknowledgement must be good.
         """
         assert self.try_set(request, payload, fds) == 0, (
-            f"the back end refused {Request(request).name}"
+            f"the back-end refused {Request(request).name}"
         )
 
     def try_set(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> int:
@@ -185,7 +185,7 @@ class FrontEnd:
         wanted |= VirtioFeature.INDIRECT_DESC if self.indirect else 0
         wanted |= VirtioFsFeature.NOTIFICATION if self.notification else 0
         self.acked = wanted & self.offered
-        assert self.acked == wanted, f"the back end does not offer {wanted & ~self.offered:#x}"
+        assert self.acked == wanted, f"the back-end does not offer {wanted & ~self.offered:#x}"
         self.set(Request.SET_FEATURES, wire.number.pack(value=self.acked))
 
     def read_config(self, offset: int, size: int) -> bytes:
@@ -282,9 +282,9 @@ class FrontEnd:
         head = IN_HEADER.pack(
             IN_HEADER.size + len(payload), opcode, self._unique, nodeid, uid, gid, pid, 0, 0
         )
-        readable = [self._piece(head), *self._pieces(payload)]
+        readable = [self._buffer_of(head), *self._buffers_of(payload)]
         writable = [
-            Piece(self.ram.allocate(OUT_HEADER.size), OUT_HEADER.size),
+            Buffer(self.ram.allocate(OUT_HEADER.size), OUT_HEADER.size),
             *self._room(out_size),
         ]
         written = self.submit(channel, readable, writable, timeout)
@@ -305,7 +305,9 @@ class FrontEnd:
         head = IN_HEADER.pack(
             IN_HEADER.size + len(payload), opcode, self._unique, nodeid, 0, 0, 0, 0, 0
         )
-        written = self.submit(self.hiprio, [self._piece(head), *self._pieces(payload)], [], timeout)
+        written = self.submit(
+            self.hiprio, [self._buffer_of(head), *self._buffers_of(payload)], [], timeout
+        )
         assert written == 0
         self.ram.rewind(mark)
 
@@ -316,8 +318,8 @@ class FrontEnd:
     def submit(
         self,
         channel: Channel,
-        readable: Sequence[Piece],
-        writable: Sequence[Piece],
+        readable: Sequence[Buffer],
+        writable: Sequence[Buffer],
         timeout: float = DEFAULT_TIMEOUT,
     ) -> int:
         """Put one chain into a queue that has nothing else in it, and return the used length."""
@@ -345,7 +347,7 @@ class FrontEnd:
     def post_notification_buffers(self, count: int, size: int = NOTIFY_BUF_SIZE) -> None:
         """Give the device buffers for notifications."""
         for _ in range(count):
-            self._post(Piece(self.ram.allocate(size), size))
+            self._post(Buffer(self.ram.allocate(size), size))
         self.publish(self.notify)
 
     def notifications(
@@ -378,7 +380,7 @@ class FrontEnd:
                 f"{at_least} notifications, {len(found)} came",
             )
 
-    def _post(self, buffer: Piece) -> None:
+    def _post(self, buffer: Buffer) -> None:
         self._buffers[self.notify.queue.add([], [buffer])] = buffer
 
     # Waiting
@@ -460,17 +462,20 @@ class FrontEnd:
 
     # Guest memory
 
-    def _piece(self, data: bytes) -> Piece:
+    def _buffer_of(self, data: bytes) -> Buffer:
         addr = self.ram.allocate(len(data))
         self.ram.write(addr, data)
-        return Piece(addr, len(data))
+        return Buffer(addr, len(data))
 
-    def _pieces(self, data: bytes) -> list[Piece]:
-        return [self._piece(data[start : start + PIECE]) for start in range(0, len(data), PIECE)]
+    def _buffers_of(self, data: bytes) -> list[Buffer]:
+        return [
+            self._buffer_of(data[start : start + BUFFER_SIZE])
+            for start in range(0, len(data), BUFFER_SIZE)
+        ]
 
-    def _room(self, size: int) -> list[Piece]:
-        sizes = [min(PIECE, size - start) for start in range(0, size, PIECE)]
-        return [Piece(self.ram.allocate(n), n) for n in sizes]
+    def _room(self, size: int) -> list[Buffer]:
+        sizes = [min(BUFFER_SIZE, size - start) for start in range(0, size, BUFFER_SIZE)]
+        return [Buffer(self.ram.allocate(n), n) for n in sizes]
 
 
 def region_fields(region: Any) -> dict[str, int]:

@@ -37,8 +37,8 @@ class Listed:
     entry: Any = None
 
 
-def segments(data: bytes | bytearray, sizes: Sequence[int]) -> list[memoryview]:
-    """Cut a copy of ``data`` into pieces of the given sizes and a rest, each memory of its own."""
+def slices_of(data: bytes | bytearray, sizes: Sequence[int]) -> list[memoryview]:
+    """Cut a copy of ``data`` into buffers of the given sizes and a rest, each memory of its own."""
     views = []
     position = 0
     for size in sizes:
@@ -51,7 +51,7 @@ def segments(data: bytes | bytearray, sizes: Sequence[int]) -> list[memoryview]:
 class Client:
     """Sends one request after the other; a reply with an error raises ``OSError``.
 
-    ``cuts`` are the sizes of the first segments of request and reply: Linux puts the headers into
+    ``cuts`` are the sizes of the first slices of request and reply: Linux puts the headers into
     their own.
     """
 
@@ -72,8 +72,8 @@ class Client:
 
     def send(self, request: bytes, room: int) -> bytes:
         """Pass raw bytes with a reply buffer of ``room`` bytes; return all that was written."""
-        writable = segments(bytearray(b"\xa5" * room), self.cuts[1])
-        written = self.handler.handle(Chain.of(segments(request, self.cuts[0]), writable))
+        writable = slices_of(bytearray(b"\xa5" * room), self.cuts[1])
+        written = self.handler.handle(Chain.of(slices_of(request, self.cuts[0]), writable))
         buffer = b"".join(writable)
         assert isinstance(written, int), "a deferred reply"
         assert 0 <= written <= room

@@ -19,7 +19,7 @@ from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import ProtocolFeature
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
 from tests.support.device_fixture import ECHO, FAIL, LIE, DeviceFixture, device_fixture, posted_echo
-from tests.support.driver import INDIRECT, NEXT, WRITE, Piece
+from tests.support.driver import INDIRECT, NEXT, WRITE, Buffer
 from tests.support.frontend import IN_HEADER, OUT_HEADER, FrontEnd, region_fields
 
 
@@ -335,14 +335,14 @@ def test_notifications_stay_queued_while_the_queue_is_stopped(fixture: DeviceFix
 def test_notification_is_scattered_over_the_slices_of_a_buffer(fixture: DeviceFixture) -> None:
     front_end = fixture.connect()
     front_end.negotiate()
-    pieces = [Piece(front_end.ram.allocate(size), size) for size in (1, 7, 20, 100)]
-    front_end.notify.queue.add([], pieces)
+    buffers = [Buffer(front_end.ram.allocate(size), size) for size in (1, 7, 20, 100)]
+    front_end.notify.queue.add([], buffers)
     front_end.publish(front_end.notify)
     payload = bytes(range(80))
     fixture.source.put(payload)
     head, written = front_end.wait_used(front_end.notify)
     assert (head, written) == (0, 96)
-    data = b"".join(front_end.ram.read(p.addr, p.length) for p in pieces)
+    data = b"".join(front_end.ram.read(p.addr, p.length) for p in buffers)
     assert data[:96] == OUT_HEADER.pack(96, 64, 0) + payload
 
 
@@ -518,7 +518,7 @@ def test_a_chain_may_cross_adjacent_regions(fixture: DeviceFixture) -> None:
         head, IN_HEADER.pack(IN_HEADER.size + 4, ECHO, 6, 1, 0, 0, 0, 0, 0) + b"abcd"
     )
     reply = front_end.ram.allocate(20)
-    written = front_end.submit(channel, [Piece(head, IN_HEADER.size + 4)], [Piece(reply, 20)])
+    written = front_end.submit(channel, [Buffer(head, IN_HEADER.size + 4)], [Buffer(reply, 20)])
     assert front_end.ram.read(reply, written) == OUT_HEADER.pack(20, 0, 6) + b"dcba"
 
 
@@ -577,6 +577,6 @@ def test_a_region_may_start_in_the_middle_of_a_page_of_its_file(fixture: DeviceF
         front_end.ram.BASE + 4096 + 24, IN_HEADER.pack(IN_HEADER.size, ECHO, 6, 1, 0, 0, 0, 0, 0)
     )
     reply = front_end.ram.allocate(16)
-    pieces = [Piece(1 << 40, IN_HEADER.size)], [Piece(reply, 16)]
-    assert front_end.submit(front_end.requests(), *pieces) == 16
+    buffers = [Buffer(1 << 40, IN_HEADER.size)], [Buffer(reply, 16)]
+    assert front_end.submit(front_end.requests(), *buffers) == 16
     assert front_end.ram.read(reply, 16) == OUT_HEADER.pack(16, 0, 6)

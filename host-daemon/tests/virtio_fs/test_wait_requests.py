@@ -36,7 +36,7 @@ from farwatchd.wire.fuse import (
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import single_region
 from tests.support.device_fixture import AlwaysPoll
-from tests.support.driver import Piece
+from tests.support.driver import Buffer
 from tests.support.event_records import decode_all
 from tests.support.fake_fs import FakeFs, FakeWatches
 from tests.support.frontend import FrontEnd
@@ -56,7 +56,7 @@ class WaitingGuest:
     busy: AlwaysPoll
     unique: int = 1000
 
-    def send_wait(self, size: int = SIZE) -> Piece:
+    def send_wait(self, size: int = SIZE) -> Buffer:
         """Send a WAIT request for ``size`` bytes, and return where its reply will be."""
         self.unique += 1
         arguments = fsnotify_wait_in.pack(size=size)
@@ -64,15 +64,15 @@ class WaitingGuest:
             len=in_header.size + len(arguments), opcode=Opcode.FSNOTIFY_WAIT, unique=self.unique
         )
         ram, channel = self.front_end.ram, self.front_end.requests()
-        request = Piece(ram.allocate(len(head) + len(arguments)), len(head) + len(arguments))
+        request = Buffer(ram.allocate(len(head) + len(arguments)), len(head) + len(arguments))
         ram.write(request.addr, head + arguments)
-        answer = Piece(ram.allocate(out_header.size + SIZE), out_header.size + SIZE)
+        answer = Buffer(ram.allocate(out_header.size + SIZE), out_header.size + SIZE)
         channel.queue.add([request], [answer])
         self.front_end.publish(channel)
         self.front_end.settle()
         return answer
 
-    def answer(self, place: Piece) -> bytes | None:
+    def answer(self, place: Buffer) -> bytes | None:
         """Return the reply at this place, or None."""
         self.front_end.settle()
         used = self.front_end.requests().queue.take_used()
@@ -141,9 +141,9 @@ def test_destroy_completes_pending_wait_requests(guest: WaitingGuest) -> None:
     guest.busy.during = lambda: answered.append(channel.queue.used_count())
     head = in_header.pack(len=in_header.size, opcode=Opcode.DESTROY, unique=7)
     ram = guest.front_end.ram
-    request = Piece(ram.allocate(len(head)), len(head))
+    request = Buffer(ram.allocate(len(head)), len(head))
     ram.write(request.addr, head)
-    channel.queue.add([request], [Piece(ram.allocate(out_header.size), out_header.size)])
+    channel.queue.add([request], [Buffer(ram.allocate(out_header.size), out_header.size)])
     guest.front_end.publish(channel)
     guest.front_end.settle()
     assert answered[0] == 2, "pending ones are completed before the next request is popped"

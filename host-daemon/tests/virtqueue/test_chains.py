@@ -97,7 +97,7 @@ def setup_module() -> None:
 @example([(0x1000, 16, 0, 1), (0x1000, 16, WRITE, 0)])
 @example([(0x1000, 16, NEXT, 2), (0x1000, 17, NEXT, 2), (0x1000, 18, WRITE, 0)])
 def test_table_is_decoded_alike_in_the_ring_and_indirectly(descriptors: list[Descriptor]) -> None:
-    # What a chain in the ring's own table means is never kept.
+    # What a chain in the ring's own table means is never cached.
     assert _read(descriptors, indirect=True) == _read(descriptors, indirect=False)
 
 
@@ -127,7 +127,7 @@ def test_cached_chains_are_found_by_the_content_of_their_table() -> None:
     reader = ChainReader(_MEMORY, 1, ring, indirect=True)
     table = _MEMORY.slices(_TABLE, 2 * _DESCRIPTOR.size)[0]
     before = _views()
-    # More than are kept.
+    # More than are cached.
     for addr in (0x1000, 0x1010, 0x1020) * 2:
         for length in range(1, 1500):
             table[:] = _DESCRIPTOR.pack(addr, 7, NEXT, 1) + _DESCRIPTOR.pack(

@@ -23,7 +23,7 @@ from farwatchd.virtqueue import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.driver import INDIRECT, NEXT, WRITE, DriverQueue, GuestRam, Piece
+from tests.support.driver import INDIRECT, NEXT, WRITE, Buffer, DriverQueue, GuestRam
 
 RAM = 1 << 16
 _PLACES = RingAddress(0x7000_0000, 0x7000_0100, 0x7000_0200)
@@ -59,10 +59,10 @@ class Rings:
         parts = RingMemory.at_user_addresses(self.memory, self.driver.size, where, self.event_idx)
         return SplitRing(self.memory, parts, base, self.event_idx, self.indirect)
 
-    def piece(self, data: bytes) -> Piece:
+    def buffer(self, data: bytes) -> Buffer:
         addr = self.ram.allocate(len(data), align=1)
         self.ram.write(addr, data)
-        return Piece(addr, len(data))
+        return Buffer(addr, len(data))
 
 
 # Memory
@@ -137,8 +137,8 @@ def test_chains_arrive_as_they_were_made(
 ) -> None:
     rings = Rings(event_idx=event_idx, base=base)
     for number, parts in enumerate(chains):
-        readable = [rings.piece(bytes([number]) * n) for n, write in parts if not write]
-        writable = [Piece(rings.ram.allocate(n), n) for n, write in parts if write]
+        readable = [rings.buffer(bytes([number]) * n) for n, write in parts if not write]
+        writable = [Buffer(rings.ram.allocate(n), n) for n, write in parts if write]
         head = rings.driver.add(readable, writable, indirect)
         rings.driver.publish()
         popped = rings.ring.pop()
@@ -149,8 +149,8 @@ def test_chains_arrive_as_they_were_made(
         assert (
             sum(map(len, chain.writable)) == chain.writable_size == sum(p.length for p in writable)
         )
-        for segment in chain.writable:
-            segment[:] = b"w" * len(segment)
+        for view in chain.writable:
+            view[:] = b"w" * len(view)
         rings.ring.add_used(head, chain.writable_size)
         assert rings.driver.take_used() == (head, chain.writable_size)
         assert all(rings.ram.read(p.addr, p.length) == b"w" * p.length for p in writable)
@@ -159,7 +159,7 @@ def test_chains_arrive_as_they_were_made(
 
 
 def test_chain_that_is_put_back_is_popped_again(rings: Rings) -> None:
-    head = rings.driver.add([rings.piece(b"a")], [])
+    head = rings.driver.add([rings.buffer(b"a")], [])
     rings.driver.publish()
     for _ in range(2):
         popped = rings.ring.pop()
@@ -171,7 +171,7 @@ def test_chain_that_is_put_back_is_popped_again(rings: Rings) -> None:
 
 
 def test_direct_descriptors_may_come_before_an_indirect_one(rings: Rings) -> None:
-    first, second = rings.piece(b"ab"), rings.piece(b"cd")
+    first, second = rings.buffer(b"ab"), rings.buffer(b"cd")
     table = rings.ram.allocate(16)
     rings.driver.write_table(table, [(second.addr, 2, 0, 0)])
     rings.driver.set_descriptor(0, first.addr, 2, NEXT, 1)
@@ -184,9 +184,9 @@ def test_direct_descriptors_may_come_before_an_indirect_one(rings: Rings) -> Non
 
 
 def test_an_indirect_table_may_cross_regions(rings: Rings) -> None:
-    piece = rings.piece(b"ab")
+    buffer = rings.buffer(b"ab")
     border = rings.ram.regions[1].guest_addr
-    rings.driver.write_table(border - 8, [(piece.addr, 2, 0, 0)])
+    rings.driver.write_table(border - 8, [(buffer.addr, 2, 0, 0)])
     rings.driver.set_descriptor(0, border - 8, 16, INDIRECT)
     rings.driver.set_available(0)
     rings.driver.publish()
@@ -195,28 +195,28 @@ def test_an_indirect_table_may_cross_regions(rings: Rings) -> None:
 
 
 def test_adjacent_descriptors_are_one_slice(rings: Rings) -> None:
-    pieces = [rings.piece(b"abcd"), rings.piece(b"ef"), Piece(0, 0), rings.piece(b"gh")]
-    room = [rings.piece(bytes(4)), rings.piece(bytes(4))]
-    apart = [rings.piece(bytes(1)), rings.piece(bytes(2))][1]
-    rings.driver.add(pieces, [*room, apart], indirect=True)
+    buffers = [rings.buffer(b"abcd"), rings.buffer(b"ef"), Buffer(0, 0), rings.buffer(b"gh")]
+    room = [rings.buffer(bytes(4)), rings.buffer(bytes(4))]
+    apart = [rings.buffer(bytes(1)), rings.buffer(bytes(2))][1]
+    rings.driver.add(buffers, [*room, apart], indirect=True)
     rings.driver.publish()
     chain = popped_from(rings.ring)
     # What the device reads and what it writes stay apart, though they follow each other too.
-    assert [bytes(segment) for segment in chain.readable] == [b"abcdefgh"]
-    assert [len(segment) for segment in chain.writable] == [8, 2]
+    assert [bytes(view) for view in chain.readable] == [b"abcdefgh"]
+    assert [len(view) for view in chain.writable] == [8, 2]
     assert chain.writable_size == 10
 
 
 def test_a_full_ring_in_one_chain_is_no_loop(rings: Rings) -> None:
-    piece = rings.piece(b"x")
-    rings.driver.add([piece] * rings.driver.size, [])
+    buffer = rings.buffer(b"x")
+    rings.driver.add([buffer] * rings.driver.size, [])
     rings.driver.publish()
     chain = popped_from(rings.ring)
     assert len(chain.readable) == rings.driver.size
 
 
 def test_ring_of_a_crashed_back_end_pops_chains_in_flight_again(rings: Rings) -> None:
-    heads = [rings.driver.add([rings.piece(b"x")], []) for _ in range(3)]
+    heads = [rings.driver.add([rings.buffer(b"x")], []) for _ in range(3)]
     rings.driver.publish()
     for _ in range(3):
         rings.ring.pop()
@@ -269,7 +269,7 @@ def rings() -> Iterator[Rings]:
 
 def _exchange(rings: Rings, count: int) -> None:
     for _ in range(count):
-        head = rings.driver.add([rings.piece(b"x")], [])
+        head = rings.driver.add([rings.buffer(b"x")], [])
         rings.driver.publish()
         assert rings.ring.pop() is not None
         rings.ring.add_used(head, 0)
@@ -307,16 +307,16 @@ def test_without_event_index_the_flag_decides() -> None:
 def test_kicks_are_wanted_only_while_enabled(event_idx: bool, base: int) -> None:
     rings = Rings(event_idx=event_idx, base=base)
     assert not rings.ring.enable_notification()
-    rings.driver.add([rings.piece(b"x")], [])
+    rings.driver.add([rings.buffer(b"x")], [])
     assert rings.driver.publish()
     rings.ring.disable_notification()
-    rings.driver.add([rings.piece(b"x")], [])
+    rings.driver.add([rings.buffer(b"x")], [])
     assert not rings.driver.publish()
     assert rings.ring.enable_notification(), "there are chains that nobody will kick for"
     for _ in range(2):
         assert rings.ring.pop() is not None
     assert not rings.ring.enable_notification()
-    rings.driver.add([rings.piece(b"x")], [])
+    rings.driver.add([rings.buffer(b"x")], [])
     assert rings.driver.publish()
 
 
@@ -370,8 +370,8 @@ def test_any_ring_has_chains_in_memory_or_an_error(
 
 
 def test_descriptors_are_read_once_however_the_guest_changes_them(rings: Rings) -> None:
-    piece = rings.piece(b"abcd")
-    head = rings.driver.add([piece], [])
+    buffer = rings.buffer(b"abcd")
+    head = rings.driver.add([buffer], [])
     rings.driver.publish()
     chain = popped_from(rings.ring)
     rings.driver.set_descriptor(head, 0, 0xFFFF_FFFF, NEXT, 0xFFFF)
