@@ -16,6 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from farwatchd.linux.libc import NANOSECONDS
+from farwatchd.linux.timerfd import TimerFd
+
 _log = logging.getLogger(__name__)
 
 Callback = Callable[[], None]
@@ -41,13 +44,17 @@ class Loop:
         self._readiness.register(self._epoll.fileno(), select.POLLIN)
         self._callbacks: dict[int, Callback] = {}
         self._failures: dict[int, int] = {}
-        self._timers: list[tuple[float, int, Callback]] = []
+        #: When (ns), in which order, what.
+        self._timers: list[tuple[int, int, Callback]] = []
+        # Not a limit of each wait: that would cost every turn, and timers are rare.
+        self._timer = TimerFd()
         self._serial = itertools.count()
         self._soon: deque[Callback] = deque()
         self._from_threads: deque[Callback] = deque()
         self._stopping = False
         self._wakeup_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.add(self._wakeup_fd, self._drain_wake)
+        self.add(self._timer.fileno(), self._call_due)
 
     def add(self, fd: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up.
@@ -76,7 +83,11 @@ class Loop:
 
     def call_later(self, seconds: float, callback: Callback) -> None:
         """Call ``callback`` once, ``seconds`` from now at the earliest."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), callback))
+        due = time.monotonic_ns() + int(seconds * NANOSECONDS)
+        entry = (due, next(self._serial), callback)
+        heapq.heappush(self._timers, entry)
+        if self._timers[0] is entry:
+            self._timer.set(due)
 
     def call_soon(self, callback: Callback) -> None:
         """Call ``callback`` once, at the next turn of the loop, after the ready descriptors."""
@@ -94,7 +105,7 @@ class Loop:
 
     def has_work(self) -> bool:
         """Return whether a turn would find something to do now, without doing it."""
-        return bool(self._readiness.poll(0)) or self._timeout(None) == 0
+        return bool(self._soon or self._readiness.poll(0))
 
     def run(self) -> None:
         """Serve until ``stop``, which may have been called before."""
@@ -107,9 +118,7 @@ class Loop:
 
         Return whether anything was called.
         """
-        if self._soon or self._timers:
-            timeout = self._timeout(timeout)
-        ready = self._epoll.poll(timeout, MAX_READY)
+        ready = self._epoll.poll(0 if self._soon else timeout, MAX_READY)
         for fd, _ in ready:
             callback = self._callbacks.get(fd)
             if callback is None:
@@ -121,40 +130,27 @@ class Loop:
             else:
                 if self._failures:
                     self._failures.pop(fd, None)
-        if (self._soon or self._timers) and self._call_deferred():
-            return True
-        return bool(ready)
+        # Only the present ones: a callback that defers itself again must not starve the
+        # descriptors.
+        deferred = len(self._soon)
+        for _ in range(deferred):
+            self._call(self._soon.popleft())
+        return bool(ready or deferred)
 
     def close(self) -> None:
         """Release the loop's own descriptors; those that were added stay open."""
         self._callbacks.clear()
         self._epoll.close()
+        self._timer.close()
         os.close(self._wake_fd)
         os.close(self._wakeup_fd)
 
-    def _timeout(self, timeout: float | None) -> float | None:
-        if self._soon:
-            return 0
-        if not self._timers:
-            return timeout
-        due = max(0.0, self._timers[0][0] - time.monotonic())
-        return due if timeout is None else min(due, timeout)
-
-    def _call_deferred(self) -> bool:
-        """Call what was deferred and is due; return whether there was anything."""
-        worked = False
-        # Only the present ones: a callback that defers itself again must not starve the
-        # descriptors.
-        for _ in range(len(self._soon)):
-            worked = True
-            self._call(self._soon.popleft())
-        if not self._timers:
-            return worked
-        now = time.monotonic()
+    def _call_due(self) -> None:
+        """Call what is due by now, and set the timer for the next call."""
+        now = time.monotonic_ns()
         while self._timers and self._timers[0][0] <= now:
-            worked = True
             self._call(heapq.heappop(self._timers)[2])
-        return worked
+        self._timer.set(self._timers[0][0] if self._timers else None)
 
     def _count_failure(self, fd: int) -> None:
         """Log the exception that is being handled, or raise it again if it repeats."""

@@ -35,7 +35,7 @@ _FILES = """
 """
 _EVENTS = """
     epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd2 fanotify_mark
-    inotify_add_watch inotify_rm_watch pipe2 poll ppoll pselect6 select
+    inotify_add_watch inotify_rm_watch pipe2 poll ppoll pselect6 select timerfd_settime
 """
 #: The front-ends' socket, and the one to syslog.
 _SOCKETS = (

@@ -114,6 +114,20 @@ def test_timers_run_in_order(loop: Loop) -> None:
     assert time.monotonic() - start >= 0.03
 
 
+def test_a_timer_set_by_a_timer_runs_in_its_turn(loop: Loop) -> None:
+    calls: list[str] = []
+
+    def first() -> None:
+        calls.append("first")
+        loop.call_later(0.02, loop.stop)
+        loop.call_later(0, lambda: calls.append("second"))
+
+    loop.call_later(3600, lambda: calls.append("never"))
+    loop.call_later(0.01, first)
+    loop.run()
+    assert calls == ["first", "second"]
+
+
 def test_deferred_calls_run_once_and_descriptors_are_served_meanwhile(
     loop: Loop, event: int
 ) -> None:
