@@ -125,6 +125,31 @@ def main():
     return found
 """
 
+#: Return the descriptors and directories of processes that are on none of the visible mounts.
+DETACHED = """
+import os
+def main():
+    visible = {line.split()[0] for line in open("/proc/self/mountinfo")}
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for task in os.listdir(f"/proc/{pid}/task") if os.path.exists(f"/proc/{pid}/task") else ():
+            place = f"/proc/{pid}/task/{task}"
+            try:
+                name = open(f"{place}/comm").read().strip()
+                for fd in os.listdir(f"{place}/fdinfo"):
+                    lines = open(f"{place}/fdinfo/{fd}").read().splitlines()
+                    fields = dict(line.split(None, 1) for line in lines if line.count("\t"))
+                    path = os.readlink(f"{place}/fd/{fd}")
+                    if path.startswith("/") and fields.get("mnt_id:") not in visible:
+                        found.append(f"{name} ({task}) has {path} open")
+                path = os.readlink(f"{place}/cwd")
+                if os.stat(f"{place}/cwd").st_dev != os.stat("/").st_dev:
+                    found.append(f"{name} ({task}) is in {path}")
+            except OSError:
+                continue
+    return found
+"""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -542,7 +567,8 @@ class Arena:
         if found:
             return found
         if not self.session_ends():
-            return Finding("session stays", self.server.state(), self.round)
+            users = "; ".join(self.guest.python(DETACHED)) or "no process uses a mount"
+            return Finding("session stays", f"{self.server.state()}; {users}", self.round)
         return self.left_objects()
 
     def session_ends(self) -> bool:

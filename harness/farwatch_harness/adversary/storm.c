@@ -28,6 +28,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -138,24 +139,32 @@ static int slot_of(const char *word)
 	return (int)(number(word) % SLOTS);
 }
 
+/* Give a slot a descriptor, or -1.  The other thread may do so at the same time. */
+static void fill_slot(int slot, int fd)
+{
+	int former = atomic_exchange(&slots[slot], fd);
+
+	if (former >= 0)
+		close(former);
+}
+
 static void close_slot(int slot)
 {
-	int fd = slots[slot];
-
-	slots[slot] = -1;
 	shared->dnotify[own_process][slot].mask = 0;
-	if (fd >= 0)
-		close(fd);
+	fill_slot(slot, -1);
 }
 
 /* The descriptor of a slot, made by `make` when there is none. */
 static int fd_of(int slot, int (*make)(void))
 {
-	int fd = slots[slot];
+	int fd = slots[slot], there = -1;
 
 	if (fd < 0) {
 		fd = make();
-		slots[slot] = fd;
+		if (!atomic_compare_exchange_strong(&slots[slot], &there, fd)) {
+			close(fd);
+			fd = there;
+		}
 	}
 	return fd;
 }
@@ -442,7 +451,7 @@ static void op_dnotify(char **words)
 	fd = open(words[1], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return;
-	slots[slot] = fd;
+	fill_slot(slot, fd);
 	fcntl(fd, F_SETSIG, SIGUSR1);
 	if (fstat(fd, &found) || fcntl(fd, F_NOTIFY, wanted | DN_MULTISHOT))
 		return;
@@ -465,7 +474,7 @@ static void op_open(char **words)
 	int slot = slot_of(words[0]);
 
 	close_slot(slot);
-	slots[slot] = open(words[1], number(words[2]) | O_CLOEXEC | O_NONBLOCK, 0666);
+	fill_slot(slot, open(words[1], number(words[2]) | O_CLOEXEC | O_NONBLOCK, 0666));
 }
 
 static void op_write(char **words)
