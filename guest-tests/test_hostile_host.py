@@ -516,21 +516,25 @@ def test_watch_in_a_former_submount_ends_though_the_new_one_knows_its_inode(star
 
 
 @pytest.mark.patch("submount-lookups")
-def test_inodes_of_a_submount_are_forgotten_when_it_is_unmounted(start: Start) -> None:
+def test_watched_inodes_of_a_submount_are_forgotten_when_it_is_unmounted(start: Start) -> None:
     scripted = start(submount=True)
     at = f"{scripted.mounted}/mounted"
-    scripted.guest.shell(f"mkdir {at}/dir && touch {at}/dir/file")
-    scripted.log()
-    scripted.guest.umount(at)
-    found: list[tuple[str, int, int | None]] = []
+    files = [f"{at}/file{number}" for number in range(3)]
+    scripted.guest.shell(f"touch {' '.join(files)}")
+    with scripted.guest.inotify() as listener:
+        for path in (f"{at}/.", *files):
+            listener.add(path, In.ATTRIB)
+        scripted.log()
+        scripted.guest.umount(at)
+        found: list[tuple[str, int, int | None]] = []
 
-    def all_forgotten() -> bool:
-        found.extend(scripted.log())
-        return sum(opcode == "FORGET" for opcode, *_ in found) >= 2
+        def all_forgotten() -> bool:
+            found.extend(scripted.log())
+            return len({nodeid for opcode, nodeid, _ in found if opcode == "FORGET"}) >= len(files)
 
-    wait_for(all_forgotten, "FORGET of the directory and the file")
-    # The share is as before, and the submount is mounted again by the next path into it.
-    assert scripted.guest.os("listdir", f"{at}/dir") == ["file"]
+        wait_for(all_forgotten, "FORGET of the watched files")
+    # The submount is mounted again by the next path into it.
+    assert len(scripted.guest.os("listdir", at)) == len(files) + 1
 
 
 @pytest.mark.patch("second-mount")
