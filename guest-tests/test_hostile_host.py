@@ -502,6 +502,8 @@ def test_watches_below_a_submount_that_was_mounted_again_are_all_served(start: S
 def test_watch_in_a_former_submount_ends_though_the_new_one_knows_its_inode(start: Start) -> None:
     scripted = start(submount=True)
     at = f"{scripted.mounted}/mounted"
+    others = [f"{scripted.mounted}/other{number}" for number in range(12)]
+    scripted.guest.shell(f"touch {' '.join(others)}")
     with scripted.guest.inotify() as former:
         former.add(f"{at}/file", In.MODIFY)
         user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
@@ -509,10 +511,15 @@ def test_watch_in_a_former_submount_ends_though_the_new_one_knows_its_inode(star
         scripted.guest.umount(at, MNT_DETACH)
         # This looks the file up once more, for another inode with its nodeid.
         scripted.guest.os("stat", f"{at}/file")
-        assert len(scripted.watches()) == 1
+        with scripted.guest.inotify() as many:
+            for path in others:
+                many.add(path, In.MODIFY)
+            assert len(scripted.watches()) == len(others) + 1
+            scripted.order("delay", seconds=0.2)
+        # The removals of the others are under way, and that of the file waits for its turn.
         user.stop(signal.SIGKILL)
+        scripted.order("delay", seconds=0)
         wait_for(lambda: scripted.watches() == {}, "the watch to end at the server")
-        scripted.guest.os("stat", f"{at}/file")
 
 
 @pytest.mark.patch("submount-lookups")
