@@ -215,21 +215,26 @@ def test_boot_test_can_run_alone(made: MakeChecks) -> None:
 
 
 def test_tests_stop_cleanly_when_the_harness_was_killed(made: MakeChecks, tmp_path: Path) -> None:
-    text = """import pathlib, pytest
+    text = """import pathlib, pytest, time
 @pytest.fixture(scope="session", autouse=True)
 def guest():
     yield
     pathlib.Path("ended").touch()
 @pytest.mark.parametrize("n", range(50))
 def test_a(n):
+    end = time.monotonic() + 30
+    while n and not pathlib.Path("killed").exists():
+        assert time.monotonic() < end, "the harness was not killed"
+        time.sleep(0.01)
     with pathlib.Path("ran").open("a") as ran:
         ran.write("x")
 """
     runs = made(text)
     assert runs.boot(PREFIX).passed
     run = runs.runs[1]
-    # What the end of the process does to the pipe.
+    # What the end of the process does to the pipe, while the second test waits for it.
     run.events.close()
+    (tmp_path / "killed").touch()
     assert run.process.wait(30) != 0
     assert (tmp_path / "ended").exists()
     assert len((tmp_path / "ran").read_text()) < 5
