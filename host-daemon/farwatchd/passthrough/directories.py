@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from farwatchd.fuse.filesystem import DirEntry, OpenResult, Task
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import getdents64, signed
+from farwatchd.passthrough.cache_flags import DIRECTORY_FLAGS
 from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.tasks import sync
 
@@ -38,7 +39,7 @@ class DirectoryOperations(Operations):
         own = os.O_RDONLY | os.O_DIRECTORY
         fd = self._proc.reopen(inode.fd, own)
         return OpenResult(
-            self._open_files.add(nodeid, fd, own), self._options.cache.directory_flags
+            self._open_files.add(nodeid, fd, own), DIRECTORY_FLAGS[self._options.cache]
         )
 
     def readdir(self, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from farwatchd.fuse.filesystem import Entry, OpenResult, OperationDeferred, Requester
 from farwatchd.linux.libc import failure
+from farwatchd.passthrough.cache_flags import FILE_FLAGS
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
 from farwatchd.passthrough.share import Operations, remove_if_same
@@ -192,7 +193,7 @@ class OpenOperations(Operations):
     def _opened(self, nodeid: int, fd: int, flags: int) -> OpenResult:
         append_only = bool(flags & os.O_APPEND and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         fh = self._open_files.add(nodeid, fd, flags, append_only)
-        return OpenResult(fh, self._options.cache.file_flags)
+        return OpenResult(fh, FILE_FLAGS[self._options.cache])
 
 
 def _cannot_open(inode: Inode) -> OSError:

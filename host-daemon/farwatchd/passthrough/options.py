@@ -10,7 +10,6 @@ from farwatchd.config import Option, choice, choices, number, option, options
 from farwatchd.inode_store.store import MOST_OPEN, InodeFileHandles
 from farwatchd.passthrough.id_map import IdTranslation, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
-from farwatchd.wire.fuse import OpenFlag
 
 #: Inodes that the guest may know, without ``--max-inodes``.
 DEFAULT_MAX_INODES = 10_000_000
@@ -28,26 +27,6 @@ class Cache(Enum):
     def seconds(self) -> float:
         """The entry timeout and attr timeout, in seconds."""
         return {Cache.NEVER: 0.0, Cache.AUTO: 1.0}.get(self, 86400.0)
-
-    @property
-    def file_flags(self) -> OpenFlag:
-        """The flags of an open file."""
-        match self:
-            case Cache.NEVER | Cache.METADATA:
-                return OpenFlag.DIRECT_IO
-            case Cache.AUTO:
-                return OpenFlag(0)
-            case Cache.ALWAYS:
-                return OpenFlag.KEEP_CACHE
-
-    @property
-    def directory_flags(self) -> OpenFlag:
-        """The flags of an open directory."""
-        match self:
-            case Cache.NEVER | Cache.AUTO:
-                return OpenFlag(0)
-            case Cache.METADATA | Cache.ALWAYS:
-                return OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE
 
 
 def _rules(name: str, ids: str) -> Option:

@@ -616,3 +616,12 @@ sys.exit(main(sys.argv[1:]))
         "farwatchd: the C library has no renameat2(); glibc 2.30 or later is needed"
     )
     assert not (tmp_path / "socket").exists()
+
+
+def test_what_takes_long_to_load_is_loaded_after_the_socket_is_there() -> None:
+    code = "import sys, farwatchd.cli; print(*sys.modules)"
+    loaded = subprocess.run(
+        [COMMAND[0], "-c", code], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    late = {"construct", "farwatchd.daemon", "farwatchd.wire.fuse", "pyseccomp"}
+    assert late & set(loaded) == set()
