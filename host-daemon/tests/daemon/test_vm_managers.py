@@ -61,6 +61,11 @@ MANAGERS = {
         " -o announce_submounts --xattr",
         end=signal.SIGKILL,
     ),
+    "Kata, Rust, in between": VmManager(
+        "--socket-path SOCKET --shared-dir SHARE --cache auto --sandbox none --seccomp none"
+        " --inode-file-handles prefer",
+        end=signal.SIGKILL,
+    ),
     "Lima": VmManager("--socket-path SOCKET --shared-dir SHARE", end=signal.SIGTERM),
     "Podman machine": VmManager(
         "--sandbox none --socket-path SOCKET --shared-dir . --seccomp=none",
@@ -99,6 +104,10 @@ MANAGERS = {
     "cloud-hypervisor": VmManager(
         "--socket-path=SOCKET --shared-dir=SHARE --cache=never --thread-pool-size=2"
     ),
+    "virtiofsd 1.14": VmManager(
+        "--socket-path=SOCKET --shared-dir=SHARE --security-label=auto --posix-acl=auto"
+    ),
+    "virtiofsd, deprecated": VmManager("--socket SOCKET --shared-dir SHARE"),
 }
 #: These need root on the host, or ids of others.
 ROOT = {"libvirt, older daemon", "libvirt, session"}
