@@ -10,7 +10,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module test test-module test-daemon test-debug test-matrix mutants check bench soak fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-module test-daemon test-debug test-matrix test-guest mutants check bench soak fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -30,6 +30,9 @@ boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the fir
 module: venv ## build the driver for a kernel that you do not rebuild; HEADERS=DIR are its headers
 	@$(HARNESS) module $(if $(HEADERS),--headers '$(HEADERS)')
 
+guest: venv ## make a Debian guest, build/guest: a disk image with Debian's own kernel and the module (3 min; root)
+	@$(HARNESS) $(VERSION) guest
+
 test: setup check ## check each patch of the series; PATCH=N, N-M or a name chooses patches, K=expr guest tests of the last
 	@$(HARNESS) $(VERSION) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
 
@@ -43,7 +46,10 @@ test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN
 	@$(HARNESS) $(VERSION) test --debug -m 'not daemon'
 
 test-matrix: setup ## break patches on purpose and see that test finds it (12 min)
-	@.venv/bin/python -m pytest -q harness/slow-tests
+	@.venv/bin/python -m pytest -q harness/slow-tests --ignore=harness/slow-tests/test_debian_guest.py
+
+test-guest: setup ## boot that guest with QEMU as a VM manager does, and see the host's events in it (5 min; root)
+	@.venv/bin/python -m pytest -q harness/slow-tests/test_debian_guest.py
 
 mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (30 min); ARGS="NAME ..."
 	@$(HARNESS) $(VERSION) mutants $(ARGS)

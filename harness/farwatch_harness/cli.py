@@ -14,7 +14,15 @@ from pathlib import Path
 from farwatch_harness import report, results
 from farwatch_harness.adversary import command as adversary
 from farwatch_harness.bench import run as bench_run
-from farwatch_harness.commands import demo, guest_shell, mail, mutants, unique_names, words
+from farwatch_harness.commands import (
+    debian_guest,
+    demo,
+    guest_shell,
+    mail,
+    mutants,
+    unique_names,
+    words,
+)
 from farwatch_harness.kernel import build, distribution, module, series, versions
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.report import benchmark
@@ -63,6 +71,13 @@ def build_module(options: argparse.Namespace) -> int:
     folder = paths.CHECKOUT / "build" / "module"
     module.write_sources(folder, module.sources())
     print(module.compile_in(folder, headers.expanduser().resolve()))
+    return 0
+
+
+def make_guest(_options: argparse.Namespace) -> int:
+    """Make a Debian guest with Debian's own kernel and the module; print its files."""
+    image = debian_guest.make_image()
+    print(image.disk, image.kernel, image.initrd, sep="\n")
     return 0
 
 
@@ -280,6 +295,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the kernel's headers, as /usr/src/linux-headers-RELEASE",
     )
+    add("guest", make_guest)
     add("qemu", find_qemu)
     applying = add("apply", apply)
     applying.add_argument("tree", type=Path, metavar="DIR", help="the kernel source tree")

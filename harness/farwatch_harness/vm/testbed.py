@@ -1,20 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A testbed: a VM, the daemon that serves its share, and the share. They start and stop together.
 
-The guest API in ten lines, outside pytest (run it as root, or as a user of /dev/kvm)::
-
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-    from farwatch_harness.vm.environment import patches_of_series, prepare_environment
-    from farwatch_harness.vm.testbed import start_testbed
-
-    environment = prepare_environment(patches_of_series())  # kernel, QEMU, accelerator
-    with TemporaryDirectory() as share:
-        spec = environment.testbed_spec("example", Path(share))
-        with start_testbed(spec) as testbed, testbed.guest.inotify() as inotify:
-            inotify.add(testbed.mount_point, 0x100)  # IN_CREATE
-            (testbed.shared / "file").touch()
-            print(inotify.read(count=1))
+docs/harness.md has a script of ten lines that uses it outside pytest.
 """
 
 from __future__ import annotations
