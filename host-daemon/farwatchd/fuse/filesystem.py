@@ -346,8 +346,11 @@ class FileSystem(Protocol):
         """
         ...
 
-    def flush(self, nodeid: int, fh: int) -> None:
-        """Report what close(2) would: a process of the guest closes one of its descriptors."""
+    def flush(self, nodeid: int, fh: int) -> Task | None:
+        """Report what close(2) would: a process of the guest closes one of its descriptors.
+
+        A ``Task`` does so if the file system may wait for a server.
+        """
         ...
 
     def release(self, nodeid: int, fh: int) -> None:

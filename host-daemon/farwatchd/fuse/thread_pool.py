@@ -33,6 +33,11 @@ Encode = Callable[[Any], bytes]
 #: Tasks that each thread gets: one that runs, and the next one. Only these have a copy of their
 #: data.
 _STARTED_PER_THREAD = 2
+#: How often threads that wait are replaced by others: so often may a guest leave while its share
+#: hangs.
+_MAX_REPLACED = 16
+#: Seconds that the end waits for what has no reply.
+_ASIDE_LIMIT = 0.5
 #: As large as most requests of Linux: larger data gets memory of its own.
 _BUFFER_SIZE = 1 << 20
 
@@ -122,6 +127,11 @@ class _PendingTask:
     #: None until a thread is free.
     future: Future[Any] | None = None
 
+    def drop(self) -> None:
+        """Release what the task has."""
+        self.call = _nothing
+        self.data = None
+
 
 class ThreadPool:
     """Runs at most ``threads`` tasks concurrently; without threads each task runs immediately.
@@ -151,6 +161,9 @@ class ThreadPool:
         #: Those of ``_tasks`` that no thread has yet.
         self._queued: deque[DeferredReply] = deque()
         self._buffers = _Buffers(_STARTED_PER_THREAD * threads)
+        #: What runs without a reply.
+        self._aside: set[Future[Any]] = set()
+        self._replaced = 0
         self.durations = Durations()
 
     def __len__(self) -> int:
@@ -158,16 +171,19 @@ class ThreadPool:
 
     def start(self) -> None:
         """Create all threads now; ``RuntimeError`` when the system refuses one."""
+        if self._pool is not None:
+            _start(self._pool, self._threads)
+
+    def run_aside(self, call: Callable[[], None]) -> None:
+        """Run ``call`` in a thread, without a reply; now if there is no thread."""
         if self._pool is None:
+            call()
             return
-        # No thread is free for another's task before all have started.
-        barrier = threading.Barrier(self._threads)
-        try:
-            started = [self._pool.submit(barrier.wait) for _ in range(self._threads)]
-        except RuntimeError:
-            barrier.abort()
-            raise
-        wait(started)
+        future = self._pool.submit(_run_aside, call)
+        self._aside.add(future)
+        future.add_done_callback(
+            lambda done: self._call_from_thread(partial(self._aside.discard, done))
+        )
 
     def submit(self, request: Request, task: Task, encode: Encode) -> Reply:
         """Run ``task``; return the reply that ``encode`` makes of its result, now or deferred.
@@ -240,21 +256,42 @@ class ThreadPool:
             if task.future is None or task.future.cancel():
                 del self._tasks[reply]
                 self._complete(reply, task, errno.EINTR)
+                # To drop it closes descriptors, which may wait for a server.
+                self.run_aside(task.drop)
         if not self.drain(timeout):
             _log.warning(
                 "%d requests still wait for a disk or a network; they go on without their guest",
                 len(self._tasks),
             )
+            self._replace_threads()
+
+    def _replace_threads(self) -> None:
+        """Leave the threads that wait to their tasks, and create others for the next guest."""
+        if self._pool is None or self._replaced >= _MAX_REPLACED:
+            return
+        pool = ThreadPoolExecutor(self._threads, "worker")
+        try:
+            _start(pool, self._threads)
+        except RuntimeError as error:
+            _log.warning("threads that wait cannot be replaced: %s", error)
+            return
+        self._replaced += 1
+        # Its threads end when they have done what is queued for them.
+        self._pool.shutdown(wait=False)
+        self._pool = pool
 
     def close(self, timeout: float) -> bool:
         """Cancel tasks as ``cancel`` does and end the threads.
 
         Return false if some tasks still run: then only ``os._exit`` ends the process.
         """
+        self._replaced = _MAX_REPLACED
         self.cancel(timeout)
+        wait(self._aside, max(timeout, _ASIDE_LIMIT))
+        ended = not self._tasks and all(future.done() for future in self._aside)
         if self._pool is not None:
-            self._pool.shutdown(wait=not self._tasks)
-        return not self._tasks
+            self._pool.shutdown(wait=ended)
+        return ended
 
     def _submit(
         self,
@@ -324,6 +361,30 @@ class ThreadPool:
         reply.complete(error, payload)
         if task.data is not None and task.data.buffer is not None:
             self._buffers.put(task.data.buffer)
+
+
+def _start(pool: ThreadPoolExecutor, threads: int) -> None:
+    """Create all threads of a pool; ``RuntimeError`` when the system refuses one."""
+    # No thread is free for another's task before all have started.
+    barrier = threading.Barrier(threads)
+    try:
+        started = [pool.submit(barrier.wait) for _ in range(threads)]
+    except RuntimeError:
+        barrier.abort()
+        pool.shutdown(wait=False)
+        raise
+    wait(started)
+
+
+def _run_aside(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except OSError as error:
+        _log.debug("a task without a reply: %s", error.strerror)
+
+
+def _nothing() -> None:
+    """Do nothing: the task was dropped."""
 
 
 def _unchanged(data: memoryview) -> memoryview:

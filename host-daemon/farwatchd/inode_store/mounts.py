@@ -14,6 +14,7 @@ import stat
 from dataclasses import dataclass
 
 from farwatchd.linux.file_handles import handle_of, mount_of, open_handle
+from farwatchd.linux.remote_file_systems import is_remote
 from farwatchd.linux.syscalls import file_system_type
 
 _log = logging.getLogger(__name__)
@@ -29,12 +30,14 @@ class Mount:
     """A mount.
 
     ``fd`` is -1 while inodes cannot be opened by handle, and stays so where the file system has
-    refused (``refused``). ``inodes`` counts the inodes on the mount.
+    refused (``refused``). ``remote``: its server may not answer. ``inodes`` counts the inodes on
+    the mount.
     """
 
     ident: int
     fd: int = -1
     refused: bool = False
+    remote: bool = False
     inodes: int = 0
 
 
@@ -80,6 +83,7 @@ class MountTable:
     def _open(self, mount: Mount, key: bytes, fd: int) -> None:
         try:
             mount.fd = open_mount(key, fd)
+            mount.remote = is_remote(mount.fd)
         except OSError as error:
             if self._mandatory or error.errno in (errno.EMFILE, errno.ENFILE):
                 raise

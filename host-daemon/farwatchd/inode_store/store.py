@@ -16,7 +16,7 @@ from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
 from farwatchd.linux.libc import NANOSECONDS, failure
-from farwatchd.linux.syscalls import mount_id
+from farwatchd.linux.syscalls import known_links, mount_id
 
 #: Mount id, handle type and handle. Without a handle: device and inode number, which no other inode
 #: has while a descriptor is open, and mount id.
@@ -64,7 +64,8 @@ class HostInode:
 
     ``fd`` is its O_PATH descriptor while it is open, else -1. ``mount`` is None where the inode has
     no handle. ``by_handle`` inodes are opened when they are used; another one without a descriptor
-    was deleted. ``status`` has a directory's attributes at the time when its descriptor was closed.
+    was deleted. ``status`` has a directory's attributes at the time when its descriptor was closed,
+    but on a remote file system.
     """
 
     __slots__ = ("by_handle", "fd", "key", "mount", "references", "status")
@@ -229,7 +230,7 @@ class InodeStore:
         for _ in range(min(_CHECKS_PER_TICK, len(self._by_descriptor))):
             inode = next(iter(self._by_descriptor))
             self._by_descriptor.move_to_end(inode)
-            if not os.fstat(inode.fd).st_nlink and not self.needed(inode):
+            if not known_links(inode.fd) and not self.needed(inode):
                 self._forget_descriptor(inode)
                 os.close(inode.fd)
                 inode.fd = -1
@@ -290,9 +291,11 @@ class InodeStore:
 
     def _close(self, inode: HostInode) -> None:
         """Close the descriptor of an inode by handle."""
-        status = os.fstat(inode.fd)
-        if stat.S_ISDIR(status.st_mode):
-            inode.status = _pack(status)
+        # Attributes would have to come from a server that may not answer.
+        if inode.mount is not None and not inode.mount.remote:
+            status = os.fstat(inode.fd)
+            if stat.S_ISDIR(status.st_mode):
+                inode.status = _pack(status)
         del self._open[inode]
         os.close(inode.fd)
         inode.fd = -1

@@ -23,9 +23,12 @@ UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
 
 _STATX_BTIME = 0x800
+_STATX_NLINK = 0x4
+_STATX_NLINK_AT = 0x10
 _STATX_MNT_ID = 0x1000
 _STATX_MNT_ID_AT = 0x90
 _STATX_SIZE = 256
+_AT_STATX_DONT_SYNC = 0x4000
 #: More than ``struct statfs`` has.
 _STATFS_SIZE = 256
 # mask, attributes, attributes_mask, btime (s, ns) of struct statx; see statx(2) and linux/stat.h.
@@ -131,6 +134,13 @@ def mount_id(fd: int) -> int:
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     check(_statx(fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID, buffer))
     return ctypes.c_uint64.from_buffer(buffer, _STATX_MNT_ID_AT).value
+
+
+def known_links(fd: int) -> int:
+    """Return the number of names of an inode, as far as it is known without asking a server."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    check(_statx(fd, b"", AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_NLINK, buffer))
+    return ctypes.c_uint32.from_buffer(buffer, _STATX_NLINK_AT).value
 
 
 def syncfs(fd: int) -> None:

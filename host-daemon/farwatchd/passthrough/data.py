@@ -77,24 +77,37 @@ class DataOperations(Operations):
 
         ``kill_suidgid``: clear the file's set-id bits. ``cached``: pages of the guest's cache, of
         any size and with an offset of their own, through whichever handle the guest chose: O_DIRECT
-        and O_APPEND do not hold for them. By a task where each write waits for the disk. EPERM: a
-        page of a file that can only be appended to.
+        and O_APPEND do not hold for them. By a task where each write waits for the disk, or may
+        wait for a server. EPERM: a page of a file that can only be appended to.
         """
         handle = self._open_files.get(nodeid, fh)
         fd, start = handle.fd, signed(offset)
         if cached:
             if handle.append_only:
                 raise failure(errno.EPERM)
-            with _through_cache(fd) if handle.flags & os.O_DIRECT else nullcontext():
-                return self._write(fd, views, start, kill_suidgid)
+            if handle.remote:
+                return on_files_with_data(
+                    lambda data, own_fd: self._write_page(
+                        own_fd, data, start, kill_suidgid, handle.flags
+                    ),
+                    fd,
+                )
+            return self._write_page(fd, views, start, kill_suidgid, handle.flags)
         transfer = _append if handle.flags & os.O_APPEND else os.pwritev
-        if handle.flags & _WAITING_WRITES:
+        if handle.remote or handle.flags & _WAITING_WRITES:
             return on_files_with_data(
                 lambda data, own_fd: self._write(own_fd, data, start, kill_suidgid, transfer), fd
             )
         if not kill_suidgid and len(views) <= _IOV_MAX:
             return transfer(fd, views, start)
         return self._write(fd, views, start, kill_suidgid, transfer)
+
+    def _write_page(
+        self, fd: int, views: Sequence[memoryview], offset: int, kill_suidgid: bool, flags: int
+    ) -> int:
+        """Write pages of the guest's cache, in any thread; ``flags`` are the open file's."""
+        with _through_cache(fd) if flags & os.O_DIRECT else nullcontext():
+            return self._write(fd, views, offset, kill_suidgid)
 
     def _write(
         self,

@@ -12,13 +12,19 @@ import os
 import stat
 from collections.abc import Callable
 
-from farwatchd.fuse.filesystem import Entry, OpenResult, OperationDeferred, Requester
+from farwatchd.fuse.filesystem import (
+    Entry,
+    OpenResult,
+    OperationDeferred,
+    Requester,
+    Task,
+)
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.cache_flags import FILE_FLAGS
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
 from farwatchd.passthrough.share import Operations, remove_if_same
-from farwatchd.passthrough.tasks import descriptor, on_files_or_errno
+from farwatchd.passthrough.tasks import descriptor, on_files, on_files_or_errno
 
 #: The open(2) flags that concern the host's file; the guest's kernel implements all others.
 _PASSED = (
@@ -165,11 +171,16 @@ class OpenOperations(Operations):
             os.close(fd)
             raise
 
-    def flush(self, nodeid: int, fh: int) -> None:
-        """Report what close(2) would, for a guest process that closes one of its descriptors."""
-        fd = self._open_files.fd(nodeid, fh)
-        with own_limit_as_systems():
-            os.close(os.dup(fd))
+    def flush(self, nodeid: int, fh: int) -> Task | None:
+        """Report what close(2) would, for a guest process that closes one of its descriptors.
+
+        By a task where a server is waited for.
+        """
+        file = self._open_files.get(nodeid, fh)
+        if file.remote:
+            return on_files(_close_duplicate, file.fd)
+        _close_duplicate(file.fd)
+        return None
 
     def _flags(self, flags: int) -> int:
         flags &= _PASSED
@@ -192,8 +203,17 @@ class OpenOperations(Operations):
 
     def _opened(self, nodeid: int, fd: int, flags: int) -> OpenResult:
         append_only = bool(flags & os.O_APPEND and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
-        fh = self._open_files.add(nodeid, fd, flags, append_only)
+        mount_id = self._inodes.get(nodeid).host_inode.mount_id
+        remote = self._share.remote_mounts.has(mount_id, fd)
+        fh = self._open_files.add(nodeid, fd, flags, append_only, remote)
         return OpenResult(fh, FILE_FLAGS[self._options.cache])
+
+
+def _close_duplicate(fd: int) -> int:
+    """Close a duplicate of ``fd``, so that the file system sees a process that closes the file."""
+    with own_limit_as_systems():
+        os.close(os.dup(fd))
+    return 0
 
 
 def _cannot_open(inode: Inode) -> OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -32,7 +33,8 @@ class OpenFile:
 
     ``flags`` are those of open(2) that the guest meant. With O_APPEND among them each write goes to
     the end of the file, but for pages of the guest's cache; ``fd`` itself appends only if
-    ``append_only``, where the host allows nothing else.
+    ``append_only``, where the host allows nothing else. ``remote``: it is on the file system of a
+    server, for which reads, writes and closing may wait.
     """
 
     nodeid: int
@@ -40,14 +42,21 @@ class OpenFile:
     flags: int
     reading: Reading
     append_only: bool = False
+    remote: bool = False
 
 
 class OpenFileTable:
     """The open files and directories by number. Owns their descriptors."""
 
-    def __init__(self, budget: DescriptorBudget) -> None:
-        """``budget`` counts the descriptors in the table, too."""
+    def __init__(
+        self, budget: DescriptorBudget, close_remote: Callable[[int], None] = os.close
+    ) -> None:
+        """``budget`` counts the descriptors in the table, too.
+
+        ``close_remote`` closes those of remote files; it does not wait for a server.
+        """
         self._budget = budget
+        self._close_remote = close_remote
         self._files: dict[int, OpenFile] = {}
         self._count_of: dict[int, int] = {}
         self._next = 1
@@ -62,14 +71,22 @@ class OpenFileTable:
         """
         self._budget.check(1 + more)
 
-    def add(self, nodeid: int, fd: int, flags: int, append_only: bool = False) -> int:
+    def add(
+        self,
+        nodeid: int,
+        fd: int,
+        flags: int,
+        append_only: bool = False,
+        remote: bool = False,
+    ) -> int:
         """Take ownership of ``fd``; return the number of the open file."""
         number = self._next
         self._next += 1
-        reading = Reading.BY_TASK if flags & os.O_DIRECT else Reading.IF_IN_MEMORY
+        by_task = remote or flags & os.O_DIRECT
+        reading = Reading.BY_TASK if by_task else Reading.IF_IN_MEMORY
         self._count_of[nodeid] = self._count_of.get(nodeid, 0) + 1
         self._budget.used += 1
-        self._files[number] = OpenFile(nodeid, fd, flags, reading, append_only)
+        self._files[number] = OpenFile(nodeid, fd, flags, reading, append_only, remote)
         return number
 
     def get(self, nodeid: int, fh: int) -> OpenFile:
@@ -89,13 +106,13 @@ class OpenFileTable:
 
     def release(self, nodeid: int, fh: int) -> None:
         """Close a file; EBADF as in ``get``."""
-        fd = self.fd(nodeid, fh)
+        file = self.get(nodeid, fh)
         del self._files[fh]
         self._count_of[nodeid] -= 1
         if not self._count_of[nodeid]:
             del self._count_of[nodeid]
         self._budget.used -= 1
-        os.close(fd)
+        self._close(file)
 
     def clear(self) -> None:
         """Close all files."""
@@ -104,4 +121,10 @@ class OpenFileTable:
         self._count_of.clear()
         self._budget.used -= len(handles)
         for handle in handles:
-            os.close(handle.fd)
+            self._close(handle)
+
+    def _close(self, file: OpenFile) -> None:
+        if file.remote:
+            self._close_remote(file.fd)
+        else:
+            os.close(file.fd)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from farwatchd.inode_store.store import InodeStore
@@ -84,6 +85,10 @@ class PassthroughFs:
         self.setlk = locks.setlk
         self.flock = locks.flock
         self.unlock_owner = locks.unlock_owner
+
+    def use_threads(self, run_aside: Callable[[Callable[[], None]], None]) -> None:
+        """Have ``run_aside`` run what may wait for a server, in any thread."""
+        self.share.run_aside = run_aside
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
         """Reduce a lookup count; at 0 release the locks on the inode, and return True."""

@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Entry, Requester
@@ -19,6 +20,7 @@ from farwatchd.passthrough.lock_table import LockTable
 from farwatchd.passthrough.open_file_table import OpenFileTable
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import ProcFd, open_at
+from farwatchd.passthrough.remote_mounts import RemoteMounts
 from farwatchd.passthrough.set_id_bits import cleared
 
 
@@ -47,7 +49,10 @@ class ShareState:
         if store is None:
             store = InodeStore()
         self.inodes = InodeTable(root_fd, store, options.max_inodes)
-        self.open_files = OpenFileTable(store.budget)
+        self.open_files = OpenFileTable(store.budget, self._close_remote)
+        self.remote_mounts = RemoteMounts()
+        #: Runs what may wait for a server, and whose result nobody needs.
+        self.run_aside: Callable[[Callable[[], None]], None] = _run
         self.locks = LockTable(store.budget)
         store.needed = self._open_in_guest
         self.posix_acls = False
@@ -80,6 +85,10 @@ class ShareState:
         if inode.named and not self.open_files.any_of(nodeid) and not os.fstat(inode.fd).st_nlink:
             raise failure(errno.ESTALE)
         return inode
+
+    def _close_remote(self, fd: int) -> None:
+        """Close a file, which may wait for the server that has it."""
+        self.run_aside(partial(os.close, fd))
 
     def _open_in_guest(self, host_inode: HostInode) -> bool:
         nodeid = self.inodes.nodeid(host_inode)
@@ -150,6 +159,10 @@ class Operations:
         ``kill_suidgid``: its set-id bits are cleared.
         """
         return cleared(fd, self._proc.path(fd)) if kill_suidgid else contextlib.nullcontext()
+
+
+def _run(call: Callable[[], None]) -> None:
+    call()
 
 
 def remove_if_same(

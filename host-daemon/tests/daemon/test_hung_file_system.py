@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,15 @@ from farwatchd.virtio_fs.device import DRAIN_LIMIT
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
 from tests.support.daemon_guest import ROOT, MountedGuest
-from tests.support.daemon_process import DaemonProcess, running
+from tests.support.daemon_process import DaemonProcess, running, wait_until
 from tests.support.driver import Buffer
 from tests.support.frontend import IN_HEADER, OUT_HEADER
 
 SERVER = Path(__file__).parents[3] / "guest-tests/servers/fuse_server.py"
 LIMIT = 20.0
 UNIQUE = 9000
+#: Where the kernel waits (proc(5), ``wchan``).
+WAITS_FOR_FUSE = ("request_wait_answer", "folio_wait_bit")
 
 
 class HungFileSystem:
@@ -57,6 +60,7 @@ def hung(tmp_path: Path) -> Iterator[HungFileSystem]:
     for name in ("shared/mounted", "behind"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "behind/file").write_bytes(b"content")
+    (tmp_path / "shared/elsewhere").touch()
     file_system = HungFileSystem(tmp_path / "behind", tmp_path / "shared/mounted")
     yield file_system
     file_system.close()
@@ -79,28 +83,49 @@ def sync_hung_directory(daemon: DaemonProcess, guest: MountedGuest, hung: HungFi
     opened = guest.ask(Opcode.OPENDIR, nodeid, payload, fuse.open_out.size)
     fh = fuse.open_out.unpack_from(opened).fh
     hung.hang()
-    arguments = fuse.fsync_in.pack(fh=fh)
-    size = IN_HEADER.size + len(arguments)
-    ram, channel = guest.front_end.ram, guest.front_end.requests()
-    request = Buffer(ram.allocate(size), size)
-    ram.write(
-        request.addr,
-        IN_HEADER.pack(size, Opcode.FSYNCDIR, UNIQUE, nodeid, 0, 0, 1, 0, 0) + arguments,
-    )
-    reply = Buffer(ram.allocate(OUT_HEADER.size), OUT_HEADER.size)
-    channel.queue.add([request], [reply])
-    guest.front_end.publish(channel)
-    deadline = time.monotonic() + LIMIT
-    while not _waits_for_fuse(daemon.pid):
-        assert time.monotonic() < deadline, "the daemon does not wait for the file system"
-        time.sleep(0.01)
+    reply = send(guest, Opcode.FSYNCDIR, nodeid, fuse.fsync_in.pack(fh=fh))
+    wait_until_hung(daemon, 1)
     return reply
 
 
-def _waits_for_fuse(pid: int) -> bool:
-    """Return whether a thread of a process waits for a FUSE server (proc(5), ``wchan``)."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return any("request_wait_answer" in (task / "wchan").read_text() for task in tasks)
+def send(
+    guest: MountedGuest, opcode: Opcode, nodeid: int, arguments: bytes, room: int = 0
+) -> Buffer:
+    """Send a request; return where its reply will be."""
+    size = IN_HEADER.size + len(arguments)
+    ram, channel = guest.front_end.ram, guest.front_end.requests()
+    request = Buffer(ram.allocate(size), size)
+    ram.write(request.addr, IN_HEADER.pack(size, opcode, UNIQUE, nodeid, 0, 0, 1, 0, 0) + arguments)
+    reply = Buffer(ram.allocate(OUT_HEADER.size + room), OUT_HEADER.size + room)
+    channel.queue.add([request], [reply])
+    guest.front_end.publish(channel)
+    return reply
+
+
+def wait_until_hung(daemon: DaemonProcess, threads: int) -> None:
+    """Wait until this many threads of the daemon wait for a FUSE server."""
+
+    def hung() -> bool:
+        waits = [
+            (task / "wchan").read_text() for task in Path(f"/proc/{daemon.pid}/task").iterdir()
+        ]
+        # For an answer, or for a page that one will fill.
+        return len([wait for wait in waits if wait.startswith(WAITS_FOR_FUSE)]) >= threads
+
+    wait_until(hung, "a thread that waits for the file system")
+
+
+def open_file(guest: MountedGuest, flags: int) -> tuple[int, int]:
+    """Open the file of the mounted file system; return its nodeid and handle."""
+    mounted = guest.lookup(ROOT, b"mounted").nodeid
+    nodeid = guest.lookup(mounted, b"file").nodeid
+    opened = guest.ask(Opcode.OPEN, nodeid, fuse.open_in.pack(flags=flags), fuse.open_out.size)
+    return nodeid, fuse.open_out.unpack_from(opened).fh
+
+
+def is_served(guest: MountedGuest) -> bool:
+    """Look up a file elsewhere in the share."""
+    return bool(guest.lookup(ROOT, b"elsewhere").nodeid)
 
 
 @pytest.mark.root
@@ -143,4 +168,96 @@ def test_next_front_end_is_served_though_a_request_of_the_last_one_hangs(
     guest.leave()
     following = MountedGuest(daemon)
     assert b"mounted" in following.names(ROOT)
+    following.leave()
+
+
+@pytest.mark.root
+def test_read_that_ends_after_a_reboot_does_not_change_memory(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    nodeid, fh = open_file(guest, os.O_RDONLY)
+    hung.hang()
+    reply = send(guest, Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=4096), 4096)
+    wait_until_hung(daemon, 1)
+    # The daemon closes the file meanwhile.
+    guest.front_end.reboot()
+    content = b"\xa5" * reply.length
+    guest.front_end.ram.write(reply.addr, content)
+    guest.mount()
+    assert is_served(guest)
+    hung.resume()
+    wait_until(lambda: "file" not in open_paths(daemon), "the end of the read")
+    assert is_served(guest)
+    assert guest.front_end.ram.read(reply.addr, reply.length) == content
+    guest.leave()
+
+
+def open_paths(daemon: DaemonProcess) -> set[str]:
+    """Return the names of the files that the daemon has open."""
+    names = set()
+    for entry in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            names.add(entry.readlink().name)
+    return names
+
+
+REQUESTS: dict[str, Callable[[int, int], tuple[Opcode, int, bytes, int]]] = {
+    "flush": lambda nodeid, fh: (Opcode.FLUSH, nodeid, fuse.flush_in.pack(fh=fh), 0),
+    "write": lambda nodeid, fh: (
+        Opcode.WRITE,
+        nodeid,
+        fuse.write_in.pack(fh=fh, size=3) + b"new",
+        fuse.write_out.size,
+    ),
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", REQUESTS)
+def test_other_files_are_served_while_a_file_is_used_that_hangs(
+    daemon: DaemonProcess, hung: HungFileSystem, name: str
+) -> None:
+    guest = MountedGuest(daemon)
+    nodeid, fh = open_file(guest, os.O_RDWR)
+    hung.hang()
+    send(guest, *REQUESTS[name](nodeid, fh))
+    wait_until_hung(daemon, 1)
+    assert is_served(guest)
+    guest.front_end.requests().queue.want_interrupts(True)
+    hung.resume()
+    guest.front_end.wait_used(guest.front_end.requests())
+    assert is_served(guest)
+    guest.leave()
+
+
+@pytest.mark.root
+def test_other_files_are_served_while_a_file_is_closed_that_hangs(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    nodeid, fh = open_file(guest, os.O_RDWR)
+    hung.hang()
+    guest.release(nodeid, fh)
+    wait_until_hung(daemon, 1)
+    assert is_served(guest)
+    hung.resume()
+    guest.leave()
+
+
+@pytest.mark.root
+def test_tasks_of_the_next_guest_run_though_all_threads_hang(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    nodeid, fh = open_file(guest, os.O_RDONLY)
+    hung.hang()
+    for _ in range(8):
+        send(guest, Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=4096), 4096)
+    wait_until_hung(daemon, 4)
+    guest.leave()
+    following = MountedGuest(daemon)
+    nodeid, fh = following.create(ROOT, b"new")
+    following.ask(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
+    hung.resume()
     following.leave()

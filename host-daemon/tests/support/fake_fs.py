@@ -210,8 +210,9 @@ class FakeFs:
         self.written = b"".join(views)
         return len(self.written)
 
-    def flush(self, nodeid: int, fh: int) -> None:
+    def flush(self, nodeid: int, fh: int) -> Task | None:
         self._note("flush", nodeid, fh)
+        return None
 
     def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
         self._note("getlk", nodeid, fh, owner, lock)

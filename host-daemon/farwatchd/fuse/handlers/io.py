@@ -111,8 +111,8 @@ class IoHandlers:
         fh, _, _, lock_owner = flush_in.values(request.args)
         self._fs.unlock_owner(request.nodeid, lock_owner)
         self._unlocked()
-        self._fs.flush(request.nodeid, fh)
-        return EMPTY
+        task = self._fs.flush(request.nodeid, fh)
+        return EMPTY if task is None else self._pool.submit(request, task, nothing)
 
     def _release(self, request: Request) -> Reply:
         fh, *_ = release_in.values(request.args)

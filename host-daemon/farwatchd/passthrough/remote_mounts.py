@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which mounts are of a remote file system."""
+
+from __future__ import annotations
+
+from farwatchd.linux.remote_file_systems import is_remote
+
+_MAX_KNOWN = 1024
+
+
+class RemoteMounts:
+    """The mounts that were asked about, by their ids.
+
+    An id that the host gives to another mount may be answered wrongly. Nothing depends on it but
+    which thread waits.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, bool] = {}
+
+    def has(self, mount_id: int, fd: int) -> bool:
+        """Return whether the file ``fd``, on this mount, is on a remote file system."""
+        known = self._known.get(mount_id)
+        if known is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            known = self._known[mount_id] = is_remote(fd)
+        return known
