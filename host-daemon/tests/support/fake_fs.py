@@ -73,6 +73,7 @@ class FakeFs:
         self.gone: set[int] = set()
         self.content = b""
         self.written = b""
+        self.writes: list[bytes] = []
         self.entries: list[DirEntry] = []
         self.values: dict[bytes, bytes] = {}
         self.vanished: set[bytes] = set()
@@ -208,6 +209,7 @@ class FakeFs:
 
     def _write(self, views: Sequence[memoryview]) -> int:
         self.written = b"".join(views)
+        self.writes.append(self.written)
         return len(self.written)
 
     def flush(self, nodeid: int, fh: int) -> Task | None:
