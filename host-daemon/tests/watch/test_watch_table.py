@@ -500,6 +500,7 @@ def test_directory_that_is_split_outside_of_the_share_returns_in_parts(
     assert host.records() == [EventRecord(2, 0, Event.CREATE, b"new")]
 
 
+@pytest.mark.root
 def test_removal_outside_of_the_share_ends_the_watch(share: Path) -> None:
     store = InodeStore(InodeFileHandles.PREFER)
     host = Host(share, open_backend=lambda root_fd: FanotifyBackend(root_fd, store))
