@@ -10,7 +10,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-module test-daemon test-debug test-matrix test-guest mutants check bench soak fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-module test-daemon test-debug test-matrix test-guest mutants check bench clients soak fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -104,6 +104,9 @@ sample-report: venv ## take the pictures of docs/sample-report again, of the las
 
 bench: venv ## measure events and file operations, beside virtiofsd; ARGS="--only latency" and so on
 	@$(HARNESS) $(VERSION) bench $(ARGS)
+
+clients: setup ## compare watchers that people use natively and on a share (25 min); ARGS="NAME ..."
+	@$(HARNESS) $(VERSION) clients $(DISTRIBUTION) $(ARGS)
 
 report: venv ## write the page, JUnit XML and KTAP of the last run; MERGE="FILE ..." joins results of parts
 	@$(HARNESS) $(VERSION) report $(if $(MERGE),--merge $(MERGE))

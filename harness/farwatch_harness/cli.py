@@ -14,6 +14,7 @@ from pathlib import Path
 from farwatch_harness import report, results
 from farwatch_harness.adversary import command as adversary
 from farwatch_harness.bench import run as bench_run
+from farwatch_harness.clients import run as clients_run
 from farwatch_harness.commands import (
     debian_guest,
     demo,
@@ -187,6 +188,16 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
+def compare_clients(options: argparse.Namespace) -> int:
+    """Compare watchers that people use natively and on a share; fail if one differs.
+
+    Prints a table, and writes what they reported to build/clients/results.json.
+    """
+    outcomes = clients_run.compare(environment_of(options), options.names)
+    print(clients_run.table(outcomes))
+    return 1 if any(one.differences for one in outcomes) else 0
+
+
 def check_words(_options: argparse.Namespace) -> int:
     """Check that names and text use the words of docs/glossary.md, and that no name is shared."""
     rules, skipped = words.read_rules(paths.CHECKOUT / "docs" / "words.toml")
@@ -307,6 +318,10 @@ def parser() -> argparse.ArgumentParser:
     for sub in (add("demo", demonstrate), add("boot", shell)):
         add_prefix(sub)
         add_distribution(sub)
+    comparing = add("clients", compare_clients)
+    comparing.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    add_prefix(comparing)
+    add_distribution(comparing)
     checking = add("matrix", matrix)
     checking.add_argument(
         "--patch",
