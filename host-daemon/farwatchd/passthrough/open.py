@@ -23,7 +23,7 @@ from farwatchd.linux.libc import failure
 from farwatchd.passthrough.cache_flags import FILE_FLAGS
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
-from farwatchd.passthrough.share import Operations, remove_if_same
+from farwatchd.passthrough.share import Operations, ShareState, remove_if_same
 from farwatchd.passthrough.tasks import descriptor, on_files, on_files_or_errno
 
 #: The open(2) flags that concern the host's file; the guest's kernel implements all others.
@@ -43,6 +43,10 @@ _PASSED = (
 class OpenOperations(Operations):
     """Operations that open and close files."""
 
+    def __init__(self, share: ShareState) -> None:
+        super().__init__(share)
+        self._file_flags = FILE_FLAGS[share.options.cache]
+
     def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> OpenResult:
         """Open a regular file; ``kill_suidgid``: if it is truncated, clear its set-id bits."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
@@ -58,7 +62,7 @@ class OpenOperations(Operations):
             if flags & os.O_NONBLOCK:
                 raise
         else:
-            return self._opened(nodeid, fd, flags)
+            return self._opened(inode, fd, flags)
         # The kernel has asked the holder of a lease to release it, which may take long.
         raise OperationDeferred(
             on_files_or_errno(lambda own_fd: self._reopen(own_fd, flags, kill_suidgid), inode.fd),
@@ -68,8 +72,7 @@ class OpenOperations(Operations):
     def _opened_later(self, nodeid: int, fd: int, flags: int) -> OpenResult:
         """Add a descriptor that a task has opened, unless the guest has forgotten the inode."""
         try:
-            self._inodes.get(nodeid)
-            return self._opened(nodeid, fd, flags)
+            return self._opened(self._inodes.get(nodeid), fd, flags)
         except BaseException:
             os.close(fd)
             raise
@@ -198,15 +201,14 @@ class OpenOperations(Operations):
         """Take ownership of the descriptor of a new file, unless this fails."""
         # By the descriptor and not by name, which may mean something else already.
         self._share.set_security_xattrs(requester, fd)
-        entry = self._share.entry(self._inodes.adopt(self._proc.reopen(fd, os.O_PATH)))
-        return entry, self._opened(entry.nodeid, fd, flags)
+        found = self._inodes.adopt(self._proc.reopen(fd, os.O_PATH))
+        return self._share.entry(found), self._opened(found[0], fd, flags)
 
-    def _opened(self, nodeid: int, fd: int, flags: int) -> OpenResult:
+    def _opened(self, inode: Inode, fd: int, flags: int) -> OpenResult:
         append_only = bool(flags & os.O_APPEND and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
-        mount_id = self._inodes.get(nodeid).host_inode.mount_id
-        remote = self._share.remote_mounts.has(mount_id, fd)
-        fh = self._open_files.add(nodeid, fd, flags, append_only, remote)
-        return OpenResult(fh, FILE_FLAGS[self._options.cache])
+        remote = self._share.remote_mounts.has(inode.host_inode.mount_id, fd)
+        fh = self._open_files.add(inode.nodeid, fd, flags, append_only, remote)
+        return OpenResult(fh, self._file_flags)
 
 
 def _close_duplicate(fd: int) -> int:

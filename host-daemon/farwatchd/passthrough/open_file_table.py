@@ -27,6 +27,9 @@ class Reading(Enum):
     BY_TASK = "by task"
 
 
+_BY_TASK, _IF_IN_MEMORY = Reading.BY_TASK, Reading.IF_IN_MEMORY
+
+
 @dataclass(slots=True)
 class OpenFile:
     """An open file or directory of one inode.
@@ -82,8 +85,7 @@ class OpenFileTable:
         """Take ownership of ``fd``; return the number of the open file."""
         number = self._next
         self._next += 1
-        by_task = remote or flags & os.O_DIRECT
-        reading = Reading.BY_TASK if by_task else Reading.IF_IN_MEMORY
+        reading = _BY_TASK if remote or flags & os.O_DIRECT else _IF_IN_MEMORY
         self._count_of[nodeid] = self._count_of.get(nodeid, 0) + 1
         self._budget.used += 1
         self._files[number] = OpenFile(nodeid, fd, flags, reading, append_only, remote)
