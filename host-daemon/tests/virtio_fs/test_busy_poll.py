@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from farwatchd.virtio_fs import device
 from farwatchd.virtio_fs.busy_poll import BusyPoll
-from farwatchd.virtio_fs.device import INTERRUPT_DELAY_NS
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.wire.fuse import Opcode, attr_out, getattr_in
 from tests.support.daemon_guest import ROOT, MountedGuest
@@ -177,18 +178,22 @@ def test_polled_request_needs_no_kick_and_earlier_replies_are_interrupted_first(
     assert answer(front_end) == OUT_HEADER.size
 
 
-def test_replies_after_polling_share_one_interrupt(fixture: DeviceFixture) -> None:
+def test_replies_after_polling_share_one_interrupt(
+    fixture: DeviceFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic_ns()
+    clock = SimpleNamespace(monotonic=time.monotonic, monotonic_ns=lambda: now)
+    monkeypatch.setattr(device, "time", clock)
     busy = AlwaysPoll(fixture.loop.has_work)
     front_end = fixture.connect(event_idx=False, busy_poll=busy)
     front_end.negotiate()
     channel = front_end.requests()
 
     def three() -> None:
+        nonlocal now
         busy.during = lambda: None
         assert channel.interrupts()
-        began = time.monotonic_ns()
-        while time.monotonic_ns() < began + 2 * INTERRUPT_DELAY_NS:
-            pass
+        now += 2 * device.INTERRUPT_DELAY_NS
         for _ in range(3):
             posted_echo(front_end, channel)
         channel.queue.publish()
@@ -240,9 +245,10 @@ def answer(front_end: FrontEnd) -> int:
 
 
 REQUESTS = 2000
-#: Of these requests a daemon that polls would find more without a kick, and one that does not by
-#: accident fewer.
+#: Of these requests a daemon that polls finds more without a kick, a hundred to two thousand. One
+#: that does not finds fewer, by accident: up to 20, more only where the machine is busy.
 UNKICKED = 50
+TRIES = 5
 
 
 def unkicked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: set[int], option: str) -> int:
@@ -279,13 +285,14 @@ def test_daemon_polls_where_it_has_another_cpu(
 
 
 def test_daemon_does_not_poll_with_one_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        unkicked(tmp_path, monkeypatch, {min(os.sched_getaffinity(0))}, "--busy-poll=1000")
-        < UNKICKED
-    )
+    one = {min(os.sched_getaffinity(0))}
+    found = (unkicked(tmp_path, monkeypatch, one, "--busy-poll=1000") for _ in range(TRIES))
+    assert any(count < UNKICKED for count in found)
 
 
 def test_busy_poll_option_of_zero_disables_polling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert unkicked(tmp_path, monkeypatch, os.sched_getaffinity(0), "--busy-poll=0") < UNKICKED
+    cpus = os.sched_getaffinity(0)
+    found = (unkicked(tmp_path, monkeypatch, cpus, "--busy-poll=0") for _ in range(TRIES))
+    assert any(count < UNKICKED for count in found)
