@@ -33,7 +33,7 @@ def patches() -> list[series.Patch]:
     return every[: series.number_of(PATCH, every)]
 
 
-def tests() -> list[str]:
+def names_of_tests() -> list[str]:
     """Return the names of the tests in the patch."""
     added = patches()[-1].content.decode()
     return re.findall(r"^\+TEST_F(?:_TIMEOUT)?\(fsnotify, (\w+)", added, re.MULTILINE)
@@ -65,7 +65,7 @@ def program() -> Path:
     return cache.published(paths.cache_root() / "programs" / f"selftest-{key}", make) / "test"
 
 
-@pytest.mark.parametrize("name", tests())
+@pytest.mark.parametrize("name", names_of_tests())
 def test_selftest(guest: Guest, program: Path, name: str) -> None:
     done = guest.run("timeout", str(LIMIT), str(program), "-t", name, limit=LIMIT + 10)
     assert done.status == 0, done.stdout + done.stderr
