@@ -32,13 +32,6 @@ RENAME_EXCHANGE = 2
 Short = tuple[str, str, str]
 
 
-@pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    return path
-
-
 @pytest.fixture(params=["by descriptor", "by handle"])
 def backend(request: pytest.FixtureRequest) -> Callable[..., WatchBackend]:
     return by_handle(FanotifyBackend) if request.param == "by handle" else FanotifyBackend

@@ -34,13 +34,6 @@ class Trace(EventTrace):
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
 def trace() -> Trace:
     return Trace()
 

@@ -24,13 +24,6 @@ from farwatchd.wire.fsnotify import Event
 from tests.support.watch_host import ALL, Host, by_handle
 
 
-@pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    return path
-
-
 @pytest.fixture(params=["by descriptor", "by handle"])
 def store(
     request: pytest.FixtureRequest,

@@ -19,20 +19,6 @@ DIR = 1
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture(params=BACKENDS)
-def host(request: pytest.FixtureRequest, share: Path) -> Iterator[Host]:
-    host = Host(share, open_backend=BACKENDS[request.param])
-    yield host
-    host.close()
-
-
-@pytest.fixture
 def by_inode(share: Path) -> Iterator[Host]:
     """Yield a host whose watch back end knows the inodes of events."""
     host = Host(share, open_backend=BACKENDS["fanotify"])

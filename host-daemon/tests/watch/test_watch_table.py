@@ -26,20 +26,6 @@ from tests.support.watch_host import ALL, BACKENDS, MAX_WATCHES, Host
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture(params=BACKENDS)
-def host(request: pytest.FixtureRequest, share: Path) -> Iterator[Host]:
-    host = Host(share, open_backend=BACKENDS[request.param])
-    yield host
-    host.close()
-
-
-@pytest.fixture
 def inotify_host(share: Path) -> Iterator[Host]:
     """Yield a host whose watch back end is inotify."""
     host = Host(share)
