@@ -22,7 +22,7 @@ import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment
-from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.guest_client import Guest, GuestProcess
 from farwatch_harness.vm.testbed import TAG, Testbed, start_testbed
 from farwatchd.watch.event_record import OVERFLOW, WATCHES_LOST, EventRecord, watch_ended
 from farwatchd.wire.fsnotify import Event
@@ -432,6 +432,13 @@ def test_waiting_request_takes_no_room_of_the_background_requests(start: Start) 
         assert (scripted.testbed.shared / "copy").read_bytes() == content
 
 
+def process_in(guest: Guest, path: str) -> GuestProcess:
+    """Start a process that stands in a directory, which keeps the mount in use; return it."""
+    user = guest.spawn("sh", "-c", f"cd {path} && echo in use && exec sleep 600")
+    assert user.lines(until="in use") == ["in use"]
+    return user
+
+
 @pytest.mark.patch("notifications")
 def test_watches_of_a_submount_end_when_it_is_unmounted(start: Start) -> None:
     scripted = start(submount=True)
@@ -482,8 +489,7 @@ def test_watches_below_a_submount_that_was_mounted_again_are_all_served(start: S
         former.add(f"{at}/.", In.CREATE)
         ((nodeid, wanted),) = scripted.watches().items()
         # The watch does not end with the mount, which is in use.
-        user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
-        assert user.lines(until="in use") == ["in use"]
+        user = process_in(scripted.guest, at)
         scripted.guest.umount(at, MNT_DETACH)
         with scripted.guest.inotify() as latter:
             latter.add(f"{at}/.", In.DELETE)
@@ -506,8 +512,7 @@ def test_watch_in_a_former_submount_ends_though_the_new_one_knows_its_inode(star
     scripted.guest.shell(f"touch {' '.join(others)}")
     with scripted.guest.inotify() as former:
         former.add(f"{at}/file", In.MODIFY)
-        user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
-        assert user.lines(until="in use") == ["in use"]
+        user = process_in(scripted.guest, at)
         scripted.guest.umount(at, MNT_DETACH)
         # This looks the file up once more, for another inode with its nodeid.
         scripted.guest.os("stat", f"{at}/file")
@@ -561,8 +566,7 @@ def test_share_is_mounted_a_second_time_while_a_submount_is_mounted(start: Start
 def test_device_of_a_detached_submount_in_use_cannot_be_mounted(start: Start) -> None:
     scripted = start(submount=True)
     at = f"{scripted.mounted}/mounted"
-    user = scripted.guest.spawn("sh", "-c", f"cd {at} && echo in use && exec sleep 600")
-    assert user.lines(until="in use") == ["in use"]
+    user = process_in(scripted.guest, at)
     scripted.guest.umount(scripted.mounted, MNT_DETACH)
     with pytest.raises(OSError, match=r"[Bb]usy") as caught:
         scripted.guest.mount(TAG, scripted.mounted, "virtiofs")
