@@ -5,14 +5,16 @@ FARWATCH_KERNEL_SOURCE names another source: a tarball, or an unpacked tree.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from farwatch_harness.kernel import versions
-from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util import apt, archive, cache, paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
 #: Where Debian's source packages have their tarball.
@@ -46,7 +48,7 @@ def find_source() -> KernelSource:
     identity = package_identity(version.package, tarball)
     if identity is None:
         fetched = fetch_package(version)
-        return unpacked(fetched.name, fetched / tarball.relative_to("/"))
+        return unpacked(fetched.name, next(fetched.rglob("*.tar.xz")))
     return unpacked(identity, tarball)
 
 
@@ -79,35 +81,73 @@ def package_identity(package: str, tarball: Path) -> str | None:
 
 
 def fetch_package(kernel: versions.KernelVersion) -> Path:
-    """Return the directory with the source package's files; download them if necessary."""
-    package = kernel.package
+    """Return a directory with the tarball of this version; download it if necessary.
+
+    HarnessError: apt does not know the package.
+    """
     if not shutil.which("apt-get"):
         raise HarnessError(
-            f"no {TARBALLS / package}.tar.xz here: set {OVERRIDE} to a {kernel.name} kernel tarball"
-            " or source tree"
+            f"no {TARBALLS / kernel.package}.tar.xz here: set {OVERRIDE} to a {kernel.name} kernel"
+            " tarball or source tree"
         )
     folder = paths.cache_root() / "packages"
-    known = sorted(folder.glob(f"{package}_*"))
+    pattern = f"{kernel.package}_{kernel.name}.*" if kernel.upstream else f"{kernel.package}_*"
+    known = sorted(folder.glob(pattern), key=lambda path: numbers_in(path.name))
     if known:
         return known[-1]
 
-    log = paths.LOGS / "kernel-source.log"
-    version = apt.candidate_version(package)
-    if version is None:
+    environment = archive.lists_of(kernel.suite) if kernel.suite else None
+    log = paths.LOGS / f"kernel-source-{kernel.name}.log"
+    version = available_version(kernel, environment)
+    if version is None and environment is None:
         with progress.step("fetching apt's package lists") as step:
             apt.run_apt(["update"], log.with_name("apt-update.log"), step)
-        version = apt.candidate_version(package)
+        version = available_version(kernel, environment)
     if version is None:
+        where = (
+            f"in Debian's {kernel.suite}"
+            if kernel.suite
+            else "(Debian 12 has it in its security archive: add that archive to apt's sources)"
+        )
         raise HarnessError(
-            f"apt knows no {package} (Debian 12 has it in its security archive): add that archive"
-            f" to apt's sources, or set {OVERRIDE} to a {kernel.name} kernel tarball or source tree"
+            f"apt knows no source of Linux {kernel.name} in {kernel.package} {where}; or set"
+            f" {OVERRIDE} to a {kernel.name} kernel tarball or source tree"
         )
 
     def make(target: Path) -> None:
-        with progress.step(f"fetching the package {package} {version}") as step:
-            apt.unpack([f"{package}={version}"], target, log, step)
+        with progress.step(f"fetching the package {kernel.package} {version}") as step:
+            if kernel.upstream:
+                apt.download_upstream(kernel.package, version, target, log, step, environment)
+            else:
+                wanted = f"{kernel.package}={version}"
+                apt.unpack([wanted], target, log, step, environment)
 
-    return cache.published(folder / f"{package}_{version}", make)
+    # Debian's revision says nothing about the upstream tarball.
+    name = version.partition("-")[0] if kernel.upstream else version
+    return cache.published(folder / f"{kernel.package}_{name}", make)
+
+
+def available_version(
+    kernel: versions.KernelVersion, environment: Mapping[str, str] | None
+) -> str | None:
+    """Return the version of the package that apt would fetch; None if it has none.
+
+    environment: of apt; None is the machine's own apt.
+    """
+    if not kernel.upstream:
+        return apt.candidate_version(kernel.package, environment)
+    text = subprocesses.run(["apt-cache", "showsrc", kernel.package], env=environment)
+    found = [
+        words[1]
+        for line in text.splitlines()
+        if (words := line.split())[:1] == ["Version:"] and words[1].startswith(f"{kernel.name}.")
+    ]
+    return max(found, key=numbers_in, default=None)
+
+
+def numbers_in(text: str) -> list[int]:
+    """Return the numbers in a version, which compares versions of one package."""
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def unpacked(identity: str, tarball: Path) -> KernelSource:

@@ -25,12 +25,17 @@ class KernelVersion:
 
     name: the first two numbers of the tree's version, as "6.12".
     package: the Debian package with the source.
+    suite: the suite of Debian's archive that has the package; empty if the machine's apt lists it.
+    upstream: whether `package` is a source package, of which the newest upstream tarball of this
+        version is used, without Debian's changes.
     options: where the configuration differs from kernel.config and debug.config. None leaves an
         option to the kernel's own default.
     """
 
     name: str
     package: str
+    suite: str = ""
+    upstream: bool = False
     options: Mapping[str, str | None] = field(default_factory=dict)
 
     @property

@@ -4,7 +4,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from farwatch_harness.util import progress, subprocesses
@@ -127,25 +127,65 @@ def run_apt(words: list[str], log: Path, step: progress.Step) -> None:
         step.update(line[:60])
 
 
-def candidate_version(package: str) -> str | None:
-    """Return the version of the package that apt would install; None if it has none."""
-    text = subprocesses.run(["apt-cache", "policy", package])
+def candidate_version(package: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the version of the package that apt would install; None if it has none.
+
+    environment: of apt, as by archive.lists_of(); None is the machine's own apt.
+    """
+    text = subprocesses.run(["apt-cache", "policy", package], env=environment)
     found = [
         line.split()[-1] for line in text.splitlines() if line.strip().startswith("Candidate:")
     ]
     return found[0] if found and found[0] != "(none)" else None
 
 
-def unpack(packages: Iterable[str], target: Path, log: Path, step: progress.Step) -> None:
-    """Download packages and unpack them into the directory `target`; nothing is installed.
+def download(
+    words: Iterable[str],
+    target: Path,
+    log: Path,
+    step: progress.Step,
+    environment: Mapping[str, str] | None,
+) -> None:
+    """Run apt-get with these arguments in the directory `target`, where it puts what it fetches.
 
-    packages: each as "NAME=VERSION". HarnessError: apt-get or dpkg-deb fails.
+    HarnessError: apt-get fails.
     """
     # apt's download helper runs as a user of its own, who must be able to write there.
     target.chmod(0o777)
-    for line in subprocesses.lines_of(["apt-get", "download", *packages], log, cwd=target):
+    for line in subprocesses.lines_of(["apt-get", *words], log, cwd=target, env=environment):
         step.update(line[:60])
     target.chmod(0o755)
+
+
+def unpack(
+    packages: Iterable[str],
+    target: Path,
+    log: Path,
+    step: progress.Step,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Download packages and unpack them into the directory `target`; nothing is installed.
+
+    packages: each as "NAME=VERSION". environment: as for candidate_version().
+    HarnessError: apt-get or dpkg-deb fails.
+    """
+    download(["download", *packages], target, log, step, environment)
     for archive in sorted(target.glob("*.deb")):
         subprocesses.run(["dpkg-deb", "--extract", archive, target])
         archive.unlink()
+
+
+def download_upstream(
+    package: str,
+    version: str,
+    target: Path,
+    log: Path,
+    step: progress.Step,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Download the upstream tarball of a source package into the directory `target`.
+
+    environment: as for candidate_version(). HarnessError: apt-get fails.
+    """
+    words = ["--download-only", "--tar-only", "source", f"{package}={version}"]
+    download(words, target, log, step, environment)

@@ -7,7 +7,7 @@ import pytest
 from farwatch_harness import cli, report
 from farwatch_harness.kernel import build, series, source_tree, versions
 from farwatch_harness.kernel.versions import KernelVersion
-from farwatch_harness.util import paths
+from farwatch_harness.util import paths, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
 MAKEFILE = """# SPDX-License-Identifier: GPL-2.0
@@ -25,7 +25,7 @@ PATCH = """--- a/fs/fuse/dev.c
 """
 OLD = KernelVersion("6.12", "linux-source-6.12")
 NEW = KernelVersion(
-    "7.3", "linux-source-7.3", {"CONFIG_PREEMPT_VOLUNTARY": None, "CONFIG_SECURITY": "y"}
+    "7.3", "linux-source-7.3", options={"CONFIG_PREEMPT_VOLUNTARY": None, "CONFIG_SECURITY": "y"}
 )
 
 
@@ -134,10 +134,22 @@ def test_a_version_s_source_is_its_own_package(
     for package in ("linux-source-6.12_1", "linux-source-7.3_2"):
         unpacked = tmp_path / "cache" / "farwatch" / "sources" / package
         unpacked.mkdir(parents=True)
-        (tmp_path / "cache" / "farwatch" / "packages" / package).mkdir(parents=True)
+        tarballs = tmp_path / "cache" / "farwatch" / "packages" / package / "usr" / "src"
+        tarballs.mkdir(parents=True)
+        (tarballs / f"{package.partition('_')[0]}.tar.xz").touch()
     assert source_tree.find_source().identity == "linux-source-6.12_1"
     monkeypatch.setenv(versions.VARIABLE, "7.3")
     assert source_tree.find_source().identity == "linux-source-7.3_2"
+
+
+def test_an_upstream_version_is_the_newest_of_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions_of_the_package = ("6.17.13-1~bpo13+1", "6.18.9-1", "6.18.15-1~bpo13+1", "6.180.1-1")
+    text = "".join(f"Package: linux\nVersion: {version}\n" for version in versions_of_the_package)
+    monkeypatch.setattr(subprocesses, "run", lambda argv, env: text)
+    upstream = KernelVersion("6.18", "linux", "trixie-backports", upstream=True)
+    assert source_tree.available_version(upstream, {}) == "6.18.15-1~bpo13+1"
+    other = KernelVersion("6.19", "linux", "trixie-backports", upstream=True)
+    assert source_tree.available_version(other, {}) is None
 
 
 def test_each_version_has_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
