@@ -23,7 +23,7 @@ from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest, GuestProcess
-from farwatch_harness.vm.testbed import TAG, Testbed, start_testbed
+from farwatch_harness.vm.testbed import DRIVER, TAG, Testbed, start_testbed, virtio_device
 from farwatchd.watch.event_record import OVERFLOW, WATCHES_LOST, EventRecord, watch_ended
 from farwatchd.wire.fsnotify import Event
 
@@ -68,7 +68,7 @@ class Scripted:
 
     def device(self) -> str:
         """Return the name of the virtio device in the guest."""
-        return self.guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
+        return virtio_device(self.guest)
 
 
 @contextmanager
@@ -141,9 +141,8 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 def rebind(scripted: Scripted) -> None:
     """Unbind the device from its driver and bind it again: then nothing has ever been mounted."""
     device = scripted.device()
-    driver = "/sys/bus/virtio/drivers/virtiofs"
     scripted.guest.umount(scripted.mounted)
-    scripted.guest.shell(f"echo {device} > {driver}/unbind; echo {device} > {driver}/bind")
+    scripted.guest.shell(f"echo {device} > {DRIVER}/unbind; echo {device} > {DRIVER}/bind")
 
 
 CREATED = EventRecord(1, 0, Event.CREATE, b"name")
@@ -362,12 +361,12 @@ def test_device_of_a_dead_daemon_can_be_removed(
     guest = testbed.guest
     with guest.inotify() as listener:
         listener.add(f"{testbed.mount_point}/file", In.MODIFY)
-        name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
+        name = virtio_device(guest)
         os.kill(testbed.daemon.pid, signal.SIGKILL)
         testbed.daemon.process.wait()
         # touch(1) waits for a reply that never comes.
         waiting = guest.spawn("touch", f"{testbed.mount_point}/new")
-        unbind = f"echo {name} > /sys/bus/virtio/drivers/virtiofs/unbind"
+        unbind = f"echo {name} > {DRIVER}/unbind"
         done = guest.run("timeout", "15", "sh", "-c", unbind, limit=20.0)
         assert (done.status, done.timed_out) == (0, False)
         assert "Transport endpoint is not connected" in "\n".join(waiting.lines())
@@ -394,7 +393,7 @@ def test_unmount_that_waits_for_a_dead_daemon_ends_when_the_device_is_removed(
     guest = testbed.guest
     listener = guest.inotify()
     listener.add(f"{testbed.mount_point}/file", In.MODIFY)
-    name = guest.shell("basename $(readlink /sys/fs/virtiofs/*/device)").strip()
+    name = virtio_device(guest)
     os.kill(testbed.daemon.pid, signal.SIGKILL)
     testbed.daemon.process.wait()
     # The removal of the watch is in flight when the file system is unmounted.
@@ -402,7 +401,7 @@ def test_unmount_that_waits_for_a_dead_daemon_ends_when_the_device_is_removed(
     unmounting = guest.spawn(sys.executable, "-c", UNMOUNT, str(testbed.mount_point))
     waiting = f"grep -q '^State:.D' /proc/{unmounting.pid}/status"
     wait_for(lambda: guest.run("sh", "-c", waiting).status == 0, "the unmount to wait")
-    unbind = f"echo {name} > /sys/bus/virtio/drivers/virtiofs/unbind"
+    unbind = f"echo {name} > {DRIVER}/unbind"
     done = guest.run("timeout", "15", "sh", "-c", unbind, limit=20.0)
     assert (done.status, done.timed_out) == (0, False)
     assert unmounting.lines() == ["unmounted"]

@@ -15,7 +15,7 @@ import pytest
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest, GuestInotify
-from farwatch_harness.vm.testbed import Testbed, start_testbed
+from farwatch_harness.vm.testbed import Testbed, dropped_notifications, start_testbed
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.wire import fsnotify as wire
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.patch("notifications")
 
 MANY = 2000
 WATCH_MANY = Path(__file__).parent / "programs" / "watch_many.py"
-DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Hostile:
         return json.loads(self.control.recv(1 << 20))
 
     def dropped(self) -> int:
-        return int(self.guest.shell(f"cat {DROPPED}"))
+        return dropped_notifications(self.guest)
 
 
 @pytest.fixture(scope="module")

@@ -33,13 +33,18 @@ from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import duration, say, step
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
-from farwatch_harness.vm.testbed import Share, Testbed, TestbedSpec, start_testbed
+from farwatch_harness.vm.testbed import (
+    Share,
+    Testbed,
+    TestbedSpec,
+    dropped_notifications,
+    start_testbed,
+)
 from farwatch_harness.vm.virtiofs_daemon import Daemon
 
 MODES = ("others", "remote", "wait")
 ROUNDS = 12
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 30.0
-DROPPED = "/sys/fs/virtiofs/*/notify_dropped"
 # Seconds without a change after which the daemon counts as idle, and the longest wait for that.
 SETTLED, SETTLE_LIMIT, INTERVAL = 0.5, 20.0, 0.05
 
@@ -168,7 +173,7 @@ def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> St
         oracle.scripts,
         tuple(oracle.differences),
         tuple(samples),
-        int(testbed.guest.shell(f"cat {DROPPED}")),
+        dropped_notifications(testbed.guest),
         tuple(testbed.daemon.warnings(since.daemon_lines)),
         (*problems, *testbed.problems(since)),
         tuple(notes),

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.vm.boot import QemuDevice, Vm, VmSpec, socket_folder
+from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.kmemleak import fail_on_leaks
 from farwatch_harness.vm.qemu import Accelerator, Qemu
 from farwatch_harness.vm.virtiofs_daemon import READY, Daemon, farwatchd_command
@@ -23,6 +24,11 @@ from farwatch_harness.vm.virtiofs_daemon import READY, Daemon, farwatchd_command
 TAG = "farwatch"
 MOUNT_POINT = PurePosixPath("/run/farwatch/share")
 VIRTIOFS = "virtiofs"
+#: The directory of the kernel's own driver, with a link for each of its devices.
+DRIVER = f"/sys/bus/virtio/drivers/{VIRTIOFS}"
+#: Where the driver counts the notifications that it dropped. Linux 6.1 has no /sys/fs/virtiofs: the
+#: count is an attribute of the device there.
+DROPPED = (f"/sys/fs/{VIRTIOFS}/*/notify_dropped", f"{DRIVER}/*/notify_dropped")
 
 
 @dataclass(frozen=True)
@@ -146,12 +152,23 @@ def bind_module(module: Path) -> str:
     name = module.stem
     return f"""set -e
 [ -e /sys/module/{name} ] || insmod {module}
-for device in /sys/bus/virtio/drivers/{VIRTIOFS}/virtio*; do
+for device in {DRIVER}/virtio*; do
     [ -e "$device" ] || continue
-    echo "${{device##*/}}" > /sys/bus/virtio/drivers/{VIRTIOFS}/unbind
+    echo "${{device##*/}}" > {DRIVER}/unbind
     echo "${{device##*/}}" > /sys/bus/virtio/drivers/{name}/bind
 done
 """
+
+
+def virtio_device(guest: Guest) -> str:
+    """Return the name of the share's virtio device, which the kernel's own driver has."""
+    return guest.shell(f"basename {DRIVER}/virtio*").strip()
+
+
+def dropped_notifications(guest: Guest) -> int:
+    """Return how many notifications of the device the kernel's own driver has dropped."""
+    places = " ".join(DROPPED)
+    return int(guest.shell(f'for place in {places}; do [ ! -e "$place" ] || cat "$place"; done'))
 
 
 def daemon_argv(spec: TestbedSpec, socket: Path) -> list[str]:
