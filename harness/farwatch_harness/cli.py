@@ -141,6 +141,12 @@ def matrix(options: argparse.Namespace) -> int:
     )
 
 
+def write_report(run: results.Run, folder: Path) -> None:
+    """Write the report on a run, beside those of the other kernel versions, and print its place."""
+    bench = benchmark.load(bench_run.RESULT)
+    print(report.write(run, folder, bench, report.runs_by_version()))
+
+
 def test(options: argparse.Namespace) -> int:
     """Run the tests that need a guest."""
     if options.distribution:
@@ -224,7 +230,7 @@ def make_report(options: argparse.Namespace) -> int:
             f"there are no results in {stored} yet: run make test, or name results with --merge"
         )
     run = results.load(stored)
-    print(report.write(run, folder, benchmark.load(bench_run.RESULT)))
+    write_report(run, folder)
     if options.merge:
         print(*matrix_run.summary(run), sep="\n")
     return 1 if options.merge and not run.ok else 0

@@ -178,7 +178,9 @@ def matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], path: 
     Return the exit status: 1 if a check failed or was blocked.
     """
     run = run_matrix(folder, choice, checks, path)
-    page = report.write(run, path.parent, benchmark.load(bench_run.RESULT))
+    page = report.write(
+        run, path.parent, benchmark.load(bench_run.RESULT), report.runs_by_version()
+    )
     if not sys.stderr.isatty():
         print(table_of(run))
     print(*summary(run), sep="\n")

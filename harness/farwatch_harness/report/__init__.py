@@ -5,8 +5,11 @@ They are made from the records of `results`. text makes the output of tools harm
 junit, ktap and page each make one form. diff, events, benchmark and plots make parts of the page.
 """
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+from farwatch_harness import results
 from farwatch_harness.bench.bench_report import Report
 from farwatch_harness.kernel import versions
 from farwatch_harness.report import junit, ktap, page, text
@@ -20,22 +23,45 @@ JUNIT = "junit.xml"
 KTAP = "ktap.txt"
 
 
-def folder() -> Path:
-    """Return the directory of the report on the current kernel version, and of its records."""
-    version = versions.current()
+def folder(version: versions.KernelVersion | None = None) -> Path:
+    """Return the directory of the report on a kernel version, and of its records.
+
+    version: None is the current one.
+    """
+    version = version or versions.current()
     return paths.REPORT if version is versions.DEFAULT else paths.REPORT / version.folder.name
 
 
-def write(run: Run, folder: Path, bench: Report | None = None) -> Path:
+def runs_by_version() -> list[tuple[str, Run]]:
+    """Return the last run of each kernel version that has one that can be read, with its name."""
+    found: list[tuple[str, Run]] = []
+    for version in versions.VERSIONS:
+        # A file of another harness is no reason to fail.
+        with contextlib.suppress(HarnessError):
+            found.append((version.name, results.load(folder(version) / RESULTS)))
+    return found
+
+
+def write(
+    run: Run,
+    folder: Path,
+    bench: Report | None = None,
+    by_version: Sequence[tuple[str, Run]] = (),
+) -> Path:
     """Write index.html, junit.xml and ktap.txt into `folder`; return the path of the page.
 
-    Each file appears in one step. HarnessError: the folder cannot be written.
+    Each file appears in one step. by_version: runs that the page shows beside each other, as of
+    runs_by_version(). HarnessError: the folder cannot be written.
     """
     harmless = text.harmless(run)
     contents = {
         JUNIT: junit.render(harmless),
         KTAP: ktap.render(harmless),
-        PAGE: page.render(harmless, text.harmless(bench) if bench else None),
+        PAGE: page.render(
+            harmless,
+            text.harmless(bench) if bench else None,
+            [(name, text.harmless(each)) for name, each in by_version],
+        ),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

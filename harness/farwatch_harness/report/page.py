@@ -72,8 +72,25 @@ class Row:
         return sum(check.seconds for check in self.cells)
 
 
-def render(run: Run, bench: Report | None) -> str:
-    """Return the page. The text of the run and of the benchmark must be harmless()."""
+@dataclass(frozen=True)
+class VersionRow:
+    """The last run of a kernel version, as the page shows it beside those of the others.
+
+    name: the version.
+    run: the run.
+    last: the row of its last patch.
+    """
+
+    name: str
+    run: Run
+    last: Row
+
+
+def render(run: Run, bench: Report | None, versions: Sequence[tuple[str, Run]] = ()) -> str:
+    """Return the page. The text of the runs and of the benchmark must be harmless().
+
+    versions: the last run of each kernel version, by the version's name.
+    """
     environment = Environment(
         loader=PackageLoader("farwatch_harness.report"),
         autoescape=True,
@@ -93,7 +110,12 @@ def render(run: Run, bench: Report | None) -> str:
         sections=sections(rows),
         result=overall_result(rows),
         took=took(run),
-        tally=tally(run),
+        tally=tally,
+        versions=[
+            VersionRow(name, each, row_of(each.patches[-1]))
+            for name, each in versions
+            if each.patches
+        ],
         failures=[(row, check) for row in rows for check in row.patch.failed],
         checks=list(CheckName),
         signs=SIGNS,

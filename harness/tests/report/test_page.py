@@ -112,11 +112,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the written page of each run, with a benchmark."""
+    """Return the written page of each run, with a benchmark and with runs of other versions."""
     folder = tmp_path_factory.mktemp("report")
     return {
-        name: report.write(make(), folder / name, records.bench()) for name, make in RUNS.items()
+        name: report.write(make(), folder / name, records.bench(), by_version(make()))
+        for name, make in RUNS.items()
     }
+
+
+def by_version(run: Run) -> list[tuple[str, Run]]:
+    """Return this run as that of one version, and a failed one as that of another."""
+    return [("6.12", run), ("7.3", records.lost_event())]
 
 
 def show(
@@ -289,3 +295,22 @@ def test_page_shows_events_and_benchmark(browser: Chrome, pages: dict[str, Path]
         "Operations per second of farwatchd without a guest, relative to other daemons",
     ]
     assert "lost" in browser.find_elements(By.TAG_NAME, "svg")[1].text
+
+
+def test_versions_are_side_by_side(browser: Chrome, pages: dict[str, Path]) -> None:
+    browser.get(pages["green"].as_uri())
+    rows = browser.find_elements(By.CSS_SELECTOR, "#versions tbody tr")
+    names = [row.find_element(By.CLASS_NAME, "number").text for row in rows]
+    assert names == ["6.12", "7.3"]
+    last = [records.green().patches[-1], records.lost_event().patches[-1]]
+    assert [row.find_element(By.TAG_NAME, "th").text.split()[1] for row in rows] == [
+        patch.name for patch in last
+    ]
+    classes = [row.get_attribute("class") for row in rows]
+    assert classes == ["passed", "failed"]
+
+
+def test_one_version_needs_no_table_of_versions(browser: Chrome, tmp_path: Path) -> None:
+    run = records.green()
+    browser.get(report.write(run, tmp_path, by_version=[("6.12", run)]).as_uri())
+    assert browser.find_elements(By.ID, "versions") == []
