@@ -26,6 +26,7 @@ from farwatch_harness.commands import (
 )
 from farwatch_harness.kernel import build, distribution, module, series, versions
 from farwatch_harness.matrix import run as matrix_run
+from farwatch_harness.matrix.prefixes import LAST
 from farwatch_harness.report import benchmark
 from farwatch_harness.results import CheckName
 from farwatch_harness.soak import run as soak_run
@@ -145,6 +146,27 @@ def write_report(run: results.Run, folder: Path) -> None:
     """Write the report on a run, beside those of the other kernel versions, and print its place."""
     bench = benchmark.load(bench_run.RESULT)
     print(report.write(run, folder, bench, report.runs_by_version()))
+
+
+def test_kernels(_options: argparse.Namespace) -> int:
+    """Check the whole series on each kernel version but the default one.
+
+    Each version is a process of its own. Writes their reports, and the default version's again.
+    """
+    failed = []
+    for version in versions.VERSIONS:
+        if version is versions.DEFAULT:
+            continue
+        print(f"Linux {version.name}", flush=True)
+        words = [sys.executable, "-m", "farwatch_harness.cli", "--kernel", version.name]
+        if run_to_end([*words, "matrix", "--patch", LAST], os.environ):
+            failed.append(version.name)
+    stored = report.folder(versions.DEFAULT) / report.RESULTS
+    if stored.exists():
+        write_report(results.load(stored), stored.parent)
+    if failed:
+        raise HarnessError(f"the series fails on Linux {', '.join(failed)}")
+    return 0
 
 
 def test(options: argparse.Namespace) -> int:
@@ -348,6 +370,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the results go",
     )
+    add("test-kernels", test_kernels)
     testing = add("test", test)
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
     testing.add_argument(

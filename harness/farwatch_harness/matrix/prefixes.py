@@ -12,6 +12,8 @@ from farwatch_harness.results import PatchResult
 from farwatch_harness.util.errors import HarnessError
 
 RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+#: What stands for the last patch where patches are chosen.
+LAST = "last"
 NAME_OF_PATCH = re.compile(r"[a-z][a-z0-9-]*[a-z0-9]")
 TAG = re.compile(r"^\[PATCH[^\]]*\]\s*")
 SIGNATURE = re.compile(r"\n-- \n.*\Z", re.DOTALL)
@@ -57,7 +59,8 @@ class Prefix:
 def select_prefixes(series: Sequence[Patch], choice: str | None) -> list[Prefix]:
     """Return the base and the chosen patches, in order.
 
-    `choice`: numbers, ranges and names, as "3", "3-5", "3,7-9" or "overflow"; None means all.
+    `choice`: numbers, ranges and names, as "3", "3-5", "3,7-9" or "overflow", or "last"; None
+    means all.
     HarnessError: the series has no such patch.
     """
     numbers = range(1, len(series) + 1) if choice is None else chosen(choice, series)
@@ -77,6 +80,8 @@ def chosen(choice: str, series: Sequence[Patch]) -> list[int]:
             if first > last or last > len(series):
                 raise HarnessError(f"there is no patch {word}: the series has 1 to {len(series)}")
             numbers.update(range(first, last + 1))
+        elif word == LAST:
+            numbers.add(len(series))
         elif word == BASE or NAME_OF_PATCH.fullmatch(word):
             numbers.add(number_of(word, series))
         else:

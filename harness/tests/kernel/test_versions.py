@@ -152,6 +152,21 @@ def test_an_upstream_version_is_the_newest_of_its_line(monkeypatch: pytest.Monke
     assert source_tree.available_version(other, {}) is None
 
 
+def test_test_kernels_checks_the_last_patch_of_each_other_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(words: list[str], _environment: object) -> int:
+        commands.append(words[-4:])
+        return 1
+
+    monkeypatch.setattr(cli, "run_to_end", run)
+    monkeypatch.setattr(paths, "REPORT", paths.CHECKOUT / "report")
+    assert cli.main(["test-kernels"]) == 1
+    assert commands == [["7.3", "matrix", "--patch", "last"]]
+
+
 def test_each_version_has_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.folder() == paths.REPORT
     monkeypatch.setenv(versions.VARIABLE, "7.3")

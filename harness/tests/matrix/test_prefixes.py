@@ -46,6 +46,7 @@ def test_base_is_part_of_every_choice() -> None:
     assert [prefix.number for prefix in select_prefixes(SERIES, "1,3-4")] == [0, 1, 3, 4]
     assert [prefix.number for prefix in select_prefixes(SERIES, "0-2")] == [0, 1, 2]
     assert [prefix.number for prefix in select_prefixes(SERIES, "base")] == [0]
+    assert [prefix.number for prefix in select_prefixes(SERIES, "last")] == [0, 4]
     assert [prefix.number for prefix in select_prefixes(SERIES, "overflow, first-queue")] == [
         0,
         1,
