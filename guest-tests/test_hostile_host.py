@@ -275,6 +275,34 @@ def test_all_watches_are_renewed_after_the_server_lost_them(start: Start) -> Non
         assert listener.read(quiet=0.5, limit=5.0) == []
 
 
+def test_watch_that_is_said_to_have_ended_is_removed_with_its_mark(start: Start) -> None:
+    """The report may be older than the answer that the guest has already seen."""
+    scripted = start()
+    (scripted.testbed.shared / "file").touch()
+    with scripted.guest.inotify() as listener:
+        watch = listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        ((nodeid, _mask),) = scripted.watches().items()
+        scripted.send(watch_ended(nodeid, 0), EventRecord(nodeid, 0, Event.MODIFY))
+        assert [In(event.mask) for event in listener.read(1)] == [In.MODIFY]
+        listener.remove(watch)
+        wait_for(lambda: scripted.watches() == {}, "the removal of the watch")
+
+
+def test_watches_that_are_said_to_be_lost_are_removed_with_their_marks(start: Start) -> None:
+    """Marks go while their renewals wait for those of others."""
+    scripted = start()
+    for number in range(100):
+        (scripted.testbed.shared / f"file{number}").touch()
+    with scripted.guest.inotify() as listener:
+        for number in range(100):
+            listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
+        nodeid, *_ = scripted.watches()
+        scripted.order("delay", seconds=3, times=1)
+        scripted.send(WATCHES_LOST, EventRecord(nodeid, 0, Event.MODIFY))
+        assert [In(event.mask) for event in listener.read(1)] == [In.MODIFY]
+    wait_for(lambda: scripted.watches() == {}, "the removal of the watches")
+
+
 def test_refused_renewal_of_a_watch_is_retried(start: Start) -> None:
     scripted = start()
     (scripted.testbed.shared / "file").touch()
@@ -314,9 +342,9 @@ def test_no_request_names_a_forgotten_node(start: Start) -> None:
         for name in names:
             listener.add(f"{scripted.mounted}/{name}", In.ALL)
         scripted.log()
-        scripted.order("delay", seconds=0.005)
+        scripted.order("delay", seconds=0.005, times=1_000_000)
         scripted.guest.shell(f"rm {scripted.mounted}/file*", limit=60.0)
-        scripted.order("delay", seconds=0)
+        scripted.order("delay", seconds=0, times=0)
         log: list[tuple[str, int, int | None]] = []
 
         def all_forgotten() -> bool:
@@ -341,10 +369,10 @@ def test_destroy_is_the_last_request_of_a_mount(start: Start, device: QemuDevice
         with scripted.guest.inotify() as listener:
             for number in range(150):
                 listener.add(f"{scripted.mounted}/file{number}", In.MODIFY)
-            scripted.order("delay", seconds=0.01)
+            scripted.order("delay", seconds=0.01, times=1_000_000)
         # The requests that remove the watches are in flight now.
         scripted.guest.umount(scripted.mounted)
-        scripted.order("delay", seconds=0)
+        scripted.order("delay", seconds=0, times=0)
         opcodes = [opcode for opcode, _nodeid, _mask in scripted.log()]
         assert opcodes[-1] == "DESTROY"
         scripted.testbed.mount()
@@ -519,10 +547,10 @@ def test_watch_in_a_former_submount_ends_though_the_new_one_knows_its_inode(star
             for path in others:
                 many.add(path, In.MODIFY)
             assert len(scripted.watches()) == len(others) + 1
-            scripted.order("delay", seconds=0.2)
+            scripted.order("delay", seconds=0.2, times=1_000_000)
         # The removals of the others are under way, and that of the file waits for its turn.
         user.stop(signal.SIGKILL)
-        scripted.order("delay", seconds=0)
+        scripted.order("delay", seconds=0, times=0)
         wait_for(lambda: scripted.watches() == {}, "the watch to end at the server")
 
 

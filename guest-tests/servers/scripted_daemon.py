@@ -7,7 +7,7 @@ socket that takes one JSON object per message, {"do": WHAT, ...}, and answers ea
 
 - watches: the masks by nodeid, as strings
 - send: report the records whose bytes are in "payload", base64
-- delay: let each FUSE_FSNOTIFY take this many "seconds"
+- delay: let FUSE_FSNOTIFY take this many "seconds", "times" times
 - fail: answer FUSE_FSNOTIFY with "errno", 0 for none, "times" times; a negative one is sent as it
   is, which makes the error of the reply positive
 - fail_wait: answer FUSE_FSNOTIFY_WAIT with "errno"
@@ -67,6 +67,7 @@ class ScriptedWatches:
     def __init__(self) -> None:
         self.masks: dict[int, int] = {}
         self.delay = 0.0
+        self.delays = 0
         self.errno = 0
         self.times = 0
 
@@ -74,7 +75,9 @@ class ScriptedWatches:
         """Do nothing: only the test's records are reported."""
 
     def set_mask(self, nodeid: int, generation: int, fd: int, is_dir: bool, mask: Event) -> Event:
-        time.sleep(self.delay)
+        if self.delays:
+            self.delays -= 1
+            time.sleep(self.delay)
         if self.times:
             self.times -= 1
             raise OSError(self.errno, "as the test says")
@@ -153,7 +156,7 @@ def main() -> None:
             source.payloads.append(base64.b64decode(order["payload"]))
             source.wakeup()
         elif order["do"] == "delay":
-            watches.delay = order["seconds"]
+            watches.delay, watches.delays = order["seconds"], order["times"]
         elif order["do"] == "fail":
             watches.errno, watches.times = order["errno"], order["times"]
         elif order["do"] == "fail_wait":
