@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 
 #: Makes the payload of a task's reply from the task's result.
 Encode = Callable[[Any], bytes]
-#: Tasks that each thread gets: one that runs, and the next one. Only these have a copy of their
+#: Writes that each thread gets: one that runs, and the next one. Only these have a copy of their
 #: data.
-_STARTED_PER_THREAD = 2
+_WRITES_PER_THREAD = 2
 #: How often threads that wait are replaced by others: so often may a guest leave while its share
 #: hangs.
 _MAX_REPLACED = 16
@@ -77,9 +77,6 @@ class _Read:
         self._size = size
         self._buffers = buffers
         self.buffer: memoryview | None = None
-
-    def detach(self) -> None:
-        """Do nothing: the guest's memory is not used."""
 
     def __call__(self) -> memoryview:
         """Read, in any thread."""
@@ -158,9 +155,10 @@ class ThreadPool:
         self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
         self._call_from_thread = call_from_thread
         self._tasks: dict[DeferredReply, _PendingTask] = {}
-        #: Those of ``_tasks`` that no thread has yet.
+        #: Writes of ``_tasks`` whose data is not copied yet, and those that a thread gets next.
         self._queued: deque[DeferredReply] = deque()
-        self._buffers = _Buffers(_STARTED_PER_THREAD * threads)
+        self._copied: set[DeferredReply] = set()
+        self._buffers = _Buffers(_WRITES_PER_THREAD * threads)
         #: What runs without a reply.
         self._aside: set[Future[Any]] = set()
         self._replaced = 0
@@ -225,8 +223,8 @@ class ThreadPool:
         """
         for reply in self._queued:
             data = self._tasks[reply].data
-            if data is not None:
-                data.detach()
+            assert isinstance(data, _Write)
+            data.detach()
 
     def drain(self, timeout: float) -> bool:
         """Wait for all tasks, at most ``timeout`` seconds, and reply to their requests.
@@ -255,6 +253,7 @@ class ThreadPool:
         for reply, task in list(self._tasks.items()):
             if task.future is None or task.future.cancel():
                 del self._tasks[reply]
+                self._copied.discard(reply)
                 self._complete(reply, task, errno.EINTR)
                 # To drop it closes descriptors, which may wait for a server.
                 self.run_aside(task.drop)
@@ -279,6 +278,8 @@ class ThreadPool:
         # Its threads end when they have done what is queued for them.
         self._pool.shutdown(wait=False)
         self._pool = pool
+        # They are not in the way of the next guest's.
+        self._copied.clear()
 
     def close(self, timeout: float) -> bool:
         """Cancel tasks as ``cancel`` does and end the threads.
@@ -302,18 +303,22 @@ class ThreadPool:
     ) -> Reply:
         reply = DeferredReply(request.unique, in_thread=True)
         task = _PendingTask(call, request.nodeid, encode, time.monotonic_ns(), data)
-        if len(self._tasks) - len(self._queued) < _STARTED_PER_THREAD * self._threads:
+        if not isinstance(data, _Write) or self._may_copy():
             self._start(reply, task)
         else:
             self._tasks[reply] = task
             self._queued.append(reply)
         return reply
 
+    def _may_copy(self) -> bool:
+        return len(self._copied) < _WRITES_PER_THREAD * self._threads
+
     def _start(self, reply: DeferredReply, task: _PendingTask) -> None:
         """Have a thread run a task; ``OSError`` when there is no memory for its data."""
         assert self._pool is not None
-        if task.data is not None:
+        if isinstance(task.data, _Write):
             task.data.detach()
+            self._copied.add(reply)
         task.future = self._pool.submit(task.call)
         # Before the callback, which may come immediately.
         self._tasks[reply] = task
@@ -322,21 +327,21 @@ class ThreadPool:
         )
 
     def _start_next(self) -> None:
-        """Have a thread run the task that has waited longest."""
-        if not self._queued:
-            return
-        reply = self._queued.popleft()
-        task = self._tasks.pop(reply)
-        try:
-            self._start(reply, task)
-        except OSError as error:
-            self._complete(reply, task, error.errno or errno.EIO)
+        """Have threads run the writes that have waited longest."""
+        while self._queued and self._may_copy():
+            reply = self._queued.popleft()
+            task = self._tasks.pop(reply)
+            try:
+                self._start(reply, task)
+            except OSError as error:
+                self._complete(reply, task, error.errno or errno.EIO)
 
     def _finish(self, reply: DeferredReply) -> None:
         """Reply to a request whose task is done."""
         task = self._tasks.pop(reply, None)
         if task is None:
             return
+        self._copied.discard(reply)
         self._start_next()
         assert task.future is not None
         try:

@@ -299,8 +299,12 @@ def finish_tasks(guest: ThreadedGuest, fs: FakeFs) -> None:
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + LIMIT
     while not condition():
-        assert time.monotonic() < deadline, f"{what} has not ended"
+        assert time.monotonic() < deadline, f"timed out: {what}"
         time.sleep(0.001)
+
+
+def wait_until_begun(fs: FakeFs, tasks: int) -> None:
+    wait_for(lambda: fs.tasks_begun == tasks, f"the start of {tasks} tasks")
 
 
 def reboot(guest: ThreadedGuest) -> None:
@@ -343,14 +347,29 @@ def test_hung_write_does_not_read_from_memory_after_a_reset(
 def test_queued_write_does_not_read_from_memory_after_its_ring_has_stopped(
     guest: ThreadedGuest, fs: FakeFs
 ) -> None:
+    head = fuse.write_in.pack(fh=FH, size=5)
     for _ in range(4 * THREADS):
-        guest.send(Opcode.FSYNC, NODE, FSYNC)
-    payload = fuse.write_in.pack(fh=FH, size=5) + b"12345"
-    guest.send(Opcode.WRITE, NODE, payload, fuse.write_out.size)
+        guest.send(Opcode.WRITE, NODE, head + b"first", fuse.write_out.size)
+    guest.send(Opcode.WRITE, NODE, head + b"12345", fuse.write_out.size)
     guest.front_end.stop_ring(1)
     overwrite(guest, guest.request)
     finish_tasks(guest, fs)
-    assert fs.written == b"12345"
+    assert fs.writes.count(b"12345") == 1
+
+
+def test_hung_writes_of_guests_that_left_are_not_in_the_way_of_the_next(
+    guest: ThreadedGuest, fs: FakeFs
+) -> None:
+    payload = fuse.write_in.pack(fh=FH, size=5) + b"12345"
+    for number in (1, 2, 3):
+        for _ in range(2 * THREADS):
+            guest.send(Opcode.WRITE, NODE, payload, fuse.write_out.size)
+        wait_until_begun(fs, number * THREADS)
+        reboot(guest)
+        guest.places.clear()
+        guest.send(Opcode.INIT, 0, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
+    guest.send(Opcode.WRITE, NODE, payload, fuse.write_out.size)
+    wait_until_begun(fs, 3 * THREADS + 1)
 
 
 def test_queued_writes_have_no_copies_but_the_next_ones(guest: ThreadedGuest, fs: FakeFs) -> None:

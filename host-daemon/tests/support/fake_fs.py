@@ -69,7 +69,7 @@ class FakeFs:
         self.error: Exception | None = None
         self.task_error: Exception | None = None
         self.hold: threading.Event | None = None
-        self.tasks_done = self.tasks_done_at_reset = 0
+        self.tasks_begun = self.tasks_done = self.tasks_done_at_reset = 0
         self.gone: set[int] = set()
         self.content = b""
         self.written = b""
@@ -88,6 +88,7 @@ class FakeFs:
 
     def _task(self, call: Task = lambda: 0) -> Task:
         def task() -> int:
+            self.tasks_begun += 1
             if self.hold is not None and not self.hold.wait(TASK_LIMIT):
                 raise TimeoutError(f"a task was held for {TASK_LIMIT} s")
             if self.task_error is not None:
