@@ -41,6 +41,7 @@ class CheckName(StrEnum):
     CHECKPATCH = "checkpatch"
     BUILD = "build"
     SPARSE = "sparse"
+    OPTIONS = "options"
     BOOT = "boot"
     TESTS = "tests"
 

@@ -174,10 +174,14 @@ def build(patches: Sequence[series.Patch], flavour: Flavour = Flavour.NORMAL) ->
 
 
 @contextmanager
-def prepared(kernel: KernelRecipe) -> Iterator[BuildTree]:
-    """Hold and yield the build tree with the sources and the configuration of this kernel."""
-    with cache.locked(f"build-{kernel.tree_name}") as lock:
-        tree = BuildTree(prepare_tree(kernel.tree_name, kernel.source, kernel.content), lock)
+def prepared(kernel: KernelRecipe, purpose: str = "") -> Iterator[BuildTree]:
+    """Hold and yield the build tree with the sources and the configuration of this kernel.
+
+    purpose: names another tree of this source, for objects with other options.
+    """
+    name = f"{kernel.tree_name}-{purpose}" if purpose else kernel.tree_name
+    with cache.locked(f"build-{name}") as lock:
+        tree = BuildTree(prepare_tree(name, kernel.source, kernel.content), lock)
         configure(tree, kernel.flavour.options())
         yield tree
 

@@ -16,6 +16,7 @@ USUAL = {
     CheckName.CHECKPATCH: 1.0,
     CheckName.BUILD: 40.0,
     CheckName.SPARSE: 20.0,
+    CheckName.OPTIONS: 200.0,
     CheckName.BOOT: 9.0,
     CheckName.TESTS: 20.0,
 }
@@ -51,7 +52,8 @@ class Estimates:
 
     def is_cached(self, prefix: Prefix, name: CheckName) -> bool:
         """Return whether the check uses a kernel that was built before this run."""
-        return name in (CheckName.BUILD, CheckName.SPARSE) and prefix.number in self.cached_kernels
+        tools = (CheckName.BUILD, CheckName.SPARSE, CheckName.OPTIONS)
+        return name in tools and prefix.number in self.cached_kernels
 
     def key(self, prefix: Prefix, name: CheckName) -> str:
         """Return the name by which a check's time is cached."""

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from farwatch_harness.matrix.estimates import Estimates
 from farwatch_harness.matrix.prefixes import Prefix
-from farwatch_harness.matrix.scheduler import GUEST_CHECKS, MAX_GUESTS
+from farwatch_harness.matrix.scheduler import GUEST_CHECKS, MAX_GUESTS, concerns
 from farwatch_harness.results import CheckName, CheckResult, Status
 from farwatch_harness.util import progress
 
@@ -118,7 +118,7 @@ class LiveTable:
             (prefix, name)
             for prefix in self.prefixes
             for name in self.names
-            if (prefix.number, name) not in self.cells
+            if (prefix.number, name) not in self.cells and concerns(name, prefix)
         ]
         guests = self.estimates.total(check for check in open_checks if check[1] in GUEST_CHECKS)
         others = self.estimates.total(

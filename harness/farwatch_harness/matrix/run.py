@@ -11,6 +11,7 @@ from pathlib import Path
 from farwatch_harness import report
 from farwatch_harness.bench import run as bench_run
 from farwatch_harness.kernel import source_tree
+from farwatch_harness.matrix import option_checks
 from farwatch_harness.matrix.apply_check import apply_check
 from farwatch_harness.matrix.check_outcome import CheckRunners
 from farwatch_harness.matrix.estimates import Estimates
@@ -141,6 +142,7 @@ def run_matrix(folder: Path, choice: str | None, checks: Sequence[CheckName], pa
                 CheckName.CHECKPATCH: static.checkpatch,
                 CheckName.BUILD: static.build,
                 CheckName.SPARSE: static.sparse,
+                CheckName.OPTIONS: option_checks.check,
                 CheckName.BOOT: guests.boot,
                 CheckName.TESTS: guests.tests,
             }

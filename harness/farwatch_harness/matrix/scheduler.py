@@ -20,13 +20,21 @@ from farwatch_harness.util.errors import HarnessError
 NEEDS = {
     CheckName.BUILD: CheckName.APPLY,
     CheckName.SPARSE: CheckName.BUILD,
+    CheckName.OPTIONS: CheckName.BUILD,
     CheckName.BOOT: CheckName.BUILD,
     CheckName.TESTS: CheckName.BOOT,
 }
+#: These take too long for each patch: they run for the base and for the whole series.
+ENDS_ONLY = (CheckName.OPTIONS,)
 #: The checks in a guest. Those of several patches run concurrently, because a guest leaves its host
 #: idle much of the time.
 GUEST_CHECKS = (CheckName.BOOT, CheckName.TESTS)
 MAX_GUESTS = 2
+
+
+def concerns(name: CheckName, prefix: Prefix) -> bool:
+    """Return whether the check is run for this patch."""
+    return name not in ENDS_ONLY or not prefix.number or prefix.last
 
 
 class Progress(Protocol):
@@ -83,7 +91,8 @@ class PrefixState:
 class Scheduler:
     """Runs all checks of all patches, in ascending order.
 
-    runners: the checks that the user asked for; the others are SKIPPED.
+    runners: the checks that the user asked for; the others are SKIPPED, and so are those of
+        ENDS_ONLY between the ends of the series.
     must_build: whether a patch's kernel has to be built. Before such a patch the scheduler waits
         for the guests of earlier patches: a guest is not tested on a busy machine.
     """
@@ -150,7 +159,7 @@ class Scheduler:
     def run_check(self, state: PrefixState, name: CheckName) -> RunnerReport:
         """Run one check of one patch, unless what it needs is missing."""
         needed = NEEDS.get(name)
-        if name not in self.runners:
+        if name not in self.runners or not concerns(name, state.prefix):
             return RunnerReport(name, CheckOutcome())
         if state.broken_by:
             return RunnerReport(name, None, f"{state.broken_by.title} does not apply")
@@ -186,7 +195,7 @@ class Scheduler:
         BLOCKED, not FAILED, if the previous patch failed with a superset of these causes.
         """
         name, outcome = report.name, report.outcome
-        if name not in self.runners:
+        if name not in self.runners or not concerns(name, prefix):
             return CheckResult(name, Status.SKIPPED)
         if outcome is None:
             return CheckResult(name, Status.BLOCKED, reason=report.blocked)

@@ -85,7 +85,7 @@ def test_patches_are_in_order_though_guests_finish_after_builds(
         lambda run, path: written.append([prefix.number for prefix in run.patches]),
     )
     run_of(tmp_path / "results.json", estimates, outcome_of)
-    assert len(written) == 24 and written[-1] == [0, 1, 2, 3]
+    assert len(written) == 28 and written[-1] == [0, 1, 2, 3]
     assert all(numbers == sorted(numbers) for numbers in written)
 
 
@@ -122,7 +122,7 @@ def test_summary_names_patch_and_check_of_each_failure_and_exit_status_is_1(
     assert summary(run) == [
         "FAILED 0002 the-patch: apply: Oops",
         "FAILED 0002 the-patch: checkpatch: Oops",
-        "12 checks passed, 2 failed, 4 blocked; 12 tests passed on 3 kernels",
+        "13 checks passed, 2 failed, 4 blocked; 13 tests passed on 3 kernels",
     ]
     monkeypatch.setattr(matrix_run, "run_matrix", lambda *arguments: run)
     assert matrix_run.matrix(tmp_path, None, NAMES, tmp_path / "results.json") == 1
@@ -171,5 +171,5 @@ def test_table_shows_all_patches_and_the_check_in_progress(
         console.print(display.table())
     lines = capture.get().splitlines()
     assert any("the-patch" in line and line.count("✗") == 2 for line in lines)
-    assert sum(line.count("✓") for line in lines) == 12
+    assert sum(line.count("✓") for line in lines) == 13
     assert "building: 7 of 9 steps" in lines[-1] and "left" in lines[0]

@@ -325,7 +325,7 @@ def test_ktap_nests_patches_checks_and_tests(make: Make) -> None:
 def test_ktap_failure_has_reason_and_output() -> None:
     build = ktap_of(records.build_error())[1].parts[2]
     assert build.output == ["fs/fuse/fsnotify.c:3:9: error: expected ';'", "make: *** Error 1"]
-    tests = ktap_of(records.lost_event())[3].parts[5]
+    tests = ktap_of(records.lost_event())[3].parts[6]
     assert ">   assert events == ['a']" in next(part for part in tests.parts if not part.ok).output
 
 

@@ -135,7 +135,7 @@ def with_patch(run: Run, changed: PatchResult) -> Run:
 def build_error() -> Run:
     """Return a run with a compile error in patch 1, which blocks later checks."""
     red = failed("fs/fuse/fsnotify.c:3:9: error: expected ';'", "make: *** Error 1\n")
-    rest = {name: blocked("build failed") for name in ("sparse", "boot", "tests")}
+    rest = {name: blocked("build failed") for name in ("sparse", "options", "boot", "tests")}
     return with_patch(
         green(), replace(patch(1), checks=checks(build=red, **rest), tests=(), logs={})
     )
