@@ -17,6 +17,7 @@ from rich.table import Table
 from farwatch_harness.bench.daemons import MeasuredDaemon
 from farwatch_harness.bench.events import Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
+from farwatch_harness.bench.kernel_cost import KernelCost
 from farwatch_harness.bench.operations import Rate
 from farwatch_harness.bench.synthetic import SyntheticRate
 from farwatch_harness.bench.watch_cost import WatchCost
@@ -58,6 +59,7 @@ class Report:
     watches: tuple[WatchCost, ...]
     inodes: tuple[InodeCost, ...] = ()
     synthetic: tuple[SyntheticRate, ...] = ()
+    kernel: tuple[KernelCost, ...] = ()
 
 
 def environment_of(
@@ -125,6 +127,8 @@ def show(report: Report) -> None:
         console.print(watches_table(report.watches))
     if report.inodes:
         console.print(inodes_table(report.inodes))
+    if report.kernel:
+        console.print(kernel_table(report.kernel))
 
 
 def table(title: str, *columns: str) -> Table:
@@ -311,6 +315,21 @@ def watches_table(costs: Sequence[WatchCost]) -> Table:
             f"{each.guest_slab_known:.0f} + {each.guest_slab_watched:.0f} B",
             f"{each.descriptors:.1f}",
             f"{each.left} of {each.host_marks}",
+        )
+    return made
+
+
+def kernel_table(costs: Sequence[KernelCost]) -> Table:
+    """Return the table of instructions per operation, without the series and with it."""
+    made = table(
+        "Instructions per operation on a tmpfs", "operation", "without", "with the series", "more"
+    )
+    for each in costs:
+        made.add_row(
+            f"{each.operation.title}{', watched' if each.watched else ''}",
+            f"{each.before:.0f}",
+            f"{each.after:.0f}",
+            f"{100 * (each.after / each.before - 1):+.1f} %",
         )
     return made
 

@@ -17,6 +17,7 @@ from farwatch_harness.bench import (
     daemons,
     events,
     inodes,
+    kernel_cost,
     operations,
     programs,
     synthetic,
@@ -45,12 +46,13 @@ class Part(Enum):
     SYNTHETIC = "synthetic"
     WATCHES = "watches"
     INODES = "inodes"
+    KERNEL = "kernel"
 
 
 #: The parts that need no guest.
 WITHOUT_GUEST = {Part.SYNTHETIC, Part.INODES}
 #: The parts that do not need a guest for each mode.
-WITHOUT_MODES = {Part.OPERATIONS, *WITHOUT_GUEST}
+WITHOUT_MODES = {Part.OPERATIONS, Part.KERNEL, *WITHOUT_GUEST}
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,9 @@ def bench(plan: BenchmarkPlan) -> None:
     rates = []
     if environment and Part.OPERATIONS in plan.parts:
         rates = operations.measure(environment, compiled, servers, plan.rounds, plan.seconds)
+    kernel_costs: list[kernel_cost.KernelCost] = []
+    if environment and Part.KERNEL in plan.parts:
+        kernel_costs = kernel_cost.measure(prepare_environment([]), environment, compiled)
     served: list[synthetic.SyntheticRate] = []
     if Part.SYNTHETIC in plan.parts:
         served = synthetic.measure(servers, plan.rounds, plan.seconds)
@@ -183,6 +188,7 @@ def bench(plan: BenchmarkPlan) -> None:
         tuple(costs),
         tuple(inode_costs),
         tuple(served),
+        tuple(kernel_costs),
     )
     bench_report.show(report)
     bench_report.write_json(report, RESULT)

@@ -77,6 +77,8 @@ def figures_of(report: Report) -> Iterator[Figures]:
         yield figures(bench_report.watches_table(report.watches))
     if report.inodes:
         yield figures(bench_report.inodes_table(report.inodes))
+    if report.kernel:
+        yield figures(bench_report.kernel_table(report.kernel))
 
 
 def figures(table: Table, plot: Markup = NO_PLOT) -> Figures:

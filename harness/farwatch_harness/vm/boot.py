@@ -64,6 +64,8 @@ class VmSpec:
     cpus: int = 1
     request_queues: int = 1
     kernel_options: tuple[str, ...] = ()
+    #: Further arguments of QEMU.
+    qemu_options: tuple[str, ...] = ()
     #: Whether the share's device is behind a PCIe port of its own, where it can be pulled out.
     behind_port: bool = False
 
@@ -142,7 +144,7 @@ def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) ->
         spec.request_queues,
         spec.behind_port,
     )
-    options += agent_options(spec.agent_socket)
+    options += [*agent_options(spec.agent_socket), *spec.qemu_options]
     command = [
         str(program),
         "--run",

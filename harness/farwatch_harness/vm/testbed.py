@@ -48,6 +48,7 @@ class TestbedSpec:
         are slow on a busy host.
     memory_mib: the guest's memory, in MiB.
     kernel_options: further words of the kernel's command line.
+    qemu_options: further arguments of QEMU.
     module: the virtio-fs driver that the guest loads, and binds in the place of the kernel's own;
         None uses the kernel's own.
     """
@@ -69,6 +70,7 @@ class TestbedSpec:
     cpus: int = 1
     memory_mib: int = 1024
     kernel_options: tuple[str, ...] = ()
+    qemu_options: tuple[str, ...] = ()
     module: Path | None = None
 
 
@@ -192,6 +194,7 @@ def vm_spec(spec: TestbedSpec, sockets: Path) -> VmSpec:
         cpus=spec.cpus,
         request_queues=spec.request_queues,
         kernel_options=spec.kernel_options,
+        qemu_options=spec.qemu_options,
     )
 
 

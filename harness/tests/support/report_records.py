@@ -6,6 +6,7 @@ from dataclasses import replace
 from farwatch_harness.bench.bench_report import BenchmarkEnvironment, Report
 from farwatch_harness.bench.events import Batch, Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
+from farwatch_harness.bench.kernel_cost import KernelCost
 from farwatch_harness.bench.operations import OPERATIONS, Rate
 from farwatch_harness.bench.synthetic import SyntheticRate
 from farwatch_harness.bench.watch_cost import WatchCost
@@ -233,4 +234,5 @@ def bench() -> Report:
         (cost,),
         (inodes,),
         tuple(SyntheticRate(rate, (2.0, 3.0), (0.5, 0.5)) for rate in rates),
+        (KernelCost(OPERATIONS[0], True, 1000.0, 1012.0),),
     )
