@@ -161,6 +161,18 @@ class InodeStore:
         inode.references += 1
         return inode
 
+    def entry(self, directory: int, name: bytes) -> HostInode | int:
+        """Return the inode by handle of a directory entry if it is stored and open, or an errno.
+
+        It gets no reference. ENOENT: there is no such name. Any other errno: the inode is not
+        stored, not open, or has no handle.
+        """
+        key = self._reader.read_entry(directory, name)
+        if isinstance(key, int):
+            return key
+        inode = self._by_key.get(key)
+        return errno.ESTALE if inode is None or inode.fd < 0 else inode
+
     def put(self, inode: HostInode) -> None:
         """Drop one reference; the last one closes the descriptor."""
         inode.references -= 1

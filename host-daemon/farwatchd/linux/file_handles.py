@@ -37,12 +37,9 @@ class HandleReader:
         self._view = memoryview(self._buffer).cast("B")
         address = ctypes.addressof(self._buffer)
         # Made once, so that ctypes has nothing to convert.
-        self._arguments = (
-            ctypes.c_char_p(b""),
-            ctypes.c_void_p(address + _MOUNT.size),
-            ctypes.c_void_p(address),
-            ctypes.c_int(AT_EMPTY_PATH),
-        )
+        where = ctypes.c_void_p(address + _MOUNT.size), ctypes.c_void_p(address)
+        self._of_descriptor = (ctypes.c_char_p(b""), *where, ctypes.c_int(AT_EMPTY_PATH))
+        self._of_entry = (*where, ctypes.c_int(0))
 
     def read(self, fd: int) -> bytes:
         """Return the mount's id and the file handle of the inode of ``fd``, which may be O_PATH.
@@ -51,7 +48,19 @@ class HandleReader:
         system has no handles.
         """
         _HEADER.pack_into(self._buffer, _MOUNT.size, _MAX_HANDLE, 0)
-        check(_name_to_handle_at(fd, *self._arguments))
+        check(_name_to_handle_at(fd, *self._of_descriptor))
+        (size,) = _MOUNT.unpack_from(self._buffer, _MOUNT.size)
+        return self._view[: _START + size].tobytes()
+
+    def read_entry(self, directory: int, name: bytes) -> bytes | int:
+        """Return what ``read`` returns for an entry of a directory, or the errno of the failure.
+
+        A symbolic link is not followed. Most names that are looked up do not exist, and an
+        exception takes longer than the call.
+        """
+        _HEADER.pack_into(self._buffer, _MOUNT.size, _MAX_HANDLE, 0)
+        if _name_to_handle_at(directory, name, *self._of_entry) < 0:
+            return last_errno()
         (size,) = _MOUNT.unpack_from(self._buffer, _MOUNT.size)
         return self._view[: _START + size].tobytes()
 

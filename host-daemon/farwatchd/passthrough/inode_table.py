@@ -24,6 +24,19 @@ from farwatchd.passthrough.options import DEFAULT_MAX_INODES
 from farwatchd.passthrough.procfd import as_systems_limit
 
 GENERATION = 0
+#: File types, each as the one number that all inodes of the type have.
+_KINDS = {
+    kind: kind
+    for kind in (
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+    )
+}
 
 
 @dataclass(slots=True)
@@ -67,6 +80,10 @@ class InodeTable:
         self._next = ROOT
         self._by_nodeid: dict[int, Inode] = {}
         self._by_host_inode: dict[HostInode, Inode] = {}
+        #: Whether the last inode that was looked up was open already. Such an inode is found by its
+        #: handle in two system calls; another one takes three, and trying so makes it four. Guests
+        #: look up many new names in a row, or many known ones.
+        self._expects_open = False
         self._root = self.adopt(root_fd)[0]
 
     def __len__(self) -> int:
@@ -107,6 +124,13 @@ class InodeTable:
 
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result] | None:
         """Look up one name and count it; return None if there is no such name."""
+        if self._expects_open:
+            found = self._store.entry(parent.host_inode.fd, name)
+            if found == errno.ENOENT:
+                return None
+            if isinstance(found, HostInode) and (inode := self._by_host_inode.get(found)):
+                return inode, self.count_again(inode)
+            self._expects_open = False
         fd = open_path(parent.host_inode.fd, name)
         if fd < 0:
             if fd == -errno.ENOENT:
@@ -127,14 +151,15 @@ class InodeTable:
             host_inode = self._store.adopt(fd, status)
         except OSError as error:
             raise as_systems_limit(error) from None
+        self._expects_open = host_inode.by_handle and host_inode.fd != fd
         inode = self._by_host_inode.get(host_inode)
         if inode is None:
             if len(self._by_nodeid) >= self._most:
                 self._store.put(host_inode)
                 raise failure(errno.ENFILE)
-            inode = Inode(
-                self._next, host_inode, stat.S_IFMT(status.st_mode), 1, status.st_nlink > 0
-            )
+            kind = stat.S_IFMT(status.st_mode)
+            kind = _KINDS.get(kind, kind)
+            inode = Inode(self._next, host_inode, kind, 1, status.st_nlink > 0)
             self._next += 1
             self._by_nodeid[inode.nodeid] = self._by_host_inode[host_inode] = inode
         else:
@@ -147,6 +172,7 @@ class InodeTable:
         """Count one more lookup of an open inode; return its attributes."""
         status = os.fstat(inode.fd)
         inode.lookups += 1
+        inode.named = inode.named or status.st_nlink > 0
         return status
 
     def forget(self, nodeid: int, count: int) -> bool:

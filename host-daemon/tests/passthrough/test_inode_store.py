@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,10 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store import handle_probe, mounts, store
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
 from farwatchd.inode_store.store import HostInode, InodeFileHandles, InodeStore, most_open
 from farwatchd.linux import file_handles
+from farwatchd.linux.syscalls import open_path
+from farwatchd.passthrough import inode_table
 from tests.support.daemon_process import DaemonProcess, running
 from tests.support.passthrough_share import USER, SharedDirectory, errno_of, open_descriptors
 
@@ -112,6 +116,63 @@ def test_inode_used_last_is_not_opened_again(share: SharedDirectory, opened: lis
         share.lookup(name)
     share.fs.getattr(nodeids[0], None)
     assert len(opened) == 1
+
+
+@pytest.fixture
+def opened_by_name(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return the names that lookups have opened since the test began."""
+    names: list[bytes] = []
+
+    def record(directory: int, name: bytes) -> int:
+        names.append(name)
+        return open_path(directory, name)
+
+    monkeypatch.setattr(inode_table, "open_path", record)
+    return names
+
+
+@pytest.mark.root
+def test_open_inode_is_looked_up_without_opening_its_name(
+    tmp_path: Path, opened_by_name: list[bytes]
+) -> None:
+    share = SharedDirectory(tmp_path, most_open=16)
+    try:
+        for name in "abc":
+            (tmp_path / name).touch()
+        nodeids = [share.lookup(name) for name in "abc"]
+        assert share.lookup("a") == nodeids[0]
+        opened_by_name.clear()
+        (tmp_path / "a").write_bytes(b"12345")
+        entry = share.fs.lookup(ROOT, b"a")
+        assert entry is not None
+        assert (entry.nodeid, entry.stat.st_size) == (nodeids[0], 5)
+        assert [share.lookup(name) for name in "bc"] == nodeids[1:]
+        assert share.fs.lookup(ROOT, b"none") is None
+        assert opened_by_name == []
+        # All of these lookups count.
+        assert not share.fs.forget(nodeids[0], 2)
+        assert share.fs.forget(nodeids[0], 1)
+    finally:
+        share.close()
+
+
+@pytest.mark.root
+def test_name_that_another_inode_has_got_is_looked_up(share: SharedDirectory) -> None:
+    for name in "abc":
+        (share.path / name).write_text(name)
+    a, b, c = (share.lookup(name) for name in "abc")
+    for name, nodeid in zip("abc", (a, b, c), strict=True):
+        assert share.lookup(name) == nodeid
+    (share.path / "a").rename(share.path / "b")
+    (share.path / "c").unlink()
+    (share.path / "c").symlink_to("b")
+    (share.path / "d").hardlink_to(share.path / "b")
+    assert share.fs.lookup(ROOT, b"a") is None
+    assert share.lookup("b") == share.lookup("d") == a
+    entry = share.fs.lookup(ROOT, b"c")
+    assert entry is not None
+    assert entry.nodeid not in (a, b, c)
+    assert stat.S_ISLNK(entry.stat.st_mode)
 
 
 @pytest.mark.root
