@@ -21,8 +21,8 @@ from farwatchd.linux.syscalls import known_links, mount_id
 #: Mount id, handle type and handle. Without a handle: device and inode number, which no other inode
 #: has while a descriptor is open, and mount id.
 Key = bytes | tuple[int, int, int]
-#: The same for one inode through all mounts.
-Identity = tuple[int, bytes | int]
+#: The same for one inode through all mounts. In one string, as each watch has one.
+Identity = bytes
 
 #: Descriptors of inodes by handle that stay open: at most this number, and this part (one of 8) of
 #: what the process may open.
@@ -356,7 +356,10 @@ def _pack(status: os.stat_result) -> bytes:
 
 
 def _identity(key: Key, status: os.stat_result) -> Identity:
-    return (status.st_dev, handle_of(key)) if isinstance(key, bytes) else key[:2]
+    device = status.st_dev.to_bytes(8, sys.byteorder)
+    if isinstance(key, bytes):
+        return device + handle_of(key)
+    return device + status.st_ino.to_bytes(8, sys.byteorder)
 
 
 def most_open(open_files: int, wanted: int = MOST_OPEN) -> int:

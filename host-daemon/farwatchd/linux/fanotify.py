@@ -11,7 +11,7 @@ import sys
 from enum import IntFlag
 from typing import NamedTuple
 
-from farwatchd.linux.file_handles import file_handle, open_handle
+from farwatchd.linux.file_handles import open_handle
 from farwatchd.linux.group import NotificationGroup
 from farwatchd.linux.libc import (
     AT_EMPTY_PATH,
@@ -22,11 +22,14 @@ from farwatchd.linux.libc import (
     last_errno,
 )
 
-_METADATA = struct.Struct("=IBBHQii")
-_INFO = struct.Struct("=BBH8sIi")
+_unpack_metadata = struct.Struct("=IBBHQii").unpack_from
+#: struct fanotify_event_info_fid: type and length of the record, file system id, struct
+#: file_handle; then a name in records that have one.
+_unpack_info = struct.Struct("=BxH8xI").unpack_from
+_FSID_AT = 4
+_HANDLE_AT = 20
 #: Bytes of the file system id at the start of an identity.
 FSID_SIZE = 8
-_HANDLE_TYPE = struct.Struct("=i")
 _MARK_ADD, _MARK_REMOVE, _MARK_FLUSH = 0x1, 0x2, 0x80
 #: A handle that identifies, and need not be good for open_by_handle_at(2): what fanotify reports.
 #: Since Linux 6.5. overlayfs has no other one.
@@ -64,8 +67,8 @@ class Fan(IntFlag):
 class Info(NamedTuple):
     """One information record.
 
-    ``identity``: the inode's file system id, handle type and handle, as one string. ``name``: that
-    of an entry in the inode, where the record has one.
+    ``identity``: the inode's file system id and its ``struct file_handle``, as one string.
+    ``name``: that of an entry in the inode, where the record has one.
     """
 
     identity: bytes
@@ -133,7 +136,7 @@ class Fanotify(NotificationGroup):
 
         ``mount_fd`` is a descriptor on the inode's file system. Needs CAP_DAC_READ_SEARCH.
         """
-        return open_handle(mount_fd, file_handle(identity[FSID_SIZE:]))
+        return open_handle(mount_fd, identity[FSID_SIZE:])
 
     def read(self, size: int) -> list[FanEvent]:
         """Return up to ``size`` bytes of events; an empty list when no event is queued."""
@@ -141,13 +144,13 @@ class Fanotify(NotificationGroup):
         events = []
         offset = 0
         while offset < len(data):
-            length, _version, _reserved, head, mask, _fd, pid = _METADATA.unpack_from(data, offset)
+            length, _version, _reserved, head, mask, _fd, pid = _unpack_metadata(data, offset)
             events.append(FanEvent(mask, pid, _infos(data, offset + head, offset + length)))
             offset += length
         return events
 
     def _fid(self, dir_fd: int, name: bytes, flags: int) -> bytes | None:
-        """Return type and handle of an inode, None when there is no such name.
+        """Return the ``struct file_handle`` of an inode, None when there is no such name.
 
         ``flags`` are those of name_to_handle_at(2).
         """
@@ -162,7 +165,7 @@ class Fanotify(NotificationGroup):
                 return self._fid(dir_fd, name, flags & ~_AT_HANDLE_FID)
             raise failure(error, "name_to_handle_at")
         size, _ = _HANDLE_HEAD.unpack_from(self._handle)
-        return self._handle.raw[4 : _HANDLE_HEAD.size + size]
+        return self._handle.raw[: _HANDLE_HEAD.size + size]
 
     def _mark(self, flags: int, path: str, mask: int) -> None:
         check(
@@ -174,12 +177,12 @@ class Fanotify(NotificationGroup):
 def _infos(data: bytes, offset: int, end: int) -> dict[int, Info]:
     infos = {}
     while offset < end:
-        kind, _pad, length, fsid, size, handle_type = _INFO.unpack_from(data, offset)
-        handle = offset + _INFO.size
-        identity = fsid + _HANDLE_TYPE.pack(handle_type) + data[handle : handle + size]
-        name = (
-            data[handle + size : offset + length].partition(b"\0")[0] if kind != INFO_FID else b""
-        )
-        infos[kind] = Info(identity, name)
+        kind, length, size = _unpack_info(data, offset)
+        name_at = offset + _HANDLE_AT + size
+        identity = data[offset + _FSID_AT : name_at]
         offset += length
+        # The name ends with one NUL or more.
+        infos[kind] = Info(
+            identity, data[name_at:offset].rstrip(b"\0") if kind != INFO_FID else b""
+        )
     return infos

@@ -75,11 +75,6 @@ def handle_of(key: bytes) -> bytes:
     return key[_MOUNT.size :]
 
 
-def file_handle(kind_and_handle: bytes) -> bytes:
-    """Return the ``struct file_handle`` of a type and a handle, as a fanotify event has them."""
-    return _MOUNT.pack(len(kind_and_handle) - 4) + kind_and_handle
-
-
 def open_handle(mount_fd: int, handle: bytes) -> int:
     """Open the inode of a ``struct file_handle`` with O_PATH; the caller owns the descriptor.
 

@@ -28,6 +28,9 @@ class TreeBackend(abc.ABC):
     inode, ``look_up`` is for ``EventStream``.
     """
 
+    #: Whether a node's mark has the node's watch id, so that marks need no table of their own.
+    mark_ids_are_watch_ids = False
+
     def __init__(
         self,
         group: NotificationGroup,
@@ -39,8 +42,8 @@ class TreeBackend(abc.ABC):
         self._group = group
         self._inodes = inodes if inodes is not None else InodeStore()
         self._path_of = path_of
-        self._by_mark: dict[int, Node] = {}
         self._tree = WatchTree(root_fd, self._inodes, path_of, self)
+        self._by_mark = self._tree.by_watch_id if self.mark_ids_are_watch_ids else {}
         self._stream = EventStream(self._tree, self._by_mark, look_up)
 
     @property

@@ -13,6 +13,7 @@ from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
 _OVERFLOW = OVERFLOW.encode()
+_RENAME = int(Event.RENAME)
 
 
 class EventQueue:
@@ -30,7 +31,7 @@ class EventQueue:
                 f"an event queue of {limit} is too short; it needs room for an event and an"
                 " overflow"
             )
-        self._limit = limit
+        self.limit = limit
         self._trace = trace
         self._records: deque[bytes] = deque()
         self._wakeup: Callable[[], None] | None = None
@@ -51,10 +52,10 @@ class EventQueue:
         encoded = event.encode()
         records = self._records
         # Two equal renames are two moves with two cookies.
-        if records and records[-1] == encoded and Event.RENAME not in event.mask:
+        if records and records[-1] == encoded and not event.mask & _RENAME:
             self._step(event, "left out: equal to the one before")
             return
-        if len(records) < self._limit - 1:
+        if len(records) < self.limit - 1:
             records.append(encoded)
             self.queued_total += 1
             self._step(event, "")
@@ -63,7 +64,7 @@ class EventQueue:
         if not self.dropped:
             _log.warning(
                 "the event queue is full (%d records): events are lost, the guest gets an"
-                " overflow; --event-queue raises the limit", self._limit
+                " overflow; --event-queue raises the limit", self.limit
             )  # fmt: skip
         self.push_overflow()
 

@@ -3,24 +3,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from farwatchd.wire.fsnotify import Event, RecordFlag, record
 
 NAME_MAX = 255
 _ALIGN = 8
+_UNPAIRED, _UNLINKED = int(RecordFlag.UNPAIRED), int(RecordFlag.UNLINKED)
 
 #: Bytes of the longest record: both names at their limit.
 RECORD_MAX = (record.size + 2 * NAME_MAX + _ALIGN - 1) // _ALIGN * _ALIGN
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
-    """One record. The fields are the protocol's, ``unpaired`` and ``unlinked`` its flags."""
+class EventRecord(NamedTuple):
+    """One record. The fields are the protocol's, ``unpaired`` and ``unlinked`` its flags.
+
+    ``mask`` has bits of ``Event``.
+    """
 
     nodeid: int
     generation: int
-    mask: Event
+    mask: int
     name: bytes = b""
     unpaired: bool = False
     newdir: int = 0
@@ -44,11 +47,11 @@ class EventRecord:
         names += bytes(-len(names) % _ALIGN)
         head = record.pack_values(
             record.size + len(names),
-            RecordFlag.UNPAIRED * self.unpaired | RecordFlag.UNLINKED * self.unlinked,
+            _UNPAIRED * self.unpaired | _UNLINKED * self.unlinked,
             record.size,
             self.nodeid,
             self.generation,
-            int(self.mask),
+            self.mask,
             len(self.name),
             len(self.newname),
             self.newdir,

@@ -45,6 +45,9 @@ _DIRENT = int(DIRENT)
 _ON_CHILD = int(Event.ON_CHILD)
 _RENAME = int(Event.RENAME)
 _MOVED = int(Event.MOVED_FROM | Event.MOVED_TO)
+_WIRE_MOVED_FROM, _WIRE_MOVED_TO = int(Event.MOVED_FROM), int(Event.MOVED_TO)
+_WIRE_DELETE_SELF = int(Event.DELETE_SELF)
+#: ISDIR is the same bit in both.
 _ATTRIB, _MOVE_SELF, _ISDIR = (
     int(InotifyBit.ATTRIB),
     int(InotifyBit.MOVE_SELF),
@@ -137,10 +140,10 @@ class EventStream:
         self._lost_names = LostNames()
         self._events: list[HostEvent] = []
         self._trace: EventTrace | None = None
-        self._wire = {}
+        self._wire: dict[int, int] = {}
         for event, bit in KERNEL_BITS.items():
-            self._wire[int(bit)] = event
-            self._wire[int(bit | InotifyBit.ISDIR)] = event | Event.ISDIR
+            self._wire[int(bit)] = int(event)
+            self._wire[int(bit | InotifyBit.ISDIR)] = int(event | Event.ISDIR)
 
     def reset(self) -> None:
         """Forget what is known of names: all watches have ended."""
@@ -329,11 +332,10 @@ class EventStream:
             self._update_position(node)
 
     def _report(self, node: Node, raw: MarkEvent) -> None:
-        wire = self._wire.get(raw.mask)
-        if wire is None:
+        bits = self._wire.get(raw.mask)
+        if bits is None:
             self._step(node, raw, "left out: virtio-fs has no such event")
             return
-        bits = int(wire)
         wanted = node.wanted
         if not bits & wanted & ~_ISDIR and not bits & _MOVED:
             self._step(node, raw, _UNWANTED)
@@ -342,15 +344,15 @@ class EventStream:
             if not wanted & _ON_CHILD:
                 self._step(node, raw, _UNWANTED)
                 return
-            wire |= Event.ON_CHILD
+            bits |= _ON_CHILD
             if bits & _THROUGH_OPEN_FILES and self._is_lost(raw):
                 self._step(node, raw)
-                self._events.append(HostEvent(node.watch_id, wire, raw.name, unlinked=True))
+                self._events.append(HostEvent(node.watch_id, bits, raw.name, unlinked=True))
                 return
         elif bits & _SELF and node.is_dir:
-            wire |= Event.ISDIR
+            bits |= _ISDIR
         self._step(node, raw)
-        self._events.append(HostEvent(node.watch_id, wire, raw.name, unpaired=bool(bits & _MOVED)))
+        self._events.append(HostEvent(node.watch_id, bits, raw.name, bool(bits & _MOVED)))
 
     def _record_names(self, source: Node | None, target: Node | None, raw: MarkEvent) -> None:
         """Record who loses and gets a name, in directories whose children's events are wanted."""
@@ -379,21 +381,21 @@ class EventStream:
         if raw.own:
             self._step(source or target, raw, _OWN)
             return
-        isdir = Event.ISDIR if raw.mask & _ISDIR else Event(0)
+        isdir = raw.mask & _ISDIR
         left = source if _is_reported(source) else None
         joined = target if _is_reported(target) else None
         if left is not None and joined is not None:
             event = HostEvent(
                 left.watch_id,
-                Event.RENAME | isdir,
+                _RENAME | isdir,
                 raw.name,
                 new_watch_id=joined.watch_id,
                 new_name=raw.new_name,
             )
         elif left is not None:
-            event = HostEvent(left.watch_id, Event.MOVED_FROM | isdir, raw.name, unpaired=True)
+            event = HostEvent(left.watch_id, _WIRE_MOVED_FROM | isdir, raw.name, unpaired=True)
         elif joined is not None:
-            event = HostEvent(joined.watch_id, Event.MOVED_TO | isdir, raw.new_name, unpaired=True)
+            event = HostEvent(joined.watch_id, _WIRE_MOVED_TO | isdir, raw.new_name, unpaired=True)
         else:
             self._step(source or target, raw, _UNWANTED)
             return
@@ -406,8 +408,8 @@ class EventStream:
         DELETE_SELF is left out when this process removed it.
         """
         if self._tree.get(node.watch_id) is node:
-            isdir = Event.ISDIR if node.is_dir else Event(0)
-            mask = Event(0) if node.removed_by_own else Event.DELETE_SELF | isdir
+            isdir = _ISDIR if node.is_dir else 0
+            mask = 0 if node.removed_by_own else _WIRE_DELETE_SELF | isdir
             if self._trace is not None:
                 outcome = _OWN if node.removed_by_own else ""
                 self._trace.step("host", "DELETE_SELF", self.path_of(node), outcome)

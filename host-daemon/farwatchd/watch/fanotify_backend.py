@@ -8,7 +8,6 @@ needs.
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import os
 import select
@@ -31,7 +30,7 @@ from farwatchd.linux.syscalls import file_system_type
 from farwatchd.watch.backend_base import TreeBackend, proc_path
 from farwatchd.watch.entry_history import EntryHistory
 from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
-from farwatchd.watch.watch_tree import Node, entry_name
+from farwatchd.watch.watch_tree import Node, entry_name, shared
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
@@ -61,19 +60,23 @@ _ORDER_RELINKED = (
     int(InotifyBit.DELETE),
     *(bit for bit in _ORDER if bit != int(InotifyBit.DELETE)),
 )
+#: Most events are not coalesced: those have their one bit.
+_ORDER_OF_ONE = {bit: (bit,) for bit in _ORDER}
 _MOVES = int(InotifyBit.MOVED_FROM | InotifyBit.MOVED_TO)
 _DIRENT = int(InotifyBit.CREATE | InotifyBit.DELETE) | _MOVES
-_ENTRY = _DIRENT | int(Fan.RENAME)
 _SELF_ONLY = int(InotifyBit.MOVE_SELF | InotifyBit.DELETE_SELF)
 _ISDIR = int(InotifyBit.ISDIR)
 _DELETE_SELF = int(InotifyBit.DELETE_SELF)
 _OWN_REMOVAL = int(InotifyBit.ATTRIB | InotifyBit.DELETE_SELF)
 _CHILD_REMOVAL = int(InotifyBit.DELETE | InotifyBit.MOVED_TO)
 _DIRECTORY = int(InotifyBit.MOVE_SELF) | int(Fan.ONDIR)
+_MOVED_FROM, _MOVED_TO = int(InotifyBit.MOVED_FROM), int(InotifyBit.MOVED_TO)
+_Q_OVERFLOW = int(InotifyBit.Q_OVERFLOW)
+_RENAME = int(Fan.RENAME)
 _ON_CHILD = int(Event.ON_CHILD)
 #: The mark id of an inode without a mark.
 _UNMARKED = 0
-_OVERFLOW = MarkEvent(-1, int(InotifyBit.Q_OVERFLOW))
+_OVERFLOW = MarkEvent(-1, _Q_OVERFLOW)
 
 #: BTRFS_SUPER_MAGIC. A group has marks of one btrfs subvolume only. On btrfs this many subvolumes
 #: can be watched besides the root's: only at its start may the daemon open groups.
@@ -112,6 +115,7 @@ class FanotifyBackend(TreeBackend):
     """
 
     name = "fanotify"
+    mark_ids_are_watch_ids = True
     supported = Event(sum(KERNEL_BITS)) | Event.ON_CHILD | Event.RENAME
 
     def __init__(
@@ -188,7 +192,7 @@ class FanotifyBackend(TreeBackend):
             group.add(path, mask)
             if node.mark_mask & ~mask:
                 group.remove(path, node.mark_mask & ~mask)
-            node.mark_mask = mask
+            node.mark_mask = shared(mask)
             return
         try:
             identity = self._identity(node.inode.fd)
@@ -202,8 +206,7 @@ class FanotifyBackend(TreeBackend):
             refusal = UnwatchableError(error.errno)
             self._warn(node, str(refusal.strerror))
             raise refusal from error
-        node.mark_id, node.mark_identity, node.mark_mask = node.watch_id, identity, mask
-        self._by_mark[node.mark_id] = node
+        node.mark_id, node.mark_identity, node.mark_mask = node.watch_id, identity, shared(mask)
         self._by_identity[identity] = node
         if group is not self._groups[0]:
             self._group_of_mark[node.mark_id] = group
@@ -238,9 +241,8 @@ class FanotifyBackend(TreeBackend):
 
     def remove_mark(self, node: Node) -> None:
         """Remove the host mark of a node; see ``HostMarks``."""
-        if self._by_mark.pop(node.mark_id, None) is None:
+        if self._by_identity.pop(node.mark_identity, None) is None:
             return
-        del self._by_identity[node.mark_identity]
         group = self._group_of(node)
         self._group_of_mark.pop(node.mark_id, None)
         try:
@@ -253,7 +255,6 @@ class FanotifyBackend(TreeBackend):
 
     def remove_all_marks(self, nodes: list[Node]) -> None:
         """Remove the host marks of all nodes; see ``HostMarks``."""
-        self._by_mark.clear()
         self._by_identity.clear()
         self._group_of_mark.clear()
         self._group_of_fsid.clear()
@@ -316,33 +317,30 @@ class FanotifyBackend(TreeBackend):
     def _expand(self, events: list[FanEvent]) -> list[MarkEvent]:
         """Turn coalesced events of inodes into single events of marks."""
         batch: list[MarkEvent] = []
-        for before, event in itertools.pairwise([None, *events]):
-            if event is not None:
-                singles = self._single(event, before)
-                if event.mask & _ENTRY:
-                    singles = self._recorded(singles, event)
-                batch += singles
+        before: FanEvent | None = None
+        for event in events:
+            for single in self._single(event, before):
+                if single.mask & _DIRENT:
+                    self._record(single)
+                batch.append(single)
+            before = event
         return batch
 
-    def _recorded(self, singles: Iterator[MarkEvent], event: FanEvent) -> Iterator[MarkEvent]:
-        """Yield events, and record in the history the entry events of explicit watches."""
-        inode = event.infos[INFO_FID].identity
-        for single in singles:
-            if single.mask & _DIRENT:
-                node = self._by_mark.get(single.mark_id)
-                if node is not None and node.explicit:
-                    self._history.record(single, inode)
-            yield single
+    def _record(self, event: MarkEvent) -> None:
+        """Record the entry event of an explicit watch in the history."""
+        node = self._by_mark.get(event.mark_id)
+        if node is not None and node.explicit:
+            self._history.record(event, event.inode)
 
     def _single(self, event: FanEvent, before: FanEvent | None) -> Iterator[MarkEvent]:
         mask = event.mask
-        if mask & InotifyBit.Q_OVERFLOW:
+        if mask & _Q_OVERFLOW:
             self._history.clear()
             yield _OVERFLOW
             return
         own = event.pid == self._own_pid and not self._report_own
         isdir = mask & _ISDIR
-        if mask & Fan.RENAME:
+        if mask & _RENAME:
             yield from self._rename(event, isdir, own)
             return
         directory, name = self._where(event, INFO_DFID_NAME)
@@ -364,7 +362,7 @@ class FanotifyBackend(TreeBackend):
                 # The link count of the replaced directory changed. No watcher of its parent gets an
                 # event for that.
                 directory = _UNMARKED
-        order = _ORDER
+        order = _ORDER_OF_ONE.get(mask & ~_ISDIR, _ORDER)
         if mask & _BOTH_ENDS == _BOTH_ENDS and directory and self._is_there(event, directory, name):
             order = _ORDER_RELINKED
         for bit in order:
@@ -387,7 +385,7 @@ class FanotifyBackend(TreeBackend):
             return False
 
     def _is_renamed_over(self, event: FanEvent, directory: int, name: bytes) -> bool:
-        return bool(event.mask & Fan.RENAME) and self._where(event, INFO_NEW_DFID_NAME) == (
+        return bool(event.mask & _RENAME) and self._where(event, INFO_NEW_DFID_NAME) == (
             directory,
             name,
         )
@@ -399,9 +397,9 @@ class FanotifyBackend(TreeBackend):
         if source and target:
             yield MarkEvent(source, _MOVES | isdir, old, own, target, new, inode)
         elif source:
-            yield MarkEvent(source, int(InotifyBit.MOVED_FROM) | isdir, old, own, inode=inode)
+            yield MarkEvent(source, _MOVED_FROM | isdir, old, own, inode=inode)
         elif target:
-            yield MarkEvent(target, int(InotifyBit.MOVED_TO) | isdir, new, own, inode=inode)
+            yield MarkEvent(target, _MOVED_TO | isdir, new, own, inode=inode)
 
     def _entry(self, identity: bytes) -> tuple[int, bytes]:
         """Return the mark id of a directory's parent, and the directory's name there.
@@ -464,7 +462,7 @@ def _mark_mask(node: Node) -> int:
         mask |= _CHILD_REMOVAL
     # FAN_RENAME has both sides of a move in one event.
     if mask & _MOVES:
-        mask = mask & ~_MOVES | int(Fan.RENAME)
+        mask = mask & ~_MOVES | _RENAME
     if node.wanted & _ON_CHILD and not node.outside:
         mask |= int(Fan.EVENT_ON_CHILD)
     return mask | _DIRECTORY

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from farwatchd.watch.event_trace import EventTrace
 from farwatchd.wire.fsnotify import Event
@@ -16,9 +15,8 @@ DIRENT = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO
 Entry = tuple[int, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class HostEvent:
-    """One event of a watch, in the protocol's bits.
+class HostEvent(NamedTuple):
+    """One event of a watch, in the protocol's bits: ``mask`` has those of ``Event``.
 
     OVERFLOW belongs to no watch, and its ``watch_id`` is 0.
 
@@ -34,7 +32,7 @@ class HostEvent:
     """
 
     watch_id: int
-    mask: Event
+    mask: int
     name: bytes = b""
     unpaired: bool = False
     unlinked: bool = False

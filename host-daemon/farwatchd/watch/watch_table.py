@@ -13,16 +13,20 @@ from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import NAME_MAX, EventRecord
 from farwatchd.watch.event_trace import EventTrace, bits
 from farwatchd.watch.watch_backend import HostEvent, WatchBackend
+from farwatchd.watch.watch_tree import shared
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
 #: Reads before a mask changes: enough for a host queue of the usual limit (16384 events) with long
-#: names.
+#: names. Each read of a longer queue has _EVENTS_PER_READ or more.
 _MAX_READS = 80
+_EVENTS_PER_READ = 200
 _RENAME = int(Event.RENAME)
 _ON_CHILD = int(Event.ON_CHILD)
-_FROM = Event.MOVED_FROM | Event.RENAME
-_TO = Event.MOVED_TO | Event.RENAME
+_OVERFLOW = int(Event.OVERFLOW)
+_ISDIR = int(Event.ISDIR)
+_MOVED_FROM, _MOVED_TO = int(Event.MOVED_FROM), int(Event.MOVED_TO)
+_FROM, _TO = _MOVED_FROM | _RENAME, _MOVED_TO | _RENAME
 _ALWAYS = int(Event.DELETE_SELF | Event.WATCH_ENDED)
 
 
@@ -33,14 +37,14 @@ class _GuestWatch:
     nodeid: int
     generation: int
     watch_id: int
-    mask: Event
+    mask: int
 
-    def wants(self, event: Event) -> bool:
+    def wants(self, event: int) -> bool:
         """Return whether the guest gets this event. It always gets the end of a watch."""
-        bits = int(event)
-        if bits & _ON_CHILD and not int(self.mask) & _ON_CHILD:
+        mask = self.mask
+        if event & _ON_CHILD and not mask & _ON_CHILD:
             return False
-        return bool(bits & (int(self.mask) & ~_ON_CHILD | _ALWAYS))
+        return bool(event & (mask & ~_ON_CHILD | _ALWAYS))
 
 
 class WatchTable:
@@ -102,7 +106,7 @@ class WatchTable:
         else:
             watch_id = former.watch_id
             self._backend.modify(watch_id, self._union(watch_id, nodeid, wanted))
-        watch = _GuestWatch(nodeid, generation, watch_id, wanted)
+        watch = _GuestWatch(nodeid, generation, watch_id, shared(int(wanted)))
         self._by_nodeid[nodeid] = watch
         self._by_watch_id[watch_id] = (*self._others(watch_id, nodeid), watch)
         if self._trace is not None:
@@ -191,7 +195,7 @@ class WatchTable:
         """Read once from the back end; return whether it had events."""
         events = self._backend.read()
         for event in events:
-            if event.mask & Event.OVERFLOW:
+            if event.mask & _OVERFLOW:
                 if event.lost_by_host:
                     # A process that causes many events on the host must not fill the log.
                     _log.log(
@@ -230,7 +234,7 @@ class WatchTable:
 
     def _records(self, event: HostEvent) -> Iterator[EventRecord]:
         """Yield the records of one event, one for each nodeid that wants it."""
-        if int(event.mask) & _RENAME:
+        if event.mask & _RENAME:
             yield from self._rename_records(event)
             return
         for watch in self._by_watch_id.get(event.watch_id, ()):
@@ -246,7 +250,7 @@ class WatchTable:
         A nodeid without a partner gets its side unpaired. A pair is reported when one of its sides
         wants it, because the guest invalidates both names.
         """
-        isdir = event.mask & Event.ISDIR
+        isdir = event.mask & _ISDIR
         sources = self._interested_first(event.watch_id, _FROM)
         targets = self._interested_first(event.new_watch_id, _TO)
         for source, target in itertools.zip_longest(sources, targets):
@@ -261,7 +265,7 @@ class WatchTable:
                 yield EventRecord(
                     source.nodeid,
                     source.generation,
-                    Event.MOVED_FROM | isdir,
+                    _MOVED_FROM | isdir,
                     event.name,
                     unpaired=True,
                 )
@@ -269,10 +273,10 @@ class WatchTable:
                 yield EventRecord(
                     target.nodeid,
                     target.generation,
-                    Event.MOVED_TO | isdir,
+                    _MOVED_TO | isdir,
                     event.new_name,
                     unpaired=True,
                 )
 
-    def _interested_first(self, watch_id: int, side: Event) -> list[_GuestWatch]:
+    def _interested_first(self, watch_id: int, side: int) -> list[_GuestWatch]:
         return sorted(self._by_watch_id.get(watch_id, ()), key=lambda watch: not watch.wants(side))

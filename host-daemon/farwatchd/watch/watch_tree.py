@@ -19,7 +19,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from farwatchd.inode_store.store import GONE, HostInode, Identity, InodeStore
@@ -29,6 +28,14 @@ _DELETED = b" (deleted)"
 #: Directories between a watched one and the root. A path has fewer than 2048 names, but a directory
 #: can be made relative to another one.
 _MAX_DEPTH = 1 << 16
+
+#: One number for all watches that have it: most have one of a few masks.
+_MASKS: dict[int, int] = {}
+
+
+def shared(mask: int) -> int:
+    """Return the mask as the one number of this value that all watches keep."""
+    return _MASKS.setdefault(mask, mask)
 
 
 class Children:
@@ -158,7 +165,8 @@ class WatchTree:
         self._path_of = path_of
         self._marks = marks
         self._watch_ids = itertools.count(1)
-        self._by_watch_id: dict[int, Node] = {}
+        #: All nodes.
+        self.by_watch_id = self._by_watch_id = dict[int, Node]()
         self._by_identity: dict[Identity, Node] = {}
         # Nodes that may have been moved or unlinked unseen.
         self._suspects: dict[int, Node] = {}
@@ -215,7 +223,7 @@ class WatchTree:
             self.change(node, node.wanted | wanted, explicit=True)
             return node
         node = self._new(inode, identity, is_dir)
-        node.wanted, node.explicit = wanted, True
+        node.wanted, node.explicit = shared(wanted), True
         try:
             self._marks.put_mark(node)
             inside = self._attach(node)
@@ -231,7 +239,7 @@ class WatchTree:
     def change(self, node: Node, wanted: int, explicit: bool) -> None:
         """Replace the mask of a node; on ``OSError`` it is unchanged."""
         before = node.wanted, node.explicit
-        node.wanted, node.explicit = wanted, explicit
+        node.wanted, node.explicit = shared(wanted), explicit
         try:
             self._marks.put_mark(node)
         except OSError:
@@ -415,8 +423,7 @@ class WatchTree:
         watched for moves before its parent is looked up. A move after the look-up has an event that
         is still unread, and its handling attaches again.
         """
-        if not self._inside(node):
-            return False
+        inside = False
         for _ in range(_MAX_DEPTH):
             if not node.is_dir or node.identity == self._root or node.parent is not None:
                 return True
@@ -427,9 +434,23 @@ class WatchTree:
                     "a watched directory may not be searched; its removal will not be reported"
                 )
                 return True
+            except FileNotFoundError:
+                if inside:
+                    raise
+                return False
             status = os.fstat(fd)
             inode = self._inodes.adopt(fd, status)
             identity = inode.identity(status)
+            if not inside:
+                # Most directories are watched after the one that they are in.
+                inside = identity == self._root or self._is_known_inside(identity)
+            try:
+                inside = inside or self._inside(node)
+            finally:
+                if not inside:
+                    self._inodes.put(inode)
+            if not inside:
+                return False
             parent = self._by_identity.get(identity)
             if parent is not None:
                 self._inodes.put(inode)
@@ -532,7 +553,8 @@ def entry_name(fd: int, link: str) -> bytes | None:
     """
     status = os.fstat(fd)
     try:
-        path = os.fsencode(Path(link).readlink())
+        # Without Path, which takes longer than the call: each watched directory is named.
+        path = os.readlink(os.fsencode(link))  # noqa: PTH115
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -71,7 +71,7 @@ def _decode(head: object, names: bytes) -> EventRecord:
 
 
 def _check(decoded: EventRecord) -> None:
-    mask = decoded.mask
+    mask = Event(decoded.mask)
     if mask & (Event.OVERFLOW | Event.WATCHES_LOST | Event.WATCH_ENDED):
         ended = watch_ended(decoded.nodeid or 1, decoded.generation)
         if decoded not in (OVERFLOW, WATCHES_LOST, ended):
