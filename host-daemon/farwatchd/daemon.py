@@ -281,7 +281,14 @@ def _backend(options: WatchOptions, root_fd: int, store: InodeStore) -> WatchBac
     problems = []
     for mode in _MODES[options.fsnotify]:
         try:
-            return open_backend(options.fsnotify_backend, root_fd, store, ProcFd().path, mode)
+            return open_backend(
+                options.fsnotify_backend,
+                root_fd,
+                store,
+                ProcFd().path,
+                mode,
+                options.event_queue,
+            )
         except BackendUnavailableError as error:
             problems.append(f"mode {mode.value}: {error}")
             _log.info("no %s", problems[-1])

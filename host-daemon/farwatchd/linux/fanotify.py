@@ -41,8 +41,9 @@ _MAX_HANDLE = 128
 #: FAN_CLASS_NOTIF with FAN_CLOEXEC, FAN_NONBLOCK, FAN_REPORT_FID, FAN_REPORT_DIR_FID,
 #: FAN_REPORT_NAME and FAN_REPORT_TARGET_FID.
 _INIT_FLAGS = 0x1 | 0x2 | 0x200 | 0x400 | 0x800 | 0x1000
-#: FAN_UNLIMITED_MARKS; needs CAP_SYS_ADMIN. The daemon limits the watches itself. The queue stays
-#: limited: while the daemon is stopped, an unlimited one takes the host's memory.
+#: FAN_UNLIMITED_QUEUE and FAN_UNLIMITED_MARKS; both need CAP_SYS_ADMIN. The daemon limits the
+#: watches itself.
+_UNLIMITED_QUEUE = 0x10
 _UNLIMITED_MARKS = 0x20
 
 _int, _path, _pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
@@ -90,11 +91,20 @@ class FanEvent(NamedTuple):
 class Fanotify(NotificationGroup):
     """A fanotify group with inode marks. Its methods raise ``OSError`` with the kernel's errno."""
 
-    def __init__(self) -> None:
-        fd = _fanotify_init(_INIT_FLAGS | _UNLIMITED_MARKS, os.O_RDONLY)
+    def __init__(self, unlimited_queue: bool = False) -> None:
+        """Make a group.
+
+        ``unlimited_queue``: keep all unread events, where CAP_SYS_ADMIN permits it, and not only
+        fs.fanotify.max_queued_events. While the process does not read, that takes the host's
+        memory.
+        """
+        more = _UNLIMITED_MARKS | (_UNLIMITED_QUEUE if unlimited_queue else 0)
+        fd = _fanotify_init(_INIT_FLAGS | more, os.O_RDONLY)
         if fd < 0 and last_errno() == errno.EPERM:
+            more = 0
             fd = _fanotify_init(_INIT_FLAGS, os.O_RDONLY)
         super().__init__(check(fd, "fanotify_init"))
+        self.has_unlimited_queue = bool(more & _UNLIMITED_QUEUE)
         self._handle = ctypes.create_string_buffer(_HANDLE_HEAD.size + _MAX_HANDLE)
         self._mount_id = ctypes.c_int()
         self._handle_pointers = ctypes.byref(self._handle), ctypes.byref(self._mount_id)

@@ -11,13 +11,15 @@ from enum import Enum
 
 from farwatchd.inode_store.store import InodeStore
 from farwatchd.watch.backend_base import proc_path
-from farwatchd.watch.fanotify_backend import FanotifyBackend, UnwatchableError
+from farwatchd.watch.fanotify_backend import NO_PID, FanotifyBackend, UnwatchableError
 from farwatchd.watch.inotify_backend import InotifyBackend
-from farwatchd.watch.options import BackendName
+from farwatchd.watch.options import DEFAULT_EVENT_QUEUE, BackendName
 from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.wire.fsnotify import Event
 
 _log = logging.getLogger(__name__)
+#: Events that the host's queue has room for, by default (fs.fanotify.max_queued_events).
+_HOST_QUEUE = 16384
 
 
 class WatchMode(Enum):
@@ -59,12 +61,15 @@ def open_backend(
     inodes: InodeStore,
     path_of: Callable[[int], str] = proc_path,
     mode: WatchMode = WatchMode.REMOTE,
+    event_queue: int = DEFAULT_EVENT_QUEUE,
 ) -> WatchBackend:
     """Open the chosen watch back end, or the best one that works, and return it.
 
     ``root_fd`` is the share's root directory and stays the caller's. ``inodes`` keeps the watched
     inodes. ``path_of`` returns a path to a descriptor's inode. Mode ``others`` leaves out the
-    events of the process that calls this. Raises ``BackendUnavailableError``.
+    events of the process that calls this. ``event_queue``: how many events the daemon's own queue
+    has room for; where the host's would be shorter, it is made longer if that is possible. Raises
+    ``BackendUnavailableError``.
     """
     usable = _CANDIDATES[mode]
     candidates = usable if choice is BackendName.AUTO else (choice,)
@@ -77,7 +82,7 @@ def open_backend(
             )
             continue
         try:
-            backend = _try(name, root_fd, inodes, path_of, mode)
+            backend = _try(name, root_fd, inodes, path_of, mode, event_queue)
         except OSError as error:
             problems.append(f"{name.value}: {_explain(name, error)}")
         else:
@@ -92,14 +97,15 @@ def _try(
     inodes: InodeStore,
     path_of: Callable[[int], str],
     mode: WatchMode,
+    event_queue: int,
 ) -> WatchBackend:
     backend: WatchBackend
     if name is BackendName.INOTIFY:
         backend = InotifyBackend(root_fd, inodes, path_of)
-    elif mode is WatchMode.OTHERS:
-        backend = FanotifyBackend(root_fd, inodes, path_of, own_pid=os.getpid())
     else:
-        backend = FanotifyBackend(root_fd, inodes, path_of)
+        own_pid = os.getpid() if mode is WatchMode.OTHERS else NO_PID
+        unlimited = event_queue > _HOST_QUEUE
+        backend = FanotifyBackend(root_fd, inodes, path_of, own_pid, unlimited)
     try:
         every = backend.supported & (Event.CREATE | Event.RENAME | Event.OPEN_EXEC | Event.ON_CHILD)
         backend.unwatch(backend.watch(root_fd, every, is_dir=True))

@@ -107,7 +107,7 @@ class FanotifyBackend(TreeBackend):
     """Watches through fanotify groups with inode marks. See ``WatchBackend`` and ``TreeBackend``.
 
     Events of the process ``own_pid`` update the watch tree and are not reported; with NO_PID all
-    are reported.
+    are reported. ``unlimited_queue``: the host's queue is to have no limit of its own.
 
     The host reports a directory's own events without the directory's name in its parent. The
     parent's watchers get them with the name at the time of reading. A directory that is not watched
@@ -124,6 +124,7 @@ class FanotifyBackend(TreeBackend):
         inodes: InodeStore | None = None,
         path_of: Callable[[int], str] = proc_path,
         own_pid: int = NO_PID,
+        unlimited_queue: bool = False,
     ) -> None:
         self._own_pid = own_pid
         self._report_own = False
@@ -132,14 +133,19 @@ class FanotifyBackend(TreeBackend):
         self._groups: list[Fanotify] = []
         self._epoll = select.epoll()
         try:
-            self._groups.append(Fanotify())
+            self._groups.append(Fanotify(unlimited_queue))
             if file_system_type(os.fsencode(path_of(self._mount_fd))) == _BTRFS:
-                self._groups += [Fanotify() for _ in range(_SPARE_GROUPS)]
+                self._groups += [Fanotify(unlimited_queue) for _ in range(_SPARE_GROUPS)]
             for group in self._groups:
                 self._epoll.register(group.fileno(), select.EPOLLIN)
         except OSError:
             self._close_groups()
             raise
+        if unlimited_queue and not self._groups[0].has_unlimited_queue:
+            _log.info(
+                "the host's event queue stays limited by fs.fanotify.max_queued_events: without"
+                " CAP_SYS_ADMIN it cannot be longer"
+            )
         # The group of a file system's or subvolume's marks, by file system id; and of each mark
         # that is not in the first group, by mark id.
         self._group_of_fsid: dict[bytes, Fanotify] = {}

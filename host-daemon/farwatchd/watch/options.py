@@ -61,8 +61,9 @@ class WatchOptions:
     event_queue: int = options(
         Option(
             "event-queue",
-            "events that wait for the guest; more are dropped, and the guest gets an overflow event"
-            f" (default: {DEFAULT_EVENT_QUEUE})",
+            "events that wait for the guest; more are dropped, and the guest gets an overflow"
+            " event; with more than 16384 the host's own queue is unlimited, where the daemon may"
+            f" have that (default: {DEFAULT_EVENT_QUEUE})",
             number(2, 10_000_000),
             {"default": None, "metavar": "N"},
         ),

@@ -66,6 +66,7 @@ class WatchTable:
         self._backend = backend
         self._queue = queue
         self._max_watches = max_watches
+        self._max_reads = max(_MAX_READS, queue.limit // _EVENTS_PER_READ)
         self._call_later = call_later
         self._by_nodeid: dict[int, _GuestWatch] = {}
         # One host inode has several nodeids when it is reached through several mounts of the share.
@@ -95,7 +96,7 @@ class WatchTable:
             self.forget(nodeid)
             return Event(0)
         # Earlier events belong to the former masks.
-        for _ in range(_MAX_READS):
+        for _ in range(self._max_reads):
             if not self._read():
                 break
         if len(self._queue):

@@ -303,3 +303,21 @@ def test_overflow_of_the_host_queue_is_reported_once(host: Host, share: Path) ->
     assert len(records) == limit + 1
     (share / "f").touch()
     assert host.records() == [EventRecord(1, 0, Event.CREATE, b"f")]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("unlimited", [False, True])
+def test_queue_of_the_host_is_as_long_as_wanted(share: Path, unlimited: bool) -> None:
+    limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
+    host = Host(share, open_backend=partial(FanotifyBackend, unlimited_queue=unlimited))
+    try:
+        host.watch(1, share, Event.CREATE)
+        for number in range(limit + 10):
+            os.mknod(share / str(number))
+        records = host.records()
+    finally:
+        host.close()
+    if unlimited:
+        assert [record.name for record in records] == [b"%d" % n for n in range(limit + 10)]
+    else:
+        assert records[-1] == OVERFLOW
