@@ -10,7 +10,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-kernels test-module test-daemon test-debug test-matrix test-guest mutants check bench clients soak fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest mutants check bench clients soak fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -38,6 +38,9 @@ test: setup check ## check each patch of the series; PATCH=N, N-M or a name choo
 
 test-kernels: setup ## check the whole series on each other kernel version: applies, builds, boots, all its tests
 	@$(HARNESS) test-kernels
+
+drift: setup ## try each series on the newest point release that Debian has, and name the patches that need work
+	@$(HARNESS) drift
 
 test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (4 min)
 	@$(HARNESS) $(VERSION) test -m daemon

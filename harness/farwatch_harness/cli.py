@@ -18,6 +18,7 @@ from farwatch_harness.clients import run as clients_run
 from farwatch_harness.commands import (
     debian_guest,
     demo,
+    drift,
     guest_shell,
     mail,
     mutants,
@@ -167,6 +168,11 @@ def test_kernels(_options: argparse.Namespace) -> int:
     if failed:
         raise HarnessError(f"the series fails on Linux {', '.join(failed)}")
     return 0
+
+
+def check_drift(_options: argparse.Namespace) -> int:
+    """Try each series on the newest point release that Debian has; fail if a patch needs work."""
+    return 0 if drift.check() else 1
 
 
 def test(options: argparse.Namespace) -> int:
@@ -354,7 +360,7 @@ def parser() -> argparse.ArgumentParser:
     checking.add_argument(
         "--patch",
         metavar="PATCHES",
-        help="only these patches, beside the base, as 3, 3-5, 1,7-9 or by name as overflow",
+        help="only these patches, beside the base, as 3, 3-5, 1,7-9, by name as overflow, or last",
     )
     checking.add_argument(
         "--check",
@@ -371,6 +377,7 @@ def parser() -> argparse.ArgumentParser:
         help="where the results go",
     )
     add("test-kernels", test_kernels)
+    add("drift", check_drift)
     testing = add("test", test)
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")
     testing.add_argument(

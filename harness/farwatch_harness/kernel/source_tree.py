@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def find_source() -> KernelSource:
     identity = package_identity(version.package, tarball)
     if identity is None:
         fetched = fetch_package(version)
-        return unpacked(fetched.name, next(fetched.rglob("*.tar.xz")))
+        return unpacked(fetched.name, tarball_in(fetched))
     return unpacked(identity, tarball)
 
 
@@ -81,21 +81,26 @@ def package_identity(package: str, tarball: Path) -> str | None:
 
 
 def fetch_package(kernel: versions.KernelVersion) -> Path:
-    """Return a directory with the tarball of this version; download it if necessary.
+    """Return a directory with a tarball of this version; download the newest if there is none.
 
     HarnessError: apt does not know the package.
+    """
+    folder = paths.cache_root() / "packages"
+    pattern = f"{kernel.package}_{kernel.name}.*" if kernel.upstream else f"{kernel.package}_*"
+    known = sorted(folder.glob(pattern), key=lambda path: numbers_in(path.name))
+    return known[-1] if known else fetch_newest(kernel)
+
+
+def fetch_newest(kernel: versions.KernelVersion) -> Path:
+    """Return a directory with the newest tarball of this version that apt knows.
+
+    It is downloaded if it is not in the cache. HarnessError: apt does not know the package.
     """
     if not shutil.which("apt-get"):
         raise HarnessError(
             f"no {TARBALLS / kernel.package}.tar.xz here: set {OVERRIDE} to a {kernel.name} kernel"
             " tarball or source tree"
         )
-    folder = paths.cache_root() / "packages"
-    pattern = f"{kernel.package}_{kernel.name}.*" if kernel.upstream else f"{kernel.package}_*"
-    known = sorted(folder.glob(pattern), key=lambda path: numbers_in(path.name))
-    if known:
-        return known[-1]
-
     environment = archive.lists_of(kernel.suite) if kernel.suite else None
     log = paths.LOGS / f"kernel-source-{kernel.name}.log"
     version = available_version(kernel, environment)
@@ -124,7 +129,12 @@ def fetch_package(kernel: versions.KernelVersion) -> Path:
 
     # Debian's revision says nothing about the upstream tarball.
     name = version.partition("-")[0] if kernel.upstream else version
-    return cache.published(folder / f"{kernel.package}_{name}", make)
+    return cache.published(paths.cache_root() / "packages" / f"{kernel.package}_{name}", make)
+
+
+def tarball_in(package: Path) -> Path:
+    """Return the tarball of a package that fetch_package() or fetch_newest() has returned."""
+    return next(package.rglob("*.tar.xz"))
 
 
 def available_version(
@@ -180,3 +190,16 @@ def unpack_slowly(tarball: Path, target: Path) -> None:
             member.name = member.name.partition("/")[2]
             if member.name:
                 archive.extract(member, target, filter="tar")
+
+
+def unpack_files(tarball: Path, names: Iterable[str], target: Path) -> None:
+    """Unpack these files of a kernel tarball into `target`, those that it has.
+
+    names: relative to the kernel tree.
+    """
+    wanted = set(names)
+    with tarfile.open(tarball) as packed:
+        for member in packed:
+            member.name = member.name.partition("/")[2]
+            if member.name in wanted:
+                packed.extract(member, target, filter="tar")
