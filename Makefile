@@ -136,11 +136,13 @@ apply: venv ## apply the series to your kernel tree, by its version: make apply 
 send: venv ## prepare the mails that would post the series, in build/send; KERNEL=DIR is the base; sends nothing
 	@$(HARNESS) send $(if $(KERNEL),'$(KERNEL)')
 
-deb: ## build the Debian package of the daemon, in build/deb (needs debhelper, dh-python, lintian)
+deb: venv ## build the Debian packages farwatchd and farwatch-dkms, in build/deb (needs debhelper, dh-python, dh-dkms, lintian)
 	@rm -rf $(DEB) && mkdir -p $(DEB)/farwatch $(DEB)/logs
-	@git ls-files -z pyproject.toml MANIFEST.in README.md LICENSE docs/farwatchd.md docs/threat-model.md \
+	@git ls-files -z pyproject.toml MANIFEST.in README.md LICENSE docs/farwatchd.md docs/threat-model.md docs/module.md \
 	    host-daemon/farwatch host-daemon/farwatchd host-daemon/50-farwatchd.json packaging | xargs -0 cp --parents -t $(DEB)/farwatch
 	@mv $(DEB)/farwatch/packaging/debian $(DEB)/farwatch/debian
+	@$(HARNESS) $(VERSION) module --sources $(DEB)/farwatch/module/sources
+	@cp patches/module/dkms.conf patches/module/mount.virtiofs $(DEB)/farwatch/module
 	@cd $(DEB)/farwatch && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc -b > ../logs/deb.log 2>&1 || { tail -n 5 ../logs/deb.log >&2; exit 1; }
 	@lintian --allow-root --fail-on error,warning $(DEB)/*.changes
 	@ls $(DEB)/*.deb

@@ -67,8 +67,12 @@ def kernel(options: argparse.Namespace) -> int:
 def build_module(options: argparse.Namespace) -> int:
     """Build the module for a kernel that is not rebuilt; print its path.
 
-    Without --headers it is built for Debian's own kernel. Its sources stay beside it, for DKMS.
+    Without --headers it is built for Debian's own kernel. With --sources its sources are written
+    and not compiled.
     """
+    if options.sources:
+        module.write_sources(options.sources, module.sources())
+        return 0
     apt.install(apt.MODULE_BUILD, paths.LOGS / "apt-module.log")
     headers = options.headers or distribution.find_kernel().headers
     folder = paths.CHECKOUT / "build" / "module"
@@ -339,6 +343,9 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="the kernel's headers, as /usr/src/linux-headers-RELEASE",
+    )
+    building.add_argument(
+        "--sources", type=Path, metavar="DIR", help="only write the sources, into DIR"
     )
     add("guest", make_guest)
     add("qemu", find_qemu)

@@ -43,6 +43,7 @@ HOST_CHECKS = (
     "chromium-driver",
     # What `make deb` needs.
     "debhelper",
+    "dh-dkms",
     "dh-python",
     "pybuild-plugin-pyproject",
     "python3-all",

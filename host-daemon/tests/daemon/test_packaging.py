@@ -7,6 +7,7 @@ Their programs take them without a word.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -91,12 +92,21 @@ def test_profile_is_right() -> None:
     assert "error" not in said.lower()
 
 
-def test_debian_package_is_built_without_a_warning(tmp_path: Path) -> None:
-    """Build the package of the checkout, unpack it, and try what is in it."""
+def test_debian_packages_are_built_without_a_warning(tmp_path: Path) -> None:
+    """Build the packages of the checkout, unpack them, and try what is in them."""
     said = run("make", "-s", "-C", str(CHECKOUT), "deb", f"DEB={tmp_path}", timeout=BUILD_TIMEOUT)
-    (package,) = tmp_path.glob("*.deb")
+    driver, package = sorted(tmp_path.glob("*.deb"))
     # Else lintian has said something.
-    assert said == f"{package}\n"
+    assert said == f"{driver}\n{package}\n"
+    root = tmp_path / "driver"
+    run("dpkg-deb", "--extract", str(driver), str(root))
+    (sources,) = (root / "usr/src").iterdir()
+    described = dict(
+        re.findall(r'^(\w+(?:\[0\])?)="(.*)"$', (sources / "dkms.conf").read_text(), re.M)
+    )
+    assert sources.name == f"{described['PACKAGE_NAME']}-{described['PACKAGE_VERSION']}"
+    assert f"obj-m := {described['BUILT_MODULE_NAME[0]']}.o" in (sources / "Makefile").read_text()
+    assert os.access(root / "usr/sbin/mount.virtiofs", os.X_OK)
     root = tmp_path / "root"
     run("dpkg-deb", "--extract", str(package), str(root))
     files = {f"/{path.relative_to(root)}" for path in root.rglob("*") if not path.is_dir()}
