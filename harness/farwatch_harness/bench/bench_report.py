@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from farwatch_harness.bench.daemons import MeasuredDaemon
+from farwatch_harness.bench.event_readers import NATIVE
 from farwatch_harness.bench.events import Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.kernel_cost import KernelCost
 from farwatch_harness.bench.operations import Rate
+from farwatch_harness.bench.storms import StormCost
 from farwatch_harness.bench.synthetic import SyntheticRate
 from farwatch_harness.bench.watch_cost import WatchCost
 from farwatch_harness.vm.environment import Environment
@@ -33,6 +35,8 @@ class BenchmarkEnvironment:
     """What the figures depend on.
 
     The guest's kernel, QEMU and accelerator are empty if no guest was measured.
+
+    event_files: the type of the file system that the events are of.
     """
 
     when: str
@@ -46,6 +50,7 @@ class BenchmarkEnvironment:
     accelerator: str
     python: str
     servers: dict[str, str]
+    event_files: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,16 @@ class Report:
     inodes: tuple[InodeCost, ...] = ()
     synthetic: tuple[SyntheticRate, ...] = ()
     kernel: tuple[KernelCost, ...] = ()
+    storms: tuple[StormCost, ...] = ()
+
+
+@dataclass(frozen=True)
+class RatioChange:
+    """A ratio in two runs."""
+
+    name: str
+    before: float
+    now: float
 
 
 def environment_of(
@@ -107,14 +122,14 @@ def write_json(report: Report, path: Path) -> None:
 
 def show(report: Report) -> None:
     """Print all tables on stdout."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = make_console()
     console.print(environment_table(report.environment))
     if report.latencies:
         console.print(latency_table(report.latencies))
     for throughput in report.throughputs:
-        console.print(throughput_table(throughput))
+        console.print(throughput_table(throughput, native_of(report.throughputs)))
+    if report.storms:
+        console.print(storms_table(report.storms))
     if report.rates:
         console.print(rates_table(report.rates))
         console.print(cpu_table(report.rates))
@@ -129,6 +144,24 @@ def show(report: Report) -> None:
         console.print(inodes_table(report.inodes))
     if report.kernel:
         console.print(kernel_table(report.kernel))
+
+
+def show_changes(changes: Sequence[RatioChange], compared: int, when: str) -> None:
+    """Print the ratios that are worse than in the recorded run of `when`, of those `compared`."""
+    console = make_console()
+    if not changes:
+        console.print(f"None of {compared} ratios is worse by a tenth than in the run of {when}.")
+        return
+    made = table(f"Worse by more than a tenth than in the run of {when}", "ratio", "then", "now")
+    for each in changes:
+        made.add_row(each.name, f"{each.before:.2f}", f"{each.now:.2f}")
+    console.print(made)
+
+
+def make_console() -> Console:
+    """Return a console that is wide enough for all tables."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def table(title: str, *columns: str) -> Table:
@@ -151,6 +184,8 @@ def environment_table(environment: BenchmarkEnvironment) -> Table:
         made.add_row(
             "guest", f"{environment.guest_kernel}; {environment.qemu}; {environment.accelerator}"
         )
+    if environment.event_files:
+        made.add_row("events of files on", environment.event_files)
     for name, version in environment.servers.items():
         made.add_row(name, version)
     return made
@@ -164,8 +199,10 @@ def latency_table(latencies: Sequence[Latency]) -> Table:
         "events",
         "median",
         "99th",
+        "99.9th",
         "error",
-        "round trip",
+        "getattr",
+        "median / getattr",
     )
     for each in latencies:
         made.add_row(
@@ -173,32 +210,81 @@ def latency_table(latencies: Sequence[Latency]) -> Table:
             str(each.count),
             f"{each.median:.0f} us",
             f"{each.p99:.0f} us",
-            f"± {each.error:.0f} us",
-            f"{each.round_trip:.0f} us",
+            f"{each.p999:.0f} us",
+            f"± {each.error:.1f} us",
+            f"{each.getattr:.1f} us",
+            f"{each.median / each.getattr:.2f}",
         )
     return made
 
 
-def throughput_table(throughput: Throughput) -> Table:
-    """Return the table of one mode's throughput, one row for each batch."""
-    title = f"Files created on the host, IN_CREATE in the guest, mode {throughput.mode}"
-    made = table(title, "files", "created/s", "arrived/s", "arrived", "lost")
+def throughput_table(throughput: Throughput, native: Throughput | None = None) -> Table:
+    """Return the table of one mode's throughput, one row for each batch.
+
+    native: the same reader on the host, to compare with.
+    """
+    where = "by native inotify" if throughput.mode == NATIVE else f"in mode {throughput.mode}"
+    title = f"Files created on the host, IN_CREATE {where}"
+    made = table(
+        title, "files", "created/s", "arrived/s", "of native", "arrived", "lost", "daemon's CPU"
+    )
+    of_native = {each.count: each.guest_rate for each in native.batches} if native else {}
     for each in throughput.batches:
         made.add_row(
             str(each.count),
             f"{each.host_rate:.0f}",
             f"{each.guest_rate:.0f}",
+            share_of(each.guest_rate, of_native.get(each.count, 0.0)),
             str(each.arrived),
             "yes, with an overflow event" if each.lost else "none",
+            f"{each.cpu_us:.1f} us",
         )
     steady = f"{throughput.steady_rate:.0f}" if throughput.steady_rate else "-"
     made.add_row(
         f"steady, {throughput.seconds:.0f} s",
         steady,
         steady,
+        share_of(throughput.steady_rate, native.steady_rate if native else 0.0),
         "all" if throughput.steady_rate else "-",
         "none",
+        "",
     )
+    return made
+
+
+def share_of(value: float, whole: float) -> str:
+    """Return the ratio of `value` to `whole`; "-" if one of them is unknown."""
+    return f"{value / whole:.2f}" if value and whole else "-"
+
+
+def native_of(throughputs: Sequence[Throughput]) -> Throughput | None:
+    """Return the one of the reader on the host, if it was measured."""
+    return next((each for each in throughputs if each.mode == NATIVE), None)
+
+
+def storms_table(storms: Sequence[StormCost]) -> Table:
+    """Return the table of storms, one row for each watcher."""
+    made = table(
+        "Storms of events, watched by a program that watches the whole tree",
+        "storm",
+        "watched by",
+        "host",
+        "then until read",
+        "events",
+        "overflows",
+        "daemon's CPU",
+    )
+    made.columns[1].justify = "left"
+    for each in sorted(storms, key=lambda cost: cost.storm):
+        made.add_row(
+            each.storm,
+            each.mode,
+            f"{each.host_s:.2f} s",
+            f"{each.lag_s:.2f} s",
+            str(each.events),
+            str(each.overflows),
+            f"{each.cpu_s:.2f} s",
+        )
     return made
 
 

@@ -5,7 +5,6 @@ docs/benchmark.md explains the measurement.
 """
 
 import os
-import select
 import stat
 import statistics
 import time
@@ -13,18 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from farwatch_harness.bench.event_readers import HostProcess, Place, started
 from farwatch_harness.bench.programs import Programs
-from farwatch_harness.oracle.compare import In, NativeInotify
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.progress import step
-from farwatch_harness.vm.guest_client import GuestProcess
-from farwatch_harness.vm.testbed import Share, Testbed
 
-# Seconds for one event, for a program's start, and for all events of a batch.
-EVENT_LIMIT = 10.0
-START_LIMIT = 30.0
+# Seconds for all events of a latency measurement and for those of a batch.
+LATENCY_LIMIT = 60.0
 BATCH_LIMIT = 120.0
 WARM_UP = 20
+# The counters of two CPUs may differ by so much, in microseconds.
+SKEW_US = 1.0
 # The rate of a burst without a loss is tried as steady rate, and lowered by this factor until no
 # event is lost.
 LOWER = 0.8
@@ -37,16 +35,19 @@ TICK = 0.005
 class Latency:
     """From write(2) on the host to the return of read(2) in the guest, in microseconds.
 
-    Each value has an error of at most `error`: half the duration of the guest's answer (the
-    median).
+    mode: a mode of events, or "native": the reader is a program of the host, without a daemon.
+    error: each value is known with this error: by how much the clocks of the sides may differ.
+    getattr: the median of a getattr of the same guest, which asks the daemon; natively, of the same
+        system call.
     """
 
     mode: str
     count: int
     median: float
     p99: float
+    p999: float
     error: float
-    round_trip: float
+    getattr: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Batch:
 
     host_rate, guest_rate: events per second on each side.
     lost: whether an event was lost.
+    cpu_us: the daemon's CPU time per event that arrived, in microseconds.
     """
 
     count: int
@@ -62,12 +64,14 @@ class Batch:
     guest_rate: float
     arrived: int
     lost: bool
+    cpu_us: float = 0.0
 
 
 @dataclass(frozen=True)
 class Throughput:
     """Batches of growing size, and the steady rate at which no event was lost for `seconds`.
 
+    mode: as of `Latency`.
     steady_rate: events per second; 0 if there is no such rate.
     """
 
@@ -76,125 +80,117 @@ class Throughput:
     steady_rate: float
     seconds: float
 
-
-def share_directory(testbed: Testbed, name: str) -> Share:
-    """Make a directory of the share."""
-    (testbed.shared / name).mkdir()
-    return Share(testbed.shared / name, testbed.mount_point / name)
-
-
-def started(testbed: Testbed, *words: object) -> GuestProcess:
-    """Start a program of the benchmark in the guest; return when it has added its watches."""
-    process = testbed.guest.spawn(*(str(word) for word in words))
-    output = process.lines(limit=START_LIMIT, until="ready")
-    if "ready" not in output:
-        raise HarnessError(
-            f"the guest's program did not start: {' / '.join(output) or 'no output'}"
-        )
-    return process
+    @property
+    def best_rate(self) -> float:
+        """The best rate of a batch without a loss; 0 if each lost an event."""
+        return max((each.guest_rate for each in self.batches if not each.lost), default=0.0)
 
 
-def latency(testbed: Testbed, programs: Programs, mode: str, count: int) -> Latency:
-    """Write to a file `count` times, each time after the guest's answer to the previous write."""
-    share = share_directory(testbed, "latency")
+def latency(place: Place, programs: Programs, count: int) -> Latency:
+    """Write to a file `count` times, each time when the event of the previous write was read."""
+    share = place.directory("latency")
     (share.host / "file").touch()
-    (share.host / "ack").write_bytes(bytes(8))
-    with step(f"latency, mode {mode}"):
-        total = count + WARM_UP
-        process = started(
-            testbed, programs.events, "latency", share.guest / "file", share.guest / "ack", total
+    total = count + WARM_UP
+    # Its counters are of the last measurement.
+    place.host_page.write_bytes(bytes(place.host_page.stat().st_size))
+    with step(f"latency, mode {place.mode}"):
+        reader = started(place, programs.events, "read", share.guest / "file", total, place.page)
+        writer = HostProcess(
+            [str(programs.events), "write", f"{share.host}/file", str(total), str(place.host_page)]
         )
-        trips = round_trips(share.host / "file", share.host / "ack", total)
-        lines = process.lines(limit=EVENT_LIMIT, count=total)
-        if len(lines) < total:
-            raise HarnessError(f"the guest's program ended early: {' / '.join(lines[-3:])}")
-    return latency_of(mode, trips, [(int(gap), int(write)) for gap, write in map(str.split, lines)])
+        try:
+            written = writer.lines(limit=LATENCY_LIMIT)
+            read = reader.lines(limit=LATENCY_LIMIT, count=total + 1)
+        finally:
+            writer.stop()
+            reader.stop()
+        asking = place.spawn(programs.events, "getattr", share.guest / "file", total)
+        taken = asking.lines(limit=LATENCY_LIMIT, count=total)
+        asking.stop()
+    for lines, wanted, what in (
+        (written, total + 2, "writes"),
+        (read, total + 1, "reads events"),
+        (taken, total, "asks for attributes"),
+    ):
+        if len(lines) != wanted:
+            raise HarnessError(f"the program that {what} ended early: {' / '.join(lines[-3:])}")
+    return latency_of(place.mode, written, read, taken)
 
 
-def round_trips(file: Path, ack: Path, count: int) -> list[int]:
-    """Return for each of `count` writes the time until the host sees the guest's answer, in ns."""
-    trips = []
-    answers = NativeInotify()
-    answers.add(ack, In.MODIFY)
-    poller = select.poll()
-    poller.register(answers.fd, select.POLLIN)
-    written = os.open(file, os.O_WRONLY)
-    answered = os.open(ack, os.O_RDONLY)
-    try:
-        for number in range(1, count + 1):
-            began = time.monotonic_ns()
-            os.write(written, b"x")
-            while True:
-                if not poller.poll(1000 * EVENT_LIMIT):
-                    raise HarnessError(
-                        f"the guest did not report write {number} in {EVENT_LIMIT:.0f} s"
-                    )
-                seen = time.monotonic_ns()
-                os.read(answers.fd, 4096)
-                reported = int.from_bytes(os.pread(answered, 8, 0), "little")
-                if reported >= number:
-                    break
-            if reported != number:
-                raise HarnessError(f"the guest reported {reported} events of {number} writes")
-            trips.append(seen - began)
-    finally:
-        for descriptor in (written, answered, answers.fd):
-            os.close(descriptor)
-    return trips
+def latency_of(
+    mode: str, written: Sequence[str], read: Sequence[str], taken: Sequence[str]
+) -> Latency:
+    """Return the latency from the output of the three programs; see events.c.
 
-
-def latency_of(mode: str, trips: Sequence[int], answers: Sequence[tuple[int, int]]) -> Latency:
-    """Subtract the guest's part from the round trips: the gap, and half of the answering write."""
-    pairs = list(zip(trips, answers, strict=True))[WARM_UP:]
-    values = [(trip - gap - write / 2) / 1000 for trip, (gap, write) in pairs]
+    HarnessError: the counters of the sides do not differ by a constant.
+    """
+    *calls, lower, rate = written
+    *returns, upper = read
+    low, high, ticks = (int(line.split()[1]) for line in (lower, upper, rate))
+    us = 1e6 / ticks
+    if (low - high) * us > SKEW_US:
+        raise HarnessError(
+            f"mode {mode}: the time stamp counters of host and guest drift: their difference is at"
+            f" least {low} and at most {high}"
+        )
+    offset = (low + high) / 2
+    pairs = list(zip(map(int, calls), map(int, returns), strict=True))[WARM_UP:]
+    values = [(end - begin - offset) * us for begin, end in pairs]
     return Latency(
         mode,
         len(values),
         statistics.median(values),
         statistics.quantiles(values, n=100)[98],
-        statistics.median(write / 2000 for _trip, (_gap, write) in pairs),
-        statistics.median(trip / 1000 for trip, _answer in pairs),
+        statistics.quantiles(values, n=1000)[998],
+        abs(high - low) / 2 * us,
+        statistics.median(int(each) * us for each in taken[WARM_UP:]),
     )
 
 
 def throughput(
-    testbed: Testbed, programs: Programs, mode: str, sizes: Sequence[int], seconds: float
+    place: Place, programs: Programs, sizes: Sequence[int], seconds: float
 ) -> Throughput:
     """Measure bursts until one loses events, then a steady rate for `seconds`."""
     batches: list[Batch] = []
-    with step(f"events per second, mode {mode}") as progress:
+    with step(f"events per second, mode {place.mode}") as progress:
         for size in sizes:
             progress.update(f"a burst of {size} files")
-            batches.append(batch(testbed, programs, f"batch-{size}", size, None))
+            batches.append(batch(place, programs, f"batch-{size}", size, None))
             if batches[-1].lost:
                 break
-        whole = [each.guest_rate for each in batches if not each.lost]
-        rate = max(whole, default=0.0)
+        rate = Throughput(place.mode, tuple(batches), 0.0, seconds).best_rate
         for number in range(STEADY_TRIES if rate else 0):
             progress.update(f"steady, {rate:.0f} per second")
-            done = batch(testbed, programs, f"steady-{number}", max(int(rate * seconds), 1), rate)
+            done = batch(place, programs, f"steady-{number}", max(int(rate * seconds), 1), rate)
             if not done.lost:
-                return Throughput(mode, tuple(batches), done.host_rate, seconds)
+                return Throughput(place.mode, tuple(batches), done.host_rate, seconds)
             rate *= LOWER
-    return Throughput(mode, tuple(batches), 0.0, seconds)
+    return Throughput(place.mode, tuple(batches), 0.0, seconds)
 
 
-def batch(testbed: Testbed, programs: Programs, name: str, count: int, rate: float | None) -> Batch:
-    """Create `count` files and have the guest count the events.
+def batch(place: Place, programs: Programs, name: str, count: int, rate: float | None) -> Batch:
+    """Create `count` files and have the program count the events.
 
     rate: files per second; None for full speed.
     """
-    share = share_directory(testbed, name)
-    process = started(testbed, programs.events, "count", share.guest, "f", count)
+    share = place.directory(name)
+    process = started(place, programs.events, "count", share.guest, "f", count)
+    before = place.daemon_cpu_ns()
     taken = create_files(share.host, count, rate)
     output = process.lines(limit=BATCH_LIMIT, count=1)
+    used = place.daemon_cpu_ns() - before
+    process.stop()
     if not output:
-        process.stop()
         return Batch(count, count / taken, 0.0, 0, lost=True)
     arrived, spread, lost = output[0].split()
     # The time of the events is the longer of two: of the creations, and of the arrivals.
     return Batch(
-        count, count / taken, int(arrived) / max(float(spread), taken), int(arrived), lost == "1"
+        count,
+        count / taken,
+        int(arrived) / max(float(spread), taken),
+        int(arrived),
+        lost == "1",
+        used / 1000 / max(int(arrived), 1),
     )
 
 

@@ -6,26 +6,33 @@ Operations are measured beside virtiofsd.
 
 import argparse
 import contextlib
+import dataclasses
+import mmap
+import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from farwatch_harness.bench import (
     bench_report,
     daemons,
+    event_readers,
     events,
     inodes,
     kernel_cost,
     operations,
     programs,
+    recorded,
+    storms,
     synthetic,
     watch_cost,
 )
 from farwatch_harness.bench.events import Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
+from farwatch_harness.bench.storms import StormCost
 from farwatch_harness.bench.watch_cost import WatchCost
+from farwatch_harness.util import subprocesses
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.util.paths import CHECKOUT
 from farwatch_harness.util.progress import say, step
@@ -34,6 +41,7 @@ from farwatch_harness.vm.testbed import start_testbed
 
 MODES = ("others", "remote")
 RESULT = CHECKOUT / "build" / "bench.json"
+TMPFS = "/dev/shm"
 BATCHES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
@@ -42,6 +50,7 @@ class Part(Enum):
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"
+    STORMS = "storms"
     OPERATIONS = "operations"
     SYNTHETIC = "synthetic"
     WATCHES = "watches"
@@ -49,6 +58,7 @@ class Part(Enum):
     KERNEL = "kernel"
 
 
+EVENT_PARTS = {Part.LATENCY, Part.THROUGHPUT, Part.STORMS}
 #: The parts that need no guest.
 WITHOUT_GUEST = {Part.SYNTHETIC, Part.INODES}
 #: The parts that do not need a guest for each mode.
@@ -65,6 +75,7 @@ class BenchmarkPlan:
     steady: seconds of the steady rate of events.
     watches, inodes: the numbers of watches and of inodes to measure with.
     against: another farwatchd to compare with, instead of virtiofsd.
+    record: whether to record the run, as the one that later runs are compared with.
     """
 
     parts: frozenset[Part]
@@ -75,6 +86,7 @@ class BenchmarkPlan:
     watches: tuple[int, ...]
     inodes: tuple[int, ...]
     against: Path | None
+    record: bool
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +100,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(choices)}",
     )
     parser.add_argument(
-        "--events", type=int, default=500, metavar="N", help="writes for the latency (%(default)s)"
+        "--events", type=int, default=2000, metavar="N", help="writes for the latency (%(default)s)"
     )
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="rounds of the operations (%(default)s)"
@@ -129,6 +141,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FARWATCHD",
         help="compare the operations with this farwatchd, of another checkout, not with virtiofsd",
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="record this run: later ones on such a machine are compared with it",
+    )
 
 
 def plan_of(options: argparse.Namespace) -> BenchmarkPlan:
@@ -150,6 +167,7 @@ def plan_of(options: argparse.Namespace) -> BenchmarkPlan:
         options.steady,
         *numbers,
         options.against.absolute() if options.against else None,
+        options.record,
     )
 
 
@@ -159,18 +177,18 @@ def bench(plan: BenchmarkPlan) -> None:
     compiled = programs.compiled()
     servers = [*daemons.farwatchd(), *compared_daemons(plan)]
     described = bench_report.environment_of(environment, servers)
-    latencies: list[Latency] = []
-    throughputs: list[Throughput] = []
-    costs: list[WatchCost] = []
+    if plan.parts & EVENT_PARTS:
+        with event_directory() as name:
+            described = dataclasses.replace(described, event_files=file_system_of(Path(name)))
+    found = EventFigures()
     inode_costs: list[InodeCost] = []
     if Part.INODES in plan.parts:
         inode_costs = inodes.measure(plan.inodes)
     if environment and plan.parts - WITHOUT_MODES:
         for mode in MODES:
-            measured = measure_events(environment, compiled, plan, mode)
-            latencies += measured[0]
-            throughputs += measured[1]
-            costs += measured[2]
+            measure_events(environment, compiled, plan, mode, found)
+    if plan.parts & EVENT_PARTS:
+        measure_native(compiled, plan, found)
     rates = []
     if environment and Part.OPERATIONS in plan.parts:
         rates = operations.measure(environment, compiled, servers, plan.rounds, plan.seconds)
@@ -182,17 +200,38 @@ def bench(plan: BenchmarkPlan) -> None:
         served = synthetic.measure(servers, plan.rounds, plan.seconds)
     report = bench_report.Report(
         described,
-        tuple(latencies),
-        tuple(throughputs),
+        tuple(found.latencies),
+        tuple(found.throughputs),
         tuple(rates),
-        tuple(costs),
+        tuple(found.watches),
         tuple(inode_costs),
         tuple(served),
         tuple(kernel_costs),
+        tuple(found.storms),
     )
     bench_report.show(report)
     bench_report.write_json(report, RESULT)
     say(f"  all figures, round by round: {RESULT.relative_to(CHECKOUT)}")
+    if plan.against is None:
+        compare_with_recorded(report, plan.record)
+
+
+def compare_with_recorded(report: bench_report.Report, record: bool) -> None:
+    """Print what is worse than in the recorded run of such a machine; then record, if asked to."""
+    path = recorded.record_path(report.environment)
+    where = path.relative_to(CHECKOUT)
+    former = recorded.load(path)
+    if former is None:
+        say(f"  no run on such a machine is recorded ({where}); --record records this one")
+    else:
+        now = recorded.ratios_of(report)
+        compared = len(now.keys() & former.ratios.keys())
+        bench_report.show_changes(
+            recorded.worse(now, former.ratios), compared, former.environment.when
+        )
+    if record:
+        recorded.record(report, path)
+        say(f"  recorded: {where}")
 
 
 def compared_daemons(plan: BenchmarkPlan) -> list[daemons.MeasuredDaemon]:
@@ -202,22 +241,86 @@ def compared_daemons(plan: BenchmarkPlan) -> list[daemons.MeasuredDaemon]:
     return [*daemons.virtiofsd_c(), *daemons.virtiofsd_rust()]
 
 
+@dataclass
+class EventFigures:
+    """What was measured of events so far."""
+
+    latencies: list[Latency] = field(default_factory=list)
+    throughputs: list[Throughput] = field(default_factory=list)
+    storms: list[StormCost] = field(default_factory=list)
+    watches: list[WatchCost] = field(default_factory=list)
+
+
 def measure_events(
-    environment: Environment, programs: programs.Programs, plan: BenchmarkPlan, mode: str
-) -> tuple[Sequence[Latency], Sequence[Throughput], Sequence[WatchCost]]:
+    environment: Environment,
+    programs: programs.Programs,
+    plan: BenchmarkPlan,
+    mode: str,
+    found: EventFigures,
+) -> None:
     """Measure everything about events in one guest."""
     with contextlib.ExitStack() as stack:
-        share = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-bench-")))
-        spec = daemons.farwatchd_in_mode(mode).testbed_spec(environment, share)
+        folder = Path(stack.enter_context(event_directory()))
+        page = page_file(folder)
+        (folder / "share").mkdir()
+        spec = dataclasses.replace(
+            daemons.farwatchd_in_mode(mode).testbed_spec(environment, folder / "share"),
+            qemu_options=event_readers.page_options(page),
+        )
         with step(f"booting a guest in mode {mode}"):
             testbed = stack.enter_context(start_testbed(spec))
-        latencies, throughputs, costs = [], [], []
-        if Part.LATENCY in plan.parts:
-            latencies.append(events.latency(testbed, programs, mode, plan.events))
-        if Part.THROUGHPUT in plan.parts:
-            throughputs.append(events.throughput(testbed, programs, mode, BATCHES, plan.steady))
+        if plan.parts & EVENT_PARTS:
+            measure_readers(event_readers.GuestPlace(testbed, mode, page), programs, plan, found)
         if Part.WATCHES in plan.parts:
-            costs += [watch_cost.cost(testbed, programs, mode, count) for count in plan.watches]
+            found.watches += [
+                watch_cost.cost(testbed, programs, mode, count) for count in plan.watches
+            ]
         if problems := testbed.problems():
             raise HarnessError(f"mode {mode}: {problems[0]}")
-    return latencies, throughputs, costs
+
+
+def measure_native(programs: programs.Programs, plan: BenchmarkPlan, found: EventFigures) -> None:
+    """Measure the same programs on the host, without daemon and guest."""
+    with event_directory() as name:
+        folder = Path(name)
+        place = event_readers.NativePlace(folder, page_file(folder))
+        measure_readers(place, programs, plan, found)
+        if Part.STORMS in plan.parts:
+            found.storms += storms.measure_unwatched(folder)
+
+
+def measure_readers(
+    place: event_readers.Place,
+    programs: programs.Programs,
+    plan: BenchmarkPlan,
+    found: EventFigures,
+) -> None:
+    """Measure events in one place, as far as the plan has them."""
+    if Part.LATENCY in plan.parts:
+        found.latencies.append(events.latency(place, programs, plan.events))
+    if Part.THROUGHPUT in plan.parts:
+        found.throughputs.append(events.throughput(place, programs, BATCHES, plan.steady))
+    if Part.STORMS in plan.parts:
+        found.storms += storms.measure(place, programs)
+
+
+def event_directory() -> tempfile.TemporaryDirectory[str]:
+    """Make a directory for what is changed on the host, on a tmpfs if there is one.
+
+    Other file systems need more time for a file than the events do: their speed would be measured.
+    """
+    return tempfile.TemporaryDirectory(
+        prefix="farwatch-bench-", dir=TMPFS if os.path.ismount(TMPFS) else None
+    )
+
+
+def file_system_of(path: Path) -> str:
+    """Return the type of the file system of `path`, as stat(1) calls it."""
+    return subprocesses.run(["stat", "--file-system", "--format=%T", path]).strip()
+
+
+def page_file(folder: Path) -> Path:
+    """Make a file of one page."""
+    page = folder / "page"
+    page.write_bytes(bytes(mmap.PAGESIZE))
+    return page

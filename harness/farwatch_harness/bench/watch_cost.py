@@ -9,7 +9,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from farwatch_harness.bench.events import share_directory
+from farwatch_harness.bench.event_readers import share_directory
 from farwatch_harness.bench.operations import cpu_ns_of
 from farwatch_harness.bench.programs import Programs
 from farwatch_harness.util.errors import HarnessError

@@ -63,7 +63,11 @@ def figures_of(report: Report) -> Iterator[Figures]:
             plots.throughput(report.throughputs),
         )
     for throughput in report.throughputs:
-        yield figures(bench_report.throughput_table(throughput))
+        yield figures(
+            bench_report.throughput_table(throughput, bench_report.native_of(report.throughputs))
+        )
+    if report.storms:
+        yield figures(bench_report.storms_table(report.storms))
     if report.rates:
         yield figures(bench_report.rates_table(report.rates), plots.rates(report.rates))
         yield figures(bench_report.cpu_table(report.rates))

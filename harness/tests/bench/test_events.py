@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from farwatch_harness.bench import bench_report, events, operations, programs, run
+from farwatch_harness.bench import (
+    bench_report,
+    event_readers,
+    events,
+    operations,
+    programs,
+    run,
+    storms,
+)
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.virtiofs_daemon import watches_of
 
@@ -23,15 +31,50 @@ def plan(*words: str) -> run.BenchmarkPlan:
     return run.plan_of(parser.parse_args(words))
 
 
-def test_latency_is_round_trip_without_the_guests_part() -> None:
-    count = events.WARM_UP + EVENTS
-    trips = [9_000_000] * events.WARM_UP + [1000_000 + 1000 * n for n in range(EVENTS)]
-    found = events.latency_of("others", trips, [(100_000, 200_000)] * count)
+def lines(values: list[int], *last: str) -> list[str]:
+    return [*map(str, values), *last]
+
+
+def test_latency_is_the_difference_of_the_counters_less_their_offset() -> None:
+    # The guest's counter is 5000 to 5200 ahead; a tick is half a microsecond.
+    calls = [1_000_000 * n for n in range(events.WARM_UP + EVENTS)]
+    latencies = [9_000_000] * events.WARM_UP + [2000 + 2 * n for n in range(EVENTS)]
+    returns = [call + 5100 + taken for call, taken in zip(calls, latencies, strict=True)]
+    found = events.latency_of(
+        "others",
+        lines(calls, "bound 5000", "rate 2000000"),
+        lines(returns, "bound 5200"),
+        lines([99] * events.WARM_UP + [400] * EVENTS),
+    )
     assert found.count == EVENTS
-    assert found.median == pytest.approx(1000 + 49.5 - 100 - 100)
-    assert found.p99 == pytest.approx(898, abs=1.5)
-    assert found.error == pytest.approx(100)
-    assert found.round_trip == pytest.approx(1049.5)
+    assert found.median == pytest.approx(1000 + 49.5)
+    assert found.p99 == pytest.approx(1098.99)
+    assert found.p999 == pytest.approx(1099.9)
+    assert found.error == pytest.approx(50)
+    assert found.getattr == pytest.approx(200)
+
+
+def test_counters_that_drift_are_refused() -> None:
+    values = [0] * (events.WARM_UP + EVENTS)
+    with pytest.raises(HarnessError, match="drift"):
+        events.latency_of(
+            "others",
+            lines(values, "bound 5", "rate 1000000"),
+            lines(values, "bound 3"),
+            lines(values),
+        )
+
+
+def test_events_of_the_host_itself_are_measured(tmp_path: Path) -> None:
+    place = event_readers.NativePlace(tmp_path, run.page_file(tmp_path))
+    compiled = programs.compiled()
+    found = events.latency(place, compiled, EVENTS)
+    assert (found.mode, found.count) == ("native", EVENTS)
+    assert 0 < found.median <= found.p99 <= found.p999
+    # Both counters are the same one, and its offset is known to be about 0.
+    assert 0 <= found.error < 1000
+    burst = events.batch(place, compiled, "burst", 50, None)
+    assert (burst.arrived, burst.lost, burst.cpu_us) == (50, False, 0.0)
 
 
 def test_ratio_compares_rounds_and_least_ratio_compares_minima() -> None:
@@ -106,3 +149,21 @@ def test_files_are_created_in_order_and_at_the_given_rate(tmp_path: Path) -> Non
     taken = events.create_files(tmp_path, 20, 200.0)
     assert taken >= 19 / 200 - events.TICK
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"f{n:06}" for n in range(20)]
+
+
+def test_storms_are_measured_with_a_watcher_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, count in (("CHANGED", 120), ("INSTALLED", 150), ("BUILT", 20)):
+        monkeypatch.setattr(storms, name, count)
+    monkeypatch.setattr(storms, "LOG_SECONDS", 0.05)
+    place = event_readers.NativePlace(tmp_path, run.page_file(tmp_path))
+    found = storms.measure(place, programs.compiled())
+    assert [cost.storm for cost in found] == [storm.title for storm in storms.STORMS]
+    # As many files are written, made or removed.
+    for cost, least in zip(found, (120, 150, 150, 20, 50), strict=True):
+        assert (cost.mode, cost.overflows, cost.cpu_s) == ("native", 0, 0.0)
+        assert cost.events > least
+    unwatched = storms.measure_unwatched(tmp_path)
+    assert [cost.storm for cost in unwatched] == [cost.storm for cost in found]
+    assert list(tmp_path.iterdir()) == [tmp_path / "page"]

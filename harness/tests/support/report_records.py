@@ -226,10 +226,15 @@ def bench() -> Report:
     return Report(
         environment,
         (
-            Latency("others", 500, 240.0, 5770.0, 200.0, 446.0),
-            Latency("remote", 500, 110.0, 2311.0, 107.0, 219.0),
+            Latency("others", 500, 240.0, 5770.0, 6000.0, 2.0, 230.0),
+            Latency("remote", 500, 110.0, 2311.0, 3000.0, 2.0, 230.0),
+            Latency("native", 500, 150.0, 300.0, 400.0, 1.0, 0.5),
         ),
-        (Throughput("others", batches, 25_000.0, 3.0), Throughput("remote", batches, 0.0, 3.0)),
+        (
+            Throughput("others", batches, 25_000.0, 3.0),
+            Throughput("remote", batches, 0.0, 3.0),
+            Throughput("native", (Batch(1000, 10_000.0, 10_000.0, 1000, False),), 50_000.0, 3.0),
+        ),
         tuple(rates),
         (cost,),
         (inodes,),
