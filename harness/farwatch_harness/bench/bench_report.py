@@ -20,6 +20,7 @@ from farwatch_harness.bench.events import Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.kernel_cost import KernelCost
 from farwatch_harness.bench.operations import Rate
+from farwatch_harness.bench.start import StartCost
 from farwatch_harness.bench.storms import StormCost
 from farwatch_harness.bench.synthetic import SyntheticRate
 from farwatch_harness.bench.watch_cost import WatchCost
@@ -66,6 +67,7 @@ class Report:
     synthetic: tuple[SyntheticRate, ...] = ()
     kernel: tuple[KernelCost, ...] = ()
     storms: tuple[StormCost, ...] = ()
+    starts: tuple[StartCost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def show(report: Report) -> None:
         console.print(latency_table(report.latencies))
     for throughput in report.throughputs:
         console.print(throughput_table(throughput, native_of(report.throughputs)))
+    if report.starts:
+        console.print(start_table(report.starts))
     if report.storms:
         console.print(storms_table(report.storms))
     if report.rates:
@@ -260,6 +264,31 @@ def share_of(value: float, whole: float) -> str:
 def native_of(throughputs: Sequence[Throughput]) -> Throughput | None:
     """Return the one of the reader on the host, if it was measured."""
     return next((each for each in throughputs if each.mode == NATIVE), None)
+
+
+def start_table(starts: Sequence[StartCost]) -> Table:
+    """Return the table of starts, one row for each daemon."""
+    made = table(
+        "From the start of the daemon: medians of the time, the least of the CPU time",
+        "daemon",
+        "socket",
+        "CPU until then",
+        "ready",
+        "CPU until then",
+        "resident, each process",
+        "in all",
+    )
+    for each in starts:
+        made.add_row(
+            short(each.server),
+            f"{statistics.median(each.socket_ms):.0f} ms",
+            f"{min(each.socket_cpu_ms):.0f} ms",
+            f"{statistics.median(each.ready_ms):.0f} ms",
+            f"{min(each.ready_cpu_ms):.0f} ms",
+            " + ".join(f"{size / 1e6:.1f}" for size in each.resident) + " MB",
+            f"{each.own / 1e6:.1f} MB",
+        )
+    return made
 
 
 def storms_table(storms: Sequence[StormCost]) -> Table:

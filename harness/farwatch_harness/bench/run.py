@@ -24,6 +24,7 @@ from farwatch_harness.bench import (
     operations,
     programs,
     recorded,
+    start,
     storms,
     synthetic,
     watch_cost,
@@ -53,6 +54,7 @@ class Part(Enum):
     STORMS = "storms"
     OPERATIONS = "operations"
     SYNTHETIC = "synthetic"
+    START = "start"
     WATCHES = "watches"
     INODES = "inodes"
     KERNEL = "kernel"
@@ -60,7 +62,7 @@ class Part(Enum):
 
 EVENT_PARTS = {Part.LATENCY, Part.THROUGHPUT, Part.STORMS}
 #: The parts that need no guest.
-WITHOUT_GUEST = {Part.SYNTHETIC, Part.INODES}
+WITHOUT_GUEST = {Part.SYNTHETIC, Part.INODES, Part.START}
 #: The parts that do not need a guest for each mode.
 WITHOUT_MODES = {Part.OPERATIONS, Part.KERNEL, *WITHOUT_GUEST}
 
@@ -198,6 +200,9 @@ def bench(plan: BenchmarkPlan) -> None:
     served: list[synthetic.SyntheticRate] = []
     if Part.SYNTHETIC in plan.parts:
         served = synthetic.measure(servers, plan.rounds, plan.seconds)
+    starts: list[start.StartCost] = []
+    if Part.START in plan.parts:
+        starts = start.measure(servers, plan.rounds)
     report = bench_report.Report(
         described,
         tuple(found.latencies),
@@ -208,6 +213,7 @@ def bench(plan: BenchmarkPlan) -> None:
         tuple(served),
         tuple(kernel_costs),
         tuple(found.storms),
+        tuple(starts),
     )
     bench_report.show(report)
     bench_report.write_json(report, RESULT)

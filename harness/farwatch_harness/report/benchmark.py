@@ -66,6 +66,8 @@ def figures_of(report: Report) -> Iterator[Figures]:
         yield figures(
             bench_report.throughput_table(throughput, bench_report.native_of(report.throughputs))
         )
+    if report.starts:
+        yield figures(bench_report.start_table(report.starts))
     if report.storms:
         yield figures(bench_report.storms_table(report.storms))
     if report.rates:

@@ -8,6 +8,8 @@ from farwatch_harness.bench.events import Batch, Latency, Throughput
 from farwatch_harness.bench.inodes import InodeCost
 from farwatch_harness.bench.kernel_cost import KernelCost
 from farwatch_harness.bench.operations import OPERATIONS, Rate
+from farwatch_harness.bench.start import StartCost
+from farwatch_harness.bench.storms import StormCost
 from farwatch_harness.bench.synthetic import SyntheticRate
 from farwatch_harness.bench.watch_cost import WatchCost
 from farwatch_harness.results import CheckName, CheckResult, PatchResult, Run, Status, TestResult
@@ -240,4 +242,6 @@ def bench() -> Report:
         (inodes,),
         tuple(SyntheticRate(rate, (2.0, 3.0), (0.5, 0.5)) for rate in rates),
         (KernelCost(OPERATIONS[0], True, 1000.0, 1012.0),),
+        (StormCost("a storm", "others", 2.0, 0.5, 30_000, 0, 1.5),),
+        (StartCost("farwatchd", (100.0,), (70.0,), (200.0,), (150.0,), (27_000_000,), 20_000_000),),
     )
