@@ -15,10 +15,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from farwatchd.fuse.filesystem import Requester
 from farwatchd.linux.libc import failure
+
+if TYPE_CHECKING:
+    # It has most of the server's interface, which takes long to load.
+    from farwatchd.fuse.filesystem import Requester
 
 #: Ids are 0 to 2^32 - 2; the last number is no id.
 _END = (1 << 32) - 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +116,9 @@ def _map(pid: int, name: str, ranges: Iterable[IdRange]) -> None:
             raise MapError(f"cannot write {name}_map: {error.strerror}") from error
         return
     # These programs may map for an ordinary user the ids that /etc/subuid and /etc/subgid allow.
+    # Loaded here: few daemons need it.
+    import subprocess
+
     words = [f"new{name}map", str(pid), *(str(number) for each in ranges for number in each)]
     try:
         done = subprocess.run(

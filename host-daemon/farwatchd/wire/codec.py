@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections import namedtuple
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import construct
@@ -45,9 +46,11 @@ class Codec:
         self.layout = layout
         self.name = name
         self._struct = struct.Struct("<" + "".join(formats))
-        make_type: Any = namedtuple
-        self._type = make_type(name, names)
-        self._zero = self._type(*(b"" if f.endswith("s") else 0 for f in formats))
+        self._names = names
+        self._zero = {
+            name: b"" if form.endswith("s") else 0
+            for name, form in zip(names, formats, strict=True)
+        }
         self.size = self._struct.size
         self.values = self._struct.unpack_from
         self.pack_values = self._struct.pack
@@ -55,16 +58,24 @@ class Codec:
         if self.size != layout.sizeof():
             raise TypeError(f"{name}: codec has {self.size} bytes, declaration {layout.sizeof()}")
 
+    @cached_property
+    def _tuple(self) -> Any:
+        # Made when it is needed: most structures are read by their values alone.
+        make_type: Any = namedtuple
+        return make_type(self.name, self._names)
+
     def unpack_from(self, buffer: Any, offset: int = 0) -> Any:
         """Decode ``size`` bytes at ``offset``.
 
         Raises ``struct.error`` when the buffer is shorter.
         """
-        return self._type._make(self._struct.unpack_from(buffer, offset))
+        return self._tuple._make(self.values(buffer, offset))
 
     def pack(self, **fields: Any) -> bytes:
         """Encode the given fields, the others zero.
 
         ``ValueError`` on an unknown field, ``struct.error`` on range.
         """
-        return self._struct.pack(*self._zero._replace(**fields))
+        if not fields.keys() <= self._zero.keys():
+            raise ValueError(f"{self.name} has no fields {sorted(fields.keys() - self._zero)}")
+        return self.pack_values(*{**self._zero, **fields}.values())
