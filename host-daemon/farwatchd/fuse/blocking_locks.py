@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from farwatchd.virtio_fs.interfaces import DeferredReply
+from farwatchd.wire.state import InterruptState
 
 #: More requests get ENOLCK: each pending one occupies its queue, which must not fill up.
 MAX_PENDING = 64
@@ -68,6 +69,14 @@ class BlockingLocks:
                 self._complete(reply, errno.EINTR)
                 return
         self._early.append(unique)
+
+    def export_state(self) -> list[InterruptState]:
+        """Return the early interrupts. Pending requests are handled again where they go."""
+        return [InterruptState(unique) for unique in self._early]
+
+    def restore_state(self, records: list[InterruptState]) -> None:
+        """Add the early interrupts."""
+        self._early.extend(each.unique for each in records)
 
     def clear(self) -> None:
         """Complete all requests with EINTR: the session ends."""

@@ -15,6 +15,7 @@ from farwatchd.wire.fsnotify import (
     Event,
 )
 from farwatchd.wire.fuse import KERNEL_MINOR_VERSION, KERNEL_VERSION, InitFlag, init_in, init_out
+from farwatchd.wire.state import StateError
 
 #: The oldest client that is served: before 7.27 no client speaks virtio-fs, and structures differ.
 MIN_MINOR = 27
@@ -162,6 +163,15 @@ def negotiate(args: bytes, options: SessionOptions, watchable: Event) -> Negotia
         fsnotify_mask=int(watchable) if flags & FUSE_HAS_FSNOTIFY else 0,
     )
     return Negotiated(reply, flags, minor)
+
+
+def restored(flags: int, minor: int, options: SessionOptions, watchable: Event) -> Negotiated:
+    """Return what another process has negotiated; ``StateError`` if these options exclude it."""
+    missing = flags & ~_wanted(options, watchable)
+    if missing:
+        names = " ".join(str(flag.name) for flag in InitFlag if flag & missing) or "events"
+        raise StateError(f"the guest uses what the options exclude here: {names}")
+    return Negotiated(b"", flags, minor)
 
 
 def _wanted(options: SessionOptions, watchable: Event) -> int:

@@ -14,7 +14,7 @@ from farwatchd.fuse.handlers.attributes import AttributeHandlers
 from farwatchd.fuse.handlers.io import IoHandlers
 from farwatchd.fuse.handlers.locks import LockHandlers
 from farwatchd.fuse.handlers.namespace import NamespaceHandlers
-from farwatchd.fuse.init import Negotiated, negotiate
+from farwatchd.fuse.init import Negotiated, negotiate, restored
 from farwatchd.fuse.killpriv import KillPriv
 from farwatchd.fuse.metrics import SAMPLED_MASK, RequestMetrics
 from farwatchd.fuse.options import SessionOptions
@@ -39,6 +39,7 @@ from farwatchd.wire.fuse import (
     interrupt_in,
     out_header,
 )
+from farwatchd.wire.state import NONE, SessionState, State
 
 __all__ = ["Session", "SessionOptions"]
 
@@ -195,6 +196,29 @@ class Session:
         if self._watches is not None:
             self._watches.reset()
 
+    def export_state(self, state: State, dropped_records: int) -> None:
+        """Add what was negotiated to a state; no task may be pending.
+
+        Pending WAIT requests and locks are not part of it: they are handled again where they go.
+        """
+        negotiated = self._negotiated
+        if negotiated is None or negotiated.flags is None:
+            state.session.append(SessionState(NONE, 0, dropped_records))
+        else:
+            flags, minor = negotiated.flags, negotiated.minor
+            state.session.append(SessionState(flags, minor, dropped_records))
+        if self._locks is not None:
+            state.interrupts += self._locks.export_state()
+
+    def restore_state(self, state: State) -> None:
+        """Serve by what a state says was negotiated; ``StateError``."""
+        (session,) = state.session
+        if session.flags != NONE:
+            watchable = Event(0) if self._watches is None else self._watches.supported
+            self._use(restored(session.flags, session.minor, self._options, watchable))
+        if self._locks is not None:
+            self._locks.restore_state(state.interrupts)
+
     def _unserved(self, opcode: int) -> OSError:
         """Return the error for a request that has no handler now."""
         if opcode in self._handlers:
@@ -238,6 +262,16 @@ class Session:
         if self._negotiated is not None:
             _log.info("the guest initializes the session again")
         self.reset()
+        self._use(negotiated)
+        _log.info(
+            "the guest speaks FUSE 7.%d, events of the host: mode %s",
+            negotiated.minor,
+            negotiated.mode,
+        )
+        return negotiated.reply
+
+    def _use(self, negotiated: Negotiated) -> None:
+        """Serve by what was negotiated."""
         self._negotiated = negotiated
         self._served = self._handlers
         if negotiated.wait_requests:
@@ -249,12 +283,6 @@ class Session:
             self._lock_handlers.use(negotiated.posix_lock, negotiated.flock)
         if self._watches is not None:
             self._watches.report_own(not negotiated.others_only)
-        _log.info(
-            "the guest speaks FUSE 7.%d, events of the host: mode %s",
-            negotiated.minor,
-            negotiated.mode,
-        )
-        return negotiated.reply
 
     def _interrupt(self, request: Request) -> Reply:
         if self._locks is not None:

@@ -244,6 +244,16 @@ class ThreadPool:
         self.detach_memory()
         return not self._tasks
 
+    def settle(self, timeout: float) -> bool:
+        """Wait for all tasks as ``drain`` does, and for what has no reply.
+
+        Return false if something has not finished.
+        """
+        deadline = time.monotonic() + timeout
+        drained = self.drain(timeout)
+        left = max(0.0, deadline - time.monotonic())
+        return drained and not wait(self._aside, left).not_done
+
     def cancel(self, timeout: float) -> None:
         """Cancel the tasks that have not begun, with EINTR, and wait for the others.
 

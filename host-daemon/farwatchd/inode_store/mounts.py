@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from farwatchd.linux.file_handles import handle_of, mount_of, open_handle
@@ -79,6 +80,23 @@ class MountTable:
             del self._by_id[mount.ident]
             if mount.fd >= 0:
                 os.close(mount.fd)
+
+    def all(self) -> Iterable[Mount]:
+        """Return the mounts in the table."""
+        return self._by_id.values()
+
+    def restore(self, mount: Mount) -> None:
+        """Add a mount whose inodes will follow, and take ownership of its descriptor."""
+        if mount.ident not in self._by_id:
+            self._by_id[mount.ident] = mount
+        elif mount.fd >= 0:
+            os.close(mount.fd)
+
+    def count_restored(self, ident: int) -> Mount:
+        """Return the restored mount with this id, and count an inode; ``KeyError``."""
+        mount = self._by_id[ident]
+        mount.inodes += 1
+        return mount
 
     def _open(self, mount: Mount, key: bytes, fd: int) -> None:
         try:

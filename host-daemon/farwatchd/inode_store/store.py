@@ -17,6 +17,15 @@ from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
 from farwatchd.linux.libc import NANOSECONDS, failure
 from farwatchd.linux.syscalls import known_links, mount_id
+from farwatchd.wire.state import (
+    NONE,
+    Descriptors,
+    HostInodeState,
+    MountState,
+    ReceivedDescriptors,
+    State,
+    StateError,
+)
 
 #: Mount id, handle type and handle. Without a handle: device and inode number, which no other inode
 #: has while a descriptor is open, and mount id.
@@ -86,6 +95,32 @@ class HostInode:
     def identity(self, status: os.stat_result) -> Identity:
         """Return what identifies the inode through any mount; ``status`` is its own."""
         return _identity(self.key, status)
+
+
+class ExportedInodes:
+    """Adds the host inodes that other records refer to, each once."""
+
+    def __init__(self, state: State, fds: Descriptors) -> None:
+        self._state = state
+        self._fds = fds
+        self._index: dict[HostInode, int] = {}
+
+    def index(self, inode: HostInode) -> int:
+        """Return the index of an inode's record."""
+        known = self._index.get(inode)
+        if known is not None:
+            return known
+        key = inode.key
+        by_key = isinstance(key, bytes)
+        handle = key if isinstance(key, bytes) else b""
+        dev, ino, mount = (0, 0, mount_of(handle)) if isinstance(key, bytes) else key
+        fd = NONE if inode.by_handle else self._fds.add(inode.fd)
+        assert by_key or inode.mount is None
+        self._state.host_inodes.append(
+            HostInodeState(handle, dev, ino, mount, inode.by_handle, fd, inode.status)
+        )
+        self._index[inode] = len(self._index)
+        return self._index[inode]
 
 
 class InodeStore:
@@ -246,6 +281,63 @@ class InodeStore:
                 self._forget_descriptor(inode)
                 os.close(inode.fd)
                 inode.fd = -1
+
+    def export_state(self, state: State, fds: Descriptors) -> ExportedInodes:
+        """Add the mounts to a state; return what adds inodes. No operation may be in progress."""
+        while self._count_open():
+            self._close_oldest()
+        state.mounts += [
+            MountState(each.ident, fds.add(each.fd), each.refused, each.remote)
+            for each in self._mounts.all()
+        ]
+        return ExportedInodes(state, fds)
+
+    def restore_state(self, state: State, fds: ReceivedDescriptors) -> list[HostInode]:
+        """Add the mounts and inodes of a state; return its inodes, without references.
+
+        ``StateError``: the state contradicts itself.
+        """
+        for mount in state.mounts:
+            fd = fds.take_any(mount.fd)
+            self._mounts.restore(
+                Mount(
+                    mount.ident,
+                    -1 if fd is None else fd,
+                    refused=bool(mount.refused),
+                    remote=bool(mount.remote),
+                )
+            )
+        return [self._restore(record, fds) for record in state.host_inodes]
+
+    def _restore(self, record: HostInodeState, fds: ReceivedDescriptors) -> HostInode:
+        key: Key = record.key or (record.dev, record.ino, record.mount)
+        fd = fds.take_any(record.fd)
+        known = self._by_key.get(key)
+        if known is not None:
+            # The root, which is there from the start.
+            if fd is not None:
+                os.close(fd)
+            return known
+        try:
+            mount = self._mounts.count_restored(mount_of(record.key)) if record.key else None
+        except (KeyError, struct.error):
+            raise StateError("an inode is on a mount that is not there") from None
+        inode = HostInode(key, -1 if fd is None else fd, mount)
+        if record.by_handle and not inode.by_handle:
+            raise StateError("an inode's mount has no descriptor")
+        # The mount may have got its descriptor after the inode.
+        inode.by_handle = bool(record.by_handle)
+        inode.status = record.status
+        if len(record.status) not in (0, _STATUS.size):
+            raise StateError("a directory's attributes are incomplete")
+        if inode.by_handle:
+            self._by_key[key] = inode
+        elif fd is not None:
+            self._by_key[key] = inode
+            self.budget.used += 1
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                self._by_descriptor[inode] = None
+        return inode
 
     def _timed(self) -> None:
         self._timer_runs = False

@@ -91,18 +91,19 @@ class FanEvent(NamedTuple):
 class Fanotify(NotificationGroup):
     """A fanotify group with inode marks. Its methods raise ``OSError`` with the kernel's errno."""
 
-    def __init__(self, unlimited_queue: bool = False) -> None:
-        """Make a group.
+    def __init__(self, unlimited_queue: bool = False, fd: int | None = None) -> None:
+        """Make a group, or take ownership of the descriptor ``fd`` of one.
 
         ``unlimited_queue``: keep all unread events, where CAP_SYS_ADMIN permits it, and not only
         fs.fanotify.max_queued_events. While the process does not read, that takes the host's
         memory.
         """
         more = _UNLIMITED_MARKS | (_UNLIMITED_QUEUE if unlimited_queue else 0)
-        fd = _fanotify_init(_INIT_FLAGS | more, os.O_RDONLY)
-        if fd < 0 and last_errno() == errno.EPERM:
-            more = 0
-            fd = _fanotify_init(_INIT_FLAGS, os.O_RDONLY)
+        if fd is None:
+            fd = _fanotify_init(_INIT_FLAGS | more, os.O_RDONLY)
+            if fd < 0 and last_errno() == errno.EPERM:
+                more = 0
+                fd = _fanotify_init(_INIT_FLAGS, os.O_RDONLY)
         super().__init__(check(fd, "fanotify_init"))
         self.has_unlimited_queue = bool(more & _UNLIMITED_QUEUE)
         self._handle = ctypes.create_string_buffer(_HANDLE_HEAD.size + _MAX_HANDLE)

@@ -59,8 +59,11 @@ _inotify_rm_watch = function("inotify_rm_watch")
 class Inotify(NotificationGroup):
     """An inotify instance. Its methods raise ``OSError`` with the kernel's errno."""
 
-    def __init__(self) -> None:
-        super().__init__(check(_inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1"))
+    def __init__(self, fd: int | None = None) -> None:
+        """Make an instance, or take ownership of the descriptor ``fd`` of one."""
+        if fd is None:
+            fd = _inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        super().__init__(check(fd, "inotify_init1"))
 
     def add(self, path: str, mask: int) -> int:
         """Watch the inode at ``path``, or replace its mask; return the watch descriptor."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import (
     OUT_OF_DESCRIPTORS,
+    ExportedInodes,
     HostInode,
     InodeStore,
     deleted_directory,
@@ -22,6 +23,7 @@ from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import open_path
 from farwatchd.passthrough.options import DEFAULT_MAX_INODES
 from farwatchd.passthrough.procfd import as_systems_limit
+from farwatchd.wire.state import InodeState, State, StateError
 
 GENERATION = 0
 #: File types, each as the one number that all inodes of the type have.
@@ -199,6 +201,47 @@ class InodeTable:
         """Forget all inodes, the root too."""
         self.clear()
         self._drop(self._root)
+
+    def export_state(self, state: State, host_inodes: ExportedInodes) -> None:
+        """Add all inodes to a state."""
+        state.inodes += [
+            InodeState(
+                inode.nodeid,
+                host_inodes.index(inode.host_inode),
+                inode.kind,
+                inode.lookups,
+                inode.named,
+            )
+            for inode in self._by_nodeid.values()
+        ]
+
+    def restore_state(
+        self, records: list[InodeState], host_inodes: list[HostInode], next_nodeid: int
+    ) -> None:
+        """Add the inodes of a state, whose root must be this root; ``StateError``."""
+        for record in records:
+            if record.host_inode >= len(host_inodes):
+                raise StateError("an inode has no host inode")
+            host_inode = host_inodes[record.host_inode]
+            if record.nodeid == ROOT:
+                if host_inode is not self._root.host_inode:
+                    raise StateError("it is of another shared directory")
+                self._root.lookups = record.lookups
+                continue
+            if record.nodeid in self._by_nodeid or host_inode in self._by_host_inode:
+                raise StateError("an inode is there twice")
+            if not ROOT < record.nodeid < next_nodeid:
+                raise StateError("an inode has a number that was not given yet")
+            kind = _KINDS.get(record.kind, record.kind)
+            inode = Inode(record.nodeid, host_inode, kind, record.lookups, bool(record.named))
+            host_inode.references += 1
+            self._by_nodeid[inode.nodeid] = self._by_host_inode[host_inode] = inode
+        self._next = next_nodeid
+
+    @property
+    def next_nodeid(self) -> int:
+        """The number of the next inode."""
+        return self._next
 
     def _open_again(self, parent: Inode, name: bytes) -> int:
         """Open a name when there was no descriptor left: the store closes one first."""

@@ -11,6 +11,17 @@ import struct
 from farwatchd.fuse.filesystem import Lock
 from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.linux.libc import OFFSET_MAX, failure
+from farwatchd.passthrough.open_file_table import OpenFileTable
+from farwatchd.wire.state import (
+    NONE,
+    Descriptors,
+    LockHandleState,
+    LockOwnerState,
+    LockState,
+    ReceivedDescriptors,
+    State,
+    StateError,
+)
 
 #: struct flock: l_type, l_whence, l_start, l_len, l_pid.
 FLOCK = struct.Struct("@hhqqi4x")
@@ -161,6 +172,37 @@ class LockTable:
         """Release all locks on an inode that the guest has forgotten."""
         for owner in list(self._inodes.get(nodeid, ())):
             self.close(nodeid, owner)
+
+    def export_state(self, state: State, fds: Descriptors) -> None:
+        """Add all owners and locks to a state. The locks stay with their descriptions."""
+        for nodeid, owners in self._inodes.items():
+            for owner, found in owners.items():
+                borrowed = NONE if found.borrowed is None else found.borrowed
+                fd = fds.add(found.fd) if found.borrowed is None else NONE
+                state.lock_owners.append(LockOwnerState(nodeid, owner, borrowed, fd))
+                state.lock_handles += [LockHandleState(nodeid, owner, fh) for fh in found.handles]
+                state.locks += [LockState(nodeid, owner, *lock) for lock in found.locks]
+
+    def restore_state(self, state: State, fds: ReceivedDescriptors, files: OpenFileTable) -> None:
+        """Add the owners and locks of a state; ``files`` are restored. ``StateError``."""
+        for record in state.lock_owners:
+            borrowed = None if record.borrowed == NONE else record.borrowed
+            if self.fd(record.nodeid, record.owner) is not None:
+                raise StateError("a lock owner is there twice")
+            if borrowed is None:
+                self.open(record.nodeid, record.owner, fds.take(record.fd))
+            else:
+                fd = files.fd(record.nodeid, borrowed)
+                self.open(record.nodeid, record.owner, fd, borrowed)
+        try:
+            for handle in state.lock_handles:
+                self._inodes[handle.nodeid][handle.owner].handles.add(handle.fh)
+            for lock in state.locks:
+                held = Lock(lock.kind, lock.start, lock.end, lock.pid)
+                self._inodes[lock.nodeid][lock.owner].locks.append(held)
+                self._count += 1
+        except KeyError:
+            raise StateError("a lock has no owner") from None
 
     def clear(self) -> None:
         """Release all locks."""

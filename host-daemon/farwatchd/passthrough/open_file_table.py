@@ -14,6 +14,7 @@ from enum import Enum
 
 from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.linux.libc import failure
+from farwatchd.wire.state import Descriptors, OpenFileState, ReceivedDescriptors, State, StateError
 
 
 class Reading(Enum):
@@ -115,6 +116,37 @@ class OpenFileTable:
             del self._count_of[nodeid]
         self._budget.used -= 1
         self._close(file)
+
+    def export_state(self, state: State, fds: Descriptors) -> None:
+        """Add all files to a state."""
+        state.open_files += [
+            OpenFileState(
+                fh, file.nodeid, fds.add(file.fd), file.flags, file.append_only, file.remote
+            )
+            for fh, file in self._files.items()
+        ]
+
+    def restore_state(
+        self, records: list[OpenFileState], fds: ReceivedDescriptors, next_fh: int
+    ) -> None:
+        """Add the files of a state, and take ownership of their descriptors; ``StateError``."""
+        for record in records:
+            if record.fh in self._files or not self._next <= record.fh < next_fh:
+                raise StateError("an open file has a number of another one")
+            self._next = record.fh
+            self.add(
+                record.nodeid,
+                fds.take(record.fd),
+                record.flags,
+                bool(record.append_only),
+                bool(record.remote),
+            )
+        self._next = next_fh
+
+    @property
+    def next_fh(self) -> int:
+        """The number of the next open file."""
+        return self._next
 
     def clear(self) -> None:
         """Close all files."""

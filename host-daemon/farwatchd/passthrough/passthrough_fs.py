@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from farwatchd.inode_store.store import InodeStore
+from farwatchd.inode_store.store import ExportedInodes, HostInode, InodeStore
 from farwatchd.passthrough.attributes import AttributeOperations
 from farwatchd.passthrough.data import DataOperations
 from farwatchd.passthrough.directories import DirectoryOperations
@@ -16,6 +16,7 @@ from farwatchd.passthrough.open import OpenOperations
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.share import ShareState
 from farwatchd.passthrough.xattrs import XattrOperations
+from farwatchd.wire.state import Descriptors, ReceivedDescriptors, State
 
 
 class PassthroughFs:
@@ -85,6 +86,23 @@ class PassthroughFs:
         self.setlk = locks.setlk
         self.flock = locks.flock
         self.unlock_owner = locks.unlock_owner
+
+    def export_state(self, state: State, fds: Descriptors, host_inodes: ExportedInodes) -> None:
+        """Add what the guest knows, has open and has locked to a state."""
+        share = self.share
+        share.inodes.export_state(state, host_inodes)
+        share.open_files.export_state(state, fds)
+        share.locks.export_state(state, fds)
+
+    def restore_state(
+        self, state: State, fds: ReceivedDescriptors, host_inodes: list[HostInode]
+    ) -> None:
+        """Add what the guest knows, has open and has locked; ``StateError``, ``OSError``."""
+        share = self.share
+        (numbers,) = state.numbers
+        share.inodes.restore_state(state.inodes, host_inodes, numbers.nodeid)
+        share.open_files.restore_state(state.open_files, fds, numbers.fh)
+        share.locks.restore_state(state, fds, share.open_files)
 
     def use_threads(self, run_aside: Callable[[Callable[[], None]], None]) -> None:
         """Have ``run_aside`` run what may wait for a server, in any thread."""

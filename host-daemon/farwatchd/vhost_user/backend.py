@@ -7,6 +7,7 @@ What each message of the front-end does to features, memory and rings.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +18,14 @@ from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtqueue import GuestMemory, Region, RingAddress, VirtqueueError
 from farwatchd.virtqueue.ring import MAX_RING_SIZE
 from farwatchd.wire import vhost_user as wire
+from farwatchd.wire.state import (
+    ConnectionState,
+    Descriptors,
+    ReceivedDescriptors,
+    RegionState,
+    State,
+    StateError,
+)
 from farwatchd.wire.vhost_user import (
     VHOST_USER_F_PROTOCOL_FEATURES,
     FrontEndRequest,
@@ -88,6 +97,7 @@ class Backend:
         self._protocol_features = ProtocolFeature(0)
         self._memory = GuestMemory()
         self._vrings = [Vring(index) for index in range(device.queue_count)]
+        self._paused: list[Vring] = []
 
     def handle(self, message: Message) -> bytes | None:
         """Do what ``message`` says; return the reply, if it has one.
@@ -124,6 +134,66 @@ class Backend:
                 self._stop(vring)
                 vring.close()
             self._memory = GuestMemory()
+
+    def pause(self) -> None:
+        """Stop the rings that run, until ``resume``."""
+        self._paused = [vring for vring in self._vrings if vring.ring is not None]
+        for vring in self._paused:
+            self._stop(vring)
+
+    def resume(self) -> None:
+        """Start the rings that ``pause`` has stopped, here or in another process."""
+        paused, self._paused = self._paused, []
+        for vring in paused:
+            try:
+                self._update_ring_state(vring)
+            except RequestError as error:
+                _log.error("%s", error)
+
+    def export_state(self, state: State, fds: Descriptors, sock: int) -> None:
+        """Add features, memory and rings to a state; ``pause`` was called.
+
+        ``sock`` is the connection's descriptor. ``StateError``: another process cannot map the
+        memory.
+        """
+        state.connection.append(
+            ConnectionState(fds.add(sock), self._features, int(self._protocol_features))
+        )
+        for region in self._memory.regions:
+            if region.file is None:
+                raise StateError("a memory region has no file")
+            state.regions.append(
+                RegionState(
+                    fds.add(region.file.fd),
+                    region.file.offset,
+                    region.guest_addr,
+                    region.size,
+                    region.user_addr,
+                )
+            )
+        state.vrings += [vring.export_state(fds, vring in self._paused) for vring in self._vrings]
+
+    def restore_state(self, state: State, fds: ReceivedDescriptors) -> None:
+        """Become the paused back-end of a state; ``StateError``."""
+        (connection,) = state.connection
+        self._features = connection.features
+        self._protocol_features = ProtocolFeature(connection.protocol_features)
+        if self._features & ~self._device.features:
+            raise StateError("the guest uses features of the device that are not offered here")
+        if self._protocol_features & ~self._offered_protocol_features:
+            raise StateError("the front-end uses protocol features that are not offered here")
+        try:
+            self._memory = GuestMemory([_map_again(region, fds) for region in state.regions])
+        except ValueError as error:
+            raise StateError(str(error)) from error
+        if [each.queue for each in state.vrings] != list(range(len(self._vrings))):
+            raise StateError(f"it has {len(state.vrings)} queues of {len(self._vrings)}")
+        for vring, record in zip(self._vrings, state.vrings, strict=True):
+            vring.restore_state(record, fds)
+            if record.running:
+                if not vring.ready:
+                    raise StateError(f"queue {vring.index} runs without all that it needs")
+                self._paused.append(vring)
 
     def _refuse_truncated(self, message: Message) -> None:
         if message.request not in _IGNORED_WITHOUT_FD or self._wants_ack(message):
@@ -460,6 +530,15 @@ class Backend:
 def _map(fd: int, wanted: Any) -> Region:
     """Map one region as a ``MEMORY_REGION`` describes it."""
     return Region.map(fd, wanted.mmap_offset, wanted.guest_addr, wanted.size, wanted.user_addr)
+
+
+def _map_again(region: RegionState, fds: ReceivedDescriptors) -> Region:
+    """Map the region of a state."""
+    fd = fds.take(region.fd)
+    try:
+        return Region.map(fd, region.offset, region.guest_addr, region.length, region.user_addr)
+    finally:
+        os.close(fd)
 
 
 _R = FrontEndRequest

@@ -15,6 +15,7 @@ from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import Backend, DeviceModel
 from farwatchd.vhost_user.messages import MAX_FDS, MessageDecoder, ProtocolError, close_all
 from farwatchd.vhost_user.reserve import DescriptorReserve
+from farwatchd.wire.state import Descriptors, ReceivedDescriptors, State
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,30 @@ class Connection:
         finally:
             self._on_close()
 
+    @property
+    def within_message(self) -> bool:
+        """Whether a message of the front-end has come in part."""
+        return self._decoder.within_message
+
+    def pause(self) -> None:
+        """Read no message and serve no ring until ``resume``."""
+        self._loop.remove(self._sock.fileno())
+        self._backend.pause()
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        self._loop.add(self._sock.fileno(), self._readable)
+        self._backend.resume()
+
+    def export_state(self, state: State, fds: Descriptors) -> None:
+        """Add the paused connection, between two messages, to a state; ``StateError``."""
+        self._backend.export_state(state, fds, self._sock.fileno())
+
+    def restore_state(self, state: State, fds: ReceivedDescriptors) -> None:
+        """Become the paused connection of a state; ``StateError``."""
+        self.pause()
+        self._backend.restore_state(state, fds)
+
     def _readable(self) -> None:
         try:
             for _ in range(READS_PER_TURN):
@@ -77,7 +102,7 @@ class Connection:
 
     def _read(self) -> bool:
         """Read once and handle the message that it completes; return whether there may be more."""
-        # Handling takes descriptors as well: a memory mapping keeps its own.
+        # Handling takes descriptors as well: a memory region keeps two of its own.
         with self._reserve.freed():
             return self._receive()
 

@@ -23,7 +23,9 @@ class ListenError(Exception):
     """No front-end can be expected there. The text is one line for the user."""
 
 
-def listen(path: Path, mode: int = 0o600) -> socket.socket:
+def listen(
+    path: Path, mode: int = 0o600, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
     """Make a listening socket at ``path`` with permission bits ``mode``.
 
     ``ListenError`` when that is impossible.
@@ -35,7 +37,7 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
             f"socket path {path} is longer than {MAX_PATH_BYTES} bytes: choose a shorter one"
         )
     _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     old_mask = os.umask(0o777 & ~mode)
     try:
         listener.bind(os.fspath(path))

@@ -12,6 +12,7 @@ from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import DeviceModel
 from farwatchd.vhost_user.connection import Connection
 from farwatchd.vhost_user.reserve import DescriptorReserve
+from farwatchd.wire.state import Descriptors, ReceivedDescriptors, State
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,47 @@ class Server:
     def connected(self) -> bool:
         """Whether a front-end is served."""
         return self._connection is not None
+
+    @property
+    def within_message(self) -> bool:
+        """Whether a message of the front-end has come in part."""
+        return self._connection is not None and self._connection.within_message
+
+    def pause(self) -> None:
+        """Accept and serve nothing until ``resume``."""
+        self._set_accepting(False)
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        self._set_accepting(self._waiting is None)
+        if self._connection is not None:
+            self._connection.resume()
+
+    def export_state(self, state: State, fds: Descriptors) -> tuple[int, int]:
+        """Add the paused connection to a state; ``StateError``.
+
+        Return the indices of the listening socket and of the front-end that waits.
+        """
+        if self._connection is not None:
+            self._connection.export_state(state, fds)
+        return (
+            fds.add(None if self._listener is None else self._listener.fileno()),
+            fds.add(None if self._waiting is None else self._waiting.fileno()),
+        )
+
+    def restore_state(self, state: State, fds: ReceivedDescriptors) -> None:
+        """Become the paused server of a state; ``StateError``, ``OSError``."""
+        self._set_accepting(False)
+        (server,) = state.server
+        waiting = fds.take_any(server.waiting)
+        if waiting is not None:
+            self._waiting = socket.socket(fileno=waiting)
+        if state.connection:
+            sock = socket.socket(fileno=fds.take(state.connection[0].socket))
+            self._connection = Connection(self._loop, sock, self._device, self._left)
+            self._connection.restore_state(state, fds)
 
     def close(self) -> None:
         """End everything without calling ``on_end``.

@@ -12,6 +12,7 @@ import stat
 from enum import Enum
 
 from farwatchd.virtqueue import GuestMemory, RingAddress, RingMemory, SplitRing, VirtqueueError
+from farwatchd.wire.state import NONE, Descriptors, ReceivedDescriptors, StateError, VringState
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +131,41 @@ class Vring:
             self.kick_fd is not None
             and stat.S_IFMT(os.fstat(self.kick_fd).st_mode) == _NO_FILE_TYPE
         )
+
+    def export_state(self, fds: Descriptors, running: bool) -> VringState:
+        """Return a stopped ring; ``running``: it is only stopped for that."""
+        at = self.address
+        return VringState(
+            self.index,
+            self.size,
+            at is not None,
+            *((at.descriptors, at.available, at.used) if at is not None else (0, 0, 0)),
+            self.base,
+            NONE if self._used is None else self._used,
+            self.enabled,
+            self.broken,
+            self.has_run,
+            fds.add(self.kick_fd),
+            fds.add(self._call_fd),
+            fds.add(self._err_fd),
+            running,
+        )
+
+    def restore_state(self, state: VringState, fds: ReceivedDescriptors) -> None:
+        """Become the stopped ring of a state, and take ownership of its descriptors."""
+        self.size = state.size
+        if state.has_address:
+            self.address = RingAddress(state.descriptors, state.available, state.used)
+        self.base = state.base
+        self._used = None if state.next_used == NONE else state.next_used
+        self.enabled = bool(state.enabled)
+        self.broken = bool(state.broken)
+        self.has_run = bool(state.has_run)
+        self.set_kick(fds.take_any(state.kick))
+        self.set_call(fds.take_any(state.call))
+        self.set_err(fds.take_any(state.err))
+        if max(self.base, self._used or 0) > 0xFFFF:
+            raise StateError(f"queue {self.index} has an index of more than 16 bits")
 
     def read_kick(self) -> KickState:
         """Read the kick descriptor; return what was found."""

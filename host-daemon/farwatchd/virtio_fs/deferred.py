@@ -9,8 +9,10 @@ from functools import partial
 
 from farwatchd.iovec import scatter
 from farwatchd.vhost_user.vring import Vring
+from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtqueue import VirtqueueError
+from farwatchd.wire.state import PendingReplyState
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ class PendingReplies:
 
     def __init__(self) -> None:
         self._held: dict[DeferredReply, _Held] = {}
+        #: Those of another process, until their rings run here.
+        self._restored: list[PendingReplyState] = []
         #: How many threads work on.
         self.in_threads = 0
 
@@ -45,18 +49,50 @@ class PendingReplies:
         self.in_threads += reply.in_thread
         reply.hold(partial(self._complete, reply))
 
-    def resume(self, vring: Vring) -> None:
-        """Send what was completed while ``vring`` was stopped."""
+    def resume(self, vring: Vring) -> list[int]:
+        """Send what was completed while ``vring`` was stopped.
+
+        Return the heads of the chains whose requests are to be handled again.
+        """
         for reply, held in list(self._held.items()):
             if held.vring is vring and held.completed is not None:
                 del self._held[reply]
                 _send(held, *held.completed)
+        if not self._restored:
+            return []
+        mine = [each for each in self._restored if each.queue == vring.index]
+        self._restored = [each for each in self._restored if each.queue != vring.index]
+        for each in mine:
+            if each.reply:
+                header, payload = each.reply[:OUT_HEADER_SIZE], each.reply[OUT_HEADER_SIZE:]
+                _send(_Held(vring, each.head), header, payload)
+        return [each.head for each in mine if not each.reply]
+
+    def export_state(self) -> list[PendingReplyState]:
+        """Return the chains in flight, in the order of their requests. No thread works on one.
+
+        A request without a complete reply has changed nothing yet: it can be handled again.
+        """
+        held = [
+            PendingReplyState(
+                each.vring.index,
+                each.head,
+                b"" if each.completed is None else b"".join(each.completed),
+            )
+            for each in self._held.values()
+        ]
+        return held + self._restored
+
+    def restore_state(self, records: list[PendingReplyState]) -> None:
+        """Keep the chains in flight until ``resume``."""
+        self._restored = list(records)
 
     def release(self) -> None:
         """Forget every chain: after a reset its memory may have another use."""
         for reply in self._held:
             reply.drop()
         self._held.clear()
+        self._restored.clear()
         self.in_threads = 0
 
     def _complete(self, reply: DeferredReply, header: bytes, payload: bytes | memoryview) -> None:

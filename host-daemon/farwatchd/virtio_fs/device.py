@@ -21,6 +21,7 @@ from farwatchd.virtio_fs.interfaces import DeferredReply, NotificationSource, Re
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
+from farwatchd.wire.state import PendingReplyState
 from farwatchd.wire.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from farwatchd.wire.virtio import VirtioFeature
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, VirtioFsFeature, fs_config
@@ -142,7 +143,8 @@ class Device:
         )
         self._running[vring.index] = _Running(vring, role, serve)
         _log.debug("queue %d (%s) started", vring.index, role.value)
-        self._pending.resume(vring)
+        for head in self._pending.resume(vring):
+            self._handle_again(vring, head)
         self._schedule(vring.index)
 
     def ring_stopped(self, vring: Vring) -> None:
@@ -171,6 +173,14 @@ class Device:
         self._small_buffer_reported = False
         self._pending.release()
         self._handler.reset()
+
+    def export_state(self) -> list[PendingReplyState]:
+        """Return the chains in flight. No ring runs, and no thread works on a reply."""
+        return self._pending.export_state()
+
+    def restore_state(self, records: list[PendingReplyState]) -> None:
+        """Keep the chains in flight of a state until their rings run."""
+        self._pending.restore_state(records)
 
     def _drain(self) -> bool:
         """Complete what threads do, within a limit; return false if some of it is not complete."""
@@ -264,6 +274,26 @@ class Device:
                 interrupt_at = clock() + INTERRUPT_DELAY_NS
         vring.interrupt_if_needed()
         return True
+
+    def _handle_again(self, vring: Vring, head: int) -> None:
+        """Serve a request that another process has popped and not completed."""
+        ring = vring.ring
+        if ring is None:
+            return
+        try:
+            chain = ring.chain(head)
+            try:
+                written = self._handler.handle(chain)
+            except Exception as error:
+                self._report(error)
+                written = write_error_reply(chain, errno.EIO)
+            if isinstance(written, DeferredReply):
+                self._pending.hold(written, vring, head)
+                return
+            ring.add_used(head, written)
+            vring.interrupt_if_needed()
+        except VirtqueueError as error:
+            self._fail(vring, str(error))
 
     def _poll_for_more(self, vring: Vring, ring: SplitRing) -> bool:
         """Poll for the next chain where that is worth it; return whether there is one."""

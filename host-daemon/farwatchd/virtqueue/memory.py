@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,17 +20,28 @@ ADDRESS_END = 1 << 64
 RegionView = tuple[int, int, memoryview]
 
 
+class RegionFile:
+    """The file of a mapped region, by which another process maps it; owns the descriptor."""
+
+    def __init__(self, fd: int, offset: int) -> None:
+        self.fd = fd
+        self.offset = offset
+        weakref.finalize(self, os.close, fd).atexit = False
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """Consecutive guest memory.
 
-    ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in the front-end.
+    ``view`` is ``size`` bytes from ``guest_addr``, or ``user_addr`` in the front-end. ``file`` is
+    None for memory that was not mapped here.
     """
 
     guest_addr: int
     size: int
     user_addr: int
     view: memoryview
+    file: RegionFile | None = None
 
     @classmethod
     def map(cls, fd: int, offset: int, guest_addr: int, size: int, user_addr: int) -> Region:
@@ -54,9 +67,10 @@ class Region:
                 offset=offset - skip,
             )
             mapping.madvise(mmap.MADV_DONTDUMP)
+            file = RegionFile(os.dup(fd), offset)
         except (OSError, ValueError, OverflowError) as error:
             raise ValueError(f"{text} cannot be mapped: {error}") from error
-        return cls(guest_addr, size, user_addr, memoryview(mapping)[skip:])
+        return cls(guest_addr, size, user_addr, memoryview(mapping)[skip:], file)
 
 
 class GuestMemory:

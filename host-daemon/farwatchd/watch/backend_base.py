@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from farwatchd.inode_store.store import InodeStore
+from farwatchd.inode_store.store import ExportedInodes, HostInode, InodeStore
 from farwatchd.linux.group import NotificationGroup
 from farwatchd.watch.event_stream import EventStream, MarkEvent
 from farwatchd.watch.event_trace import EventTrace
 from farwatchd.watch.watch_backend import HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import BackendState, Descriptors, GroupState, NodeState, State
 
 
 def proc_path(fd: int) -> str:
@@ -96,6 +97,61 @@ class TreeBackend(abc.ABC):
         if not batch and self._tree.is_unsettled:
             return self._stream.verify_some()
         return self._stream.interpret(batch)
+
+    def unread(self) -> bool:
+        """Return whether events are unread; see ``WatchBackend``."""
+        return any(group.pending() for group in self._all_groups())
+
+    def settle(self) -> list[HostEvent]:
+        """Return what waits for later events; see ``WatchBackend``."""
+        return self._stream.interpret(self._flush())
+
+    def export_state(self, state: State, fds: Descriptors, host_inodes: ExportedInodes) -> int:
+        """Add the watches to a state; see ``WatchBackend``."""
+        state.backend.append(
+            BackendState(self.name.encode(), self.others_only, self._tree.returned)
+        )
+        state.groups += [GroupState(fds.add(group.fileno())) for group in self._all_groups()]
+        state.nodes += self._tree.export_state(host_inodes, self._group_index)
+        state.lost_names += self._stream.export_state()
+        return self._tree.next_watch_id
+
+    def restore_state(self, state: State, host_inodes: list[HostInode]) -> None:
+        """Add the watches of a state; see ``WatchBackend``."""
+        (backend,), (numbers,) = state.backend, state.numbers
+        nodes = self._tree.restore_state(
+            state.nodes, host_inodes, numbers.watch_id, bool(backend.returned)
+        )
+        self._stream.restore_state(state.lost_names)
+        for node, record in zip(nodes, state.nodes, strict=True):
+            if node.mark_id:
+                self._by_mark[node.mark_id] = node
+                self._restore_mark(node, record)
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name; see ``WatchBackend``."""
+
+    @property
+    @abc.abstractmethod
+    def others_only(self) -> bool:
+        """Whether own events can be left out; see ``WatchBackend``."""
+
+    @abc.abstractmethod
+    def _flush(self) -> list[MarkEvent]:
+        """Return the events that wait for later ones, as if none came."""
+
+    def _all_groups(self) -> Sequence[NotificationGroup]:
+        return (self._group,)
+
+    def _group_index(self, node: Node) -> int:
+        """Return the index of the group that has a node's mark."""
+        return 0
+
+    @abc.abstractmethod
+    def _restore_mark(self, node: Node, record: NodeState) -> None:
+        """Record the mark of a restored node, besides its number; ``StateError``."""
 
     @abc.abstractmethod
     def _gather(self) -> list[MarkEvent]:

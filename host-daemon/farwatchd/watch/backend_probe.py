@@ -10,12 +10,15 @@ from collections.abc import Callable
 from enum import Enum
 
 from farwatchd.inode_store.store import InodeStore
+from farwatchd.linux.fanotify import Fanotify
+from farwatchd.linux.inotify import Inotify
 from farwatchd.watch.backend_base import proc_path
 from farwatchd.watch.fanotify_backend import NO_PID, FanotifyBackend, UnwatchableError
 from farwatchd.watch.inotify_backend import InotifyBackend
 from farwatchd.watch.options import DEFAULT_EVENT_QUEUE, BackendName
 from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import ReceivedDescriptors, State, StateError
 
 _log = logging.getLogger(__name__)
 #: Events that the host's queue has room for, by default (fs.fanotify.max_queued_events).
@@ -89,6 +92,34 @@ def open_backend(
             _log.info("host changes are watched with %s, mode %s", backend.name, mode.value)
             return backend
     raise BackendUnavailableError(f"cannot watch the share with {'; nor with '.join(problems)}")
+
+
+def restore_backend(
+    state: State,
+    fds: ReceivedDescriptors,
+    root_fd: int,
+    inodes: InodeStore,
+    path_of: Callable[[int], str] = proc_path,
+) -> WatchBackend | None:
+    """Open the watch back end whose groups are in a state, without watches yet.
+
+    Arguments as of ``open_backend``. None: there was none. ``StateError``, ``OSError``.
+    """
+    if not state.backend:
+        return None
+    (record,) = state.backend
+    groups = [fds.take(each.fd) for each in state.groups]
+    if record.name == BackendName.INOTIFY.value.encode() and len(groups) == 1:
+        return InotifyBackend(root_fd, inodes, path_of, instance=Inotify(groups[0]))
+    if record.name == BackendName.FANOTIFY.value.encode() and groups:
+        return FanotifyBackend(
+            root_fd,
+            inodes,
+            path_of,
+            own_pid=os.getpid() if record.others_only else NO_PID,
+            groups=[Fanotify(fd=fd) for fd in groups],
+        )
+    raise StateError("its watch back end is unknown")
 
 
 def _try(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from farwatchd.watch.event_record import OVERFLOW, RECORD_MAX, EventRecord
 from farwatchd.watch.event_trace import EventTrace, bits, printable
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import EventRecordState, StateError
 
 _log = logging.getLogger(__name__)
 _OVERFLOW = OVERFLOW.encode()
@@ -127,6 +128,18 @@ class EventQueue:
         if self._trace is not None and taken:
             self._trace.step("guest", f"{len(taken)} records are sent, {len(records)} are left")
         return b"".join(taken)
+
+    def export_state(self) -> list[EventRecordState]:
+        """Return the records, oldest first."""
+        return [EventRecordState(record) for record in self._records]
+
+    def restore_state(self, records: list[EventRecordState], dropped: int) -> None:
+        """Add the records of a state to the empty queue; ``StateError``."""
+        if any(not 0 < len(each.record) <= RECORD_MAX for each in records):
+            raise StateError("an event record has a wrong length")
+        # More than the limit, if that is smaller now: none is lost for it.
+        self._records.extend(each.record for each in records)
+        self.dropped = dropped
 
     def clear(self) -> None:
         """Drop all records: the session for which they were meant has ended."""

@@ -19,6 +19,7 @@ from farwatchd.watch.lost_names import LostNames
 from farwatchd.watch.watch_backend import DIRENT, HostEvent
 from farwatchd.watch.watch_tree import Node, WatchTree
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import LostNameState
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +149,14 @@ class EventStream:
     def reset(self) -> None:
         """Forget what is known of names: all watches have ended."""
         self._lost_names.clear()
+
+    def export_state(self) -> list[LostNameState]:
+        """Return what is known of names. All events were interpreted."""
+        return self._lost_names.export_state()
+
+    def restore_state(self, records: list[LostNameState]) -> None:
+        """Add what is known of names."""
+        self._lost_names.restore_state(records)
 
     def trace_to(self, trace: EventTrace) -> None:
         """Log each event from now on, and why one is left out."""

@@ -14,7 +14,12 @@ import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from farwatchd.inode_store.store import OUT_OF_DESCRIPTORS, InodeStore
+from farwatchd.inode_store.store import (
+    OUT_OF_DESCRIPTORS,
+    ExportedInodes,
+    HostInode,
+    InodeStore,
+)
 from farwatchd.linux.fanotify import (
     FSID_SIZE,
     INFO_DFID_NAME,
@@ -32,6 +37,14 @@ from farwatchd.watch.entry_history import EntryHistory
 from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
 from farwatchd.watch.watch_tree import Node, entry_name, shared
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import (
+    Descriptors,
+    FileSystemGroupState,
+    NodeState,
+    RefusedState,
+    State,
+    StateError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +138,9 @@ class FanotifyBackend(TreeBackend):
         path_of: Callable[[int], str] = proc_path,
         own_pid: int = NO_PID,
         unlimited_queue: bool = False,
+        groups: list[Fanotify] | None = None,
     ) -> None:
+        """Make groups, or take ownership of ``groups``, whose marks will be restored."""
         self._own_pid = own_pid
         self._report_own = False
         self._mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
@@ -133,9 +148,12 @@ class FanotifyBackend(TreeBackend):
         self._groups: list[Fanotify] = []
         self._epoll = select.epoll()
         try:
-            self._groups.append(Fanotify(unlimited_queue))
-            if file_system_type(os.fsencode(path_of(self._mount_fd))) == _BTRFS:
-                self._groups += [Fanotify(unlimited_queue) for _ in range(_SPARE_GROUPS)]
+            if groups is not None:
+                self._groups += groups
+            else:
+                self._groups.append(Fanotify(unlimited_queue))
+                if file_system_type(os.fsencode(path_of(self._mount_fd))) == _BTRFS:
+                    self._groups += [Fanotify(unlimited_queue) for _ in range(_SPARE_GROUPS)]
             for group in self._groups:
                 self._epoll.register(group.fileno(), select.EPOLLIN)
         except OSError:
@@ -268,6 +286,45 @@ class FanotifyBackend(TreeBackend):
             for group in self._groups:
                 group.remove_all()
 
+    def export_state(self, state: State, fds: Descriptors, host_inodes: ExportedInodes) -> int:
+        """Add the watches to a state; see ``WatchBackend``."""
+        state.file_system_groups += [
+            FileSystemGroupState(fsid, self._groups.index(group))
+            for fsid, group in self._group_of_fsid.items()
+        ]
+        state.refused += [RefusedState(device) for device in self._refused]
+        return super().export_state(state, fds, host_inodes)
+
+    def restore_state(self, state: State, host_inodes: list[HostInode]) -> None:
+        """Add the watches of a state; see ``WatchBackend``."""
+        super().restore_state(state, host_inodes)
+        for record in state.file_system_groups:
+            self._group_of_fsid[record.fsid] = self._restored_group(record.group)
+        self._refused |= {record.device for record in state.refused}
+
+    def _restored_group(self, index: int) -> Fanotify:
+        if index >= len(self._groups):
+            raise StateError("a mark is of a group that is not there")
+        return self._groups[index]
+
+    def _restore_mark(self, node: Node, record: NodeState) -> None:
+        self._by_identity[node.mark_identity] = node
+        group = self._restored_group(record.group)
+        if group is not self._groups[0]:
+            self._group_of_mark[node.mark_id] = group
+
+    def _all_groups(self) -> list[Fanotify]:
+        return self._groups
+
+    def _group_index(self, node: Node) -> int:
+        return self._groups.index(self._group_of(node))
+
+    def _flush(self) -> list[MarkEvent]:
+        """Return the entry events that coalescing has hidden until now."""
+        hidden = self._history.missing() if self._history.has_suspects else []
+        self._history.clear()
+        return hidden
+
     def _group_of(self, node: Node) -> Fanotify:
         return self._group_of_mark.get(node.mark_id, self._groups[0])
 
@@ -299,18 +356,15 @@ class FanotifyBackend(TreeBackend):
         and the check is made again after them.
         """
         history = self._history
-        if not len(history) or (self._is_pending() and not history.is_full):
+        if not len(history) or (self.unread() and not history.is_full):
             return []
         hidden: list[MarkEvent] = []
         if history.has_suspects:
             hidden = history.missing()
-            if self._is_pending() and not history.is_full:
+            if self.unread() and not history.is_full:
                 return []
         history.clear()
         return hidden
-
-    def _is_pending(self) -> bool:
-        return any(group.pending() for group in self._groups)
 
     def _look_up(self, mark_id: int, name: bytes) -> bytes | None:
         """Return the identity of an entry of a marked directory; see ``EntryHistory``."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
 from farwatchd.watch.rename_joiner import RenameJoiner
 from farwatchd.watch.watch_tree import Node
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import NodeState
 
 _CHUNK = 65536
 _MAX_CHUNKS = 16
@@ -39,8 +41,10 @@ class InotifyBackend(TreeBackend):
         inodes: InodeStore | None = None,
         path_of: Callable[[int], str] = proc_path,
         clock: Callable[[], float] = time.monotonic,
+        instance: Inotify | None = None,
     ) -> None:
-        self._inotify = Inotify()
+        """Make an instance, or take ownership of one whose watches will be restored."""
+        self._inotify = Inotify() if instance is None else instance
         self._clock = clock
         self._joiner = RenameJoiner()
         super().__init__(self._inotify, root_fd, inodes, path_of)
@@ -91,6 +95,13 @@ class InotifyBackend(TreeBackend):
         """Remove the host watches of all nodes; see ``HostMarks``."""
         for node in nodes:
             self.remove_mark(node)
+
+    def _restore_mark(self, node: Node, record: NodeState) -> None:
+        """Do nothing: the number says all."""
+
+    def _flush(self) -> list[MarkEvent]:
+        """Return the events that wait for the other half of a rename."""
+        return self._joiner.take(math.inf)
 
     def _gather(self) -> list[MarkEvent]:
         """Read a chunk of events, and more when earlier events of a removed inode may be unread."""

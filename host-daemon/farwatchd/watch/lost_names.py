@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from farwatchd.watch.watch_backend import Entry
+from farwatchd.wire.state import LostNameState
 
 #: Names that are remembered. The events of a file whose name is forgotten look like those of a file
 #: that has it.
@@ -51,6 +52,19 @@ class LostNames:
             return False
         present = self._inodes[entry]
         return present is None or (bool(inode) and present != inode)
+
+    def export_state(self) -> list[LostNameState]:
+        """Return the names, those that were lost first at the front."""
+        return [
+            LostNameState(mark_id, name, inode is not None, inode or b"")
+            for (mark_id, name), inode in self._inodes.items()
+        ]
+
+    def restore_state(self, records: list[LostNameState]) -> None:
+        """Add the names of a state."""
+        for record in records:
+            inode = record.identity if record.present else None
+            self._remember((record.mark_id, record.name), inode)
 
     def clear(self) -> None:
         """Forget all names."""

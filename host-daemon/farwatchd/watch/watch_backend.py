@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from farwatchd.inode_store.store import ExportedInodes, HostInode
 from farwatchd.watch.event_trace import EventTrace
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import Descriptors, State
 
 #: Events of a directory entry. They belong to the directory, and carry the entry's name.
 DIRENT = Event.CREATE | Event.DELETE | Event.MOVED_FROM | Event.MOVED_TO
@@ -117,6 +119,24 @@ class WatchBackend(Protocol):
         """Return the seconds after which ``read`` must be called although nothing is readable.
 
         None: that is not necessary.
+        """
+
+    def unread(self) -> bool:
+        """Return whether the host has events that were not read."""
+
+    def settle(self) -> list[HostEvent]:
+        """Return what waits for later events, as if none came. To be called after ``read``."""
+
+    def export_state(self, state: State, fds: Descriptors, host_inodes: ExportedInodes) -> int:
+        """Add the watches to a state, with the groups; return the next watch id.
+
+        Events were settled.
+        """
+
+    def restore_state(self, state: State, host_inodes: list[HostInode]) -> None:
+        """Add the watches of a state, whose groups this back end has; ``StateError``.
+
+        ``host_inodes`` are those of the state.
         """
 
     def close(self) -> None:

@@ -6,15 +6,18 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from farwatchd.inode_store.store import ExportedInodes, HostInode
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import NAME_MAX, EventRecord
 from farwatchd.watch.event_trace import EventTrace, bits
 from farwatchd.watch.watch_backend import HostEvent, WatchBackend
 from farwatchd.watch.watch_tree import shared
 from farwatchd.wire.fsnotify import Event
+from farwatchd.wire.state import Descriptors, GuestWatchState, State, StateError
 
 _log = logging.getLogger(__name__)
 #: Reads before a mask changes: enough for a host queue of the usual limit (16384 events) with long
@@ -147,6 +150,54 @@ class WatchTable:
         self._read()
         self._queue.announce()
 
+    def settle(self) -> None:
+        """Move to the queue what has happened until now, with all own events.
+
+        It takes a limited time. Later events of other processes stay unread.
+        """
+        for _ in range(self._max_reads):
+            if self._read() or self._backend.unread():
+                continue
+            delay = self._backend.delay()
+            if delay is None:
+                break
+            time.sleep(delay)
+        self._take(self._backend.settle())
+
+    def export_state(self, state: State, fds: Descriptors, host_inodes: ExportedInodes) -> int:
+        """Add watches and queued records to a state; return the next watch id."""
+        state.events += self._queue.export_state()
+        state.watches += [
+            GuestWatchState(each.nodeid, each.generation, each.watch_id, each.mask)
+            for each in self._by_nodeid.values()
+        ]
+        return self._backend.export_state(state, fds, host_inodes)
+
+    def restore_state(self, state: State, host_inodes: list[HostInode]) -> None:
+        """Add the watches and records of a state; ``StateError``.
+
+        Nothing is read from the host before ``resume``.
+        """
+        self._backend.restore_state(state, host_inodes)
+        (session,) = state.session
+        self._queue.restore_state(state.events, session.dropped_records)
+        for record in state.watches:
+            watch = _GuestWatch(
+                record.nodeid, record.generation, record.watch_id, shared(record.mask)
+            )
+            if watch.nodeid in self._by_nodeid:
+                raise StateError("an inode has two watches")
+            self._by_nodeid[watch.nodeid] = watch
+            self._by_watch_id[watch.watch_id] = (
+                *self._others(watch.watch_id, watch.nodeid),
+                watch,
+            )
+
+    def resume(self) -> None:
+        """Go on after ``restore_state``."""
+        self._queue.announce()
+        self._arm_timer()
+
     def _start(self, fd: int, is_dir: bool, wanted: Event) -> int:
         if self._is_full():
             raise self._no_watch_left()
@@ -195,6 +246,12 @@ class WatchTable:
     def _read(self) -> bool:
         """Read once from the back end; return whether it had events."""
         events = self._backend.read()
+        self._take(events)
+        self._arm_timer()
+        return bool(events)
+
+    def _take(self, events: list[HostEvent]) -> None:
+        """Move events to the queue, as records."""
         for event in events:
             if event.mask & _OVERFLOW:
                 if event.lost_by_host:
@@ -220,8 +277,6 @@ class WatchTable:
             if event.ended:
                 for watch in self._by_watch_id.get(event.watch_id, ()):
                     self._remove(watch)
-        self._arm_timer()
-        return bool(events)
 
     def _arm_timer(self) -> None:
         delay = self._backend.delay()

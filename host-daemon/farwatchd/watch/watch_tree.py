@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from farwatchd.inode_store.store import GONE, HostInode, Identity, InodeStore
+from farwatchd.inode_store.store import GONE, ExportedInodes, HostInode, Identity, InodeStore
+from farwatchd.wire.state import NONE, NodeState, StateError
 
 _log = logging.getLogger(__name__)
 _DELETED = b" (deleted)"
@@ -186,6 +187,11 @@ class WatchTree:
         """Whether nodes are to be verified, or the return of one is to be reported."""
         return self._returned or bool(self._suspects)
 
+    @property
+    def returned(self) -> bool:
+        """Whether the return of a watch is to be reported."""
+        return self._returned
+
     def take_returned(self) -> bool:
         """Return whether explicit watches are in the share again since the last call."""
         returned, self._returned = self._returned, False
@@ -314,6 +320,86 @@ class WatchTree:
         if self._root_inode is not None:
             self._inodes.put(self._root_inode)
             self._root_inode = None
+
+    def export_state(
+        self, host_inodes: ExportedInodes, group_of: Callable[[Node], int]
+    ) -> list[NodeState]:
+        """Return the nodes; ``group_of`` returns the index of the group that has a mark."""
+        return [
+            NodeState(
+                node.watch_id,
+                host_inodes.index(node.inode),
+                node.identity,
+                node.is_dir,
+                node.wanted,
+                node.explicit,
+                node.outside,
+                node.pending_removal,
+                node.removed_by_own,
+                node.mark_id,
+                node.mark_identity,
+                node.mark_mask,
+                NONE if node.parent is None else node.parent.watch_id,
+                node.name is not None,
+                node.name or b"",
+                self.is_suspect(node),
+                group_of(node),
+            )
+            for node in self._by_watch_id.values()
+        ]
+
+    def restore_state(
+        self,
+        records: list[NodeState],
+        host_inodes: list[HostInode],
+        next_watch_id: int,
+        returned: bool,
+    ) -> list[Node]:
+        """Add the nodes of a state, whose marks exist, and return them; ``StateError``."""
+        self._watch_ids = itertools.count(next_watch_id)
+        self._returned = returned
+        try:
+            nodes = [self._restore(record, host_inodes) for record in records]
+            for node, record in zip(nodes, records, strict=True):
+                if record.parent != NONE:
+                    node.parent = self._by_watch_id[record.parent]
+                    if node.parent.children is None:
+                        node.parent.children = Children()
+                    node.parent.children.add(node)
+        except (KeyError, IndexError):
+            raise StateError("a watch has no inode, or no parent") from None
+        return nodes
+
+    def _restore(self, record: NodeState, host_inodes: list[HostInode]) -> Node:
+        if record.watch_id in self._by_watch_id or record.identity in self._by_identity:
+            raise StateError("a watch is there twice")
+        node = Node(
+            record.watch_id,
+            host_inodes[record.host_inode],
+            record.identity,
+            bool(record.is_dir),
+            shared(record.wanted),
+            bool(record.explicit),
+            bool(record.outside),
+            bool(record.pending_removal),
+            bool(record.removed_by_own),
+            record.mark_id,
+            record.mark_identity,
+            shared(record.mark_mask),
+            name=record.name if record.has_name else None,
+        )
+        node.inode.references += 1
+        self._by_watch_id[node.watch_id] = self._by_identity[node.identity] = node
+        if record.suspect:
+            self._suspects[node.watch_id] = node
+        if node.outside:
+            self._outside[node.watch_id] = node
+        return node
+
+    @property
+    def next_watch_id(self) -> int:
+        """A number that no watch has had; it is not used here any more."""
+        return next(self._watch_ids)
 
     def open(self, node: Node) -> int:
         """Return a descriptor of a node's inode, good for the next system calls.

@@ -192,16 +192,11 @@ class GroupState(NamedTuple):
 
 
 class NodeState(NamedTuple):
-    """A host watch, parents before children.
-
-    ``handle`` and ``ino``: the identity's second part; ``parent``: the watch id, NONE without one.
-    """
+    """A host watch. ``parent``: the watch id of the directory above it, NONE without one."""
 
     watch_id: int
     host_inode: int
-    dev: int
-    ino: int
-    handle: bytes
+    identity: bytes
     is_dir: int
     wanted: int
     explicit: int
