@@ -7,6 +7,7 @@ import dataclasses
 import linecache
 import logging
 import os
+import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,9 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.session import Session
 from farwatchd.fuse.thread_pool import ThreadPool
+from farwatchd.handover.parts import Parts
+from farwatchd.handover.predecessor import Predecessor
+from farwatchd.handover.successor import Successor
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
 from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.linux import libc
@@ -25,7 +29,7 @@ from farwatchd.metrics_server import MetricsServer
 from farwatchd.options import Config
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.passthrough.procfd import ProcFd
-from farwatchd.sandbox.enter import SandboxError, enter
+from farwatchd.sandbox.enter import Namespaces, SandboxError, enter
 from farwatchd.sandbox.limits import raise_nofile, usable_cpus
 from farwatchd.sandbox.options import Seccomp
 from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid_core_dumps
@@ -38,12 +42,18 @@ from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtqueue import unsupported_machine
-from farwatchd.watch.backend_probe import BackendUnavailableError, WatchMode, open_backend
+from farwatchd.watch.backend_probe import (
+    BackendUnavailableError,
+    WatchMode,
+    open_backend,
+    restore_backend,
+)
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_trace import EventTrace
 from farwatchd.watch.options import BackendName, FsnotifyMode, WatchOptions
 from farwatchd.watch.watch_backend import WatchBackend
 from farwatchd.watch.watch_table import WatchTable
+from farwatchd.wire.state import ReceivedDescriptors, State, StateError
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +85,9 @@ def run(
         nonlocal manager
         manager = go_on_in_child(manager)
 
+    lasting = _lasting(config)
+    successor = None if sockets.predecessor is None else Successor(sockets.predecessor)
+    namespaces = Namespaces(() if successor is None else successor.greet(lasting))
     try:
         # While modules can still be found.
         seccomp = None if config.sandbox.seccomp is Seccomp.NONE else import_library()
@@ -83,11 +96,48 @@ def run(
             config.shared_dir.absolute(),
             config.sandbox.id_maps,
             supervise,
+            namespaces,
         )
     except (SandboxError, SeccompError) as error:
         raise UserError(str(error)) from error
     store = _open_store(config, root_fd, limit)
-    _serve(config, sockets, root_fd, store, seccomp, cpus, manager, ready)
+    try:
+        _serve(
+            config,
+            sockets,
+            root_fd,
+            store,
+            seccomp,
+            cpus,
+            manager,
+            ready,
+            lasting,
+            namespaces,
+            successor,
+        )
+    except (UserError, StateError) as error:
+        if successor is None:
+            raise
+        successor.refuse(f"the new daemon cannot serve: {error}")
+        raise UserError(f"--replace: {error}") from error
+
+
+def _lasting(config: Config) -> dict[str, str]:
+    """Return the options that a successor must have, too, as text.
+
+    Call it before the sandbox is entered.
+    """
+    return {
+        "shared-dir": str(config.shared_dir.resolve()),
+        "tag": str(config.device.tag),
+        "num-request-queues": str(config.device.num_request_queues),
+        "sandbox": config.sandbox.sandbox.value,
+        "uid-map and --gid-map": str(config.sandbox.id_maps),
+        "inode-file-handles": config.share.inode_file_handles.value,
+        "fsnotify": config.watch.fsnotify.value,
+        "fsnotify-backend": config.watch.fsnotify_backend.value,
+        "metrics-socket": str(config.socket.metrics_socket),
+    }
 
 
 def _serve(
@@ -99,7 +149,14 @@ def _serve(
     cpus: float,
     manager: ServiceManager,
     ready: Callable[[], None],
+    lasting: dict[str, str],
+    namespaces: Namespaces,
+    successor: Successor | None,
 ) -> None:
+    taken = None if successor is None else successor.take()
+    if taken is not None:
+        sockets = _taken_sockets(*taken, sockets)
+    assert sockets.front_end is not None
     loop = Loop()
     store.use_timer(loop.call_later)
     queue: EventQueue | None = None
@@ -108,7 +165,10 @@ def _serve(
     if config.watch.fsnotify is not FsnotifyMode.OFF:
         trace = EventTrace() if config.watch.trace_events else None
         queue = EventQueue(config.watch.event_queue, trace)
-        backend = _backend(config.watch, root_fd, store)
+        if taken is None:
+            backend = _backend(config.watch, root_fd, store)
+        else:
+            backend = restore_backend(*taken, root_fd, store, ProcFd().path)
         if backend is not None:
             watches = WatchTable(backend, queue, config.watch.max_watches, loop.call_later, trace)
             loop.add(backend.fileno(), watches.process)
@@ -139,6 +199,9 @@ def _serve(
     server = Server(
         loop, sockets.front_end, device, loop.stop, not config.socket.keep_serving, report
     )
+    parts = Parts(store, fs, pool, session, queue, watches, device, server)
+    if taken is not None:
+        parts.restore_state(*taken)
     block_signals()
     status = DaemonStatus(
         str(config.shared_dir),
@@ -159,14 +222,23 @@ def _serve(
             f"--thread-pool-size={config.process.thread_pool_size}: {error}; use"
             " --thread-pool-size=0 to serve without threads"
         ) from error
+    predecessor = _wait_for_successors(loop, config, sockets, parts, lasting, namespaces)
+    if successor is not None:
+        if loop.is_stopping:
+            raise UserError("ended by a signal")
+        successor.commit()
+        sockets.cleanup.arm()
+        parts.resume()
+        _log.info("replaced the daemon that served before")
     _log.info("listening on %s", config.socket.name)
     manager.ready(states[server.connected])
     manager.start_watchdog(loop.call_later)
     ready()
     loop.run()
     manager.stopping()
-    server.close()
-    session.reset()
+    if predecessor is None or not predecessor.handed_over:
+        server.close()
+        session.reset()
     if not pool.close(0):
         _log.warning("ended; the host still works on requests of the guest")
         logging.shutdown()
@@ -174,6 +246,39 @@ def _serve(
         os._exit(0)
     signals.close()
     _log.info("ended")
+
+
+def _taken_sockets(state: State, fds: ReceivedDescriptors, sockets: Sockets) -> Sockets:
+    """Return the sockets of the daemon that served before."""
+    (server,) = state.server
+    metrics = fds.take_any(server.metrics)
+    return sockets._replace(
+        front_end=socket.socket(fileno=fds.take(server.listener)),
+        handover=socket.socket(fileno=fds.take(server.handover)),
+        metrics=None if metrics is None else socket.socket(fileno=metrics),
+    )
+
+
+def _wait_for_successors(
+    loop: Loop,
+    config: Config,
+    sockets: Sockets,
+    parts: Parts,
+    lasting: dict[str, str],
+    namespaces: Namespaces,
+) -> Predecessor | None:
+    if sockets.handover is None:
+        return None
+    return Predecessor(
+        loop,
+        sockets.handover,
+        sockets.metrics,
+        parts,
+        lasting,
+        namespaces.fds,
+        sockets.cleanup,
+        check_user=config.sandbox.id_maps is None,
+    )
 
 
 def _gauges(

@@ -98,10 +98,25 @@ class Loop:
         self._stopping = True
         self._wake_up()
 
+    def abandon(self) -> None:
+        """Make ``run`` return, and call nothing any more, in this turn either.
+
+        Call it from a descriptor's callback or a timer.
+        """
+        self._callbacks.clear()
+        self._timers.clear()
+        self._soon.clear()
+        self.stop()
+
     def call_from_thread(self, callback: Callback) -> None:
         """Call ``callback`` once, soon, in the loop's thread."""
         self._from_threads.append(callback)
         self._wake_up()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether ``stop`` was called, and ``run`` has not returned yet."""
+        return self._stopping
 
     def has_work(self) -> bool:
         """Return whether a turn would find something to do now, without doing it."""

@@ -263,6 +263,8 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError("--socket-path and --fd exclude each other")
     if given.shared_dir is None:
         raise UserError("--shared-dir is needed")
+    if given.replace and given.socket_path is None:
+        raise UserError("--replace needs --socket-path")
     if given.socket_group is not None and given.socket_path is None:
         raise UserError("--socket-group needs --socket-path")
     translated = given.translate_uid or given.translate_gid

@@ -12,12 +12,12 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from farwatchd.linux.libc import AT_FDCWD, function, last_errno
 from farwatchd.sandbox.disable_imports import disable_imports, hold_time_zone
-from farwatchd.sandbox.idmaps import IdMaps, MapError, unshare_mapped
+from farwatchd.sandbox.idmaps import IdMaps, MapError, be_root, unshare_mapped
 from farwatchd.sandbox.options import Sandbox
 
 _CLONE_NEWNS = 0x00020000
@@ -58,7 +58,24 @@ _mount = function(
 )
 _umount2 = function("umount2", ctypes.c_char_p, ctypes.c_int)
 _unshare = function("unshare", ctypes.c_int)
+_setns = function("setns", ctypes.c_int, ctypes.c_int)
 _syscall = function("syscall", result=ctypes.c_long)
+
+
+class Namespaces:
+    """Descriptors of a daemon's namespaces of mounts and of users, by which a successor enters."""
+
+    def __init__(self, fds: Sequence[int] = ()) -> None:
+        """``fds``: of another daemon's; their ownership is taken."""
+        self.fds = list(fds)
+
+    def open(self, names: Sequence[str]) -> None:
+        """Open namespaces of this process, before /proc is out of reach; ``SandboxError``."""
+        try:
+            for name in names:
+                self.fds.append(os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise SandboxError(f"cannot open /proc/self/ns: {error.strerror}") from error
 
 
 class SandboxError(Exception):
@@ -70,6 +87,7 @@ def enter(
     shared_dir: Path,
     maps: IdMaps | None = None,
     go_on_in_child: Callable[[], None] | None = None,
+    namespaces: Namespaces | None = None,
 ) -> int:
     """Enter the sandbox and return an O_PATH descriptor of the share's root.
 
@@ -79,6 +97,8 @@ def enter(
 
     ``go_on_in_child`` returns in a child of the process. With it the child is the first process of
     a PID namespace, where there is one.
+
+    ``namespaces``: of another daemon, which are entered; or empty, and gets those that are made.
     """
     hold_time_zone()
     proc_fd = _open_proc(_PROC_FD)
@@ -97,7 +117,10 @@ def enter(
         if sandbox is Sandbox.CHROOT:
             _chroot(shared_dir)
         else:
-            sandbox_proc_fd = _namespace(shared_dir, maps, go_on_in_child)
+            if namespaces is not None and namespaces.fds:
+                sandbox_proc_fd = _join(maps, go_on_in_child, namespaces)
+            else:
+                sandbox_proc_fd = _namespace(shared_dir, maps, go_on_in_child, namespaces)
             os.close(proc_fd)
             proc_fd = sandbox_proc_fd
         disable_imports()
@@ -142,7 +165,10 @@ def _chroot(shared_dir: Path) -> None:
 
 
 def _namespace(
-    shared_dir: Path, maps: IdMaps | None, go_on_in_child: Callable[[], None] | None
+    shared_dir: Path,
+    maps: IdMaps | None,
+    go_on_in_child: Callable[[], None] | None,
+    namespaces: Namespaces | None,
 ) -> int:
     """Enter namespaces and change the root; returns a descriptor of /proc/self/fd."""
     advice = "; choose --sandbox=chroot or --sandbox=none where namespaces are not allowed"
@@ -150,6 +176,9 @@ def _namespace(
     if go_on_in_child is not None:
         # Before /proc/self is bound, which is another one in the child.
         go_on_in_child()
+    if namespaces is not None:
+        own_users = maps is not None or os.geteuid() != 0
+        namespaces.open(("mnt", "user") if own_users else ("mnt",))
     # What is mounted here later on the host still shows in the share, what we do here does not show
     # on the host.
     _check(
@@ -183,6 +212,40 @@ def _namespace(
     # The old root is then mounted over the new one, so no directory for it is needed.
     _check(_syscall(ctypes.c_long(number), b".", b"."), "change the root", advice)
     _check(_umount2(b".", _MNT_DETACH), "leave the old root", advice)
+    os.chdir("/")
+    return proc_fd
+
+
+def _join(
+    maps: IdMaps | None, go_on_in_child: Callable[[], None] | None, namespaces: Namespaces
+) -> int:
+    """Enter another daemon's namespaces of mounts and users; the others are new.
+
+    The ids of mounts are the same then, and mounts of the share are seen by both. Return a
+    descriptor of /proc/self/fd.
+    """
+    advice = "; restart the daemon instead"
+    own_users = maps is not None or os.geteuid() != 0
+    if len(namespaces.fds) != (2 if own_users else 1):
+        raise SandboxError(f"the running daemon has other namespaces{advice}")
+    if own_users:
+        _check(_setns(namespaces.fds[1], _CLONE_NEWUSER), "enter the user namespace", advice)
+    if maps is not None:
+        try:
+            be_root(maps.users, maps.groups)
+        except MapError as error:
+            raise SandboxError(f"--uid-map, --gid-map: {error}") from error
+    flags = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS
+    flags |= 0 if go_on_in_child is None else _CLONE_NEWPID
+    _check(_unshare(flags), "make namespaces", advice)
+    if go_on_in_child is not None:
+        go_on_in_child()
+    _check(_mount(None, b"/", None, _MS_SLAVE | _MS_REC, None), "detach the mounts", advice)
+    # As in _namespace, in a namespace of mounts that has nothing but this process.
+    _check(_mount(_PROC_FD.encode(), b"/proc", None, _MS_BIND, None), "bind /proc/self/fd", advice)
+    proc_fd = _open_proc("/proc")
+    # The root and the current directory are those of the other daemon then.
+    _check(_setns(namespaces.fds[0], _CLONE_NEWNS), "enter the mount namespace", advice)
     os.chdir("/")
     return proc_fd
 

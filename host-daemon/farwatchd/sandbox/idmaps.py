@@ -87,7 +87,7 @@ def unshare_mapped(flags: int, maps: IdMaps) -> None:
         os.waitpid(child, 0)
     if problem:
         raise MapError(problem)
-    _be_root(users, groups)
+    be_root(users, groups)
 
 
 def _map_from_outside(
@@ -131,7 +131,8 @@ def _map(pid: int, name: str, ranges: Iterable[IdRange]) -> None:
         raise MapError(f"{words[0]}: {done.stderr.strip() or done.returncode}")
 
 
-def _be_root(users: Iterable[IdRange], groups: Iterable[IdRange]) -> None:
+def be_root(users: Iterable[IdRange], groups: Iterable[IdRange]) -> None:
+    """Be the root of the user namespace, if its map has one; ``MapError``."""
     try:
         if any(each.inside == 0 for each in groups):
             os.setresgid(0, 0, 0)
