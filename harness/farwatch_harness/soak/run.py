@@ -20,6 +20,7 @@ from random import Random
 
 from farwatch_harness.soak.load import Load
 from farwatch_harness.soak.oracle import Oracle
+from farwatch_harness.soak.replacing import Replacements
 from farwatch_harness.soak.result import (
     FEWEST_SAMPLES,
     ResourceSample,
@@ -56,6 +57,7 @@ class StressPlan:
     mode: str
     seconds: float
     seed: str
+    replace: bool = False
 
     @property
     def length(self) -> float:
@@ -72,13 +74,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=MODES, default=MODES[0], help="how events reach the guest (%(default)s)"
     )
     parser.add_argument("--seed", metavar="S", help="repeats the scripts of the run that named it")
+    parser.add_argument(
+        "--replace", action="store_true", help="replace the daemon every few seconds"
+    )
 
 
 def plan_of(options: argparse.Namespace) -> StressPlan:
     """Return the plan that the options ask for. HarnessError: the time is too short."""
     if options.minutes < 1:
         raise HarnessError("soak: --minutes must be 1 or more: less shows no growth of memory")
-    return StressPlan(options.mode, options.minutes * 60, options.seed or secrets.token_hex(4))
+    seed = options.seed or secrets.token_hex(4)
+    return StressPlan(options.mode, options.minutes * 60, seed, options.replace)
 
 
 def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSpec:
@@ -100,6 +106,7 @@ def soak(plan: StressPlan) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-soak-")))
             shared = folder / "share"
             shared.mkdir()
+            replacements = stack.enter_context(Replacements(Random(plan.seed)))
             with step(f"booting a guest in mode {plan.mode}"):
                 testbed = stack.enter_context(
                     start_testbed(testbed_spec(environment, plan.mode, shared))
@@ -112,7 +119,9 @@ def soak(plan: StressPlan) -> None:
             oracle = stack.enter_context(
                 contextlib.closing(Oracle(testbed.guest, root, plan.mode, folder, random))
             )
-            found = guarded(testbed, plan, load, oracle)
+            if plan.replace:
+                replacements.start(testbed)
+            found = guarded(testbed, plan, load, oracle, replacements)
     except GuestLostError as error:
         raise HarnessError(
             f"the stress test --mode {plan.mode} --seed {plan.seed} lost its guest: {error}"
@@ -129,16 +138,27 @@ def soak(plan: StressPlan) -> None:
     say("  no event was lost or reported twice, and the daemon did not grow")
 
 
-def guarded(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> StressResult:
+def guarded(
+    testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle, replacements: Replacements
+) -> StressResult:
     """Run all rounds; fail immediately if the daemon ends, instead of at the guest's limits."""
 
     def give_up() -> None:
-        testbed.daemon.process.wait()
+        ended = None
+        while ended is not testbed.daemon:
+            ended = testbed.daemon
+            ended.process.wait()
+            with replacements.lock:
+                pass
         testbed.guest.mark_lost()
 
     threading.Thread(target=give_up, name="end of the daemon", daemon=True).start()
     try:
-        return rounds(testbed, plan, load, oracle)
+        found = rounds(testbed, plan, load, oracle, replacements)
+        replacements.stop()
+        if plan.replace:
+            say(f"  the daemon was replaced {replacements.count} times")
+        return dataclasses.replace(found, problems=(*found.problems, *replacements.problems))
     except GuestLostError:
         if testbed.daemon.running:
             raise
@@ -149,7 +169,9 @@ def guarded(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> S
         ) from None
 
 
-def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> StressResult:
+def rounds(
+    testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle, replacements: Replacements
+) -> StressResult:
     """Run rounds until the time is over and there are enough samples."""
     steady, passing = Tally(), Tally()
     problems: list[str] = []
@@ -165,7 +187,8 @@ def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> St
             passing += outcome.passing
             problems += outcome.problems
             notes += [f"round {len(samples)}, {note}" for note in outcome.notes]
-            samples.append(sample(testbed))
+            with replacements.lock:
+                samples.append(sample(testbed))
             progress.update(f"{steady.seen + passing.seen} events, {oracle.scripts} scripts")
     return StressResult(
         steady,
@@ -174,7 +197,7 @@ def rounds(testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle) -> St
         tuple(oracle.differences),
         tuple(samples),
         dropped_notifications(testbed.guest),
-        tuple(testbed.daemon.warnings(since.daemon_lines)),
+        tuple(testbed.daemon.warnings(testbed.lines_before(since))),
         (*problems, *testbed.problems(since)),
         tuple(notes),
     )

@@ -23,6 +23,8 @@ from farwatch_harness.vm.virtiofs_daemon import READY, Daemon, farwatchd_command
 
 TAG = "farwatch"
 MOUNT_POINT = PurePosixPath("/run/farwatch/share")
+#: What a daemon logs that has replaced another one.
+REPLACED = "replaced the daemon"
 VIRTIOFS = "virtiofs"
 #: The directory of the kernel's own driver, with a link for each of its devices.
 DRIVER = f"/sys/bus/virtio/drivers/{VIRTIOFS}"
@@ -76,10 +78,14 @@ class TestbedSpec:
 
 @dataclass(frozen=True)
 class LogPosition:
-    """A position in the console and in the daemon's log of a testbed."""
+    """A position in the console and in the daemon's log of a testbed.
+
+    replaced: how often the daemon was replaced before; each one has its own log.
+    """
 
     problems: int
     daemon_lines: int
+    replaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class Testbed:
     daemon: the daemon's process and log.
     vm: the VM and its console.
     shared: the shared directory on the host.
+    command, replaced: the first daemon's command line; how often a daemon was replaced.
     mount_point: the shared directory in the guest.
     """
 
@@ -110,6 +117,8 @@ class Testbed:
         self.shared = spec.shared
         self.mount_point = MOUNT_POINT
         self.guest = vm.guest_or_fail()
+        self.command = daemon.command
+        self.replaced = 0
 
     def mount(self) -> None:
         """Mount the share in the guest.
@@ -126,17 +135,38 @@ class Testbed:
             options=self.spec.mount_options,
         )
 
+    def replace_daemon(self) -> None:
+        """Have a new daemon of the same command replace it; `daemon` is that one then.
+
+        HarnessError: it did not, or the former one did not end well.
+        """
+        former = self.daemon
+        self.replaced += 1
+        # Two logs in turn: one is of the running daemon.
+        log = paths.LOGS / f"{self.spec.name}-daemon-{self.replaced % 2}.log"
+        self.daemon = Daemon.start([*self.command, "--replace"], log, REPLACED)
+        status = former.wait()
+        problems = [*former.tracebacks(), *former.warnings()]
+        if status or problems:
+            raise HarnessError(
+                f"a daemon that was replaced ended with {status}: {problems} (see {former.log})"
+            )
+
     def problems(self, since: LogPosition | None = None) -> list[str]:
         """Return the kernel's warnings and the daemon's tracebacks after `since`."""
         start = since or LogPosition(0, 0)
         found = [problem.line for problem in self.vm.console.problems[start.problems :]]
         return [f"guest kernel: {line}" for line in found] + self.daemon.tracebacks(
-            start.daemon_lines
+            self.lines_before(start)
         )
+
+    def lines_before(self, position: LogPosition) -> int:
+        """Return how many lines of the present daemon's log come before a position."""
+        return position.daemon_lines if position.replaced == self.replaced else 0
 
     def log_position(self) -> LogPosition:
         """Return the end of both logs, for a later problems(since)."""
-        return LogPosition(len(self.vm.console.problems), self.daemon.log_length)
+        return LogPosition(len(self.vm.console.problems), self.daemon.log_length, self.replaced)
 
     @property
     def alive(self) -> bool:
@@ -213,7 +243,9 @@ def start_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         log = paths.LOGS / f"{spec.name}-daemon.log"
         daemon = Daemon.start(daemon_argv(spec, sockets / "fs"), log, spec.daemon_ready)
-        stack.callback(daemon.stop)
+        testbed: Testbed | None = None
+        # The last one, if it was replaced.
+        stack.callback(lambda: (daemon if testbed is None else testbed.daemon).stop())
         vm = Vm.boot(vm_spec(spec, sockets), paths.LOGS / f"{spec.name}-console.log")
         stack.callback(vm.kill)
         testbed = Testbed(spec, daemon, vm)

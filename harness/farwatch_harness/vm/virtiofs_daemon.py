@@ -66,6 +66,7 @@ class Daemon:
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
+        self.command = tuple(command)
         self.log = log
         self.lines: list[str] = []
         self.ended = False
@@ -191,6 +192,20 @@ class Daemon:
         return next(
             int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")
         )
+
+    def wait(self) -> int:
+        """Wait for the end of a daemon that ends by itself; return its exit status.
+
+        HarnessError: it does not end.
+        """
+        try:
+            status = self.process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            raise HarnessError(
+                f"the daemon does not end in {STOP_LIMIT:.0f} s (see {self.log})"
+            ) from None
+        self.reader.join(STOP_LIMIT)
+        return status
 
     def stop(self) -> int:
         """Terminate the daemon, kill it at the limit, and return its exit status."""
