@@ -77,6 +77,21 @@ def test_tmpfile_gets_a_name_by_link(mounted: Mounted) -> None:
     assert (mounted.share / "named").read_bytes() == b"late"
 
 
+def test_large_listing_with_look_ups_is_served_in_parts(mounted: Mounted) -> None:
+    names = {f"{number:04}".encode() for number in range(1000)}
+    for name in names:
+        (mounted.share / name.decode()).touch()
+    client, size = mounted.client, 1 << 20
+    fh = client.opendir(ROOT).fh
+    # Nothing else is served while names are looked up.
+    assert 100 < len(client.readdir(ROOT, fh, 0, size, plus=True)) < 300
+    assert len(client.readdir(ROOT, fh, 0, size)) >= 1000
+    client.releasedir(ROOT, fh)
+    listed = client.listdir(ROOT, size, plus=True)
+    assert {each.name for each in listed} >= names
+    assert len(listed) == len({each.name for each in listed})
+
+
 def test_listing_and_forgetting_a_large_directory_leaks_no_descriptor(mounted: Mounted) -> None:
     names = {b"%d" % number for number in range(700)}
     for name in names:

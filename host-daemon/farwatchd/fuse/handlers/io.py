@@ -38,6 +38,9 @@ from farwatchd.wire.fuse import (
 #: The most that one COPY_FILE_RANGE copies, in bytes: a task that has begun cannot be cancelled.
 #: The client sends another request for the rest.
 _MAX_COPY = 64 << 20
+#: Bytes of one reply to READDIRPLUS: each entry is looked up, and 200 take a few milliseconds, in
+#: which no other request is served. The client asks for the rest.
+_MAX_READDIRPLUS = 32 << 10
 
 
 class IoHandlers:
@@ -165,20 +168,23 @@ class IoHandlers:
         return encode.opened(self._fs.opendir(request.nodeid, args.flags))
 
     def _readdir(self, request: Request) -> Reply:
-        return self._entries(request, None)
+        return self._entries(request, MAX_READ, None)
 
     def _readdirplus(self, request: Request) -> Reply:
-        return self._entries(request, partial(self._look_up, request.nodeid))
+        return self._entries(request, _MAX_READDIRPLUS, partial(self._look_up, request.nodeid))
 
     def _look_up(self, parent: int, name: bytes) -> bytes:
         """Return the inode of a listed name; NO_ENTRY if it was deleted meanwhile."""
         entry = self._fs.lookup(parent, name)
         return encode.NO_ENTRY if entry is None else self._encode.entry(entry)
 
-    def _entries(self, request: Request, lookup: Callable[[bytes], bytes] | None) -> Reply:
+    def _entries(
+        self, request: Request, most: int, lookup: Callable[[bytes], bytes] | None
+    ) -> Reply:
+        """Reply with at most ``most`` bytes of entries."""
         fh, offset, size, *_ = read_in.values(request.args)
         # The offset is not checked: it is the host file system's, which may use all 64 bits.
-        room = min(size, request.room, MAX_READ)
+        room = min(size, request.room, most)
         return encode.directory(self._fs.readdir(request.nodeid, fh, offset), room, lookup)
 
     def _releasedir(self, request: Request) -> Reply:
