@@ -24,6 +24,7 @@ from farwatch_harness.util.errors import HarnessError
 FOLDER = paths.CHECKOUT / "docs" / "benchmarks"
 #: A ratio that is lower than before by more than this part is worse.
 TOLERANCE = 0.1
+PER_CPU_TIME = " per CPU time"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,19 @@ def record_path(environment: BenchmarkEnvironment) -> Path:
 
 
 def ratios_of(report: Report) -> dict[str, float]:
-    """Return all ratios of a run by their names; greater is better."""
+    """Return all ratios of a run by their names; greater is better.
+
+    Without a guest those of CPU time alone: on a busy machine those of the time scatter by more
+    than the tolerance.
+    """
     synthetic = [served.rate for served in report.synthetic]
     return {
         **{f"in a guest, {name}": ratio for name, ratio in rate_ratios(list(report.rates))},
-        **{f"without a guest, {name}": ratio for name, ratio in rate_ratios(synthetic)},
+        **{
+            f"without a guest, {name}": ratio
+            for name, ratio in rate_ratios(synthetic)
+            if PER_CPU_TIME in name
+        },
         **dict(event_ratios(report)),
     }
 
@@ -62,7 +71,7 @@ def rate_ratios(rates: list[Rate]) -> Iterator[tuple[str, float]]:
             pair = f"{bench_report.short(server)} / {bench_report.short(other)}"
             yield f"{operation.title}, {pair}", bench_report.ratio(rate.rounds, base.rounds)
             yield (
-                f"{operation.title} per CPU time, {pair}",
+                f"{operation.title}{PER_CPU_TIME}, {pair}",
                 bench_report.least_ratio(base.cpu_us, rate.cpu_us),
             )
 
