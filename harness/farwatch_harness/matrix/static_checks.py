@@ -30,6 +30,12 @@ CHECKPATCH = ("scripts/checkpatch.pl", "--strict", "--ignore", "FILE_PATH_CHANGE
 # What make prints of a step, as "  CC      fs/fuse/dev.o".
 STEP = re.compile(r"^  [A-Z]{2,}")
 OUTPUT_LINES = 200
+#: What make prints of a file that sparse reads.
+CHECKED = "  CHECK "
+#: The script by which newer kernels turn sparse off if it does not know __typeof_unqual__, which
+#: sparse 0.6.4 does not, and the word for make(1) that lets sparse take __typeof__ for it.
+CHECKER_TEST = "scripts/checker-valid.sh"
+CHECKER = "CHECK=sparse -D__typeof_unqual__=__typeof__"
 CHECKPATCH_WARNING = re.compile(r"^(?:ERROR|WARNING|CHECK):")
 
 
@@ -110,8 +116,12 @@ class StaticChecks:
         )
 
     def run_sparse(self, prefix: Prefix) -> ToolOutput:
-        """Run sparse on the directories that the series changes, in this prefix's kernel."""
+        """Run sparse on the directories that the series changes, in this prefix's kernel.
+
+        HarnessError: sparse did not run.
+        """
         kernel = build.recipe_of(prefix.patches)
+        checker = [CHECKER] if (self.source.path / CHECKER_TEST).exists() else []
         version = subprocesses.run(["sparse", "--version"]).strip()
         targets = sparse_targets(touched_files(prefix.series))
 
@@ -120,14 +130,16 @@ class StaticChecks:
                 log = paths.LOGS / f"sparse-{place.path.name}.log"
                 existing = [name for name in targets if source_of(place.path, name).exists()]
                 for line in build.run_make(
-                    [f"-j{os.cpu_count() or 1}", "C=2", *existing], place, log
+                    [f"-j{os.cpu_count() or 1}", "C=2", *checker, *existing], place, log
                 ):
                     step.update(line.strip())
             # The compiler's own warnings belong to the build check.
             lines = log.read_text(errors="replace").splitlines(keepends=True)
-            return "".join(line for line in lines if line.startswith("  CHECK ") or is_sparse(line))
+            if not any(line.startswith(CHECKED) for line in lines):
+                raise HarnessError(f"make C=2 did not run sparse {version}, see {log}")
+            return "".join(line for line in lines if line.startswith(CHECKED) or is_sparse(line))
 
-        return cached(["sparse", RECIPE, version, kernel.key, *targets], run)
+        return cached(["sparse", RECIPE, version, kernel.key, *checker, *targets], run)
 
 
 def build_failure(prefix: Prefix, error: str) -> CheckOutcome:
