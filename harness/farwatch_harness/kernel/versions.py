@@ -51,7 +51,16 @@ class KernelVersion:
 
 #: The version that commands use unless another one is named.
 DEFAULT = KernelVersion("6.12", "linux-source-6.12")
-VERSIONS = (DEFAULT,)
+VERSIONS = (
+    DEFAULT,
+    # x86 has full and lazy preemption only, and sysctl is always in /proc.
+    KernelVersion(
+        "7.3",
+        "linux-source-7.3",
+        "trixie-backports",
+        options={"CONFIG_PREEMPT_VOLUNTARY": None, "CONFIG_PROC_SYSCTL": None},
+    ),
+)
 
 
 def named(name: str) -> KernelVersion:

@@ -180,3 +180,10 @@ def test_the_series_of_all_versions_have_patches_of_the_same_names(
     names = [patch.name for patch in series.read_series(versions.DEFAULT.folder)]
     for version in versions.VERSIONS:
         assert [patch.name for patch in series.read_series(version.folder)] == names
+
+
+def test_the_workflow_checks_each_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    workflow = (paths.CHECKOUT / ".github" / "workflows" / "series.yml").read_text()
+    names = [f'"{version.name}"' for version in versions.VERSIONS if version != versions.DEFAULT]
+    assert f"kernel: [{', '.join(names)}]" in workflow
