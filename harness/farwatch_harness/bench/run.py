@@ -232,9 +232,10 @@ def compare_with_recorded(report: bench_report.Report, record: bool) -> None:
     else:
         now = recorded.ratios_of(report)
         compared = len(now.keys() & former.ratios.keys())
-        bench_report.show_changes(
-            recorded.worse(now, former.ratios), compared, former.environment.when
-        )
+        if compared:
+            bench_report.show_changes(
+                recorded.worse(now, former.ratios), compared, former.environment.when
+            )
     if record:
         recorded.record(report, path)
         say(f"  recorded: {where}")
