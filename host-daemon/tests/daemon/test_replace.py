@@ -35,6 +35,7 @@ from tests.support.daemon_process import (
     USER,
     DaemonProcess,
     error_line,
+    status,
     wait_until,
 )
 from tests.support.driver import Buffer
@@ -46,6 +47,9 @@ from tests.support.sandboxes import SANDBOXES
 WATCHED = Event.CREATE | Event.DELETE | Event.MODIFY | Event.ON_CHILD | Event.OPEN
 
 
+#: How often a daemon is replaced in one test; KiB between the least and the most memory then.
+REPLACEMENTS = int(os.environ.get("FARWATCH_REPLACEMENTS", "8"))
+MEMORY_SPREAD = 1024
 #: For what the sandbox makes no difference to.
 IN_ONE_SANDBOX = pytest.mark.parametrize("fleet", ["none"], indirect=True)
 
@@ -603,12 +607,14 @@ def test_descriptors_and_memory_do_not_grow(tmp_path: Path) -> None:
         guest = MountedGuest(fleet.daemon, extra_flags=FUSE_FSNOTIFY_OTHERS_ONLY)
         nodeid, fh = guest.create(ROOT, b"file")
         guest.watch(ROOT, Event.CREATE)
-        counts = []
-        for number in range(8):
+        descriptors, memory = [], []
+        for number in range(REPLACEMENTS):
             fleet.replace()
             guest.write(nodeid, fh, 0, b"text")
             (fleet.shared / f"file {number}").touch()
             assert [each.name for each in guest.events(1)] == [b"file %d" % number]
-            counts.append(fleet.daemon.descriptors())
-        assert len(set(counts)) == 1, counts
+            descriptors.append(fleet.daemon.descriptors())
+            memory.append(int(status(fleet.daemon.pid)["RssAnon"].split()[0]))
+        assert len(set(descriptors)) == 1, descriptors
+        assert max(memory) - min(memory) < MEMORY_SPREAD, memory
         guest.leave()
