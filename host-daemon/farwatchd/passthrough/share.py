@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import Entry, Requester
+from farwatchd.inode_store.remote_mounts import RemoteMounts
 from farwatchd.inode_store.store import HostInode, InodeStore
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.creds import Credentials
@@ -20,7 +21,6 @@ from farwatchd.passthrough.lock_table import LockTable
 from farwatchd.passthrough.open_file_table import OpenFileTable
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import ProcFd, open_at
-from farwatchd.passthrough.remote_mounts import RemoteMounts
 from farwatchd.passthrough.set_id_bits import cleared
 
 
