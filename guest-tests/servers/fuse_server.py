@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A FUSE server on /dev/fuse that reports events: farwatchd's session without virtio.
 
-It runs in the guest. Usage: fuse_server.py DIRECTORY MOUNT_POINT. It serves DIRECTORY at
+It runs in the guest. Usage: fuse_server.py DIRECTORY MOUNT_POINT [CACHE]. It serves DIRECTORY at
 MOUNT_POINT and prints "mounted" when it does. Watchers of MOUNT_POINT get the events of DIRECTORY.
+CACHE is as of farwatchd's --cache.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from pathlib import Path
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.passthrough.options import ShareOptions
+from farwatchd.passthrough.options import Cache, ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.headers import notification
 from farwatchd.virtqueue import Chain
@@ -42,13 +43,14 @@ def mount(fuse: int, target: str) -> None:
 def main() -> None:
     """Serve until unmounted."""
     logging.basicConfig(level=logging.INFO)
-    directory, target = sys.argv[1:]
+    directory, target, *cache = sys.argv[1:]
+    options = ShareOptions(cache=Cache(*cache)) if cache else ShareOptions()
     os.umask(0)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     loop, queue = Loop(), EventQueue(1000)
     backend = InotifyBackend(os.open(directory, os.O_PATH))
     watches = WatchTable(backend, queue, 1000, loop.call_later)
-    session = Session(PassthroughFs(Path(directory), ShareOptions()), watches, SessionOptions())
+    session = Session(PassthroughFs(Path(directory), options), watches, SessionOptions())
     request, reply = memoryview(bytearray(BUFFER_SIZE)), memoryview(bytearray(BUFFER_SIZE))
 
     def serve() -> None:

@@ -178,7 +178,7 @@ def _serve(
     capabilities = _drop(config, backend, store)
     others_only = backend is not None and backend.others_only
     fs = PassthroughFs(root_fd, config.share, store)
-    fs.use_threads(pool.run_aside)
+    fs.use_threads(pool.run_aside, lambda: pool.own_umask)
     session = Session(
         fs,
         watches,

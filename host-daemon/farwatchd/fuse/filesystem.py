@@ -24,15 +24,27 @@ Task = Callable[[], int]
 DataTask = Callable[[Sequence[memoryview]], int]
 
 
-class OperationDeferred(Exception):  # noqa: N818 - not an error
-    """Raised by an operation that has to wait for a host process, such as the holder of a lease.
+class RemoteTask:
+    """A ``Task`` or ``DataTask`` that waits for a file server, and so may not end."""
 
-    ``task`` raises nothing, and is as ``Task`` describes it. ``complete`` is called once, in the
-    thread of the session, with the result of ``task``; it returns the result of the operation, or
-    raises ``OSError``.
+    def __init__(self, call: Callable[..., int]) -> None:
+        """``call`` is the task itself."""
+        self.call = call
+
+    def __call__(self, *data: Sequence[memoryview]) -> int:
+        """Perform the task."""
+        return self.call(*data)
+
+
+class OperationDeferred(Exception):  # noqa: N818 - not an error
+    """Raised by an operation that has to wait: for the holder of a lease, or a file server.
+
+    ``task`` raises nothing, and is otherwise as ``Task`` describes it. ``complete`` is called once,
+    in the thread of the session, with the result of ``task``; it returns the result of the
+    operation, or raises ``OSError``, or ``OperationDeferred`` if the operation has to wait again.
     """
 
-    def __init__(self, task: Task, complete: Callable[[int], Any]) -> None:
+    def __init__(self, task: Callable[[], Any], complete: Callable[[Any], Any]) -> None:
         """Take the task, and what completes the operation."""
         super().__init__("the operation has to wait")
         self.task = task
@@ -147,7 +159,7 @@ class FileSystem(Protocol):
     A name is ``bytes`` that the session has checked: not empty, no '/', no NUL, not '.' or '..'.
     Offsets and sizes are in bytes, 0 to 2^64 - 1 as the guest sent them; the host's kernel refuses
     invalid ones. All methods are called in the thread of the event loop, and none may block: an
-    operation that may have to wait returns a ``Task``.
+    operation that may have to wait returns a ``Task``, or raises ``OperationDeferred``.
     """
 
     @property

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from farwatchd.fuse.filesystem import DataTask, OperationDeferred, Task
+from farwatchd.fuse.filesystem import DataTask, OperationDeferred, RemoteTask, Task
 from farwatchd.fuse.metrics import Durations
 from farwatchd.fuse.reply import EMPTY, Reply
 from farwatchd.fuse.request import Request
+from farwatchd.linux.syscalls import unshare_fs
 from farwatchd.virtio_fs.interfaces import DeferredReply
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ _BUFFER_SIZE = 1 << 20
 
 def _call(callback: Callable[[], None]) -> None:
     callback()
+
+
+def _unchanged(result: Any) -> Any:
+    return result
 
 
 class _Buffers:
@@ -111,14 +116,34 @@ class _Write:
         return self._task(self._views)
 
 
+class _Executor:
+    """Threads, and the writes for them."""
+
+    def __init__(self, threads: int) -> None:
+        self._most = _WRITES_PER_THREAD * threads
+        self.pool = ThreadPoolExecutor(threads, "worker")
+        #: Writes whose data is not copied yet, and those that a thread gets next.
+        self.queued: deque[DeferredReply] = deque()
+        self.copied: set[DeferredReply] = set()
+
+    @property
+    def may_copy(self) -> bool:
+        """Return whether one more write may have a copy of its data."""
+        return len(self.copied) < self._most
+
+
 @dataclass(slots=True, eq=False)
 class _PendingTask:
+    executor: _Executor
     #: What a thread calls.
     call: Callable[[], Any]
     nodeid: int
+    #: Makes the payload of what ``complete`` returns.
     encode: Callable[[Any], bytes | memoryview]
     #: By the monotonic clock.
     began_ns: int
+    #: Called with the result of ``call``, by the loop.
+    complete: Callable[[Any], Any]
     #: The same where it has data.
     data: _Read | _Write | None = None
     #: None until a thread is free.
@@ -127,11 +152,15 @@ class _PendingTask:
     def drop(self) -> None:
         """Release what the task has."""
         self.call = _nothing
+        self.complete = _unchanged
         self.data = None
 
 
 class ThreadPool:
     """Runs at most ``threads`` tasks concurrently; without threads each task runs immediately.
+
+    As many more threads run what waits for another process: for a file server, or the holder of a
+    lease. So what hangs there does not keep tasks of local disks waiting.
 
     All methods are for the event loop's thread, to which ``call_from_thread`` passes callbacks. The
     queues of the requests bound the number of pending tasks.
@@ -152,16 +181,16 @@ class ThreadPool:
         its creator has at that moment.
         """
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "worker") if threads else None
+        self._local = _Executor(threads) if threads else None
+        self._remote = _Executor(threads) if threads else None
         self._call_from_thread = call_from_thread
         self._tasks: dict[DeferredReply, _PendingTask] = {}
-        #: Writes of ``_tasks`` whose data is not copied yet, and those that a thread gets next.
-        self._queued: deque[DeferredReply] = deque()
-        self._copied: set[DeferredReply] = set()
-        self._buffers = _Buffers(_WRITES_PER_THREAD * threads)
+        self._buffers = _Buffers(2 * _WRITES_PER_THREAD * threads)
         #: What runs without a reply.
         self._aside: set[Future[Any]] = set()
         self._replaced = 0
+        #: Whether a task may set the umask(2): each thread has one of its own.
+        self.own_umask = True
         self.durations = Durations()
 
     def __len__(self) -> int:
@@ -169,15 +198,16 @@ class ThreadPool:
 
     def start(self) -> None:
         """Create all threads now; ``RuntimeError`` when the system refuses one."""
-        if self._pool is not None:
-            _start(self._pool, self._threads)
+        if self._local is not None and self._remote is not None:
+            _start(self._local, self._threads)
+            self.own_umask = _start(self._remote, self._threads)
 
     def run_aside(self, call: Callable[[], None]) -> None:
-        """Run ``call`` in a thread, without a reply; now if there is no thread."""
-        if self._pool is None:
+        """Run ``call``, which may wait for a server, without a reply; now if there is no thread."""
+        if self._remote is None:
             call()
             return
-        future = self._pool.submit(_run_aside, call)
+        future = self._remote.pool.submit(_run_aside, call)
         self._aside.add(future)
         future.add_done_callback(
             lambda done: self._call_from_thread(partial(self._aside.discard, done))
@@ -189,42 +219,66 @@ class ThreadPool:
         A task's ``OSError`` becomes a reply with its errno. ``start`` has created the threads: a
         pool without them may find no resources, which is a ``RuntimeError``.
         """
-        return encode(task()) if self._pool is None else self._submit(request, task, encode)
+        executor = self._executor(task)
+        return encode(task()) if executor is None else self._submit(executor, request, task, encode)
 
     def submit_read(self, request: Request, task: DataTask, size: int) -> Reply:
         """Run a task that reads ``size`` bytes for ``request``, as ``submit`` does."""
-        if self._pool is None:
+        executor = self._executor(task)
+        if executor is None:
             return task(request.target(size))
         read = _Read(task, size, self._buffers)
-        return self._submit(request, read, _unchanged, read)
+        return self._submit(executor, request, read, _unchanged, read)
 
     def submit_write(
         self, request: Request, task: DataTask, views: Sequence[memoryview], encode: Encode
     ) -> Reply:
         """Run a task that writes ``views`` of the guest's memory, as ``submit`` does."""
-        if self._pool is None:
+        executor = self._executor(task)
+        if executor is None:
             return encode(task(views))
         write = _Write(task, views, self._buffers)
-        return self._submit(request, write, encode, write)
+        return self._submit(executor, request, write, encode, write)
 
     def submit_deferred(
         self, request: Request, deferred: OperationDeferred, encode: Callable[[Any], bytes]
     ) -> Reply:
-        """Run the task of a deferred operation as ``submit`` does.
+        """Run the task of a deferred operation as ``submit`` does, and those that follow it.
 
         ``encode`` gets the operation's result.
         """
-        return self.submit(request, deferred.task, lambda number: encode(deferred.complete(number)))
+        if self._remote is None:
+            while True:
+                try:
+                    return encode(deferred.complete(deferred.task()))
+                except OperationDeferred as following:
+                    deferred = following
+        return self._submit(
+            self._remote, request, deferred.task, encode, complete=deferred.complete
+        )
+
+    def run(
+        self, request: Request, encode: Callable[[Any], bytes], operation: Any, *args: Any
+    ) -> Reply:
+        """Perform ``operation(*args)``; return the reply that ``encode`` makes of its result.
+
+        If it is deferred, as ``submit_deferred`` does.
+        """
+        try:
+            return encode(operation(*args))
+        except OperationDeferred as deferred:
+            return self.submit_deferred(request, deferred, encode)
 
     def detach_memory(self) -> None:
         """Copy what pending tasks need of the guest's memory.
 
         Nothing uses that memory afterwards but the replies, by the rings that run then.
         """
-        for reply in self._queued:
-            data = self._tasks[reply].data
-            assert isinstance(data, _Write)
-            data.detach()
+        for executor in self._executors():
+            for reply in executor.queued:
+                data = self._tasks[reply].data
+                assert isinstance(data, _Write)
+                data.detach()
 
     def drain(self, timeout: float) -> bool:
         """Wait for all tasks, at most ``timeout`` seconds, and reply to their requests.
@@ -259,11 +313,12 @@ class ThreadPool:
 
         A task that takes longer than ``timeout`` seconds keeps its reply pending.
         """
-        self._queued.clear()
+        for executor in self._executors():
+            executor.queued.clear()
         for reply, task in list(self._tasks.items()):
             if task.future is None or task.future.cancel():
                 del self._tasks[reply]
-                self._copied.discard(reply)
+                task.executor.copied.discard(reply)
                 self._complete(reply, task, errno.EINTR)
                 # To drop it closes descriptors, which may wait for a server.
                 self.run_aside(task.drop)
@@ -276,20 +331,25 @@ class ThreadPool:
 
     def _replace_threads(self) -> None:
         """Leave the threads that wait to their tasks, and create others for the next guest."""
-        if self._pool is None or self._replaced >= _MAX_REPLACED:
+        if self._replaced >= _MAX_REPLACED:
             return
-        pool = ThreadPoolExecutor(self._threads, "worker")
+        executors = {task.executor for task in self._tasks.values()}
         try:
-            _start(pool, self._threads)
+            if self._local in executors:
+                self._local = self._replacement(self._local)
+            if self._remote in executors:
+                self._remote = self._replacement(self._remote)
         except RuntimeError as error:
             _log.warning("threads that wait cannot be replaced: %s", error)
             return
         self._replaced += 1
+
+    def _replacement(self, executor: _Executor) -> _Executor:
+        new = _Executor(self._threads)
+        _start(new, self._threads)
         # Its threads end when they have done what is queued for them.
-        self._pool.shutdown(wait=False)
-        self._pool = pool
-        # They are not in the way of the next guest's.
-        self._copied.clear()
+        executor.pool.shutdown(wait=False)
+        return new
 
     def close(self, timeout: float) -> bool:
         """Cancel tasks as ``cancel`` does and end the threads.
@@ -300,46 +360,52 @@ class ThreadPool:
         self.cancel(timeout)
         wait(self._aside, max(timeout, _ASIDE_LIMIT))
         ended = not self._tasks and all(future.done() for future in self._aside)
-        if self._pool is not None:
-            self._pool.shutdown(wait=ended)
+        for executor in self._executors():
+            executor.pool.shutdown(wait=ended)
         return ended
+
+    def _executors(self) -> list[_Executor]:
+        return [executor for executor in (self._local, self._remote) if executor is not None]
+
+    def _executor(self, task: object) -> _Executor | None:
+        return self._remote if isinstance(task, RemoteTask) else self._local
 
     def _submit(
         self,
+        executor: _Executor,
         request: Request,
         call: Callable[[], Any],
         encode: Callable[[Any], bytes | memoryview],
         data: _Read | _Write | None = None,
+        complete: Callable[[Any], Any] = _unchanged,
     ) -> Reply:
         reply = DeferredReply(request.unique, in_thread=True)
-        task = _PendingTask(call, request.nodeid, encode, time.monotonic_ns(), data)
-        if not isinstance(data, _Write) or self._may_copy():
+        task = _PendingTask(
+            executor, call, request.nodeid, encode, time.monotonic_ns(), complete, data
+        )
+        if not isinstance(data, _Write) or executor.may_copy:
             self._start(reply, task)
         else:
             self._tasks[reply] = task
-            self._queued.append(reply)
+            executor.queued.append(reply)
         return reply
-
-    def _may_copy(self) -> bool:
-        return len(self._copied) < _WRITES_PER_THREAD * self._threads
 
     def _start(self, reply: DeferredReply, task: _PendingTask) -> None:
         """Have a thread run a task; ``OSError`` when there is no memory for its data."""
-        assert self._pool is not None
         if isinstance(task.data, _Write):
             task.data.detach()
-            self._copied.add(reply)
-        task.future = self._pool.submit(task.call)
+            task.executor.copied.add(reply)
+        task.future = task.executor.pool.submit(task.call)
         # Before the callback, which may come immediately.
         self._tasks[reply] = task
         task.future.add_done_callback(
             lambda _: self._call_from_thread(partial(self._finish, reply))
         )
 
-    def _start_next(self) -> None:
+    def _start_next(self, executor: _Executor) -> None:
         """Have threads run the writes that have waited longest."""
-        while self._queued and self._may_copy():
-            reply = self._queued.popleft()
+        while executor.queued and executor.may_copy:
+            reply = executor.queued.popleft()
             task = self._tasks.pop(reply)
             try:
                 self._start(reply, task)
@@ -351,11 +417,14 @@ class ThreadPool:
         task = self._tasks.pop(reply, None)
         if task is None:
             return
-        self._copied.discard(reply)
-        self._start_next()
+        task.executor.copied.discard(reply)
+        self._start_next(task.executor)
         assert task.future is not None
         try:
-            payload = task.encode(task.future.result())
+            payload = task.encode(task.complete(task.future.result()))
+        except OperationDeferred as following:
+            task.call, task.complete, task.future = following.task, following.complete, None
+            self._start(reply, task)
         except OSError as error:
             _log.debug("a task on node %d: %s", task.nodeid, error.strerror or error)
             self._complete(reply, task, error.errno or errno.EIO)
@@ -378,17 +447,30 @@ class ThreadPool:
             self._buffers.put(task.data.buffer)
 
 
-def _start(pool: ThreadPoolExecutor, threads: int) -> None:
-    """Create all threads of a pool; ``RuntimeError`` when the system refuses one."""
+def _start(executor: _Executor, threads: int) -> bool:
+    """Create all threads of an executor; ``RuntimeError`` when the system refuses one.
+
+    Return whether each has a umask of its own. Some containers refuse that.
+    """
     # No thread is free for another's task before all have started.
     barrier = threading.Barrier(threads)
+
+    def enter() -> bool:
+        try:
+            unshare_fs()
+        except OSError:
+            return False
+        finally:
+            barrier.wait()
+        return True
+
     try:
-        started = [pool.submit(barrier.wait) for _ in range(threads)]
+        started = [executor.pool.submit(enter) for _ in range(threads)]
     except RuntimeError:
         barrier.abort()
-        pool.shutdown(wait=False)
+        executor.pool.shutdown(wait=False)
         raise
-    wait(started)
+    return all([future.result() for future in started])
 
 
 def _run_aside(call: Callable[[], None]) -> None:
@@ -402,10 +484,6 @@ def _nothing() -> None:
     """Do nothing: the task was dropped."""
 
 
-def _unchanged(data: memoryview) -> memoryview:
-    return data
-
-
-def nothing(_: int) -> bytes:
+def nothing(_: object) -> bytes:
     """Encode the reply of a task that has no result."""
     return EMPTY

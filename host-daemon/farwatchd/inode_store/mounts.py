@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from farwatchd.linux.file_handles import handle_of, mount_of, open_handle
-from farwatchd.linux.remote_file_systems import is_remote
 from farwatchd.linux.syscalls import file_system_type
 
 _log = logging.getLogger(__name__)
@@ -31,14 +30,12 @@ class Mount:
     """A mount.
 
     ``fd`` is -1 while inodes cannot be opened by handle, and stays so where the file system has
-    refused (``refused``). ``remote``: its server may not answer. ``inodes`` counts the inodes on
-    the mount.
+    refused (``refused``). ``inodes`` counts the inodes on the mount.
     """
 
     ident: int
     fd: int = -1
     refused: bool = False
-    remote: bool = False
     inodes: int = 0
 
 
@@ -55,10 +52,12 @@ class MountTable:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def get(self, key: bytes, fd: int, mode: int) -> Mount:
+    def get(self, key: bytes, fd: int, mode: int, remote: bool) -> Mount:
         """Return the mount of an inode, and count the inode.
 
         ``key`` is the inode's (``HandleReader``), ``fd`` its descriptor, ``mode`` its ``st_mode``.
+        A ``remote`` mount has no descriptor unless handles are mandatory: to open an inode by its
+        handle may wait for the server.
         The mount is opened by a directory. The guest enters a mount by its root, which is seen
         first, unless a single file is mounted: for that one, a descriptor of the mount would be one
         more than for the file.
@@ -66,7 +65,7 @@ class MountTable:
         ident = mount_of(key)
         mount = self._by_id.get(ident)
         if mount is None:
-            mount = Mount(ident)
+            mount = Mount(ident, refused=remote and not self._mandatory)
         if mount.fd < 0 and not mount.refused and stat.S_ISDIR(mode):
             self._open(mount, key, fd)
         self._by_id[ident] = mount
@@ -101,7 +100,6 @@ class MountTable:
     def _open(self, mount: Mount, key: bytes, fd: int) -> None:
         try:
             mount.fd = open_mount(key, fd)
-            mount.remote = is_remote(mount.fd)
         except OSError as error:
             if self._mandatory or error.errno in (errno.EMFILE, errno.ENFILE):
                 raise

@@ -18,11 +18,23 @@ class RemoteMounts:
     def __init__(self) -> None:
         self._known: dict[int, bool] = {}
 
+    def known(self, mount_id: int) -> bool | None:
+        """Return whether a mount is of a remote file system; None if it is unknown."""
+        return self._known.get(mount_id)
+
+    def learn(self, mount_id: int, remote: bool) -> None:
+        """Record what a thread has found out."""
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[mount_id] = remote
+
     def has(self, mount_id: int, fd: int) -> bool:
-        """Return whether the file ``fd``, on this mount, is on a remote file system."""
+        """Return whether the file ``fd``, on this mount, is on a remote file system.
+
+        If the mount is unknown, this asks the file system, and so may wait for its server.
+        """
         known = self._known.get(mount_id)
         if known is None:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            known = self._known[mount_id] = is_remote(fd)
+            known = is_remote(fd)
+            self.learn(mount_id, known)
         return known

@@ -14,6 +14,7 @@ from enum import Enum
 
 from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.inode_store.mounts import Mount, MountTable
+from farwatchd.inode_store.remote_mounts import RemoteMounts
 from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
 from farwatchd.linux.libc import NANOSECONDS, failure
 from farwatchd.linux.syscalls import known_links, mount_id
@@ -30,6 +31,8 @@ from farwatchd.wire.state import (
 #: Mount id, handle type and handle. Without a handle: device and inode number, which no other inode
 #: has while a descriptor is open, and mount id.
 Key = bytes | tuple[int, int, int]
+#: The part of a key that is known without asking a server: all of it, or the mount id alone.
+Place = bytes | int
 #: The same for one inode through all mounts. In one string, as each watch has one.
 Identity = bytes
 
@@ -73,16 +76,18 @@ class HostInode:
 
     ``fd`` is its O_PATH descriptor while it is open, else -1. ``mount`` is None where the inode has
     no handle. ``by_handle`` inodes are opened when they are used; another one without a descriptor
-    was deleted. ``status`` has a directory's attributes at the time when its descriptor was closed,
-    but on a remote file system.
+    was deleted. ``remote``: its file system is that of a server, which may not answer. ``status``
+    has a directory's attributes at the time when its descriptor was closed, but on a remote file
+    system.
     """
 
-    __slots__ = ("by_handle", "fd", "key", "mount", "references", "status")
+    __slots__ = ("by_handle", "fd", "key", "mount", "references", "remote", "status")
 
-    def __init__(self, key: Key, fd: int, mount: Mount | None) -> None:
+    def __init__(self, key: Key, fd: int, mount: Mount | None, remote: bool = False) -> None:
         self.key = key
         self.fd = fd
         self.mount = mount
+        self.remote = remote
         self.by_handle = mount is not None and mount.fd >= 0
         self.references = 0
         self.status = b""
@@ -90,7 +95,7 @@ class HostInode:
     @property
     def mount_id(self) -> int:
         """Return the id of the mount, as in /proc/self/mountinfo."""
-        return mount_of(self.key) if isinstance(self.key, bytes) else self.key[2]
+        return mount_id_of(self.key if isinstance(self.key, bytes) else self.key[2])
 
     def identity(self, status: os.stat_result) -> Identity:
         """Return what identifies the inode through any mount; ``status`` is its own."""
@@ -151,6 +156,7 @@ class InodeStore:
         self._most_open = max(most_open, _LEAST_OPEN_AT_ALL)
         self._reader = HandleReader()
         self._mounts = MountTable(keep is InodeFileHandles.MANDATORY)
+        self.remote_mounts = RemoteMounts()
         self._by_key: dict[Key, HostInode] = {}
         #: Before the separator: those that were not used since the last ``close_idle``.
         self._separator = HostInode(b"", -1, None)
@@ -167,13 +173,28 @@ class InodeStore:
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def adopt(self, fd: int, status: os.stat_result) -> HostInode:
+    def place(self, fd: int) -> Place:
+        """Return where the inode of ``fd`` is, without asking a server.
+
+        ``OSError``: handles are mandatory and do not work here.
+        """
+        if self.keep is not InodeFileHandles.NEVER:
+            try:
+                return self._reader.read(fd)
+            except OSError:
+                if self.keep is InodeFileHandles.MANDATORY:
+                    raise
+        return mount_id(fd)
+
+    def adopt(self, fd: int, status: os.stat_result, place: Place | None = None) -> HostInode:
         """Get a reference to the inode of an O_PATH descriptor, whose ownership is taken.
 
-        ``fd`` is closed if ``OSError`` is raised, too.
+        ``place``: its own, if that is known. ``fd`` is closed if ``OSError`` is raised, too.
         """
         try:
-            key = self._key(fd, status)
+            if place is None:
+                place = self.place(fd)
+            key = place if isinstance(place, bytes) else (status.st_dev, status.st_ino, place)
             inode = self._by_key.get(key)
             if inode is None:
                 inode = self._new(key, fd, status)
@@ -287,7 +308,12 @@ class InodeStore:
         while self._count_open():
             self._close_oldest()
         state.mounts += [
-            MountState(each.ident, fds.add(each.fd), each.refused, each.remote)
+            MountState(
+                each.ident,
+                fds.add(each.fd),
+                each.refused,
+                bool(self.remote_mounts.known(each.ident)),
+            )
             for each in self._mounts.all()
         ]
         return ExportedInodes(state, fds)
@@ -300,13 +326,9 @@ class InodeStore:
         for mount in state.mounts:
             fd = fds.take_any(mount.fd)
             self._mounts.restore(
-                Mount(
-                    mount.ident,
-                    -1 if fd is None else fd,
-                    refused=bool(mount.refused),
-                    remote=bool(mount.remote),
-                )
+                Mount(mount.ident, -1 if fd is None else fd, refused=bool(mount.refused))
             )
+            self.remote_mounts.learn(mount.ident, bool(mount.remote))
         return [self._restore(record, fds) for record in state.host_inodes]
 
     def _restore(self, record: HostInodeState, fds: ReceivedDescriptors) -> HostInode:
@@ -322,7 +344,14 @@ class InodeStore:
             mount = self._mounts.count_restored(mount_of(record.key)) if record.key else None
         except (KeyError, struct.error):
             raise StateError("an inode is on a mount that is not there") from None
-        inode = HostInode(key, -1 if fd is None else fd, mount)
+        place = key if isinstance(key, bytes) else key[2]
+        mount_number = mount_id_of(place)
+        remote = (
+            bool(self.remote_mounts.known(mount_number))
+            if fd is None
+            else self.remote_mounts.has(mount_number, fd)
+        )
+        inode = HostInode(key, -1 if fd is None else fd, mount, remote)
         if record.by_handle and not inode.by_handle:
             raise StateError("an inode's mount has no descriptor")
         # The mount may have got its descriptor after the inode.
@@ -354,17 +383,16 @@ class InodeStore:
         return len(self._open) - 1
 
     def _key(self, fd: int, status: os.stat_result) -> Key:
-        if self.keep is not InodeFileHandles.NEVER:
-            try:
-                return self._reader.read(fd)
-            except OSError:
-                if self.keep is InodeFileHandles.MANDATORY:
-                    raise
-        return status.st_dev, status.st_ino, mount_id(fd)
+        place = self.place(fd)
+        return place if isinstance(place, bytes) else (status.st_dev, status.st_ino, place)
 
     def _new(self, key: Key, fd: int, status: os.stat_result) -> HostInode:
-        mount = self._mounts.get(key, fd, status.st_mode) if isinstance(key, bytes) else None
-        inode = HostInode(key, fd, mount)
+        place = key if isinstance(key, bytes) else key[2]
+        remote = self.remote_mounts.has(mount_id_of(place), fd)
+        mount = (
+            self._mounts.get(key, fd, status.st_mode, remote) if isinstance(key, bytes) else None
+        )
+        inode = HostInode(key, fd, mount, remote)
         if inode.by_handle:
             self._remember(inode)
         else:
@@ -396,7 +424,7 @@ class InodeStore:
     def _close(self, inode: HostInode) -> None:
         """Close the descriptor of an inode by handle."""
         # Attributes would have to come from a server that may not answer.
-        if inode.mount is not None and not inode.mount.remote:
+        if not inode.remote:
             status = os.fstat(inode.fd)
             if stat.S_ISDIR(status.st_mode):
                 inode.status = _pack(status)
@@ -409,6 +437,11 @@ class InodeStore:
         del self._by_key[inode.key]
         self._by_descriptor.pop(inode, None)
         self.budget.used -= 1
+
+
+def mount_id_of(place: Place) -> int:
+    """Return the id of the mount that a place is on."""
+    return mount_of(place) if isinstance(place, bytes) else place
 
 
 def deleted_directory(inode: HostInode) -> os.stat_result | None:

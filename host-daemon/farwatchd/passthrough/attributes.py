@@ -8,12 +8,21 @@ import os
 import stat
 from pathlib import Path
 
-from farwatchd.fuse.filesystem import Changes, OperationDeferred, Statx, Task, WatchTarget
+from farwatchd.fuse.filesystem import Changes, RemoteTask, Statx, Task, WatchTarget
 from farwatchd.linux.libc import NO_ID, failure
-from farwatchd.linux.syscalls import UTIME_NOW, UTIME_OMIT, Time, signed, statx, syncfs, utimens
+from farwatchd.linux.syscalls import (
+    UTIME_NOW,
+    UTIME_OMIT,
+    ExtendedStat,
+    Time,
+    signed,
+    statx,
+    syncfs,
+    utimens,
+)
 from farwatchd.passthrough.inode_table import GENERATION
-from farwatchd.passthrough.share import Operations
-from farwatchd.passthrough.tasks import descriptor, on_files, on_files_or_errno
+from farwatchd.passthrough.share import Operations, check_name_left
+from farwatchd.passthrough.tasks import on_files
 
 #: chown(2): leave this id unchanged.
 _KEEP = -1
@@ -33,11 +42,14 @@ class AttributeOperations(Operations):
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:
         """Return the attributes of an inode, by ``fh`` if the guest has it open."""
         try:
-            fd = (
-                self._inodes.get(nodeid).host_inode.fd
-                if fh is None
-                else self._open_files.fd(nodeid, fh)
-            )
+            if fh is None:
+                inode = self._inodes.get(nodeid).host_inode
+                fd, remote = inode.fd, inode.remote
+            else:
+                file = self._open_files.get(nodeid, fh)
+                fd, remote = file.fd, file.remote
+            if remote:
+                raise self._share.later(os.fstat, self._share.status_for_guest, fd)
             return self._share.status_for_guest(os.fstat(fd))
         except OSError as error:
             deleted = self._inodes.deleted_directory(nodeid)
@@ -47,9 +59,22 @@ class AttributeOperations(Operations):
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """Return the attributes of an inode, its birth time among them."""
-        fd = self._fd(nodeid, fh)
-        more = statx(fd)
-        return Statx(self.getattr(nodeid, fh), more.btime_ns, more.attributes, more.attributes_mask)
+        if fh is None:
+            inode = self._inodes.get(nodeid)
+            fd, remote = inode.fd, inode.remote
+        else:
+            file = self._open_files.get(nodeid, fh)
+            fd, remote = file.fd, file.remote
+        if remote:
+            raise self._share.later(
+                lambda own_fd: (statx(own_fd), os.fstat(own_fd)),
+                lambda found: self._statx(found[0], self._share.status_for_guest(found[1])),
+                fd,
+            )
+        return self._statx(statx(fd), self.getattr(nodeid, fh))
+
+    def _statx(self, more: ExtendedStat, status: os.stat_result) -> Statx:
+        return Statx(status, more.btime_ns, more.attributes, more.attributes_mask)
 
     def setattr(self, nodeid: int, changes: Changes) -> os.stat_result:
         """Make all ``changes`` or stop at the first that fails.
@@ -57,27 +82,34 @@ class AttributeOperations(Operations):
         A symbolic link is not followed.
         """
         self._share.refuse_if_readonly()
-        if (changes.mode, changes.uid, changes.gid, changes.size) == (None,) * 4:
-            # With a write-back cache the guest sends times after it has removed the file.
-            inode = self._inodes.get(nodeid)
-        else:
-            inode = self._share.existing(nodeid)
+        inode = self._inodes.get(nodeid)
+        only_times = (changes.mode, changes.uid, changes.gid, changes.size) == (None,) * 4
+        # With a write-back cache the guest sends times after it has removed the file.
+        unnamed_is_stale = not only_times and self._share.is_stale_without_name(inode)
+        if unnamed_is_stale and not inode.remote:
+            check_name_left(inode.fd)
         owner = self._new_owner(changes)
         if changes.size is not None and changes.fh is None:
             if not stat.S_ISREG(inode.kind):
                 raise failure(errno.EISDIR if inode.is_dir else errno.EINVAL)
-            # truncate(2) waits for the holder of a lease; probing for one would be an event.
-            raise OperationDeferred(
-                on_files_or_errno(
-                    lambda own_fd: self._change(own_fd, None, changes, owner), inode.fd
-                ),
-                lambda result: self._after(descriptor(result), nodeid),
-            )
-        fh_fd = None if changes.size is None else self._open_files.fd(nodeid, changes.fh or 0)
-        self._change(inode.fd, fh_fd, changes, owner)
-        return self._share.status_for_guest(os.fstat(inode.fd))
+            fh_fd = None
+        else:
+            fh_fd = None if changes.size is None else self._open_files.fd(nodeid, changes.fh or 0)
+            if not inode.remote:
+                self._change(inode.fd, fh_fd, changes, owner)
+                return self._share.status_for_guest(os.fstat(inode.fd))
 
-    def _change(self, fd: int, fh_fd: int | None, changes: Changes, owner: tuple[int, int]) -> int:
+        # truncate(2) waits for the holder of a lease; probing for one would be an event.
+        def change(own_fd: int, own_fh_fd: int | None = None) -> os.stat_result:
+            if inode.remote and unnamed_is_stale:
+                check_name_left(own_fd)
+            self._change(own_fd, own_fh_fd, changes, owner)
+            return os.fstat(own_fd)
+
+        fds = (inode.fd,) if fh_fd is None else (inode.fd, fh_fd)
+        raise self._share.later(change, self._share.status_for_guest, *fds)
+
+    def _change(self, fd: int, fh_fd: int | None, changes: Changes, owner: tuple[int, int]) -> None:
         """Make all changes, in any thread.
 
         ``fd``: O_PATH. ``fh_fd``: the open file to truncate by; without it, by ``fd``.
@@ -92,21 +124,17 @@ class AttributeOperations(Operations):
                 os.truncate(path if fh_fd is None else fh_fd, signed(changes.size))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             utimens(path, _time(changes.atime_ns), _time(changes.mtime_ns))
-        return 0
-
-    def _after(self, _done: int, nodeid: int) -> os.stat_result:
-        return self._share.status_for_guest(os.fstat(self._inodes.get(nodeid).fd))
 
     def readlink(self, nodeid: int) -> bytes:
         """Return the target of a symbolic link; EINVAL for another file type."""
         inode = self._inodes.get(nodeid)
         if not stat.S_ISLNK(inode.kind):
             raise failure(errno.EINVAL)
-        return os.readlink(b"", dir_fd=inode.fd)
+        return self._share.waiting_where_remote(inode, _readlink)
 
     def statfs(self, nodeid: int) -> os.statvfs_result:
         """Return the statvfs(3) data of the file system that the inode is on."""
-        return os.fstatvfs(self._inodes.get(nodeid).fd)
+        return self._share.waiting_where_remote(self._inodes.get(nodeid), os.fstatvfs)
 
     def syncfs(self, nodeid: int) -> Task:
         """Return a task that writes the file system that the directory is on to its disk."""
@@ -115,14 +143,16 @@ class AttributeOperations(Operations):
         if mount is not None and mount.fd >= 0:
             # Opening the directory would be an event on the host.
             return on_files(_sync, mount.fd)
-        fd = self._proc.reopen(inode.fd, os.O_RDONLY | os.O_DIRECTORY)
+        task = on_files(self._reopen_and_sync, inode.fd)
+        return RemoteTask(task) if inode.remote else task
+
+    def _reopen_and_sync(self, path_fd: int) -> int:
+        """Open a directory and write its file system to its disk, in any thread."""
+        fd = self._proc.reopen(path_fd, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return on_files(_sync, fd)
+            return _sync(fd)
         finally:
             os.close(fd)
-
-    def _fd(self, nodeid: int, fh: int | None) -> int:
-        return self._inodes.get(nodeid).fd if fh is None else self._open_files.fd(nodeid, fh)
 
     def _new_owner(self, changes: Changes) -> tuple[int, int]:
         """Return the host's uid and gid for a new owner; EPERM where a rule forbids one."""
@@ -133,6 +163,10 @@ class AttributeOperations(Operations):
         return users.to_host(uid) if uid != _KEEP else uid, groups.to_host(
             gid
         ) if gid != _KEEP else gid
+
+
+def _readlink(fd: int) -> bytes:
+    return os.readlink(b"", dir_fd=fd)
 
 
 def _sync(fd: int) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creates new files as the requester, so that they get its uid and gid as on a local disk.
 
-Only for root; otherwise all new files are the daemon's. The umask is the process's: only this
-thread makes files.
+Only for root; otherwise all new files are the daemon's. The ids are the calling thread's, and so is
+the umask of a thread of the pool.
 """
 
 from __future__ import annotations

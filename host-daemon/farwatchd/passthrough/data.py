@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
-from farwatchd.fuse.filesystem import DataTask, Task
+from farwatchd.fuse.filesystem import DataTask, RemoteTask, Task
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
 from farwatchd.passthrough.open_file_table import Reading
@@ -60,9 +60,10 @@ class DataOperations(Operations):
                     return done
         if handle.reading is Reading.IMMEDIATE:
             return _transfer(os.preadv, fd, views, start)
-        return on_files_with_data(
+        task = on_files_with_data(
             lambda data, own_fd: _transfer(os.preadv, own_fd, data, start), fd
         )
+        return RemoteTask(task) if handle.remote else task
 
     def write(
         self,
@@ -86,18 +87,21 @@ class DataOperations(Operations):
             if handle.append_only:
                 raise failure(errno.EPERM)
             if handle.remote:
-                return on_files_with_data(
-                    lambda data, own_fd: self._write_page(
-                        own_fd, data, start, kill_suidgid, handle.flags
-                    ),
-                    fd,
+                return RemoteTask(
+                    on_files_with_data(
+                        lambda data, own_fd: self._write_page(
+                            own_fd, data, start, kill_suidgid, handle.flags
+                        ),
+                        fd,
+                    )
                 )
             return self._write_page(fd, views, start, kill_suidgid, handle.flags)
         transfer = _append if handle.flags & os.O_APPEND else os.pwritev
         if handle.remote or handle.flags & _WAITING_WRITES:
-            return on_files_with_data(
+            task = on_files_with_data(
                 lambda data, own_fd: self._write(own_fd, data, start, kill_suidgid, transfer), fd
             )
+            return RemoteTask(task) if handle.remote else task
         if not kill_suidgid and len(views) <= _IOV_MAX:
             return transfer(fd, views, start)
         return self._write(fd, views, start, kill_suidgid, transfer)
@@ -126,7 +130,8 @@ class DataOperations(Operations):
 
         ``datasync``: without metadata that reading the data does not need.
         """
-        return sync(self._open_files.fd(nodeid, fh), datasync)
+        file = self._open_files.get(nodeid, fh)
+        return sync(file.fd, file.remote, datasync)
 
     def fallocate(
         self, nodeid: int, fh: int, mode: int, offset: int, length: int, kill_suidgid: bool
@@ -142,11 +147,18 @@ class DataOperations(Operations):
                 fallocate(own_fd, mode, offset, length)
             return 0
 
-        return on_files(call, self._open_files.fd(nodeid, fh))
+        file = self._open_files.get(nodeid, fh)
+        task = on_files(call, file.fd)
+        return RemoteTask(task) if file.remote else task
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         """Return where data or a hole begins, or the file ends; ENXIO beyond the end."""
-        return os.lseek(self._open_files.fd(nodeid, fh), signed(offset), whence)
+        file = self._open_files.get(nodeid, fh)
+        if file.remote:
+            raise self._share.later(
+                lambda own_fd: os.lseek(own_fd, signed(offset), whence), int, file.fd
+            )
+        return os.lseek(file.fd, signed(offset), whence)
 
     def copy_file_range(
         self,
@@ -175,7 +187,9 @@ class DataOperations(Operations):
                     source, target, min(length, _COPY_MAX), signed(offset), signed(offset_out)
                 )
 
-        return on_files(call, self._open_files.fd(nodeid, fh), target_handle.fd)
+        source_handle = self._open_files.get(nodeid, fh)
+        task = on_files(call, source_handle.fd, target_handle.fd)
+        return RemoteTask(task) if source_handle.remote or target_handle.remote else task
 
 
 @contextlib.contextmanager

@@ -17,12 +17,15 @@ from farwatchd.inode_store.store import (
     ExportedInodes,
     HostInode,
     InodeStore,
+    Place,
     deleted_directory,
+    mount_id_of,
 )
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import open_path
 from farwatchd.passthrough.options import DEFAULT_MAX_INODES
 from farwatchd.passthrough.procfd import as_systems_limit
+from farwatchd.passthrough.tasks import Owned
 from farwatchd.wire.state import InodeState, State, StateError
 
 GENERATION = 0
@@ -67,6 +70,22 @@ class Inode:
     def is_dir(self) -> bool:
         """Return whether the inode is a directory."""
         return stat.S_ISDIR(self.kind)
+
+    @property
+    def remote(self) -> bool:
+        """Return whether its file system is that of a server, which may not answer."""
+        return self.host_inode.remote
+
+
+class RemoteMountError(Exception):
+    """A name is a mount point whose file system may not answer.
+
+    ``owned`` is its O_PATH descriptor.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__("the file system may not answer")
+        self.owned = Owned(fd)
 
 
 class InodeTable:
@@ -125,12 +144,20 @@ class InodeTable:
         return None if inode is None else deleted_directory(inode.host_inode)
 
     def lookup(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result] | None:
-        """Look up one name and count it; return None if there is no such name."""
+        """Look up one name and count it; return None if there is no such name.
+
+        ``RemoteMountError``: it is a mount point whose file system may not answer. ``parent`` is on
+        no remote file system.
+        """
         if self._expects_open:
             found = self._store.entry(parent.host_inode.fd, name)
             if found == errno.ENOENT:
                 return None
-            if isinstance(found, HostInode) and (inode := self._by_host_inode.get(found)):
+            if (
+                isinstance(found, HostInode)
+                and not found.remote
+                and (inode := self._by_host_inode.get(found))
+            ):
                 return inode, self.count_again(inode)
             self._expects_open = False
         fd = open_path(parent.host_inode.fd, name)
@@ -140,17 +167,34 @@ class InodeTable:
             if -fd not in OUT_OF_DESCRIPTORS:
                 raise failure(-fd)
             fd = self._open_again(parent, name)
-        return self.adopt(fd)
-
-    def adopt(self, fd: int) -> tuple[Inode, os.stat_result]:
-        """Count one lookup of the inode of an O_PATH descriptor, whose ownership is taken."""
         try:
-            status = os.fstat(fd)
+            place = self._store.place(fd)
         except BaseException:
             os.close(fd)
             raise
+        mount = mount_id_of(place)
+        if (
+            mount != parent.host_inode.mount_id
+            and self._store.remote_mounts.known(mount) is not False
+        ):
+            raise RemoteMountError(fd)
+        return self.adopt(fd, place=place)
+
+    def adopt(
+        self, fd: int, status: os.stat_result | None = None, place: Place | None = None
+    ) -> tuple[Inode, os.stat_result]:
+        """Count one lookup of the inode of an O_PATH descriptor, whose ownership is taken.
+
+        ``status``, ``place``: its own, if they are known.
+        """
+        if status is None:
+            try:
+                status = os.fstat(fd)
+            except BaseException:
+                os.close(fd)
+                raise
         try:
-            host_inode = self._store.adopt(fd, status)
+            host_inode = self._store.adopt(fd, status, place)
         except OSError as error:
             raise as_systems_limit(error) from None
         self._expects_open = host_inode.by_handle and host_inode.fd != fd
@@ -170,12 +214,40 @@ class InodeTable:
             inode.named = inode.named or status.st_nlink > 0
         return inode, status
 
+    def adopt_found(
+        self, fd: int, status: os.stat_result, remote: bool | None
+    ) -> tuple[Inode, os.stat_result]:
+        """Count one lookup of what a thread has found.
+
+        ``remote``: as of ``RemoteMounts.learn``, None if that is known.
+        """
+        try:
+            place = self._store.place(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if remote is not None:
+            self._store.remote_mounts.learn(mount_id_of(place), remote)
+        return self.adopt(fd, status, place)
+
     def count_again(self, inode: Inode) -> os.stat_result:
         """Count one more lookup of an open inode; return its attributes."""
         status = os.fstat(inode.fd)
         inode.lookups += 1
         inode.named = inode.named or status.st_nlink > 0
         return status
+
+    def count_linked(self, nodeid: int, status: os.stat_result) -> Inode:
+        """Count one more lookup of an inode that got a name; return it.
+
+        ``status``: its attributes. ESTALE: the guest has forgotten it.
+        """
+        inode = self._by_nodeid.get(nodeid)
+        if inode is None:
+            raise failure(errno.ESTALE)
+        inode.lookups += 1
+        inode.named = inode.named or status.st_nlink > 0
+        return inode
 
     def forget(self, nodeid: int, count: int) -> bool:
         """Subtract ``count`` lookups; return whether the lookup count is 0 now.

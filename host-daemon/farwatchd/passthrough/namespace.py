@@ -14,7 +14,22 @@ from collections.abc import Callable
 from farwatchd.fuse.filesystem import Entry, Requester
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import renameat2
-from farwatchd.passthrough.share import Operations, remove_if_same
+from farwatchd.passthrough.inode_table import RemoteMountError
+from farwatchd.passthrough.share import (
+    FoundName,
+    Operations,
+    check_name_left,
+    examine,
+    find,
+    remove_if_same,
+)
+
+#: The id of no mount.
+NO_MOUNT = -1
+
+
+def _nothing(_: object) -> None:
+    """Return nothing: the operation has no result."""
 
 
 class NamespaceOperations(Operations):
@@ -23,83 +38,170 @@ class NamespaceOperations(Operations):
     def lookup(self, parent: int, name: bytes) -> Entry | None:
         """Look up a name and count one lookup; return None if there is no such name."""
         directory = self._inodes.get(parent)
-        found = self._inodes.lookup(directory, name)
+        if directory.host_inode.remote:
+            mount = directory.host_inode.mount_id
+            raise self._share.later(
+                lambda fd: find(fd, name, mount),
+                lambda found: None if found is None else self._found(found, parent),
+                directory.fd,
+            )
+        try:
+            found = self._inodes.lookup(directory, name)
+        except RemoteMountError as error:
+            owned = error.owned
+            raise self._share.later(
+                lambda: examine(owned, NO_MOUNT), lambda found: self._found(found, parent)
+            ) from None
         return None if found is None else self._share.entry(found, directory)
 
     def symlink(self, requester: Requester, parent: int, name: bytes, target: bytes) -> Entry:
         """Make a symbolic link."""
-        self._share.refuse_if_readonly()
-        directory = self._inodes.get(parent)
-        try:
+
+        def make(directory: int) -> None:
             with self._credentials.of(requester, 0):
-                os.symlink(target, name, dir_fd=directory.fd)
-        except FileNotFoundError:
-            raise self._share.missing(directory) from None
-        return self._made(requester, parent, name, os.unlink)
+                os.symlink(target, name, dir_fd=directory)
+
+        return self._make(requester, parent, name, make, os.unlink)
 
     def mknod(
         self, requester: Requester, parent: int, name: bytes, mode: int, rdev: int, umask: int
     ) -> Entry:
         """Make a file, FIFO, socket or device; ``rdev`` is as in stat(2)."""
-        self._share.refuse_if_readonly()
-        directory = self._inodes.get(parent)
-        try:
+
+        def make(directory: int) -> None:
             with self._credentials.of(requester, umask):
-                os.mknod(name, mode, rdev, dir_fd=directory.fd)
-        except FileNotFoundError:
-            raise self._share.missing(directory) from None
-        return self._made(requester, parent, name, os.unlink)
+                os.mknod(name, mode, rdev, dir_fd=directory)
+
+        return self._make(requester, parent, name, make, os.unlink)
 
     def mkdir(self, requester: Requester, parent: int, name: bytes, mode: int, umask: int) -> Entry:
         """Make a directory."""
-        self._share.refuse_if_readonly()
-        directory = self._inodes.get(parent)
-        try:
+
+        def make(directory: int) -> None:
             with self._credentials.of(requester, umask):
-                os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory.fd)
-        except FileNotFoundError:
-            raise self._share.missing(directory) from None
-        return self._made(requester, parent, name, os.rmdir)
+                os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory)
+
+        return self._make(requester, parent, name, make, os.rmdir)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of what is not a directory."""
-        self._share.refuse_if_readonly()
-        directory = self._inodes.get(parent)
-        try:
-            os.unlink(name, dir_fd=directory.fd)
-        except FileNotFoundError:
-            raise self._share.missing(directory) from None
+        self._change(lambda directory: os.unlink(name, dir_fd=directory), parent)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
-        self._share.refuse_if_readonly()
-        directory = self._inodes.get(parent)
-        try:
-            os.rmdir(name, dir_fd=directory.fd)
-        except FileNotFoundError:
-            raise self._share.missing(directory) from None
+        self._change(lambda directory: os.rmdir(name, dir_fd=directory), parent)
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
         """Rename; ``flags`` are RENAME_* of renameat2(2)."""
-        self._share.refuse_if_readonly()
-        source, target = self._inodes.get(parent), self._inodes.get(newparent)
-        try:
-            renameat2(source.fd, name, target.fd, newname, flags)
-        except FileNotFoundError:
-            raise self._share.missing(source, target) from None
+        self._change(
+            lambda source, target: renameat2(source, name, target, newname, flags),
+            parent,
+            newparent,
+        )
 
     def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
         """Give an inode one more name; a file made by ``tmpfile`` gets its first one."""
         self._share.refuse_if_readonly()
-        inode = self._share.existing(nodeid)
-        directory = self._inodes.get(newparent)
-        source = self._proc.path(inode.fd)
+        inode, directory = self._inodes.get(nodeid), self._inodes.get(newparent)
+        unnamed_is_stale = self._share.is_stale_without_name(inode)
+        named = directory.named
+
+        def link(source: int, target: int) -> os.stat_result:
+            if unnamed_is_stale:
+                check_name_left(source)
+            try:
+                os.link(self._proc.path(source), newname, dst_dir_fd=target, follow_symlinks=True)
+            except FileNotFoundError:
+                raise self._share.missing_in((target, named)) from None
+            return os.fstat(source)
+
+        # Not by the new name: another process may have replaced it, and looking it up may fail.
+        if inode.remote or directory.remote:
+            raise self._share.later(
+                link,
+                lambda status: self._share.entry(
+                    (self._inodes.count_linked(nodeid, status), status)
+                ),
+                inode.fd,
+                directory.fd,
+            )
+        status = link(inode.fd, directory.fd)
+        return self._share.entry((self._inodes.count_linked(nodeid, status), status))
+
+    def _found(self, found: FoundName, parent: int) -> Entry:
+        """Count one lookup of what a thread has found in a directory."""
+        result = self._inodes.adopt_found(found.owned.take(), found.status, found.remote)
+        return self._share.entry(result, self._inodes.get(parent))
+
+    def _change(self, call: Callable[..., None], *nodeids: int) -> None:
+        """Change names in directories: ``call`` gets their descriptors."""
+        self._share.refuse_if_readonly()
+        inodes = [self._inodes.get(nodeid) for nodeid in nodeids]
+        named = [inode.named for inode in inodes]
+
+        def change(*fds: int) -> None:
+            try:
+                call(*fds)
+            except FileNotFoundError:
+                raise self._share.missing_in(*zip(fds, named, strict=True)) from None
+
+        fds = [inode.fd for inode in inodes]
+        if any(inode.remote for inode in inodes):
+            raise self._share.later(change, _nothing, *fds)
+        change(*fds)
+
+    def _make(
+        self,
+        requester: Requester,
+        parent: int,
+        name: bytes,
+        make: Callable[[int], None],
+        undo: Callable[..., None],
+    ) -> Entry:
+        """Make a name, look it up, and set its security xattrs; on an error ``undo`` removes it."""
+        self._share.refuse_if_readonly()
+        directory = self._inodes.get(parent)
+        if directory.remote:
+            mount, named = directory.host_inode.mount_id, directory.named
+            return self._share.make_remote(
+                directory,
+                lambda fd: self._make_remote(requester, fd, named, name, mount, make, undo),
+                lambda found: self._found(found, parent),
+            )
         try:
-            os.link(source, newname, dst_dir_fd=directory.fd, follow_symlinks=True)
+            make(directory.fd)
         except FileNotFoundError:
             raise self._share.missing(directory) from None
-        # Not by the new name: another process may have replaced it, and looking it up may fail.
-        return self._share.entry((inode, self._inodes.count_again(inode)))
+        return self._made(requester, parent, name, undo)
+
+    def _make_remote(
+        self,
+        requester: Requester,
+        directory: int,
+        named: bool,
+        name: bytes,
+        mount: int,
+        make: Callable[[int], None],
+        undo: Callable[..., None],
+    ) -> FoundName:
+        """Do the same in any thread, but for the lookup's count."""
+        try:
+            make(directory)
+        except FileNotFoundError:
+            raise self._share.missing_in((directory, named)) from None
+        found = None
+        try:
+            found = find(directory, name, mount)
+            if found is None:
+                raise failure(errno.ENOENT)
+            self._share.set_security_xattrs(requester, found.owned.fd)
+        except BaseException:
+            if found is None:
+                undo(name, dir_fd=directory)
+            else:
+                remove_if_same(undo, directory, name, found.status)
+            raise
+        return found
 
     def _there(self, parent: int, name: bytes) -> Entry:
         """Look up a name that was just made; ENOENT if another process has removed it."""

@@ -104,9 +104,15 @@ class PassthroughFs:
         share.open_files.restore_state(state.open_files, fds, numbers.fh)
         share.locks.restore_state(state, fds, share.open_files)
 
-    def use_threads(self, run_aside: Callable[[Callable[[], None]], None]) -> None:
-        """Have ``run_aside`` run what may wait for a server, in any thread."""
+    def use_threads(
+        self, run_aside: Callable[[Callable[[], None]], None], own_umask: Callable[[], bool]
+    ) -> None:
+        """Have ``run_aside`` run what may wait for a server, in any thread.
+
+        ``own_umask``: whether a task may set the umask(2).
+        """
         self.share.run_aside = run_aside
+        self.share.own_umask = own_umask
 
     def forget(self, nodeid: int, nlookup: int) -> bool:
         """Reduce a lookup count; at 0 release the locks on the inode, and return True."""

@@ -10,18 +10,24 @@ import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from farwatchd.fuse.filesystem import Entry, Requester
-from farwatchd.inode_store.remote_mounts import RemoteMounts
+from farwatchd.fuse.filesystem import Entry, OperationDeferred, Requester
 from farwatchd.inode_store.store import HostInode, InodeStore
 from farwatchd.linux.libc import failure
+from farwatchd.linux.remote_file_systems import is_remote
+from farwatchd.linux.syscalls import mount_id, open_path
 from farwatchd.passthrough.creds import Credentials
 from farwatchd.passthrough.inode_table import GENERATION, Inode, InodeTable
 from farwatchd.passthrough.lock_table import LockTable
 from farwatchd.passthrough.open_file_table import OpenFileTable
 from farwatchd.passthrough.options import ShareOptions
-from farwatchd.passthrough.procfd import ProcFd, open_at
+from farwatchd.passthrough.procfd import ProcFd, as_systems_limit, open_at
 from farwatchd.passthrough.set_id_bits import cleared
+from farwatchd.passthrough.tasks import Owned, deferred
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ShareState:
@@ -49,10 +55,13 @@ class ShareState:
         if store is None:
             store = InodeStore()
         self.inodes = InodeTable(root_fd, store, options.max_inodes)
-        self.open_files = OpenFileTable(store.budget, self._close_remote)
-        self.remote_mounts = RemoteMounts()
+        self.open_files = OpenFileTable(store.budget, self.close_remote)
+        #: How many sessions have ended.
+        self.ended = 0
         #: Runs what may wait for a server, and whose result nobody needs.
         self.run_aside: Callable[[Callable[[], None]], None] = _run
+        #: Whether a task may set the umask(2). Else the loop makes files, also where it may wait.
+        self.own_umask: Callable[[], bool] = lambda: True
         self.locks = LockTable(store.budget)
         store.needed = self._open_in_guest
         self.posix_acls = False
@@ -65,6 +74,7 @@ class ShareState:
 
     def reset(self) -> None:
         """Forget all inodes but the root, close all files, release all locks."""
+        self.ended += 1
         self.locks.clear()
         self.open_files.clear()
         self.inodes.clear()
@@ -75,6 +85,46 @@ class ShareState:
         self.open_files.clear()
         self.inodes.close()
 
+    def later(
+        self, call: Callable[..., T], complete: Callable[[T], Any], *fds: int
+    ) -> OperationDeferred:
+        """Return what an operation raises for a remote file system: see ``deferred``.
+
+        If the session has ended before ``complete``, nobody waits for the result.
+        """
+        ended = self.ended
+
+        def completed(result: T) -> Any:
+            if ended != self.ended:
+                raise failure(errno.ESTALE)
+            return complete(result)
+
+        return deferred(call, completed, *fds)
+
+    def make_remote(
+        self, directory: Inode, call: Callable[[int], T], complete: Callable[[T], R]
+    ) -> R:
+        """Make a file in a remote directory: return ``complete(call(fd))``.
+
+        This is deferred to a thread, unless threads have no umask of their own.
+        """
+        if self.own_umask():
+            raise self.later(call, complete, directory.fd)
+        return complete(call(directory.fd))
+
+    def waiting_where_remote(self, inode: Inode, call: Callable[[int], T]) -> T:
+        """Return the result of ``call`` with an inode's descriptor.
+
+        Where the file system is remote this is deferred to a thread.
+        """
+        if inode.host_inode.remote:
+            raise self.later(call, _same, inode.fd)
+        return call(inode.fd)
+
+    def is_stale_without_name(self, inode: Inode) -> bool:
+        """Return whether the inode is of no use if it has no name: see ``existing``."""
+        return inode.named and not self.open_files.any_of(inode.nodeid)
+
     def existing(self, nodeid: int) -> Inode:
         """Return the inode, open; ESTALE if it is unlinked and the guest does not have it open.
 
@@ -82,11 +132,11 @@ class ShareState:
         the guest would use the unlinked inode for as long as it caches the name.
         """
         inode = self.inodes.get(nodeid)
-        if inode.named and not self.open_files.any_of(nodeid) and not os.fstat(inode.fd).st_nlink:
-            raise failure(errno.ESTALE)
+        if self.is_stale_without_name(inode):
+            check_name_left(inode.fd)
         return inode
 
-    def _close_remote(self, fd: int) -> None:
+    def close_remote(self, fd: int) -> None:
         """Close a file, which may wait for the server that has it."""
         self.run_aside(partial(os.close, fd))
 
@@ -97,6 +147,11 @@ class ShareState:
     def missing(self, *directories: Inode) -> OSError:
         """Return the error for a missing name: ESTALE if one of the directories is unlinked."""
         return failure(errno.ESTALE if any(map(self.removed, directories)) else errno.ENOENT)
+
+    def missing_in(self, *directories: tuple[int, bool]) -> OSError:
+        """Return the same, in any thread, for descriptors and whether they had a name once."""
+        removed = any(named and not os.fstat(fd).st_nlink for fd, named in directories)
+        return failure(errno.ESTALE if removed else errno.ENOENT)
 
     def removed(self, inode: Inode) -> bool:
         """Return whether the inode had a name once and has none now."""
@@ -161,8 +216,49 @@ class Operations:
         return cleared(fd, self._proc.path(fd)) if kill_suidgid else contextlib.nullcontext()
 
 
+class FoundName(NamedTuple):
+    """What a thread has found by a name: an O_PATH descriptor, and what a server knows of it.
+
+    ``remote``: whether it is on a remote file system; None if that was known before.
+    """
+
+    owned: Owned
+    status: os.stat_result
+    remote: bool | None = None
+
+
+def find(directory: int, name: bytes, known_mount: int) -> FoundName | None:
+    """Look up a name, in any thread; return None if there is no such name.
+
+    ``known_mount``: the id of a mount of which the store knows whether it is remote.
+    """
+    fd = open_path(directory, name)
+    if fd == -errno.ENOENT:
+        return None
+    if fd < 0:
+        raise as_systems_limit(failure(-fd))
+    return examine(Owned(fd), known_mount)
+
+
+def examine(owned: Owned, known_mount: int) -> FoundName:
+    """Return what a server knows of an O_PATH descriptor, in any thread."""
+    status = os.fstat(owned.fd)
+    remote = None if mount_id(owned.fd) == known_mount else is_remote(owned.fd)
+    return FoundName(owned, status, remote)
+
+
+def check_name_left(fd: int) -> None:
+    """Raise ESTALE if an inode has no name, in any thread."""
+    if not os.fstat(fd).st_nlink:
+        raise failure(errno.ESTALE)
+
+
 def _run(call: Callable[[], None]) -> None:
     call()
+
+
+def _same(result: T) -> T:
+    return result
 
 
 def remove_if_same(
@@ -177,7 +273,6 @@ def remove_if_same(
 
 def _is_mount_point(found: tuple[Inode, os.stat_result], parent: Inode) -> bool:
     inode, status = found
-    return (
-        inode.host_inode.mount_id != parent.host_inode.mount_id
-        or status.st_dev != os.fstat(parent.fd).st_dev
-    )
+    if inode.host_inode.mount_id != parent.host_inode.mount_id:
+        return True
+    return not inode.host_inode.remote and status.st_dev != os.fstat(parent.fd).st_dev

@@ -7,21 +7,24 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from farwatchd.fuse.filesystem import DataTask, Task
+from farwatchd.fuse.filesystem import DataTask, OperationDeferred, RemoteTask, Task
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.procfd import own_limit_as_systems
 
+T = TypeVar("T")
 
-def on_files(call: Callable[..., int], *fds: int) -> Task:
-    """Return a task that calls ``call`` with duplicates of ``fds``.
+
+def on_files(call: Callable[..., T], *fds: int) -> Callable[[], T]:
+    """Return a task that calls ``call`` with duplicates of ``fds``, and has its result.
 
     ``fds`` may be closed before the task runs. The duplicates are closed when the task has run, or
     is dropped before. ENFILE: no descriptor is left.
     """
     duplicates = _duplicates(fds)
 
-    def task() -> int:
+    def task() -> T:
         try:
             return call(*duplicates)
         finally:
@@ -45,29 +48,51 @@ def on_files_with_data(call: Callable[..., int], *fds: int) -> DataTask:
     return task
 
 
-def on_files_or_errno(call: Callable[..., int], *fds: int) -> Task:
-    """Return a task as ``on_files`` does, which returns the negative errno of an error."""
+class Owned:
+    """A descriptor that a task has opened. It is closed with this, unless it is taken."""
 
-    def caught(*duplicates: int) -> int:
+    def __init__(self, fd: int, close: Callable[[int], None] = os.close) -> None:
+        """Take ownership of ``fd``; ``close`` closes it."""
+        self.fd = fd
+        self._close = close
+
+    def take(self) -> int:
+        """Return the descriptor, which the caller owns from now on."""
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            self._close(self.fd)
+
+
+def deferred(call: Callable[..., T], complete: Callable[[T], Any], *fds: int) -> OperationDeferred:
+    """Return what an operation raises that has to wait in ``call``, with duplicates of ``fds``.
+
+    ``call`` runs in any thread, ``complete`` gets its result. An ``OSError`` of ``call`` is the
+    operation's.
+    """
+
+    def caught(*duplicates: int) -> T | OSError:
         try:
             return call(*duplicates)
         except OSError as error:
-            return -(error.errno or errno.EIO)
+            # Without the frames that it came through, and what they refer to.
+            return failure(error.errno or errno.EIO)
 
-    return on_files(caught, *fds)
+    def completed(result: T | OSError) -> Any:
+        if isinstance(result, OSError):
+            raise result
+        return complete(result)
+
+    return OperationDeferred(on_files(caught, *fds), completed)
 
 
-def descriptor(result: int) -> int:
-    """Return the descriptor that a task of ``on_files_or_errno`` returned; raise its error."""
-    if result < 0:
-        raise failure(-result)
-    return result
-
-
-def sync(fd: int, datasync: bool) -> Task:
+def sync(fd: int, remote: bool, datasync: bool) -> Task:
     """Return a task that writes a file or a directory to its disk.
 
-    ``datasync``: without metadata that reading the data does not need.
+    ``remote``: it is on a remote file system. ``datasync``: without metadata that reading the data
+    does not need.
     """
 
     def call(duplicates: int) -> int:
@@ -77,7 +102,8 @@ def sync(fd: int, datasync: bool) -> Task:
             os.fsync(duplicates)
         return 0
 
-    return on_files(call, fd)
+    task = on_files(call, fd)
+    return RemoteTask(task) if remote else task
 
 
 def _duplicates(fds: Sequence[int]) -> list[int]:

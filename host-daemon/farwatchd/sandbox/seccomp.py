@@ -59,7 +59,7 @@ _ALLOWED = " ".join((_FILES, _EVENTS, _SOCKETS, _IDENTITY, _PROCESS)).split()
 _ATTACKS = """
     execve execveat fork vfork ptrace process_vm_readv process_vm_writev process_madvise kcmp
     kill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_getfd pidfd_send_signal
-    mount umount2 pivot_root chroot unshare setns open_tree move_mount fsopen fsconfig fsmount
+    mount umount2 pivot_root chroot setns open_tree move_mount fsopen fsconfig fsmount
     fspick mount_setattr swapon swapoff quotactl quotactl_fd acct
     bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register
     init_module finit_module delete_module kexec_load kexec_file_load reboot syslog
@@ -73,6 +73,8 @@ _REFUSED = {"connect": errno.EPERM, "clone3": errno.ENOSYS}
 
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000
+#: A thread gets an umask(2) of its own; all other flags of unshare(2) make namespaces.
+_CLONE_FS = 0x00000200
 #: prctl(2) of threads and memory that get a name: PR_SET_NAME, PR_GET_NAME, PR_SET_VMA.
 _NAMING = (15, 16, 0x53564D41)
 #: ioctl(2): TCGETS, by which Python asks for a terminal, FIONREAD of a watch queue, and the ones
@@ -161,9 +163,14 @@ class _Rules:
             self._add(self._refuse(errno.EPERM), name, self._has(2, _PROT_EXEC))
 
     def _add_threads(self) -> None:
-        """Let threads be made and signalled, but no process, and the process's limits be read."""
+        """Let threads be made and signalled, but no process, and the process's limits be read.
+
+        A thread may have a umask of its own.
+        """
         self._add(self._library.ALLOW, "clone", self._has(0, _CLONE_THREAD))
         self._add(self._attack, "clone", self._has_not(0, _CLONE_THREAD))
+        self._add(self._library.ALLOW, "unshare", self._is(0, _CLONE_FS))
+        self._add(self._attack, "unshare", self._is_not(0, _CLONE_FS))
         self._add(self._library.ALLOW, "tgkill", self._is(0, os.getpid()))
         self._add(self._refuse(errno.EPERM), "tgkill", self._is_not(0, os.getpid()))
         # The third argument is where a new limit would be.

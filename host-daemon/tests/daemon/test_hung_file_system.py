@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -34,7 +36,10 @@ class HungFileSystem:
     def __init__(self, directory: Path, mount_point: Path) -> None:
         self.mount_point = mount_point
         self._server = subprocess.Popen(
-            [sys.executable, SERVER, directory, mount_point], stdout=subprocess.PIPE, text=True
+            # Nothing is cached, so that every request asks the server.
+            [sys.executable, SERVER, directory, mount_point, "never"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == "mounted\n"
@@ -60,6 +65,8 @@ def hung(tmp_path: Path) -> Iterator[HungFileSystem]:
     for name in ("shared/mounted", "behind"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "behind/file").write_bytes(b"content")
+    (tmp_path / "behind/empty").mkdir()
+    (tmp_path / "behind/link").symlink_to("file")
     (tmp_path / "shared/elsewhere").touch()
     file_system = HungFileSystem(tmp_path / "behind", tmp_path / "shared/mounted")
     yield file_system
@@ -68,7 +75,7 @@ def hung(tmp_path: Path) -> Iterator[HungFileSystem]:
 
 @pytest.fixture
 def daemon(tmp_path: Path, hung: HungFileSystem) -> Iterator[DaemonProcess]:
-    with running(tmp_path / "socket", tmp_path / "shared") as process:
+    with running(tmp_path / "socket", tmp_path / "shared", "--xattr") as process:
         yield process
 
 
@@ -104,15 +111,15 @@ def send(
 
 def wait_until_hung(daemon: DaemonProcess, threads: int) -> None:
     """Wait until this many threads of the daemon wait for a FUSE server."""
+    wait_until(
+        lambda: waiting_threads(daemon) >= threads, "a thread that waits for the file system"
+    )
 
-    def hung() -> bool:
-        waits = [
-            (task / "wchan").read_text() for task in Path(f"/proc/{daemon.pid}/task").iterdir()
-        ]
-        # For an answer, or for a page that one will fill.
-        return len([wait for wait in waits if wait.startswith(WAITS_FOR_FUSE)]) >= threads
 
-    wait_until(hung, "a thread that waits for the file system")
+def waiting_threads(daemon: DaemonProcess) -> int:
+    """Return how many threads wait for an answer of a FUSE server, or a page that one will fill."""
+    waits = [(task / "wchan").read_text() for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
+    return len([wait for wait in waits if wait.startswith(WAITS_FOR_FUSE)])
 
 
 def open_file(guest: MountedGuest, flags: int) -> tuple[int, int]:
@@ -228,6 +235,252 @@ def test_other_files_are_served_while_a_file_is_used_that_hangs(
     hung.resume()
     guest.front_end.wait_used(guest.front_end.requests())
     assert is_served(guest)
+    guest.leave()
+
+
+class Nodes:
+    """What the guest knows of the mounted file system."""
+
+    def __init__(self, guest: MountedGuest) -> None:
+        self.root = guest.lookup(ROOT, b"mounted").nodeid
+        self.file = guest.lookup(self.root, b"file").nodeid
+        self.link = guest.lookup(self.root, b"link").nodeid
+        self.file_fh = self._open(guest, Opcode.OPEN, self.file, os.O_RDWR)
+        self.directory_fh = self._open(guest, Opcode.OPENDIR, self.root, os.O_DIRECTORY)
+
+    def _open(self, guest: MountedGuest, opcode: Opcode, nodeid: int, flags: int) -> int:
+        opened = guest.ask(opcode, nodeid, fuse.open_in.pack(flags=flags), fuse.open_out.size)
+        return int(fuse.open_out.unpack_from(opened).fh)
+
+
+ENTRY, ATTR = fuse.entry_out.size, fuse.attr_out.size
+#: Opcode, nodeid, arguments and room of a request on the mounted file system; its errno if it
+#: fails.
+NAMED: dict[str, Callable[[Nodes], tuple[Opcode, int, bytes, int]]] = {
+    "look up": lambda at: (Opcode.LOOKUP, at.root, b"file\0", ENTRY),
+    "look up what is missing": lambda at: (Opcode.LOOKUP, at.root, b"none\0", ENTRY),
+    "look up the mount point": lambda at: (Opcode.LOOKUP, ROOT, b"mounted\0", ENTRY),
+    "getattr": lambda at: (Opcode.GETATTR, at.file, fuse.getattr_in.pack(), ATTR),
+    "getattr of an open file": lambda at: (
+        Opcode.GETATTR,
+        at.file,
+        fuse.getattr_in.pack(getattr_flags=fuse.GETATTR_FH, fh=at.file_fh),
+        ATTR,
+    ),
+    "statx": lambda at: (Opcode.STATX, at.file, fuse.statx_in.pack(), fuse.statx_out.size),
+    "chmod": lambda at: (
+        Opcode.SETATTR,
+        at.file,
+        fuse.setattr_in.pack(valid=fuse.SetattrValid.MODE, mode=0o600),
+        ATTR,
+    ),
+    "truncate": lambda at: (
+        Opcode.SETATTR,
+        at.file,
+        fuse.setattr_in.pack(valid=fuse.SetattrValid.SIZE, size=1),
+        ATTR,
+    ),
+    "truncate an open file": lambda at: (
+        Opcode.SETATTR,
+        at.file,
+        fuse.setattr_in.pack(
+            valid=fuse.SetattrValid.SIZE | fuse.SetattrValid.FH, size=1, fh=at.file_fh
+        ),
+        ATTR,
+    ),
+    "readlink": lambda at: (Opcode.READLINK, at.link, b"", 4096),
+    "statfs": lambda at: (Opcode.STATFS, at.root, b"", fuse.statfs_out.size),
+    "syncfs": lambda at: (Opcode.SYNCFS, at.root, bytes(8), 0),
+    "setxattr": lambda at: (
+        Opcode.SETXATTR,
+        at.file,
+        fuse.setxattr_in.pack(size=1) + b"user.a\0v",
+        0,
+    ),
+    "getxattr": lambda at: (
+        Opcode.GETXATTR,
+        at.file,
+        fuse.getxattr_in.pack(size=99) + b"user.a\0",
+        99,
+    ),
+    "listxattr": lambda at: (Opcode.LISTXATTR, at.file, fuse.getxattr_in.pack(size=99), 99),
+    "removexattr": lambda at: (Opcode.REMOVEXATTR, at.file, b"user.a\0", 0),
+    "symlink": lambda at: (Opcode.SYMLINK, at.root, b"new\0file\0", ENTRY),
+    "mknod": lambda at: (
+        Opcode.MKNOD,
+        at.root,
+        fuse.mknod_in.pack(mode=stat.S_IFREG | 0o644) + b"new\0",
+        ENTRY,
+    ),
+    "mkdir": lambda at: (Opcode.MKDIR, at.root, fuse.mkdir_in.pack(mode=0o755) + b"new\0", ENTRY),
+    "create": lambda at: (
+        Opcode.CREATE,
+        at.root,
+        fuse.create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=stat.S_IFREG | 0o640) + b"new\0",
+        ENTRY + fuse.open_out.size,
+    ),
+    "create what exists": lambda at: (
+        Opcode.CREATE,
+        at.root,
+        fuse.create_in.pack(flags=os.O_RDWR | os.O_CREAT, mode=stat.S_IFREG | 0o640) + b"file\0",
+        ENTRY + fuse.open_out.size,
+    ),
+    "unnamed file": lambda at: (
+        Opcode.TMPFILE,
+        at.root,
+        fuse.create_in.pack(flags=os.O_RDWR, mode=stat.S_IFREG | 0o640) + b"#\0",
+        ENTRY + fuse.open_out.size,
+    ),
+    "unlink": lambda at: (Opcode.UNLINK, at.root, b"file\0", 0),
+    "rmdir": lambda at: (Opcode.RMDIR, at.root, b"empty\0", 0),
+    "rename": lambda at: (
+        Opcode.RENAME,
+        at.root,
+        fuse.rename_in.pack(newdir=at.root) + b"file\0new\0",
+        0,
+    ),
+    "exchange": lambda at: (
+        Opcode.RENAME2,
+        at.root,
+        fuse.rename2_in.pack(newdir=at.root, flags=2) + b"file\0empty\0",
+        0,
+    ),
+    "link": lambda at: (
+        Opcode.LINK,
+        at.root,
+        fuse.link_in.pack(oldnodeid=at.file) + b"new\0",
+        ENTRY,
+    ),
+    "open": lambda at: (Opcode.OPEN, at.file, fuse.open_in.pack(), fuse.open_out.size),
+    "opendir": lambda at: (
+        Opcode.OPENDIR,
+        at.root,
+        fuse.open_in.pack(flags=os.O_DIRECTORY),
+        fuse.open_out.size,
+    ),
+    "readdir": lambda at: (
+        Opcode.READDIR,
+        at.root,
+        fuse.read_in.pack(fh=at.directory_fh, size=4096),
+        4096,
+    ),
+    "readdirplus": lambda at: (
+        Opcode.READDIRPLUS,
+        at.root,
+        fuse.read_in.pack(fh=at.directory_fh, size=4096),
+        4096,
+    ),
+    "seek": lambda at: (
+        Opcode.LSEEK,
+        at.file,
+        fuse.lseek_in.pack(fh=at.file_fh, whence=os.SEEK_DATA),
+        fuse.lseek_out.size,
+    ),
+}
+#: What a FUSE server has not, or has nothing of.
+ERRORS = {
+    "look up what is missing": errno.ENOENT,
+    "getxattr": errno.EOPNOTSUPP,
+    "listxattr": errno.EOPNOTSUPP,
+    "setxattr": errno.EOPNOTSUPP,
+    "removexattr": errno.EOPNOTSUPP,
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", NAMED)
+def test_other_files_are_served_while_an_operation_hangs(
+    daemon: DaemonProcess, hung: HungFileSystem, name: str
+) -> None:
+    guest = MountedGuest(daemon)
+    opcode, nodeid, arguments, room = NAMED[name](Nodes(guest))
+    hung.hang()
+    reply = send(guest, opcode, nodeid, arguments, room)
+    wait_until_hung(daemon, 1)
+    assert is_served(guest)
+    assert b"mounted" in guest.names(ROOT, plus=True)
+    guest.front_end.requests().queue.want_interrupts(True)
+    hung.resume()
+    guest.front_end.wait_used(guest.front_end.requests())
+    header = OUT_HEADER.unpack_from(guest.front_end.ram.read(reply.addr, OUT_HEADER.size))
+    assert header[1:] == (-ERRORS.get(name, 0), UNIQUE)
+    assert is_served(guest)
+    guest.leave()
+
+
+@pytest.mark.root
+def test_tasks_of_a_disk_run_though_all_threads_for_servers_hang(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    root = guest.lookup(ROOT, b"mounted").nodeid
+    nodeid, fh = guest.create(ROOT, b"new")
+    hung.hang()
+    for _ in range(8):
+        send(guest, Opcode.LOOKUP, root, b"file\0", ENTRY)
+    wait_until_hung(daemon, 4)
+    guest.ask(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
+    hung.resume()
+    guest.leave()
+
+
+@pytest.mark.root
+def test_first_lookup_of_a_mount_that_hangs(daemon: DaemonProcess, hung: HungFileSystem) -> None:
+    guest = MountedGuest(daemon)
+    hung.hang()
+    assert b"mounted" in guest.names(ROOT, plus=True)
+    send(guest, Opcode.LOOKUP, ROOT, b"mounted\0", ENTRY)
+    wait_until_hung(daemon, 1)
+    assert is_served(guest)
+    hung.resume()
+    guest.leave()
+
+
+@pytest.mark.root
+def test_lookup_that_ends_after_a_reboot_leaves_nothing(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    root = guest.lookup(ROOT, b"mounted").nodeid
+    hung.hang()
+    send(guest, Opcode.LOOKUP, root, b"file\0", ENTRY)
+    wait_until_hung(daemon, 1)
+    guest.front_end.reboot()
+    guest.mount()
+    assert is_served(guest)
+    hung.resume()
+    wait_until(lambda: not waiting_threads(daemon), "the end of the lookup")
+    assert is_served(guest)
+    wait_until(lambda: "file" not in open_paths(daemon), "the descriptor to be closed")
+    guest.leave()
+
+
+@pytest.mark.root
+def test_mounted_file_system_of_a_server_is_used(
+    daemon: DaemonProcess, hung: HungFileSystem, tmp_path: Path
+) -> None:
+    guest = MountedGuest(daemon)
+    root = guest.lookup(ROOT, b"mounted").nodeid
+    assert set(guest.names(root, plus=True)) == {b".", b"..", b"file", b"empty", b"link"}
+    nodeid, fh = guest.create(root, b"new")
+    assert guest.write(nodeid, fh, 0, b"text") == 4
+    assert guest.read(nodeid, fh, 0, 9) == b"text"
+    guest.release(nodeid, fh)
+    behind = tmp_path / "behind"
+    assert (behind / "new").read_bytes() == b"text"
+    made = fuse.mkdir_in.pack(mode=0o777, umask=0o027) + b"made\0"
+    guest.ask(Opcode.MKDIR, root, made, ENTRY)
+    assert stat.S_IMODE((behind / "made").stat().st_mode) == 0o750
+    assert guest.fails(Opcode.MKDIR, root, made, ENTRY) == errno.EEXIST
+    exclusive = fuse.create_in.pack(flags=os.O_EXCL | os.O_CREAT, mode=stat.S_IFREG) + b"new\0"
+    room = ENTRY + fuse.open_out.size
+    assert guest.fails(Opcode.CREATE, root, exclusive, room) == errno.EEXIST
+    again, _fh = guest.create(root, b"new")
+    assert again == nodeid
+    guest.ask(Opcode.UNLINK, root, b"new\0")
+    assert guest.fails(Opcode.UNLINK, root, b"new\0") == errno.ENOENT
+    assert guest.fails(Opcode.LOOKUP, root, b"new\0", ENTRY) == errno.ENOENT
+    assert guest.fails(Opcode.RMDIR, root, b"file\0") == errno.ENOTDIR
     guest.leave()
 
 

@@ -43,8 +43,8 @@ def sets(pid: int) -> dict[str, Capability]:
 def test_threads_have_the_capabilities_of_the_daemon(tmp_path: Path) -> None:
     with running(tmp_path / "socket", tmp_path, "--thread-pool-size=3") as daemon:
         threads = [int(task.name) for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
-        # The event loop, the pool, and the one that waits for signals.
-        assert len(threads) == 5
+        # The event loop, those for disks and for servers, and the one that waits for signals.
+        assert len(threads) == 8
         kept = (*SETS, "NoNewPrivs", "Seccomp", "Seccomp_filters", "Uid", "Gid", "Groups")
         found = {tuple(status(thread)[name] for name in kept) for thread in threads}
         assert len(found) == 1

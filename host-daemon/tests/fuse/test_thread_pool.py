@@ -451,7 +451,8 @@ def test_start_creates_all_threads() -> None:
     before = threading.active_count()
     pool = ThreadPool(3, lambda _callback: None)
     pool.start()
-    assert threading.active_count() == before + 3
+    # For local disks, and for what waits for another process.
+    assert threading.active_count() == before + 2 * 3
     pool.close(LIMIT)
     assert threading.active_count() == before
 

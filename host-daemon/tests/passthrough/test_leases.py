@@ -111,7 +111,7 @@ def test_failure_after_waiting_leaves_no_inode_behind(share: SharedDirectory) ->
             create(share, 0)
         known = len(share.passthrough.share.inodes)
         with pytest.raises(PermissionError):
-            caught.value.complete(-errno.EACCES)
+            caught.value.complete(PermissionError(errno.EACCES, "refused"))
     assert len(share.passthrough.share.inodes) == known - 1
 
 

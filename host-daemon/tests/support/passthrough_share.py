@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,19 @@ def done(result: Any, *data: Any) -> Any:
 
 def settled(operation: Callable[..., Any], *arguments: Any) -> Any:
     """Return the result of an operation; if it is deferred, run its task here."""
-    try:
+
+    def perform() -> Any:
         return operation(*arguments)
-    except OperationDeferred as deferred:
-        return deferred.complete(deferred.task())
+
+    while True:
+        try:
+            return perform()
+        except OperationDeferred as deferred:
+            perform = partial(_complete, deferred)
+
+
+def _complete(deferred: OperationDeferred) -> Any:
+    return deferred.complete(deferred.task())
 
 
 def names_in(path: Path) -> set[bytes]:
@@ -100,7 +110,7 @@ class SharedDirectory:
 
     def find(self, parent: int, name: bytes) -> Entry:
         """Look up a name; ``FileNotFoundError``."""
-        entry = self.fs.lookup(parent, name)
+        entry: Entry | None = settled(self.fs.lookup, parent, name)
         if entry is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return entry

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.extensions import XATTR_SIZE_MAX
 from farwatchd.fuse.filesystem import Changes, FileSystem, OperationDeferred
-from farwatchd.fuse.reply import EMPTY, Handler, Reply
+from farwatchd.fuse.reply import Handler, Reply
 from farwatchd.fuse.request import (
     Request,
     check_int,
@@ -74,9 +75,12 @@ class AttributeHandlers:
 
     def _getattr(self, request: Request) -> Reply:
         flags, _, fh = getattr_in.values(request.args)
-        return self._encode.attr(
-            self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None)
-        )
+        try:
+            return self._encode.attr(
+                self._fs.getattr(request.nodeid, fh if flags & GETATTR_FH else None)
+            )
+        except OperationDeferred as deferred:
+            return self._pool.submit_deferred(request, deferred, self._encode.attr)
 
     def _setattr(self, request: Request) -> Reply:
         args = setattr_in.unpack_from(request.args)
@@ -105,10 +109,10 @@ class AttributeHandlers:
     def _statx(self, request: Request) -> Reply:
         args = statx_in.unpack_from(request.args)
         fh = args.fh if args.getattr_flags & GETATTR_FH else None
-        return self._encode.statx(self._fs.statx(request.nodeid, fh))
+        return self._pool.run(request, self._encode.statx, self._fs.statx, request.nodeid, fh)
 
     def _statfs(self, request: Request) -> Reply:
-        return encode.statfs(self._fs.statfs(request.nodeid))
+        return self._pool.run(request, encode.statfs, self._fs.statfs, request.nodeid)
 
     def _syncfs(self, request: Request) -> Reply:
         return self._pool.submit(request, self._fs.syncfs(request.nodeid), nothing)
@@ -126,40 +130,48 @@ class AttributeHandlers:
         if len(value) < args.size:
             raise invalid("a short value")
         kill = bool(args.setxattr_flags & SETXATTR_ACL_KILL_SGID)
-        self._fs.setxattr(request.nodeid, name, value, args.flags, kill)
-        return EMPTY
+        return self._pool.run(
+            request, nothing, self._fs.setxattr, request.nodeid, name, value, args.flags, kill
+        )
 
     def _getxattr(self, request: Request) -> Reply:
         name = request.strings(getxattr_in.size, 1)[0]
         check_xattr_name(name)
-        return _sized(request, self._fs.getxattr(request.nodeid, name))
+        return self._pool.run(request, _sized(request), self._fs.getxattr, request.nodeid, name)
 
     def _listxattr(self, request: Request) -> Reply:
-        return _sized(
-            request, b"".join(name + b"\0" for name in self._fs.listxattr(request.nodeid))
+        sized = _sized(request)
+        return self._pool.run(
+            request,
+            lambda names: sized(b"".join(name + b"\0" for name in names)),
+            self._fs.listxattr,
+            request.nodeid,
         )
 
     def _removexattr(self, request: Request) -> Reply:
         name = request.strings(0, 1)[0]
         check_xattr_name(name)
-        self._fs.removexattr(request.nodeid, name)
-        return EMPTY
+        return self._pool.run(request, nothing, self._fs.removexattr, request.nodeid, name)
 
 
-def _sized(request: Request, value: bytes) -> bytes:
-    """Return the value if it fits the requested size, or its size if that is 0.
+def _sized(request: Request) -> Callable[[bytes], bytes]:
+    """Return what makes a reply of a value: the value if it fits the requested size.
 
-    ERANGE: the value is longer.
+    It is the value's size if that is 0. ERANGE: the value is longer.
     """
-    size = getxattr_in.unpack_from(request.args).size
-    if size == 0:
-        reply = getxattr_out.pack_values(len(value), 0)
-        if len(reply) > request.room:
-            raise invalid("no room for a size")
-        return reply
-    if len(value) > min(size, request.room):
-        raise OSError(errno.ERANGE, "an attribute does not fit")
-    return value
+    size, room = getxattr_in.unpack_from(request.args).size, request.room
+
+    def encoded(value: bytes) -> bytes:
+        if size == 0:
+            reply = getxattr_out.pack_values(len(value), 0)
+            if len(reply) > room:
+                raise invalid("no room for a size")
+            return reply
+        if len(value) > min(size, room):
+            raise OSError(errno.ERANGE, "an attribute does not fit")
+        return value
+
+    return encoded
 
 
 def _time(given: int, now: int, seconds: int, nanoseconds: int) -> int | None:

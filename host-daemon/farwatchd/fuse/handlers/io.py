@@ -141,8 +141,14 @@ class IoHandlers:
     def _lseek(self, request: Request) -> Reply:
         args = lseek_in.unpack_from(request.args)
         check_int(args.whence)
-        return lseek_out.pack_values(
-            self._fs.lseek(request.nodeid, args.fh, args.offset, args.whence)
+        return self._pool.run(
+            request,
+            lseek_out.pack_values,
+            self._fs.lseek,
+            request.nodeid,
+            args.fh,
+            args.offset,
+            args.whence,
         )
 
     def _copy_file_range(self, request: Request) -> Reply:
@@ -165,7 +171,7 @@ class IoHandlers:
     def _opendir(self, request: Request) -> Reply:
         args = open_in.unpack_from(request.args)
         check_int(args.flags)
-        return encode.opened(self._fs.opendir(request.nodeid, args.flags))
+        return self._pool.run(request, encode.opened, self._fs.opendir, request.nodeid, args.flags)
 
     def _readdir(self, request: Request) -> Reply:
         return self._entries(request, MAX_READ, None)
@@ -175,7 +181,11 @@ class IoHandlers:
 
     def _look_up(self, parent: int, name: bytes) -> bytes:
         """Return the inode of a listed name; NO_ENTRY if it was deleted meanwhile."""
-        entry = self._fs.lookup(parent, name)
+        try:
+            entry = self._fs.lookup(parent, name)
+        except OperationDeferred:
+            # A mount point whose server may not answer: the client looks it up if it needs it.
+            return encode.NO_ENTRY
         return encode.NO_ENTRY if entry is None else self._encode.entry(entry)
 
     def _entries(
@@ -185,7 +195,14 @@ class IoHandlers:
         fh, offset, size, *_ = read_in.values(request.args)
         # The offset is not checked: it is the host file system's, which may use all 64 bits.
         room = min(size, request.room, most)
-        return encode.directory(self._fs.readdir(request.nodeid, fh, offset), room, lookup)
+        try:
+            entries = self._fs.readdir(request.nodeid, fh, offset)
+        except OperationDeferred as deferred:
+            look_up = None if lookup is None else _no_entry
+            return self._pool.submit_deferred(
+                request, deferred, lambda entries: encode.directory(entries, room, look_up)
+            )
+        return encode.directory(entries, room, lookup)
 
     def _releasedir(self, request: Request) -> Reply:
         self._fs.releasedir(request.nodeid, release_in.unpack_from(request.args).fh)
@@ -195,6 +212,11 @@ class IoHandlers:
         args = fsync_in.unpack_from(request.args)
         task = self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
         return self._pool.submit(request, task, nothing)
+
+
+def _no_entry(_: bytes) -> bytes:
+    """Look up nothing: each lookup may wait for a server."""
+    return encode.NO_ENTRY
 
 
 def _written(size: int) -> bytes:

@@ -9,9 +9,10 @@ from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import Entry, FileSystem, OpenResult, OperationDeferred
 from farwatchd.fuse.killpriv import KillPriv
-from farwatchd.fuse.reply import EMPTY, NOT_FOUND, Handler, Reply
+from farwatchd.fuse.reply import NOT_FOUND, Handler, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
-from farwatchd.fuse.thread_pool import ThreadPool
+from farwatchd.fuse.thread_pool import ThreadPool, nothing
+from farwatchd.linux.libc import failure
 from farwatchd.wire.fuse import (
     Opcode,
     create_in,
@@ -55,8 +56,16 @@ class NamespaceHandlers:
         }
 
     def _lookup(self, request: Request) -> Reply:
-        entry = self._fs.lookup(request.nodeid, request.name(0))
+        try:
+            entry = self._fs.lookup(request.nodeid, request.name(0))
+        except OperationDeferred as deferred:
+            return self._pool.submit_deferred(request, deferred, self._looked_up)
         return NOT_FOUND if entry is None else self._encode.entry(entry)
+
+    def _looked_up(self, entry: Entry | None) -> bytes:
+        if entry is None:
+            raise failure(errno.ENOENT)
+        return self._encode.entry(entry)
 
     def _symlink(self, request: Request) -> Reply:
         name, target = request.strings(0, 2)
@@ -65,52 +74,84 @@ class NamespaceHandlers:
             raise OSError(errno.ENOENT, "an empty target")
         if len(target) > TARGET_MAX:
             raise OSError(errno.ENAMETOOLONG, "a target is too long")
-        return self._encode.entry(
-            self._fs.symlink(request.requester(), request.nodeid, name, target)
+        return self._pool.run(
+            request,
+            self._encode.entry,
+            self._fs.symlink,
+            request.requester(),
+            request.nodeid,
+            name,
+            target,
         )
 
     def _mknod(self, request: Request) -> Reply:
         args = mknod_in.unpack_from(request.args)
         name = request.name(mknod_in.size)
         check_int(args.mode)
-        requester = request.requester()
-        return self._encode.entry(
-            self._fs.mknod(requester, request.nodeid, name, args.mode, args.rdev, args.umask)
+        return self._pool.run(
+            request,
+            self._encode.entry,
+            self._fs.mknod,
+            request.requester(),
+            request.nodeid,
+            name,
+            args.mode,
+            args.rdev,
+            args.umask,
         )
 
     def _mkdir(self, request: Request) -> Reply:
         mode, umask = mkdir_in.values(request.args)
         name = request.name(mkdir_in.size)
         check_int(mode)
-        return self._encode.entry(
-            self._fs.mkdir(request.requester(), request.nodeid, name, mode, umask)
+        return self._pool.run(
+            request,
+            self._encode.entry,
+            self._fs.mkdir,
+            request.requester(),
+            request.nodeid,
+            name,
+            mode,
+            umask,
         )
 
     def _unlink(self, request: Request) -> Reply:
-        self._fs.unlink(request.nodeid, request.name(0))
-        return EMPTY
+        return self._pool.run(request, nothing, self._fs.unlink, request.nodeid, request.name(0))
 
     def _rmdir(self, request: Request) -> Reply:
-        self._fs.rmdir(request.nodeid, request.name(0))
-        return EMPTY
+        return self._pool.run(request, nothing, self._fs.rmdir, request.nodeid, request.name(0))
 
     def _rename(self, request: Request) -> Reply:
         (newdir,) = rename_in.values(request.args)
         name, newname = request.names(rename_in.size, 2)
-        self._fs.rename(request.nodeid, name, newdir, newname, 0)
-        return EMPTY
+        return self._pool.run(
+            request, nothing, self._fs.rename, request.nodeid, name, newdir, newname, 0
+        )
 
     def _rename2(self, request: Request) -> Reply:
         args = rename2_in.unpack_from(request.args)
         name, newname = request.names(rename2_in.size, 2)
         check_int(args.flags)
-        self._fs.rename(request.nodeid, name, args.newdir, newname, args.flags)
-        return EMPTY
+        return self._pool.run(
+            request,
+            nothing,
+            self._fs.rename,
+            request.nodeid,
+            name,
+            args.newdir,
+            newname,
+            args.flags,
+        )
 
     def _link(self, request: Request) -> Reply:
         args = link_in.unpack_from(request.args)
-        return self._encode.entry(
-            self._fs.link(args.oldnodeid, request.nodeid, request.name(link_in.size))
+        return self._pool.run(
+            request,
+            self._encode.entry,
+            self._fs.link,
+            args.oldnodeid,
+            request.nodeid,
+            request.name(link_in.size),
         )
 
     def _create(self, request: Request) -> Reply:
@@ -129,8 +170,15 @@ class NamespaceHandlers:
         # The name that follows has no meaning: it is the client's placeholder.
         args = create_in.unpack_from(request.args)
         check_int(args.mode, args.flags)
-        return self._created(
-            self._fs.tmpfile(request.requester(), request.nodeid, args.mode, args.flags, args.umask)
+        return self._pool.run(
+            request,
+            self._created,
+            self._fs.tmpfile,
+            request.requester(),
+            request.nodeid,
+            args.mode,
+            args.flags,
+            args.umask,
         )
 
     def _created(self, result: tuple[Entry, OpenResult]) -> bytes:
@@ -138,7 +186,11 @@ class NamespaceHandlers:
         return self._encode.entry(entry) + encode.opened(opened)
 
     def _readlink(self, request: Request) -> Reply:
-        target = self._fs.readlink(request.nodeid)
-        if len(target) > request.room:
-            raise invalid("no room for a target")
-        return target
+        room = request.room
+
+        def fitting(target: bytes) -> bytes:
+            if len(target) > room:
+                raise invalid("no room for a target")
+            return target
+
+        return self._pool.run(request, fitting, self._fs.readlink, request.nodeid)
