@@ -24,6 +24,7 @@ from farwatchd.passthrough.inode_table import GENERATION
 from farwatchd.passthrough.share import Operations, check_name_left
 from farwatchd.passthrough.tasks import on_files
 
+_REPLACEABLE = (stat.S_IFREG, stat.S_IFLNK)
 #: chown(2): leave this id unchanged.
 _KEEP = -1
 
@@ -50,12 +51,25 @@ class AttributeOperations(Operations):
                 fd, remote = file.fd, file.remote
             if remote:
                 raise self._share.later(os.fstat, self._share.status_for_guest, fd)
-            return self._share.status_for_guest(os.fstat(fd))
+            status = os.fstat(fd)
+            if not status.st_nlink and fh is None:
+                self._refuse_replaced(nodeid)
+            return self._share.status_for_guest(status)
         except OSError as error:
             deleted = self._inodes.deleted_directory(nodeid)
             if error.errno != errno.ESTALE or deleted is None:
                 raise
         return self._share.status_for_guest(deleted)
+
+    def _refuse_replaced(self, nodeid: int) -> None:
+        """Raise ESTALE for an unlinked file or link that the guest does not have open.
+
+        Upon ESTALE Linux looks the name up again, which may have another inode by now. A directory
+        stays: a process of the guest may work in it.
+        """
+        inode = self._inodes.get(nodeid)
+        if inode.kind in _REPLACEABLE and self._share.is_stale_without_name(inode):
+            raise failure(errno.ESTALE)
 
     def statx(self, nodeid: int, fh: int | None) -> Statx:
         """Return the attributes of an inode, its birth time among them."""
@@ -166,7 +180,9 @@ class AttributeOperations(Operations):
 
 
 def _readlink(fd: int) -> bytes:
-    return os.readlink(b"", dir_fd=fd)
+    target = os.readlink(b"", dir_fd=fd)
+    check_name_left(fd)
+    return target
 
 
 def _sync(fd: int) -> int:

@@ -71,7 +71,34 @@ def test_an_inode_that_the_host_replaced_is_another(share: SharedDirectory) -> N
     (share.path / "file").write_text("new")
     new = share.lookup("file")
     assert old != new
-    assert share.fs.getattr(old, None).st_nlink == 0
+    # The guest looks the name up again.
+    assert errno_of(share.fs.getattr, old, None) == errno.ESTALE
+    assert share.fs.getattr(new, None).st_nlink == 1
+
+
+def test_link_that_the_host_replaced_is_stale(share: SharedDirectory) -> None:
+    (share.path / "link").symlink_to("old")
+    old = share.lookup("link")
+    assert share.fs.readlink(old) == b"old"
+    (share.path / "new").symlink_to("new")
+    (share.path / "new").rename(share.path / "link")
+    assert errno_of(share.fs.readlink, old) == errno.ESTALE
+    assert share.fs.readlink(share.lookup("link")) == b"new"
+
+
+def test_unlinked_file_that_the_guest_has_open_has_attributes(share: SharedDirectory) -> None:
+    entry, opened = share.create(b"file")
+    (share.path / "file").unlink()
+    assert share.fs.getattr(entry.nodeid, None).st_nlink == 0
+    share.fs.release(entry.nodeid, opened.fh)
+    assert errno_of(share.fs.getattr, entry.nodeid, None) == errno.ESTALE
+
+
+def test_deleted_directory_has_attributes(share: SharedDirectory) -> None:
+    (share.path / "directory").mkdir()
+    nodeid = share.lookup("directory")
+    (share.path / "directory").rmdir()
+    assert share.fs.getattr(nodeid, None).st_nlink == 0
 
 
 def test_a_handle_outlives_its_name_and_its_inodes_lookups(share: SharedDirectory) -> None:
