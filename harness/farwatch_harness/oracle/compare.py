@@ -129,7 +129,8 @@ KNOWN_DIFFERENCES = (
     ),
     KnownDifference(
         "A program that reads an event of a file may find the file's other names, in unwatched"
-        " directories, as they were cached",
+        " directories, as they were cached, and so the link count of a file that is not watched"
+        " itself",
         "the event does not contain them",
     ),
 )
