@@ -3,6 +3,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ LIMIT = 10.0
 MANY = 2000
 #: Open files that the daemon may have.
 FEW_FILES = 200
+#: Watches of a process that is killed: more with FARWATCH_WATCHES.
+KILLED_WATCHES = int(os.environ.get("FARWATCH_WATCHES", "5000"))
+UNMOUNT_LIMIT = 5.0
 WATCH_MANY = Path(__file__).parent / "programs" / "watch_many.py"
 MODES = pytest.mark.parametrize("testbed", ["others", "remote", "wait"], indirect=True)
 
@@ -225,6 +229,28 @@ def test_hanging_server_blocks_no_close_and_its_waiters_can_be_killed(
     finally:
         os.kill(testbed.daemon.pid, signal.SIGCONT)
     await_host_watches(testbed, 0)
+
+
+@pytest.mark.patch("send-request")
+def test_unmount_ends_soon_after_a_watcher_of_many_files_was_killed(
+    boot: Callable[..., Testbed],
+) -> None:
+    testbed = boot()
+    guest = testbed.guest
+    for number in range(KILLED_WATCHES):
+        (testbed.shared / str(number)).touch()
+    guest.write_file("/proc/sys/fs/inotify/max_user_watches", str(2 * KILLED_WATCHES).encode())
+    for _ in range(2):
+        words = ("python3", WATCH_MANY, testbed.mount_point, str(KILLED_WATCHES))
+        watcher = guest.spawn(*words)
+        lines = watcher.lines(limit=60 + KILLED_WATCHES / 50, until="watching")
+        assert lines[-1] == f"watching {KILLED_WATCHES}"
+        script = "cut -d' ' -f1 /proc/uptime; kill -9 $0; umount $1; cut -d' ' -f1 /proc/uptime"
+        times = guest.shell(f"sh -ec {shlex.quote(script)} {watcher.pid} {testbed.mount_point}")
+        begun, ended = map(float, times.split())
+        assert ended - begun < UNMOUNT_LIMIT
+        await_host_watches(testbed, 0)
+        testbed.mount()
 
 
 @pytest.mark.patch("capability")
