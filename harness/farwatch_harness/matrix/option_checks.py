@@ -9,6 +9,7 @@ the user is a module.
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from farwatch_harness.util import paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
 #: Part of the cache's key: change it when what is compiled, or how it is judged, changes.
-RECIPE = "1"
+RECIPE = "2"
 WATCHERS = ("CONFIG_INOTIFY_USER", "CONFIG_FANOTIFY", "CONFIG_DNOTIFY")
 # FUSE_FS and VIRTIO_FS, which needs it.
 DRIVERS = (("n", "n"), ("y", "n"), ("y", "y"), ("y", "m"), ("m", "n"), ("m", "m"))
@@ -32,7 +33,8 @@ DIRECTORIES = ("fs/notify", "fs/fuse")
 LISTINGS = ("built-in.a", "modules.order")
 # One of the many files that report events through the headers.
 REPORTER = "fs/namei.o"
-EXPORT = r"EXPORT_\w*SYMBOL\w*\s*\(\w+"
+EXPORT = re.compile(r"EXPORT_\w*SYMBOL\w*\s*\((\w+)")
+EXPORTING_MACRO = re.compile(r"^#define (\w+)\(.*EXPORT_\w*SYMBOL", re.MULTILINE)
 EXPORTED = "__export_symbol_"
 
 
@@ -190,8 +192,16 @@ def unit(name: str, module: bool, objects: Sequence[Path]) -> Unit:
 
 
 def exported_in(tree: Path) -> frozenset[str]:
-    """Return the symbols that any source of the kernel exports."""
-    argv = ["grep", "-rhoE", EXPORT, "--include=*.[cS]", "."]
-    return frozenset(
-        line.partition("(")[2] for line in subprocesses.run(argv, cwd=tree).splitlines()
-    )
+    """Return the symbols that any source of the kernel exports.
+
+    Also what is an argument of a macro that exports something, since one of them is the symbol.
+    """
+    argv = ["grep", "-rlE", "EXPORT_\\w*SYMBOL", "--include=*.[cS]", "."]
+    found: set[str] = set()
+    for name in subprocesses.run(argv, cwd=tree).splitlines():
+        text = (tree / name).read_text(errors="replace").replace("\\\n", " ")
+        found.update(EXPORT.findall(text))
+        for macro in EXPORTING_MACRO.findall(text):
+            for arguments in re.findall(rf"^{macro}\(([^)]*)\)", text, re.MULTILINE):
+                found.update(word.strip() for word in arguments.split(","))
+    return frozenset(found)

