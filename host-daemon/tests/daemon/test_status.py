@@ -149,7 +149,7 @@ def test_signal_before_the_start_is_over_does_not_end_the_daemon(tmp_path: Path)
     assert daemon.end() == 0
 
 
-def test_label_values_are_escaped_and_histograms_add_up() -> None:
+def test_label_values_are_escaped_and_histograms_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = RequestMetrics({})
     reads = requests.durations.setdefault(Opcode.READ, Durations())
     for ns in (1, 999, 1_000, 1_001, 10**12):
@@ -157,7 +157,7 @@ def test_label_values_are_escaped_and_histograms_add_up() -> None:
     status = DaemonStatus(
         'a"b\\c\nd', None, requests, Durations(), (Gauge("inodes", "x", lambda: 3),)
     )
-    os.chdir("/proc/self/fd")
+    monkeypatch.chdir("/proc/self/fd")
     text = status.text()
     assert 'farwatchd_info{share="a\\"b\\\\c\\nd",tag=""} 1' in text.splitlines()
     family = 'farwatchd_request_duration_seconds_bucket{opcode="READ",le="'
