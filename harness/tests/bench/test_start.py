@@ -8,6 +8,7 @@ from farwatch_harness.bench import daemons, start
 from farwatch_harness.util.errors import HarnessError
 
 
+@pytest.mark.root
 def test_each_start_of_the_daemon_is_measured() -> None:
     (cost,) = start.measure(daemons.farwatchd(), 2)
     assert cost.server == "farwatchd"

@@ -602,6 +602,7 @@ def test_replacing_nothing_is_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.root
 def test_descriptors_and_memory_do_not_grow(tmp_path: Path) -> None:
     with serving(tmp_path) as fleet:
         guest = MountedGuest(fleet.daemon, extra_flags=FUSE_FSNOTIFY_OTHERS_ONLY)
