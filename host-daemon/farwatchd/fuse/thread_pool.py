@@ -423,6 +423,10 @@ class ThreadPool:
         try:
             payload = task.encode(task.complete(task.future.result()))
         except OperationDeferred as following:
+            if task.executor not in self._executors():
+                # Its guest has left, and others have replaced its threads.
+                self._complete(reply, task, errno.EINTR)
+                return
             task.call, task.complete, task.future = following.task, following.complete, None
             self._start(reply, task)
         except OSError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.event_loop import Loop
+from farwatchd.fuse.filesystem import OperationDeferred
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import CANCEL_LIMIT, Session
 from farwatchd.fuse.thread_pool import ThreadPool
@@ -382,6 +383,30 @@ def test_queued_writes_have_no_copies_but_the_next_ones(guest: ThreadedGuest, fs
     guest.settle_until(lambda: len(guest.answers) == len(sent))
     # The threads end in any order.
     assert sorted(fs.writes) == [b"12345"] * (len(sent) - 1) + [b"54321"]
+
+
+@pytest.mark.parametrize("end", [reboot, disconnect])
+def test_hung_operation_that_would_wait_again_ends_when_its_guest_has_left(
+    guest: ThreadedGuest,
+    fs: FakeFs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    end: Callable[[ThreadedGuest], None],
+) -> None:
+    hung = fs.fsync(NODE, FH, datasync=False)
+
+    def wait_again(_: int) -> None:
+        raise OperationDeferred(lambda: 0, wait_again)
+
+    def wait(*_: object) -> None:
+        raise OperationDeferred(hung, wait_again)
+
+    monkeypatch.setattr(fs, "open", wait)
+    guest.send(Opcode.OPEN, NODE, fuse.open_in.pack(), fuse.open_out.size)
+    end(guest)
+    guest.places.clear()
+    finish_tasks(guest, fs)
+    assert "bug: " not in caplog.text
 
 
 @dataclass(frozen=True)
