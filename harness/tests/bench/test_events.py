@@ -160,8 +160,9 @@ def test_storms_are_measured_with_a_watcher_and_without(
     place = event_readers.NativePlace(tmp_path, run.page_file(tmp_path))
     found = storms.measure(place, programs.compiled())
     assert [cost.storm for cost in found] == [storm.title for storm in storms.STORMS]
-    # As many files are written, made or removed.
-    for cost, least in zip(found, (120, 150, 150, 20, 50), strict=True):
+    # As many files are written, made or removed. A new directory is watched only after its first
+    # files were made, so that of the installed files any number can be missed.
+    for cost, least in zip(found, (120, 1, 150, 20, 50), strict=True):
         assert (cost.mode, cost.overflows, cost.cpu_s) == ("native", 0, 0.0)
         assert cost.events > least
     unwatched = storms.measure_unwatched(tmp_path)
