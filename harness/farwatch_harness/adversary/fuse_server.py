@@ -23,7 +23,7 @@ from farwatch_harness.adversary.filesystem import (
     ServerNode,
 )
 from farwatch_harness.adversary.script import MANY, MOUNT, Lie, Lies, Script, init_flags
-from farwatch_harness.util import cache, paths, subprocesses
+from farwatch_harness.util import compiler
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest
 
@@ -35,24 +35,18 @@ WATCHABLE = int(wire.Event(0x1FFF) | wire.Event.ON_CHILD | wire.Event.RENAME)
 
 
 def program() -> Path:
-    """Return the server, built with AddressSanitizer.
-
-    It is cached by its source and the protocol's numbers.
-    """
-    source = SOURCE.read_bytes()
-    numbers = [
+    """Return the server, built with AddressSanitizer."""
+    return compiler.program(
+        SOURCE,
+        "-O1",
+        "-g",
+        "-Wall",
+        "-fsanitize=address",
+        "-static-libasan",
+        "-fno-omit-frame-pointer",
         f"-DFUSE_FSNOTIFY={wire.FUSE_FSNOTIFY}",
         f"-DFUSE_NOTIFY_FSNOTIFY={wire.FUSE_NOTIFY_FSNOTIFY}",
-    ]
-    key = cache.content_key(source, *numbers)
-    folder = paths.cache_root() / "programs" / f"fuse-server-{key}"
-
-    def make(target: Path) -> None:
-        sanitizer = ["-fsanitize=address", "-static-libasan", "-fno-omit-frame-pointer"]
-        argv = ["gcc", "-O1", "-g", "-Wall", *sanitizer, *numbers]
-        subprocesses.run([*argv, "-o", str(target / "server"), str(SOURCE)])
-
-    return cache.published(folder, make) / "server"
+    )
 
 
 class FuseServer:

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from farwatch_harness.util import cache, paths, subprocesses
+from farwatch_harness.util import compiler
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest
 
@@ -44,25 +44,8 @@ class Heard:
 
 
 def program() -> Path:
-    """Return the program, built statically and cached by its source."""
-    source = SOURCE.read_bytes()
-    folder = paths.cache_root() / "programs" / f"storm-{cache.content_key(source)}"
-
-    def make(target: Path) -> None:
-        argv = [
-            "gcc",
-            "-O1",
-            "-g",
-            "-Wall",
-            "-static",
-            "-pthread",
-            "-o",
-            str(target / "storm"),
-            str(SOURCE),
-        ]
-        subprocesses.run(argv)
-
-    return cache.published(folder, make) / "storm"
+    """Return the program, built statically."""
+    return compiler.program(SOURCE, "-O1", "-g", "-Wall", "-static", "-pthread")
 
 
 class Storm:

@@ -20,11 +20,10 @@ from farwatchd.wire.fuse import Opcode, in_header, out_header
 from farwatchd.wire.vhost_user import HeaderFlag, ProtocolFeature
 from farwatchd.wire.virtio import VirtioFeature
 
-from farwatch_harness.util import apt, paths, subprocesses
+from farwatch_harness.util import compiler
 from farwatch_harness.util.errors import HarnessError
 
 SOURCE = Path(__file__).with_name("synthetic.c")
-LIBRARY = paths.CHECKOUT / "build" / "bench" / "bench_synthetic.so"
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 #: Seconds to wait for a reply to a vhost-user message.
 REPLY_LIMIT = 10.0
@@ -155,11 +154,8 @@ class Program:
 
 
 def compiled() -> ctypes.CDLL:
-    """Compile and load the driver. HarnessError: has the compiler's errors."""
-    apt.install(["gcc", "libc6-dev"], paths.LOGS / "apt-bench.log")
-    LIBRARY.parent.mkdir(parents=True, exist_ok=True)
-    subprocesses.run(["gcc", *FLAGS, "-o", LIBRARY, SOURCE])
-    return ctypes.CDLL(str(LIBRARY))
+    """Load the driver. HarnessError: has the compiler's errors."""
+    return ctypes.CDLL(str(compiler.program(SOURCE, *FLAGS)))
 
 
 class BenchmarkMemory:

@@ -19,6 +19,7 @@ from farwatch_harness.bench import (
     run,
     storms,
 )
+from farwatch_harness.util import paths
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.virtiofs_daemon import watches_of
 
@@ -122,8 +123,8 @@ def test_cpu_time_of_a_group_includes_children() -> None:
 @pytest.fixture
 def on_disk() -> Iterator[Path]:
     """Yield a directory that supports O_DIRECT, which tmpfs does only since Linux 6.6."""
-    programs.TARGET.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=programs.TARGET) as name:
+    paths.LOGS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.LOGS) as name:
         yield Path(name)
 
 
