@@ -51,6 +51,8 @@ class Loop:
         self._serial = itertools.count()
         self._soon: deque[Callback] = deque()
         self._from_threads: deque[Callback] = deque()
+        #: Whether the loop has a wakeup to read for ``_from_threads``.
+        self._wakeup_pending = False
         self._stopping = False
         self._wakeup_fd, self._wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.add(self._wakeup_fd, self._drain_wake)
@@ -111,7 +113,10 @@ class Loop:
     def call_from_thread(self, callback: Callback) -> None:
         """Call ``callback`` once, soon, in the loop's thread."""
         self._from_threads.append(callback)
-        self._wake_up()
+        # One wakeup serves all callbacks that are there when it is read.
+        if not self._wakeup_pending:
+            self._wakeup_pending = True
+            self._wake_up()
 
     @property
     def is_stopping(self) -> bool:
@@ -191,5 +196,7 @@ class Loop:
             os.read(self._wakeup_fd, 4096)
         except BlockingIOError:
             _log.debug("a wakeup without a byte to read")
+        # Before the callbacks are counted: what comes later wakes the loop again.
+        self._wakeup_pending = False
         for _ in range(len(self._from_threads)):
             self._call(self._from_threads.popleft())

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,52 @@ def test_has_work_does_not_call_back(loop: Loop, event: int) -> None:
     assert calls == ["event", "soon", "now"]
     loop.call_from_thread(lambda: calls.append("thread"))
     assert loop.has_work()
+
+
+def test_no_callback_of_many_threads_is_lost(loop: Loop) -> None:
+    threads, count = 8, 2000
+    calls: list[int] = []
+
+    def called(number: int) -> None:
+        calls.append(number)
+        if len(calls) == threads * count:
+            loop.stop()
+
+    def call(first: int) -> None:
+        for number in range(first, first + count):
+            loop.call_from_thread(partial(called, number))
+
+    callers = [threading.Thread(target=call, args=(n * count,)) for n in range(threads)]
+    # Ends a loop that has missed a wakeup; the assertion then says what is missing.
+    loop.call_later(30, loop.stop)
+    for thread in callers:
+        thread.start()
+    loop.run()
+    for thread in callers:
+        thread.join(10)
+    assert sorted(calls) == list(range(threads * count))
+
+
+def test_callback_from_a_thread_may_have_another_called(loop: Loop) -> None:
+    calls: list[str] = []
+
+    def first() -> None:
+        calls.append("first")
+        loop.call_from_thread(lambda: calls.append("second"))
+
+    loop.call_from_thread(first)
+    assert loop.run_once(1)
+    assert loop.run_once(1)
+    assert calls == ["first", "second"]
+
+
+def test_one_wakeup_serves_all_callbacks_of_threads(loop: Loop) -> None:
+    calls: list[int] = []
+    for number in range(100_000):
+        loop.call_from_thread(partial(calls.append, number))
+    assert loop.run_once(1)
+    assert len(calls) == 100_000
+    assert not loop.run_once(0)
 
 
 def test_timers_run_in_order(loop: Loop) -> None:
