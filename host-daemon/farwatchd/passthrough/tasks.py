@@ -5,15 +5,43 @@ from __future__ import annotations
 
 import errno
 import os
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from farwatchd.fuse.filesystem import DataTask, OperationDeferred, RemoteTask, Task
 from farwatchd.linux.libc import failure
-from farwatchd.passthrough.procfd import own_limit_as_systems
+from farwatchd.passthrough.procfd import as_systems_limit
 
 T = TypeVar("T")
+
+
+class _OnFiles(Generic[T]):
+    """A task with descriptors of its own, which it closes when it has run, or is dropped before."""
+
+    __slots__ = ("_call", "_fds")
+
+    def __init__(self, call: Callable[..., T], fds: Sequence[int]) -> None:
+        self._call = call
+        self._fds: list[int] = []
+        try:
+            for fd in fds:
+                self._fds.append(os.dup(fd))
+        except OSError as error:
+            self._close()
+            raise as_systems_limit(error) from None
+
+    def __call__(self, *args: Any) -> T:
+        try:
+            return self._call(*args, *self._fds)
+        finally:
+            self._close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
 
 
 def on_files(call: Callable[..., T], *fds: int) -> Callable[[], T]:
@@ -22,30 +50,12 @@ def on_files(call: Callable[..., T], *fds: int) -> Callable[[], T]:
     ``fds`` may be closed before the task runs. The duplicates are closed when the task has run, or
     is dropped before. ENFILE: no descriptor is left.
     """
-    duplicates = _duplicates(fds)
-
-    def task() -> T:
-        try:
-            return call(*duplicates)
-        finally:
-            close()
-
-    close = _closing(task, duplicates)
-    return task
+    return _OnFiles(call, fds)
 
 
 def on_files_with_data(call: Callable[..., int], *fds: int) -> DataTask:
     """Return a task as ``on_files`` does, which passes its argument to ``call`` before ``fds``."""
-    duplicates = _duplicates(fds)
-
-    def task(data: Sequence[memoryview]) -> int:
-        try:
-            return call(data, *duplicates)
-        finally:
-            close()
-
-    close = _closing(task, duplicates)
-    return task
+    return _OnFiles(call, fds)
 
 
 class Owned:
@@ -104,27 +114,3 @@ def sync(fd: int, remote: bool, datasync: bool) -> Task:
 
     task = on_files(call, fd)
     return RemoteTask(task) if remote else task
-
-
-def _duplicates(fds: Sequence[int]) -> list[int]:
-    duplicates: list[int] = []
-    try:
-        with own_limit_as_systems():
-            for fd in fds:
-                duplicates.append(os.dup(fd))
-    except OSError:
-        _close(duplicates)
-        raise
-    return duplicates
-
-
-def _closing(task: object, fds: list[int]) -> weakref.finalize[..., object]:
-    """Return what closes ``fds``: at a call, or when ``task`` is dropped."""
-    close = weakref.finalize(task, _close, fds)
-    close.atexit = False
-    return close
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

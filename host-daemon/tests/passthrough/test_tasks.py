@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,4 +38,24 @@ def test_dropped_task_closes_its_descriptors(fd: int) -> None:
     assert open_descriptors() == before + 1
     del task
     gc.collect()
+    assert open_descriptors() == before
+
+
+def test_task_that_cannot_be_made_leaves_no_descriptor(fd: int) -> None:
+    gc.collect()
+    before = open_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The lowest free number is the only one left.
+    free = os.dup(fd)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files in system") as raised:
+            on_files(lambda *held: held, fd, fd)
+        # The exception is still there, and with it the frames that it came through.
+        assert os.dup(fd) == free
+        os.close(free)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised.value.errno == errno.ENFILE
     assert open_descriptors() == before
