@@ -60,6 +60,8 @@ VERSIONS = (
         "trixie-backports",
         options={"CONFIG_PREEMPT_VOLUNTARY": None, "CONFIG_PROC_SYSCTL": None},
     ),
+    # Debian has replaced its own package of this long-term version, and has the tarball still.
+    KernelVersion("6.18", "linux", "trixie-backports", upstream=True),
 )
 
 
