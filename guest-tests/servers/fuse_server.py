@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A FUSE server on /dev/fuse that reports events: farwatchd's session without virtio.
 
-It runs in the guest. Usage: fuse_server.py DIRECTORY MOUNT_POINT [CACHE]. It serves DIRECTORY at
-MOUNT_POINT and prints "mounted" when it does. Watchers of MOUNT_POINT get the events of DIRECTORY.
-CACHE is as of farwatchd's --cache.
+It runs in the guest. Usage: fuse_server.py DIRECTORY MOUNT_POINT [CACHE [locks]]. It serves
+DIRECTORY at MOUNT_POINT and prints "mounted" when it does. Watchers of MOUNT_POINT get the events
+of DIRECTORY. CACHE is as of farwatchd's --cache. With "locks" it takes the locks, too; none may
+block.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 from farwatchd.event_loop import Loop
+from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.passthrough.options import Cache, ShareOptions
@@ -43,14 +45,20 @@ def mount(fuse: int, target: str) -> None:
 def main() -> None:
     """Serve until unmounted."""
     logging.basicConfig(level=logging.INFO)
-    directory, target, *cache = sys.argv[1:]
-    options = ShareOptions(cache=Cache(*cache)) if cache else ShareOptions()
+    directory, target, *words = sys.argv[1:]
+    options = ShareOptions(cache=Cache(words[0])) if words else ShareOptions()
+    locked = "locks" in words
     os.umask(0)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     loop, queue = Loop(), EventQueue(1000)
     backend = InotifyBackend(os.open(directory, os.O_PATH))
     watches = WatchTable(backend, queue, 1000, loop.call_later)
-    session = Session(PassthroughFs(Path(directory), options), watches, SessionOptions())
+    session = Session(
+        PassthroughFs(Path(directory), options),
+        watches,
+        SessionOptions(posix_lock=locked, flock=locked),
+        BlockingLocks(loop.call_later),
+    )
     request, reply = memoryview(bytearray(BUFFER_SIZE)), memoryview(bytearray(BUFFER_SIZE))
 
     def serve() -> None:

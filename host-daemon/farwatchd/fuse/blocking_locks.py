@@ -2,7 +2,8 @@
 """Pending blocking locks: SETLKW requests that wait for another owner, while others are served.
 
 Each is retried whenever the guest releases something. Linux does not notify the daemon when another
-process releases a lock, so pending locks are also retried at intervals.
+process releases a lock, so pending locks are also retried at intervals. On a remote file system an
+attempt is deferred until the server answers, and there is no other one meanwhile.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from farwatchd.fuse.filesystem import OperationDeferred
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.wire.state import InterruptState
 
@@ -23,6 +27,21 @@ RETRY_INTERVAL = 0.05
 _MAX_EARLY_INTERRUPTS = 16
 
 CallLater = Callable[[float, Callable[[], None]], Any]
+#: Runs a call in any thread, then another one in the loop, with its result.
+RunThen = Callable[[Callable[[], Any], Callable[[Any], None]], None]
+
+
+def _run_now(call: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    then(call())
+
+
+@dataclass(eq=False)
+class _PendingLock:
+    """A request: ``attempt`` takes the lock. ``asking``: until a server answers."""
+
+    attempt: Callable[[], None]
+    run_then: RunThen
+    asking: bool = False
 
 
 class BlockingLocks:
@@ -31,7 +50,7 @@ class BlockingLocks:
     def __init__(self, call_later: CallLater) -> None:
         """``call_later(seconds, callback)`` calls back in the event loop's thread."""
         self._call_later = call_later
-        self._pending: dict[DeferredReply, Callable[[], None]] = {}
+        self._pending: dict[DeferredReply, _PendingLock] = {}
         self._early: deque[int] = deque(maxlen=_MAX_EARLY_INTERRUPTS)
         self._retry_timer = False
         self._retry_soon = False
@@ -39,12 +58,19 @@ class BlockingLocks:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, unique: int, attempt: Callable[[], None]) -> DeferredReply:
+    def add(
+        self,
+        unique: int,
+        attempt: Callable[[], None],
+        deferred: OperationDeferred | None = None,
+        run_then: RunThen = _run_now,
+    ) -> DeferredReply:
         """Defer the reply to the request ``unique`` until ``attempt`` succeeds.
 
         ``attempt`` raises ``BlockingIOError`` while another owner has the lock; any other result is
-        the reply. ``OSError``: ENOLCK when too many are pending, EINTR when the request has been
-        interrupted already.
+        the reply, unless it is ``OperationDeferred``, as the first one was with ``deferred``:
+        ``run_then`` runs that. ``OSError``: ENOLCK when too many are pending, EINTR when the
+        request has been interrupted already.
         """
         if unique in self._early:
             self._early.remove(unique)
@@ -52,7 +78,10 @@ class BlockingLocks:
         if len(self._pending) >= MAX_PENDING:
             raise OSError(errno.ENOLCK, f"{MAX_PENDING} requests are pending already")
         reply = DeferredReply(unique)
-        self._pending[reply] = attempt
+        pending = self._pending[reply] = _PendingLock(attempt, run_then, deferred is not None)
+        if deferred is not None:
+            # After this request is known to be deferred: without threads the answer comes now.
+            self._call_later(0, partial(self._ask, reply, pending, deferred))
         self._set_timer()
         return reply
 
@@ -86,15 +115,39 @@ class BlockingLocks:
 
     def _retry(self) -> None:
         self._retry_soon = False
-        for reply, attempt in list(self._pending.items()):
-            try:
-                attempt()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                self._complete(reply, error.errno or errno.EIO)
-            else:
-                self._complete(reply, 0)
+        for reply, pending in list(self._pending.items()):
+            if not pending.asking:
+                self._try(reply, pending, pending.attempt)
+
+    def _try(self, reply: DeferredReply, pending: _PendingLock, attempt: Callable[[], Any]) -> None:
+        try:
+            attempt()
+        except BlockingIOError:
+            return
+        except OperationDeferred as deferred:
+            self._ask(reply, pending, deferred)
+        except OSError as error:
+            self._complete(reply, error.errno or errno.EIO)
+        else:
+            self._complete(reply, 0)
+
+    def _ask(
+        self, reply: DeferredReply, pending: _PendingLock, deferred: OperationDeferred
+    ) -> None:
+        pending.asking = True
+        pending.run_then(deferred.task, partial(self._answered, reply, pending, deferred.complete))
+
+    def _answered(
+        self,
+        reply: DeferredReply,
+        pending: _PendingLock,
+        complete: Callable[[Any], Any],
+        result: Any,
+    ) -> None:
+        """Take the lock, unless the request was interrupted or the session has ended."""
+        pending.asking = False
+        if reply in self._pending:
+            self._try(reply, pending, partial(complete, result))
 
     def _retry_in_time(self) -> None:
         self._retry_timer = False

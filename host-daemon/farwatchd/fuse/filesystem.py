@@ -50,6 +50,15 @@ class OperationDeferred(Exception):  # noqa: N818 - not an error
         self.task = task
         self.complete = complete
 
+    def followed_by(self, then: Callable[[], Any]) -> OperationDeferred:
+        """Return the same for an operation that goes on with ``then``, and has its result."""
+
+        def complete(result: Any) -> Any:
+            self.complete(result)
+            return then()
+
+        return OperationDeferred(self.task, complete)
+
 
 class Requester(NamedTuple):
     """The uid, gid and pid for which the guest sends a request, in the guest's ids.
@@ -259,8 +268,11 @@ class FileSystem(Protocol):
         """Return sizes and limits of the file system that the inode is on."""
         ...
 
-    def watch_target(self, nodeid: int) -> WatchTarget:
-        """Return what the watch table needs of an inode; ENOENT for an unknown nodeid."""
+    def watch_target(self, nodeid: int, *, answering: bool = False) -> WatchTarget:
+        """Return what the watch table needs of an inode; ENOENT for an unknown nodeid.
+
+        ``answering``: it is to be watched, so wait until its file system's server answers.
+        """
         ...
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
@@ -358,11 +370,8 @@ class FileSystem(Protocol):
         """
         ...
 
-    def flush(self, nodeid: int, fh: int) -> Task | None:
-        """Report what close(2) would: a process of the guest closes one of its descriptors.
-
-        A ``Task`` does so if the file system may wait for a server.
-        """
+    def flush(self, nodeid: int, fh: int) -> None:
+        """Report what close(2) would: a process of the guest closes one of its descriptors."""
         ...
 
     def release(self, nodeid: int, fh: int) -> None:

@@ -7,9 +7,11 @@ import dataclasses
 import errno
 import logging
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from farwatchd.fuse.blocking_locks import BlockingLocks
-from farwatchd.fuse.filesystem import FileSystem
+from farwatchd.fuse.filesystem import FileSystem, WatchTarget
 from farwatchd.fuse.handlers.attributes import AttributeHandlers
 from farwatchd.fuse.handlers.io import IoHandlers
 from farwatchd.fuse.handlers.locks import LockHandlers
@@ -98,7 +100,7 @@ class Session:
         io_handlers = IoHandlers(
             fs, self._killpriv, self._pool, locks.released if locks is not None else _no_locks
         )
-        self._lock_handlers = LockHandlers(fs, locks) if locks is not None else None
+        self._lock_handlers = LockHandlers(fs, locks, self._pool) if locks is not None else None
         self._handlers: dict[int, Handler] = {
             **NamespaceHandlers(fs, self._killpriv, self._pool).table(),
             **io_handlers.table(),
@@ -318,11 +320,18 @@ class Session:
         args = fsnotify_in.unpack_from(request.args)
         if args.flags or args.mask & ~_REQUESTABLE:
             raise invalid("reserved fields or unknown events")
-        watched = self._fs.watch_target(request.nodeid)
+        set_mask = partial(self._set_mask, self._watches, request.nodeid, args)
+        find = partial(self._fs.watch_target, answering=bool(args.mask))
+        return self._pool.run(request, set_mask, find, request.nodeid)
+
+    def _set_mask(
+        self, watches: GuestWatches, nodeid: int, args: Any, watched: WatchTarget
+    ) -> bytes:
+        """Set the mask of a watch; return the reply."""
         if args.generation != watched.generation:
             raise OSError(errno.ESTALE, "the node has another generation")
-        mask = self._watches.set_mask(
-            request.nodeid, watched.generation, watched.fd, watched.is_dir, Event(args.mask)
+        mask = watches.set_mask(
+            nodeid, watched.generation, watched.fd, watched.is_dir, Event(args.mask)
         )
         return fsnotify_out.pack_values(int(mask), 0, 0)
 

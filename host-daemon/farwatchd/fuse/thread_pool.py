@@ -213,6 +213,23 @@ class ThreadPool:
             lambda done: self._call_from_thread(partial(self._aside.discard, done))
         )
 
+    def run_then(self, call: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Run ``call``, which may wait for a server and raises nothing.
+
+        The loop calls ``then`` with its result. Without threads both run now.
+        """
+        if self._remote is None:
+            then(call())
+            return
+        future = self._remote.pool.submit(call)
+        self._aside.add(future)
+
+        def finish() -> None:
+            self._aside.discard(future)
+            then(future.result())
+
+        future.add_done_callback(lambda _: self._call_from_thread(finish))
+
     def submit(self, request: Request, task: Task, encode: Encode) -> Reply:
         """Run ``task``; return the reply that ``encode`` makes of its result, now or deferred.
 

@@ -32,12 +32,18 @@ _KEEP = -1
 class AttributeOperations(Operations):
     """Operations on attributes."""
 
-    def watch_target(self, nodeid: int) -> WatchTarget:
-        """Return what the watch table needs of an inode; ENOENT for an unknown nodeid."""
+    def watch_target(self, nodeid: int, *, answering: bool = False) -> WatchTarget:
+        """Return what the watch table needs of an inode; ENOENT for an unknown nodeid.
+
+        ``answering``: on a remote file system this is deferred until the server answers. What the
+        host needs of it to add a watch, it asks in the loop.
+        """
         try:
             inode = self._inodes.get(nodeid)
         except OSError as error:
             raise failure(errno.ENOENT) if error.errno == errno.ESTALE else error from None
+        if answering and inode.host_inode.remote:
+            raise self._share.when_answering(lambda: self.watch_target(nodeid), inode.fd)
         return WatchTarget(GENERATION, inode.fd, inode.is_dir)
 
     def getattr(self, nodeid: int, fh: int | None) -> os.stat_result:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
 from farwatchd.fuse.filesystem import Lock
 from farwatchd.inode_store.descriptors import DescriptorBudget
@@ -35,12 +36,13 @@ class _Owner:
     """The locks of one owner on one inode: they do not overlap, and are in order.
 
     ``fd`` is of the open file description that has them on the host. It is ``borrowed`` from this
-    open file of the guest, or the owner's own (None).
+    open file of the guest, or the owner's own (None). ``remote``: of a remote file system.
     """
 
-    def __init__(self, fd: int, borrowed: int | None) -> None:
+    def __init__(self, fd: int, borrowed: int | None, remote: bool) -> None:
         self.fd = fd
         self.borrowed = borrowed
+        self.remote = remote
         self.handles: set[int] = set()
         self.locks: list[Lock] = []
 
@@ -72,9 +74,15 @@ class _Owner:
 class LockTable:
     """The locks of all owners on all inodes. Owns the owners' descriptors."""
 
-    def __init__(self, budget: DescriptorBudget) -> None:
-        """``budget`` counts the owners' descriptors, too."""
+    def __init__(
+        self, budget: DescriptorBudget, close_remote: Callable[[int], None] = os.close
+    ) -> None:
+        """``budget`` counts the owners' descriptors, too.
+
+        ``close_remote`` closes those of remote files; it does not wait for a server.
+        """
         self._budget = budget
+        self._close_remote = close_remote
         self._inodes: dict[int, dict[int, _Owner]] = {}
         self._count = 0
 
@@ -85,6 +93,11 @@ class LockTable:
         """Return the descriptor for an owner's locks on an inode, None if it has none."""
         found = self._inodes.get(nodeid, {}).get(owner)
         return None if found is None else found.fd
+
+    def remote_fd(self, nodeid: int, owner: int) -> int | None:
+        """Return the same if it is of a remote file system, else None."""
+        found = self._inodes.get(nodeid, {}).get(owner)
+        return found.fd if found is not None and found.remote else None
 
     def may_borrow(self, nodeid: int, fh: int) -> bool:
         """Return whether no owner's locks are on the open file description of ``fh``.
@@ -97,16 +110,25 @@ class LockTable:
         """Raise ENFILE if there is no descriptor left for one more owner."""
         self._budget.check(1)
 
-    def open(self, nodeid: int, owner: int, fd: int, borrowed: int | None = None) -> None:
+    def open(
+        self,
+        nodeid: int,
+        owner: int,
+        fd: int,
+        borrowed: int | None = None,
+        *,
+        remote: bool = False,
+    ) -> None:
         """Put an owner's locks on the open file description of ``fd`` from now on.
 
-        Takes ownership of ``fd``, unless it is ``borrowed`` from an open file. Locks that the owner
+        Takes ownership of ``fd``, unless it is ``borrowed`` from an open file. ``remote``: it is of
+        a remote file system. Locks that the owner
         has are moved. Another process can get one of them in between, which the owner then loses.
         """
         if borrowed is None:
             self._budget.used += 1
         former = self._inodes.get(nodeid, {}).get(owner)
-        found = _Owner(fd, borrowed)
+        found = _Owner(fd, borrowed, remote)
         if former is not None:
             self.close(nodeid, owner)
             found.handles = former.handles
@@ -144,8 +166,12 @@ class LockTable:
         if not self._inodes[nodeid][owner].locks:
             self.close(nodeid, owner)
 
-    def close(self, nodeid: int, owner: int) -> None:
-        """Release all of an owner's locks on an inode, if it has any."""
+    def close(self, nodeid: int, owner: int, closing: int | None = None) -> None:
+        """Release all of an owner's locks on an inode, if it has any.
+
+        ``closing``: the open file that is closed next. Locks on its description go with it, which
+        on a remote file system does not keep the loop waiting.
+        """
         owners = self._inodes.get(nodeid)
         found = None if owners is None else owners.pop(owner, None)
         if owners is None or found is None:
@@ -155,8 +181,8 @@ class LockTable:
         self._count -= len(found.locks)
         if found.borrowed is None:
             self._budget.used -= 1
-            os.close(found.fd)
-        elif found.locks:
+            (self._close_remote if found.remote else os.close)(found.fd)
+        elif found.locks and not (found.remote and found.borrowed == closing):
             fcntl.fcntl(found.fd, fcntl.F_OFD_SETLK, packed(_UNLOCK_ALL))
 
     def release(self, nodeid: int, fh: int) -> None:
@@ -166,7 +192,7 @@ class LockTable:
             return
         for owner, found in list(owners.items()):
             if fh in found.handles:
-                self.close(nodeid, owner)
+                self.close(nodeid, owner, closing=fh)
 
     def drop(self, nodeid: int) -> None:
         """Release all locks on an inode that the guest has forgotten."""
@@ -185,15 +211,17 @@ class LockTable:
 
     def restore_state(self, state: State, fds: ReceivedDescriptors, files: OpenFileTable) -> None:
         """Add the owners and locks of a state; ``files`` are restored. ``StateError``."""
+        on_remote = {record.nodeid for record in state.open_files if record.remote}
         for record in state.lock_owners:
+            remote = record.nodeid in on_remote
             borrowed = None if record.borrowed == NONE else record.borrowed
             if self.fd(record.nodeid, record.owner) is not None:
                 raise StateError("a lock owner is there twice")
             if borrowed is None:
-                self.open(record.nodeid, record.owner, fds.take(record.fd))
+                self.open(record.nodeid, record.owner, fds.take(record.fd), remote=remote)
             else:
                 fd = files.fd(record.nodeid, borrowed)
-                self.open(record.nodeid, record.owner, fd, borrowed)
+                self.open(record.nodeid, record.owner, fd, borrowed, remote=remote)
         try:
             for handle in state.lock_handles:
                 self._inodes[handle.nodeid][handle.owner].handles.add(handle.fh)
@@ -205,9 +233,10 @@ class LockTable:
             raise StateError("a lock has no owner") from None
 
     def clear(self) -> None:
-        """Release all locks."""
-        for nodeid in list(self._inodes):
-            self.drop(nodeid)
+        """Release all locks. All files are closed next."""
+        for nodeid, owners in list(self._inodes.items()):
+            for owner, found in list(owners.items()):
+                self.close(nodeid, owner, closing=found.borrowed)
 
 
 def packed(lock: Lock) -> bytes:

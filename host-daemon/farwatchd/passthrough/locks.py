@@ -38,13 +38,23 @@ _FLOCK_OPERATIONS = {
 
 
 class LockOperations(Operations):
-    """Operations on locks. None waits: ``BlockingIOError`` when another owner has the lock."""
+    """Operations on locks. None waits: ``BlockingIOError`` when another owner has the lock.
+
+    On a remote file system each is deferred until the server answers. Then it is performed in the
+    loop, and so in order.
+    """
 
     def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
         """Return a lock that conflicts with ``lock`` of ``owner``, or None.
 
         Its pid is 0 if a process of the host has it.
         """
+        file = self._open_files.get(nodeid, fh)
+        if file.remote:
+            raise self._share.when_answering(lambda: self._getlk(nodeid, fh, owner, lock), file.fd)
+        return self._getlk(nodeid, fh, owner, lock)
+
+    def _getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
         handle = self._open_files.fd(nodeid, fh)
         found = self._locks.conflict(nodeid, owner, lock)
         if found is not None:
@@ -58,6 +68,12 @@ class LockOperations(Operations):
 
     def setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
         """Take or release a POSIX lock. ENOLCK when there are too many of them."""
+        file = self._open_files.get(nodeid, fh)
+        if file.remote:
+            raise self._share.when_answering(lambda: self._setlk(nodeid, fh, owner, lock), file.fd)
+        self._setlk(nodeid, fh, owner, lock)
+
+    def _setlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> None:
         file = self._open_files.get(nodeid, fh)
         fd = self._locks.fd(nodeid, owner)
         if lock.kind == fcntl.F_UNLCK and fd is None:
@@ -76,10 +92,19 @@ class LockOperations(Operations):
 
     def flock(self, nodeid: int, fh: int, kind: int) -> None:
         """Take or release the lock of an open file (flock in section 2 of the manual)."""
+        file = self._open_files.get(nodeid, fh)
+        if file.remote:
+            raise self._share.when_answering(lambda: self._flock(nodeid, fh, kind), file.fd)
+        self._flock(nodeid, fh, kind)
+
+    def _flock(self, nodeid: int, fh: int, kind: int) -> None:
         fcntl.flock(self._open_files.fd(nodeid, fh), _FLOCK_OPERATIONS[kind] | fcntl.LOCK_NB)
 
     def unlock_owner(self, nodeid: int, owner: int) -> None:
         """Release all POSIX locks of ``owner`` on an inode, as close(2) of any descriptor does."""
+        fd = self._locks.remote_fd(nodeid, owner)
+        if fd is not None:
+            raise self._share.when_answering(lambda: self._locks.close(nodeid, owner), fd)
         self._locks.close(nodeid, owner)
 
     def _description(self, nodeid: int, owner: int, fh: int, file: OpenFile, kind: int) -> int:
@@ -91,11 +116,11 @@ class LockOperations(Operations):
         if file.flags & os.O_DIRECTORY:
             raise failure(errno.EBADF)
         if self._locks.may_borrow(nodeid, fh) and _can_lock(file.flags, kind):
-            self._locks.open(nodeid, owner, file.fd, fh)
+            self._locks.open(nodeid, owner, file.fd, fh, remote=file.remote)
             return file.fd
         self._locks.check_descriptors()
         fd = self._open_to_lock(nodeid)
-        self._locks.open(nodeid, owner, fd)
+        self._locks.open(nodeid, owner, fd, remote=file.remote)
         return fd
 
     def _open_to_lock(self, nodeid: int) -> int:

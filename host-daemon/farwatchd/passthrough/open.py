@@ -17,9 +17,7 @@ from farwatchd.fuse.filesystem import (
     Entry,
     OpenResult,
     OperationDeferred,
-    RemoteTask,
     Requester,
-    Task,
 )
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.cache_flags import FILE_FLAGS
@@ -34,7 +32,7 @@ from farwatchd.passthrough.share import (
     find,
     remove_if_same,
 )
-from farwatchd.passthrough.tasks import Owned, on_files
+from farwatchd.passthrough.tasks import Owned
 
 #: The open(2) flags that concern the host's file; the guest's kernel implements all others.
 _PASSED = (
@@ -284,16 +282,12 @@ class OpenOperations(Operations):
             os.close(fd)
             raise
 
-    def flush(self, nodeid: int, fh: int) -> Task | None:
-        """Report what close(2) would, for a guest process that closes one of its descriptors.
-
-        By a task where a server is waited for.
-        """
+    def flush(self, nodeid: int, fh: int) -> None:
+        """Report what close(2) would, for a guest process that closes one of its descriptors."""
         file = self._open_files.get(nodeid, fh)
         if file.remote:
-            return RemoteTask(on_files(_close_duplicate, file.fd))
+            raise self._share.later(_close_duplicate, _ignore, file.fd)
         _close_duplicate(file.fd)
-        return None
 
     def _flags(self, flags: int) -> int:
         flags &= _PASSED
@@ -320,11 +314,14 @@ class OpenOperations(Operations):
         return OpenResult(fh, self._file_flags)
 
 
-def _close_duplicate(fd: int) -> int:
+def _close_duplicate(fd: int) -> None:
     """Close a duplicate of ``fd``, so that the file system sees a process that closes the file."""
     with own_limit_as_systems():
         os.close(os.dup(fd))
-    return 0
+
+
+def _ignore(_: None) -> None:
+    pass
 
 
 def _cannot_open(inode: Inode) -> OSError:

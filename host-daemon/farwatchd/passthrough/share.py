@@ -62,7 +62,7 @@ class ShareState:
         self.run_aside: Callable[[Callable[[], None]], None] = _run
         #: Whether a task may set the umask(2). Else the loop makes files, also where it may wait.
         self.own_umask: Callable[[], bool] = lambda: True
-        self.locks = LockTable(store.budget)
+        self.locks = LockTable(store.budget, self.close_remote)
         store.needed = self._open_in_guest
         self.posix_acls = False
         self.writeback = False
@@ -100,6 +100,13 @@ class ShareState:
             return complete(result)
 
         return deferred(call, completed, *fds)
+
+    def when_answering(self, call: Callable[[], T], fd: int) -> OperationDeferred:
+        """Return what an operation raises that is to run in the loop once a server answers.
+
+        ``fd``: a file that the server has.
+        """
+        return self.later(_ask_server, lambda _: call(), fd)
 
     def make_remote(
         self, directory: Inode, call: Callable[[int], T], complete: Callable[[T], R]
@@ -245,6 +252,13 @@ def examine(owned: Owned, known_mount: int) -> FoundName:
     status = os.fstat(owned.fd)
     remote = None if mount_id(owned.fd) == known_mount else is_remote(owned.fd)
     return FoundName(owned, status, remote)
+
+
+def _ask_server(fd: int) -> None:
+    """Ask for attributes of a file and its file system, in any thread; return with the answers."""
+    with contextlib.suppress(OSError):
+        os.fstat(fd)
+        os.fstatvfs(fd)
 
 
 def check_name_left(fd: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -15,17 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.linux.libc import OFFSET_MAX
 from farwatchd.virtio_fs.device import DRAIN_LIMIT
 from farwatchd.wire import fuse
+from farwatchd.wire.fsnotify import Event, fsnotify_in, fsnotify_out
 from farwatchd.wire.fuse import Opcode
-from tests.support.daemon_guest import ROOT, MountedGuest
+from tests.support.daemon_guest import ROOT, UNIQUE, MountedGuest
 from tests.support.daemon_process import DaemonProcess, running, wait_until
 from tests.support.driver import Buffer
-from tests.support.frontend import IN_HEADER, OUT_HEADER
+from tests.support.frontend import OUT_HEADER
 
 SERVER = Path(__file__).parents[3] / "guest-tests/servers/fuse_server.py"
 LIMIT = 20.0
-UNIQUE = 9000
 #: Where the kernel waits (proc(5), ``wchan``).
 WAITS_FOR_FUSE = ("request_wait_answer", "folio_wait_bit")
 
@@ -37,7 +39,7 @@ class HungFileSystem:
         self.mount_point = mount_point
         self._server = subprocess.Popen(
             # Nothing is cached, so that every request asks the server.
-            [sys.executable, SERVER, directory, mount_point, "never"],
+            [sys.executable, SERVER, directory, mount_point, "never", "locks"],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -75,7 +77,8 @@ def hung(tmp_path: Path) -> Iterator[HungFileSystem]:
 
 @pytest.fixture
 def daemon(tmp_path: Path, hung: HungFileSystem) -> Iterator[DaemonProcess]:
-    with running(tmp_path / "socket", tmp_path / "shared", "--xattr") as process:
+    options = ("--xattr", "--posix-lock", "--flock")
+    with running(tmp_path / "socket", tmp_path / "shared", *options) as process:
         yield process
 
 
@@ -90,22 +93,8 @@ def sync_hung_directory(daemon: DaemonProcess, guest: MountedGuest, hung: HungFi
     opened = guest.ask(Opcode.OPENDIR, nodeid, payload, fuse.open_out.size)
     fh = fuse.open_out.unpack_from(opened).fh
     hung.hang()
-    reply = send(guest, Opcode.FSYNCDIR, nodeid, fuse.fsync_in.pack(fh=fh))
+    reply = guest.start(Opcode.FSYNCDIR, nodeid, fuse.fsync_in.pack(fh=fh))
     wait_until_hung(daemon, 1)
-    return reply
-
-
-def send(
-    guest: MountedGuest, opcode: Opcode, nodeid: int, arguments: bytes, room: int = 0
-) -> Buffer:
-    """Send a request; return where its reply will be."""
-    size = IN_HEADER.size + len(arguments)
-    ram, channel = guest.front_end.ram, guest.front_end.requests()
-    request = Buffer(ram.allocate(size), size)
-    ram.write(request.addr, IN_HEADER.pack(size, opcode, UNIQUE, nodeid, 0, 0, 1, 0, 0) + arguments)
-    reply = Buffer(ram.allocate(OUT_HEADER.size + room), OUT_HEADER.size + room)
-    channel.queue.add([request], [reply])
-    guest.front_end.publish(channel)
     return reply
 
 
@@ -185,7 +174,7 @@ def test_read_that_ends_after_a_reboot_does_not_change_memory(
     guest = MountedGuest(daemon)
     nodeid, fh = open_file(guest, os.O_RDONLY)
     hung.hang()
-    reply = send(guest, Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=4096), 4096)
+    reply = guest.start(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=4096), 4096)
     wait_until_hung(daemon, 1)
     # The daemon closes the file meanwhile.
     guest.front_end.reboot()
@@ -228,7 +217,7 @@ def test_other_files_are_served_while_a_file_is_used_that_hangs(
     guest = MountedGuest(daemon)
     nodeid, fh = open_file(guest, os.O_RDWR)
     hung.hang()
-    send(guest, *REQUESTS[name](nodeid, fh))
+    guest.start(*REQUESTS[name](nodeid, fh))
     wait_until_hung(daemon, 1)
     assert is_served(guest)
     guest.front_end.requests().queue.want_interrupts(True)
@@ -248,9 +237,18 @@ class Nodes:
         self.file_fh = self._open(guest, Opcode.OPEN, self.file, os.O_RDWR)
         self.directory_fh = self._open(guest, Opcode.OPENDIR, self.root, os.O_DIRECTORY)
 
+    def open_again(self, guest: MountedGuest) -> int:
+        """Open the file once more."""
+        return self._open(guest, Opcode.OPEN, self.file, os.O_RDWR)
+
     def _open(self, guest: MountedGuest, opcode: Opcode, nodeid: int, flags: int) -> int:
         opened = guest.ask(opcode, nodeid, fuse.open_in.pack(flags=flags), fuse.open_out.size)
         return int(fuse.open_out.unpack_from(opened).fh)
+
+
+def lock(fh: int, owner: int, kind: int = fcntl.F_WRLCK, flags: int = 0) -> bytes:
+    """Return the arguments of a request for a lock on the whole file."""
+    return bytes(fuse.lk_in.pack_values(fh, owner, 0, OFFSET_MAX, kind, 1, flags, 0))
 
 
 ENTRY, ATTR = fuse.entry_out.size, fuse.attr_out.size
@@ -288,6 +286,16 @@ NAMED: dict[str, Callable[[Nodes], tuple[Opcode, int, bytes, int]]] = {
         ),
         ATTR,
     ),
+    "watch": lambda at: (
+        Opcode.FSNOTIFY,
+        at.file,
+        fsnotify_in.pack(mask=int(Event.MODIFY)),
+        fsnotify_out.size,
+    ),
+    "getlk": lambda at: (Opcode.GETLK, at.file, lock(at.file_fh, 1), fuse.lk_out.size),
+    "setlk": lambda at: (Opcode.SETLK, at.file, lock(at.file_fh, 1), 0),
+    "setlkw": lambda at: (Opcode.SETLKW, at.file, lock(at.file_fh, 1), 0),
+    "flock": lambda at: (Opcode.SETLK, at.file, lock(at.file_fh, 1, flags=fuse.LK_FLOCK), 0),
     "readlink": lambda at: (Opcode.READLINK, at.link, b"", 4096),
     "statfs": lambda at: (Opcode.STATFS, at.root, b"", fuse.statfs_out.size),
     "syncfs": lambda at: (Opcode.SYNCFS, at.root, bytes(8), 0),
@@ -395,7 +403,7 @@ def test_other_files_are_served_while_an_operation_hangs(
     guest = MountedGuest(daemon)
     opcode, nodeid, arguments, room = NAMED[name](Nodes(guest))
     hung.hang()
-    reply = send(guest, opcode, nodeid, arguments, room)
+    reply = guest.start(opcode, nodeid, arguments, room)
     wait_until_hung(daemon, 1)
     assert is_served(guest)
     assert b"mounted" in guest.names(ROOT, plus=True)
@@ -417,7 +425,7 @@ def test_tasks_of_a_disk_run_though_all_threads_for_servers_hang(
     nodeid, fh = guest.create(ROOT, b"new")
     hung.hang()
     for _ in range(8):
-        send(guest, Opcode.LOOKUP, root, b"file\0", ENTRY)
+        guest.start(Opcode.LOOKUP, root, b"file\0", ENTRY)
     wait_until_hung(daemon, 4)
     guest.ask(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
     hung.resume()
@@ -429,7 +437,7 @@ def test_first_lookup_of_a_mount_that_hangs(daemon: DaemonProcess, hung: HungFil
     guest = MountedGuest(daemon)
     hung.hang()
     assert b"mounted" in guest.names(ROOT, plus=True)
-    send(guest, Opcode.LOOKUP, ROOT, b"mounted\0", ENTRY)
+    guest.start(Opcode.LOOKUP, ROOT, b"mounted\0", ENTRY)
     wait_until_hung(daemon, 1)
     assert is_served(guest)
     hung.resume()
@@ -443,7 +451,7 @@ def test_lookup_that_ends_after_a_reboot_leaves_nothing(
     guest = MountedGuest(daemon)
     root = guest.lookup(ROOT, b"mounted").nodeid
     hung.hang()
-    send(guest, Opcode.LOOKUP, root, b"file\0", ENTRY)
+    guest.start(Opcode.LOOKUP, root, b"file\0", ENTRY)
     wait_until_hung(daemon, 1)
     guest.front_end.reboot()
     guest.mount()
@@ -506,7 +514,7 @@ def test_tasks_of_the_next_guest_run_though_all_threads_hang(
     nodeid, fh = open_file(guest, os.O_RDONLY)
     hung.hang()
     for _ in range(8):
-        send(guest, Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=4096), 4096)
+        guest.start(Opcode.READ, nodeid, fuse.read_in.pack(fh=fh, size=4096), 4096)
     wait_until_hung(daemon, 4)
     guest.leave()
     following = MountedGuest(daemon)
@@ -514,3 +522,87 @@ def test_tasks_of_the_next_guest_run_though_all_threads_hang(
     following.ask(Opcode.FSYNC, nodeid, fuse.fsync_in.pack(fh=fh))
     hung.resume()
     following.leave()
+
+
+@pytest.mark.root
+def test_other_files_are_served_while_the_release_of_locks_hangs(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    at = Nodes(guest)
+    other = at.open_again(guest)
+    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1))
+    assert guest.fails(Opcode.SETLK, at.file, lock(other, 2)) == errno.EAGAIN
+    hung.hang()
+    guest.start(Opcode.FLUSH, at.file, fuse.flush_in.pack(fh=at.file_fh, lock_owner=1))
+    wait_until_hung(daemon, 1)
+    assert is_served(guest)
+    guest.front_end.requests().queue.want_interrupts(True)
+    hung.resume()
+    guest.front_end.wait_used(guest.front_end.requests())
+    guest.ask(Opcode.SETLK, at.file, lock(other, 2))
+    guest.leave()
+
+
+@pytest.mark.root
+def test_file_with_a_lock_is_closed_though_its_server_hangs(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    at = Nodes(guest)
+    other = at.open_again(guest)
+    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1))
+    hung.hang()
+    guest.ask(Opcode.RELEASE, at.file, fuse.release_in.pack(fh=at.file_fh))
+    assert is_served(guest)
+    hung.resume()
+    wait_until(
+        lambda: guest.front_end.request(Opcode.SETLK, at.file, lock(other, 2))[0] == 0,
+        "the release of the lock",
+    )
+    guest.leave()
+
+
+@pytest.mark.root
+def test_next_front_end_is_served_though_a_lock_of_the_last_one_cannot_be_released(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    at = Nodes(guest)
+    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1))
+    hung.hang()
+    guest.leave()
+    following = MountedGuest(daemon)
+    assert is_served(following)
+    hung.resume()
+    at = Nodes(following)
+    wait_until(
+        lambda: following.front_end.request(Opcode.SETLK, at.file, lock(at.file_fh, 1))[0] == 0,
+        "the release of the lock",
+    )
+    following.leave()
+
+
+@pytest.mark.root
+def test_pending_lock_is_interrupted_while_the_server_is_asked_for_it(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest = MountedGuest(daemon)
+    at = Nodes(guest)
+    other = at.open_again(guest)
+    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1))
+    reply = guest.start(Opcode.SETLKW, at.file, lock(other, 2))
+    assert is_served(guest)
+    hung.hang()
+    wait_until_hung(daemon, 1)
+    guest.front_end.requests().queue.want_interrupts(True)
+    guest.front_end.send_no_reply(Opcode.INTERRUPT, 0, fuse.interrupt_in.pack(unique=UNIQUE))
+    guest.front_end.wait_used(guest.front_end.requests())
+    header = OUT_HEADER.unpack_from(guest.front_end.ram.read(reply.addr, OUT_HEADER.size))
+    assert header[1:] == (-errno.EINTR, UNIQUE)
+    hung.resume()
+    wait_until(lambda: not waiting_threads(daemon), "the server's answer")
+    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1, fcntl.F_UNLCK))
+    # The interrupted one has not got it.
+    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 3))
+    guest.leave()

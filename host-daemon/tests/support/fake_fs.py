@@ -106,7 +106,7 @@ class FakeFs:
         self.calls.append(("forget", nodeid, nlookup))
         return nodeid in self.gone
 
-    def watch_target(self, nodeid: int) -> WatchTarget:
+    def watch_target(self, nodeid: int, *, answering: bool = False) -> WatchTarget:
         self._note("watched", nodeid)
         return WatchTarget(GENERATION, 33, True)
 
@@ -213,9 +213,8 @@ class FakeFs:
         self.writes.append(self.written)
         return len(self.written)
 
-    def flush(self, nodeid: int, fh: int) -> Task | None:
+    def flush(self, nodeid: int, fh: int) -> None:
         self._note("flush", nodeid, fh)
-        return None
 
     def getlk(self, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
         self._note("getlk", nodeid, fh, owner, lock)

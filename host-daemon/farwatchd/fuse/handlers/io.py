@@ -112,10 +112,19 @@ class IoHandlers:
 
     def _flush(self, request: Request) -> Reply:
         fh, _, _, lock_owner = flush_in.values(request.args)
-        self._fs.unlock_owner(request.nodeid, lock_owner)
+        return self._pool.run(request, nothing, self._unlock, request.nodeid, fh, lock_owner)
+
+    def _unlock(self, nodeid: int, fh: int, lock_owner: int) -> None:
+        """Release an owner's locks, and flush the file."""
+        try:
+            self._fs.unlock_owner(nodeid, lock_owner)
+        except OperationDeferred as deferred:
+            raise deferred.followed_by(partial(self._flush_unlocked, nodeid, fh)) from None
+        self._flush_unlocked(nodeid, fh)
+
+    def _flush_unlocked(self, nodeid: int, fh: int) -> None:
         self._unlocked()
-        task = self._fs.flush(request.nodeid, fh)
-        return EMPTY if task is None else self._pool.submit(request, task, nothing)
+        self._fs.flush(nodeid, fh)
 
     def _release(self, request: Request) -> Reply:
         fh, *_ = release_in.values(request.args)

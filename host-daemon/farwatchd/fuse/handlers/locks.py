@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from functools import partial
 from typing import Any
 
 from farwatchd.fuse.blocking_locks import BlockingLocks
-from farwatchd.fuse.filesystem import FileSystem, Lock
+from farwatchd.fuse.filesystem import FileSystem, Lock, OperationDeferred
 from farwatchd.fuse.reply import EMPTY, Handler, Reply
 from farwatchd.fuse.request import Request, invalid
+from farwatchd.fuse.thread_pool import ThreadPool
 from farwatchd.linux.libc import OFFSET_MAX
 from farwatchd.wire.fuse import LK_FLOCK, Opcode, lk_in, lk_out
 
@@ -23,9 +25,10 @@ _KINDS = (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)
 class LockHandlers:
     """Decode a request and call the file system; blocking locks are pending in ``locks``."""
 
-    def __init__(self, fs: FileSystem, locks: BlockingLocks) -> None:
+    def __init__(self, fs: FileSystem, locks: BlockingLocks, pool: ThreadPool) -> None:
         self._fs = fs
         self._locks = locks
+        self._pool = pool
         self._posix = self._flock = False
 
     def use(self, posix: bool, flock: bool) -> None:
@@ -46,26 +49,26 @@ class LockHandlers:
             raise OSError(errno.ENOSYS, "was not negotiated")
         if args.lk_flags:
             raise invalid("unknown flags of GETLK")
-        found = self._fs.getlk(request.nodeid, args.fh, args.owner, _lock(args))
-        if found is None:
-            return lk_out.pack(lk_type=fcntl.F_UNLCK)
-        return lk_out.pack_values(found.start, found.end, found.kind, found.pid)
+        return self._pool.run(
+            request, _found, self._fs.getlk, request.nodeid, args.fh, args.owner, _lock(args)
+        )
 
     def _setlk(self, request: Request) -> Reply:
-        self._attempt(request)
-        return EMPTY
+        return self._pool.run(request, self._done, self._set, request.nodeid, request.args)
 
     def _setlkw(self, request: Request) -> Reply:
+        attempt = partial(self._set, request.nodeid, request.args)
         try:
-            self._attempt(request)
+            return self._done(attempt())
         except BlockingIOError:
-            nodeid, args, unique = request.nodeid, request.args, request.unique
-            return self._locks.add(unique, lambda: self._set(nodeid, args))
-        return EMPTY
+            return self._locks.add(request.unique, attempt)
+        except OperationDeferred as deferred:
+            return self._locks.add(request.unique, attempt, deferred, self._pool.run_then)
 
-    def _attempt(self, request: Request) -> None:
-        self._set(request.nodeid, request.args)
+    def _done(self, _: None) -> bytes:
+        """Return the reply; what was set may release others' locks."""
         self._locks.released()
+        return EMPTY
 
     def _set(self, nodeid: int, arguments: bytes) -> None:
         args = lk_in.unpack_from(arguments)
@@ -79,6 +82,13 @@ class LockHandlers:
             self._fs.flock(nodeid, args.fh, lock.kind)
         else:
             self._fs.setlk(nodeid, args.fh, args.owner, lock)
+
+
+def _found(lock: Lock | None) -> bytes:
+    """Return the reply to GETLK."""
+    if lock is None:
+        return lk_out.pack(lk_type=fcntl.F_UNLCK)
+    return lk_out.pack_values(lock.start, lock.end, lock.kind, lock.pid)
 
 
 def _lock(args: Any) -> Lock:
