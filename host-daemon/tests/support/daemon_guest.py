@@ -12,10 +12,13 @@ from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import FUSE_HAS_FSNOTIFY, Event, fsnotify_in, fsnotify_out
 from farwatchd.wire.fuse import InitFlag, Opcode
 from tests.support.daemon_process import DaemonProcess
+from tests.support.driver import Buffer
 from tests.support.event_records import decode_all
-from tests.support.frontend import FrontEnd
+from tests.support.frontend import IN_HEADER, OUT_HEADER, FrontEnd
 
 ROOT = 1
+#: The number of a request that nothing waits for.
+UNIQUE = 9000
 #: What Linux offers, as far as this daemon knows it.
 OFFERED = InitFlag((1 << 31) - 1) | InitFlag.CREATE_SUPP_GROUP | FUSE_HAS_FSNOTIFY
 BUFFERS = 8
@@ -62,6 +65,18 @@ class MountedGuest:
         error, reply = self.front_end.request(opcode, nodeid, payload, room)
         assert error and not reply
         return error
+
+    def start(self, opcode: int, nodeid: int, payload: bytes, room: int = 0) -> Buffer:
+        """Send a request without waiting; return where its reply, to UNIQUE, will be."""
+        size = IN_HEADER.size + len(payload)
+        ram, channel = self.front_end.ram, self.front_end.requests()
+        request = Buffer(ram.allocate(size), size)
+        header = IN_HEADER.pack(size, opcode, UNIQUE, nodeid, 0, 0, 1, 0, 0)
+        ram.write(request.addr, header + payload)
+        reply = Buffer(ram.allocate(OUT_HEADER.size + room), OUT_HEADER.size + room)
+        channel.queue.add([request], [reply])
+        self.front_end.publish(channel)
+        return reply
 
     def lookup(self, parent: int, name: bytes) -> Any:
         """Return the entry of a name."""
