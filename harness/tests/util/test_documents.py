@@ -69,12 +69,12 @@ def promises(text: str) -> list[tuple[str, str]]:
 
 
 def is_test(name: str) -> bool:
-    """Return whether a file of tests, as `fuse/test_x.py` or `fuse/test_x.py::test_y`, exists."""
+    """Return whether a test exists, named as `fuse/test_x.py::test_y`: a file shows no promise."""
     path, _, function = name.partition("::")
     for folder in (".", "host-daemon/tests"):
         file = paths.CHECKOUT / folder / path
         if file.is_file() and file.name.startswith("test_"):
-            return f"\ndef {f'{function}(' if function else 'test_'}" in file.read_text()
+            return bool(function) and f"\ndef {function}(" in file.read_text()
     return False
 
 

@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from farwatchd.fuse.filesystem import Changes, DirEntry, Requester
+from farwatchd.fuse.filesystem import Changes, DirEntry, Entry, Requester
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.request import MAX_ARGS
 from farwatchd.fuse.session import Session
+from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import InitFlag, Opcode, SetattrValid
 from tests.support.fake_fs import GENERATION, STAT, FakeFs, FakeWatches
-from tests.support.fuse_client import OFFER, Client
+from tests.support.fuse_client import OFFER, ROOT, Client
 
 PID = os.getpid()
 REQUESTER = Requester(1000, 1001, PID)
@@ -680,3 +682,27 @@ def test_half_a_header_is_refused(client: Client, fs: FakeFs) -> None:
     assert header.unique == fuse.in_header.unpack_from(request).unique
     assert client.send(b"", 200)[4:8] != bytes(4)
     assert fs.calls == []
+
+
+def test_request_that_changes_while_it_is_served_is_served_as_it_came(
+    client: Client, fs: FakeFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = client.request(Opcode.LOOKUP, ROOT, b"name\0")
+    unique = fuse.in_header.unpack_from(request).unique
+    memory = memoryview(bytearray(request))
+    ends = [*itertools.accumulate(client.cuts[0]), len(memory)]
+    views = [memory[start:end] for start, end in itertools.pairwise([0, *ends])]
+    lookup = fs.lookup
+
+    def change_the_request(parent: int, name: bytes) -> Entry | None:
+        found = lookup(parent, name)
+        # Length, opcode, unique number, nodeid and name are others now.
+        memory[:] = b"\xff" * len(memory)
+        return found
+
+    monkeypatch.setattr(fs, "lookup", change_the_request)
+    reply = bytearray(200)
+    written = client.handler.handle(Chain.of(views, [memoryview(reply)]))
+    head = fuse.out_header.unpack_from(reply)
+    assert (head.len, head.error, head.unique) == (written, 0, unique)
+    assert fs.calls == [("lookup", ROOT, b"name")]
