@@ -8,10 +8,12 @@ scripts again.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -22,16 +24,17 @@ from farwatch_harness.oracle.compare import (
     compare_in_the_guest,
     compare_on_the_host,
 )
-from farwatch_harness.oracle.file_operations import KINDS, FileOperation, choices
+from farwatch_harness.oracle.file_operations import HOST_KINDS, KINDS, FileOperation, choices
 from farwatch_harness.oracle.script_runners import (
     GuestScriptRunners,
     HostScriptRunners,
     ScriptRunners,
 )
+from farwatch_harness.util import apt, paths
 from farwatch_harness.vm.environment import Environment
 from farwatch_harness.vm.guest_client import Guest
 from farwatch_harness.vm.shared_vm import SharedVm
-from farwatch_harness.vm.testbed import Share, TestbedSpec
+from farwatch_harness.vm.testbed import Share, Testbed, TestbedSpec
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -66,20 +69,69 @@ def assert_same(comparison: Comparison) -> None:
     assert not comparison.difference(), comparison.difference() + again
 
 
-operations = st.sampled_from(KINDS).flatmap(
-    lambda kind: st.tuples(st.just(kind), *(st.sampled_from(names) for names in choices(kind))).map(
-        list
-    )
-)
 MAX_THREADS = 3
-one_process = st.lists(operations, min_size=1, max_size=12).map(lambda script: [script])
-several_processes = st.lists(
-    st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MAX_THREADS
-)
-scripts = one_process | several_processes
+
+
+def scripts_of(kinds: Sequence[str]) -> st.SearchStrategy[list[list[FileOperation]]]:
+    """Return the scripts of one process, and of several."""
+    operations = st.sampled_from(kinds).flatmap(
+        lambda kind: st.tuples(
+            st.just(kind), *(st.sampled_from(names) for names in choices(kind))
+        ).map(list)
+    )
+    one_process = st.lists(operations, min_size=1, max_size=12).map(lambda script: [script])
+    several_processes = st.lists(
+        st.lists(operations, min_size=1, max_size=6), min_size=2, max_size=MAX_THREADS
+    )
+    return one_process | several_processes
+
+
+host_scripts, guest_scripts = scripts_of(HOST_KINDS), scripts_of(KINDS)
 ThreadScripts = list[list[FileOperation]]
 NUMBERS = itertools.count(1)
 TMPFS = "/run/farwatch/tmpfs"
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def mounted(place: Path, *options: str | Path) -> Iterator[Path]:
+    """Mount a file system at a new directory."""
+    place.mkdir()
+    run("mount", *options, place)
+    try:
+        yield place
+    finally:
+        run("umount", "--lazy", place)
+
+
+@contextlib.contextmanager
+def overlay(folder: Path) -> Iterator[Path]:
+    """Yield an overlayfs, whose upper directory must not be on another one."""
+    with mounted(folder / "layers", "-t", "tmpfs", "none") as layers:
+        for name in ("lower", "upper", "work"):
+            (layers / name).mkdir()
+        options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        with mounted(folder / "overlay", "-t", "overlay", "-o", options, "overlay") as place:
+            yield place
+
+
+@contextlib.contextmanager
+def btrfs(folder: Path) -> Iterator[Path]:
+    """Yield a subvolume of a btrfs."""
+    apt.install(("btrfs-progs",), paths.LOGS / "apt-btrfs.log")
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(160 << 20)
+    run("mkfs.btrfs", "-q", image)
+    with mounted(folder / "btrfs", "-o", "loop", image) as place:
+        run("btrfs", "-q", "subvolume", "create", place / "subvolume")
+        yield place / "subvolume"
+
+
+FILE_SYSTEMS = {"overlayfs": overlay, "btrfs": btrfs}
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +140,39 @@ def shared_vms(
     environment: Environment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, SharedVm]]:
-    """Yield a guest for mode others that may set extended attributes, as its tmpfs permits."""
+    """Yield guests for mode others that may set extended attributes, as their tmpfs permits."""
+    with contextlib.ExitStack() as mounts, contextlib.ExitStack() as stack:
 
-    def make_spec(name: str) -> TestbedSpec:
-        spec = environment.testbed_spec(f"{name}-oracle", tmp_path_factory.mktemp("share"))
-        return dataclasses.replace(spec, daemon_options=("--fsnotify=others", "--xattr"))
+        def make_spec(name: str, kind: str) -> TestbedSpec:
+            folder = tmp_path_factory.mktemp("share")
+            if kind in FILE_SYSTEMS:
+                folder = mounts.enter_context(FILE_SYSTEMS[kind](folder))
+            shared = folder / "share"
+            shared.mkdir()
+            spec = environment.testbed_spec(f"{name}-oracle-{kind}", shared)
+            return dataclasses.replace(spec, daemon_options=("--fsnotify=others", "--xattr"))
 
-    with contextlib.closing(SharedVm(make_spec)) as own:
-        yield {**shared_vms, "others": own}
+        own = {
+            kind: stack.enter_context(
+                contextlib.closing(SharedVm(functools.partial(make_spec, kind=kind)))
+            )
+            for kind in ("others", *FILE_SYSTEMS)
+        }
+        yield {**shared_vms, **own}
 
 
 @pytest.fixture
-def host_runners() -> Iterator[ScriptRunners]:
+def beside(testbed: Testbed) -> Path:
+    """Return a directory on the file system of the share, outside of it."""
+    path = testbed.shared.with_name(f"{testbed.shared.name}-beside")
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture
+def host_runners(beside: Path) -> Iterator[ScriptRunners]:
     """Yield script runners on the host, enough for all threads of a script."""
-    with contextlib.closing(HostScriptRunners(MAX_THREADS)) as several:
+    with contextlib.closing(HostScriptRunners(MAX_THREADS, beside / "outside")) as several:
         yield several
 
 
@@ -121,34 +192,34 @@ def part_of(share: Share) -> Share:
 @pytest.mark.patch("notifications")
 @pytest.mark.parametrize("testbed", ["remote"], indirect=True)
 @random_scripts
-@given(threads=scripts)
+@given(threads=host_scripts)
 def test_random_host_script_is_reported_as_by_native_inotify(
     guest: Guest,
     share: Share,
-    tmp_path: Path,
+    beside: Path,
     host_runners: ScriptRunners,
     threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
-    reference = tmp_path / part.host.name
+    reference = beside / part.host.name
     assert_same(
         compare_on_the_host(guest, part, reference, threads, host_runners, HostWatch.INOTIFY)
     )
 
 
 @pytest.mark.patch("others-only")
-@pytest.mark.parametrize("testbed", ["others"], indirect=True)
+@pytest.mark.parametrize("testbed", ["others", "wait", *FILE_SYSTEMS], indirect=True)
 @random_scripts
-@given(threads=scripts)
+@given(threads=host_scripts)
 def test_random_host_script_is_reported_step_by_step_with_fanotify(
     guest: Guest,
     share: Share,
-    tmp_path: Path,
+    beside: Path,
     host_runners: ScriptRunners,
     threads: ThreadScripts,
 ) -> None:
     part = part_of(share)
-    reference = tmp_path / part.host.name
+    reference = beside / part.host.name
     assert_same(
         compare_on_the_host(guest, part, reference, threads, host_runners, HostWatch.FANOTIFY)
     )
@@ -163,7 +234,7 @@ def tmpfs(guest: Guest) -> PurePosixPath:
 
 @pytest.mark.patch("others-only")
 @random_scripts
-@given(threads=scripts)
+@given(threads=guest_scripts)
 def test_random_guest_script_is_reported_as_on_tmpfs(
     guest: Guest,
     share: Share,

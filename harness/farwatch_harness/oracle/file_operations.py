@@ -6,15 +6,20 @@ directory. An operation that fails, because a name exists, is missing or is a di
 on both sides alike.
 
 As a program this is a script runner. Each line of its input is a JSON list of [base, operations],
-which it performs in that order; then it prints DONE. It ends at the end of its input. It uses the
-standard library only, because the guest runs it, too.
+which it performs in that order; then it prints DONE. It ends at the end of its input. Its argument
+is the directory outside of the share, if there is one. It uses the standard library only, because
+the guest runs it, too.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import mmap
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
@@ -99,6 +104,40 @@ def rename(old: str, new: str, flags: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), old)
 
 
+def link_briefly(old: str, new: str) -> None:
+    """Give a file another name, and remove that again."""
+    os.link(old, new)
+    os.unlink(new)  # noqa: PTH108
+
+
+def rename_by_link(old: str, new: str) -> None:
+    """Give a file another name, and remove the first one."""
+    os.link(old, new)
+    os.unlink(old)  # noqa: PTH108
+
+
+def rename_back(old: str, new: str) -> None:
+    """Rename there and back."""
+    os.rename(old, new)  # noqa: PTH104
+    os.rename(new, old)  # noqa: PTH104
+
+
+def lease(path: str) -> None:
+    """Write under a lease, during which an open is refused that would not wait."""
+    fd = os.open(path, os.O_WRONLY)
+    # The open has the kernel send it, which would end the process.
+    former = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        os.write(fd, b"leased")
+        with contextlib.suppress(BlockingIOError):
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    finally:
+        signal.signal(signal.SIGIO, former)
+        os.close(fd)
+
+
 #: The kinds with one name and those with two.
 ONE: Mapping[str, Callable[[str], Any]] = {
     "create": lambda path: put(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL),
@@ -123,12 +162,18 @@ TWO: Mapping[str, Callable[[str, str], Any]] = {
     "rename": os.rename,
     "rename new": lambda old, new: rename(old, new, RENAME_NOREPLACE),
     "exchange": lambda old, new: rename(old, new, RENAME_EXCHANGE),
+    "rename back": rename_back,
     "link": os.link,
+    "link briefly": link_briefly,
+    "rename by link": rename_by_link,
     # The first name is the target: it is used as it is, not below the base.
     "symlink": os.symlink,
     "link unnamed": write_unnamed,
 }
 KINDS = (*ONE, *TWO)
+#: The kinds that only the host has: a lease, and renames out of the share and back into it.
+LEASE, LEAVE, RETURN = "lease", "leave", "return"
+HOST_KINDS = (*KINDS, LEASE, LEAVE, RETURN)
 #: For each kind and each of its arguments, the names with which it succeeds at first. The other
 #: kinds take all NAMES.
 FITTING: Mapping[str, Sequence[Sequence[str]]] = {
@@ -147,6 +192,11 @@ FITTING: Mapping[str, Sequence[Sequence[str]]] = {
     "list": (DIRECTORIES,),
     "rename new": (NAMES, FREE),
     "link": (FILES, FREE),
+    "link briefly": (FILES, FREE),
+    "rename by link": (FILES, FREE),
+    LEASE: (FILES,),
+    LEAVE: (("d", "e", "d/sub", "d/f"),),
+    RETURN: (("d", "e", "d/sub", "d/f", *FREE),),
     "symlink": (NAMES, FREE),
     "link unnamed": (DIRECTORIES, FREE),
 }
@@ -155,40 +205,65 @@ FITTING: Mapping[str, Sequence[Sequence[str]]] = {
 def choices(kind: str) -> list[list[str]]:
     """Return for each argument of a kind the names to choose from.
 
-    They are all NAMES, and the fitting ones twice more.
+    They are all NAMES, and the fitting ones twice more. Few leave the share, so that they return.
     """
+    if kind in (LEAVE, RETURN):
+        return [list(names) for names in FITTING[kind]]
     fitting = FITTING.get(kind, (NAMES, NAMES)[: 1 if kind in ONE else 2])
     return [[*names, *names, *NAMES] for names in fitting]
 
 
-def perform(base: str, operation: FileOperation) -> bool:
-    """Run one operation below `base`; return whether it succeeded."""
+def leave(path: str, place: str) -> None:
+    """Move something to the directory `place`, outside of the share."""
+    os.makedirs(place, exist_ok=True)  # noqa: PTH103
+    os.rename(path, f"{place}/{time.monotonic_ns()}")  # noqa: PTH104
+
+
+def come_back(path: str, place: str) -> None:
+    """Move what left first back into the share."""
+    first = min(os.listdir(place), key=int)  # noqa: PTH208
+    os.rename(f"{place}/{first}", path)  # noqa: PTH104
+
+
+def perform(base: str, operation: FileOperation, outside: str = "") -> bool:
+    """Run one operation below `base`; return whether it succeeded.
+
+    outside: a directory outside of the share; "" if there is none.
+    """
     kind, *names = operation
     paths = [
         name if (kind, at) == ("symlink", 0) else f"{base}/{name}" for at, name in enumerate(names)
     ]
+    place = f"{outside}/{base.replace('/', '%')}"
     try:
-        if kind in ONE:
+        if kind == LEASE:
+            lease(paths[0])
+        elif kind == LEAVE:
+            leave(paths[0], place)
+        elif kind == RETURN:
+            come_back(paths[0], place)
+        elif kind in ONE:
             ONE[kind](*paths)
         else:
             TWO[kind](*paths)
-    except OSError:
+    except (OSError, ValueError):
         return False
     return True
 
 
-def random_script(random: Random, length: int) -> list[FileOperation]:
+def random_script(random: Random, length: int, kinds: Sequence[str] = KINDS) -> list[FileOperation]:
     """Return a script of `length` operations; all kinds are equally likely."""
-    kinds = random.choices(KINDS, k=length)
-    return [[kind, *(random.choice(names) for names in choices(kind))] for kind in kinds]
+    chosen = random.choices(kinds, k=length)
+    return [[kind, *(random.choice(names) for names in choices(kind))] for kind in chosen]
 
 
 def main() -> None:
     """Perform the scripts from standard input until it ends."""
+    outside = sys.argv[1] if len(sys.argv) > 1 else ""
     for line in sys.stdin:
         for base, script in json.loads(line):
             for operation in script:
-                perform(base, operation)
+                perform(base, operation, outside)
         print(DONE, flush=True)
 
 

@@ -41,13 +41,15 @@ def request_line(parts: Sequence[ScriptPart]) -> str:
 
 
 class HostScriptRunners:
-    """Script runners on the system on which this process runs."""
+    """Script runners on the system on which this process runs.
 
-    def __init__(self, count: int) -> None:
+    outside: the directory outside of the share that their scripts use, on its file system.
+    """
+
+    def __init__(self, count: int, outside: Path | None = None) -> None:
+        argv = [sys.executable, *COMMAND, *([] if outside is None else [str(outside)])]
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
+            subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for _ in range(count)
         ]
 

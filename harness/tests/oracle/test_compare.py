@@ -22,6 +22,7 @@ from farwatch_harness.oracle.compare import (
     watches,
 )
 from farwatch_harness.oracle.file_operations import (
+    HOST_KINDS,
     INITIAL_FILES,
     KINDS,
     NAMES,
@@ -71,10 +72,24 @@ def test_each_kind_of_operation_has_its_effect(tmp_path: Path) -> None:
     assert {path.name for path in (base / "e").iterdir()} == {"g"}
 
 
+def test_what_leaves_the_share_returns_in_order(tmp_path: Path) -> None:
+    base, outside = tmp_path / "base", str(tmp_path / "outside")
+    tree_after(base)
+    for operation in (["leave", "d"], ["leave", "e"], ["return", "e"], ["lease", "e/f"]):
+        assert perform(str(base), operation, outside)
+    assert tree_of(base) == {"e", "e/sub", "e/f", "link"}
+    assert (base / "e/f").read_bytes() == b"leasedn"
+    assert not perform(str(base), ["return", "e"], outside)
+    assert perform(str(base), ["return", "d"], outside)
+    assert not perform(str(base), ["return", "d"], outside)
+    assert tree_of(base) == {"e", "e/sub", "e/f", "link", "d", "d/g"}
+
+
 def test_impossible_operations_are_left_out(tmp_path: Path) -> None:
     before = tree_after(tmp_path / "base")
-    for kind in KINDS:
-        assert not perform(str(tmp_path / "base"), [kind, *(["e/d/f"] * len(choices(kind)))])
+    for kind in HOST_KINDS:
+        operation = [kind, *(["e/d/f"] * len(choices(kind)))]
+        assert not perform(str(tmp_path / "base"), operation, str(tmp_path / "outside"))
     assert tree_of(tmp_path / "base") == before
 
 
@@ -90,22 +105,24 @@ def test_random_scripts_succeed_with_each_kind(tmp_path: Path) -> None:
     for number in range(200):
         base = tmp_path / str(number)
         tree_after(base)
-        for operation in random_script(random.Random(number), 10):
+        for operation in random_script(random.Random(number), 10, HOST_KINDS):
             tried[operation[0]] += 1
-            done[operation[0]] += perform(str(base), operation)
-    rare = {kind: done[kind] / tried[kind] for kind in KINDS if done[kind] < tried[kind] / 10}
-    # A file seldom has the attribute that is to be removed.
-    assert rare.keys() <= {"removexattr"}, rare
-    assert done["removexattr"] > 0
+            done[operation[0]] += perform(str(base), operation, str(tmp_path / "outside"))
+    rare = {kind: done[kind] / tried[kind] for kind in HOST_KINDS if done[kind] < tried[kind] / 10}
+    # A file seldom has the attribute that is to be removed, and seldom has something left before.
+    assert rare.keys() <= {"removexattr", "return"}, rare
+    assert done["removexattr"] > 0 < done["return"]
 
 
 @pytest.mark.parametrize("watch", HostWatch)
 def test_host_comparison_with_the_host_finds_no_difference(
     here: Guest, tmp_path: Path, watch: HostWatch
 ) -> None:
-    threads = [random_script(random.Random(f"{watch}{thread}"), 60) for thread in range(3)]
+    threads = [
+        random_script(random.Random(f"{watch}{thread}"), 60, HOST_KINDS) for thread in range(3)
+    ]
     share = Share(tmp_path / "share", PurePosixPath(tmp_path / "share"))
-    with contextlib.closing(HostScriptRunners(3)) as several:
+    with contextlib.closing(HostScriptRunners(3, tmp_path / "outside")) as several:
         result = compare_on_the_host(here, share, tmp_path / "reference", threads, several, watch)
     assert not result.difference(), result.difference()
     assert len(result.native) > 50
