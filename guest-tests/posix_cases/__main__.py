@@ -11,9 +11,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from posix_cases import attributes, data, kit, locks, names, owners
+from posix_cases import attributes, data, kit, locks, names, owners, set_id
 
-MODULES = {"names": names, "owners": owners, "attributes": attributes, "data": data, "locks": locks}
+MODULES = {
+    "names": names,
+    "owners": owners,
+    "attributes": attributes,
+    "data": data,
+    "locks": locks,
+    "set_id": set_id,
+}
 
 
 def main() -> None:
