@@ -2,8 +2,9 @@
 """The programs of the stress test in the guest: watchers of streams, and a writer of one.
 
     steady DIR FIRST           watch a stream that the host writes, print each marker, end on input
-    own DIR FIRST SECONDS      write a stream in a process of its own, and watch it
+    own DIR FIRST SECONDS KIND write a stream in a process of its own, and watch it
     passing SECONDS SEED DIR.. run watchers that come and go
+    leaking DIR                open files until none can be opened, and go on so, until input
 
 FIRST is the number of the stream's next file. Each program first prints "ready"; its last line is
 JSON: {"tally": {...}, "notes": [...]} or {"error": "..."}.
@@ -11,7 +12,10 @@ JSON: {"tally": {...}, "notes": [...]} or {"error": "..."}.
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
+import resource
 import select
 import sys
 import time
@@ -51,6 +55,10 @@ CHOICES: Sequence[Sequence[FileStage]] = (
 #: Seconds that such a watcher stays at most, before and after it removes a watch.
 STAY = 0.5
 MOST_DIRECTORIES = 3
+#: Each is opened again and again. Seconds between two tries once an open was refused.
+LEAKED_FILES, LEAK_INTERVAL = 50, 0.05
+#: More than the second daemon's descriptors.
+LEAK_LIMIT = 4096
 
 
 def steady(directory: Path, first: int, report: WatcherReport) -> None:
@@ -73,8 +81,8 @@ def steady(directory: Path, first: int, report: WatcherReport) -> None:
                 return
 
 
-def own(directory: Path, first: int, seconds: float, report: WatcherReport) -> None:
-    """Write a stream for `seconds`, and watch it."""
+def own(directory: Path, first: int, seconds: float, kind: str, report: WatcherReport) -> None:
+    """Write a stream of files of this kind for `seconds`, and watch it."""
     checker = StreamChecker(first)
     end = time.monotonic() + seconds
     with (
@@ -86,7 +94,7 @@ def own(directory: Path, first: int, seconds: float, report: WatcherReport) -> N
         print("ready", flush=True)
         while time.monotonic() < end:
             counter.set(first + BURST)
-            runners.start([[(directory, burst(first, BURST))]])
+            runners.start([[(directory, burst(first, BURST, kind))]])
             first += BURST
             markers = 0
             while markers < MARKER_EVENTS:
@@ -133,6 +141,30 @@ def passer(random: Random, directories: Sequence[Path], report: WatcherReport) -
         report.add(name, checker)
 
 
+def leaking(directory: Path) -> None:
+    """Open files without closing them until there is input. HarnessError: all could be opened."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, LEAK_LIMIT), hard))
+    paths = [directory / f"leak-{number}" for number in range(LEAKED_FILES)]
+    for path in paths:
+        path.touch()
+    print("ready", flush=True)
+    opened = refused = 0
+    pause = 0.0
+    while not select.select([sys.stdin], [], [], pause)[0]:
+        try:
+            os.open(paths[opened % LEAKED_FILES], os.O_RDONLY)
+            opened += 1
+        except OSError as error:
+            if error.errno not in (errno.ENFILE, errno.EMFILE):
+                raise
+            # EMFILE is this process's own limit: the daemon has refused nothing.
+            refused += error.errno == errno.ENFILE
+            pause = LEAK_INTERVAL
+    if not refused:
+        raise HarnessError(f"none of {opened} opens was refused")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the program that the arguments name."""
     program, *words = arguments
@@ -141,7 +173,9 @@ def main(arguments: Sequence[str]) -> None:
         if program == "steady":
             steady(Path(words[0]), int(words[1]), report)
         elif program == "own":
-            own(Path(words[0]), int(words[1]), float(words[2]), report)
+            own(Path(words[0]), int(words[1]), float(words[2]), words[3], report)
+        elif program == "leaking":
+            leaking(Path(words[0]))
         else:
             passing(float(words[0]), Random(words[1]), [Path(word) for word in words[2:]], report)
         print(json.dumps(dataclasses.asdict(report)), flush=True)

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import Enum
 from random import Random
 
 from farwatch_harness.oracle.script_runners import HostScriptRunners
-from farwatch_harness.soak.stream import MARKER, Counter, Tally, burst
+from farwatch_harness.soak.stream import FILE, MARKER, SYMLINK, Counter, Tally, burst
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest, GuestProcess
 from farwatch_harness.vm.testbed import Share
@@ -54,27 +55,58 @@ class Stream:
 class RoundResult:
     """What the watchers of one round saw.
 
+    across: of the other guest's stream.
     problems: the programs that failed, and how.
     notes: the first faults in words.
     """
 
     steady: Tally = field(default_factory=Tally)
     passing: Tally = field(default_factory=Tally)
+    across: Tally = field(default_factory=Tally)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-class Load:
-    """The directories of the load and its writers on the host; close() ends them."""
+class WatcherKind(Enum):
+    """The part of a round's result that a program's report is added to."""
 
-    def __init__(self, guest: Guest, root: Share, random: Random) -> None:
+    STEADY = "steady"
+    PASSING = "passing"
+    ACROSS = "across"
+
+
+@dataclass
+class LoadProgram:
+    """A program of soak.guest, and what it has printed after its start."""
+
+    process: GuestProcess
+    kind: WatcherKind
+    #: Whether it ends on input, not by itself.
+    asked_to_end: bool
+    lines: list[str] = field(default_factory=list)
+
+
+class Load:
+    """The directories of the load and its writers on the host; close() ends them.
+
+    second: another guest, with a daemon of its own on the same directory. Each guest watches what
+    the other one writes. The second one opens files until its daemon refuses.
+    """
+
+    def __init__(
+        self, guest: Guest, root: Share, random: Random, second: Guest | None = None
+    ) -> None:
         self.guest = guest
+        self.second = second
         self.random = random
         self.rounds = 0
         self.stack = contextlib.ExitStack()
         self.paced = [self.stream(root, f"host-{number}") for number in range(PACED)]
         self.free = self.stream(root, "host-free")
         self.own = directory(root, "guest-own")
+        if second is not None:
+            self.second_own = directory(root, "second-own")
+            self.leaked = directory(root, "leaked")
 
     def stream(self, root: Share, name: str) -> Stream:
         """Make the directory of a stream, its writer and its counter."""
@@ -95,31 +127,41 @@ class Load:
         The yielded result is complete after the block.
         """
         result = RoundResult()
-        steady = [self.started("steady", stream.share.guest, stream.next) for stream in self.paced]
         first = self.rounds * NUMBERS_OF_A_ROUND
-        # The guest sets the counter from then on.
-        with contextlib.closing(Counter(self.own.host)) as counter:
-            counter.set(first)
-        own = self.started("own", self.own.guest, first, seconds)
-        everywhere = [
-            share.guest
-            for share in (self.own, *(stream.share for stream in (*self.paced, self.free)))
-        ]
-        passers = [
-            self.started("passing", seconds, self.random.random(), *everywhere)
-            for _ in range(PASSERS)
-        ]
         self.rounds += 1
-        programs = (*steady, own, *passers)
-        early = [self.lines_after_start(program) for program in programs]
+        for share in [self.own] if self.second is None else [self.own, self.second_own]:
+            # The guest sets the counter from then on.
+            with contextlib.closing(Counter(share.host)) as counter:
+                counter.set(first)
+        paced = [
+            self.started(
+                self.guest, WatcherKind.STEADY, "steady", stream.share.guest, stream.next, ask=True
+            )
+            for stream in self.paced
+        ]
+        programs = [*paced, *self.watchers_across(first)]
+        self.await_start(programs)
+        programs += (more := self.writers_and_passers(first, seconds))
+        self.await_start(more)
+        if self.second is not None:
+            # The others of its guest have opened their files.
+            leaking = self.started(
+                self.second, WatcherKind.STEADY, "leaking", self.leaked.guest, ask=True
+            )
+            self.await_start([leaking])
+            programs.append(leaking)
         stop = threading.Event()
         with ThreadPoolExecutor() as pool:
             work = [
                 *(
                     pool.submit(
-                        self.write_paced, stream, watcher, Random(self.random.random()), stop
+                        self.write_paced,
+                        stream,
+                        watcher.process,
+                        Random(self.random.random()),
+                        stop,
                     )
-                    for stream, watcher in zip(self.paced, steady, strict=True)
+                    for stream, watcher in zip(self.paced, paced, strict=True)
                 ),
                 pool.submit(self.write_freely, stop),
             ]
@@ -128,35 +170,103 @@ class Load:
             finally:
                 stop.set()
         result.problems += failures(work)
-        ends = self.guest.call(
-            "processes_ask",
-            END_LIMIT,
-            texts=[(watcher.handle, "end\n") for watcher in steady],
-            limit=END_LIMIT,
-        )
-        ends += [program.lines(until="{", limit=END_LIMIT) for program in (own, *passers)]
-        for number, program in enumerate(programs):
-            program.stop()
-            take([*early[number], *ends[number]], result, passing=number > len(steady))
+        for program in programs:
+            # First what ends by itself: what it writes is watched.
+            if not program.asked_to_end:
+                program.lines += program.process.lines(until="{", limit=END_LIMIT)
+        for guest in dict.fromkeys((self.guest, self.second)):
+            asked = [each for each in programs if each.asked_to_end and each.process.guest is guest]
+            if guest is None or not asked:
+                continue
+            ends = guest.call(
+                "processes_ask",
+                END_LIMIT,
+                texts=[(each.process.handle, "end\n") for each in asked],
+                limit=END_LIMIT,
+            )
+            for program, lines in zip(asked, ends, strict=True):
+                program.lines += lines
+                if not any("{" in line for line in lines):
+                    # Markers that nobody has waited for come first.
+                    program.lines += program.process.lines(until="{", limit=END_LIMIT)
+        for program in programs:
+            program.process.stop()
+            take(program.lines, result, program.kind)
 
-    def started(self, *words: object) -> GuestProcess:
-        """Start a program of soak.guest in the guest."""
-        argv = [sys.executable, "-m", "farwatch_harness.soak.guest", *map(str, words)]
-        answer = self.guest.call("spawn", argv=argv, stdin=True)
-        return GuestProcess(self.guest, answer["handle"], answer["pid"])
+    def watchers_across(self, first: int) -> list[LoadProgram]:
+        """Start the watchers of what the other guest writes, and of a stream of the host."""
+        if self.second is None:
+            return []
+        watched = self.paced[0]
+        return [
+            self.started(guest, kind, "steady", share.guest, number, ask=True)
+            for guest, kind, share, number in (
+                (self.second, WatcherKind.STEADY, watched.share, watched.next),
+                (self.second, WatcherKind.ACROSS, self.own, first),
+                (self.guest, WatcherKind.ACROSS, self.second_own, first),
+            )
+        ]
+
+    def writers_and_passers(self, first: int, seconds: float) -> list[LoadProgram]:
+        """Start what writes in the guests, and what comes and goes."""
+        everywhere = [
+            share.guest
+            for share in (self.own, *(stream.share for stream in (*self.paced, self.free)))
+        ]
+        programs = [
+            self.started(
+                self.guest, WatcherKind.STEADY, "own", self.own.guest, first, seconds, FILE
+            ),
+            *(
+                self.started(
+                    self.guest,
+                    WatcherKind.PASSING,
+                    "passing",
+                    seconds,
+                    self.random.random(),
+                    *everywhere,
+                )
+                for _ in range(PASSERS)
+            ),
+        ]
+        if self.second is not None:
+            programs += [
+                self.started(
+                    self.second,
+                    WatcherKind.STEADY,
+                    "own",
+                    self.second_own.guest,
+                    first,
+                    seconds,
+                    # It can make them though it can open nothing.
+                    SYMLINK,
+                ),
+            ]
+        return programs
 
     @staticmethod
-    def lines_after_start(program: GuestProcess) -> list[str]:
-        """Wait for a program's start, and return what it has printed since then.
+    def started(guest: Guest, kind: WatcherKind, *words: object, ask: bool = False) -> LoadProgram:
+        """Start a program of soak.guest in a guest.
+
+        ask: whether it ends on input.
+        """
+        argv = [sys.executable, "-m", "farwatch_harness.soak.guest", *map(str, words)]
+        answer = guest.call("spawn", argv=argv, stdin=True)
+        return LoadProgram(GuestProcess(guest, answer["handle"], answer["pid"]), kind, ask)
+
+    @staticmethod
+    def await_start(programs: Sequence[LoadProgram]) -> None:
+        """Wait for the start of programs, and keep what they have printed since then.
 
         A program of a short round may end before the others have started.
         """
-        output = program.lines(until="ready", limit=START_LIMIT)
-        if "ready" not in output:
-            raise HarnessError(
-                f"a program of the stress test did not start in the guest: {' / '.join(output)}"
-            )
-        return output[output.index("ready") + 1 :]
+        for program in programs:
+            output = program.process.lines(until="ready", limit=START_LIMIT)
+            if "ready" not in output:
+                raise HarnessError(
+                    f"a program of the stress test did not start in the guest: {' / '.join(output)}"
+                )
+            program.lines = output[output.index("ready") + 1 :]
 
     @staticmethod
     def write_paced(
@@ -179,7 +289,7 @@ class Load:
             self.free.write(FREE_BURST)
 
 
-def take(lines: Sequence[str], result: RoundResult, *, passing: bool) -> None:
+def take(lines: Sequence[str], result: RoundResult, kind: WatcherKind) -> None:
     """Add the report that a program in the guest prints as its last line."""
     try:
         report = json.loads(lines[-1]) if lines else {}
@@ -191,10 +301,8 @@ def take(lines: Sequence[str], result: RoundResult, *, passing: bool) -> None:
         )
         return
     result.notes += report["notes"]
-    if passing:
-        result.passing += Tally(**report["tally"])
-    else:
-        result.steady += Tally(**report["tally"])
+    tally = getattr(result, kind.value) + Tally(**report["tally"])
+    setattr(result, kind.value, tally)
 
 
 def directory(root: Share, name: str) -> Share:

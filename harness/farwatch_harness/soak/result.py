@@ -51,6 +51,8 @@ class Growth:
 class StressResult:
     """Everything that the stress test found.
 
+    across: of what each guest saw of the other one; None if there was one guest.
+    samples: for each daemon.
     scripts: the number of scripts compared.
     differences: a text for each script that differs.
     dropped: notifications that the guest's kernel dropped as malformed.
@@ -61,11 +63,17 @@ class StressResult:
     passing: Tally
     scripts: int
     differences: tuple[str, ...]
-    samples: tuple[ResourceSample, ...]
+    samples: tuple[tuple[ResourceSample, ...], ...]
     dropped: int
     daemon_warnings: tuple[str, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    across: Tally | None = None
+
+    def tallies(self) -> list[tuple[str, Tally]]:
+        """Return each tally with the name of its watchers."""
+        found = [("steady", self.steady), ("passing", self.passing)]
+        return found if self.across is None else [*found, ("across", self.across)]
 
 
 def after_warm_up(values: Sequence[float]) -> Sequence[float]:
@@ -80,20 +88,20 @@ def growth(values: Sequence[float]) -> Growth:
     return Growth(statistics.median(judged[:third]), statistics.median(judged[-third:]))
 
 
-def descriptors_growth(found: StressResult) -> Growth:
-    """Return the growth of the number of the daemon's descriptors."""
-    return growth([sample.descriptors for sample in found.samples])
+def descriptors_growth(samples: Sequence[ResourceSample]) -> Growth:
+    """Return the growth of the number of a daemon's descriptors."""
+    return growth([sample.descriptors for sample in samples])
 
 
-def memory_growth(found: StressResult) -> Growth:
-    """Return the growth of the daemon's memory, in bytes."""
-    return growth([sample.memory for sample in found.samples])
+def memory_growth(samples: Sequence[ResourceSample]) -> Growth:
+    """Return the growth of a daemon's memory, in bytes."""
+    return growth([sample.memory for sample in samples])
 
 
 def faults(found: StressResult) -> list[str]:
     """Return a line for each fault."""
     lines = []
-    for who, tally in (("steady", found.steady), ("passing", found.passing)):
+    for who, tally in found.tallies():
         if not tally.seen:
             lines.append(f"the {who} watchers saw nothing")
         if not tally.clean:
@@ -106,20 +114,36 @@ def faults(found: StressResult) -> list[str]:
         lines.append(f"the guest's kernel dropped {found.dropped} notifications as malformed")
     lines += [f"the daemon warns: {line}" for line in found.daemon_warnings]
     lines += found.problems
-    if len(found.samples) < FEWEST_SAMPLES:
-        lines.append(f"{len(found.samples)} samples of the daemon show no growth: raise --minutes")
-        return lines
-    if left := max(sample.watches for sample in found.samples):
-        lines.append(f"up to {left} watches were left on the host when there was no watcher")
-    descriptors, memory = descriptors_growth(found), memory_growth(found)
+    for daemon, samples in named(found.samples):
+        lines += faults_of_daemon(daemon, samples)
+    return lines
+
+
+def named(
+    samples: Sequence[Sequence[ResourceSample]],
+) -> list[tuple[str, Sequence[ResourceSample]]]:
+    """Return the samples of each daemon with its name."""
+    return list(zip(("daemon", "second daemon"), samples, strict=False))
+
+
+def faults_of_daemon(daemon: str, samples: Sequence[ResourceSample]) -> list[str]:
+    """Return a line for each fault that the samples of a daemon show."""
+    if len(samples) < FEWEST_SAMPLES:
+        return [f"{len(samples)} samples of the {daemon} show no growth: raise --minutes"]
+    lines = []
+    if left := max(sample.watches for sample in samples):
+        lines.append(
+            f"up to {left} watches of the {daemon} were left on the host when there was no watcher"
+        )
+    descriptors, memory = descriptors_growth(samples), memory_growth(samples)
     if descriptors.amount > MAX_DESCRIPTOR_GROWTH:
         lines.append(
-            f"the daemon's descriptors grew from {descriptors.before:.0f} to"
+            f"the {daemon}'s descriptors grew from {descriptors.before:.0f} to"
             f" {descriptors.after:.0f}"
         )
     if memory.amount > MAX_MEMORY_GROWTH:
         lines.append(
-            f"the daemon's memory grew from {memory.before / MIB:.1f} to"
+            f"the {daemon}'s memory grew from {memory.before / MIB:.1f} to"
             f" {memory.after / MIB:.1f} MiB"
         )
     return lines
@@ -143,12 +167,16 @@ def summary(found: StressResult) -> list[str]:
         ),
         f"oracle: {found.scripts} scripts compared, {len(found.differences)} differ",
     ]
-    if len(found.samples) >= FEWEST_SAMPLES:
-        descriptors, memory = descriptors_growth(found), memory_growth(found)
+    if found.across is not None:
+        lines.append(f"of the other guest: {found.across.seen} events; {described(found.across)}")
+    for daemon, samples in named(found.samples):
+        if len(samples) < FEWEST_SAMPLES:
+            continue
+        descriptors, memory = descriptors_growth(samples), memory_growth(samples)
         lines.append(
-            f"daemon: {descriptors.before:.0f} to {descriptors.after:.0f} descriptors, "
-            f"{memory.before / MIB:.1f} to {memory.after / MIB:.1f} MiB of memory, "
-            f"{len(found.daemon_warnings)} warnings"
+            f"{daemon}: {descriptors.before:.0f} to {descriptors.after:.0f} descriptors, "
+            f"{memory.before / MIB:.1f} to {memory.after / MIB:.1f} MiB of memory"
         )
+    lines.append(f"daemon's log: {len(found.daemon_warnings)} warnings")
     lines.append(f"guest: {found.dropped} notifications dropped, {len(found.problems)} problems")
     return lines

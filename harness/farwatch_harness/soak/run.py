@@ -5,6 +5,9 @@ In each round these run concurrently, in directories of their own: processes on 
 guest write numbered streams (soak.stream), watchers in the guest stay or come and go (soak.guest),
 and the oracle compares random scripts (soak.oracle). Between two rounds there is no watcher, the
 guest drops its caches, and the daemon is measured (soak.result).
+
+A second guest has a daemon of its own on the same directory. Each guest must get the events of the
+other one's stream once, and those of its own stream once, from its own kernel.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import secrets
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -48,6 +52,8 @@ ROUNDS = 12
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 30.0
 # Seconds without a change after which the daemon counts as idle, and the longest wait for that.
 SETTLED, SETTLE_LIMIT, INTERVAL = 0.5, 20.0, 0.05
+#: The descriptors of the second guest's daemon.
+SECOND_DESCRIPTORS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class StressPlan:
     seconds: float
     seed: str
     replace: bool = False
+    guests: int = 1
 
     @property
     def length(self) -> float:
@@ -75,6 +82,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", metavar="S", help="repeats the scripts of the run that named it")
     parser.add_argument(
+        "--guests",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: a second guest on the same directory, which opens files until its daemon refuses",
+    )
+    parser.add_argument(
         "--replace", action="store_true", help="replace the daemon every few seconds"
     )
 
@@ -83,8 +97,10 @@ def plan_of(options: argparse.Namespace) -> StressPlan:
     """Return the plan that the options ask for. HarnessError: the time is too short."""
     if options.minutes < 1:
         raise HarnessError("soak: --minutes must be 1 or more: less shows no growth of memory")
+    if options.guests > 1 and options.mode == "remote":
+        raise HarnessError("soak: --guests 2 needs a mode that leaves out own events")
     seed = options.seed or secrets.token_hex(4)
-    return StressPlan(options.mode, options.minutes * 60, seed, options.replace)
+    return StressPlan(options.mode, options.minutes * 60, seed, options.replace, options.guests)
 
 
 def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSpec:
@@ -93,6 +109,17 @@ def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSp
     if mode == "wait":
         return dataclasses.replace(spec, device=QemuDevice.PLAIN, daemon_options=("--xattr",))
     return dataclasses.replace(spec, daemon_options=("--xattr", f"--fsnotify={mode}"))
+
+
+def second_spec(first: TestbedSpec) -> TestbedSpec:
+    """Return the spec of the second guest, whose daemon has few descriptors."""
+    return dataclasses.replace(
+        first,
+        name=f"{first.name}-second",
+        cpus=1,
+        memory_mib=512,
+        daemon_options=(*first.daemon_options, f"--rlimit-nofile={SECOND_DESCRIPTORS}"),
+    )
 
 
 def soak(plan: StressPlan) -> None:
@@ -108,20 +135,30 @@ def soak(plan: StressPlan) -> None:
             shared.mkdir()
             replacements = stack.enter_context(Replacements(Random(plan.seed)))
             with step(f"booting a guest in mode {plan.mode}"):
-                testbed = stack.enter_context(
-                    start_testbed(testbed_spec(environment, plan.mode, shared))
-                )
+                spec = testbed_spec(environment, plan.mode, shared)
+                testbed = stack.enter_context(start_testbed(spec))
+            testbeds = [testbed]
+            if plan.guests > 1:
+                with step("booting a second guest"):
+                    testbeds.append(stack.enter_context(start_testbed(second_spec(spec))))
             random = Random(plan.seed)
             root = Share(testbed.shared, testbed.mount_point)
             load = stack.enter_context(
-                contextlib.closing(Load(testbed.guest, root, Random(random.random())))
+                contextlib.closing(
+                    Load(
+                        testbed.guest,
+                        root,
+                        Random(random.random()),
+                        testbeds[1].guest if plan.guests > 1 else None,
+                    )
+                )
             )
             oracle = stack.enter_context(
                 contextlib.closing(Oracle(testbed.guest, root, plan.mode, folder, random))
             )
             if plan.replace:
                 replacements.start(testbed)
-            found = guarded(testbed, plan, load, oracle, replacements)
+            found = guarded(testbeds, plan, load, oracle, replacements)
     except GuestLostError as error:
         raise HarnessError(
             f"the stress test --mode {plan.mode} --seed {plan.seed} lost its guest: {error}"
@@ -139,11 +176,15 @@ def soak(plan: StressPlan) -> None:
 
 
 def guarded(
-    testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle, replacements: Replacements
+    testbeds: Sequence[Testbed],
+    plan: StressPlan,
+    load: Load,
+    oracle: Oracle,
+    replacements: Replacements,
 ) -> StressResult:
-    """Run all rounds; fail immediately if the daemon ends, instead of at the guest's limits."""
+    """Run all rounds; fail immediately if a daemon ends, instead of at the guest's limits."""
 
-    def give_up() -> None:
+    def give_up(testbed: Testbed) -> None:
         ended = None
         while ended is not testbed.daemon:
             ended = testbed.daemon
@@ -152,54 +193,70 @@ def guarded(
                 pass
         testbed.guest.mark_lost()
 
-    threading.Thread(target=give_up, name="end of the daemon", daemon=True).start()
+    for testbed in testbeds:
+        threading.Thread(
+            target=give_up, args=(testbed,), name="end of the daemon", daemon=True
+        ).start()
     try:
-        found = rounds(testbed, plan, load, oracle, replacements)
+        found = rounds(testbeds, plan, load, oracle, replacements)
         replacements.stop()
         if plan.replace:
             say(f"  the daemon was replaced {replacements.count} times")
         return dataclasses.replace(found, problems=(*found.problems, *replacements.problems))
     except GuestLostError:
-        if testbed.daemon.running:
+        ended = [testbed.daemon for testbed in testbeds if not testbed.daemon.running]
+        if not ended:
             raise
-        words = subprocesses.last_lines("\n".join(testbed.daemon.lines))
+        words = subprocesses.last_lines("\n".join(ended[0].lines))
         raise HarnessError(
-            f"the daemon ended with {testbed.daemon.process.returncode}: {words} (see"
-            f" {testbed.daemon.log}); --mode {plan.mode} --seed {plan.seed} repeats it"
+            f"the daemon ended with {ended[0].process.returncode}: {words} (see"
+            f" {ended[0].log}); --mode {plan.mode} --seed {plan.seed} repeats it"
         ) from None
 
 
 def rounds(
-    testbed: Testbed, plan: StressPlan, load: Load, oracle: Oracle, replacements: Replacements
+    testbeds: Sequence[Testbed],
+    plan: StressPlan,
+    load: Load,
+    oracle: Oracle,
+    replacements: Replacements,
 ) -> StressResult:
     """Run rounds until the time is over and there are enough samples."""
-    steady, passing = Tally(), Tally()
+    steady, passing, across = Tally(), Tally(), Tally()
     problems: list[str] = []
     notes: list[str] = []
-    samples: list[ResourceSample] = []
-    since = testbed.log_position()
+    samples: list[list[ResourceSample]] = [[] for _ in testbeds]
+    since = [testbed.log_position() for testbed in testbeds]
     with step(f"stress test in mode {plan.mode}") as progress:
         end = time.monotonic() + plan.seconds
-        while time.monotonic() < end or len(samples) < FEWEST_SAMPLES:
+        while time.monotonic() < end or len(samples[0]) < FEWEST_SAMPLES:
             with load.round(plan.length) as outcome:
                 oracle.run(time.monotonic() + plan.length, progress)
             steady += outcome.steady
             passing += outcome.passing
+            across += outcome.across
             problems += outcome.problems
-            notes += [f"round {len(samples)}, {note}" for note in outcome.notes]
+            notes += [f"round {len(samples[0])}, {note}" for note in outcome.notes]
             with replacements.lock:
-                samples.append(sample(testbed))
-            progress.update(f"{steady.seen + passing.seen} events, {oracle.scripts} scripts")
+                for testbed, of_daemon in zip(testbeds, samples, strict=True):
+                    of_daemon.append(sample(testbed))
+            seen = steady.seen + passing.seen + across.seen
+            progress.update(f"{seen} events, {oracle.scripts} scripts")
+    warnings: list[str] = []
+    for testbed, position in zip(testbeds, since, strict=True):
+        warnings += testbed.daemon.warnings(testbed.lines_before(position))
+        problems += testbed.problems(position)
     return StressResult(
         steady,
         passing,
         oracle.scripts,
         tuple(oracle.differences),
-        tuple(samples),
-        dropped_notifications(testbed.guest),
-        tuple(testbed.daemon.warnings(testbed.lines_before(since))),
-        (*problems, *testbed.problems(since)),
+        tuple(map(tuple, samples)),
+        sum(dropped_notifications(testbed.guest) for testbed in testbeds),
+        tuple(warnings),
+        tuple(problems),
         tuple(notes),
+        across if plan.guests > 1 else None,
     )
 
 

@@ -18,6 +18,8 @@ from farwatch_harness.oracle.native_inotify import In
 from farwatch_harness.vm.guest_client import GuestInotifyEvent
 
 MARKER = "end-"
+#: What the files of a stream are. Symbolic links are made without opening anything.
+FILE, SYMLINK = "file", "symlink"
 #: The number of faults that are described in words.
 MOST_NOTES = 3
 
@@ -52,12 +54,16 @@ def mask_of(stages: Sequence[FileStage]) -> In:
     return mask
 
 
-def burst(first: int, count: int) -> list[FileOperation]:
-    """Return the operations of `count` files from number `first` on, and of their marker."""
+def burst(first: int, count: int, kind: str = FILE) -> list[FileOperation]:
+    """Return the operations of `count` files from number `first` on, and of their marker.
+
+    kind: FILE or SYMLINK, what they are.
+    """
+    made = ["create"] if kind == FILE else ["symlink", "nowhere"]
     script = []
     for number in range(first, first + count):
         script += [
-            ["create", f"f{number}"],
+            [*made, f"f{number}"],
             ["rename", f"f{number}", f"m{number}"],
             ["unlink", f"m{number}"],
         ]

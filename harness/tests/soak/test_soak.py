@@ -146,7 +146,7 @@ GOOD = StressResult(
     passing=Tally(50, 500),
     scripts=10,
     differences=(),
-    samples=(sample(),) * 8,
+    samples=((sample(),) * 8,),
     dropped=0,
     daemon_warnings=(),
     problems=(),
@@ -155,7 +155,7 @@ GOOD = StressResult(
 
 def test_good_result_has_no_fault_and_a_short_summary() -> None:
     assert faults(GOOD) == []
-    assert len(summary(GOOD)) == 5
+    assert len(summary(GOOD)) == 6
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,13 @@ def test_good_result_has_no_fault_and_a_short_summary() -> None:
         {"dropped": 1},
         {"daemon_warnings": ("WARNING",)},
         {"problems": ("guest kernel: BUG",)},
-        {"samples": (sample(),) * 3},
-        {"samples": (*(sample(),) * 7, sample(watches=1))},
-        {"samples": tuple(sample(descriptors=20 + 3 * number) for number in range(8))},
-        {"samples": tuple(sample(memory=(20 + number) * MIB) for number in range(8))},
+        {"across": Tally(1, 0)},
+        {"across": Tally(1, 10, duplicate=1)},
+        {"samples": ((sample(),) * 3,)},
+        {"samples": ((sample(),) * 8, (sample(),) * 3)},
+        {"samples": ((*(sample(),) * 7, sample(watches=1)),)},
+        {"samples": (tuple(sample(descriptors=20 + 3 * number) for number in range(8)),)},
+        {"samples": (tuple(sample(memory=(20 + number) * MIB) for number in range(8)),)},
     ],
     ids=str,
 )
@@ -192,14 +195,17 @@ def test_leak_of_a_record_per_event_is_found_in_a_minute() -> None:
     events, size = 60 * 500, 300
     leaking = tuple(sample(memory=20 * MIB + number * events // 8 * size) for number in range(8))
     assert leaking[-1].memory - leaking[0].memory > MAX_MEMORY_GROWTH
-    assert faults(dataclasses.replace(GOOD, samples=leaking))
+    assert faults(dataclasses.replace(GOOD, samples=(leaking,)))
 
 
-def test_too_short_time_is_refused() -> None:
+def test_plan_that_would_show_nothing_is_refused() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser)
     assert plan_of(parser.parse_args(["--minutes", "2", "--seed", "x"])).seed == "x"
     assert plan_of(parser.parse_args([])).seed
+    assert plan_of(parser.parse_args(["--guests", "2"])).guests == 2
+    with pytest.raises(HarnessError, match="leaves out own events"):
+        plan_of(parser.parse_args(["--guests", "2", "--mode", "remote"]))
     with pytest.raises(HarnessError, match="--minutes"):
         plan_of(parser.parse_args(["--minutes", "0"]))
 
@@ -221,6 +227,19 @@ def test_round_of_load_ends_without_a_fault(here: Guest, tmp_path: Path) -> None
     assert outcome.steady.seen > 100
     assert outcome.passing.watchers >= 2
     assert outcome.passing.seen > 0
+
+
+def test_two_guests_see_each_other_s_streams(here: Guest, tmp_path: Path) -> None:
+    # There is no daemon that refuses.
+    root = Share(tmp_path, PurePosixPath(tmp_path))
+    load = Load(here, root, Random("seed"), second=here)
+    with contextlib.closing(load), load.round(1.0) as outcome:
+        pass
+    (problem,) = outcome.problems
+    assert "opens was refused" in problem
+    assert outcome.across.watchers == 2
+    assert outcome.steady.clean and outcome.across.clean
+    assert outcome.across.seen > 100
 
 
 def test_report_of_a_program_that_ends_before_the_others_start_is_counted(
