@@ -10,7 +10,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest mutants check bench clients soak fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -119,6 +119,10 @@ report: venv ## write the page, JUnit XML and KTAP of the last run; MERGE="FILE 
 
 soak: venv ## run the oracle under load: make soak MINUTES=5 ARGS="--mode remote"
 	@$(HARNESS) $(VERSION) soak $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
+
+fuzz: venv ## fuzz the daemon by coverage (requests, rings, vhost-user): make fuzz MINUTES=5 ARGS="--keep"
+	@.venv/bin/python -c 'import atheris' 2> /dev/null || .venv/bin/python -m pip install --disable-pip-version-check -q -e '.[fuzz]'
+	@cd host-daemon && ../.venv/bin/python -m tests.fuzz $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)
 
 fuzz-kernel: venv ## play random scripts against a debug kernel: make fuzz-kernel MINUTES=5 ARGS="--seed S"
 	@$(HARNESS) $(VERSION) fuzz-kernel $(if $(MINUTES),--minutes '$(MINUTES)') $(ARGS)

@@ -329,7 +329,7 @@ def test_any_requests_are_replied_and_the_session_goes_on(place: Path) -> None:
         if position % LIFE == 0:
             fuzzer.session.reset()
             fuzzer.begin()
-            _tidy(share)
+            tidy(share)
         fuzzer.exchange(random)
     fuzzer.begin()
     client = Client(fuzzer.session)
@@ -344,7 +344,7 @@ def test_any_requests_are_replied_and_the_session_goes_on(place: Path) -> None:
     assert (place / "outside").read_text() == "untouched"
 
 
-def _tidy(share: Path) -> None:
+def tidy(share: Path) -> None:
     """Keep the share small: what piles up would only be slow."""
     share.chmod(0o755)
     for path in share.iterdir():

@@ -233,13 +233,13 @@ def test_any_conversation_ends_and_the_next_front_end_is_served(loop: Loop, tmp_
                 gc.collect()
             assert open_descriptors() <= before, "descriptors have leaked"
             if position % 20 == 0:
-                _serve_one(path, loop)
+                serve_one(path, loop)
     assert disconnected
     server.close()
     ram.close()
 
 
-def _serve_one(path: Path, loop: Loop) -> None:
+def serve_one(path: Path, loop: Loop) -> None:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(path))
     front_end = FrontEnd(sock, False, loop=loop, ram=GuestRam(1 << 20))
