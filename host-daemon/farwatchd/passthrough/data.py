@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from farwatchd.fuse.filesystem import DataTask, RemoteTask, Task
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import fallocate, file_system_type, signed
-from farwatchd.passthrough.open_file_table import Reading
+from farwatchd.passthrough.open_file_table import OpenFile, Reading
 from farwatchd.passthrough.share import Operations
 from farwatchd.passthrough.tasks import on_files, on_files_with_data, sync
 
@@ -60,10 +60,7 @@ class DataOperations(Operations):
                     return done
         if handle.reading is Reading.IMMEDIATE:
             return _transfer(os.preadv, fd, views, start)
-        task = on_files_with_data(
-            lambda data, own_fd: _transfer(os.preadv, own_fd, data, start), fd
-        )
-        return RemoteTask(task) if handle.remote else task
+        return _read_later(handle, start)
 
     def write(
         self,
@@ -87,21 +84,11 @@ class DataOperations(Operations):
             if handle.append_only:
                 raise failure(errno.EPERM)
             if handle.remote:
-                return RemoteTask(
-                    on_files_with_data(
-                        lambda data, own_fd: self._write_page(
-                            own_fd, data, start, kill_suidgid, handle.flags
-                        ),
-                        fd,
-                    )
-                )
+                return _write_later(handle, self._write_page, start, kill_suidgid, handle.flags)
             return self._write_page(fd, views, start, kill_suidgid, handle.flags)
         transfer = _append if handle.flags & os.O_APPEND else os.pwritev
         if handle.remote or handle.flags & _WAITING_WRITES:
-            task = on_files_with_data(
-                lambda data, own_fd: self._write(own_fd, data, start, kill_suidgid, transfer), fd
-            )
-            return RemoteTask(task) if handle.remote else task
+            return _write_later(handle, self._write, start, kill_suidgid, transfer)
         if not kill_suidgid and len(views) <= _IOV_MAX:
             return transfer(fd, views, start)
         return self._write(fd, views, start, kill_suidgid, transfer)
@@ -190,6 +177,23 @@ class DataOperations(Operations):
         source_handle = self._open_files.get(nodeid, fh)
         task = on_files(call, source_handle.fd, target_handle.fd)
         return RemoteTask(task) if source_handle.remote or target_handle.remote else task
+
+
+# Functions of their own: a closure's variables would slow down each read and write.
+
+
+def _read_later(handle: OpenFile, start: int) -> DataTask:
+    """Return a task that reads from ``start`` on."""
+    task = on_files_with_data(
+        lambda data, own_fd: _transfer(os.preadv, own_fd, data, start), handle.fd
+    )
+    return RemoteTask(task) if handle.remote else task
+
+
+def _write_later(handle: OpenFile, write: Callable[..., int], *args: object) -> DataTask:
+    """Return a task that calls ``write`` with a descriptor of its own, the data, and ``args``."""
+    task = on_files_with_data(lambda data, own_fd: write(own_fd, data, *args), handle.fd)
+    return RemoteTask(task) if handle.remote else task
 
 
 @contextlib.contextmanager

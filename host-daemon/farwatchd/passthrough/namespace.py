@@ -10,11 +10,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 
-from farwatchd.fuse.filesystem import Entry, Requester
+from farwatchd.fuse.filesystem import Entry, OperationDeferred, Requester
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import renameat2
-from farwatchd.passthrough.inode_table import RemoteMountError
+from farwatchd.passthrough.inode_table import Inode, RemoteMountError
 from farwatchd.passthrough.share import (
     FoundName,
     Operations,
@@ -30,6 +31,18 @@ NO_MOUNT = -1
 
 def _nothing(_: object) -> None:
     """Return nothing: the operation has no result."""
+
+
+def _unlink(name: bytes, directory: int) -> None:
+    os.unlink(name, dir_fd=directory)
+
+
+def _rmdir(name: bytes, directory: int) -> None:
+    os.rmdir(name, dir_fd=directory)
+
+
+def _rename(name: bytes, newname: bytes, flags: int, source: int, target: int) -> None:
+    renameat2(source, name, target, newname, flags)
 
 
 class NamespaceOperations(Operations):
@@ -85,19 +98,22 @@ class NamespaceOperations(Operations):
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name of what is not a directory."""
-        self._change(lambda directory: os.unlink(name, dir_fd=directory), parent)
+        self._change(partial(_unlink, name), parent)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
-        self._change(lambda directory: os.rmdir(name, dir_fd=directory), parent)
+        self._change(partial(_rmdir, name), parent)
 
     def rename(self, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
         """Rename; ``flags`` are RENAME_* of renameat2(2)."""
-        self._change(
-            lambda source, target: renameat2(source, name, target, newname, flags),
-            parent,
-            newparent,
-        )
+        self._share.refuse_if_readonly()
+        source, target = self._inodes.get(parent), self._inodes.get(newparent)
+        if source.host_inode.remote or target.host_inode.remote:
+            raise self._change_later(partial(_rename, name, newname, flags), source, target)
+        try:
+            renameat2(source.fd, name, target.fd, newname, flags)
+        except FileNotFoundError:
+            raise self._share.missing(source, target) from None
 
     def link(self, nodeid: int, newparent: int, newname: bytes) -> Entry:
         """Give an inode one more name; a file made by ``tmpfile`` gets its first one."""
@@ -133,10 +149,19 @@ class NamespaceOperations(Operations):
         result = self._inodes.adopt_found(found.owned.take(), found.status, found.remote)
         return self._share.entry(result, self._inodes.get(parent))
 
-    def _change(self, call: Callable[..., None], *nodeids: int) -> None:
-        """Change names in directories: ``call`` gets their descriptors."""
+    def _change(self, call: Callable[[int], None], parent: int) -> None:
+        """Change names in a directory: ``call`` gets its descriptor."""
         self._share.refuse_if_readonly()
-        inodes = [self._inodes.get(nodeid) for nodeid in nodeids]
+        directory = self._inodes.get(parent)
+        if directory.host_inode.remote:
+            raise self._change_later(call, directory)
+        try:
+            call(directory.fd)
+        except FileNotFoundError:
+            raise self._share.missing(directory) from None
+
+    def _change_later(self, call: Callable[..., None], *inodes: Inode) -> OperationDeferred:
+        """Return what has a thread change names in directories."""
         named = [inode.named for inode in inodes]
 
         def change(*fds: int) -> None:
@@ -145,10 +170,7 @@ class NamespaceOperations(Operations):
             except FileNotFoundError:
                 raise self._share.missing_in(*zip(fds, named, strict=True)) from None
 
-        fds = [inode.fd for inode in inodes]
-        if any(inode.remote for inode in inodes):
-            raise self._share.later(change, _nothing, *fds)
-        change(*fds)
+        return self._share.later(change, _nothing, *[inode.fd for inode in inodes])
 
     def _make(
         self,

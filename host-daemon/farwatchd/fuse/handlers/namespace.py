@@ -9,7 +9,7 @@ from farwatchd.fuse import encode
 from farwatchd.fuse.encode import Encoder
 from farwatchd.fuse.filesystem import Entry, FileSystem, OpenResult, OperationDeferred
 from farwatchd.fuse.killpriv import KillPriv
-from farwatchd.fuse.reply import NOT_FOUND, Handler, Reply
+from farwatchd.fuse.reply import EMPTY, NOT_FOUND, Handler, Reply
 from farwatchd.fuse.request import TARGET_MAX, Request, check_int, check_name, invalid
 from farwatchd.fuse.thread_pool import ThreadPool, nothing
 from farwatchd.linux.libc import failure
@@ -124,24 +124,22 @@ class NamespaceHandlers:
     def _rename(self, request: Request) -> Reply:
         (newdir,) = rename_in.values(request.args)
         name, newname = request.names(rename_in.size, 2)
-        return self._pool.run(
-            request, nothing, self._fs.rename, request.nodeid, name, newdir, newname, 0
-        )
+        return self._do_rename(request, name, newdir, newname, 0)
 
     def _rename2(self, request: Request) -> Reply:
         args = rename2_in.unpack_from(request.args)
         name, newname = request.names(rename2_in.size, 2)
         check_int(args.flags)
-        return self._pool.run(
-            request,
-            nothing,
-            self._fs.rename,
-            request.nodeid,
-            name,
-            args.newdir,
-            newname,
-            args.flags,
-        )
+        return self._do_rename(request, name, args.newdir, newname, args.flags)
+
+    def _do_rename(
+        self, request: Request, name: bytes, newdir: int, newname: bytes, flags: int
+    ) -> Reply:
+        try:
+            self._fs.rename(request.nodeid, name, newdir, newname, flags)
+        except OperationDeferred as deferred:
+            return self._pool.submit_deferred(request, deferred, nothing)
+        return EMPTY
 
     def _link(self, request: Request) -> Reply:
         args = link_in.unpack_from(request.args)
