@@ -323,6 +323,74 @@ def test_unlink_uses_the_current_link_count(guest: Guest, share: Share) -> None:
         assert ended[1:] == [(more, In.DELETE_SELF), (more, In.IGNORED)]
 
 
+@dataclass(frozen=True)
+class NameTaken:
+    """How the host takes a file's cached name `old` from it.
+
+    event: what the file's watchers read of it, once or more often.
+    left: the name by which the guest deletes the file then.
+    """
+
+    run: HostScript
+    event: In
+    left: str = "new"
+
+
+def other_link_removed(base: Path) -> None:
+    (base / "new").hardlink_to(base / "old")
+    (base / "old").unlink()
+
+
+NAMES_TAKEN = {
+    "renamed": NameTaken(lambda base: (base / "old").rename(base / "new"), In.MOVE_SELF),
+    "renamed to another directory": NameTaken(
+        lambda base: (base / "old").rename(base / "dir" / "new"), In.MOVE_SELF, "dir/new"
+    ),
+    "linked and unlinked": NameTaken(other_link_removed, In.ATTRIB),
+    "renamed twice": NameTaken(
+        lambda base: ((base / "old").rename(base / "mid"), (base / "mid").rename(base / "new")),
+        In.MOVE_SELF,
+    ),
+}
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["cached", "open"])
+@pytest.mark.parametrize("watch_first", [True, False], ids=["while watched", "before the watch"])
+@pytest.mark.parametrize("taken", NAMES_TAKEN.values(), ids=NAMES_TAKEN.keys())
+def test_name_that_the_host_took_does_not_hold_the_inode(
+    guest: Guest, share: Share, taken: NameTaken, watch_first: bool, held: bool
+) -> None:
+    """Delete a file whose former name is cached. Its directory is not watched.
+
+    held: a program of the guest has it open by the former name, and closes it at the end.
+    """
+    mask = In.ATTRIB | In.MOVE_SELF | In.DELETE_SELF
+    for name in ("dir", "signals"):
+        (share.host / name).mkdir()
+    (share.host / "old").touch()
+    guest.os("stat", f"{share.guest}/old")
+    number = guest.os("open", f"{share.guest}/old", os.O_RDONLY) if held else None
+    with guest.inotify() as listener:
+        if watch_first:
+            listener.add(share.guest / "old", mask)
+            listener.add(share.guest / "signals", In.CREATE)
+        taken.run(share.host)
+        if watch_first:
+            (share.host / "signals" / "taken").touch()
+            assert {event.mask for event in listener.read(until="taken")} == {
+                taken.event,
+                In.CREATE,
+            }
+        else:
+            listener.add(share.guest / taken.left, mask)
+        guest.os("unlink", f"{share.guest}/{taken.left}")
+        assert [event.mask for event in listener.read(1)] == [In.ATTRIB]
+        if number is not None:
+            assert listener.read(1, limit=0.2) == []
+            guest.os("close", number)
+        assert [event.mask for event in listener.read(2)] == [In.DELETE_SELF, In.IGNORED]
+
+
 @only_always
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_without_a_watch_the_guest_finds_its_cache(
