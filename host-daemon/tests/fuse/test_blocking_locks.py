@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import MAX_PENDING, RETRY_INTERVAL, BlockingLocks
+from farwatchd.fuse.filesystem import OperationDeferred
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.passthrough.options import ShareOptions
@@ -304,3 +306,69 @@ def test_getlk_returns_the_owner_of_a_lock(guest: LockingGuest) -> None:
     guest.lock(fh, 1, READ, 3, 7)
     assert holder(2) == (3, 7, READ, 1)
     assert holder(1)[2] == NONE
+
+
+class LockServer:
+    """What a file server is asked, until ``answer``. ``taken``: how often the lock was taken."""
+
+    def __init__(self) -> None:
+        self.timers: list[Callable[[], None]] = []
+        self.asked: list[Callable[[Any], None]] = []
+        self.locked = True
+        self.taken = 0
+        self.pending = BlockingLocks(lambda _seconds, callback: self.timers.append(callback))
+
+    def attempt(self) -> None:
+        raise OperationDeferred(lambda: None, self.take)
+
+    def take(self, _: object) -> None:
+        if self.locked:
+            raise BlockingIOError
+        self.taken += 1
+
+    def run_then(self, _call: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        self.asked.append(then)
+
+    def add(self) -> dict[str, int]:
+        """Add a request; return the errno of its reply, once there is one."""
+        replied: dict[str, int] = {}
+        first = OperationDeferred(lambda: None, self.take)
+        reply = self.pending.add(5, self.attempt, first, self.run_then)
+        reply.hold(
+            lambda header, _: replied.update(error=-fuse.out_header.unpack_from(header).error)
+        )
+        self.turn()
+        return replied
+
+    def turn(self) -> None:
+        timers, self.timers = self.timers, []
+        for callback in timers:
+            callback()
+
+    def answer(self) -> None:
+        (then,) = self.asked
+        self.asked.clear()
+        then(None)
+
+
+def test_server_is_asked_for_a_pending_lock_once_at_a_time() -> None:
+    server = LockServer()
+    replied = server.add()
+    for _ in range(3):
+        server.turn()
+    assert len(server.asked) == 1
+    server.answer()
+    assert not replied
+    server.turn()
+    server.locked = False
+    server.answer()
+    assert (replied, server.taken, len(server.pending)) == ({"error": 0}, 1, 0)
+
+
+def test_lock_that_was_interrupted_is_not_taken_with_the_answer() -> None:
+    server = LockServer()
+    replied = server.add()
+    server.pending.interrupt(5)
+    server.locked = False
+    server.answer()
+    assert (replied, server.taken) == ({"error": errno.EINTR}, 0)
