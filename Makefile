@@ -42,7 +42,7 @@ test-kernels: setup ## check the whole series on each other kernel version: appl
 drift: setup ## try each series on the newest point release that Debian has, and name the patches that need work
 	@$(HARNESS) drift
 
-test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (4 min)
+test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (7 min)
 	@$(HARNESS) $(VERSION) test -m daemon
 
 test-module: setup ## run the guest tests that apply to the module on Debian's own kernel
@@ -57,7 +57,7 @@ test-matrix: setup ## break patches on purpose and see that test finds it (12 mi
 test-guest: setup ## boot that guest with QEMU as a VM manager does, and see the host's events in it (5 min; root)
 	@.venv/bin/python -m pytest -q harness/slow-tests/test_debian_guest.py
 
-mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (30 min); ARGS="NAME ..."
+mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (1 h); ARGS="NAME ..."
 	@$(HARNESS) $(VERSION) mutants $(ARGS)
 
 lint: venv ## check code and documents: ruff, mypy, mdformat, codespell, the glossary's words
