@@ -67,6 +67,8 @@ def combinations() -> list[dict[str, str]]:
             **dict(zip(WATCHERS, chosen, strict=True)),
             # Selected by the three.
             "CONFIG_FSNOTIFY": "y" if "y" in chosen else "n",
+            # It selects fsnotify, too.
+            "CONFIG_AUDIT": "n",
             "CONFIG_FANOTIFY_ACCESS_PERMISSIONS": chosen[1],
             "CONFIG_FUSE_FS": fuse,
             "CONFIG_CUSE": fuse,
