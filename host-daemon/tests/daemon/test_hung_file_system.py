@@ -524,14 +524,20 @@ def test_tasks_of_the_next_guest_run_though_all_threads_hang(
     following.leave()
 
 
-@pytest.mark.root
-def test_other_files_are_served_while_the_release_of_locks_hangs(
-    daemon: DaemonProcess, hung: HungFileSystem
-) -> None:
+def guest_with_a_lock(daemon: DaemonProcess) -> tuple[MountedGuest, Nodes, int]:
+    """Mount a guest whose owner 1 has a lock; return it, its nodes, and one more handle."""
     guest = MountedGuest(daemon)
     at = Nodes(guest)
     other = at.open_again(guest)
     guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1))
+    return guest, at, other
+
+
+@pytest.mark.root
+def test_other_files_are_served_while_the_release_of_locks_hangs(
+    daemon: DaemonProcess, hung: HungFileSystem
+) -> None:
+    guest, at, other = guest_with_a_lock(daemon)
     assert guest.fails(Opcode.SETLK, at.file, lock(other, 2)) == errno.EAGAIN
     hung.hang()
     guest.start(Opcode.FLUSH, at.file, fuse.flush_in.pack(fh=at.file_fh, lock_owner=1))
@@ -548,10 +554,7 @@ def test_other_files_are_served_while_the_release_of_locks_hangs(
 def test_file_with_a_lock_is_closed_though_its_server_hangs(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
-    guest = MountedGuest(daemon)
-    at = Nodes(guest)
-    other = at.open_again(guest)
-    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1))
+    guest, at, other = guest_with_a_lock(daemon)
     hung.hang()
     guest.ask(Opcode.RELEASE, at.file, fuse.release_in.pack(fh=at.file_fh))
     assert is_served(guest)
@@ -587,10 +590,7 @@ def test_next_front_end_is_served_though_a_lock_of_the_last_one_cannot_be_releas
 def test_pending_lock_is_interrupted_while_the_server_is_asked_for_it(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
-    guest = MountedGuest(daemon)
-    at = Nodes(guest)
-    other = at.open_again(guest)
-    guest.ask(Opcode.SETLK, at.file, lock(at.file_fh, 1))
+    guest, at, other = guest_with_a_lock(daemon)
     reply = guest.start(Opcode.SETLKW, at.file, lock(other, 2))
     assert is_served(guest)
     hung.hang()
