@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
+from farwatchd.linux import scm_rights
+
 #: Bytes of a message.
 _MAX_MESSAGE = 1 << 16
 #: Descriptors of a message: ``SCM_MAX_FD``.
@@ -109,9 +111,7 @@ class HandoverChannel:
         """
         try:
             self._sock.settimeout(timeout)
-            data, fds, flags, _ = socket.recv_fds(
-                self._sock, _MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, flags = scm_rights.receive(self._sock, _MAX_MESSAGE, MAX_FDS)
         except (TimeoutError, BlockingIOError):
             return None
         except OSError as error:

@@ -6,12 +6,12 @@ Reads its messages, with the descriptors they carry, and writes the replies.
 
 from __future__ import annotations
 
-import array
 import logging
 import socket
 from collections.abc import Callable
 
 from farwatchd.event_loop import Loop
+from farwatchd.linux import scm_rights
 from farwatchd.vhost_user.backend import Backend, DeviceModel
 from farwatchd.vhost_user.messages import MAX_FDS, MessageDecoder, ProtocolError, close_all
 from farwatchd.vhost_user.reserve import DescriptorReserve
@@ -21,7 +21,6 @@ _log = logging.getLogger(__name__)
 
 #: Socket reads before other descriptors get their turn.
 READS_PER_TURN = 32
-_FD_SIZE = array.array("i").itemsize
 
 
 class Connection:
@@ -83,7 +82,7 @@ class Connection:
         self._backend.resume()
 
     def export_state(self, state: State, fds: Descriptors) -> None:
-        """Add the paused connection, between two messages, to a state; ``StateError``."""
+        """Add the paused connection, between two messages, to a state."""
         self._backend.export_state(state, fds, self._sock.fileno())
 
     def restore_state(self, state: State, fds: ReceivedDescriptors) -> None:
@@ -108,12 +107,9 @@ class Connection:
 
     def _receive(self) -> bool:
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                self._decoder.wanted, socket.CMSG_SPACE(MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, flags = scm_rights.receive(self._sock, self._decoder.wanted, MAX_FDS)
         except BlockingIOError:
             return False
-        fds = _descriptors(ancillary)
         truncated = bool(flags & socket.MSG_CTRUNC)
         if truncated and len(fds) == MAX_FDS:
             close_all(fds)
@@ -139,11 +135,3 @@ class Connection:
             sent = 0
         if sent != len(reply):
             raise ProtocolError("the front-end does not read replies")
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % _FD_SIZE])
-    return list(fds)
