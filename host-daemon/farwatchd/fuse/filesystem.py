@@ -54,7 +54,10 @@ class OperationDeferred(Exception):  # noqa: N818 - not an error
         """Return the same for an operation that goes on with ``then``, and has its result."""
 
         def complete(result: Any) -> Any:
-            self.complete(result)
+            try:
+                self.complete(result)
+            except OperationDeferred as again:
+                raise again.followed_by(then) from None
             return then()
 
         return OperationDeferred(self.task, complete)
