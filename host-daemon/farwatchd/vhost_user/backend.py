@@ -153,15 +153,14 @@ class Backend:
     def export_state(self, state: State, fds: Descriptors, sock: int) -> None:
         """Add features, memory and rings to a state; ``pause`` was called.
 
-        ``sock`` is the connection's descriptor. ``StateError``: another process cannot map the
-        memory.
+        ``sock`` is the connection's descriptor.
         """
         state.connection.append(
             ConnectionState(fds.add(sock), self._features, int(self._protocol_features))
         )
         for region in self._memory.regions:
-            if region.file is None:
-                raise StateError("a memory region has no file")
+            # Each was mapped by a message, or of a state.
+            assert region.file is not None
             state.regions.append(
                 RegionState(
                     fds.add(region.file.fd),
@@ -178,9 +177,10 @@ class Backend:
         (connection,) = state.connection
         self._features = connection.features
         self._protocol_features = ProtocolFeature(connection.protocol_features)
-        if self._features & ~self._device.features:
+        if connection.features & ~self._device.features:
             raise StateError("the guest uses features of the device that are not offered here")
-        if self._protocol_features & ~self._offered_protocol_features:
+        # As numbers: the complement of a flag has its known bits alone.
+        if connection.protocol_features & ~int(self._offered_protocol_features):
             raise StateError("the front-end uses protocol features that are not offered here")
         try:
             self._memory = GuestMemory([_map_again(region, fds) for region in state.regions])

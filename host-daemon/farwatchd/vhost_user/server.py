@@ -78,7 +78,7 @@ class Server:
             self._connection.resume()
 
     def export_state(self, state: State, fds: Descriptors) -> tuple[int, int]:
-        """Add the paused connection to a state; ``StateError``.
+        """Add the paused connection to a state.
 
         Return the indices of the listening socket and of the front-end that waits.
         """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -23,6 +24,7 @@ from farwatchd.wire.state_codec import decode, encode
 from hypothesis import given
 from hypothesis import strategies as st
 
+_HEADER = wire._header.size
 _NUMBERS = st.integers(0, NONE)
 _STRINGS = st.binary(max_size=40)
 
@@ -75,19 +77,54 @@ def test_changed_byte_is_refused(state: State, data: st.DataObject) -> None:
 def test_wrong_state_with_a_right_checksum_is_decoded_or_refused(
     state: State, data: st.DataObject
 ) -> None:
-    encoded = bytearray(encode(state))
-    start = wire._header.size
+    body = bytearray(encode(state)[_HEADER:])
     for _ in range(data.draw(st.integers(1, 4))):
-        encoded[data.draw(st.integers(start, len(encoded) - 1))] = data.draw(st.integers(0, 255))
-    head = wire._header.pack_values(wire.MAGIC, VERSION, 0, len(encoded))
-    encoded[:start] = head
-    checksum = zlib.crc32(encoded[start:], zlib.crc32(head))
-    encoded[:start] = wire._header.pack_values(wire.MAGIC, VERSION, checksum, len(encoded))
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    encoded = sealed(bytes(body))
     try:
-        decoded = decode(bytes(encoded))
+        decoded = decode(encoded)
     except StateError:
         return
     assert encode(decoded) == encoded
+
+
+def sealed(body: bytes) -> bytes:
+    """Return a state with the right size and checksum."""
+    size = _HEADER + len(body)
+    checksum = zlib.crc32(body, zlib.crc32(wire._header.pack_values(wire.MAGIC, VERSION, 0, size)))
+    return wire._header.pack_values(wire.MAGIC, VERSION, checksum, size) + body
+
+
+def section(count: int, *parts: bytes) -> bytes:
+    """Return a section as its header counts it."""
+    data = b"".join(parts)
+    return wire._section.pack_values(count, len(data)) + data
+
+
+#: The tables before the first one whose records have strings, and one after that.
+_BEFORE = [each.name for each in fields(State)].index("pending")
+_RECORD = struct.Struct("<QQQ")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (section(0) * 3, "its vrings are missing"),
+        (section(0) * 2 + section(0)[:5], "are missing"),
+        (wire._section.pack_values(0, 8), "its server are incomplete"),
+        (section(2, bytes(32)), "its server are incomplete"),
+        (section(1, bytes(40)), "its server are followed by 8 bytes"),
+        (section(0) * len(fields(State)) + b"more", "it is followed by 4 bytes"),
+        # A string that is longer than the section.
+        (section(0) * _BEFORE + section(1, _RECORD.pack(0, 0, 9), b"12345678"), "incomplete"),
+        (section(0) * _BEFORE + section(1, _RECORD.pack(0, 0, NONE)), "incomplete"),
+        # The second record is a part of the first one's string.
+        (section(0) * _BEFORE + section(2, _RECORD.pack(0, 0, 20), bytes(24)), "incomplete"),
+    ],
+)
+def test_state_that_contradicts_its_own_sizes_is_refused(body: bytes, reason: str) -> None:
+    with pytest.raises(StateError, match=reason):
+        decode(sealed(body))
 
 
 @given(st.binary(max_size=200))
