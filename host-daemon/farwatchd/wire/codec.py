@@ -11,16 +11,21 @@ from typing import Any
 
 import construct
 
+_ORDER = "<"
 
-def _format(field: construct.Construct) -> tuple[str, int]:
-    """Return the struct format of one fixed-size field and the number of values it holds."""
+
+def _format(field: construct.Construct) -> str:
+    """Return the struct format of one fixed-size field.
+
+    ``TypeError``: it is of another kind, or of another byte order.
+    """
     if isinstance(field, construct.Renamed):
         return _format(field.subcon)
-    if isinstance(field, construct.FormatField):
-        return field.fmtstr[1:], 1
+    if isinstance(field, construct.FormatField) and field.fmtstr[0] == _ORDER:
+        return str(field.fmtstr[1:])
     if isinstance(field, construct.Bytes) and isinstance(field.length, int):
-        return f"{field.length}s", 1
-    raise TypeError(f"no fixed-size codec for {field!r}")
+        return f"{field.length}s"
+    raise TypeError(f"no fixed-size little-endian codec for {field!r}")
 
 
 class Codec:
@@ -42,10 +47,10 @@ class Codec:
 
     def __init__(self, layout: construct.Struct, name: str) -> None:
         names = [field.name for field in layout.subcons]
-        formats = [_format(field)[0] for field in layout.subcons]
+        formats = [_format(field) for field in layout.subcons]
         self.layout = layout
         self.name = name
-        self._struct = struct.Struct("<" + "".join(formats))
+        self._struct = struct.Struct(_ORDER + "".join(formats))
         self._names = names
         self._zero = {
             name: b"" if form.endswith("s") else 0
@@ -55,8 +60,6 @@ class Codec:
         self.values = self._struct.unpack_from
         self.pack_values = self._struct.pack
         self.pack_into = self._struct.pack_into
-        if self.size != layout.sizeof():
-            raise TypeError(f"{name}: codec has {self.size} bytes, declaration {layout.sizeof()}")
 
     @cached_property
     def _tuple(self) -> Any:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
-from construct import Bytes, Int16ul, Int32sl, Struct
+from construct import Bytes, Int16ul, Int32sl, Int32ub, Struct, VarInt, this
 from farwatchd.wire.codec import Codec
 
 FILE = Codec(Struct("kind" / Int16ul, "name" / Bytes(3), "error" / Int32sl), "file")
@@ -31,3 +32,9 @@ def test_unknown_fields_and_values_out_of_range_are_refused() -> None:
         FILE.pack(kind=1 << 16)
     with pytest.raises(struct.error):
         FILE.unpack_from(bytes(8))
+
+
+@pytest.mark.parametrize("field", [Int32ub, VarInt, Bytes(this.kind)], ids=str)
+def test_fields_that_would_be_decoded_otherwise_than_declared_are_refused(field: Any) -> None:
+    with pytest.raises(TypeError, match="no fixed-size little-endian codec"):
+        Codec(Struct("kind" / Int16ul, "field" / field), "file")
