@@ -27,8 +27,7 @@ def parse(extensions: bytes) -> tuple[int, SecurityXattrs]:
     group: int | None = None
     xattrs: SecurityXattrs | None = None
     while position < len(extensions):
-        if len(extensions) - position < ext_header.size:
-            raise _invalid("a short extension")
+        # Whole: the length of all is a multiple of its size (fuse_in_header, total_extlen).
         header = ext_header.unpack_from(extensions, position)
         end = position + header.size
         if header.size < ext_header.size or header.size % 8 or end > len(extensions):

@@ -11,7 +11,7 @@ import os
 import stat
 from enum import Enum
 
-from farwatchd.virtqueue import GuestMemory, RingAddress, RingMemory, SplitRing, VirtqueueError
+from farwatchd.virtqueue import GuestMemory, RingAddress, RingMemory, SplitRing
 from farwatchd.wire.state import NONE, Descriptors, ReceivedDescriptors, StateError, VringState
 
 _log = logging.getLogger(__name__)
@@ -57,14 +57,13 @@ class Vring:
         )
 
     def start(self, memory: GuestMemory, event_idx: bool, indirect: bool) -> None:
-        """Find the ring in ``memory`` and go on at ``base``.
+        """Find the ring, whose address is known, in ``memory`` and go on at ``base``.
 
-        ``VirtqueueError`` when the addresses are wrong.
+        ``VirtqueueError`` when the address is wrong.
 
         A ring that was running or stopped before goes on with the chains that are in flight.
         """
-        if self.address is None:
-            raise VirtqueueError("no ring addresses")
+        assert self.address is not None
         parts = RingMemory.at_user_addresses(memory, self.size, self.address, event_idx)
         base, used = self.base, self._used
         if self.ring is not None:
