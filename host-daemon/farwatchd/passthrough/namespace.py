@@ -22,15 +22,12 @@ from farwatchd.passthrough.share import (
     check_name_left,
     examine,
     find,
+    no_result,
     remove_if_same,
 )
 
 #: The id of no mount.
 NO_MOUNT = -1
-
-
-def _nothing(_: object) -> None:
-    """Return nothing: the operation has no result."""
 
 
 def _unlink(name: bytes, directory: int) -> None:
@@ -170,7 +167,7 @@ class NamespaceOperations(Operations):
             except FileNotFoundError:
                 raise self._share.missing_in(*zip(fds, named, strict=True)) from None
 
-        return self._share.later(change, _nothing, *[inode.fd for inode in inodes])
+        return self._share.later(change, no_result, *[inode.fd for inode in inodes])
 
     def _make(
         self,

@@ -22,7 +22,7 @@ from farwatchd.fuse.filesystem import (
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.cache_flags import FILE_FLAGS
 from farwatchd.passthrough.inode_table import Inode, RemoteMountError
-from farwatchd.passthrough.procfd import open_at, own_limit_as_systems
+from farwatchd.passthrough.procfd import as_systems_limit, open_at
 from farwatchd.passthrough.share import (
     FoundName,
     Operations,
@@ -30,6 +30,7 @@ from farwatchd.passthrough.share import (
     check_name_left,
     examine,
     find,
+    no_result,
     remove_if_same,
 )
 from farwatchd.passthrough.tasks import Owned
@@ -286,7 +287,7 @@ class OpenOperations(Operations):
         """Report what close(2) would, for a guest process that closes one of its descriptors."""
         file = self._open_files.get(nodeid, fh)
         if file.remote:
-            raise self._share.later(_close_duplicate, _ignore, file.fd)
+            raise self._share.later(_close_duplicate, no_result, file.fd)
         _close_duplicate(file.fd)
 
     def _flags(self, flags: int) -> int:
@@ -316,12 +317,10 @@ class OpenOperations(Operations):
 
 def _close_duplicate(fd: int) -> None:
     """Close a duplicate of ``fd``, so that the file system sees a process that closes the file."""
-    with own_limit_as_systems():
+    try:
         os.close(os.dup(fd))
-
-
-def _ignore(_: None) -> None:
-    pass
+    except OSError as error:
+        raise as_systems_limit(error) from None
 
 
 def _cannot_open(inode: Inode) -> OSError:

@@ -8,10 +8,8 @@ directory.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
 
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import file_system_type
@@ -42,29 +40,18 @@ class ProcFd:
 
 
 def open_at(path: str | bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
-    """``os.open`` for the guest: see ``own_limit_as_systems``."""
-    # Without the context manager, which costs time: this is called for every lookup, and most names
-    # that are looked up do not exist.
+    """``os.open`` for the guest: see ``as_systems_limit``."""
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     except OSError as error:
         raise as_systems_limit(error) from None
 
 
-@contextlib.contextmanager
-def own_limit_as_systems() -> Iterator[None]:
-    """Report the daemon's own limit of descriptors as the system's.
+def as_systems_limit(error: OSError) -> OSError:
+    """Return the error to raise for ``error``: the daemon's own limit of descriptors is ENFILE.
 
     EMFILE would say that the guest's process has too many.
     """
-    try:
-        yield
-    except OSError as error:
-        raise as_systems_limit(error) from None
-
-
-def as_systems_limit(error: OSError) -> OSError:
-    """Return the error to raise for ``error``, by ``own_limit_as_systems``."""
     return failure(errno.ENFILE) if error.errno == errno.EMFILE else error
 
 

@@ -267,6 +267,10 @@ def check_name_left(fd: int) -> None:
         raise failure(errno.ESTALE)
 
 
+def no_result(_: object) -> None:
+    """Complete an operation that has no result."""
+
+
 def _run(call: Callable[[], None]) -> None:
     call()
 
