@@ -472,6 +472,116 @@ def test_pool_without_threads_runs_tasks_immediately() -> None:
     guest.close()
 
 
+def test_write_without_memory_for_its_data_fails_alone(
+    guest: ThreadedGuest, fs: FakeFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = fuse.write_in.pack(fh=FH, size=5) + b"12345"
+
+    def send(count: int) -> list[int]:
+        return [guest.send(Opcode.WRITE, NODE, payload, fuse.write_out.size) for _ in range(count)]
+
+    def no_memory(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    # As many as have a copy of their data, and some that wait for one.
+    copied, queued = send(2 * THREADS), send(3)
+    monkeypatch.setattr("farwatchd.fuse.thread_pool._Buffers.get", no_memory)
+    let_go(fs)
+    guest.settle_until(lambda: len(guest.answers) == len(copied + queued))
+    (refused,) = send(1)
+    monkeypatch.undo()
+    (later,) = send(1)
+    guest.settle_until(lambda: later in guest.answers)
+    assert {
+        unique: error for unique, (error, _) in guest.answers.items() if error
+    } == dict.fromkeys([*queued, refused], errno.ENOMEM)
+    assert fs.writes == [b"12345"] * (len(copied) + 1)
+
+
+# What has no reply
+
+
+def test_pool_without_threads_runs_what_has_no_reply_immediately() -> None:
+    pool = ThreadPool()
+    pool.start()
+    done: list[int] = []
+    pool.run_aside(lambda: done.append(1))
+    pool.run_then(lambda: 2, done.append)
+    assert done == [1, 2]
+    assert pool.settle(0)
+    assert pool.close(0)
+
+
+@pytest.fixture
+def aside() -> Iterator[tuple[Loop, ThreadPool]]:
+    loop = Loop()
+    pool = ThreadPool(1, loop.call_from_thread)
+    yield loop, pool
+    assert pool.close(LIMIT)
+    loop.close()
+
+
+def test_what_has_no_reply_is_settled_with_the_tasks(aside: tuple[Loop, ThreadPool]) -> None:
+    _, pool = aside
+    hold = threading.Event()
+    pool.run_aside(lambda: check(hold.wait(LIMIT)))
+    assert not pool.settle(0.01)
+    hold.set()
+    assert pool.settle(LIMIT)
+
+
+def check(happened: bool) -> None:
+    assert happened
+
+
+def test_error_of_what_has_no_reply_is_logged(
+    aside: tuple[Loop, ThreadPool], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "the server has gone")
+
+    _, pool = aside
+    with caplog.at_level(logging.DEBUG):
+        pool.run_aside(fail)
+        assert pool.settle(LIMIT)
+    assert "a task without a reply: the server has gone" in caplog.text
+
+
+def test_result_of_a_call_is_used_by_the_loop(aside: tuple[Loop, ThreadPool]) -> None:
+    loop, pool = aside
+    threads: list[int] = []
+    pool.run_then(
+        threading.get_ident, lambda called: threads.extend([called, threading.get_ident()])
+    )
+    while not threads:
+        assert loop.run_once(LIMIT), "the call does not end"
+    assert threads[0] != threads[1] == threading.get_ident()
+
+
+def test_threads_that_cannot_be_replaced_serve_the_next_guest(
+    guest: ThreadedGuest,
+    fs: FakeFs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for _ in range(THREADS):
+        guest.send(Opcode.FSYNC, NODE, FSYNC)
+    wait_until_begun(fs, THREADS)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    reboot(guest)
+    monkeypatch.undo()
+    guest.places.clear()
+    assert "threads that wait cannot be replaced: can't start new thread" in caplog.text
+    guest.ask(Opcode.INIT, 0, fuse.init_in.pack(major=7, minor=41), fuse.init_out.size)
+    synced = guest.send(Opcode.FSYNC, NODE, FSYNC)
+    let_go(fs)
+    guest.settle_until(lambda: synced in guest.answers)
+    assert guest.answers == {synced: (0, b"")}
+
+
 def test_start_creates_all_threads() -> None:
     before = threading.active_count()
     pool = ThreadPool(3, lambda _callback: None)
