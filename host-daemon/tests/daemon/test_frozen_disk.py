@@ -90,8 +90,7 @@ def allocate(daemon: DaemonProcess, guest: MountedGuest, disk: Disk) -> None:
 
 
 def is_waiting(daemon: DaemonProcess) -> bool:
-    tasks = Path(f"/proc/{daemon.pid}/task").iterdir()
-    return any((task / "wchan").read_text() == WAITS_FOR_THAW for task in tasks)
+    return WAITS_FOR_THAW in daemon.waits()
 
 
 def test_others_are_served_and_rings_stop_while_a_disk_is_frozen(

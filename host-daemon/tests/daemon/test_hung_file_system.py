@@ -107,8 +107,7 @@ def wait_until_hung(daemon: DaemonProcess, threads: int) -> None:
 
 def waiting_threads(daemon: DaemonProcess) -> int:
     """Return how many threads wait for an answer of a FUSE server, or a page that one will fill."""
-    waits = [(task / "wchan").read_text() for task in Path(f"/proc/{daemon.pid}/task").iterdir()]
-    return len([wait for wait in waits if wait.startswith(WAITS_FOR_FUSE)])
+    return len([wait for wait in daemon.waits() if wait.startswith(WAITS_FOR_FUSE)])
 
 
 def open_file(guest: MountedGuest, flags: int) -> tuple[int, int]:

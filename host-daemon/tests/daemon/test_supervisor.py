@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.daemon_guest import MountedGuest
-from tests.support.daemon_process import DaemonProcess, children, running, status, wait_until
+from tests.support.daemon_process import DaemonProcess, running, status, wait_until
 
 
 @pytest.mark.root
@@ -69,11 +69,25 @@ def test_supervisor_ends_as_the_daemon_does(tmp_path: Path) -> None:
         assert not (tmp_path / "socket").exists()
 
 
-def test_signal_during_the_start_ends_the_daemon(tmp_path: Path) -> None:
-    where = [f"--socket-path={tmp_path}/socket", f"--shared-dir={tmp_path}"]
-    daemon = DaemonProcess(tmp_path / "socket", where)
+def starting(directory: Path) -> DaemonProcess:
+    """Return a daemon that has its socket, and loads the rest."""
+    where = [f"--socket-path={directory}/socket", f"--shared-dir={directory}"]
+    daemon = DaemonProcess(directory / "socket", where)
     daemon.wait_for("Waiting for vhost-user socket connection")
-    wait_until(lambda: len(children(daemon.process.pid)) == 2, "the daemon's own process")
+    return daemon
+
+
+def test_signal_during_the_start_ends_the_daemon(tmp_path: Path) -> None:
+    daemon = starting(tmp_path)
     daemon.process.terminate()
+    # It may have begun to handle the signal.
     assert daemon.wait() in (0, -signal.SIGTERM)
+    wait_until(lambda: not (tmp_path / "socket").exists(), "the end of the socket")
+
+
+def test_signal_before_the_daemon_serves_is_held_until_it_ends_in_order(tmp_path: Path) -> None:
+    daemon = starting(tmp_path)
+    wait_until(lambda: daemon.pid != daemon.process.pid, "the daemon's own process")
+    daemon.process.terminate()
+    assert daemon.wait() == 0
     assert not (tmp_path / "socket").exists()

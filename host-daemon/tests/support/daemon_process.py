@@ -76,7 +76,7 @@ class DaemonProcess:
     def pid(self) -> int:
         """The id of the process that serves: with a PID namespace not the one that was started."""
         return next(
-            (pid for pid in children(self.process.pid) if len(status(pid)["NSpid"].split()) > 1),
+            (pid for pid in children(self.process.pid) if _in_namespace(pid)),
             self.process.pid,
         )
 
@@ -101,6 +101,15 @@ class DaemonProcess:
     def descriptors(self) -> int:
         """How many descriptors the daemon has open."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def waits(self) -> list[str]:
+        """Where each thread waits in the kernel (proc(5), ``wchan``)."""
+        found = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            # A thread may end meanwhile.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.append((task / "wchan").read_text())
+        return found
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
@@ -142,6 +151,13 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _in_namespace(pid: int) -> bool:
+    """Return whether a process is in a PID namespace of its own, and has not ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return len(status(pid)["NSpid"].split()) > 1
+    return False
 
 
 def status(pid: int) -> dict[str, str]:
