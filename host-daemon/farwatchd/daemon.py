@@ -202,6 +202,7 @@ def _serve(
     parts = Parts(store, fs, pool, session, queue, watches, device, server)
     if taken is not None:
         parts.restore_state(*taken)
+        taken[1].close()
     block_signals()
     status = DaemonStatus(
         str(config.shared_dir),

@@ -2,11 +2,12 @@
 """The state of a session outside its process, as records (docs/state.md).
 
 Descriptors are not part of it: a record has the index of one in the list that is passed beside the
-state. ``state_codec`` encodes it; this module is loaded early, and imports nothing.
+state. ``state_codec`` encodes it; this module is loaded early, and imports nothing of the daemon.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -294,6 +295,13 @@ class ReceivedDescriptors:
 
     def __init__(self, fds: list[int]) -> None:
         self._fds: list[int | None] = list(fds)
+
+    def close(self) -> None:
+        """Close the descriptors that were not taken."""
+        for fd in self._fds:
+            if fd is not None:
+                os.close(fd)
+        self._fds.clear()
 
     def take(self, index: int) -> int:
         """Return a descriptor, which the caller owns; ``StateError`` if there is none."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -151,10 +152,14 @@ def test_descriptor_is_taken_once() -> None:
     assert collected.add(None) == collected.add(-1) == NONE
     assert collected.add(7) == 0 and collected.fds == [7]
     fd = os.open("/dev/null", os.O_RDONLY)
-    received = ReceivedDescriptors([fd])
+    surplus = os.dup(fd)
+    received = ReceivedDescriptors([fd, surplus])
     assert received.take_any(NONE) is None
     assert received.take(0) == fd
+    received.close()
     os.close(fd)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(surplus)
     for index in (0, 1, NONE):
         with pytest.raises(StateError):
             received.take(index)

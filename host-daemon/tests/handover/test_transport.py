@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import ProtocolFeature
 from tests.support.device_fixture import ECHO, EchoHandler, ListSource
 from tests.support.frontend import Channel, FrontEnd, FrontEndTimeout
+from tests.support.passthrough_share import open_descriptors
 
 
 class Exported(NamedTuple):
@@ -110,6 +112,7 @@ class ServingProcesses:
         successor = Transport(socket.socket(fileno=fds.take(state.server[0].listener)))
         successor.device.restore_state(state.pending)
         successor.server.restore_state(state, fds)
+        fds.close()
         successor.server.resume()
         self.transports.append(successor)
         for front_end in self._front_ends:
@@ -384,11 +387,19 @@ def test_state_that_cannot_be_is_refused_with_one_line(
 ) -> None:
     exported = processes.now.export()
     change(exported)
-    backend = Backend(device())
+    model = device()
+    gc.collect()
+    before = open_descriptors()
+    backend = Backend(model)
+    state, fds = exported.received()
     with pytest.raises(StateError, match=reason) as caught:
-        backend.restore_state(*exported.received())
+        backend.restore_state(state, fds)
     assert "\n" not in str(caught.value)
+    fds.close()
     backend.close()
+    del caught
+    gc.collect()
+    assert open_descriptors() <= before, "descriptors have leaked"
     # The predecessor serves on.
     processes.now.server.resume()
     echo(front_end, b"text")
