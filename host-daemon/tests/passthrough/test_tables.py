@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
+import itertools
 import os
 import resource
 from collections.abc import Iterator
@@ -18,7 +20,13 @@ from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store.store import InodeFileHandles
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import ProcFd
-from tests.support.passthrough_share import DAEMON, SharedDirectory, errno_of, open_descriptors
+from tests.support.passthrough_share import (
+    DAEMON,
+    SharedDirectory,
+    errno_of,
+    names_in,
+    open_descriptors,
+)
 
 
 @pytest.fixture(params=[InodeFileHandles.NEVER, InodeFileHandles.PREFER])
@@ -146,7 +154,13 @@ def test_close_closes_all_descriptors(tmp_path: Path) -> None:
 def descriptors_left(count: int) -> Iterator[None]:
     """For a while the process may open ``count`` more descriptors."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + count, limits[1]))
+    # What earlier tests have left must not be closed meanwhile.
+    gc.collect()
+    # The limit is of numbers, and some may be free below the highest one that is used.
+    used = names_in(Path("/proc/self/fd"))
+    free = (number for number in itertools.count() if str(number).encode() not in used)
+    highest = next(itertools.islice(free, count - 1, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
     try:
         yield
     finally:
