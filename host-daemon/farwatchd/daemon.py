@@ -158,7 +158,7 @@ def _serve(
         sockets = _taken_sockets(*taken, sockets)
     assert sockets.front_end is not None
     loop = Loop()
-    store.use_timer(loop.call_later)
+    store.use_loop(loop.call_later, loop.call_soon)
     queue: EventQueue | None = None
     watches: WatchTable | None = None
     backend: WatchBackend | None = None

@@ -15,6 +15,10 @@ from farwatchd.linux.libc import failure
 _RESERVE = 256
 
 
+#: Errors of a call that makes a descriptor when there is none left.
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+
 class DescriptorBudget:
     """Counts the descriptors that are open for the guest.
 

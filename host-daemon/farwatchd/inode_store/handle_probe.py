@@ -54,7 +54,7 @@ def open_store(
 def _obstacle(root_fd: int) -> str | None:
     """Return why the root cannot be opened by handle; None if it can."""
     try:
-        os.close(open_mount(HandleReader().read(root_fd), root_fd))
+        os.close(open_mount(HandleReader().read(root_fd), root_fd, own=True))
     except OSError as error:
         return _REASONS.get(error.errno or 0) or os.strerror(error.errno or 0)
     return None

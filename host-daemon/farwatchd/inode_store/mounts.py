@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mounts of the stored inodes, each with a descriptor to open its inodes by handle.
 
-The host reuses the ids of mounts. While the table has a mount, its descriptor or an
-inode on it keeps the mount, and so its id.
+A descriptor keeps the host from unmounting. So that of a mount inside of the share is released when
+it is not in use, and the mount is found again by its mount point. The host reuses the ids of
+mounts: what is found there may be another one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,19 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from farwatchd.linux.file_handles import handle_of, mount_of, open_handle
+from farwatchd.linux.file_handles import (
+    HandleReader,
+    handle_of,
+    mount_of,
+    open_handle,
+    open_handle_in,
+)
 from farwatchd.linux.syscalls import file_system_type
+
+if TYPE_CHECKING:
+    from farwatchd.inode_store.store import HostInode
 
 _log = logging.getLogger(__name__)
 
@@ -25,18 +36,71 @@ _log = logging.getLogger(__name__)
 _FORGETFUL = (0x65735546, 0x4D44)
 
 
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    """Where a mount is found again: the entry ``name`` of ``directory``, which it references.
+
+    ``root``: the key of the mount's root. ``file_system``: its device and its id, as a handle means
+    something on one file system only.
+    """
+
+    directory: HostInode
+    name: bytes
+    root: bytes
+    file_system: tuple[int, int]
+
+    @classmethod
+    def of(cls, root_fd: int, directory: HostInode) -> MountPoint:
+        """Return the mount point of a mount's root, an entry of ``directory``."""
+        name = os.fsencode(_link_of(root_fd)).rpartition(b"/")[2]
+        return cls(directory, name, HandleReader().read(root_fd), _file_system_of(root_fd))
+
+    def leads_to(self, fd: int) -> bool:
+        """Return whether this is the mount's root, and not that of another mount in its place."""
+        try:
+            key = HandleReader().read(fd)
+        except OSError:
+            return False
+        return key == self.root and _file_system_of(fd) == self.file_system
+
+
+def _link_of(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+    except FileNotFoundError:
+        # In the sandbox the current directory is /proc/self/fd.
+        return os.readlink(str(fd))  # noqa: PTH115
+
+
+def _file_system_of(fd: int) -> tuple[int, int]:
+    return os.fstat(fd).st_dev, os.fstatvfs(fd).f_fsid
+
+
 @dataclass(slots=True, eq=False)
 class Mount:
     """A mount.
 
-    ``fd`` is -1 while inodes cannot be opened by handle, and stays so where the file system has
-    refused (``refused``). ``inodes`` counts the inodes on the mount.
+    ``by_handle``: its inodes are opened by handle. ``refused``: its file system cannot do that.
+    ``fd`` is a descriptor of a directory on it, O_PATH but for the share's own mount (``is_own``);
+    -1: it is released, and ``point`` says where the mount was. ``kept``: its descriptor is never
+    released. ``inodes`` counts the inodes on the mount.
     """
 
     ident: int
     fd: int = -1
     refused: bool = False
     inodes: int = 0
+    by_handle: bool = False
+    is_own: bool = False
+    kept: bool = False
+    point: MountPoint | None = None
+
+    def open_inode(self, key: bytes) -> int:
+        """Open an inode of this mount, by its key, with O_PATH; the caller owns the descriptor.
+
+        ``OSError``: as of ``open_handle``.
+        """
+        return (open_handle if self.is_own else open_handle_in)(self.fd, handle_of(key))
 
 
 class MountTable:
@@ -65,8 +129,10 @@ class MountTable:
         ident = mount_of(key)
         mount = self._by_id.get(ident)
         if mount is None:
-            mount = Mount(ident, refused=remote and not self._mandatory)
-        if mount.fd < 0 and not mount.refused and stat.S_ISDIR(mode):
+            # The first one is the share's own, which the share's root keeps in any case.
+            own = not self._by_id
+            mount = Mount(ident, refused=remote and not self._mandatory, is_own=own, kept=own)
+        if not mount.by_handle and not mount.refused and stat.S_ISDIR(mode):
             self._open(mount, key, fd)
         self._by_id[ident] = mount
         mount.inodes += 1
@@ -76,9 +142,23 @@ class MountTable:
         """Count one inode less; the last one closes the mount."""
         mount.inodes -= 1
         if not mount.inodes:
-            del self._by_id[mount.ident]
-            if mount.fd >= 0:
-                os.close(mount.fd)
+            if self._by_id.get(mount.ident) is mount:
+                del self._by_id[mount.ident]
+            self.release(mount)
+
+    def find(self, ident: int) -> Mount | None:
+        """Return the mount with this id; None if no inode is on it."""
+        return self._by_id.get(ident)
+
+    def release(self, mount: Mount) -> None:
+        """Close a mount's descriptor, if it has one."""
+        if mount.fd >= 0:
+            os.close(mount.fd)
+            mount.fd = -1
+
+    def remove(self, mount: Mount) -> None:
+        """Take out a mount that the host has unmounted, while inodes of it are still counted."""
+        del self._by_id[mount.ident]
 
     def all(self) -> Iterable[Mount]:
         """Return the mounts in the table."""
@@ -99,7 +179,8 @@ class MountTable:
 
     def _open(self, mount: Mount, key: bytes, fd: int) -> None:
         try:
-            mount.fd = open_mount(key, fd)
+            mount.fd = open_mount(key, fd, mount.is_own)
+            mount.by_handle = True
         except OSError as error:
             if self._mandatory or error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -110,16 +191,18 @@ class MountTable:
             mount.refused = True
 
 
-def open_mount(key: bytes, fd: int) -> int:
-    """Return a descriptor for ``open_handle``, opened by a directory's key and descriptor.
+def open_mount(key: bytes, fd: int, own: bool) -> int:
+    """Return a descriptor of a mount, opened by a directory's key and descriptor.
 
-    The caller owns it. ``OSError``: opening the directory by its handle fails.
+    It is for ``open_handle`` if ``own``, else for ``open_handle_in``. The caller owns it.
+    ``OSError``: opening the directory by its handle fails.
     """
-    mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    flags = os.O_DIRECTORY | os.O_CLOEXEC | (os.O_RDONLY if own else os.O_PATH)
+    mount_fd = os.open(".", flags, dir_fd=fd)
     try:
         if file_system_type(mount_fd) in _FORGETFUL:
             raise OSError(errno.EOPNOTSUPP, "handles of FUSE and vfat work for a while only")
-        os.close(open_handle(mount_fd, handle_of(key)))
+        os.close((open_handle if own else open_handle_in)(mount_fd, handle_of(key)))
     except OSError:
         os.close(mount_fd)
         raise

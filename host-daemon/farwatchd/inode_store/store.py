@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -12,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
 
-from farwatchd.inode_store.descriptors import DescriptorBudget
+from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS, DescriptorBudget
+from farwatchd.inode_store.mount_points import MountPoints
 from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.inode_store.remote_mounts import RemoteMounts
-from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of, open_handle
+from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of
 from farwatchd.linux.libc import NANOSECONDS, failure
 from farwatchd.linux.syscalls import known_links, mount_id
 from farwatchd.wire.state import (
@@ -54,8 +56,6 @@ _CHECKS_PER_TICK = 1000
 #: Mode, inode number, device, links, uid, gid, size, the three times in nanoseconds, device number,
 #: blocks, block size.
 _STATUS = struct.Struct("=IQQQIIQqqqQQI")
-#: Errors of a call that makes a descriptor when there is none left.
-OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 #: Errors of opening an inode by handle when it was deleted.
 GONE = (errno.ESTALE, errno.ENOENT)
 
@@ -88,7 +88,7 @@ class HostInode:
         self.fd = fd
         self.mount = mount
         self.remote = remote
-        self.by_handle = mount is not None and mount.fd >= 0
+        self.by_handle = mount is not None and mount.by_handle
         self.references = 0
         self.status = b""
 
@@ -116,13 +116,16 @@ class ExportedInodes:
         if known is not None:
             return known
         key = inode.key
+        if inode.by_handle and inode.mount is not None and inode.mount.fd < 0:
+            # Its mount is not there any more.
+            key = (0, 0, 0)
         by_key = isinstance(key, bytes)
         handle = key if isinstance(key, bytes) else b""
         dev, ino, mount = (0, 0, mount_of(handle)) if isinstance(key, bytes) else key
         fd = NONE if inode.by_handle else self._fds.add(inode.fd)
         assert by_key or inode.mount is None
         self._state.host_inodes.append(
-            HostInodeState(handle, dev, ino, mount, inode.by_handle, fd, inode.status)
+            HostInodeState(handle, dev, ino, mount, inode.by_handle and by_key, fd, inode.status)
         )
         self._index[inode] = len(self._index)
         return self._index[inode]
@@ -136,7 +139,8 @@ class InodeStore:
     ``close_idle``.
 
     A descriptor keeps a deleted file's blocks on the disk. So an unused one is closed, and so is
-    that of a deleted file by descriptor.
+    that of a deleted file by descriptor. A descriptor also keeps the host from unmounting. So those
+    of inodes by handle on mounts inside of the share are closed when the loop's turn ends.
     """
 
     def __init__(
@@ -165,6 +169,7 @@ class InodeStore:
         self._by_descriptor: OrderedDict[HostInode, None] = OrderedDict()
         self._call_later: Callable[[float, Callable[[], None]], None] | None = None
         self._timer_runs = False
+        self._mount_points = MountPoints(self, self._mounts)
         #: Whether a deleted file by descriptor is still needed.
         self.needed: Callable[[HostInode], bool] = lambda _inode: True
         #: ``touch(inode)``: make an open inode by handle the one that was used last.
@@ -180,10 +185,14 @@ class InodeStore:
         """
         if self.keep is not InodeFileHandles.NEVER:
             try:
-                return self._reader.read(fd)
+                place = self._reader.read(fd)
             except OSError:
                 if self.keep is InodeFileHandles.MANDATORY:
                     raise
+            else:
+                if self._mount_points.released:
+                    self._mount_points.check(mount_of(place))
+                return place
         return mount_id(fd)
 
     def adopt(self, fd: int, status: os.stat_result, place: Place | None = None) -> HostInode:
@@ -234,7 +243,7 @@ class InodeStore:
         inode.references -= 1
         if inode.references:
             return
-        if inode.by_handle:
+        if inode.by_handle and self._by_key.get(inode.key) is inode:
             del self._by_key[inode.key]
         if inode.fd >= 0:
             self._open.pop(inode, None)
@@ -243,7 +252,7 @@ class InodeStore:
             os.close(inode.fd)
             inode.fd = -1
         if inode.mount is not None:
-            self._mounts.put(inode.mount)
+            self._put_mount(inode.mount)
 
     def open(self, inode: HostInode) -> int:
         """Return the inode's descriptor, which the store owns; open it if need be.
@@ -260,9 +269,26 @@ class InodeStore:
             raise failure(errno.ESTALE)
         assert mount is not None
         assert isinstance(key, bytes)
-        inode.fd = fd = self.with_room(lambda: open_handle(mount.fd, handle_of(key)))
+        if mount.fd < 0:
+            self._mount_points.find_again(mount)
+        inode.fd = fd = self.with_room(lambda: mount.open_inode(key))
         self._remember(inode)
         return fd
+
+    def close(self, inode: HostInode) -> None:
+        """Close the descriptor of an inode by handle, if it has one; it is opened when it is used.
+
+        No operation may be in progress.
+        """
+        if inode.fd >= 0 and inode in self._open:
+            self._close(inode)
+
+    def make_stale(self, mount: Mount) -> None:
+        """Have nothing lead to the inodes by handle of a mount any more: its id may be reused."""
+        # An inode by descriptor keeps the mount, which is detached then.
+        stale = [each for each in self._by_key.values() if each.mount is mount and each.by_handle]
+        for inode in stale:
+            del self._by_key[inode.key]
 
     def identity(self, fd: int) -> Identity:
         """Return the identity of the inode of ``fd``, which need not be in the store."""
@@ -282,10 +308,18 @@ class InodeStore:
         self._close_oldest()
         return call()
 
-    def use_timer(self, call_later: Callable[[float, Callable[[], None]], None]) -> None:
-        """Start to close idle descriptors, by ``call_later(seconds, call)``."""
+    def use_loop(
+        self,
+        call_later: Callable[[float, Callable[[], None]], None],
+        call_soon: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """Start to close unused descriptors, by ``call_later(seconds, call)``, ``call_soon(call)``.
+
+        ``call_soon``: when the loop's turn ends, and no operation is in progress.
+        """
         self._call_later = call_later
         self._set_timer()
+        self._mount_points.use_loop(call_soon)
 
     def close_idle(self) -> None:
         """Close the descriptors that were not used since the last call, and some deleted files.
@@ -305,6 +339,10 @@ class InodeStore:
 
     def export_state(self, state: State, fds: Descriptors) -> ExportedInodes:
         """Add the mounts to a state; return what adds inodes. No operation may be in progress."""
+        for mount in list(self._mounts.all()):
+            if mount.by_handle and mount.fd < 0:
+                with contextlib.suppress(OSError):
+                    self._mount_points.find_again(mount)
         while self._count_open():
             self._close_oldest()
         state.mounts += [
@@ -326,9 +364,17 @@ class InodeStore:
         for mount in state.mounts:
             fd = fds.take_any(mount.fd)
             self._mounts.restore(
-                Mount(mount.ident, -1 if fd is None else fd, refused=bool(mount.refused))
+                Mount(
+                    mount.ident,
+                    -1 if fd is None else fd,
+                    refused=bool(mount.refused),
+                    by_handle=fd is not None,
+                )
             )
             self.remote_mounts.learn(mount.ident, bool(mount.remote))
+        for restored in self._mounts.all():
+            if restored.fd >= 0 and not restored.kept:
+                self._mount_points.use(restored)
         return [self._restore(record, fds) for record in state.host_inodes]
 
     def _restore(self, record: HostInodeState, fds: ReceivedDescriptors) -> HostInode:
@@ -400,7 +446,7 @@ class InodeStore:
                 self.budget.check(1)
             except OSError:
                 if mount is not None:
-                    self._mounts.put(mount)
+                    self._put_mount(mount)
                 raise
             self.budget.used += 1
             if not stat.S_ISDIR(status.st_mode):
@@ -409,7 +455,14 @@ class InodeStore:
         self._by_key[key] = inode
         return inode
 
+    def _put_mount(self, mount: Mount) -> None:
+        self._mounts.put(mount)
+        if not mount.inodes:
+            self._mount_points.forget(mount)
+
     def _remember(self, inode: HostInode) -> None:
+        if inode.mount is not None and not inode.mount.kept:
+            self._mount_points.use(inode.mount, inode)
         self._open[inode] = None
         if self._count_open() > self._most_open:
             self._close_oldest()

@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 
-from farwatchd.linux.libc import AT_EMPTY_PATH, check, failure, function, last_errno
+from farwatchd.linux.libc import AT_EMPTY_PATH, AT_FDCWD, check, failure, function, last_errno
 
 _MAX_HANDLE = 128
 _MOUNT = struct.Struct("=i")
@@ -89,3 +89,20 @@ def open_handle(mount_fd: int, handle: bytes) -> int:
             break
         os.sched_yield()
     raise failure(last_errno())
+
+
+def open_handle_in(directory: int, handle: bytes) -> int:
+    """Do what ``open_handle`` does, by a descriptor of a directory that may be O_PATH.
+
+    To open a directory in another way is an event for who watches it. The calling thread must have
+    a current directory of its own (unshare(2)): it is the directory meanwhile.
+    """
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fchdir(directory)
+        try:
+            return open_handle(AT_FDCWD, handle)
+        finally:
+            os.fchdir(before)
+    finally:
+        os.close(before)

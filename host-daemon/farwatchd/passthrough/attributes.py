@@ -160,7 +160,7 @@ class AttributeOperations(Operations):
         """Return a task that writes the file system that the directory is on to its disk."""
         inode = self._inodes.get(nodeid)
         mount = inode.host_inode.mount
-        if mount is not None and mount.fd >= 0:
+        if mount is not None and mount.is_own and mount.fd >= 0:
             # Opening the directory would be an event on the host.
             return on_files(_sync, mount.fd)
         task = on_files(self._reopen_and_sync, inode.fd)

@@ -12,8 +12,8 @@ import stat
 from dataclasses import dataclass
 
 from farwatchd.fuse.filesystem import ROOT
+from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.inode_store.store import (
-    OUT_OF_DESCRIPTORS,
     ExportedInodes,
     HostInode,
     InodeStore,

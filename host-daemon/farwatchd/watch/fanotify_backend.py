@@ -14,8 +14,8 @@ import select
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.inode_store.store import (
-    OUT_OF_DESCRIPTORS,
     ExportedInodes,
     HostInode,
     InodeStore,

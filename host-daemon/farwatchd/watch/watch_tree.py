@@ -224,7 +224,8 @@ class WatchTree:
         identity = inode.identity(status)
         node = self._by_identity.get(identity)
         if node is not None:
-            self._inodes.put(inode)
+            if self._takes_over(node, inode):
+                self.moved(node)
             self._require_inside(node)
             self.change(node, node.wanted | wanted, explicit=True)
             return node
@@ -539,12 +540,23 @@ class WatchTree:
                 return False
             parent = self._by_identity.get(identity)
             if parent is not None:
-                self._inodes.put(inode)
+                self._takes_over(parent, inode)
             else:
                 parent = self._new(inode, identity, is_dir=True)
             self._adopt(parent, node)
             node = parent
         raise OSError(errno.ENAMETOOLONG, "the directory is too deep in the share")
+
+    def _takes_over(self, node: Node, inode: HostInode) -> bool:
+        """Have a node use this inode, whose reference is taken, if its own is stale.
+
+        That is on a mount that the host has unmounted, and the inode is reached by another one.
+        """
+        stale = self._is_stale(node)
+        if stale:
+            node.inode, inode = inode, node.inode
+        self._inodes.put(inode)
+        return stale
 
     def _inside(self, node: Node) -> bool:
         """Return whether the root is an ancestor of ``node``, without adding marks.

@@ -21,6 +21,7 @@ from farwatchd.fuse.handlers.namespace import NamespaceHandlers
 from farwatchd.fuse.killpriv import KillPriv
 from farwatchd.fuse.session import Session
 from farwatchd.fuse.wait_requests import WaitRequests
+from farwatchd.inode_store.mount_points import MountPoints
 from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.inode_store.remote_mounts import RemoteMounts
 from farwatchd.inode_store.store import HostInode, InodeStore
@@ -125,12 +126,13 @@ FATES: dict[type, dict[Fate, str]] = {
     _Owner: {_H: "fd borrowed handles locks", _D: "remote"},
     InodeStore: {
         _H: "_mounts _by_key",
-        _W: "keep budget _most_open _reader _separator _call_later needed touch",
+        _W: "keep budget _most_open _reader _separator _call_later needed touch _mount_points",
         _D: "remote_mounts _open _by_descriptor _timer_runs",
     },
     HostInode: {_H: "key fd mount remote by_handle status", _D: "references"},
     MountTable: {_H: "_by_id", _W: "_mandatory"},
-    Mount: {_H: "ident fd refused", _D: "inodes"},
+    MountPoints: {_W: "_store _mounts _call_soon", _D: "_used _used_inodes released"},
+    Mount: {_H: "ident fd refused by_handle", _D: "inodes is_own kept point"},
     RemoteMounts: {_D: "_known"},
     WatchTable: {
         _H: "_by_nodeid _by_watch_id",

@@ -200,7 +200,7 @@ def test_timer_runs_while_there_is_something_to_close(
     share: SharedDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timers: list[Callable[[], None]] = []
-    share.store.use_timer(lambda _seconds, call: timers.append(call))
+    share.store.use_loop(lambda _seconds, call: timers.append(call), timers.append)
     path = share.path / "file"
     path.touch()
     nodeid = share.lookup("file")
@@ -225,7 +225,7 @@ def test_loop_closes_idle_descriptors(
 ) -> None:
     monkeypatch.setattr(store, "IDLE_SECONDS", 0.01)
     loop = Loop()
-    share.store.use_timer(loop.call_later)
+    share.store.use_loop(loop.call_later, loop.call_soon)
     path = share.path / "file"
     path.touch()
     number = path.stat().st_ino

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store import handle_probe, mounts, store
+from farwatchd.inode_store import handle_probe, mounts
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
 from farwatchd.inode_store.store import HostInode, InodeFileHandles, InodeStore, most_open
 from farwatchd.linux import file_handles
@@ -47,7 +47,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         descriptors.append(original(mount_fd, handle))
         return descriptors[-1]
 
-    monkeypatch.setattr(store, "open_handle", count)
+    monkeypatch.setattr(mounts, "open_handle", count)
     return descriptors
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 from farwatchd.wire import fuse as wire
+from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import ATTR_SUBMOUNT, Opcode
 from tests.support.daemon_guest import ROOT, MountedGuest
-from tests.support.daemon_process import DaemonProcess
+from tests.support.daemon_process import COMMAND, DaemonProcess
 
 # The daemon gets a mount namespace, in which the tests mount.
 pytestmark = pytest.mark.root
@@ -40,6 +43,74 @@ def shared(tmp_path: Path) -> Path:
     (shared / "file").touch()
     (shared / "bound-file").touch()
     return shared
+
+
+#: A mount namespace of its own, whose mounts in the share the daemon receives.
+NAMESPACE = """
+mount --bind "$0" "$0" && mount --make-private "$0" && mount --make-shared "$0" &&
+echo made && exec sleep infinity
+"""
+
+
+class HostMounts:
+    """A mount namespace, in which the host mounts in the share. Use it with "with"."""
+
+    def __init__(self, shared: Path) -> None:
+        self._shared = shared
+
+    def __enter__(self) -> Self:
+        argv = ["unshare", "-m", "sh", "-c", NAMESPACE, str(self._shared)]
+        self._holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert self._holder.stdout is not None and self._holder.stdout.readline() == "made\n"
+        self.enter = ("nsenter", f"--target={self._holder.pid}", "--mount")
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._holder.kill()
+        self._holder.communicate()
+
+    def run(self, *argv: str) -> None:
+        """Run a program in the share of the namespace, which must succeed."""
+        command = [*self.enter, "sh", "-c", 'cd "$0" && exec "$@"', str(self._shared), *argv]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        assert done.returncode == 0, f"{argv}: {done.stderr}"
+
+
+@contextlib.contextmanager
+def guest_with_host(
+    tmp_path: Path, shared: Path, *options: str
+) -> Iterator[tuple[MountedGuest, HostMounts]]:
+    """Yield a guest, and a host that mounts after the daemon has started."""
+    socket = tmp_path / "socket"
+    with HostMounts(shared) as host:
+
+        class DaemonInNamespace(DaemonProcess):
+            command = (*host.enter, *COMMAND)
+
+        daemon = DaemonInNamespace(
+            socket, [f"--socket-path={socket}", f"--shared-dir={shared}", *options]
+        )
+        daemon.wait_for("listening on")
+        guest = MountedGuest(daemon)
+        yield guest, host
+        guest.leave()
+        assert daemon.end() == 0
+        assert "Traceback" not in daemon.log and "ERROR" not in daemon.log
+
+
+def use(guest: MountedGuest, directory: int) -> int:
+    """Use a directory and the file in it in several ways; return the file's nodeid."""
+    file = guest.lookup(directory, b"file")
+    for node in (directory, file.nodeid):
+        guest.ask(Opcode.GETATTR, node, wire.getattr_in.pack(), wire.attr_out.size)
+    opened = wire.open_out.unpack_from(
+        guest.ask(Opcode.OPENDIR, directory, wire.open_in.pack(), wire.open_out.size)
+    )
+    guest.ask(Opcode.READDIRPLUS, directory, wire.read_in.pack(fh=opened.fh, size=4096), room=4096)
+    guest.ask(Opcode.RELEASEDIR, directory, wire.release_in.pack(fh=opened.fh))
+    guest.ask(Opcode.SYNCFS, directory, bytes(8))
+    guest.watch(directory, Event.CREATE)
+    return int(file.nodeid)
 
 
 @contextlib.contextmanager
@@ -120,3 +191,87 @@ def test_names_do_not_cross_mounts(tmp_path: Path, shared: Path) -> None:
         renamed = wire.rename2_in.pack(newdir=tmpfs) + b"file\0file\0"
         assert guest.fails(Opcode.RENAME2, ROOT, renamed) == errno.EXDEV
         assert guest.fails(Opcode.RMDIR, ROOT, b"tmpfs\0") == errno.EBUSY
+
+
+SANDBOXES = pytest.mark.parametrize("sandbox", ["namespace", "chroot", "none"])
+
+
+def assert_stale(guest: MountedGuest, directories: Sequence[int], files: Sequence[int]) -> None:
+    """Check that these nodeids lead to nothing; a directory's last attributes may still be read."""
+    for node in directories:
+        assert guest.fails(Opcode.OPENDIR, node, wire.open_in.pack(), 16) == errno.ESTALE
+        assert guest.fails(Opcode.LOOKUP, node, b"file\0", wire.entry_out.size) == errno.ESTALE
+    for node in files:
+        getattr_in = wire.getattr_in.pack()
+        assert guest.fails(Opcode.GETATTR, node, getattr_in, wire.attr_out.size) == errno.ESTALE
+
+
+@SANDBOXES
+@pytest.mark.parametrize("mode", ["others", "remote"])
+def test_host_can_unmount_what_the_guest_has_used(
+    mode: str, sandbox: str, tmp_path: Path, shared: Path
+) -> None:
+    options = (f"--sandbox={sandbox}", f"--fsnotify={mode}")
+    with guest_with_host(tmp_path, shared, *options) as (guest, host):
+        host.run("mount", "-t", "tmpfs", "none", "tmpfs")
+        host.run("sh", "-c", "mkdir tmpfs/inner && mount --bind directory tmpfs/inner")
+        host.run("touch", "tmpfs/file")
+        outer = guest.lookup(ROOT, b"tmpfs")
+        assert outer.attr_flags == ATTR_SUBMOUNT
+        inner = guest.lookup(outer.nodeid, b"inner")
+        files = [use(guest, node) for node in (inner.nodeid, outer.nodeid, inner.nodeid)]
+        host.run("umount", "tmpfs/inner")
+        use(guest, outer.nodeid)
+        host.run("umount", "tmpfs")
+        assert_stale(guest, (inner.nodeid, outer.nodeid), files)
+        assert guest.lookup(ROOT, b"tmpfs").attr_flags == 0
+
+
+@SANDBOXES
+def test_mount_in_the_place_of_another_has_its_own_inodes(
+    sandbox: str, tmp_path: Path, shared: Path
+) -> None:
+    with guest_with_host(tmp_path, shared, f"--sandbox={sandbox}") as (guest, host):
+        for name in ("private", "public"):
+            (shared / name).mkdir()
+            (shared / name / "file").write_text(name)
+        host.run("mount", "--bind", "private", "again")
+        before = guest.lookup(ROOT, b"again").nodeid
+        file = use(guest, before)
+        host.run("umount", "again")
+        # The kernel gives the new mount the free id, and the file system is the same one.
+        host.run("mount", "--bind", "public", "again")
+        after = guest.lookup(ROOT, b"again").nodeid
+        assert after != before
+        assert use(guest, after) != file
+        assert_stale(guest, [before], [file])
+        host.run("umount", "again")
+        host.run("mount", "--bind", "private", "again")
+        assert use(guest, guest.lookup(ROOT, b"again").nodeid) != file
+        host.run("umount", "again")
+
+
+def test_open_file_of_the_guest_keeps_its_mount(tmp_path: Path, shared: Path) -> None:
+    with guest_with_host(tmp_path, shared) as (guest, host):
+        host.run("mount", "--bind", "directory", "again")
+        file = guest.lookup(guest.lookup(ROOT, b"again").nodeid, b"file").nodeid
+        opened = wire.open_out.unpack_from(
+            guest.ask(Opcode.OPEN, file, wire.open_in.pack(), wire.open_out.size)
+        )
+        # The kernel still sees a file that is in use.
+        with pytest.raises(AssertionError, match="busy"):
+            host.run("umount", "again")
+        guest.ask(Opcode.RELEASE, file, wire.release_in.pack(fh=opened.fh))
+        host.run("umount", "again")
+
+
+def test_directories_above_a_mount_may_be_renamed(tmp_path: Path, shared: Path) -> None:
+    with guest_with_host(tmp_path, shared) as (guest, host):
+        (shared / "above" / "point").mkdir(parents=True)
+        host.run("mount", "--bind", "directory", "above/point")
+        above = guest.lookup(ROOT, b"above").nodeid
+        point = guest.lookup(above, b"point").nodeid
+        file = use(guest, point)
+        host.run("mv", "above", "moved")
+        assert use(guest, point) == file
+        host.run("umount", "moved/point")
