@@ -35,7 +35,8 @@ LISTINGS = ("built-in.a", "modules.order")
 REPORTER = "fs/namei.o"
 EXPORT = re.compile(r"EXPORT_\w*SYMBOL\w*\s*\((\w+)")
 EXPORTING_MACRO = re.compile(r"^#define (\w+)\(.*EXPORT_\w*SYMBOL", re.MULTILINE)
-EXPORTED = "__export_symbol_"
+# What marks an exported symbol in an object. In Linux 6.1 that is its entry in the kernel's table.
+EXPORTED = re.compile(r"__(?:export_symbol|ksymtab)_(.+)")
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def units_of(tree: Path) -> list[Unit]:
             listing = subprocesses.run(["ar", "t", str(built_in.relative_to(tree))], cwd=tree)
             objects += [tree / member for member in listing.splitlines()]
         if order.exists():
-            modules += order.read_text().splitlines()
+            # Linux 6.1 lists the modules as they are called after linking, which is not done here.
+            modules += re.sub(r"\.ko$", ".o", order.read_text(), flags=re.MULTILINE).splitlines()
     return [
         unit("the kernel", False, objects),
         *(unit(module, True, [tree / module]) for module in modules),
@@ -184,8 +186,8 @@ def unit(name: str, module: bool, objects: Sequence[Path]) -> Unit:
     defined, used, exported = set(), set(), set()
     for line in subprocesses.run(["nm", "--format=posix", *map(str, objects)]).splitlines():
         symbol, kind, *_ = f"{line} ".split(" ")
-        if symbol.startswith(EXPORTED):
-            exported.add(symbol.removeprefix(EXPORTED))
+        if match := EXPORTED.fullmatch(symbol):
+            exported.add(match[1])
         elif kind == "U":
             used.add(symbol)
         elif kind.isupper():

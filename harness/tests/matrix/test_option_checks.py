@@ -4,6 +4,7 @@
 import subprocess
 from pathlib import Path
 
+import pytest
 from farwatch_harness.matrix.option_checks import (
     DIRECTORIES,
     DRIVERS,
@@ -57,10 +58,15 @@ def test_module_may_use_what_is_exported_and_nothing_else() -> None:
     assert [line.split()[2] for line in found] == ["b", "internal"]
 
 
-def test_symbols_are_read_from_what_was_compiled_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("exported", "suffix"), [("__export_symbol_", "o"), ("__ksymtab_", "ko")], ids=["6.12", "6.1"]
+)
+def test_symbols_are_read_from_what_was_compiled_now(
+    exported: str, suffix: str, tmp_path: Path
+) -> None:
     sources = {
         "fs/namei": "void fsnotify(void); void namei(void) { fsnotify(); }",
-        "fs/notify/mark": 'void fsnotify(void) {}\nasm("__export_symbol_fsnotify: .quad 0");',
+        "fs/notify/mark": f'void fsnotify(void) {{}}\nasm("{exported}fsnotify: .quad 0");',
         "fs/notify/old": "void not_compiled_now(void) {}",
         "fs/fuse/fuse": "void fsnotify(void); void fuse(void) { fsnotify(); }",
     }
@@ -71,7 +77,7 @@ def test_symbols_are_read_from_what_was_compiled_now(tmp_path: Path) -> None:
         subprocess.run(["gcc", "-c", "-o", path.with_suffix(".o"), path], check=True)
     for name, members, modules in (
         ("fs/notify", ["fs/notify/mark.o"], ""),
-        ("fs/fuse", [], "fs/fuse/fuse.o\n"),
+        ("fs/fuse", [], f"fs/fuse/fuse.{suffix}\n"),
     ):
         argv = ["ar", "cDPrT", f"{name}/built-in.a", *members]
         subprocess.run(argv, cwd=tmp_path, check=True)
