@@ -176,6 +176,24 @@ def test_module_and_wait_requests_are_named(machine: Machine) -> None:
     assert found["transport"][1].startswith("WAIT requests")
 
 
+def test_devices_of_linux_6_1_are_known_without_tags(machine: Machine) -> None:
+    shutil.rmtree(machine.instance.parent)
+    assert rows(machine.doctor().stdout)["kernel"][0] == "MISSING"
+    devices = machine.sys / "bus/virtio/drivers/virtiofs"
+    for number, name in enumerate(("virtio2", "virtio3")):
+        (devices / name).mkdir(parents=True)
+        (devices / name / "features").write_text(f"{number}000\n")
+    assert rows(machine.doctor().stdout)["kernel"][0] == "MISSING"
+    (devices / "virtio3/notify_dropped").write_text("0\n")
+    found = rows(machine.doctor().stdout)
+    assert found["kernel"] == ("ok", "Linux 6.12.1-test with the series")
+    assert found["transport"] == ("ok", "the notification queue")
+    (devices / "virtio2/notify_dropped").write_text("0\n")
+    found = rows(machine.doctor().stdout)
+    assert found["kernel"][0] == "ok"
+    assert "transport" not in found, "it is not known which of the devices has the share"
+
+
 def test_read_only_share_is_not_written_to(machine: Machine) -> None:
     machine.mounted("virtiofs", access="ro")
     done = machine.doctor()
