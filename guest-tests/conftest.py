@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from farwatch_harness.kernel import build
 from farwatch_harness.kernel.series import Patch, number_of
-from farwatch_harness.matrix.module_rules import read_rules
+from farwatch_harness.matrix.left_out_tests import read_rules
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import (

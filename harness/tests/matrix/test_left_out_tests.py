@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from farwatch_harness.matrix.module_rules import ModuleRule
+from farwatch_harness.matrix.left_out_tests import ModuleRule
 from farwatch_harness.util import paths
 
 RULE = ModuleRule("why", ("remote",), ("overflow",), ("test_one.py::test_a_*",))
