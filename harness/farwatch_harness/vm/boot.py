@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pexpect
 
+from farwatch_harness.kernel import versions
 from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.vm.console import Console, Severity
@@ -32,9 +33,8 @@ STOP_LIMIT = 20.0
 # Seconds for a crashing kernel to print its trace.
 TRACE_LIMIT = 5.0
 INTERVAL = 0.02
-#: As virtme-ng's, with cache=readahead: the guest caches pages of the host's root, which halves the
-#: time to start a program.
-ROOT_FLAGS = "version=9p2000.L,trans=virtio,access=any,msize=524288,cache=readahead"
+#: As virtme-ng's; the cache mode is the kernel version's.
+ROOT_FLAGS = "version=9p2000.L,trans=virtio,access=any,msize=524288"
 
 
 class QemuDevice(Enum):
@@ -156,7 +156,7 @@ def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) ->
         f"--memory={spec.memory_mib}M",
         f"--qemu={spec.qemu.program}",
         f"--qemu-opts={shlex.join(options)}",
-        f"--append=rootflags={ROOT_FLAGS}",
+        f"--append=rootflags={ROOT_FLAGS},cache={versions.current().root_cache}",
         *(f"--append={option}" for option in spec.kernel_options),
     ]
     if spec.accelerator is Accelerator.TCG:

@@ -5,6 +5,8 @@ import dataclasses
 import shlex
 from pathlib import Path
 
+import pytest
+from farwatch_harness.kernel import versions
 from farwatch_harness.vm.boot import QemuDevice, share_options, vng_command
 from farwatch_harness.vm.qemu import Accelerator, Qemu
 from farwatch_harness.vm.testbed import TestbedSpec, daemon_argv, vm_spec
@@ -48,6 +50,22 @@ def test_guest_command_is_last_and_only_emulation_disables_kvm() -> None:
     )
     assert "--disable-kvm" not in fast
     assert "--" not in vng_command(vm_spec(SPEC, SOCKETS), "vng", None)
+
+
+def test_root_has_the_cache_mode_of_the_kernel_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        versions,
+        "VERSIONS",
+        (versions.DEFAULT, versions.KernelVersion("1.0", "linux", root_cache="none")),
+    )
+    for name, mode in (("1.0", "none"), (versions.DEFAULT.name, "readahead")):
+        monkeypatch.setenv(versions.VARIABLE, name)
+        (flags,) = [
+            word
+            for word in vng_command(vm_spec(SPEC, SOCKETS), "vng", "true")
+            if word.startswith("--append=rootflags=")
+        ]
+        assert flags.endswith(f",cache={mode}")
 
 
 def test_virtme_ng_and_shared_memory_have_the_same_size() -> None:
