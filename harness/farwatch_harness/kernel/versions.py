@@ -65,6 +65,9 @@ VERSIONS = (
     ),
     # Debian has replaced its own package of this long-term version, and has the tarball still.
     KernelVersion("6.18", "linux", "trixie-backports", upstream=True),
+    # Permission events of fanotify need the security framework. 9p has no cache mode readahead, and
+    # with "loose" a guest would not see that the host's files change.
+    KernelVersion("6.1", "linux-source-6.1", options={"CONFIG_SECURITY": "y"}, root_cache="none"),
 )
 
 
