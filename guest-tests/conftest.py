@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from farwatch_harness.kernel import build
+from farwatch_harness.kernel import build, versions
 from farwatch_harness.kernel.series import Patch, number_of
-from farwatch_harness.matrix.left_out_tests import read_rules
+from farwatch_harness.matrix.left_out_tests import LeftOut, read_rules
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import (
@@ -42,8 +42,8 @@ MODES = ("others", "remote", "wait")
 NUMBERS = itertools.count(1)
 #: The patch of the WAIT request: mode wait, and events with QEMU's vhost-user-fs device.
 WAIT_PATCH = "wait-request"
-#: What does not hold for the module on Debian's own kernel.
-LEFT_OUT_FOR_MODULE = read_rules(Path(__file__).with_name("module.toml"))
+#: What does not hold for the module on Debian's own kernel, and for a kernel version.
+LEFT_OUT = {path.name: read_rules(path) for path in Path(__file__).parent.glob("*.toml")}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -116,13 +116,18 @@ def uses_shared_vm(item: pytest.Item) -> bool:
     return "testbed" in needed and not other
 
 
-def holds_for_module(item: pytest.Item) -> bool:
-    """Return whether module.toml does not leave the test out."""
+def left_out_here() -> Iterator[LeftOut]:
+    """Yield the rules for the kernel of this run."""
+    yield from LEFT_OUT.get(f"linux-{versions.current().name}.toml", ())
+    if on_distribution_kernel():
+        yield from LEFT_OUT["module.toml"]
+
+
+def holds_here(item: pytest.Item) -> bool:
+    """Return whether no rule leaves the test out."""
     named = {str(mark.args[0]) for mark in item.iter_markers("patch")}
     mode = parameters(item).get("testbed", parameters(item).get("mode"))
-    return not any(
-        rule.leaves_out(name_in_folder(item), named, mode) for rule in LEFT_OUT_FOR_MODULE
-    )
+    return not any(rule.leaves_out(name_in_folder(item), named, mode) for rule in left_out_here())
 
 
 def name_in_folder(item: pytest.Item) -> str:
@@ -131,20 +136,21 @@ def name_in_folder(item: pytest.Item) -> str:
 
 
 def check_rules(items: list[pytest.Item], patches: list[Patch]) -> None:
-    """Raise UsageError if module.toml names a test, a mode or a patch that does not exist.
+    """Raise UsageError if a rule names a test, a mode or a patch that does not exist.
 
     items: all tests of their files.
     """
     names = [name_in_folder(item) for item in items]
     known = [patch.name for patch in patches]
-    for rule in LEFT_OUT_FOR_MODULE:
-        for problem in rule.problems(names, known, MODES):
-            raise pytest.UsageError(f"module.toml: {problem} (of: {rule.reason})")
+    for file, rules in LEFT_OUT.items():
+        for rule in rules:
+            for problem in rule.problems(names, known, MODES):
+                raise pytest.UsageError(f"{file}: {problem} (of: {rule.reason})")
 
 
 def in_scope(item: pytest.Item, number: int, last: int) -> bool:
     """Return whether FARWATCH_SCOPE includes a test of patch `number` on a kernel with `last`."""
-    if on_distribution_kernel() and not holds_for_module(item):
+    if not holds_here(item):
         return False
     if scope() == "all":
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which guest tests do not hold for the module on a kernel that is not rebuilt."""
+"""Which guest tests do not hold for a kernel: the module's, or that of one version."""
 
 import fnmatch
 import tomllib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class ModuleRule:
+class LeftOut:
     """Tests that are left out, and why.
 
     modes: modes of the fixture `testbed`.
@@ -51,10 +51,10 @@ class ModuleRule:
             yield f"no patch is called {patch}"
 
 
-def read_rules(path: Path) -> tuple[ModuleRule, ...]:
+def read_rules(path: Path) -> tuple[LeftOut, ...]:
     """Return the rules in a file."""
     return tuple(
-        ModuleRule(
+        LeftOut(
             entry["reason"],
             *(tuple(entry.get(key, ())) for key in ("modes", "patches", "tests")),
         )
