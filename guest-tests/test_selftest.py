@@ -14,7 +14,7 @@ from farwatch_harness.kernel import series
 from farwatch_harness.kernel.source_tree import find_source
 from farwatch_harness.kernel.versions import current
 from farwatch_harness.util import cache, paths, subprocesses
-from farwatch_harness.vm.guest_client import Guest
+from farwatch_harness.vm.guest_client import CompletedProcess, Guest
 
 PATCH = "events-selftest"
 pytestmark = pytest.mark.patch(PATCH)
@@ -65,8 +65,25 @@ def program() -> Path:
     return cache.published(paths.cache_root() / "programs" / f"selftest-{key}", make) / "test"
 
 
+def runs_one_test() -> bool:
+    """Return whether the kernel's harness for selftests can run one test: that of 6.1 runs all."""
+    return "getopt(" in (find_source().path / SELFTESTS / HARNESS[1]).read_text()
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[CompletedProcess]:
+    """Return an empty list for the run of all tests."""
+    return []
+
+
 @pytest.mark.parametrize("name", names_of_tests())
-def test_selftest(guest: Guest, program: Path, name: str) -> None:
+def test_selftest(guest: Guest, program: Path, name: str, whole: list[CompletedProcess]) -> None:
+    if not whole and not runs_one_test():
+        whole.append(guest.run("timeout", str(LIMIT), str(program), limit=LIMIT + 10))
+    if whole:
+        assert re.search(rf"^ok \d+ fsnotify\.{name}$", whole[0].stdout, re.MULTILINE)
+        assert whole[0].status == 0, whole[0].stdout + whole[0].stderr
+        return
     done = guest.run("timeout", str(LIMIT), str(program), "-t", name, limit=LIMIT + 10)
     assert done.status == 0, done.stdout + done.stderr
     assert "pass:1 fail:0" in done.stdout
