@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from farwatchd import standard_descriptors  # noqa: F401 - before any module that opens a file
 from farwatchd.config import UserError
 from farwatchd.listener import open_sockets
 from farwatchd.log import start_logging
@@ -23,7 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: ended; 1: cannot serve, one line says why; 2: wrong usage.
     """
-    _open_standard_descriptors()
     hold_status_signal()
     config = parse(sys.argv[1:] if arguments is None else arguments)
     ready = _daemonize() if config.process.daemonize else _do_nothing
@@ -41,23 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"farwatchd: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _open_standard_descriptors() -> None:
-    """Open the null device for each standard descriptor that is closed.
-
-    Otherwise the next file to be opened gets its number, and what is written to it: a socket, or a
-    file of the guest.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            # The lowest number that is free.
-            os.open(os.devnull, os.O_RDWR)
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115
 
 
 def _serve(config: Config, manager: ServiceManager, ready: Callable[[], None]) -> None:
