@@ -15,8 +15,14 @@ made_of() {
     sed '/^\[tool\.ruff\]/,$d' pyproject.toml
 }
 
+# Whether it is of the interpreter that PYTHON names; without PYTHON any is right.
+of_python() {
+    [ -z "${PYTHON:-}" ] || grep -qxF \
+        "executable = $("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.executable))')" .venv/pyvenv.cfg
+}
+
 fresh() {
-    [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(made_of)" ]
+    [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(made_of)" ] && of_python
 }
 
 if fresh; then exit 0; fi
