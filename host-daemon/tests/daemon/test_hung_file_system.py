@@ -7,10 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
-import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,41 +22,11 @@ from tests.support.daemon_guest import ROOT, UNIQUE, MountedGuest
 from tests.support.daemon_process import DaemonProcess, running, wait_until
 from tests.support.driver import Buffer
 from tests.support.frontend import OUT_HEADER
+from tests.support.hung_file_system import HungFileSystem
 
-SERVER = Path(__file__).parents[3] / "guest-tests/servers/fuse_server.py"
 LIMIT = 20.0
 #: Where the kernel waits (proc(5), ``wchan``).
 WAITS_FOR_FUSE = ("request_wait_answer", "folio_wait_bit")
-
-
-class HungFileSystem:
-    """A FUSE file system at ``mount_point``, whose server can be stopped."""
-
-    def __init__(self, directory: Path, mount_point: Path) -> None:
-        self.mount_point = mount_point
-        self._server = subprocess.Popen(
-            # Nothing is cached, so that every request asks the server.
-            [sys.executable, SERVER, directory, mount_point, "never", "locks"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._server.stdout is not None
-        assert self._server.stdout.readline() == "mounted\n"
-
-    def hang(self) -> None:
-        """Stop the server: what waits for the file system waits on."""
-        self._server.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let the server go on."""
-        self._server.send_signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """Let the server go on, and unmount."""
-        self.resume()
-        subprocess.run(["umount", "-l", self.mount_point], check=True, timeout=LIMIT)
-        self._server.kill()
-        self._server.communicate(timeout=LIMIT)
 
 
 @pytest.fixture
