@@ -17,6 +17,7 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.session import Session
 from farwatchd.fuse.thread_pool import ThreadPool
+from farwatchd.handover.channel import HandoverError
 from farwatchd.handover.parts import Parts
 from farwatchd.handover.predecessor import Predecessor
 from farwatchd.handover.successor import Successor
@@ -36,6 +37,9 @@ from farwatchd.sandbox.privileges import FILE_HANDLES, FILE_SERVER, drop, forbid
 from farwatchd.sandbox.seccomp import SeccompError, import_library, restrict
 from farwatchd.sandbox.supervisor import go_on_in_child
 from farwatchd.service_manager import ServiceManager
+from farwatchd.state_dir.directory import StateFiles, open_state_dir
+from farwatchd.state_dir.journal_files import boot_id
+from farwatchd.state_dir.saved_session import SavedSession
 from farwatchd.status import DaemonStatus, Gauge
 from farwatchd.termination import SignalThread, block_signals
 from farwatchd.vhost_user.server import Server
@@ -86,6 +90,7 @@ def run(
         manager = go_on_in_child(manager)
 
     lasting = _lasting(config)
+    state_files, boot = _open_state(config, lock=sockets.predecessor is None)
     successor = None if sockets.predecessor is None else Successor(sockets.predecessor)
     namespaces = Namespaces(() if successor is None else successor.greet(lasting))
     try:
@@ -114,12 +119,21 @@ def run(
             lasting,
             namespaces,
             successor,
+            state_files,
+            boot,
         )
     except (UserError, StateError) as error:
         if successor is None:
             raise
         successor.refuse(f"the new daemon cannot serve: {error}")
         raise UserError(f"--replace: {error}") from error
+
+
+def _open_state(config: Config, lock: bool) -> tuple[StateFiles | None, bytes]:
+    """Return the files of the state directory, if there is one, and the id of the host's boot."""
+    if config.process.state_dir is None:
+        return None, b""
+    return open_state_dir(config.process.state_dir, config.shared_dir, lock=lock), boot_id()
 
 
 def _lasting(config: Config) -> dict[str, str]:
@@ -137,6 +151,7 @@ def _lasting(config: Config) -> dict[str, str]:
         "fsnotify": config.watch.fsnotify.value,
         "fsnotify-backend": config.watch.fsnotify_backend.value,
         "metrics-socket": str(config.socket.metrics_socket),
+        "state-dir": str(config.process.state_dir),
     }
 
 
@@ -152,6 +167,8 @@ def _serve(
     lasting: dict[str, str],
     namespaces: Namespaces,
     successor: Successor | None,
+    state_files: StateFiles | None,
+    boot: bytes,
 ) -> None:
     taken = None if successor is None else successor.take()
     if taken is not None:
@@ -196,10 +213,22 @@ def _serve(
     def report(connected: bool) -> None:
         manager.status(states[connected])
 
+    saved = lock = None
+    if state_files is not None:
+        lock = state_files.in_flight if taken is None else _taken_lock(*taken)
+        saved = SavedSession(
+            state_files, boot, lasting, fs, store, session, queue, device, loop.call_soon
+        )
     server = Server(
-        loop, sockets.front_end, device, loop.stop, not config.socket.keep_serving, report
+        loop,
+        sockets.front_end,
+        device,
+        loop.stop,
+        not config.socket.keep_serving,
+        report,
+        None if saved is None else saved.connection,
     )
-    parts = Parts(store, fs, pool, session, queue, watches, device, server)
+    parts = Parts(store, fs, pool, session, queue, watches, device, server, lock)
     if taken is not None:
         parts.restore_state(*taken)
         taken[1].close()
@@ -229,8 +258,12 @@ def _serve(
             raise UserError("ended by a signal")
         successor.commit()
         sockets.cleanup.arm()
+        if saved is not None:
+            saved.go_on()
         parts.resume()
         _log.info("replaced the daemon that served before")
+    elif saved is not None:
+        saved.begin(server)
     _log.info("listening on %s", config.socket.name)
     manager.ready(states[server.connected])
     manager.start_watchdog(loop.call_later)
@@ -238,8 +271,11 @@ def _serve(
     loop.run()
     manager.stopping()
     if predecessor is None or not predecessor.handed_over:
-        server.close()
-        session.reset()
+        if saved is not None and server.connected:
+            _leave_to_next(parts)
+        else:
+            server.close()
+            session.reset()
     if not pool.close(0):
         _log.warning("ended; the host still works on requests of the guest")
         logging.shutdown()
@@ -258,6 +294,21 @@ def _taken_sockets(state: State, fds: ReceivedDescriptors, sockets: Sockets) -> 
         handover=socket.socket(fileno=fds.take(server.handover)),
         metrics=None if metrics is None else socket.socket(fileno=metrics),
     )
+
+
+def _taken_lock(state: State, fds: ReceivedDescriptors) -> int | None:
+    """Return the descriptor with the lock of the daemon that served before."""
+    (server,) = state.server
+    return fds.take_any(server.lock)
+
+
+def _leave_to_next(parts: Parts) -> None:
+    """Stop serving a guest that goes on with the next daemon on this socket."""
+    try:
+        parts.settle()
+    except HandoverError as error:
+        _log.warning("%s", error)
+    parts.server.pause()
 
 
 def _wait_for_successors(

@@ -106,6 +106,14 @@ class ProcessOptions:
         size(MIN_MEMORY),
         metavar="SIZE",
     )
+    state_dir: Path | None = option(
+        "state-dir",
+        "keep the state of the guest's session in this directory, so that the guest goes on when"
+        " this daemon was stopped or killed and is started again",
+        None,
+        Path,
+        metavar="DIR",
+    )
     log_level: str = option("log-level", "default: %(default)s", "info", choices=tuple(LOG_LEVELS))
     daemonize: bool = option(
         "daemonize",

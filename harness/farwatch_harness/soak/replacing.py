@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replaces the testbed's daemon again and again while the stress test runs."""
+"""Replaces or kills the testbed's daemon again and again while the stress test runs."""
 
 import threading
+import time
 from random import Random
 from types import TracebackType
 
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.testbed import Testbed
 
-#: Seconds between two replacements.
+#: Seconds between two replacements, and between a start and a kill.
 SHORTEST, LONGEST = 0.5, 5.0
+SHORTEST_LIFE, LONGEST_LIFE = 2.0, 12.0
+#: Seconds after which the guest's watchers have the overflow of a daemon that was killed.
+SETTLED = 5.0
 
 
 class Replacements:
-    """Replaces the daemon at random intervals, from start() to stop().
+    """Replaces the daemon at random intervals, or kills and restarts it, from start() to stop().
 
     A daemon ends with the thread that has started it. So leave the block after the testbed's.
 
@@ -21,11 +25,13 @@ class Replacements:
     lock: held while testbed.daemon changes.
     """
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, *, kill: bool = False) -> None:
+        self.kill = kill
         self.count = 0
         self.problems: list[str] = []
         self.lock = threading.Lock()
         self._random = random
+        self._last = -SETTLED
         self._stopped = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -55,15 +61,25 @@ class Replacements:
         with self.lock:
             pass
 
+    def killed_since(self, begin: float) -> bool:
+        """Return whether watchers since `begin`, by the monotonic clock, may miss events."""
+        with self.lock:
+            return self.kill and self._last > begin - SETTLED
+
     def _run(self, testbed: Testbed) -> None:
-        while not self._stopped.wait(self._random.uniform(SHORTEST, LONGEST)):
+        pauses = (SHORTEST_LIFE, LONGEST_LIFE) if self.kill else (SHORTEST, LONGEST)
+        while not self._stopped.wait(self._random.uniform(*pauses)):
             with self.lock:
                 if self._stopped.is_set():
                     break
                 try:
-                    testbed.replace_daemon()
+                    if self.kill:
+                        testbed.kill_daemon()
+                    else:
+                        testbed.replace_daemon()
                 except HarnessError as error:
                     self.problems.append(str(error))
                     break
                 self.count += 1
+                self._last = time.monotonic()
         self._ended.wait()

@@ -64,6 +64,7 @@ class StressPlan:
     seconds: float
     seed: str
     replace: bool = False
+    kill: bool = False
     guests: int = 1
 
     @property
@@ -91,6 +92,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="replace the daemon every few seconds"
     )
+    parser.add_argument(
+        "--kill-daemon",
+        action="store_true",
+        help="kill the daemon every few seconds, and start another one with its state",
+    )
 
 
 def plan_of(options: argparse.Namespace) -> StressPlan:
@@ -100,15 +106,29 @@ def plan_of(options: argparse.Namespace) -> StressPlan:
     if options.guests > 1 and options.mode == "remote":
         raise HarnessError("soak: --guests 2 needs a mode that leaves out own events")
     seed = options.seed or secrets.token_hex(4)
-    return StressPlan(options.mode, options.minutes * 60, seed, options.replace, options.guests)
+    if options.kill_daemon and (options.replace or options.guests > 1):
+        raise HarnessError("soak: --kill-daemon excludes --replace and --guests 2")
+    return StressPlan(
+        mode=options.mode,
+        seconds=options.minutes * 60,
+        seed=seed,
+        replace=options.replace,
+        kill=options.kill_daemon,
+        guests=options.guests,
+    )
 
 
-def testbed_spec(environment: Environment, mode: str, shared: Path) -> TestbedSpec:
-    """Return the spec of a testbed in this mode."""
+def testbed_spec(
+    environment: Environment, mode: str, shared: Path, state: Path | None = None
+) -> TestbedSpec:
+    """Return the spec of a testbed in this mode; `state` is the daemon's state directory."""
     spec = dataclasses.replace(environment.testbed_spec(f"soak-{mode}", shared), cpus=2)
+    options: tuple[str, ...] = ("--xattr",)
+    if state is not None:
+        options += (f"--state-dir={state}",)
     if mode == "wait":
-        return dataclasses.replace(spec, device=QemuDevice.PLAIN, daemon_options=("--xattr",))
-    return dataclasses.replace(spec, daemon_options=("--xattr", f"--fsnotify={mode}"))
+        return dataclasses.replace(spec, device=QemuDevice.PLAIN, daemon_options=options)
+    return dataclasses.replace(spec, daemon_options=(*options, f"--fsnotify={mode}"))
 
 
 def second_spec(first: TestbedSpec) -> TestbedSpec:
@@ -133,9 +153,10 @@ def soak(plan: StressPlan) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-soak-")))
             shared = folder / "share"
             shared.mkdir()
-            replacements = stack.enter_context(Replacements(Random(plan.seed)))
+            replacements = stack.enter_context(Replacements(Random(plan.seed), kill=plan.kill))
             with step(f"booting a guest in mode {plan.mode}"):
-                spec = testbed_spec(environment, plan.mode, shared)
+                state = folder / "state" if plan.kill else None
+                spec = testbed_spec(environment, plan.mode, shared, state)
                 testbed = stack.enter_context(start_testbed(spec))
             testbeds = [testbed]
             if plan.guests > 1:
@@ -150,13 +171,23 @@ def soak(plan: StressPlan) -> None:
                         root,
                         Random(random.random()),
                         testbeds[1].guest if plan.guests > 1 else None,
+                        gaps=plan.kill,
                     )
                 )
             )
             oracle = stack.enter_context(
-                contextlib.closing(Oracle(testbed.guest, root, plan.mode, folder, random))
+                contextlib.closing(
+                    Oracle(
+                        testbed.guest,
+                        root,
+                        plan.mode,
+                        folder,
+                        random,
+                        replacements.killed_since,
+                    )
+                )
             )
-            if plan.replace:
+            if plan.replace or plan.kill:
                 replacements.start(testbed)
             found = guarded(testbeds, plan, load, oracle, replacements)
     except GuestLostError as error:
@@ -202,6 +233,12 @@ def guarded(
         replacements.stop()
         if plan.replace:
             say(f"  the daemon was replaced {replacements.count} times")
+        if plan.kill:
+            say(
+                f"  the daemon was killed {replacements.count} times; {oracle.uncompared} scripts"
+                " had gaps"
+            )
+            found = dataclasses.replace(found, kills=replacements.count)
         return dataclasses.replace(found, problems=(*found.problems, *replacements.problems))
     except GuestLostError:
         ended = [testbed.daemon for testbed in testbeds if not testbed.daemon.running]

@@ -7,7 +7,9 @@ docs/harness.md has a script of ten lines that uses it outside pytest.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,6 +153,18 @@ class Testbed:
             raise HarnessError(
                 f"a daemon that was replaced ended with {status}: {problems} (see {former.log})"
             )
+
+    def kill_daemon(self) -> None:
+        """Kill the daemon, and start another one of the same command.
+
+        The guest goes on if that has a state directory.
+        """
+        former = self.daemon
+        os.kill(former.pid, signal.SIGKILL)
+        former.wait()
+        self.replaced += 1
+        log = paths.LOGS / f"{self.spec.name}-daemon-{self.replaced % 2}.log"
+        self.daemon = Daemon.start(self.command, log)
 
     def problems(self, since: LogPosition | None = None) -> list[str]:
         """Return the kernel's warnings and the daemon's tracebacks after `since`."""

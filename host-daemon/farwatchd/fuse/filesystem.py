@@ -50,6 +50,15 @@ class OperationDeferred(Exception):  # noqa: N818 - not an error
         self.task = task
         self.complete = complete
 
+    def wait(self) -> Any:
+        """Perform the operation in this thread, however long it waits; return its result."""
+        deferred = self
+        while True:
+            try:
+                return deferred.complete(deferred.task())
+            except OperationDeferred as following:
+                deferred = following
+
     def followed_by(self, then: Callable[[], Any]) -> OperationDeferred:
         """Return the same for an operation that goes on with ``then``, and has its result."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -122,6 +122,30 @@ class Session:
         }
         self._served = self._first_handlers
         self.metrics = RequestMetrics(self._handlers)
+        #: Called when a session has ended.
+        self.on_reset: Callable[[], None] = _nothing
+
+    @property
+    def negotiated(self) -> SessionState | None:
+        """What INIT has negotiated; None before it."""
+        if self._negotiated is None or self._negotiated.flags is None:
+            return None
+        return SessionState(self._negotiated.flags, self._negotiated.minor, 0)
+
+    @property
+    def has_events(self) -> bool:
+        """Whether the guest gets events of the host."""
+        return self._negotiated is not None and self._negotiated.fsnotify
+
+    def intercept(
+        self,
+        opcode: int,
+        around: Callable[[Callable[[Request], Reply]], Callable[[Request], Reply]],
+    ) -> None:
+        """Handle the requests of an opcode by what ``around`` makes of their handler."""
+        handler = self._handlers.get(opcode)
+        if handler is not None:
+            handler.handle = around(handler.handle)
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         """Serve one request; see ``RequestHandler``."""
@@ -197,6 +221,7 @@ class Session:
         self._fs.reset()
         if self._watches is not None:
             self._watches.reset()
+        self.on_reset()
 
     def export_state(self, state: State, dropped_records: int) -> None:
         """Add what was negotiated to a state; no task may be pending.
@@ -377,6 +402,10 @@ class _OpcodeName:
             return Opcode(self._opcode).name
         except ValueError:
             return f"opcode {self._opcode}"
+
+
+def _nothing() -> None:
+    pass
 
 
 def _no_locks() -> None:

@@ -265,11 +265,7 @@ class ThreadPool:
         ``encode`` gets the operation's result.
         """
         if self._remote is None:
-            while True:
-                try:
-                    return encode(deferred.complete(deferred.task()))
-                except OperationDeferred as following:
-                    deferred = following
+            return encode(deferred.wait())
         return self._submit(
             self._remote, request, deferred.task, encode, complete=deferred.complete
         )

@@ -41,6 +41,8 @@ class Parts:
     watches: WatchTable | None
     device: Device
     server: Server
+    #: The descriptor with the lock of the state directory.
+    lock: int | None = None
 
     def settle(self) -> None:
         """Complete what cannot be handed over; ``HandoverError`` if that takes too long."""
@@ -70,7 +72,9 @@ class Parts:
         """
         state, fds = State(), Descriptors()
         listener, waiting = self.server.export_state(state, fds)
-        state.server.append(ServerState(listener, fds.add(handover), fds.add(metrics), waiting))
+        state.server.append(
+            ServerState(listener, fds.add(handover), fds.add(metrics), waiting, fds.add(self.lock))
+        )
         state.pending += self.device.export_state()
         self.session.export_state(state, 0 if self.queue is None else self.queue.dropped)
         host_inodes = self.store.export_state(state, fds)

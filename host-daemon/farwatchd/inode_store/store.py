@@ -17,7 +17,7 @@ from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS, DescriptorBudg
 from farwatchd.inode_store.mount_points import MountPoints
 from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.inode_store.remote_mounts import RemoteMounts
-from farwatchd.linux.file_handles import HandleReader, handle_of, mount_of
+from farwatchd.linux.file_handles import HandleReader, handle_of, key_of, mount_of
 from farwatchd.linux.libc import NANOSECONDS, failure
 from farwatchd.linux.syscalls import known_links, mount_id
 from farwatchd.wire.state import (
@@ -336,6 +336,44 @@ class InodeStore:
                 self._forget_descriptor(inode)
                 os.close(inode.fd)
                 inode.fd = -1
+
+    def mount_descriptor(self, mount: int) -> int | None:
+        """Return the descriptor by which inodes of a mount are opened; None if there is none.
+
+        It stays the store's, and open until the loop's turn ends.
+        """
+        found = self._mounts.find(mount)
+        if found is None or not found.by_handle:
+            return None
+        if found.fd < 0:
+            try:
+                self._mount_points.find_again(found)
+            except OSError:
+                return None
+        return found.fd
+
+    def by_handle(self, mount: int, handle: bytes) -> HostInode | None:
+        """Get a reference to the inode with a ``struct file_handle``, without opening it.
+
+        None: inodes of the mount are not opened by handle.
+        """
+        if self.mount_descriptor(mount) is None:
+            return None
+        key = key_of(mount, handle)
+        inode = self._by_key.get(key)
+        if inode is None:
+            inode = HostInode(
+                key, -1, self._mounts.count_restored(mount), bool(self.remote_mounts.known(mount))
+            )
+            self._by_key[key] = inode
+        inode.references += 1
+        return inode
+
+    def stale(self) -> HostInode:
+        """Get a reference to an inode that cannot be found."""
+        inode = HostInode((0, 0, 0), -1, None)
+        inode.references = 1
+        return inode
 
     def export_state(self, state: State, fds: Descriptors) -> ExportedInodes:
         """Add the mounts to a state; return what adds inodes. No operation may be in progress."""

@@ -75,6 +75,11 @@ def handle_of(key: bytes) -> bytes:
     return key[_MOUNT.size :]
 
 
+def key_of(mount: int, handle: bytes) -> bytes:
+    """Return what ``HandleReader.read`` would for an inode of another mount."""
+    return _MOUNT.pack(mount) + handle
+
+
 def open_handle(mount_fd: int, handle: bytes) -> int:
     """Open the inode of a ``struct file_handle`` with O_PATH; the caller owns the descriptor.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from farwatchd.fuse.filesystem import ROOT
@@ -23,6 +24,7 @@ from farwatchd.inode_store.store import (
 )
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import open_path
+from farwatchd.passthrough.changes import StateChanges
 from farwatchd.passthrough.options import DEFAULT_MAX_INODES
 from farwatchd.passthrough.procfd import as_systems_limit
 from farwatchd.passthrough.tasks import Owned
@@ -105,6 +107,8 @@ class InodeTable:
         #: handle in two system calls; another one takes three, and trying so makes it four. Guests
         #: look up many new names in a row, or many known ones.
         self._expects_open = False
+        #: Gets what changes, unless it is None.
+        self.changes: StateChanges | None = None
         self._root = self.adopt(root_fd)[0]
 
     def __len__(self) -> int:
@@ -129,6 +133,26 @@ class InodeTable:
         except OSError as error:
             raise as_systems_limit(error) from None
         return inode
+
+    def known(self, nodeid: int) -> Inode | None:
+        """Return the inode, which may not be open; None if the guest does not know it."""
+        return self._by_nodeid.get(nodeid)
+
+    def all(self) -> Iterable[Inode]:
+        """Return the inodes in the table; none of them may be added or forgotten meanwhile."""
+        return self._by_nodeid.values()
+
+    def nodeid_of(self, fd: int) -> int | None:
+        """Return the guest's number of the inode of ``fd``; None if the guest does not know it."""
+        host_inode = self._store.get(fd, os.fstat(fd))
+        try:
+            return self.nodeid(host_inode)
+        finally:
+            self._store.put(host_inode)
+
+    def mount_descriptor(self, mount: int) -> int | None:
+        """Return the descriptor by which inodes of a mount are opened; None if there is none."""
+        return self._store.mount_descriptor(mount)
 
     def nodeid(self, host_inode: HostInode) -> int | None:
         """Return the guest's number of an object; None if the guest does not know it."""
@@ -208,10 +232,11 @@ class InodeTable:
             inode = Inode(self._next, host_inode, kind, 1, status.st_nlink > 0)
             self._next += 1
             self._by_nodeid[inode.nodeid] = self._by_host_inode[host_inode] = inode
+            if self.changes is not None:
+                self.changes.new.add(inode.nodeid)
         else:
             self._store.put(host_inode)
-            inode.lookups += 1
-            inode.named = inode.named or status.st_nlink > 0
+            self._count(inode, status)
         return inode, status
 
     def adopt_found(
@@ -233,8 +258,7 @@ class InodeTable:
     def count_again(self, inode: Inode) -> os.stat_result:
         """Count one more lookup of an open inode; return its attributes."""
         status = os.fstat(inode.fd)
-        inode.lookups += 1
-        inode.named = inode.named or status.st_nlink > 0
+        self._count(inode, status)
         return status
 
     def count_linked(self, nodeid: int, status: os.stat_result) -> Inode:
@@ -245,8 +269,7 @@ class InodeTable:
         inode = self._by_nodeid.get(nodeid)
         if inode is None:
             raise failure(errno.ESTALE)
-        inode.lookups += 1
-        inode.named = inode.named or status.st_nlink > 0
+        self._count(inode, status)
         return inode
 
     def forget(self, nodeid: int, count: int) -> bool:
@@ -258,6 +281,8 @@ class InodeTable:
         if inode is None or inode is self._root:
             return False
         inode.lookups -= count
+        if self.changes is not None:
+            self.changes.inodes.add(nodeid)
         if inode.lookups > 0:
             return False
         self._drop(inode)
@@ -287,6 +312,33 @@ class InodeTable:
             for inode in self._by_nodeid.values()
         ]
 
+    def recover(
+        self,
+        nodeid: int,
+        found: HostInode,
+        kind: int,
+        lookups: int,
+        named: bool,
+    ) -> None:
+        """Add an inode that a former process of the daemon had; own its reference from now on.
+
+        An inode that the guest knows by another number becomes stale.
+        """
+        if nodeid == ROOT:
+            self._root.lookups = lookups
+            self._store.put(found)
+            return
+        if found in self._by_host_inode:
+            self._store.put(found)
+            found = self._store.stale()
+        inode = Inode(nodeid, found, _KINDS.get(kind, kind), lookups, named)
+        self._by_nodeid[nodeid] = self._by_host_inode[found] = inode
+        self._next = max(self._next, nodeid + 1)
+
+    def skip_numbers(self, next_nodeid: int) -> None:
+        """Give no number below ``next_nodeid``."""
+        self._next = max(self._next, next_nodeid)
+
     def restore_state(
         self, records: list[InodeState], host_inodes: list[HostInode], next_nodeid: int
     ) -> None:
@@ -314,6 +366,12 @@ class InodeTable:
     def next_nodeid(self) -> int:
         """The number of the next inode."""
         return self._next
+
+    def _count(self, inode: Inode, status: os.stat_result) -> None:
+        inode.lookups += 1
+        inode.named = inode.named or status.st_nlink > 0
+        if self.changes is not None:
+            self.changes.inodes.add(inode.nodeid)
 
     def _open_again(self, parent: Inode, name: bytes) -> int:
         """Open a name when there was no descriptor left: the store closes one first."""

@@ -7,11 +7,12 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from farwatchd.fuse.filesystem import Lock
 from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.linux.libc import OFFSET_MAX, failure
+from farwatchd.passthrough.changes import StateChanges
 from farwatchd.passthrough.open_file_table import OpenFileTable
 from farwatchd.wire.state import (
     NONE,
@@ -85,6 +86,8 @@ class LockTable:
         self._close_remote = close_remote
         self._inodes: dict[int, dict[int, _Owner]] = {}
         self._count = 0
+        #: Gets what changes, unless it is None.
+        self.changes: StateChanges | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -148,6 +151,7 @@ class LockTable:
         self._count -= len(found.locks)
         found.put(lock)
         self._count += len(found.locks)
+        self._changed(nodeid, owner)
         self.close_if_unused(nodeid, owner)
 
     def conflict(self, nodeid: int, owner: int, lock: Lock) -> Lock | None:
@@ -176,6 +180,7 @@ class LockTable:
         found = None if owners is None else owners.pop(owner, None)
         if owners is None or found is None:
             return
+        self._changed(nodeid, owner)
         if not owners:
             del self._inodes[nodeid]
         self._count -= len(found.locks)
@@ -198,6 +203,23 @@ class LockTable:
         """Release all locks on an inode that the guest has forgotten."""
         for owner in list(self._inodes.get(nodeid, ())):
             self.close(nodeid, owner)
+
+    def add_handles(self, nodeid: int, owner: int, handles: Iterable[int]) -> None:
+        """Record that an owner has taken locks through these open files, too."""
+        self._inodes[nodeid][owner].handles.update(handles)
+
+    def of_owner(self, nodeid: int, owner: int) -> tuple[list[Lock], set[int]]:
+        """Return an owner's locks on an inode, and the open files through which it took any."""
+        found = self._inodes.get(nodeid, {}).get(owner)
+        return ([], set()) if found is None else (found.locks, found.handles)
+
+    def owners(self) -> list[tuple[int, int]]:
+        """Return the nodeid and the owner of all locks, each pair once."""
+        return [(nodeid, owner) for nodeid, owners in self._inodes.items() for owner in owners]
+
+    def _changed(self, nodeid: int, owner: int) -> None:
+        if self.changes is not None:
+            self.changes.owners.add((nodeid, owner))
 
     def export_state(self, state: State, fds: Descriptors) -> None:
         """Add all owners and locks to a state. The locks stay with their descriptions."""

@@ -99,6 +99,7 @@ class LockOperations(Operations):
 
     def _flock(self, nodeid: int, fh: int, kind: int) -> None:
         fcntl.flock(self._open_files.fd(nodeid, fh), _FLOCK_OPERATIONS[kind] | fcntl.LOCK_NB)
+        self._open_files.record_flock(fh, kind)
 
     def unlock_owner(self, nodeid: int, owner: int) -> None:
         """Release all POSIX locks of ``owner`` on an inode, as close(2) of any descriptor does."""

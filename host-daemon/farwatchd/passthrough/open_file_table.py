@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.linux.libc import failure
-from farwatchd.wire.state import Descriptors, OpenFileState, ReceivedDescriptors, State, StateError
+from farwatchd.passthrough.changes import StateChanges
+from farwatchd.wire.state import (
+    NONE,
+    Descriptors,
+    OpenFileState,
+    ReceivedDescriptors,
+    State,
+    StateError,
+)
 
 
 class Reading(Enum):
@@ -64,6 +72,10 @@ class OpenFileTable:
         self._files: dict[int, OpenFile] = {}
         self._count_of: dict[int, int] = {}
         self._next = 1
+        #: Files of a former process that this one could not open again, with their nodeids.
+        self._lost: dict[int, int] = {}
+        #: Gets what changes, unless it is None.
+        self.changes: StateChanges | None = None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -90,14 +102,63 @@ class OpenFileTable:
         self._count_of[nodeid] = self._count_of.get(nodeid, 0) + 1
         self._budget.used += 1
         self._files[number] = OpenFile(nodeid, fd, flags, reading, append_only, remote)
+        if self.changes is not None:
+            self.changes.files.add(number)
         return number
 
     def get(self, nodeid: int, fh: int) -> OpenFile:
-        """Return the open file; EBADF unless ``fh`` is an open one of that inode."""
+        """Return the open file.
+
+        EBADF unless ``fh`` is an open one of that inode, EIO if it is lost.
+        """
         handle = self._files.get(fh)
         if handle is None or handle.nodeid != nodeid:
-            raise failure(errno.EBADF)
+            raise failure(errno.EIO if self._lost.get(fh) == nodeid else errno.EBADF)
         return handle
+
+    def find(self, fh: int) -> OpenFile | None:
+        """Return the open file; None if there is none, or it is lost."""
+        return self._files.get(fh)
+
+    def all(self) -> Iterable[tuple[int, OpenFile]]:
+        """Return the numbers and files in the table."""
+        return self._files.items()
+
+    def lost(self) -> Mapping[int, int]:
+        """Return the nodeids of the lost files, by their numbers."""
+        return self._lost
+
+    def record_flock(self, fh: int, kind: int) -> None:
+        """Record that the kernel has given a file a flock(2) lock, F_UNLCK for none."""
+        if self.changes is not None:
+            self.changes.flocks[fh] = kind
+
+    def recover(self, fh: int, nodeid: int, fd: int | None, record: OpenFileState) -> None:
+        """Add a file that a former process of the daemon had, by the descriptor ``fd``.
+
+        None: it could not be opened again.
+        """
+        self._next = fh
+        if fd is None:
+            self.add_lost(nodeid, fh)
+            return
+        self.add(nodeid, fd, record.flags, bool(record.append_only), bool(record.remote))
+
+    def skip_numbers(self, next_fh: int) -> None:
+        """Give no number below ``next_fh``."""
+        self._next = max(self._next, next_fh)
+
+    def add_lost(self, nodeid: int, fh: int) -> None:
+        """Add a file that cannot be opened again: each use of it is EIO, until its release."""
+        self._lost[fh] = nodeid
+        self._count_of[nodeid] = self._count_of.get(nodeid, 0) + 1
+
+    def lose(self, nodeid: int, fh: int) -> None:
+        """Close a file, but have each further use of it be EIO, until its release."""
+        file = self._files.pop(fh)
+        self._budget.used -= 1
+        self._close(file)
+        self._lost[fh] = nodeid
 
     def any_of(self, nodeid: int) -> bool:
         """Return whether the guest has the inode open."""
@@ -108,12 +169,14 @@ class OpenFileTable:
         return self.get(nodeid, fh).fd
 
     def release(self, nodeid: int, fh: int) -> None:
-        """Close a file; EBADF as in ``get``."""
+        """Close a file, which may be lost; EBADF as in ``get``."""
+        if self._lost.get(fh) == nodeid:
+            del self._lost[fh]
+            self._released(nodeid, fh)
+            return
         file = self.get(nodeid, fh)
         del self._files[fh]
-        self._count_of[nodeid] -= 1
-        if not self._count_of[nodeid]:
-            del self._count_of[nodeid]
+        self._released(nodeid, fh)
         self._budget.used -= 1
         self._close(file)
 
@@ -125,22 +188,28 @@ class OpenFileTable:
             )
             for fh, file in self._files.items()
         ]
+        state.open_files += [
+            OpenFileState(fh, nodeid, NONE, 0, False, False) for fh, nodeid in self._lost.items()
+        ]
+        state.open_files.sort()
 
     def restore_state(
         self, records: list[OpenFileState], fds: ReceivedDescriptors, next_fh: int
     ) -> None:
         """Add the files of a state, and take ownership of their descriptors; ``StateError``."""
         for record in records:
-            if record.fh in self._files or not self._next <= record.fh < next_fh:
+            if (
+                record.fh in self._files
+                or record.fh in self._lost
+                or not self._next <= record.fh < next_fh
+            ):
                 raise StateError("an open file has a number of another one")
             self._next = record.fh
-            self.add(
-                record.nodeid,
-                fds.take(record.fd),
-                record.flags,
-                bool(record.append_only),
-                bool(record.remote),
-            )
+            fd = fds.take_any(record.fd)
+            if fd is None:
+                self.add_lost(record.nodeid, record.fh)
+                continue
+            self.add(record.nodeid, fd, record.flags, bool(record.append_only), bool(record.remote))
         self._next = next_fh
 
     @property
@@ -152,10 +221,18 @@ class OpenFileTable:
         """Close all files."""
         handles = list(self._files.values())
         self._files.clear()
+        self._lost.clear()
         self._count_of.clear()
         self._budget.used -= len(handles)
         for handle in handles:
             self._close(handle)
+
+    def _released(self, nodeid: int, fh: int) -> None:
+        self._count_of[nodeid] -= 1
+        if not self._count_of[nodeid]:
+            del self._count_of[nodeid]
+        if self.changes is not None:
+            self.changes.files.add(fh)
 
     def _close(self, file: OpenFile) -> None:
         if file.remote:

@@ -30,6 +30,10 @@ class ProcFd:
         """Return a path that refers to the inode of ``fd`` when it is followed."""
         return f"{self._prefix}{fd}"
 
+    def target(self, fd: int) -> bytes:
+        """Return where the inode of ``fd`` is, as this process sees it."""
+        return os.readlink(os.fsencode(f"{self._prefix}{fd}"))  # noqa: PTH115
+
     def reopen(self, fd: int, flags: int) -> int:
         """Open the inode of ``fd`` again and return the new descriptor; its offset is its own."""
         # As open_at() does, without two calls: this is a part of every open(2) of the guest.

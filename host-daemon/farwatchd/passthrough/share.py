@@ -17,6 +17,7 @@ from farwatchd.inode_store.store import HostInode, InodeStore
 from farwatchd.linux.libc import failure
 from farwatchd.linux.remote_file_systems import is_remote
 from farwatchd.linux.syscalls import mount_id, open_path
+from farwatchd.passthrough.changes import StateChanges
 from farwatchd.passthrough.creds import Credentials
 from farwatchd.passthrough.inode_table import GENERATION, Inode, InodeTable
 from farwatchd.passthrough.lock_table import LockTable
@@ -71,6 +72,10 @@ class ShareState:
         """Record what INIT negotiated."""
         self.posix_acls = posix_acls
         self.writeback = writeback
+
+    def record_changes(self, changes: StateChanges) -> None:
+        """Have ``changes`` get what changes from now on."""
+        self.inodes.changes = self.open_files.changes = self.locks.changes = changes
 
     def reset(self) -> None:
         """Forget all inodes but the root, close all files, release all locks."""

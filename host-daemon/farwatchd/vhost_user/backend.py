@@ -172,6 +172,17 @@ class Backend:
             )
         state.vrings += [vring.export_state(fds, vring in self._paused) for vring in self._vrings]
 
+    def export_running(self, state: State, fds: Descriptors, sock: int) -> None:
+        """Do the same while rings may run: where they are, the state does not say."""
+        paused, self._paused = (
+            self._paused,
+            [each for each in self._vrings if each.ring is not None],
+        )
+        try:
+            self.export_state(state, fds, sock)
+        finally:
+            self._paused = paused
+
     def restore_state(self, state: State, fds: ReceivedDescriptors) -> None:
         """Become the paused back-end of a state; ``StateError``."""
         (connection,) = state.connection

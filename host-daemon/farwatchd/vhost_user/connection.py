@@ -6,21 +6,39 @@ Reads its messages, with the descriptors they carry, and writes the replies.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 from farwatchd.event_loop import Loop
 from farwatchd.linux import scm_rights
 from farwatchd.vhost_user.backend import Backend, DeviceModel
 from farwatchd.vhost_user.messages import MAX_FDS, MessageDecoder, ProtocolError, close_all
 from farwatchd.vhost_user.reserve import DescriptorReserve
-from farwatchd.wire.state import Descriptors, ReceivedDescriptors, State
+from farwatchd.wire.state import Descriptors, ReceivedDescriptors, State, StateError
 
 _log = logging.getLogger(__name__)
 
 #: Socket reads before other descriptors get their turn.
 READS_PER_TURN = 32
+
+
+class ConnectionRecord(Protocol):
+    """A copy of the connection, which outlives the process."""
+
+    def begin(self) -> None:
+        """Record that a message may be read, which the next process could not read again."""
+
+    def update(self, state: State, fds: Descriptors) -> None:
+        """Record what the connection has led to."""
+
+    def end(self) -> None:
+        """Record that no message is half read, and none without its reply."""
+
+    def forget(self) -> None:
+        """Record that there is no connection."""
 
 
 class Connection:
@@ -31,7 +49,12 @@ class Connection:
     """
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, device: DeviceModel, on_close: Callable[[], None]
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        device: DeviceModel,
+        on_close: Callable[[], None],
+        record: ConnectionRecord | None = None,
     ) -> None:
         """Serve ``sock``, and take ownership of it.
 
@@ -42,6 +65,7 @@ class Connection:
         self._backend = Backend(device)
         self._decoder = MessageDecoder()
         self._on_close = on_close
+        self._record = record
         try:
             sock.setblocking(False)
             loop.add(sock.fileno(), self._readable)
@@ -58,12 +82,18 @@ class Connection:
         if self._sock.fileno() < 0:
             return
         self._loop.remove(self._sock.fileno())
+        if self._record is not None:
+            # Another process has a copy.
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
         self._decoder.close()
         self._reserve.close()
         try:
             self._backend.close()
         finally:
+            if self._record is not None:
+                self._record.forget()
             self._on_close()
 
     @property
@@ -103,7 +133,13 @@ class Connection:
         """Read once and handle the message that it completes; return whether there may be more."""
         # Handling takes descriptors as well: a memory region keeps two of its own.
         with self._reserve.freed():
-            return self._receive()
+            if self._record is None:
+                return self._receive()
+            self._record.begin()
+            more = self._receive()
+            if self._sock.fileno() >= 0 and not self._decoder.within_message:
+                self._record.end()
+            return more
 
     def _receive(self) -> bool:
         try:
@@ -124,9 +160,17 @@ class Connection:
         message = self._decoder.feed(data, fds, truncated)
         if message is not None:
             reply = self._backend.handle(message)
+            if self._record is not None:
+                self._update(self._record)
             if reply is not None:
                 self._send(reply)
         return True
+
+    def _update(self, record: ConnectionRecord) -> None:
+        state, fds = State(), Descriptors()
+        with contextlib.suppress(StateError):
+            self._backend.export_running(state, fds, self._sock.fileno())
+            record.update(state, fds)
 
     def _send(self, reply: bytes) -> None:
         try:

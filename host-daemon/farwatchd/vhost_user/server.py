@@ -10,7 +10,7 @@ from collections.abc import Callable
 from farwatchd.acceptor import Acceptor
 from farwatchd.event_loop import Loop
 from farwatchd.vhost_user.backend import DeviceModel
-from farwatchd.vhost_user.connection import Connection
+from farwatchd.vhost_user.connection import Connection, ConnectionRecord
 from farwatchd.vhost_user.reserve import DescriptorReserve
 from farwatchd.wire.state import Descriptors, ReceivedDescriptors, State
 
@@ -33,8 +33,11 @@ class Server:
         on_end: Callable[[], None],
         once: bool = False,
         on_change: Callable[[bool], None] | None = None,
+        record: ConnectionRecord | None = None,
     ) -> None:
+        """``record``: a copy of the connection, which outlives the process."""
         self._loop = loop
+        self._record = record
         self._device = device
         self._on_end = on_end
         self._on_change = on_change
@@ -98,7 +101,7 @@ class Server:
             self._waiting = socket.socket(fileno=waiting)
         if state.connection:
             sock = socket.socket(fileno=fds.take(state.connection[0].socket))
-            self._connection = Connection(self._loop, sock, self._device, self._left)
+            self._connection = Connection(self._loop, sock, self._device, self._left, self._record)
             self._connection.restore_state(state, fds)
 
     def close(self) -> None:
@@ -133,7 +136,7 @@ class Server:
 
     def _connect(self, sock: socket.socket) -> None:
         try:
-            self._connection = Connection(self._loop, sock, self._device, self._left)
+            self._connection = Connection(self._loop, sock, self._device, self._left, self._record)
             self._changed(True)
         except OSError as error:
             _log.error("a front-end cannot be served: %s", error.strerror)

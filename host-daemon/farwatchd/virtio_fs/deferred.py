@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from farwatchd.iovec import scatter
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE
-from farwatchd.virtio_fs.interfaces import DeferredReply
-from farwatchd.virtqueue import VirtqueueError
+from farwatchd.virtio_fs.interfaces import DeferredReply, InFlightChains
+from farwatchd.virtqueue import SplitRing, VirtqueueError
 from farwatchd.wire.state import PendingReplyState
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,10 @@ class PendingReplies:
         self._restored: list[PendingReplyState] = []
         #: How many threads work on.
         self.in_threads = 0
+        #: Where the chains are recorded, unless it is None.
+        self.record: InFlightChains | None = None
+        #: Called with a request's number before its reply is complete.
+        self.before_reply: Callable[[int], None] = _nothing
 
     def __len__(self) -> int:
         return len(self._held)
@@ -46,6 +51,8 @@ class PendingReplies:
     def hold(self, reply: DeferredReply, vring: Vring, head: int) -> None:
         """Keep the chain ``head``, taken from ``vring``, until ``reply`` is complete."""
         self._held[reply] = _Held(vring, head)
+        if self.record is not None:
+            self.record.add(vring.index, head, reply.unique)
         self.in_threads += reply.in_thread
         reply.hold(partial(self._complete, reply))
 
@@ -57,7 +64,7 @@ class PendingReplies:
         for reply, held in list(self._held.items()):
             if held.vring is vring and held.completed is not None:
                 del self._held[reply]
-                _send(held, *held.completed)
+                self._send(held, *held.completed)
         if not self._restored:
             return []
         mine = [each for each in self._restored if each.queue == vring.index]
@@ -65,7 +72,7 @@ class PendingReplies:
         for each in mine:
             if each.reply:
                 header, payload = each.reply[:OUT_HEADER_SIZE], each.reply[OUT_HEADER_SIZE:]
-                _send(_Held(vring, each.head), header, payload)
+                self._send(_Held(vring, each.head), header, payload)
         return [each.head for each in mine if not each.reply]
 
     def export_state(self) -> list[PendingReplyState]:
@@ -98,29 +105,42 @@ class PendingReplies:
     def _complete(self, reply: DeferredReply, header: bytes, payload: bytes | memoryview) -> None:
         held = self._held[reply]
         self.in_threads -= reply.in_thread
+        self.before_reply(reply.unique)
         if held.vring.ring is None:
             held.completed = (header, bytes(payload))
             return
         del self._held[reply]
-        _send(held, header, payload)
+        self._send(held, header, payload)
+
+    def add_used(self, vring: Vring, ring: SplitRing, head: int, written: int) -> None:
+        """Complete a chain that may be recorded as being in flight."""
+        if self.record is None:
+            ring.add_used(head, written)
+            return
+        self.record.completing(vring.index, head, ring.used + 1)
+        ring.add_used(head, written)
+        self.record.completed(vring.index, head)
+
+    def _send(self, held: _Held, header: bytes, payload: bytes | memoryview) -> None:
+        vring = held.vring
+        # The vring's present ring: a change of the guest's memory replaces the one that the chain
+        # was taken from.
+        if vring.ring is None:
+            return
+        try:
+            chain = vring.ring.chain(held.head)
+            length = len(header) + len(payload)
+            if length > chain.writable_size:
+                raise VirtqueueError(
+                    f"chain {held.head} has room for {chain.writable_size} bytes of {length} now"
+                )
+            scatter(chain.writable, 0, header)
+            scatter(chain.writable, len(header), payload)
+            self.add_used(vring, vring.ring, held.head, length)
+            vring.interrupt_if_needed()
+        except VirtqueueError as error:
+            _log.debug("queue %d: a deferred reply is lost: %s", vring.index, error)
 
 
-def _send(held: _Held, header: bytes, payload: bytes | memoryview) -> None:
-    vring = held.vring
-    # The vring's present ring: a change of the guest's memory replaces the one that the chain was
-    # taken from.
-    if vring.ring is None:
-        return
-    try:
-        chain = vring.ring.chain(held.head)
-        length = len(header) + len(payload)
-        if length > chain.writable_size:
-            raise VirtqueueError(
-                f"chain {held.head} has room for {chain.writable_size} bytes of {length} now"
-            )
-        scatter(chain.writable, 0, header)
-        scatter(chain.writable, len(header), payload)
-        vring.ring.add_used(held.head, length)
-        vring.interrupt_if_needed()
-    except VirtqueueError as error:
-        _log.debug("queue %d: a deferred reply is lost: %s", vring.index, error)
+def _nothing(_: int) -> None:
+    pass

@@ -17,7 +17,13 @@ from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.deferred import PendingReplies
 from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE, notification, write_error_reply
-from farwatchd.virtio_fs.interfaces import DeferredReply, NotificationSource, RequestHandler
+from farwatchd.virtio_fs.interfaces import (
+    DeferredReply,
+    FormerSession,
+    InFlightChains,
+    NotificationSource,
+    RequestHandler,
+)
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
@@ -86,6 +92,7 @@ class Device:
         self._next_drain = 0.0
         self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
         self._small_buffer_reported = False
+        self._former: FormerSession | None = None
         if source is not None:
             source.set_wakeup(self._wake_notifications)
 
@@ -143,9 +150,42 @@ class Device:
         )
         self._running[vring.index] = _Running(vring, role, serve)
         _log.debug("queue %d (%s) started", vring.index, role.value)
+        if self._pending.record is not None:
+            self._pending.record.has_run(vring.index)
+        if self._former is None:
+            self._go_on(vring)
+        else:
+            self._resume_former(self._former)
+
+    def _resume_former(self, former: FormerSession) -> None:
+        records = former.resume([each.vring for each in self._running.values()])
+        if records is None:
+            return
+        self._former = None
+        self._pending.restore_state(records)
+        for each in list(self._running.values()):
+            self._go_on(each.vring)
+
+    def _go_on(self, vring: Vring) -> None:
         for head in self._pending.resume(vring):
             self._handle_again(vring, head)
         self._schedule(vring.index)
+
+    def running_queues(self) -> list[int]:
+        """Return the queues that are served."""
+        return list(self._running)
+
+    def record_in_flight(self, record: InFlightChains, before_reply: Callable[[int], None]) -> None:
+        """Record the chains in flight.
+
+        ``before_reply`` is called with a request's number before its deferred reply is complete.
+        """
+        self._pending.record = record
+        self._pending.before_reply = before_reply
+
+    def expect_former(self, former: FormerSession) -> None:
+        """Serve no ring before the session of a former process has resumed."""
+        self._former = former
 
     def ring_stopped(self, vring: Vring) -> None:
         """Stop serving ``vring``, if it was served.
@@ -172,6 +212,10 @@ class Device:
         """Forget the guest. Chains that are pending are not completed."""
         self._small_buffer_reported = False
         self._pending.release()
+        if self._former is not None:
+            # That session is not begun yet. The front-end may come again.
+            self._former.left()
+            return
         self._handler.reset()
 
     def export_state(self) -> list[PendingReplyState]:
@@ -214,6 +258,10 @@ class Device:
     def _serve(self, index: int) -> None:
         running = self._running.get(index)
         if running is None:
+            return
+        if self._former is not None:
+            # Of a new guest, which may have fewer queues, the first request may have come.
+            self._resume_former(self._former)
             return
         vring, _, serve = running
         ring = vring.ring
@@ -290,7 +338,7 @@ class Device:
             if isinstance(written, DeferredReply):
                 self._pending.hold(written, vring, head)
                 return
-            ring.add_used(head, written)
+            self._pending.add_used(vring, ring, head, written)
             vring.interrupt_if_needed()
         except VirtqueueError as error:
             self._fail(vring, str(error))

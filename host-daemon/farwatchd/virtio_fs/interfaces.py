@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtio_fs.headers import reply_header
 from farwatchd.virtqueue import Chain
+from farwatchd.wire.state import PendingReplyState
 
 
 class DeferredReply:
@@ -89,3 +91,33 @@ class NotificationSource(Protocol):
 
     def set_wakeup(self, callback: Callable[[], None]) -> None:
         """Set the callback for new payloads; it is called in the event loop's thread."""
+
+
+class InFlightChains(Protocol):
+    """A record of the chains whose replies are deferred, which outlives the process."""
+
+    def add(self, queue: int, head: int, unique: int) -> None:
+        """Record that the reply to a chain is deferred."""
+
+    def completing(self, queue: int, head: int, used: int) -> None:
+        """Record that a chain is added to the used ring, whose index is ``used`` afterwards."""
+
+    def completed(self, queue: int, head: int) -> None:
+        """Record that a chain was added to the used ring."""
+
+    def has_run(self, queue: int) -> None:
+        """Record that a queue runs."""
+
+
+class FormerSession(Protocol):
+    """The session of a process that was killed, before its rings run again."""
+
+    def resume(self, vrings: Sequence[Vring]) -> list[PendingReplyState] | None:
+        """Become that session, and have the rings go on where they were.
+
+        ``vrings``: those that have started. None: others have to start before. Return the chains
+        in flight.
+        """
+
+    def left(self) -> None:
+        """Take note that the front-end has left before that."""

@@ -149,6 +149,15 @@ class SplitRing:
         """Free-running index of the next chain to add to the used ring."""
         return self._next_used
 
+    def go_on_after(self, in_flight: int) -> None:
+        """Pop next what comes after the used chains and ``in_flight`` others.
+
+        Those were popped by a former back-end, which has not completed them.
+        """
+        if in_flight > self._size:
+            raise VirtqueueError(f"{in_flight} chains in flight in a ring of {self._size}")
+        self._next_available = self._seen_available = (self._next_used + in_flight) & 0xFFFF
+
     def has_more(self) -> bool:
         """Return whether the available ring has a chain that was not popped.
 
@@ -168,6 +177,12 @@ class SplitRing:
         chain = self._chain(head)
         self._next_available = (index + 1) & 0xFFFF
         return head, chain
+
+    def peek(self) -> Chain | None:
+        """Return the chain that ``pop`` takes next, checked; ``None`` when there is none."""
+        if not self._read_available_index():
+            return None
+        return self._chain(self._available[2 + (self._next_available & self._mask)])
 
     def chain(self, head: int) -> Chain:
         """Return the checked chain of a popped ``head`` again, as the driver has it now."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 #: Changes with each change of a record: another version is refused, never guessed.
-VERSION = 1
+VERSION = 2
 #: The index of no descriptor, and the number of nothing.
 NONE = (1 << 64) - 1
 
@@ -22,12 +22,13 @@ class StateError(Exception):
 
 
 class ServerState(NamedTuple):
-    """The listening sockets, and the front-end that waits."""
+    """The listening sockets, the front-end that waits, and the lock of the state directory."""
 
     listener: int
     handover: int
     metrics: int
     waiting: int
+    lock: int
 
 
 class ConnectionState(NamedTuple):

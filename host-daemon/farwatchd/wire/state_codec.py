@@ -19,7 +19,7 @@ MAGIC = b"FWSTATE\0"
 MAX_SIZE = 1 << 30
 
 
-class _RecordTable:
+class RecordTable:
     """Encodes the records of one kind: all integers, and the lengths of all strings; then these."""
 
     def __init__(self, name: str, record: Any) -> None:
@@ -29,6 +29,8 @@ class _RecordTable:
         self._strings = [index for index, each in enumerate(record._fields) if hints[each] is bytes]
         layout = construct.Struct(*(each / construct.Int64ul for each in record._fields))
         self._codec = Codec(layout, record.__name__)
+        #: Encodes the integers of one record, strings by their lengths.
+        self.pack = self._codec.pack_values
 
     def encode(self, records: Iterable[Any]) -> list[bytes]:
         """Return the encoded records, in parts."""
@@ -79,7 +81,7 @@ def _record_of(name: str) -> Any:
     return get_type_hints(State)[name].__args__[0]
 
 
-_TABLES = [_RecordTable(each.name, _record_of(each.name)) for each in fields(State)]
+_TABLES = [RecordTable(each.name, _record_of(each.name)) for each in fields(State)]
 
 #: ``size`` is that of the whole state. ``checksum`` is CRC-32 of the state with a checksum of 0.
 _header = Codec(

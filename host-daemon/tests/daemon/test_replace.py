@@ -28,7 +28,7 @@ from farwatchd.wire.fsnotify import (
 from farwatchd.wire.fuse import Opcode
 from farwatchd.wire.state import VERSION
 from farwatchd.wire.state_codec import decode
-from tests.support.daemon_guest import ROOT, MountedGuest
+from tests.support.daemon_guest import ROOT, Asked, MountedGuest, lock_request, open_file
 from tests.support.daemon_process import (
     AS_USER,
     COMMAND,
@@ -38,9 +38,7 @@ from tests.support.daemon_process import (
     status,
     wait_until,
 )
-from tests.support.driver import Buffer
 from tests.support.event_records import decode_all
-from tests.support.frontend import OUT_HEADER
 from tests.support.sandboxes import SANDBOXES
 
 #: Events that a replacement must neither lose nor repeat.
@@ -126,44 +124,6 @@ def guest(fleet: Fleet) -> Iterator[MountedGuest]:
     guest = MountedGuest(fleet.daemon, extra_flags=FUSE_FSNOTIFY_OTHERS_ONLY)
     yield guest
     guest.leave()
-
-
-def open_file(guest: MountedGuest, nodeid: int, flags: int = os.O_RDWR) -> int:
-    reply = guest.ask(Opcode.OPEN, nodeid, wire.open_in.pack(flags=flags), wire.open_out.size)
-    return int(wire.open_out.unpack_from(reply).fh)
-
-
-def lock_request(fh: int, owner: int, kind: int = fcntl.F_WRLCK) -> bytes:
-    return wire.lk_in.pack(
-        fh=fh, owner=owner, lk_start=0, lk_end=9, lk_type=kind, lk_pid=1, lk_flags=0
-    )
-
-
-class Asked:
-    """A request whose reply may come later."""
-
-    def __init__(self, guest: MountedGuest, opcode: int, nodeid: int, payload: bytes, room: int):
-        front_end = guest.front_end
-        self.front_end = front_end
-        size = wire.in_header.size + len(payload)
-        head = wire.in_header.pack(len=size, opcode=opcode, unique=1 << 40, nodeid=nodeid)
-        request = Buffer(front_end.ram.allocate(size), size)
-        front_end.ram.write(request.addr, head + payload)
-        room += OUT_HEADER.size
-        self.reply = Buffer(front_end.ram.allocate(room), room)
-        self.channel = front_end.requests()
-        self.head = self.channel.queue.add([request], [self.reply], front_end.indirect)
-        front_end.publish(self.channel)
-
-    def answer(self) -> tuple[int, bytes]:
-        """Return errno and payload of the reply, which comes next."""
-        self.channel.queue.want_interrupts(True)
-        head, written = self.front_end.wait_used(self.channel)
-        assert head == self.head
-        reply = self.front_end.ram.read(self.reply.addr, written)
-        length, error, unique = OUT_HEADER.unpack_from(reply)
-        assert (length, unique) == (written, 1 << 40)
-        return -error, reply[OUT_HEADER.size :]
 
 
 def test_files_stay_open_also_deleted_ones(fleet: Fleet, guest: MountedGuest) -> None:
@@ -316,7 +276,9 @@ def test_interrupted_pending_lock_is_found_by_the_successor(
     guest.ask(Opcode.SETLK, nodeid, lock_request(fh, 1))
     pending = Asked(guest, Opcode.SETLKW, nodeid, lock_request(other_fh, 2), 0)
     fleet.replace()
-    guest.front_end.send_no_reply(Opcode.INTERRUPT, 0, wire.interrupt_in.pack(unique=1 << 40))
+    guest.front_end.send_no_reply(
+        Opcode.INTERRUPT, 0, wire.interrupt_in.pack(unique=pending.unique)
+    )
     assert pending.answer() == (errno.EINTR, b"")
 
 
@@ -445,6 +407,7 @@ OPTIONS = {
     "fsnotify": "auto",
     "fsnotify-backend": "auto",
     "metrics-socket": "None",
+    "state-dir": "None",
 }
 
 

@@ -50,8 +50,14 @@ from farwatchd.watch.watch_tree import Node, WatchTree
 class Fate(Enum):
     """What becomes of an attribute when another process goes on with the session."""
 
-    #: It is handed over, and the same there.
-    HANDED_OVER = "handed over"
+    #: It is the same there, after a handover and by the journal.
+    KEPT = "kept"
+    #: It is handed over. After a crash the VMM or the guest gives it again.
+    GIVEN_AGAIN = "given again"
+    #: It is handed over. After a crash the guest gets WATCHES_LOST instead.
+    WATCHES_LOST = "watches lost"
+    #: It is handed over, and lost by a crash: docs/state.md says so.
+    LOST = "lost"
     #: It is made of options, or connects objects.
     WIRING = "wiring"
     #: It follows from others, or is true for a moment only.
@@ -60,110 +66,112 @@ class Fate(Enum):
     COUNTER = "counter"
 
 
-_H, _W, _D, _C = Fate.HANDED_OVER, Fate.WIRING, Fate.DERIVED, Fate.COUNTER
+_K, _G, _E, _L = Fate.KEPT, Fate.GIVEN_AGAIN, Fate.WATCHES_LOST, Fate.LOST
+_W, _D, _C = Fate.WIRING, Fate.DERIVED, Fate.COUNTER
 
 FATES: dict[type, dict[Fate, str]] = {
     Server: {
-        _H: "_connection _waiting _listener",
-        _W: "_loop _device _on_end _on_change _acceptor _once _reserve",
+        _G: "_connection _waiting _listener",
+        _W: "_loop _device _on_end _on_change _acceptor _once _reserve _record",
         _D: "_closing",
     },
-    Connection: {_H: "_sock _backend", _W: "_loop _on_close _reserve", _D: "_decoder"},
-    Backend: {_H: "_features _protocol_features _memory _vrings _paused", _W: "_device"},
+    Connection: {_G: "_sock _backend", _W: "_loop _on_close _reserve _record", _D: "_decoder"},
+    Backend: {_G: "_features _protocol_features _memory _vrings _paused", _W: "_device"},
     Vring: {
-        _H: "index size address base enabled broken has_run _used kick_fd _call_fd _err_fd",
+        _G: "index size address base enabled broken has_run _used kick_fd _call_fd _err_fd",
         _D: "ring",
     },
     SplitRing: {
-        _H: "_next_available _next_used",
+        _K: "_next_available _next_used",
         _W: "_size _mask _chain _available _used _used_shorts _event_idx _used_event _avail_event"
         " _fence",
         _D: "_seen_available _notified",
     },
     Device: {
-        _H: "_pending",
+        _K: "_pending",
         _W: "_loop _handler _config _source _busy_poll",
-        _D: "_running _scheduled _next_drain",
+        _D: "_running _scheduled _next_drain _former",
         _C: "_failures_seen _small_buffer_reported",
     },
-    PendingReplies: {_H: "_held _restored", _D: "in_threads"},
+    PendingReplies: {_K: "_held _restored", _W: "record before_reply", _D: "in_threads"},
     Session: {
-        _H: "_negotiated",
+        _K: "_negotiated",
         _W: "_fs _watches _options _locks _pool _waits _attribute_handlers _killpriv _lock_handlers"
-        " _handlers _first_handlers",
+        " _handlers _first_handlers on_reset",
         _D: "_served",
         _C: "_refusal_level metrics",
     },
     BlockingLocks: {
-        _H: "_pending _early",
+        _K: "_pending",
+        _L: "_early",
         _W: "_call_later",
         _D: "_retry_timer _retry_soon",
     },
-    WaitRequests: {_H: "_pending", _W: "_source", _D: "accepting"},
+    WaitRequests: {_K: "_pending", _W: "_source", _D: "accepting"},
     KillPriv: {_D: "_negotiated"},
     LockHandlers: {_W: "_fs _locks _pool", _D: "_posix _flock"},
     AttributeHandlers: {_W: "_fs _pool _encode", _D: "_setxattr_in_size"},
     IoHandlers: {_W: "_fs _encode _killpriv _pool _unlocked"},
     NamespaceHandlers: {_W: "_fs _pool _killpriv _encode"},
     ShareState: {
-        _H: "inodes open_files locks",
+        _K: "inodes open_files locks",
         _W: "options proc credentials run_aside own_umask",
         _D: "ended posix_acls writeback",
     },
     InodeTable: {
-        _H: "_next _by_nodeid",
-        _W: "_store _touch _most",
+        _K: "_next _by_nodeid",
+        _W: "_store _touch _most changes",
         _D: "_by_host_inode _expects_open _root",
     },
-    Inode: {_H: "nodeid host_inode kind lookups named"},
+    Inode: {_K: "nodeid host_inode kind lookups named"},
     OpenFileTable: {
-        _H: "_files _next",
-        _W: "_budget _close_remote",
+        _K: "_files _next _lost",
+        _W: "_budget _close_remote changes",
         _D: "_count_of",
     },
-    OpenFile: {_H: "nodeid fd flags append_only remote", _D: "reading"},
-    LockTable: {_H: "_inodes", _W: "_budget _close_remote", _D: "_count"},
-    _Owner: {_H: "fd borrowed handles locks", _D: "remote"},
+    OpenFile: {_K: "nodeid fd flags append_only remote", _D: "reading"},
+    LockTable: {_K: "_inodes", _W: "_budget _close_remote changes", _D: "_count"},
+    _Owner: {_K: "fd borrowed handles locks", _D: "remote"},
     InodeStore: {
-        _H: "_mounts _by_key",
+        _K: "_mounts _by_key",
         _W: "keep budget _most_open _reader _separator _call_later needed touch _mount_points",
         _D: "remote_mounts _open _by_descriptor _timer_runs",
     },
-    HostInode: {_H: "key fd mount remote by_handle status", _D: "references"},
-    MountTable: {_H: "_by_id", _W: "_mandatory"},
+    HostInode: {_K: "key fd mount remote by_handle", _L: "status", _D: "references"},
+    MountTable: {_K: "_by_id", _W: "_mandatory"},
     MountPoints: {_W: "_store _mounts _call_soon", _D: "_used _used_inodes released"},
-    Mount: {_H: "ident fd refused by_handle", _D: "inodes is_own kept point"},
+    Mount: {_K: "ident fd refused by_handle", _D: "inodes is_own kept point"},
     RemoteMounts: {_D: "_known"},
     WatchTable: {
-        _H: "_by_nodeid _by_watch_id",
+        _E: "_by_nodeid _by_watch_id",
         _W: "_backend _queue _max_watches _max_reads _call_later _trace",
         _D: "_timer_runs",
         _C: "_overflows",
     },
     EventQueue: {
-        _H: "_records dropped",
+        _E: "_records dropped",
         _W: "limit _trace _wakeup",
         _C: "queued_total dropped_total overflows_total",
     },
     WatchTree: {
-        _H: "_watch_ids by_watch_id _by_watch_id _by_identity _suspects _outside _returned",
+        _E: "_watch_ids by_watch_id _by_watch_id _by_identity _suspects _outside _returned",
         _W: "_inodes _root_inode _root _path_of _marks",
     },
     Node: {
-        _H: "watch_id inode identity is_dir wanted explicit outside pending_removal removed_by_own"
+        _E: "watch_id inode identity is_dir wanted explicit outside pending_removal removed_by_own"
         " mark_id mark_identity mark_mask parent name children",
     },
-    EventStream: {_H: "_lost_names", _W: "_tree _by_mark _look_up _trace _wire", _D: "_events"},
-    LostNames: {_H: "_inodes", _W: "_limit"},
+    EventStream: {_E: "_lost_names", _W: "_tree _by_mark _look_up _trace _wire", _D: "_events"},
+    LostNames: {_E: "_inodes", _W: "_limit"},
     # It is settled before a handover.
     RenameJoiner: {_W: "_patience _limit", _D: "_ready _queued _unmatched"},
-    TreeBackend: {_H: "_group _by_mark", _W: "_inodes _tree _stream _path_of"},
+    TreeBackend: {_E: "_group _by_mark", _W: "_inodes _tree _stream _path_of"},
     FanotifyBackend: {
-        _H: "_groups _group_of_fsid _group_of_mark _refused _by_identity",
+        _E: "_groups _group_of_fsid _group_of_mark _refused _by_identity",
         _W: "_own_pid _report_own _mount_fd _epoll",
         _D: "_history",
     },
-    InotifyBackend: {_H: "_inotify", _W: "_clock", _D: "_joiner"},
+    InotifyBackend: {_E: "_inotify", _W: "_clock", _D: "_joiner"},
 }
 
 

@@ -114,7 +114,7 @@ _RECORD = struct.Struct("<QQQ")
         (section(0) * 2 + section(0)[:5], "are missing"),
         (wire._section.pack_values(0, 8), "its server are incomplete"),
         (section(2, bytes(32)), "its server are incomplete"),
-        (section(1, bytes(40)), "its server are followed by 8 bytes"),
+        (section(1, bytes(48)), "its server are followed by 8 bytes"),
         (section(0) * len(fields(State)) + b"more", "it is followed by 4 bytes"),
         # A string that is longer than the section.
         (section(0) * _BEFORE + section(1, _RECORD.pack(0, 0, 9), b"12345678"), "incomplete"),

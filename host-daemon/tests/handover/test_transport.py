@@ -77,7 +77,7 @@ class Transport:
         self.server.pause()
         state, fds = State(), Descriptors()
         listener, waiting = self.server.export_state(state, fds)
-        state.server.append(ServerState(listener, NONE, NONE, waiting))
+        state.server.append(ServerState(listener, NONE, NONE, waiting, NONE))
         state.pending += self.device.export_state()
         return Exported(state, fds.fds)
 

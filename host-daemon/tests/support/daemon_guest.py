@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import stat
 from typing import Any
@@ -22,6 +24,8 @@ UNIQUE = 9000
 #: What Linux offers, as far as this daemon knows it.
 OFFERED = InitFlag((1 << 31) - 1) | InitFlag.CREATE_SUPP_GROUP | FUSE_HAS_FSNOTIFY
 BUFFERS = 8
+#: The number of the first request whose reply may come later; the others have larger ones.
+ASKED = 1 << 40
 
 
 class MountedGuest:
@@ -160,3 +164,52 @@ class MountedGuest:
     def leave(self) -> None:
         """Power off."""
         self.front_end.close()
+
+    def reconnect(self, daemon: DaemonProcess) -> None:
+        """Connect to another daemon, as a VMM does when the former one has ended."""
+        self.front_end.reconnect(daemon.connect())
+
+
+def open_file(guest: MountedGuest, nodeid: int, flags: int = os.O_RDWR) -> int:
+    """Open a file; return its handle."""
+    reply = guest.ask(Opcode.OPEN, nodeid, wire.open_in.pack(flags=flags), wire.open_out.size)
+    return int(wire.open_out.unpack_from(reply).fh)
+
+
+def lock_request(fh: int, owner: int, kind: int = fcntl.F_WRLCK) -> bytes:
+    """Return the payload of SETLK, SETLKW or GETLK."""
+    return wire.lk_in.pack(
+        fh=fh, owner=owner, lk_start=0, lk_end=9, lk_type=kind, lk_pid=1, lk_flags=0
+    )
+
+
+class Asked:
+    """A request whose reply may come later."""
+
+    _numbers = itertools.count(ASKED, 2)
+
+    def __init__(
+        self, guest: MountedGuest, opcode: int, nodeid: int, payload: bytes, room: int
+    ) -> None:
+        front_end = guest.front_end
+        self.front_end = front_end
+        size = wire.in_header.size + len(payload)
+        self.unique = next(self._numbers)
+        head = wire.in_header.pack(len=size, opcode=opcode, unique=self.unique, nodeid=nodeid)
+        request = Buffer(front_end.ram.allocate(size), size)
+        front_end.ram.write(request.addr, head + payload)
+        room += OUT_HEADER.size
+        self.reply = Buffer(front_end.ram.allocate(room), room)
+        self.channel = front_end.requests()
+        self.head = self.channel.queue.add([request], [self.reply], front_end.indirect)
+        front_end.publish(self.channel)
+
+    def answer(self) -> tuple[int, bytes]:
+        """Return errno and payload of the reply, which comes next."""
+        self.channel.queue.want_interrupts(True)
+        head, written = self.front_end.wait_used(self.channel)
+        assert head == self.head
+        reply = self.front_end.ram.read(self.reply.addr, written)
+        length, error, unique = OUT_HEADER.unpack_from(reply)
+        assert (length, unique) == (written, self.unique)
+        return -error, reply[OUT_HEADER.size :]

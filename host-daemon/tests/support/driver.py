@@ -196,6 +196,10 @@ class DriverQueue:
         with self._lock:
             pass
 
+    def used_index(self) -> int:
+        """Return the index of the used ring."""
+        return self.ram.read_short(self.used + 2)
+
     def used_count(self) -> int:
         """Return how many used chains have not been taken."""
         return (self.ram.read_short(self.used + 2) - self.next_used) & 0xFFFF

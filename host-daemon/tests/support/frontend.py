@@ -169,6 +169,21 @@ class FrontEnd:
         for index in range(len(self.channels)):
             self.start_ring(index)
 
+    def reconnect(self, sock: socket.socket) -> None:
+        """Do all of that again with another daemon, as QEMU does when the former one has ended.
+
+        The rings go on after what was added to the used ring.
+        """
+        self.sock.close()
+        self.sock = sock
+        self.negotiate_features()
+        self.share_memory()
+        for index, channel in enumerate(self.channels):
+            channel.queue.base = channel.queue.used_index()
+            self.start_ring(index, enable=False)
+        for index in range(len(self.channels)):
+            self.enable_ring(index, True)
+
     def negotiate_features(self) -> None:
         """Agree on protocol features, read the configuration, agree on features."""
         self.offered = self.ask_number(Request.GET_FEATURES)

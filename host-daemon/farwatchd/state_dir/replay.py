@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that must not be done twice: their intents, and how one is served again.
+
+A process that is killed may have done a request whose reply the guest has not got. The guest's
+kernel waits, and the next process serves it again. Most requests may be done twice: a read, a write
+at a position. For those that may not, the intent is recorded before: when that was, and what names
+meant that are to be made or exchanged. What names mean now, and when that was changed, shows
+whether the request was done. Where that cannot be seen the request fails with EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from farwatchd.fuse.filesystem import Requester
+from farwatchd.fuse.reply import EMPTY, Reply
+from farwatchd.fuse.request import Request
+from farwatchd.fuse.session import Session
+from farwatchd.iovec import gather
+from farwatchd.linux.libc import failure
+from farwatchd.linux.syscalls import statx
+from farwatchd.passthrough.passthrough_fs import PassthroughFs
+from farwatchd.state_dir.in_flight import InFlight, Intent
+from farwatchd.state_dir.journal_writer import Journal
+from farwatchd.wire.fuse import (
+    Opcode,
+    create_in,
+    fallocate_in,
+    link_in,
+    mkdir_in,
+    mknod_in,
+    rename2_in,
+    rename_in,
+    write_in,
+    write_out,
+)
+
+Handle = Callable[[Request], Reply]
+
+_RENAME_EXCHANGE = 2
+#: FALLOC_FL_COLLAPSE_RANGE and FALLOC_FL_INSERT_RANGE.
+_MOVES_DATA = 0x08 | 0x20
+#: Where the new name is among the arguments of what makes one.
+_NAME_AT = {
+    Opcode.SYMLINK: 0,
+    Opcode.MKNOD: mknod_in.size,
+    Opcode.MKDIR: mkdir_in.size,
+    Opcode.LINK: link_in.size,
+    Opcode.CREATE: create_in.size,
+}
+#: What changes open files alone, mostly, and may be done twice.
+_FILES = (Opcode.OPEN, Opcode.OPENDIR, Opcode.RELEASE, Opcode.RELEASEDIR)
+#: What else changes the state that the journal has, and may be done twice.
+_JOURNALED = (
+    Opcode.READDIRPLUS,
+    Opcode.FLUSH,
+    Opcode.SETLK,
+    Opcode.SETLKW,
+    Opcode.BATCH_FORGET,
+    Opcode.TMPFILE,
+)
+
+
+class Replay:
+    """Serves requests with a journal. ``again``: what a former process has left."""
+
+    def __init__(
+        self, journal: Journal, in_flight: InFlight, session: Session, fs: PassthroughFs
+    ) -> None:
+        self._journal = journal
+        self._in_flight = in_flight
+        self._fs = fs
+        self._share = fs.share
+        self._intent: Intent | None = None
+        #: Requests that threads of the former process worked on.
+        self._uncertain: set[int] = set()
+        self._lookup: Handle = _unknown
+        self._install(session)
+
+    def expect(self, intent: Intent | None, uncertain: Collection[int]) -> None:
+        """Serve again the request of ``intent``, which may have been done.
+
+        ``uncertain``: requests of which nothing is known.
+        """
+        self._intent = intent
+        self._uncertain = set(uncertain)
+
+    @property
+    def _expects(self) -> bool:
+        """Whether a request that may have been done is still to come."""
+        return self._intent is not None or bool(self._uncertain)
+
+    def forget(self) -> None:
+        """Expect nothing: the session has ended."""
+        self.expect(None, ())
+
+    def _install(self, session: Session) -> None:
+        for opcode in _JOURNALED:
+            session.intercept(opcode, self._journaled)
+        for opcode in _FILES:
+            session.intercept(opcode, partial(self._journaled, commit=self._journal.commit_file))
+        session.intercept(
+            Opcode.FORGET, partial(self._journaled, commit=self._journal.commit_lookup)
+        )
+        session.intercept(Opcode.INIT, self._around_init)
+        session.intercept(Opcode.LOOKUP, self._around_lookup)
+        for opcode, at in _NAME_AT.items():
+            session.intercept(opcode, self._around_new(opcode, at))
+        for opcode in (Opcode.UNLINK, Opcode.RMDIR):
+            session.intercept(opcode, self._around_removal)
+        session.intercept(Opcode.RENAME, self._around_rename(rename_in.size))
+        session.intercept(Opcode.RENAME2, self._around_rename(rename2_in.size))
+        session.intercept(Opcode.WRITE, self._around_write)
+        session.intercept(Opcode.FALLOCATE, self._around_fallocate)
+        session.intercept(Opcode.SETXATTR, self._around_setxattr)
+        session.intercept(Opcode.REMOVEXATTR, self._around_removexattr)
+
+    def _journaled(self, handle: Handle, commit: Callable[[int], None] | None = None) -> Handle:
+        commit = self._journal.commit if commit is None else commit
+        changes = self._journal.changes
+
+        def served(request: Request) -> Reply:
+            try:
+                return handle(request)
+            finally:
+                if changes:
+                    commit(request.header[2])
+
+        return served
+
+    def _around_init(self, handle: Handle) -> Handle:
+        def served(request: Request) -> Reply:
+            try:
+                return handle(request)
+            finally:
+                self._journal.commit_session(request.unique)
+
+        return served
+
+    def _around_lookup(self, handle: Handle) -> Handle:
+        self._lookup = self._journaled(handle, self._journal.commit_lookup)
+        return self._lookup
+
+    def _again(self, request: Request) -> Intent | None:
+        """Return the intent of a request that may have been done; EIO if that is unknown."""
+        if request.unique in self._uncertain:
+            self._uncertain.discard(request.unique)
+            raise OSError(errno.EIO, "the daemon was killed while a thread worked on it")
+        intent = self._intent
+        if intent is None or intent.unique != request.unique:
+            return None
+        self._intent = None
+        if self._share.inodes.get(request.nodeid).remote:
+            raise OSError(errno.EIO, "a server may have done it before the daemon was killed")
+        return intent
+
+    def _fd(self, nodeid: int) -> int:
+        return self._share.inodes.get(nodeid).fd
+
+    def _identity(self, directory: int, name: bytes) -> bytes:
+        inode = self._share.inodes.get(directory)
+        # A server may not answer; threads do what there is to do.
+        return b"" if inode.remote else self._journal.places.identity_at(inode.fd, name)
+
+    # New names
+
+    def _around_new(self, opcode: Opcode, at: int) -> Callable[[Handle], Handle]:
+        def around(handle: Handle) -> Handle:
+            journaled = self._journaled(
+                handle, self._journal.commit_created if opcode == Opcode.CREATE else None
+            )
+            intend = self._in_flight.intend
+
+            def served(request: Request) -> Reply:
+                intent = self._again(request)
+                name = request.name(at) if opcode != Opcode.SYMLINK else request.strings(0, 1)[0]
+                if (
+                    intent is not None
+                    and not intent.first
+                    and self._was_made(opcode, request, name, intent)
+                ):
+                    return self._made(opcode, journaled, request, name)
+                intend(request.header[2], self._identity(request.nodeid, name))
+                return journaled(request)
+
+            return served
+
+        return around
+
+    def _was_made(self, opcode: Opcode, request: Request, name: bytes, intent: Intent) -> bool:
+        """Return whether a name is what the request has made."""
+        inode = self._share.inodes.get(request.nodeid)
+        if inode.remote:
+            return False
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inode.fd)
+        except FileNotFoundError:
+            return False
+        try:
+            if opcode == Opcode.LINK:
+                target = self._fd(link_in.unpack_from(request.args).oldnodeid)
+                return self._journal.places.identity(fd) == self._journal.places.identity(target)
+            status = os.fstat(fd)
+            if not _is_kind(opcode, request, fd, status.st_mode):
+                return False
+            born = statx(fd).btime_ns
+            made = status.st_ctime_ns if born is None else born
+            return intent.time_ns <= made and (not intent.until_ns or made <= intent.until_ns)
+        finally:
+            os.close(fd)
+
+    def _made(self, opcode: Opcode, handle: Handle, request: Request, name: bytes) -> Reply:
+        if opcode == Opcode.CREATE:
+            flags = create_in.unpack_from(request.args).flags & ~os.O_EXCL
+            request.args = flags.to_bytes(4, "little") + request.args[4:]
+            return handle(request)
+        requester = None if opcode == Opcode.LINK else request.requester()
+        request.args = name + b"\0"
+        reply = self._lookup(request)
+        if isinstance(requester, Requester) and requester.security_xattrs:
+            self._set_security_xattrs(requester, request.nodeid, name)
+        return reply
+
+    def _set_security_xattrs(self, requester: Requester, parent: int, name: bytes) -> None:
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=self._fd(parent))
+        try:
+            self._share.set_security_xattrs(requester, fd)
+        finally:
+            os.close(fd)
+
+    # Removed and renamed ones
+
+    def _around_removal(self, handle: Handle) -> Handle:
+        journaled = self._journaled(handle)
+        intend = self._in_flight.intend
+
+        def served(request: Request) -> Reply:
+            intent = self._again(request)
+            if intent is not None and self._was_removed(request, intent):
+                return EMPTY
+            intend(request.header[2])
+            return journaled(request)
+
+        return served
+
+    def _was_removed(self, request: Request, intent: Intent) -> bool:
+        """Return whether a name was removed since the intent; EIO if nobody can know."""
+        directory = os.fstat(self._fd(request.nodeid))
+        status = self._status(request.nodeid, request.name(0))
+        if status is None:
+            # If nothing has changed in the directory, it was not there before.
+            return directory.st_ctime_ns >= intent.time_ns
+        if _is_replaced(status, directory, intent):
+            raise OSError(errno.EIO, "another file has its name since then")
+        return status.born_ns > intent.time_ns
+
+    def _around_rename(self, at: int) -> Callable[[Handle], Handle]:
+        def around(handle: Handle) -> Handle:
+            intend = self._in_flight.intend
+
+            def served(request: Request) -> Reply:
+                unique, nodeid = request.header[2], request.nodeid
+                if at == rename_in.size:
+                    (newdir,), flags = rename_in.values(request.args), 0
+                else:
+                    newdir, flags, _ = rename2_in.values(request.args)
+                exchanged = flags & _RENAME_EXCHANGE
+                by_path = self._by_path(nodeid) or self._by_path(newdir)
+                if not by_path and not exchanged and not self._expects:
+                    intend(unique)
+                    return handle(request)
+                intent = self._again(request)
+                names = request.names(at, 2)
+                done = intent is not None and (
+                    self._was_exchanged(request, newdir, names, intent)
+                    if exchanged
+                    else self._was_renamed(request, newdir, names, intent)
+                )
+                if not done:
+                    first, second = self._identities(nodeid, newdir, names, exchanged)
+                    intend(unique, first, second)
+                if by_path:
+                    # Before: an inode may be at either path if this is the last request.
+                    self._record_rename(request, newdir, names, exchanged)
+                try:
+                    return EMPTY if done else handle(request)
+                except BaseException:
+                    if by_path:
+                        self._record_rename(request, newdir, names, exchanged, undone=True)
+                    raise
+
+            return served
+
+        return around
+
+    def _identities(
+        self, nodeid: int, newdir: int, names: Sequence[bytes], exchanged: int
+    ) -> tuple[bytes, bytes]:
+        if not exchanged:
+            return b"", b""
+        return self._identity(nodeid, names[0]), self._identity(newdir, names[1])
+
+    def _was_exchanged(
+        self, request: Request, newdir: int, names: Sequence[bytes], intent: Intent
+    ) -> bool:
+        now = self._identities(request.nodeid, newdir, names, _RENAME_EXCHANGE)
+        if not intent.first or now[0] == intent.first:
+            return False
+        if now != (intent.second, intent.first):
+            raise OSError(errno.EIO, "its names have changed since it was done")
+        return True
+
+    def _was_renamed(
+        self, request: Request, newdir: int, names: Sequence[bytes], intent: Intent
+    ) -> bool:
+        """Return whether a file was renamed since the intent; EIO if nobody can know."""
+        directory = os.fstat(self._fd(request.nodeid))
+        old, new = self._status(request.nodeid, names[0]), self._status(newdir, names[1])
+        if old is None:
+            # If nothing has changed in the directory, it was not there before.
+            gone = directory.st_ctime_ns >= intent.time_ns
+        else:
+            replaced = _is_replaced(old, directory, intent)
+            gone = replaced or old.born_ns > intent.time_ns
+        if not gone:
+            return False
+        # Renaming changes st_ctime, and what the guest renames it knows.
+        if new is None or new.changed_ns < intent.time_ns or not new.known:
+            raise OSError(errno.EIO, "its names have changed since it was done")
+        return True
+
+    def _status(self, nodeid: int, name: bytes) -> _Status | None:
+        """Return what a name means now; None if there is no such name."""
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd(nodeid))
+        except FileNotFoundError:
+            return None
+        try:
+            return _Status(
+                os.fstat(fd).st_ctime_ns,
+                statx(fd).btime_ns or 0,
+                self._share.inodes.nodeid_of(fd) is not None,
+            )
+        finally:
+            os.close(fd)
+
+    def _by_path(self, nodeid: int) -> bool:
+        return not self._share.inodes.get(nodeid).host_inode.by_handle
+
+    def _record_rename(
+        self,
+        request: Request,
+        newdir: int,
+        names: Sequence[bytes],
+        exchanged: int,
+        undone: bool = False,
+    ) -> None:
+        places = self._journal.places
+        old, new = places.path(self._fd(request.nodeid)), places.path(self._fd(newdir))
+        if old is None or new is None:
+            return
+        paths = _joined(old, names[0]), _joined(new, names[1])
+        if undone:
+            paths = paths[1], paths[0]
+        self._journal.changes.renames.append((*paths, bool(exchanged)))
+        self._journal.commit(request.header[2])
+
+    # Data and attributes
+
+    def _around_write(self, handle: Handle) -> Handle:
+        find = self._share.open_files.find
+
+        def served(request: Request) -> Reply:
+            file = find(int.from_bytes(request.args[:8], "little"))
+            if file is None or not file.flags & os.O_APPEND:
+                return handle(request)
+            intent = self._again(request)
+            if file.remote:
+                return handle(request)
+            size = os.fstat(file.fd).st_size
+            if intent is not None and size != intent.number:
+                data = gather(request.data, 0, write_in.unpack_from(request.args).size)
+                if os.pread(file.fd, len(data), intent.number) != data:
+                    raise OSError(errno.EIO, "it was appended in part, or others have written")
+                return write_out.pack_values(len(data), 0)
+            self._in_flight.intend(request.header[2], number=size)
+            return handle(request)
+
+        return served
+
+    def _around_fallocate(self, handle: Handle) -> Handle:
+        def served(request: Request) -> Reply:
+            if fallocate_in.unpack_from(request.args).mode & _MOVES_DATA:
+                if self._again(request) is not None:
+                    raise OSError(errno.EIO, "the daemon was killed meanwhile")
+                self._in_flight.intend(request.header[2])
+            return handle(request)
+
+        return served
+
+    def _around_setxattr(self, handle: Handle) -> Handle:
+        def served(request: Request) -> Reply:
+            intent = self._again(request)
+            if intent is None:
+                self._in_flight.intend(request.header[2])
+            try:
+                return handle(request)
+            except FileExistsError:
+                if intent is None:
+                    raise
+                # XATTR_CREATE of what was made before the process was killed, or by others since.
+                raise OSError(errno.EIO, "an attribute that may have been made") from None
+
+        return served
+
+    def _around_removexattr(self, handle: Handle) -> Handle:
+        def served(request: Request) -> Reply:
+            intent = self._again(request)
+            if intent is None:
+                was_set = self._has_xattr(request.nodeid, request.strings(0, 1)[0])
+                self._in_flight.intend(request.header[2], number=was_set)
+            try:
+                return handle(request)
+            except OSError as error:
+                if intent is None or not intent.number or error.errno != errno.ENODATA:
+                    raise
+                return EMPTY
+
+        return served
+
+    def _has_xattr(self, nodeid: int, name: bytes) -> bool:
+        if self._share.inodes.get(nodeid).remote:
+            return False
+        try:
+            self._fs.getxattr(nodeid, name)
+        except OSError:
+            return False
+        return True
+
+
+class _Status(NamedTuple):
+    """What a name means: when the inode was changed and made, and whether the guest knows it."""
+
+    changed_ns: int
+    born_ns: int
+    known: bool
+
+
+def _is_replaced(status: _Status, directory: os.stat_result, intent: Intent) -> bool:
+    """Return whether another process may have given a name to another inode, after the end."""
+    until = intent.until_ns
+    return (
+        bool(until)
+        and status.born_ns <= intent.time_ns
+        and status.changed_ns > until
+        and directory.st_ctime_ns > until
+    )
+
+
+def _is_kind(opcode: Opcode, request: Request, fd: int, mode: int) -> bool:
+    """Return whether an inode is of the kind that a request makes."""
+    if opcode == Opcode.SYMLINK:
+        target = request.strings(0, 2)[1]
+        return stat.S_ISLNK(mode) and os.readlink(b"", dir_fd=fd) == target
+    if opcode == Opcode.MKDIR:
+        return stat.S_ISDIR(mode)
+    made = mknod_in.unpack_from(request.args).mode if opcode == Opcode.MKNOD else 0
+    return stat.S_IFMT(mode) == (stat.S_IFMT(made) or stat.S_IFREG)
+
+
+def _joined(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
+
+
+def _unknown(_: Request) -> Reply:
+    raise failure(errno.ENOSYS)
