@@ -22,9 +22,14 @@ NODE_MODULES = {
     "@parcel/watcher": "2",
     "nodemon": "3",
     "watchpack": "2",
+    "webpack": "5",
+    "vite": "8",
+    "typescript": "5",
+    "jest-haste-map": "30",
 }
 PYTHON_PACKAGES = ("watchdog", "watchfiles")
 DEBIAN_PACKAGES = ("entr", "libglib2.0-bin", "inotify-tools")
+GO_LIBRARY = "golang-github-fsnotify-fsnotify-dev"
 DIRECTORY = "{directory}"
 
 
@@ -76,7 +81,19 @@ def install() -> list[WatchProgram]:
         progress.say("  without npm: no watchers of node")
     if shutil.which("javac"):
         clients.append(java_client())
-    return clients
+    return [*clients, go_client()]
+
+
+def go_client() -> WatchProgram:
+    """Compile the watcher of Go, which is Debian's."""
+    apt.install(("golang-go", GO_LIBRARY), paths.LOGS / "clients-go.log")
+    program = FOLDER / "gowatch"
+    # Debian's libraries are no modules.
+    build = ["env", "GO111MODULE=off", "GOPATH=/usr/share/gocode", "CGO_ENABLED=0", "go", "build"]
+    subprocesses.run([*build, "-o", program, PROGRAMS / "gowatch.go"])
+    return WatchProgram(
+        "Go fsnotify", (str(program), DIRECTORY), lambda: debian_version(GO_LIBRARY)
+    )
 
 
 def java_client() -> WatchProgram:
@@ -144,6 +161,10 @@ def node_clients() -> list[WatchProgram]:
         ),
         node("@parcel/watcher", "parcel.mjs"),
         node("watchpack", "watchpack.mjs"),
+        node("webpack", "webpack.mjs"),
+        node("vite", "vite.mjs"),
+        node("TypeScript", "typescript.mjs", module="typescript"),
+        node("jest", "jest.mjs", module="jest-haste-map"),
         WatchProgram(
             "node fs.watch",
             ("node", str(PROGRAMS / "fswatch.mjs"), DIRECTORY),

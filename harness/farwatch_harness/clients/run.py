@@ -7,6 +7,7 @@ import queue
 import subprocess
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ QUIET = 1.5
 QUIET_IN_GUEST = 4.0
 #: Seconds for a watcher to start; an emulated guest takes long to start node or Java.
 START_LIMIT = 240.0
+#: Seconds that the guest's watcher has to report what all native runs reported.
+STEP_LIMIT = 60.0
 #: Native runs: what a watcher reports may differ from run to run.
 NATIVE_RUNS = 3
 RESULT = catalog.FOLDER / "results.json"
@@ -68,21 +71,35 @@ def differences(native: Sequence[Report], guest: Report) -> dict[str, Difference
     What every native run reported must be there, and nothing that no native run reported.
     """
     found = {}
+    wanted = common(native)
     for step, lines in guest.items():
-        runs = [set(run[step]) for run in native]
-        missing = runs[0].intersection(*runs) - set(lines)
-        more = set(lines) - runs[0].union(*runs)
+        missing = set(wanted[step]) - set(lines)
+        more = set(lines).difference(*(run[step] for run in native))
         if missing or more:
             found[step] = Difference(tuple(sorted(missing)), tuple(sorted(more)))
     return found
 
 
+def common(native: Sequence[Report]) -> Report:
+    """Return for each step the lines that all native runs had."""
+    return {
+        step: tuple(sorted(set(native[0][step]).intersection(*(run[step] for run in native))))
+        for step in native[0]
+    }
+
+
 def observe(
-    client: WatchProgram, shared: Path, seen: str, quiet: float, next_line: NextLine
+    client: WatchProgram,
+    shared: Path,
+    seen: str,
+    quiet: float,
+    next_line: NextLine,
+    wanted: Report | None = None,
 ) -> Report:
     """Wait until a watcher is ready, do all steps in ``shared``, and return its report.
 
     seen: the path by which the watcher knows the directory.
+    wanted: lines of each step that are awaited, for STEP_LIMIT seconds.
     """
     said: list[str] = []
     while not said or client.ready not in said[-1]:
@@ -94,7 +111,12 @@ def observe(
     settled(quiet, next_line)
     for step in scenario.STEPS:
         step.act(shared)
-        report[step.name] = normalized(settled(quiet, next_line), seen)
+        awaited = set() if wanted is None else set(wanted[step.name])
+        end = time.monotonic() + STEP_LIMIT
+        lines = settled(quiet, next_line)
+        while not awaited.issubset(normalized(lines, seen)) and time.monotonic() < end:
+            lines += settled(quiet, next_line)
+        report[step.name] = normalized(lines, seen)
     return report
 
 
@@ -154,7 +176,7 @@ def native_lines(argv: list[str]) -> Iterator[NextLine]:
         process.wait()
 
 
-def guest_report(client: WatchProgram, testbed: Testbed, name: str) -> Report:
+def guest_report(client: WatchProgram, testbed: Testbed, name: str, wanted: Report) -> Report:
     """Run a watcher in the guest, and return its report of changes on the host."""
     shared, seen = testbed.shared / name, f"{testbed.mount_point}/{name}"
     shared.mkdir()
@@ -168,7 +190,7 @@ def guest_report(client: WatchProgram, testbed: Testbed, name: str) -> Report:
             return waiting.popleft() if waiting else None
 
         waiting: deque[str] = deque()
-        return observe(client, shared, seen, QUIET_IN_GUEST, next_line)
+        return observe(client, shared, seen, QUIET_IN_GUEST, next_line, wanted)
     finally:
         process.stop(9)
 
@@ -186,7 +208,8 @@ def compare(environment: Environment, names: Sequence[str]) -> list[Outcome]:
                     folders = [Path(top, f"{number}-{run}") for run in range(NATIVE_RUNS)]
                     with ThreadPoolExecutor() as pool:
                         native = list(pool.map(partial(native_report, client), folders))
-                    found = differences(native, guest_report(client, testbed, str(number)))
+                    guest = guest_report(client, testbed, str(number), common(native))
+                    found = differences(native, guest)
                 outcomes.append(Outcome(client.name, client.version(), found))
                 RESULT.write_text(json.dumps([vars(one) for one in outcomes], indent=1))
             problems = testbed.problems()

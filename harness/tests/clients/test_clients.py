@@ -42,6 +42,16 @@ def test_watcher_that_ends_is_an_error_with_its_words(tmp_path: Path) -> None:
         run.native_report(client("print('no such thing')"), tmp_path / "directory")
 
 
+def test_lines_that_native_runs_had_are_awaited(tmp_path: Path) -> None:
+    scenario.prepare(tmp_path)
+    # Nothing comes within the time after which a faster watcher has reported all of the first step.
+    said = iter(["READY", None, None, None, "late", None])
+    first, *others = (step.name for step in scenario.STEPS)
+    wanted: run.Report = {first: ("late",), **dict.fromkeys(others, ())}
+    report = run.observe(client(""), tmp_path, "DIR", 0, lambda _limit: next(said, None), wanted)
+    assert report == wanted
+
+
 def test_step_that_no_native_run_reported_so_is_a_difference() -> None:
     native: list[run.Report] = [{"a": ("1", "x"), "b": ("2",)}, {"a": ("1", "y"), "b": ("2",)}]
     assert run.differences(native, {"a": ("1",), "b": ("2",)}) == {}
