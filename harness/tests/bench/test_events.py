@@ -71,7 +71,8 @@ def test_events_of_the_host_itself_are_measured(tmp_path: Path) -> None:
     compiled = programs.compiled()
     found = events.latency(place, compiled, EVENTS)
     assert (found.mode, found.count) == ("native", EVENTS)
-    assert 0 < found.median <= found.p99 <= found.p999
+    # On a busy machine the clocks are known less exactly than a native event takes.
+    assert -found.error < found.median <= found.p99 <= found.p999
     # Both counters are the same one, and its offset is known to be about 0.
     assert 0 <= found.error < 1000
     burst = events.batch(place, compiled, "burst", 50, None)

@@ -142,14 +142,6 @@ class InodeTable:
         """Return the inodes in the table; none of them may be added or forgotten meanwhile."""
         return self._by_nodeid.values()
 
-    def nodeid_of(self, fd: int) -> int | None:
-        """Return the guest's number of the inode of ``fd``; None if the guest does not know it."""
-        host_inode = self._store.get(fd, os.fstat(fd))
-        try:
-            return self.nodeid(host_inode)
-        finally:
-            self._store.put(host_inode)
-
     def mount_descriptor(self, mount: int) -> int | None:
         """Return the descriptor by which inodes of a mount are opened; None if there is none."""
         return self._store.mount_descriptor(mount)

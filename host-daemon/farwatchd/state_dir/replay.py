@@ -3,9 +3,9 @@
 
 A process that is killed may have done a request whose reply the guest has not got. The guest's
 kernel waits, and the next process serves it again. Most requests may be done twice: a read, a write
-at a position. For those that may not, the intent is recorded before: when that was, and what names
-meant that are to be made or exchanged. What names mean now, and when that was changed, shows
-whether the request was done. Where that cannot be seen the request fails with EIO.
+at a position. For those that may not, the intent is recorded before: when that was, and which
+inodes its names mean. Which they mean now shows whether the request was done; for what makes a
+name, also when its inode was made. Where that cannot be seen the request fails with EIO.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import stat
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from farwatchd.fuse.filesystem import Requester
 from farwatchd.fuse.reply import EMPTY, Reply
@@ -89,11 +88,6 @@ class Replay:
         """
         self._intent = intent
         self._uncertain = set(uncertain)
-
-    @property
-    def _expects(self) -> bool:
-        """Whether a request that may have been done is still to come."""
-        return self._intent is not None or bool(self._uncertain)
 
     def forget(self) -> None:
         """Expect nothing: the session has ended."""
@@ -241,24 +235,25 @@ class Replay:
         intend = self._in_flight.intend
 
         def served(request: Request) -> Reply:
+            name = request.name(0)
             intent = self._again(request)
-            if intent is not None and self._was_removed(request, intent):
+            if intent is not None and self._was_removed(request, name, intent):
                 return EMPTY
-            intend(request.header[2])
+            intend(request.header[2], self._identity(request.nodeid, name))
             return journaled(request)
 
         return served
 
-    def _was_removed(self, request: Request, intent: Intent) -> bool:
-        """Return whether a name was removed since the intent; EIO if nobody can know."""
-        directory = os.fstat(self._fd(request.nodeid))
-        status = self._status(request.nodeid, request.name(0))
-        if status is None:
-            # If nothing has changed in the directory, it was not there before.
-            return directory.st_ctime_ns >= intent.time_ns
-        if _is_replaced(status, directory, intent):
-            raise OSError(errno.EIO, "another file has its name since then")
-        return status.born_ns > intent.time_ns
+    def _was_removed(self, request: Request, name: bytes, intent: Intent) -> bool:
+        """Return whether a name was removed since the intent.
+
+        ENOENT: there was none, and another process has made one since.
+        """
+        if self._identity(request.nodeid, name) == intent.first:
+            return False
+        if not intent.first:
+            raise failure(errno.ENOENT)
+        return True
 
     def _around_rename(self, at: int) -> Callable[[Handle], Handle]:
         def around(handle: Handle) -> Handle:
@@ -272,11 +267,8 @@ class Replay:
                     newdir, flags, _ = rename2_in.values(request.args)
                 exchanged = flags & _RENAME_EXCHANGE
                 by_path = self._by_path(nodeid) or self._by_path(newdir)
-                if not by_path and not exchanged and not self._expects:
-                    intend(unique)
-                    return handle(request)
-                intent = self._again(request)
                 names = request.names(at, 2)
+                intent = self._again(request)
                 done = intent is not None and (
                     self._was_exchanged(request, newdir, names, intent)
                     if exchanged
@@ -302,9 +294,8 @@ class Replay:
     def _identities(
         self, nodeid: int, newdir: int, names: Sequence[bytes], exchanged: int
     ) -> tuple[bytes, bytes]:
-        if not exchanged:
-            return b"", b""
-        return self._identity(nodeid, names[0]), self._identity(newdir, names[1])
+        first = self._identity(nodeid, names[0])
+        return first, self._identity(newdir, names[1]) if exchanged else b""
 
     def _was_exchanged(
         self, request: Request, newdir: int, names: Sequence[bytes], intent: Intent
@@ -319,36 +310,17 @@ class Replay:
     def _was_renamed(
         self, request: Request, newdir: int, names: Sequence[bytes], intent: Intent
     ) -> bool:
-        """Return whether a file was renamed since the intent; EIO if nobody can know."""
-        directory = os.fstat(self._fd(request.nodeid))
-        old, new = self._status(request.nodeid, names[0]), self._status(newdir, names[1])
-        if old is None:
-            # If nothing has changed in the directory, it was not there before.
-            gone = directory.st_ctime_ns >= intent.time_ns
-        else:
-            replaced = _is_replaced(old, directory, intent)
-            gone = replaced or old.born_ns > intent.time_ns
-        if not gone:
+        """Return whether a file was renamed since the intent; EIO if nobody can know.
+
+        ENOENT: there was none, and another process has made one since.
+        """
+        if self._identity(request.nodeid, names[0]) == intent.first:
             return False
-        # Renaming changes st_ctime, and what the guest renames it knows.
-        if new is None or new.changed_ns < intent.time_ns or not new.known:
+        if not intent.first:
+            raise failure(errno.ENOENT)
+        if self._identity(newdir, names[1]) != intent.first:
             raise OSError(errno.EIO, "its names have changed since it was done")
         return True
-
-    def _status(self, nodeid: int, name: bytes) -> _Status | None:
-        """Return what a name means now; None if there is no such name."""
-        try:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd(nodeid))
-        except FileNotFoundError:
-            return None
-        try:
-            return _Status(
-                os.fstat(fd).st_ctime_ns,
-                statx(fd).btime_ns or 0,
-                self._share.inodes.nodeid_of(fd) is not None,
-            )
-        finally:
-            os.close(fd)
 
     def _by_path(self, nodeid: int) -> bool:
         return not self._share.inodes.get(nodeid).host_inode.by_handle
@@ -442,25 +414,6 @@ class Replay:
         except OSError:
             return False
         return True
-
-
-class _Status(NamedTuple):
-    """What a name means: when the inode was changed and made, and whether the guest knows it."""
-
-    changed_ns: int
-    born_ns: int
-    known: bool
-
-
-def _is_replaced(status: _Status, directory: os.stat_result, intent: Intent) -> bool:
-    """Return whether another process may have given a name to another inode, after the end."""
-    until = intent.until_ns
-    return (
-        bool(until)
-        and status.born_ns <= intent.time_ns
-        and status.changed_ns > until
-        and directory.st_ctime_ns > until
-    )
 
 
 def _is_kind(opcode: Opcode, request: Request, fd: int, mode: int) -> bool:

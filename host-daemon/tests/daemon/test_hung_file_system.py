@@ -557,9 +557,10 @@ def test_pending_lock_is_interrupted_while_the_server_is_asked_for_it(
     daemon: DaemonProcess, hung: HungFileSystem
 ) -> None:
     guest, at, other = guest_with_a_lock(daemon)
+    # Before: once the server has answered, the loop asks it for the lock, and would wait, too.
+    hung.hang()
     reply = guest.start(Opcode.SETLKW, at.file, lock(other, 2))
     assert is_served(guest)
-    hung.hang()
     wait_until_hung(daemon, 1)
     guest.front_end.requests().queue.want_interrupts(True)
     guest.front_end.send_no_reply(Opcode.INTERRUPT, 0, fuse.interrupt_in.pack(unique=UNIQUE))

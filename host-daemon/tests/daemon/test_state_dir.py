@@ -524,6 +524,40 @@ def test_new_file_is_not_removed_for_the_one_before(tmp_path: Path) -> None:
         guest.leave()
 
 
+def test_new_file_is_not_overwritten_for_the_one_before(tmp_path: Path) -> None:
+    with mortal(tmp_path, "--sandbox=none", crash=FunctionCrash("after", "handle")) as host:
+        (host.shared / "file").write_bytes(b"of the guest")
+        guest = MountedGuest(host.daemon)
+        payload = wire.rename_in.pack(newdir=ROOT) + b"file\0renamed\0"
+        asked = Asked(guest, Opcode.RENAME, ROOT, payload, 0)
+        host.killed()
+        (host.shared / "file").write_bytes(b"of the host")
+        host.start()
+        host.go_on(guest)
+        assert asked.answer()[0] == 0
+        assert (host.shared / "file").read_bytes() == b"of the host"
+        assert (host.shared / "renamed").read_bytes() == b"of the guest"
+        guest.leave()
+
+
+@pytest.mark.parametrize("opcode", [Opcode.UNLINK, Opcode.RENAME])
+def test_file_that_was_not_there_is_not_taken_for_one_that_was(
+    tmp_path: Path, opcode: Opcode
+) -> None:
+    with mortal(tmp_path, "--sandbox=none", crash=FunctionCrash("after", "intend")) as host:
+        guest = MountedGuest(host.daemon)
+        renamed = wire.rename_in.pack(newdir=ROOT) + b"file\0renamed\0"
+        payload = b"file\0" if opcode == Opcode.UNLINK else renamed
+        asked = Asked(guest, opcode, ROOT, payload, 0)
+        host.killed()
+        (host.shared / "file").write_bytes(b"of the host")
+        host.start()
+        host.go_on(guest)
+        assert asked.answer()[0] == errno.ENOENT
+        assert (host.shared / "file").read_bytes() == b"of the host"
+        guest.leave()
+
+
 def test_lookup_in_flight_counts_once(tmp_path: Path) -> None:
     points = [
         FunctionCrash("before", "handle"),
