@@ -134,7 +134,7 @@ def exchange(
     assert written == HEADER_SIZE or reply.error == 0
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=4))
 def test_any_request_has_a_reply_in_order(
     batch: list[tuple[bytes, int, list[int], list[int]]],
@@ -148,7 +148,7 @@ def test_any_request_has_a_reply_in_order(
         exchange(session, request, room, (before, after))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=200), room=rooms(), cuts=st.tuples(SIZES, SIZES))
 def test_any_bytes_have_a_reply_in_order(
     data: bytes, room: int, cuts: tuple[list[int], list[int]]
@@ -172,9 +172,7 @@ def real(tmp_path: Path) -> Iterator[tuple[Path, PassthroughFs]]:
     fs.close()
 
 
-@settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.lists(st.tuples(requests(), rooms(), SIZES, SIZES), min_size=1, max_size=6))
 @pytest.mark.root
 def test_any_request_is_replied_and_nothing_outside_the_share_changes(

@@ -165,7 +165,7 @@ def _size(status: os.stat_result) -> int:
     return 0 if stat.S_ISDIR(status.st_mode) else status.st_size
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=12))
 @example([("symlink", "", b"a"), ("rename", "b", b"a", "a", b"a")])
 def test_random_operations_end_as_on_the_host(steps: list[tuple[Any, ...]]) -> None:

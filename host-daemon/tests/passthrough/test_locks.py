@@ -179,7 +179,7 @@ LOCKS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=st.lists(st.tuples(st.sampled_from([A, B]), LOCKS), max_size=25))
 def test_table_has_the_locks_of_the_kernel(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, Lock]]

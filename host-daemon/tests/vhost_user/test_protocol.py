@@ -38,7 +38,7 @@ def _encode(request: int, payload: bytes = b"", flags: int = wire.VERSION) -> by
     st.lists(st.tuples(st.sampled_from(Request), st.binary(max_size=40)), max_size=8),
     st.data(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_messages_survive_any_fragmentation(
     messages: list[tuple[Request, bytes]], data: st.DataObject
 ) -> None:
@@ -389,7 +389,7 @@ _STEPS = st.lists(
 
 
 @given(_STEPS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_sequence_of_messages_is_answered_or_refused(
     steps: list[tuple[Request, bytes, int, bool, bool]],
 ) -> None:
@@ -418,7 +418,7 @@ def test_any_sequence_of_messages_is_answered_or_refused(
 
 
 @given(st.lists(st.binary(min_size=1, max_size=80), max_size=10))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_close_the_connection(parts: list[bytes]) -> None:
     before = open_descriptors()
     link = ConnectionFixture()

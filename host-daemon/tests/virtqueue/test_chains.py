@@ -82,7 +82,7 @@ def setup_module() -> None:
 
 
 @given(st.one_of(_linux_tables(), st.lists(_any_descriptor, min_size=1, max_size=8)))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example(
     [
         (0x1000, 40, NEXT, 1),

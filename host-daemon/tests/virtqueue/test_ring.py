@@ -131,7 +131,7 @@ def test_front_end_addresses_need_one_region() -> None:
     st.booleans(),
     st.integers(0, 0xFFFF),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_chains_arrive_as_they_were_made(
     chains: list[list[tuple[int, bool]]], event_idx: bool, indirect: bool, base: int
 ) -> None:
@@ -341,7 +341,7 @@ _DESCRIPTORS = st.tuples(
     st.integers(0, 9),
     st.binary(max_size=256),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_ring_has_chains_in_memory_or_an_error(
     table: list[tuple[int, int, int, int]], heads: list[int], ahead: int, noise: bytes
 ) -> None:

@@ -297,7 +297,7 @@ def listed(root: Path) -> dict[int, set[bytes]]:
     }
 
 
-@settings(max_examples=int(os.environ.get("FARWATCH_EXAMPLES", "100")), deadline=None)
+@settings(max_examples=int(os.environ.get("FARWATCH_EXAMPLES", "100")))
 @given(st.lists(STEPS, max_size=20))
 def test_names_reported_for_any_script_are_the_names_that_are_there(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as base:

@@ -457,7 +457,7 @@ def if_possible(step: Step) -> Step:
 @pytest.mark.parametrize(
     "backend", [InotifyBackend, by_handle(InotifyBackend)], ids=["by descriptor", "by handle"]
 )
-@settings(max_examples=int(os.environ.get("FARWATCH_EXAMPLES", "80")), deadline=None)
+@settings(max_examples=int(os.environ.get("FARWATCH_EXAMPLES", "80")))
 @given(st.lists(STEPS, max_size=25))
 def test_any_script_is_reported_as_native_inotify_does(
     backend: Callable[[int], WatchBackend], steps: list[Step]
