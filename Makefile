@@ -44,7 +44,7 @@ test-kernels: setup ## check the whole series on each other kernel version: appl
 drift: setup ## try each series on the newest point release that Debian has, and name the patches that need work
 	@$(HARNESS) drift
 
-test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases (7 min)
+test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases, cases (15 min)
 	@$(HARNESS) $(VERSION) test -m daemon
 
 test-module: setup ## run the guest tests that apply to the module on Debian's own kernel
