@@ -16,5 +16,5 @@ same "only the new name is there" "README" "$(guest 'ls; cat Readme 2>/dev/null'
 watch v top=.                                # GUEST
 host_py 'os.rename("README","Readme"); os.rename("Readme","README"); os.rename("README","readme")'
 arrive
-same "the last pair is the last rename" "top: MOVED_FROM README #3 top: MOVED_TO readme #3" "$(seen v | tail -2 | tr '\n' ' ' | sed 's/ $//')"
+same "the last pair is the last rename" "top: MOVED_FROM README #3 top: MOVED_TO readme #3" "$(seen v | tail -2 | line)"
 same "and only that name is there" "readme" "$(guest ls)"

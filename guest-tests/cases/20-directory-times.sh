@@ -16,4 +16,4 @@ same "the directory's times after an addition" "$(host 'stat -c "%y %z" d')" "$(
 before=$(host 'stat -c "%y %z" d/f d')
 guest 'for i in 1 2 3; do ls -l d; cat d/f; done >/dev/null'; arrive
 same "times that reading must not change" "$before" "$(host 'stat -c "%y %z" d/f d')"
-same "the events of one addition alone" "d: CREATE new d: ATTRIB new d: CLOSE_WRITE new" "$(seen w | grep new | tr '\n' ' ' | sed 's/ $//')"
+same "the events of one addition alone" "d: CREATE new d: ATTRIB new d: CLOSE_WRITE new" "$(seen w | grep new | line)"

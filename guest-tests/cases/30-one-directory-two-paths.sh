@@ -10,5 +10,5 @@ watch a l=link r=real                        # GUEST: the same inode twice in on
 watch b l=link/                              # GUEST: another instance
 host 'echo 1 > real/f; echo 2 > link/g'      # HOST
 arrive
-same "in one instance each once" "CREATE f MODIFY f CLOSE_WRITE f CREATE g MODIFY g CLOSE_WRITE g" "$(seen a | sed 's/^[lr]: //' | tr '\n' ' ' | sed 's/ $//')"
-same "in another as well" "CREATE f MODIFY f CLOSE_WRITE f CREATE g MODIFY g CLOSE_WRITE g" "$(seen b | sed 's/^l: //' | tr '\n' ' ' | sed 's/ $//')"
+same "in one instance each once" "CREATE f MODIFY f CLOSE_WRITE f CREATE g MODIFY g CLOSE_WRITE g" "$(seen a | sed 's/^[lr]: //' | line)"
+same "in another as well" "CREATE f MODIFY f CLOSE_WRITE f CREATE g MODIFY g CLOSE_WRITE g" "$(seen b | sed 's/^l: //' | line)"

@@ -9,5 +9,5 @@ guest 'command -v gio >/dev/null' || needs "gio (libglib2.0-bin) in the guest"
 host 'mkdir d; echo 1 > d/old'
 guest 'gio monitor -d d > $T/gio </dev/null 2>&1 & echo $! >> $T/pids'; sleep 1
 host 'echo 1 > d/new; mv d/old d/other; rm d/new'; arrive; sleep 1
-same "what it printed" "created renamed deleted" "$(guest "grep -oE 'created|renamed|deleted|moved_(in|out)' \$T/gio" | uniq | tr '\n' ' ' | sed 's/ $//')"
+same "what it printed" "created renamed deleted" "$(guest "grep -oE 'created|renamed|deleted|moved_(in|out)' \$T/gio" | uniq | line)"
 same "the list" other "$(guest 'ls d')"

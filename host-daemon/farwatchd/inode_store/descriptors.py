@@ -13,8 +13,6 @@ from farwatchd.linux.libc import failure
 
 #: Descriptors that the guest cannot touch; of a low limit, half of it.
 _RESERVE = 256
-
-
 #: Errors of a call that makes a descriptor when there is none left.
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.linux.file_handles import (
     HandleReader,
     handle_of,
@@ -182,7 +183,7 @@ class MountTable:
             mount.fd = open_mount(key, fd, mount.is_own)
             mount.by_handle = True
         except OSError as error:
-            if self._mandatory or error.errno in (errno.EMFILE, errno.ENFILE):
+            if self._mandatory or error.errno in OUT_OF_DESCRIPTORS:
                 raise
             _log.info(
                 "a file system in the share has no usable file handles (%s): using descriptors",

@@ -7,13 +7,13 @@ shows which requests have their replies. What the last request has changed count
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
 
 from farwatchd.fuse.filesystem import ROOT, Lock, OperationDeferred
 from farwatchd.fuse.session import Session
+from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.inode_store.store import HostInode, InodeStore, mount_id_of
 from farwatchd.iovec import gather
 from farwatchd.linux.file_handles import handle_of, mount_of
@@ -314,7 +314,7 @@ class Restored:
                 return None
             return self._store.get(fd, status)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in OUT_OF_DESCRIPTORS:
                 raise
             return None
         finally:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.inode_store.store import ExportedInodes, HostInode
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import NAME_MAX, EventRecord
@@ -205,7 +206,7 @@ class WatchTable:
             watch_id = self._backend.watch(fd, wanted, is_dir)
         except OSError as error:
             # EMFILE of inotify_add_watch(2) would mean something else to the guest.
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in OUT_OF_DESCRIPTORS:
                 raise OSError(
                     errno.ENOSPC, "no descriptor left for a watch; raise --rlimit-nofile"
                 ) from error
