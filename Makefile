@@ -12,7 +12,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -54,10 +54,13 @@ test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN
 	@$(HARNESS) $(VERSION) test --debug -m 'not daemon'
 
 test-matrix: setup ## break patches on purpose and see that test finds it (12 min)
-	@.venv/bin/python -m pytest -q harness/slow-tests --ignore=harness/slow-tests/test_debian_guest.py
+	@.venv/bin/python -m pytest -q harness/slow-tests/test_broken_patches.py harness/slow-tests/test_debug_config.py
 
 test-guest: setup ## boot that guest with QEMU as a VM manager does, and see the host's events in it (5 min; root)
 	@.venv/bin/python -m pytest -q harness/slow-tests/test_debian_guest.py
+
+test-qemu: setup ## boot guests with QEMU and patches/qemu, which is built first (10 min)
+	@.venv/bin/python -m pytest -q harness/slow-tests/test_patched_qemu.py
 
 mutants: setup ## break the kernel's rules one by one and see that a guest test notices each (1 h); ARGS="NAME ..."
 	@$(HARNESS) $(VERSION) mutants $(ARGS)
@@ -135,6 +138,9 @@ kernel: venv ## build the patched kernel; the last line is the path of its image
 
 qemu: venv ## find or unpack a QEMU for events; the last line is the command that runs it
 	@$(HARNESS) qemu
+
+qemu-patched: venv ## build QEMU with patches/qemu, whose vhost-user-fs-pci has the notification queue (8 CPU min); for FARWATCH_QEMU
+	@$(HARNESS) qemu --patched
 
 apply: venv ## apply the series to your kernel tree, by its version: make apply KERNEL=DIR
 	@$(if $(KERNEL),,$(error give the kernel tree: make apply KERNEL=DIR))

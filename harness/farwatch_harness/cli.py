@@ -4,6 +4,7 @@
 import argparse
 import inspect
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ from farwatch_harness.results import CheckName
 from farwatch_harness.soak import run as soak_run
 from farwatch_harness.util import apt, paths, progress
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm import qemu
+from farwatch_harness.vm import patched_qemu, qemu
 from farwatch_harness.vm.environment import (
     Environment,
     patches_of_series,
@@ -88,9 +89,10 @@ def make_guest(_options: argparse.Namespace) -> int:
     return 0
 
 
-def find_qemu(_options: argparse.Namespace) -> int:
+def find_qemu(options: argparse.Namespace) -> int:
     """Find or unpack a QEMU with the notification queue; print the command that runs it."""
-    print(qemu.command_line(qemu.find_qemu()))
+    program = patched_qemu.build() if options.patched else qemu.find_qemu().program
+    print(shlex.quote(str(program)))
     return 0
 
 
@@ -348,7 +350,10 @@ def parser() -> argparse.ArgumentParser:
         "--sources", type=Path, metavar="DIR", help="only write the sources, into DIR"
     )
     add("guest", make_guest)
-    add("qemu", find_qemu)
+    finding = add("qemu", find_qemu)
+    finding.add_argument(
+        "--patched", action="store_true", help="build QEMU with patches/qemu instead"
+    )
     applying = add("apply", apply)
     applying.add_argument("tree", type=Path, metavar="DIR", help="the kernel source tree")
     add_prefix(applying)

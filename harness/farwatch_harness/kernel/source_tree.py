@@ -5,7 +5,6 @@ FARWATCH_KERNEL_SOURCE names another source: a tarball, or an unpacked tree.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import tarfile
@@ -87,7 +86,7 @@ def fetch_package(kernel: versions.KernelVersion) -> Path:
     """
     folder = paths.cache_root() / "packages"
     pattern = f"{kernel.package}_{kernel.name}.*" if kernel.upstream else f"{kernel.package}_*"
-    known = sorted(folder.glob(pattern), key=lambda path: numbers_in(path.name))
+    known = sorted(folder.glob(pattern), key=lambda path: apt.numbers_in(path.name))
     return known[-1] if known else fetch_newest(kernel)
 
 
@@ -146,18 +145,7 @@ def available_version(
     """
     if not kernel.upstream:
         return apt.candidate_version(kernel.package, environment)
-    text = subprocesses.run(["apt-cache", "showsrc", kernel.package], env=environment)
-    found = [
-        words[1]
-        for line in text.splitlines()
-        if (words := line.split())[:1] == ["Version:"] and words[1].startswith(f"{kernel.name}.")
-    ]
-    return max(found, key=numbers_in, default=None)
-
-
-def numbers_in(text: str) -> list[int]:
-    """Return the numbers in a version, which compares versions of one package."""
-    return [int(number) for number in re.findall(r"\d+", text)]
+    return apt.newest_source(kernel.package, f"{kernel.name}.", environment)
 
 
 def unpacked(identity: str, tarball: Path) -> KernelSource:

@@ -2,6 +2,7 @@
 """Debian packages: installs those that a step needs and that are missing."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,17 @@ MODULE_BUILD = ("gcc-12", "make", "libelf-dev", "patch")
 #: virtme-ng boots a kernel that has 9p as a module from an initramfs.
 DISTRIBUTION_KERNEL = ("kmod", "busybox-static")
 MATRIX = ("git", "perl", "sparse")
+QEMU_BUILD = (
+    "gcc",
+    "libattr1-dev",
+    "libc6-dev",
+    "libfdt-dev",
+    "libglib2.0-dev",
+    "libpixman-1-dev",
+    "ninja-build",
+    "patch",
+    "xz-utils",
+)
 HOST_CHECKS = (
     "gcc",
     "libc6-dev",
@@ -174,6 +186,27 @@ def unpack(
     for archive in sorted(target.glob("*.deb")):
         subprocesses.run(["dpkg-deb", "--extract", archive, target])
         archive.unlink()
+
+
+def newest_source(
+    package: str, prefix: str, environment: Mapping[str, str] | None = None
+) -> str | None:
+    """Return the newest version of a source package that begins with `prefix`; None if none does.
+
+    environment: as for candidate_version().
+    """
+    text = subprocesses.run(["apt-cache", "showsrc", package], env=environment)
+    found = [
+        words[1]
+        for line in text.splitlines()
+        if (words := line.split())[:1] == ["Version:"] and words[1].startswith(prefix)
+    ]
+    return max(found, key=numbers_in, default=None)
+
+
+def numbers_in(text: str) -> list[int]:
+    """Return the numbers in a version, which compares versions of one package."""
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def download_upstream(

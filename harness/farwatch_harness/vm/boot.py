@@ -22,7 +22,7 @@ from farwatch_harness.util import paths
 from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.vm.console import Console, Severity
 from farwatch_harness.vm.guest_client import Guest
-from farwatch_harness.vm.qemu import Accelerator, Qemu
+from farwatch_harness.vm.qemu import Accelerator, NotificationDevice, Qemu
 
 AGENT_PORT = "farwatch.agent"
 VIRTIO_FS_ID = 26
@@ -40,7 +40,8 @@ ROOT_FLAGS = "version=9p2000.L,trans=virtio,access=any,msize=524288"
 class QemuDevice(Enum):
     """Which of QEMU's devices attaches the daemon."""
 
-    EVENTS = "vhost-user-test-device-pci"
+    #: QEMU's NotificationDevice.
+    EVENTS = "device with the notification queue"
     PLAIN = "vhost-user-fs-pci"
 
 
@@ -77,23 +78,28 @@ def share_options(
     memory_mib: int,
     request_queues: int,
     behind_port: bool = False,
+    notification_device: NotificationDevice = NotificationDevice.GENERIC,
 ) -> list[str]:
     """Return QEMU's arguments that attach a virtio-fs daemon.
 
     They are shared memory, the daemon's socket, and the device, with `behind_port` behind a PCIe
-    port of its own.
+    port of its own. `notification_device` is that of QemuDevice.EVENTS.
     """
     port = ["-device", "pcie-root-port,id=fsport,chassis=1"] if behind_port else []
-    if device is QemuDevice.EVENTS:
+    if device is QemuDevice.EVENTS and notification_device is NotificationDevice.GENERIC:
         # The queues are the hiprio queue, the notification queue and the request queues. The
         # daemon's configuration space has the tag.
-        attach = f"{device.value},chardev=fs,virtio-id={VIRTIO_FS_ID},num_vqs={2 + request_queues}"
+        name, _ = notification_device.value
+        attach = f"{name},chardev=fs,virtio-id={VIRTIO_FS_ID},num_vqs={2 + request_queues}"
         attach += f",vq_size={QUEUE_SIZE},config_size={CONFIG_SIZE}"
     else:
         attach = (
-            f"{device.value},chardev=fs,tag={tag},"
+            f"{QemuDevice.PLAIN.value},chardev=fs,tag={tag},"
             f"num-request-queues={request_queues},queue-size={QUEUE_SIZE}"
         )
+        if device is QemuDevice.EVENTS:
+            _, option = notification_device.value
+            attach += f",{option}=on"
     if behind_port:
         attach += ",bus=fsport"
     return [
@@ -143,6 +149,7 @@ def vng_command(spec: VmSpec, program: str | Path, guest_command: str | None) ->
         spec.memory_mib,
         spec.request_queues,
         spec.behind_port,
+        spec.qemu.notification_device,
     )
     options += [*agent_options(spec.agent_socket), *spec.qemu_options]
     command = [

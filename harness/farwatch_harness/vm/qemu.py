@@ -6,7 +6,6 @@ FARWATCH_QEMU names a QEMU program. FARWATCH_ACCEL (kvm or tcg) replaces the tri
 
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from farwatch_harness.util.debian_tree import DebianTree
 from farwatch_harness.util.errors import HarnessError
 
 PROGRAM = "qemu-system-x86_64"
-EVENT_DEVICE = "vhost-user-test-device-pci"
 SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
 # Seconds for a kernel under KVM to print its first line; it needs less than one.
@@ -51,33 +49,48 @@ class Accelerator(Enum):
     TCG = "tcg"
 
 
+class NotificationDevice(Enum):
+    """A device of QEMU that passes the notification queue on.
+
+    The value is its name, and a property that it has then.
+    """
+
+    #: The file system device of a QEMU with patches/qemu.
+    FILE_SYSTEM = ("vhost-user-fs-pci", "notification-queue")
+    #: A generic device for tests. QEMU 10.2 and later have it.
+    GENERIC = ("vhost-user-test-device-pci", "virtio-id")
+
+
 @dataclass(frozen=True)
 class Qemu:
     """A QEMU that can offer the notification queue.
 
     origin: where it was found, for people.
+    notification_device: the device that offers it.
     """
 
     program: Path
     version: str
     origin: str
+    notification_device: NotificationDevice
 
 
-def offers_events(program: Path | str) -> bool:
-    """Return whether this QEMU has the generic vhost-user device.
-
-    That device passes the feature bit of the notification queue through.
-    """
-    try:
-        done = subprocess.run(
-            [str(program), "-device", f"{EVENT_DEVICE},help"],
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0 and b"virtio-id" in done.stdout
+def notification_device(program: Path | str) -> NotificationDevice | None:
+    """Return this QEMU's device with the notification queue; None if it has none."""
+    for device in NotificationDevice:
+        name, option = device.value
+        try:
+            done = subprocess.run(
+                [str(program), "-device", f"{name},help"],
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode == 0 and f" {option}=".encode() in done.stdout:
+            return device
+    return None
 
 
 def find_qemu() -> Qemu:
@@ -87,25 +100,33 @@ def find_qemu() -> Qemu:
     """
     named = os.environ.get("FARWATCH_QEMU")
     if named:
-        if not offers_events(named):
-            raise HarnessError(
-                f"FARWATCH_QEMU={named} does not offer {EVENT_DEVICE} (QEMU 10.2 and later do)"
-            )
-        return described(Path(named), "named by FARWATCH_QEMU")
-    on_path = shutil.which(PROGRAM)
-    if on_path and offers_events(on_path):
-        return described(Path(on_path), "found on PATH")
-    program = TREE.unpacked() / PROGRAM
-    if not offers_events(program):
+        if found := described(Path(named), "named by FARWATCH_QEMU"):
+            return found
         raise HarnessError(
-            f"{program} does not run here; name another QEMU (10.2 or later) with FARWATCH_QEMU"
+            f"FARWATCH_QEMU={named} has no device with the notification queue (QEMU 10.2 and later"
+            " have one, and so does the one of make qemu-patched)"
         )
-    return described(program, f"unpacked from {BACKPORTS}")
+    on_path = shutil.which(PROGRAM)
+    if on_path and (found := described(Path(on_path), "found on PATH")):
+        return found
+    program = TREE.unpacked() / PROGRAM
+    if found := described(program, f"unpacked from {BACKPORTS}"):
+        return found
+    raise HarnessError(
+        f"{program} does not run here; name another QEMU (10.2 or later) with FARWATCH_QEMU"
+    )
 
 
-def described(program: Path, origin: str) -> Qemu:
-    """Return the QEMU with its version. HarnessError: the program does not run."""
-    return Qemu(program, subprocesses.run([program, "--version"]).splitlines()[0], origin)
+def described(program: Path, origin: str) -> Qemu | None:
+    """Return the QEMU with its version and device; None if it has no notification queue.
+
+    HarnessError: the program does not run.
+    """
+    device = notification_device(program)
+    if device is None:
+        return None
+    version = subprocesses.run([program, "--version"]).splitlines()[0]
+    return Qemu(program, version, origin, device)
 
 
 def find_accelerator(qemu: Qemu, image: Path) -> Accelerator:
@@ -178,8 +199,3 @@ def boots_with_kvm(qemu: Qemu, image: Path) -> bool:
     except subprocess.TimeoutExpired as expired:
         output = expired.stdout or b""
     return FIRST_LINE in output
-
-
-def command_line(qemu: Qemu) -> str:
-    """Return the QEMU as a command for a shell."""
-    return shlex.quote(str(qemu.program))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from farwatch_harness.kernel import versions
 from farwatch_harness.vm.boot import QemuDevice, share_options, vng_command
-from farwatch_harness.vm.qemu import Accelerator, Qemu
+from farwatch_harness.vm.qemu import Accelerator, NotificationDevice, Qemu
 from farwatch_harness.vm.testbed import TestbedSpec, daemon_argv, vm_spec
 
-QEMU = Qemu(Path("/q e/qemu"), "11.1.3", "test")
+QEMU = Qemu(Path("/q e/qemu"), "11.1.3", "test", NotificationDevice.GENERIC)
 SPEC = TestbedSpec("name", Path("/k/bzImage"), QEMU, Accelerator.TCG, Path("/shared dir"))
 SOCKETS = Path("/run/sock ets")
 
@@ -30,9 +30,23 @@ def test_event_device_has_hiprio_notification_and_request_queues() -> None:
     assert "memory-backend-memfd,id=mem,size=512M,share=on" in words
 
 
-def test_plain_device_has_a_tag() -> None:
-    words = share_options(QemuDevice.PLAIN, Path("/s"), "tag", 512, request_queues=1)
+@pytest.mark.parametrize("known", NotificationDevice)
+def test_plain_device_has_a_tag_and_no_notification_queue(known: NotificationDevice) -> None:
+    words = share_options(
+        QemuDevice.PLAIN, Path("/s"), "tag", 512, request_queues=1, notification_device=known
+    )
     assert words[-1].startswith("vhost-user-fs-pci,") and "tag=tag" in words[-1]
+    assert "notification-queue" not in words[-1]
+
+
+def test_file_system_device_with_events_has_a_tag_and_the_notification_queue() -> None:
+    patched = NotificationDevice.FILE_SYSTEM
+    words = share_options(
+        QemuDevice.EVENTS, Path("/s"), "tag", 512, request_queues=3, notification_device=patched
+    )
+    device = words[-1].split(",")
+    assert device[0] == "vhost-user-fs-pci"
+    assert {"tag=tag", "num-request-queues=3", "notification-queue=on"} <= set(device)
 
 
 def test_paths_with_spaces_are_quoted() -> None:
