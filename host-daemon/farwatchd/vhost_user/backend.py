@@ -15,10 +15,18 @@ from typing import Any, Protocol
 
 from farwatchd.vhost_user.messages import Message, ProtocolError, encode_reply
 from farwatchd.vhost_user.vring import Vring
-from farwatchd.virtqueue import GuestMemory, Region, RingAddress, VirtqueueError
+from farwatchd.virtqueue import (
+    DirtyLog,
+    GuestMemory,
+    Region,
+    RingAddress,
+    RingMemory,
+    VirtqueueError,
+)
 from farwatchd.virtqueue.ring import MAX_RING_SIZE
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.state import (
+    NONE,
     ConnectionState,
     Descriptors,
     ReceivedDescriptors,
@@ -27,6 +35,7 @@ from farwatchd.wire.state import (
     StateError,
 )
 from farwatchd.wire.vhost_user import (
+    VHOST_F_LOG_ALL,
     VHOST_USER_F_PROTOCOL_FEATURES,
     FrontEndRequest,
     ProtocolFeature,
@@ -37,12 +46,14 @@ _log = logging.getLogger(__name__)
 
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
 #: Memory slots announced: as many as other back-ends, enough for memory hotplug.
 MAX_MEM_SLOTS = 509
+_LOG_TOO_SMALL = "the log of dirty pages is too small for the guest's memory"
 #: Messages whose descriptor is missing are ignored: the former descriptor keeps its meaning.
 _IGNORED_WITHOUT_FD = (FrontEndRequest.SET_VRING_CALL, FrontEndRequest.SET_VRING_ERR)
 
@@ -96,6 +107,8 @@ class Backend:
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
         self._memory = GuestMemory()
+        self._log: DirtyLog | None = None
+        self._log_event_fd: int | None = None
         self._vrings = [Vring(index) for index in range(device.queue_count)]
         self._paused: list[Vring] = []
 
@@ -134,6 +147,8 @@ class Backend:
                 self._stop(vring)
                 vring.close()
             self._memory = GuestMemory()
+            self._use_log(None)
+            self._use_log_event(None)
 
     def pause(self) -> None:
         """Stop the rings that run, until ``resume``."""
@@ -155,8 +170,15 @@ class Backend:
 
         ``sock`` is the connection's descriptor.
         """
+        log = self._log
         state.connection.append(
-            ConnectionState(fds.add(sock), self._features, int(self._protocol_features))
+            ConnectionState(
+                fds.add(sock),
+                self._features,
+                int(self._protocol_features),
+                *((NONE, 0, 0) if log is None else (fds.add(log.fd), log.offset, log.size)),
+                fds.add(self._log_event_fd),
+            )
         )
         for region in self._memory.regions:
             # Each was mapped by a message, or of a state.
@@ -188,13 +210,14 @@ class Backend:
         (connection,) = state.connection
         self._features = connection.features
         self._protocol_features = ProtocolFeature(connection.protocol_features)
-        if connection.features & ~self._device.features:
+        if connection.features & ~self._features_offered:
             raise StateError("the guest uses features of the device that are not offered here")
         # As numbers: the complement of a flag has its known bits alone.
         if connection.protocol_features & ~int(self._offered_protocol_features):
             raise StateError("the front-end uses protocol features that are not offered here")
         try:
             self._memory = GuestMemory([_map_again(region, fds) for region in state.regions])
+            self._restore_log(connection, fds)
         except ValueError as error:
             raise StateError(str(error)) from error
         if [each.queue for each in state.vrings] != list(range(len(self._vrings))):
@@ -206,6 +229,19 @@ class Backend:
                     raise StateError(f"queue {vring.index} runs without all that it needs")
                 self._paused.append(vring)
 
+    def _restore_log(self, connection: ConnectionState, fds: ReceivedDescriptors) -> None:
+        self._use_log_event(fds.take_any(connection.log_event))
+        fd = fds.take_any(connection.log)
+        if fd is not None:
+            try:
+                self._use_log(DirtyLog(fd, connection.log_offset, connection.log_size))
+            finally:
+                os.close(fd)
+        self._check_log(self._memory)
+        if self._logs and self._log is not None:
+            # A process that was killed may have written what it has not logged.
+            self._log.mark_all(self._memory)
+
     def _refuse_truncated(self, message: Message) -> None:
         if message.request not in _IGNORED_WITHOUT_FD or self._wants_ack(message):
             raise RequestError("no descriptor is free; raise --rlimit-nofile")
@@ -213,6 +249,10 @@ class Backend:
             "front-end's %s ignored: no descriptor is free; raise --rlimit-nofile",
             message.request.name,
         )
+
+    @property
+    def _features_offered(self) -> int:
+        return self._device.features | VHOST_F_LOG_ALL
 
     @property
     def _offered_protocol_features(self) -> ProtocolFeature:
@@ -240,22 +280,31 @@ class Backend:
 
     def _get_features(self, _message: Message) -> bytes:
         """Return the feature bits (VHOST_USER_GET_FEATURES)."""
-        return wire.number.pack(value=self._device.features)
+        return wire.number.pack(value=self._features_offered)
 
     def _set_features(self, message: Message) -> None:
-        """Take the acked feature bits.
+        """Take the acked feature bits, among them whether writes are logged.
 
         Without protocol features rings start enabled (VHOST_USER_SET_FEATURES; "Ring states").
         """
         features = wire.number.unpack_from(message.payload).value
-        surplus = features & ~self._device.features
+        surplus = features & ~self._features_offered
         if surplus:
             raise ProtocolError(
                 f"SET_FEATURES acks feature bits that were not offered: {surplus:#x}"
             )
-        if features != self._features and any(vring.ring is not None for vring in self._vrings):
+        changed = features ^ self._features
+        if changed & ~VHOST_F_LOG_ALL and any(vring.ring is not None for vring in self._vrings):
             raise ProtocolError("SET_FEATURES changes the features while rings run")
+        if features & VHOST_F_LOG_ALL and self._log is None:
+            raise RequestError("writes cannot be logged: there is no log (SET_LOG_BASE)")
         self._features = features
+        if changed & VHOST_F_LOG_ALL:
+            _log.info(
+                "writes into the guest's memory are %s",
+                "logged: the VMM migrates the guest" if self._logs else "not logged any more",
+            )
+            self._restart_rings()
         if not features & VHOST_USER_F_PROTOCOL_FEATURES:
             for vring in self._vrings:
                 vring.enabled = True
@@ -395,14 +444,84 @@ class Backend:
         self._change_memory(lambda: remaining)
 
     def _change_memory(self, make_regions: Callable[[], list[Region]]) -> None:
-        self._device.detach_memory()
         try:
-            self._memory = GuestMemory(make_regions())
+            memory = GuestMemory(make_regions())
+            self._check_log(memory)
         except ValueError as error:
             raise RequestError(str(error)) from error
+        self._memory = memory
+        self._restart_rings()
+
+    def _restart_rings(self) -> None:
+        """Have the rings that run go on in the present memory, logged if that is wanted."""
+        self._device.detach_memory()
         for vring in self._vrings:
             if vring.ring is not None:
                 self._start_ring(vring)
+
+    # The log of dirty pages
+
+    @property
+    def _logs(self) -> bool:
+        return bool(self._features & VHOST_F_LOG_ALL)
+
+    def _check_log(self, memory: GuestMemory) -> None:
+        """Raise ``ValueError`` if writes are logged, and not all of ``memory`` is in the log."""
+        if self._logs and (self._log is None or not self._log.covers(memory)):
+            raise ValueError(_LOG_TOO_SMALL)
+
+    def _set_log_base(self, message: Message) -> bytes:
+        """Map the log of dirty pages (VHOST_USER_SET_LOG_BASE).
+
+        The front-end expects a reply, and ignores what is in it: a front-end whose log cannot be
+        used gets an error when it wants writes to be logged.
+        """
+        wanted = wire.log_base.unpack_from(message.payload)
+        if len(message.fds) != 1:
+            raise ProtocolError("SET_LOG_BASE without a descriptor")
+        log: DirtyLog | None = None
+        problem = _LOG_TOO_SMALL
+        try:
+            log = DirtyLog(message.fds[0], wanted.offset, wanted.size)
+        except ValueError as error:
+            problem = str(error)
+        if log is None or not log.covers(self._memory):
+            if log is not None:
+                log.close()
+            log = None
+            self._use_log(None)
+            if self._logs:
+                raise ProtocolError(f"SET_LOG_BASE: {problem}")
+            _log.warning("front-end's SET_LOG_BASE refused: %s", problem)
+            return wire.number.pack(value=1)
+        self._use_log(log)
+        if self._logs:
+            self._restart_rings()
+        return wire.number.pack()
+
+    def _set_log_fd(self, message: Message) -> None:
+        """Take the eventfd that is written after the log (VHOST_USER_SET_LOG_FD)."""
+        self._use_log_event(message.take_fd())
+
+    def _use_log(self, log: DirtyLog | None) -> None:
+        if self._log is not None:
+            self._log.close()
+        self._log = log
+        if log is not None:
+            log.event_fd = self._log_event_fd
+
+    def _use_log_event(self, fd: int | None) -> None:
+        if fd is not None:
+            try:
+                os.set_blocking(fd, False)
+            except OSError:
+                os.close(fd)
+                raise
+        former, self._log_event_fd = self._log_event_fd, fd
+        if self._log is not None:
+            self._log.event_fd = fd
+        if former is not None:
+            os.close(former)
 
     # Rings
 
@@ -429,10 +548,20 @@ class Backend:
     def _set_vring_addr(self, message: Message) -> None:
         """Set the addresses of a ring's parts (VHOST_USER_SET_VRING_ADDR)."""
         where = wire.vring_addr.unpack_from(message.payload)
-        vring = self._stopped_vring(message, where.index)
-        if where.flags:
-            raise RequestError(f"flags {where.flags:#x}: writes are not logged here")
-        vring.address = RingAddress(where.descriptor, where.available, where.used)
+        if where.flags & ~wire.VRING_LOG:
+            raise RequestError(f"unknown flags {where.flags:#x}")
+        vring = self._vring(where.index)
+        address = RingAddress(where.descriptor, where.available, where.used)
+        if address != vring.address:
+            vring = self._stopped_vring(message, where.index)
+        log_address = where.log if where.flags & wire.VRING_LOG else None
+        if log_address is not None:
+            _, _, used = RingMemory.lengths(vring.size, event_idx=True)
+            if self._log is None or not self._log.covers_range(log_address, used):
+                raise RequestError(f"the used ring at {log_address:#x} is not in the log")
+        vring.address, vring.log_address = address, log_address
+        if vring.ring is not None and self._logs:
+            self._restart_rings()
 
     def _set_vring_base(self, message: Message) -> None:
         """Set the index at which a ring starts (VHOST_USER_SET_VRING_BASE)."""
@@ -525,6 +654,7 @@ class Backend:
                 self._memory,
                 event_idx=bool(features & VirtioFeature.EVENT_IDX),
                 indirect=bool(features & VirtioFeature.INDIRECT_DESC),
+                log=self._log if self._logs else None,
             )
         except VirtqueueError as error:
             _log.error("queue %d stopped: %s", vring.index, error)
@@ -578,6 +708,10 @@ _RULES: Mapping[FrontEndRequest, _Rule] = MappingProxyType(
         _R.SET_OWNER: _Rule(Backend._set_owner, 0),
         _R.RESET_OWNER: _Rule(Backend._reset_owner, 0),
         _R.SET_MEM_TABLE: _Rule(Backend._set_mem_table, None, max_fds=wire.MAX_TABLE_REGIONS),
+        _R.SET_LOG_BASE: _Rule(
+            Backend._set_log_base, wire.log_base.size, max_fds=1, needs=ProtocolFeature.LOG_SHMFD
+        ),
+        _R.SET_LOG_FD: _Rule(Backend._set_log_fd, None, max_fds=1),
         _R.SET_VRING_NUM: _Rule(Backend._set_vring_num, _STATE),
         _R.SET_VRING_ADDR: _Rule(Backend._set_vring_addr, wire.vring_addr.size),
         _R.SET_VRING_BASE: _Rule(Backend._set_vring_base, _STATE),

@@ -11,7 +11,14 @@ import os
 import stat
 from enum import Enum
 
-from farwatchd.virtqueue import GuestMemory, RingAddress, RingMemory, SplitRing
+from farwatchd.virtqueue import (
+    DirtyLog,
+    GuestMemory,
+    LoggedRing,
+    RingAddress,
+    RingMemory,
+    SplitRing,
+)
 from farwatchd.wire.state import NONE, Descriptors, ReceivedDescriptors, StateError, VringState
 
 _log = logging.getLogger(__name__)
@@ -35,6 +42,8 @@ class Vring:
         self.index = index
         self.size = 0
         self.address: RingAddress | None = None
+        #: The guest address by which writes to the used ring are to be logged.
+        self.log_address: int | None = None
         self.base = 0
         self.enabled = False
         self.broken = False
@@ -56,10 +65,13 @@ class Vring:
             and self.address is not None
         )
 
-    def start(self, memory: GuestMemory, event_idx: bool, indirect: bool) -> None:
+    def start(
+        self, memory: GuestMemory, event_idx: bool, indirect: bool, log: DirtyLog | None = None
+    ) -> None:
         """Find the ring, whose address is known, in ``memory`` and go on at ``base``.
 
-        ``VirtqueueError`` when the address is wrong.
+        ``log``: where to log writes into guest memory. ``VirtqueueError`` when the address is
+        wrong.
 
         A ring that was running or stopped before goes on with the chains that are in flight.
         """
@@ -68,13 +80,19 @@ class Vring:
         base, used = self.base, self._used
         if self.ring is not None:
             base, used = self.ring.base, self.ring.used
-        self.ring = SplitRing(memory, parts, base, event_idx, indirect, used)
+            self.ring.end()
+        self.ring = (
+            SplitRing(memory, parts, base, event_idx, indirect, used)
+            if log is None
+            else LoggedRing(memory, parts, base, event_idx, indirect, used, log, self.log_address)
+        )
         self.has_run = True
 
     def stop(self) -> None:
         """Stop the ring, if it runs, and remember its indices."""
         if self.ring is not None:
             self.base, self._used = self.ring.base, self.ring.used
+            self.ring.end()
             self.ring = None
 
     def set_base(self, base: int) -> None:
@@ -139,6 +157,7 @@ class Vring:
             self.size,
             at is not None,
             *((at.descriptors, at.available, at.used) if at is not None else (0, 0, 0)),
+            NONE if self.log_address is None else self.log_address,
             self.base,
             NONE if self._used is None else self._used,
             self.enabled,
@@ -155,6 +174,7 @@ class Vring:
         self.size = state.size
         if state.has_address:
             self.address = RingAddress(state.descriptors, state.available, state.used)
+        self.log_address = None if state.log_address == NONE else state.log_address
         self.base = state.base
         self._used = None if state.next_used == NONE else state.next_used
         self.enabled = bool(state.enabled)

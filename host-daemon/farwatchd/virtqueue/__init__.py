@@ -7,6 +7,8 @@ Everything that the guest writes is read once and checked.
 
 - ``ring``: the available and the used ring, and notification
 - ``chains``: descriptor chains
+- ``logged_ring``: a ring that logs what it writes, for a front-end that migrates the guest
+- ``dirty_log``: that log
 - ``memory``: guest memory, mapped, and the translation of guest addresses
 - ``errors``: ``VirtqueueError``
 """
@@ -14,13 +16,17 @@ Everything that the guest writes is read once and checked.
 from __future__ import annotations
 
 from farwatchd.virtqueue.chains import Chain
+from farwatchd.virtqueue.dirty_log import DirtyLog
 from farwatchd.virtqueue.errors import VirtqueueError
+from farwatchd.virtqueue.logged_ring import LoggedRing
 from farwatchd.virtqueue.memory import GuestMemory, Region
 from farwatchd.virtqueue.ring import RingAddress, RingMemory, SplitRing, unsupported_machine
 
 __all__ = [
     "Chain",
+    "DirtyLog",
     "GuestMemory",
+    "LoggedRing",
     "Region",
     "RingAddress",
     "RingMemory",

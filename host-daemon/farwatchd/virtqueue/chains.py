@@ -26,12 +26,15 @@ _unpack, _unpack_all = _DESCRIPTOR.unpack_from, _DESCRIPTOR.iter_unpack
 _MAX_TABLE = MAX_INDIRECT * _DESCRIPTOR_SIZE
 #: Bytes of the tables whose chains are cached: 8192 descriptors, whose views take 1.5 MiB.
 _MAX_CACHED = 8192 * _DESCRIPTOR_SIZE
-_NO_REGION: RegionView = (0, 0, memoryview(b""))
+_NO_REGION: RegionView = (0, 0, memoryview(b""), memoryview(b""))
 
 
 @dataclass(slots=True)
 class Chain:
-    """One checked descriptor chain: its readable and its writable memory, as views."""
+    """One checked descriptor chain: its readable and its writable memory, as views.
+
+    The former are read-only.
+    """
 
     readable: Sequence[memoryview]
     readable_size: int
@@ -78,13 +81,13 @@ class ChainReader:
 
         A driver uses the same memory again and again, so most tables equal an earlier one.
         """
-        low, size, view = self._region
+        low, size, view, _ = self._region
         start, end = addr - low, addr - low + length
         if not 0 <= start < end <= size:
             region = self._memory.region_of(addr, length)
             if region is None:
                 return None
-            low, size, view = self._region = region
+            low, size, view, _ = self._region = region
             start, end = addr - low, addr - low + length
         table = view[start:end].tobytes()
         chain = self._cached.get(table)
@@ -133,24 +136,27 @@ class ChainReader:
         if first_writable < 0:
             return Chain(self._views(starts, ends), total, (), 0)
         readable = self._views(starts[:first_writable], ends[:first_writable])
-        writable = self._views(starts[first_writable:], ends[first_writable:])
+        writable = self._views(starts[first_writable:], ends[first_writable:], writable=True)
         return Chain(readable, readable_size, writable, total - readable_size)
 
-    def _views(self, starts: list[int], ends: list[int]) -> tuple[memoryview, ...]:
+    def _views(
+        self, starts: list[int], ends: list[int], writable: bool = False
+    ) -> tuple[memoryview, ...]:
         """Return the memory from each of ``starts`` to that of ``ends``.
 
         ``VirtqueueError``: some of it is outside the guest's memory.
         """
         if not starts:
             return ()
-        low, size, view = self._region
+        region = self._region
+        low, size, view = region[0], region[1], region[3] if writable else region[2]
         if min(starts) >= low and max(ends) <= low + size:
             return tuple(
                 [view[start - low : end - low] for start, end in zip(starts, ends, strict=True)]
             )
         slices: list[memoryview] = []
         for start, end in zip(starts, ends, strict=True):
-            self._memory.append_slices(start, end - start, slices)
+            self._memory.append_slices(start, end - start, slices, writable)
         return tuple(slices)
 
     def _any_chain(self, head: int) -> Chain:
@@ -192,13 +198,13 @@ class ChainReader:
                 size += length
             elif length:
                 if size:
-                    self._memory.append_slices(start, size, side)
+                    self._memory.append_slices(start, size, side, side is writable)
                 start, size = addr, length
             if not flags & DESC_NEXT:
                 break
             index = following
         if size:
-            self._memory.append_slices(start, size, side)
+            self._memory.append_slices(start, size, side, side is writable)
         if total >= MAX_CHAIN_BYTES:
             raise VirtqueueError(f"chain {head}: {total} bytes in one chain")
         return Chain(readable, total - writable_size, writable, writable_size)

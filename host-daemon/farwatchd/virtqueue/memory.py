@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import weakref
@@ -16,8 +17,9 @@ from farwatchd.virtqueue.errors import VirtqueueError
 
 ADDRESS_END = 1 << 64
 
-#: A region as it is needed to find views in it: first guest address, size, view.
-RegionView = tuple[int, int, memoryview]
+#: A region as it is needed to find views in it: first guest address, size, view to read, view to
+#: write.
+RegionView = tuple[int, int, memoryview, memoryview]
 
 
 class RegionFile:
@@ -76,7 +78,9 @@ class Region:
 class GuestMemory:
     """An immutable set of regions that do not overlap.
 
-    A change of the guest's memory makes a new one.
+    A change of the guest's memory makes a new one. Its views are read-only unless they are asked
+    for with ``writable``: what is written by such a view must be in the front-end's log of dirty
+    pages, if there is one (``logged_ring``).
     """
 
     def __init__(self, regions: Iterable[Region] = ()) -> None:
@@ -108,7 +112,8 @@ class GuestMemory:
                 )
         self._starts = [region.guest_addr for region in self.regions]
         self._views_of_regions: list[RegionView] = [
-            (region.guest_addr, region.size, region.view) for region in self.regions
+            (region.guest_addr, region.size, region.view.toreadonly(), region.view)
+            for region in self.regions
         ]
 
     def region_of(self, addr: int, length: int) -> RegionView | None:
@@ -122,51 +127,72 @@ class GuestMemory:
         region = self._views_of_regions[index]
         return region if addr - region[0] + length <= region[1] else None
 
-    def append_slices(self, addr: int, length: int, slices: list[memoryview]) -> None:
+    def append_slices(
+        self, addr: int, length: int, slices: list[memoryview], writable: bool = False
+    ) -> None:
         """Append views of ``length`` > 0 bytes at guest address ``addr``.
 
         There are several where regions meet.
         """
         index = bisect_right(self._starts, addr) - 1
         if index >= 0:
-            start, size, view = self._views_of_regions[index]
-            if addr - start + length <= size:
-                slices.append(view[addr - start : addr - start + length])
+            region = self._views_of_regions[index]
+            offset = addr - region[0]
+            if offset + length <= region[1]:
+                slices.append((region[3] if writable else region[2])[offset : offset + length])
                 return
-        self._append_across(index, addr, length, slices)
+        self._append_across(index, addr, length, slices, writable)
 
-    def slices(self, addr: int, length: int) -> list[memoryview]:
+    def slices(self, addr: int, length: int, writable: bool = False) -> list[memoryview]:
         """Return the views of ``length`` > 0 bytes at guest address ``addr``.
 
         Raises as ``append_slices``.
         """
         found: list[memoryview] = []
-        self.append_slices(addr, length, found)
+        self.append_slices(addr, length, found, writable)
         return found
 
-    def user_view(self, addr: int, length: int) -> memoryview:
+    def user_view(self, addr: int, length: int, writable: bool = False) -> memoryview:
         """Return ``length`` bytes at the front-end's address ``addr``, which one region must hold.
 
         ``VirtqueueError`` when none does.
         """
-        for region in self.regions:
+        for region, views in zip(self.regions, self._views_of_regions, strict=True):
             offset = addr - region.user_addr
             if offset >= 0 and offset + length <= region.size:
-                return region.view[offset : offset + length]
+                return (views[3] if writable else views[2])[offset : offset + length]
         raise VirtqueueError(
             f"{length} bytes at front-end address {addr:#x} are not in one memory region"
         )
 
-    def _append_across(self, index: int, addr: int, length: int, slices: list[memoryview]) -> None:
+    def guest_addresses(self, view: memoryview) -> tuple[int, int]:
+        """Return the guest address of a writable view of this memory, and its bytes.
+
+        ``ValueError``: it is a view of something else.
+        """
+        size = view.nbytes
+        address = _host_address(view)
+        for region in self.regions:
+            offset = address - _host_address(region.view)
+            if offset >= 0 and offset + size <= region.size:
+                return region.guest_addr + offset, size
+        raise ValueError(f"{size} bytes that are not the guest's")
+
+    def _append_across(
+        self, index: int, addr: int, length: int, slices: list[memoryview], writable: bool
+    ) -> None:
         position, rest = addr, length
         while rest:
             if not 0 <= index < len(self._views_of_regions):
                 break
-            start, size, view = self._views_of_regions[index]
+            region = self._views_of_regions[index]
+            start, size = region[:2]
             if not start <= position < start + size:
                 break
             step = min(rest, start + size - position)
-            slices.append(view[position - start : position - start + step])
+            slices.append(
+                (region[3] if writable else region[2])[position - start : position - start + step]
+            )
             position += step
             rest -= step
             index += 1
@@ -174,6 +200,11 @@ class GuestMemory:
             raise VirtqueueError(
                 f"{length} bytes at guest address {addr:#x} are outside the guest's memory"
             )
+
+
+def _host_address(view: memoryview) -> int:
+    """Return where the first byte of a writable view is in this process."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def _describe(region: Region) -> str:

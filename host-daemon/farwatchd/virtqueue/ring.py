@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from farwatchd.virtqueue.chains import Chain, ChainReader
@@ -83,7 +84,7 @@ class RingMemory:
             size,
             memory.user_view(at.descriptors, descriptors),
             memory.user_view(at.available, available),
-            memory.user_view(at.used, used),
+            memory.user_view(at.used, used, writable=True),
         )
 
 
@@ -118,7 +119,9 @@ class SplitRing:
         """
         self._size = ring.size
         self._mask = ring.size - 1
-        self._chain = ChainReader(memory, ring.size, ring.descriptors, indirect).chain
+        self._chain: Callable[[int], Chain] = ChainReader(
+            memory, ring.size, ring.descriptors, indirect
+        ).chain
         self._available = ring.available.cast("H")
         self._used = ring.used
         self._used_shorts = ring.used.cast("H")
@@ -157,6 +160,9 @@ class SplitRing:
         if in_flight > self._size:
             raise VirtqueueError(f"{in_flight} chains in flight in a ring of {self._size}")
         self._next_available = self._seen_available = (self._next_used + in_flight) & 0xFFFF
+
+    def end(self) -> None:
+        """Take note that nothing of this ring is used from now on."""
 
     def has_more(self) -> bool:
         """Return whether the available ring has a chain that was not popped.

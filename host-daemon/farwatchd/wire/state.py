@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 #: Changes with each change of a record: another version is refused, never guessed.
-VERSION = 2
+VERSION = 3
 #: The index of no descriptor, and the number of nothing.
 NONE = (1 << 64) - 1
 
@@ -32,11 +32,18 @@ class ServerState(NamedTuple):
 
 
 class ConnectionState(NamedTuple):
-    """The connected front-end, with what it has negotiated."""
+    """The connected front-end, with what it has negotiated, and its log of dirty pages.
+
+    ``log``: NONE without one.
+    """
 
     socket: int
     features: int
     protocol_features: int
+    log: int
+    log_offset: int
+    log_size: int
+    log_event: int
 
 
 class RegionState(NamedTuple):
@@ -50,7 +57,7 @@ class RegionState(NamedTuple):
 
 
 class VringState(NamedTuple):
-    """A ring. ``next_used``: NONE if no chain is in flight."""
+    """A ring. ``next_used``: NONE if no chain is in flight; ``log_address`` if none was given."""
 
     queue: int
     size: int
@@ -58,6 +65,7 @@ class VringState(NamedTuple):
     descriptors: int
     available: int
     used: int
+    log_address: int
     base: int
     next_used: int
     enabled: int

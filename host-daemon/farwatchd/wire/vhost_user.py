@@ -21,6 +21,8 @@ class FrontEndRequest(IntEnum):
     SET_OWNER = 3
     RESET_OWNER = 4
     SET_MEM_TABLE = 5
+    SET_LOG_BASE = 6
+    SET_LOG_FD = 7
     SET_VRING_NUM = 8
     SET_VRING_ADDR = 9
     SET_VRING_BASE = 10
@@ -40,6 +42,9 @@ class FrontEndRequest(IntEnum):
     REM_MEM_REG = 38
 
 
+#: ``VHOST_F_LOG_ALL``: the virtio feature bit by which the front-end has all writes into guest
+#: memory logged. It keeps this bit for itself, too.
+VHOST_F_LOG_ALL = 1 << 26
 #: ``VHOST_USER_F_PROTOCOL_FEATURES``: the virtio feature bit that vhost-user keeps for itself.
 VHOST_USER_F_PROTOCOL_FEATURES = 1 << 30
 
@@ -48,6 +53,7 @@ class ProtocolFeature(IntFlag):
     """Bits of GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES."""
 
     MQ = 1 << 0
+    LOG_SHMFD = 1 << 1
     REPLY_ACK = 1 << 3
     CONFIG = 1 << 9
     RESET_DEVICE = 1 << 13
@@ -67,6 +73,8 @@ VERSION_MASK = 3
 #: no descriptor comes.
 VRING_INDEX_MASK = 0xFF
 VRING_NO_FD = 1 << 8
+#: ``VHOST_VRING_F_LOG`` of SET_VRING_ADDR: writes to the used ring are logged.
+VRING_LOG = 1
 #: Regions that fit one SET_MEM_TABLE.
 MAX_TABLE_REGIONS = 8
 #: Bytes of configuration space that GET_CONFIG can address.
@@ -87,6 +95,8 @@ VRING_ADDR = Struct(
     "available" / Int64ul,
     "log" / Int64ul,
 )
+#: SET_LOG_BASE: where the log is in its file.
+LOG_BASE = Struct("size" / Int64ul, "offset" / Int64ul)
 #: Start of SET_MEM_TABLE's payload, followed by ``regions`` regions.
 MEMORY_TABLE = Struct("regions" / Int32ul, "padding" / Int32ul)
 #: One memory region.
@@ -102,6 +112,7 @@ header = Codec(HEADER, "header")
 number = Codec(NUMBER, "number")
 vring_state = Codec(VRING_STATE, "vring_state")
 vring_addr = Codec(VRING_ADDR, "vring_addr")
+log_base = Codec(LOG_BASE, "log_base")
 memory_table = Codec(MEMORY_TABLE, "memory_table")
 memory_region = Codec(MEMORY_REGION, "memory_region")
 single_region = Codec(SINGLE_REGION, "single_region")

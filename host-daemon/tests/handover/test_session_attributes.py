@@ -35,6 +35,7 @@ from farwatchd.vhost_user.server import Server
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtio_fs.deferred import PendingReplies
 from farwatchd.virtio_fs.device import Device
+from farwatchd.virtqueue.logged_ring import LoggedRing
 from farwatchd.virtqueue.ring import SplitRing
 from farwatchd.watch.backend_base import TreeBackend
 from farwatchd.watch.event_queue import EventQueue
@@ -76,11 +77,16 @@ FATES: dict[type, dict[Fate, str]] = {
         _D: "_closing",
     },
     Connection: {_G: "_sock _backend", _W: "_loop _on_close _reserve _record", _D: "_decoder"},
-    Backend: {_G: "_features _protocol_features _memory _vrings _paused", _W: "_device"},
+    Backend: {
+        _G: "_features _protocol_features _memory _vrings _paused _log _log_event_fd",
+        _W: "_device",
+    },
     Vring: {
-        _G: "index size address base enabled broken has_run _used kick_fd _call_fd _err_fd",
+        _G: "index size address log_address base enabled broken has_run _used kick_fd _call_fd"
+        " _err_fd",
         _D: "ring",
     },
+    LoggedRing: {_D: "_given _last_head", _W: "_memory _log _used_size _used_addresses _chain"},
     SplitRing: {
         _K: "_next_available _next_used",
         _W: "_size _mask _chain _available _used _used_shorts _event_idx _used_event _avail_event"

@@ -17,6 +17,7 @@ from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
+from farwatchd.virtqueue.dirty_log import PAGE_SIZE
 from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.state import (
     NONE,
@@ -27,11 +28,12 @@ from farwatchd.wire.state import (
     StateError,
 )
 from farwatchd.wire.state_codec import decode, encode
+from farwatchd.wire.vhost_user import VHOST_F_LOG_ALL, ProtocolFeature
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
-from farwatchd.wire.vhost_user import ProtocolFeature
 from tests.support.device_fixture import ECHO, EchoHandler, ListSource
 from tests.support.frontend import Channel, FrontEnd, FrontEndTimeout
 from tests.support.passthrough_share import open_descriptors
+from tests.support.shared_log import Log, log_size, set_logging, share_log
 
 
 class Exported(NamedTuple):
@@ -212,6 +214,35 @@ def test_disabled_ring_stays_disabled(processes: ServingProcesses, front_end: Fr
     front_end.wait_used(front_end.requests())
 
 
+def test_writes_are_logged_in_the_successor(
+    processes: ServingProcesses, front_end: FrontEnd
+) -> None:
+    log = Log(log_size(front_end.ram))
+    event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    front_end.set(Request.SET_LOG_FD, fds=[event])
+    assert share_log(front_end, log) == 0
+    assert set_logging(front_end, True) == 0
+    processes.hand_over()
+    # Of what a process has written that was killed nobody knows.
+    pages = {
+        addr
+        for region in front_end.ram.regions
+        for addr in range(region.guest_addr, region.guest_addr + region.size, PAGE_SIZE)
+    }
+    assert log.take() == pages
+    os.eventfd_read(event)
+    echo(front_end, b"text")
+    used = front_end.requests().queue.used // PAGE_SIZE * PAGE_SIZE
+    assert used in log.take()
+    assert os.eventfd_read(event)
+    assert set_logging(front_end, False) == 0
+    log.take()
+    echo(front_end, b"text")
+    assert not log.take()
+    os.close(event)
+    log.close()
+
+
 def break_ring(front_end: FrontEnd, channel: Channel) -> None:
     """Announce more chains than the ring has."""
     front_end.ram.write(channel.queue.available + 2, (0x7FFF).to_bytes(2, "little"))
@@ -337,6 +368,17 @@ def repeat_region(exported: Exported) -> None:
     exported.state.regions.append(region._replace(fd=exported.add_fd(exported.fds[region.fd])))
 
 
+def log_without_file(exported: Exported) -> None:
+    """Have writes be logged nowhere."""
+    features = exported.state.connection[0].features
+    exported.replace("connection", 0, features=features | VHOST_F_LOG_ALL)
+
+
+def small_log(exported: Exported) -> None:
+    """Have a log that is not in its file."""
+    exported.replace("connection", 0, log=event(exported), log_size=1 << 20)
+
+
 CONTRADICTIONS: list[tuple[str, Callable[[], Device], Callable[[Exported], object]]] = [
     ("features of the device that are not offered", smaller_device, lambda e: None),
     (
@@ -344,6 +386,8 @@ CONTRADICTIONS: list[tuple[str, Callable[[], Device], Callable[[Exported], objec
         same_device,
         lambda e: e.replace("connection", 0, protocol_features=1 << 20),
     ),
+    ("the log of dirty pages is too small", same_device, lambda e: log_without_file(e)),
+    ("its file is shorter", same_device, lambda e: small_log(e)),
     ("cannot be mapped", same_device, lambda e: e.replace("regions", 0, fd=event(e))),
     ("cannot be mapped", same_device, lambda e: e.replace("regions", 0, offset=NONE)),
     ("cannot be mapped", same_device, lambda e: e.replace("regions", 0, length=NONE)),

@@ -122,7 +122,7 @@ _TABLE = wire.memory_table.pack(regions=1) + _REGION[8:]
             "GET_FEATURES with 1 descriptors, at most 0 are right",
         ),
         (Request.SET_FEATURES, b"1234", 0, "SET_FEATURES with 4 bytes, 8 are right"),
-        (Request.SET_FEATURES, _number(1 << 26), 0, "not offered: 0x4000000"),
+        (Request.SET_FEATURES, _number(1 << 27), 0, "not offered: 0x8000000"),
         (Request.SET_PROTOCOL_FEATURES, _number(1 << 12), 0, "not offered: 0x1000"),
         (Request.SET_MEM_TABLE, b"1234", 0, "SET_MEM_TABLE with 4 bytes"),
         (Request.SET_MEM_TABLE, _TABLE, 0, "1 regions with 0 descriptors"),

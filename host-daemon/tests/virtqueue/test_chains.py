@@ -62,7 +62,7 @@ def _read(descriptors: list[Descriptor], indirect: bool) -> tuple[bytes, bytes, 
     table = b"".join(_DESCRIPTOR.pack(*descriptor) for descriptor in descriptors)
     size = len(descriptors)
     if indirect:
-        _MEMORY.slices(_TABLE, len(table))[0][:] = table
+        _MEMORY.slices(_TABLE, len(table), writable=True)[0][:] = table
         table, size = _DESCRIPTOR.pack(_TABLE, len(table), INDIRECT, 0), 1
     reader = ChainReader(_MEMORY, size, memoryview(table), indirect=True)
     try:
@@ -116,7 +116,7 @@ def test_chain_longer_than_a_used_length_is_refused() -> None:
     memory = GuestMemory([Region(1 << 32, 1 << 32, 1 << 32, mapped), *_MEMORY.regions])
     descriptors = [(1 << 32, 1 << 31, NEXT | WRITE, 1), (1 << 32, 1 << 31, WRITE, 0)]
     table = b"".join(_DESCRIPTOR.pack(*descriptor) for descriptor in descriptors)
-    _MEMORY.slices(_TABLE, len(table))[0][:] = table
+    _MEMORY.slices(_TABLE, len(table), writable=True)[0][:] = table
     ring = memoryview(_DESCRIPTOR.pack(_TABLE, len(table), INDIRECT, 0))
     with pytest.raises(VirtqueueError, match=f"{1 << 32} bytes in one chain"):
         ChainReader(memory, 1, ring, indirect=True).chain(0)
@@ -125,7 +125,7 @@ def test_chain_longer_than_a_used_length_is_refused() -> None:
 def test_cached_chains_are_found_by_the_content_of_their_table() -> None:
     ring = memoryview(_DESCRIPTOR.pack(_TABLE, 2 * _DESCRIPTOR.size, INDIRECT, 0))
     reader = ChainReader(_MEMORY, 1, ring, indirect=True)
-    table = _MEMORY.slices(_TABLE, 2 * _DESCRIPTOR.size)[0]
+    table = _MEMORY.slices(_TABLE, 2 * _DESCRIPTOR.size, writable=True)[0]
     before = _views()
     # More than are cached.
     for addr in (0x1000, 0x1010, 0x1020) * 2:

@@ -73,7 +73,7 @@ def test_slices_of_one_region_and_across_adjacent_ones() -> None:
     assert [len(s) for s in memory.slices(0x1000, 0x1000)] == [0x1000]
     assert [len(s) for s in memory.slices(0x1FFF, 2)] == [1, 1]
     assert [len(s) for s in memory.slices(0x1800, 0x1810)] == [0x800, 0x1000, 16]
-    memory.slices(0x2FFE, 4)[1][:] = b"ab"
+    memory.slices(0x2FFE, 4, writable=True)[1][:] = b"ab"
     assert bytes(memory.slices(0x3000, 2)[0]) == b"ab"
 
 
