@@ -4,6 +4,8 @@
 See Documentation/fault-injection/fault-injection.rst of Linux.
 """
 
+from collections.abc import Mapping
+
 from farwatch_harness.adversary.script import ACTORS_FAIL, FUSE_FAILS
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest
@@ -44,52 +46,48 @@ class Faults:
         middle = found[len(found) // 2]
         found = [each for each in found if abs(each - middle) < MOST_CODE]
         start, end = found[0], found[-1]
-        lines = []
-        for name in PROBABILITIES[ACTORS_FAIL]:
-            place = f"{FOLDER}/{name}"
-            lines += [
-                f"echo 0 > {place}/verbose",
-                f"echo 1 > {place}/interval",
-                f"echo {DEPTH} > {place}/stacktrace-depth",
-            ]
-        lines += [
-            # What may sleep may fail, too, and the smallest allocations.
-            f"echo N > {FOLDER}/failslab/ignore-gfp-wait",
-            f"echo N > {FOLDER}/fail_page_alloc/ignore-gfp-wait",
-            f"echo 0 > {FOLDER}/fail_page_alloc/min-order",
-        ]
         self.fuse = (f"{start:#x}", f"{end:#x}")
-        self.guest.shell("set -e\n" + "\n".join(lines))
+        for name in PROBABILITIES[ACTORS_FAIL]:
+            self.write(name, {"verbose": 0, "interval": 1, "stacktrace-depth": DEPTH})
+        # What may sleep may fail, too, and the smallest allocations.
+        self.write("failslab", {"ignore-gfp-wait": "N"})
+        self.write("fail_page_alloc", {"ignore-gfp-wait": "N", "min-order": 0})
+
+    def write(self, name: str, values: Mapping[str, object]) -> None:
+        """Set these values of one kind of fault, in this order.
+
+        The agent writes them by itself: a new process would have to be read from a disk, and
+        allocations for it could fail.
+        """
+        for file, value in values.items():
+            self.guest.write_file(f"{FOLDER}/{name}/{file}", str(value).encode())
 
     def begin(self, kind: str) -> None:
         """Let calls fail from now on: those of ACTORS_FAIL or FUSE_FAILS, or none for ''."""
         if not kind or not self.available:
             return
         start, end = self.fuse if kind == FUSE_FAILS else ("0x0", "0xffffffffffffffff")
-        lines = []
-        for name, percent in PROBABILITIES[kind].items():
-            place = f"{FOLDER}/{name}"
-            lines += [
-                f"echo {'Y' if kind == ACTORS_FAIL else 'N'} > {place}/task-filter",
-                f"echo {start} > {place}/require-start",
-                f"echo {end} > {place}/require-end",
-                f"echo {TIMES} > {place}/times",
-                f"echo {percent} > {place}/probability",
-            ]
         self.on = True
         self.rounds += 1
-        self.guest.shell("set -e\n" + "\n".join(lines))
+        for name, percent in PROBABILITIES[kind].items():
+            values = {
+                "task-filter": "Y" if kind == ACTORS_FAIL else "N",
+                "require-start": start,
+                "require-end": end,
+                "times": TIMES,
+                "probability": percent,
+            }
+            self.write(name, values)
 
     def end(self) -> None:
         """Let no call fail, and count the failures."""
         if not self.on:
             return
         self.on = False
-        places = [f"{FOLDER}/{name}" for name in PROBABILITIES[ACTORS_FAIL]]
-        # By the agent itself: a new process reads its program by FUSE, and would fail, too.
-        for place in places:
-            self.guest.write_file(f"{place}/probability", b"0")
-        left = [int(self.guest.read_file(f"{place}/times")) for place in places]
+        names = PROBABILITIES[ACTORS_FAIL]
+        for name in names:
+            self.write(name, {"probability": 0})
+        left = [int(self.guest.read_file(f"{FOLDER}/{name}/times")) for name in names]
         self.injected += sum(TIMES - each for each in left)
 
     def check(self) -> None:

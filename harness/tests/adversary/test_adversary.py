@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 from farwatch_harness.adversary.arena import disagreements, signature
-from farwatch_harness.adversary.faults import TIMES, Faults
+from farwatch_harness.adversary.faults import FOLDER, PROBABILITIES, TIMES, Faults
 from farwatch_harness.adversary.filesystem import ROOT, Tree
 from farwatch_harness.adversary.script import (
     ACTORS_FAIL,
@@ -114,17 +114,15 @@ class InjectingGuest:
 
     def __init__(self, failures: int) -> None:
         self.failures = failures
-        self.scripts: list[str] = []
+        self.programs = 0
         self.written: dict[str, bytes] = {}
 
     def os(self, _name: str, _path: str, _mode: int) -> bool:
         return True
 
-    def shell(self, script: str) -> str:
-        self.scripts.append(script)
-        if "kallsyms" in script:
-            return "ffffffff81000000\nffffffff81000100\nffffffff8f000000\n"
-        return ""
+    def shell(self, _script: str) -> str:
+        self.programs += 1
+        return "ffffffff81000000\nffffffff81000100\nffffffff8f000000\n"
 
     def write_file(self, path: str, data: bytes) -> None:
         self.written[path] = data
@@ -136,11 +134,17 @@ class InjectingGuest:
 def test_faults_that_came_are_counted() -> None:
     guest = InjectingGuest(7)
     faults = Faults(cast(Guest, guest))
+    guest.programs = 0
     faults.begin(FUSE_FAILS)
-    assert any("echo 0xffffffff81000100 > " in script for script in guest.scripts)
+    written = {path.removeprefix(FOLDER): data for path, data in guest.written.items()}
+    assert written["/failslab/require-end"] == b"0xffffffff81000100"
+    assert written["/failslab/probability"] == b"5"
     faults.end()
     assert faults.injected == 21
-    assert set(guest.written.values()) == {b"0"}
+    assert {
+        guest.written[f"{FOLDER}/{name}/probability"] for name in PROBABILITIES[FUSE_FAILS]
+    } == {b"0"}
+    assert guest.programs == 0, "a new process could fail"
     faults.check()
 
 
