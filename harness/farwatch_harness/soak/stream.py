@@ -8,7 +8,8 @@ counter: a file beside the directory that has the number of the next file to be 
 """
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -22,6 +23,9 @@ MARKER = "end-"
 FILE, SYMLINK = "file", "symlink"
 #: The number of faults that are described in words.
 MOST_NOTES = 3
+#: Seconds from the first event after a gap to the overflow that reports the gap. The guest reports
+#: it when all its watches are live again, and the first of them have events by then.
+LATE_OVERFLOW = 5.0
 
 
 class FileStage(Enum):
@@ -130,28 +134,52 @@ class Tally:
         )
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Events that are missing, and which no overflow has reported.
+
+    time: when the event after them was seen, by the checker's clock.
+    missing: how many.
+    note: the same in words.
+    """
+
+    time: float
+    missing: int
+    note: str
+
+
 class StreamChecker:
     """Checks the events that one watch, for just these stages, reports of a stream.
 
     All events of the files from number `sure` on must be reported. Events of earlier files may be:
-    when the watch is added, they may be on their way to the guest. Events before an overflow may be
-    missing. `notes` are the first faults.
+    when the watch is added, they may be on their way to the guest. Events may be missing before an
+    overflow, and before events that are less than LATE_OVERFLOW seconds older than it.
     """
 
-    def __init__(self, sure: int, stages: Sequence[FileStage] = ALL) -> None:
+    def __init__(
+        self,
+        sure: int,
+        stages: Sequence[FileStage] = ALL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.stages = stages
+        self.clock = clock
         self.sure = sure * len(stages)
-        self.notes: list[str] = []
+        self.faults: list[str] = []
+        self.overflow_notes: list[str] = []
+        self.gaps: list[Gap] = []
         self.next = 0
         self.after_overflow = False
-        self.seen = self.lost = self.duplicate = self.overflows = self.strange = 0
+        self.seen = self.duplicate = self.overflows = self.strange = 0
 
     def see(self, event: GuestInotifyEvent) -> str | None:
         """Check the next event of the watch; return the marker's name if it is one."""
         if event.mask & In.Q_OVERFLOW:
             self.overflows += 1
             self.after_overflow = True
-            self.note("an overflow:", event)
+            since = self.clock() - LATE_OVERFLOW
+            self.gaps = [gap for gap in self.gaps if gap.time < since]
+            self.note(self.overflow_notes, "an overflow:", event)
             return None
         if event.name.startswith(MARKER):
             if event.mask & (In.CREATE | In.DELETE):
@@ -160,12 +188,12 @@ class StreamChecker:
         position = self.position(event)
         if position is None:
             self.strange += 1
-            self.note("not an event of the stream:", event)
+            self.note(self.faults, "not an event of the stream:", event)
             return None
         self.seen += 1
         if position < self.next:
             self.duplicate += 1
-            self.note("reported before:", event)
+            self.note(self.faults, "reported before:", event)
             return None
         self.expect(position, event)
         self.next = position + 1
@@ -175,19 +203,30 @@ class StreamChecker:
         """Count as lost what should have been reported before this position."""
         missing = position - max(self.next, self.sure)
         if missing > 0 and not self.after_overflow:
-            self.lost += missing
-            self.note(f"{missing} lost before", event)
+            self.gaps.append(
+                Gap(self.clock(), missing, self.described(f"{missing} lost before", event))
+            )
         self.next = max(self.next, position)
         self.after_overflow = False
 
-    def note(self, what: str, event: GuestInotifyEvent) -> None:
-        """Describe a fault in words."""
-        if len(self.notes) < MOST_NOTES:
-            stages = ",".join(stage.name for stage in self.stages)
-            self.notes.append(
-                f"{what} {In(event.mask).name} {event.name!r}, number {self.seen} of a watch for"
-                f" {stages}"
-            )
+    def note(self, notes: list[str], what: str, event: GuestInotifyEvent) -> None:
+        """Add to `notes` what is wrong with an event."""
+        if len(notes) < MOST_NOTES:
+            notes.append(self.described(what, event))
+
+    def described(self, what: str, event: GuestInotifyEvent) -> str:
+        """Return in words what is wrong with an event."""
+        stages = ",".join(stage.name for stage in self.stages)
+        return (
+            f"{what} {In(event.mask).name} {event.name!r}, number {self.seen} of a watch for"
+            f" {stages}"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """The first faults in words; overflows, which may be right, come last."""
+        lost = [gap.note for gap in self.gaps]
+        return [*self.faults, *lost, *self.overflow_notes][:MOST_NOTES]
 
     def position(self, event: GuestInotifyEvent) -> int | None:
         """Return the event's position in the stream; None if it does not belong to it."""
@@ -203,7 +242,8 @@ class StreamChecker:
     @property
     def tally(self) -> Tally:
         """What was found so far."""
-        return Tally(1, self.seen, self.lost, self.duplicate, self.overflows, self.strange)
+        lost = sum(gap.missing for gap in self.gaps)
+        return Tally(1, self.seen, lost, self.duplicate, self.overflows, self.strange)
 
 
 @dataclass

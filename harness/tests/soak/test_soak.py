@@ -114,6 +114,32 @@ def test_fault_is_described_in_a_note() -> None:
     assert report.tally == checker.tally
 
 
+OVERFLOW = GuestInotifyEvent(-1, int(In.Q_OVERFLOW), 0, "", 0.0)
+
+
+@pytest.mark.parametrize(("later", "lost"), [(0.0, 0), (4.9, 0), (5.1, 4)])
+def test_overflow_reports_a_gap_that_is_seen_shortly_before_it(later: float, lost: int) -> None:
+    now = 100.0
+    checker = StreamChecker(0, clock=lambda: now)
+    for event in [*stream(0, 1), *stream(2, 1)]:
+        checker.see(event)
+    assert checker.tally.lost == 4
+    now += later
+    checker.see(OVERFLOW)
+    assert (checker.tally.lost, checker.tally.overflows) == (lost, 1)
+    checker.see(stream(5, 1)[0])
+    assert checker.tally.lost == lost
+    checker.see(stream(7, 1)[0])
+    assert checker.tally.lost == lost + 7
+
+
+def test_faults_are_described_before_overflows() -> None:
+    checker = StreamChecker(0)
+    for event in [OVERFLOW, *stream(0, 1), *[OVERFLOW] * 3, stream(0, 1)[0]]:
+        checker.see(event)
+    assert [note.partition(" ")[0] for note in checker.notes] == ["reported", "an", "an"]
+
+
 def test_overflows_and_strange_events_are_counted() -> None:
     assert check_stream([GuestInotifyEvent(-1, int(In.Q_OVERFLOW), 0, "", 0.0)]).overflows == 1
     for mask, name in (
