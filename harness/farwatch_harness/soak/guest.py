@@ -20,7 +20,7 @@ import resource
 import select
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -28,6 +28,7 @@ from farwatch_harness.oracle.native_inotify import In, NativeInotify
 from farwatch_harness.oracle.script_runners import HostScriptRunners
 from farwatch_harness.soak.stream import (
     ALL,
+    LATE_OVERFLOW,
     MARKER,
     Counter,
     FileStage,
@@ -124,27 +125,49 @@ def passing(
 
 
 def passer(random: Random, directories: Sequence[Path], report: WatcherReport) -> None:
-    """Run one watcher. It removes one of its watches half-way, and ends with events unread."""
-    removed = None
+    """Run one watcher. It removes one of its watches half-way, and ends with events unread.
+
+    Where events are missing it stays until an overflow reports that, or until that is overdue.
+    """
     with NativeInotify() as native:
         checkers = {}
         for directory in directories:
             stages = random.choice(CHOICES)
             wd = native.add(directory, mask_of(stages))
             checkers[wd] = directory.name, StreamChecker(next_file(directory), stages)
-        for stay in (random.uniform(0, STAY), random.uniform(0, STAY)):
-            end = time.monotonic() + stay
-            while (left := end - time.monotonic()) > 0:
-                for event in native.read_ready(left):
-                    if event.mask & In.IGNORED and event.wd == removed:
-                        continue
-                    _name, checker = checkers.get(event.wd) or next(iter(checkers.values()))
-                    checker.see(event)
-            if removed is None:
-                removed = random.choice(list(checkers))
-                native.remove(removed)
+        check_for(random.uniform(0, STAY), native, checkers)
+        removed = random.choice(list(checkers))
+        native.remove(removed)
+        check_for(random.uniform(0, STAY), native, checkers, removed)
+        check_for(LATE_OVERFLOW, native, checkers, removed, only_gaps=True)
     for name, checker in checkers.values():
         report.add(name, checker)
+
+
+def check_for(
+    seconds: float,
+    native: NativeInotify,
+    checkers: Mapping[int, tuple[str, StreamChecker]],
+    removed: int | None = None,
+    *,
+    only_gaps: bool = False,
+) -> None:
+    """Check the events of watches for `seconds`.
+
+    removed: a watch that was removed. only_gaps: end when no checker has a gap.
+    """
+    everyone = [checker for _name, checker in checkers.values()]
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if only_gaps and not any(checker.gaps for checker in everyone):
+            return
+        for event in native.read_ready(left):
+            if event.mask & In.Q_OVERFLOW:
+                for checker in everyone:
+                    checker.see(event)
+            elif not (event.mask & In.IGNORED and event.wd == removed):
+                _name, checker = checkers.get(event.wd) or next(iter(checkers.values()))
+                checker.see(event)
 
 
 def leaking(directory: Path) -> None:

@@ -202,7 +202,7 @@ class Load:
                     program.lines += program.process.lines(until="{", limit=END_LIMIT)
         for program in programs:
             program.process.stop()
-            take(program.lines, result, program.kind)
+            take(program.lines, result, program.kind, gaps=self.gaps)
 
     def watchers_across(self, first: int) -> list[LoadProgram]:
         """Start the watchers of what the other guest writes, and of a stream of the host."""
@@ -309,8 +309,11 @@ class Load:
             self.free.write(FREE_BURST)
 
 
-def take(lines: Sequence[str], result: RoundResult, kind: WatcherKind) -> None:
-    """Add the report that a program in the guest prints as its last line."""
+def take(lines: Sequence[str], result: RoundResult, kind: WatcherKind, *, gaps: bool) -> None:
+    """Add the report that a program in the guest prints as its last line.
+
+    gaps: an overflow is no fault.
+    """
     try:
         report = json.loads(lines[-1]) if lines else {}
     except ValueError:
@@ -321,6 +324,8 @@ def take(lines: Sequence[str], result: RoundResult, kind: WatcherKind) -> None:
         )
         return
     result.notes += report["notes"]
+    if not gaps:
+        result.notes += report["overflow_notes"]
     tally = getattr(result, kind.value) + Tally(**report["tally"])
     setattr(result, kind.value, tally)
 

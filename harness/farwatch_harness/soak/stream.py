@@ -224,9 +224,8 @@ class StreamChecker:
 
     @property
     def notes(self) -> list[str]:
-        """The first faults in words; overflows, which may be right, come last."""
-        lost = [gap.note for gap in self.gaps]
-        return [*self.faults, *lost, *self.overflow_notes][:MOST_NOTES]
+        """The first faults in words."""
+        return [*self.faults, *(gap.note for gap in self.gaps)][:MOST_NOTES]
 
     def position(self, event: GuestInotifyEvent) -> int | None:
         """Return the event's position in the stream; None if it does not belong to it."""
@@ -248,12 +247,17 @@ class StreamChecker:
 
 @dataclass
 class WatcherReport:
-    """What several watches found, and the first faults in words."""
+    """What several watches found, and the first faults and overflows in words."""
 
     tally: Tally = field(default_factory=Tally)
     notes: list[str] = field(default_factory=list)
+    overflow_notes: list[str] = field(default_factory=list)
 
     def add(self, where: str, checker: StreamChecker) -> None:
         """Add what a watch of the directory `where` found."""
         self.tally += checker.tally
-        self.notes += [f"{where}: {note}" for note in checker.notes[: MOST_NOTES - len(self.notes)]]
+        for found, more in (
+            (self.notes, checker.notes),
+            (self.overflow_notes, checker.overflow_notes),
+        ):
+            found += [f"{where}: {note}" for note in more[: MOST_NOTES - len(found)]]

@@ -7,10 +7,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from random import Random
+from typing import cast
 
 import pytest
 from farwatch_harness.oracle.file_operations import perform
 from farwatch_harness.oracle.native_inotify import In, NativeInotify
+from farwatch_harness.soak.guest import check_for
 from farwatch_harness.soak.load import Load
 from farwatch_harness.soak.result import (
     MAX_MEMORY_GROWTH,
@@ -133,11 +135,45 @@ def test_overflow_reports_a_gap_that_is_seen_shortly_before_it(later: float, los
     assert checker.tally.lost == lost + 7
 
 
-def test_faults_are_described_before_overflows() -> None:
+def test_faults_and_overflows_are_described_apart() -> None:
     checker = StreamChecker(0)
     for event in [OVERFLOW, *stream(0, 1), *[OVERFLOW] * 3, stream(0, 1)[0]]:
         checker.see(event)
-    assert [note.partition(" ")[0] for note in checker.notes] == ["reported", "an", "an"]
+    report = WatcherReport()
+    report.add("dir", checker)
+    assert [note.split()[1] for note in report.notes] == ["reported"]
+    assert [note.split()[1] for note in report.overflow_notes] == ["an"] * 3
+
+
+class ScriptedInotify:
+    """Gives one event at a time."""
+
+    def __init__(self) -> None:
+        self.events: list[GuestInotifyEvent] = []
+
+    def read_ready(self, _limit: float) -> list[GuestInotifyEvent]:
+        assert self.events, "there is nothing to wait for"
+        return [self.events.pop(0)]
+
+
+def of_watch(wd: int, event: GuestInotifyEvent) -> GuestInotifyEvent:
+    return dataclasses.replace(event, wd=wd)
+
+
+def test_overflow_is_for_all_watches_and_awaited_where_one_has_a_gap() -> None:
+    events = [of_watch(wd, each) for wd in (1, 2, 3) for each in stream(wd, 1)]
+    native = ScriptedInotify()
+    checkers = {wd: (f"{wd}", StreamChecker(0)) for wd in (1, 2, 3)}
+    checkers[3] = "3", StreamChecker(3)
+    check_for(60.0, cast(NativeInotify, native), checkers, only_gaps=True)
+    for event in events:
+        checkers[event.wd][1].see(event)
+    native.events = [OVERFLOW, OVERFLOW]
+    assert [checker.tally.lost for _, checker in checkers.values()] == [4, 8, 0]
+    check_for(60.0, cast(NativeInotify, native), checkers, only_gaps=True)
+    assert native.events == [OVERFLOW]
+    assert [checker.tally.lost for _, checker in checkers.values()] == [0, 0, 0]
+    assert [checker.tally.overflows for _, checker in checkers.values()] == [1, 1, 1]
 
 
 def test_overflows_and_strange_events_are_counted() -> None:
