@@ -16,8 +16,7 @@ from farwatch_harness.kernel.versions import current
 from farwatch_harness.util import cache, paths, subprocesses
 from farwatch_harness.vm.guest_client import CompletedProcess, Guest
 
-PATCH = "events-selftest"
-pytestmark = pytest.mark.patch(PATCH)
+pytestmark = pytest.mark.patch("events-selftest")
 
 SELFTESTS = "tools/testing/selftests"
 SOURCE = f"{SELFTESTS}/filesystems/fuse/fuse_fsnotify_test.c"
@@ -28,15 +27,19 @@ LIMIT = 150.0
 
 
 def patches() -> list[series.Patch]:
-    """Return the series of this run, up to the selftest."""
-    every = series.read_series(Path(os.environ.get("FARWATCH_SERIES") or current().folder))
-    return every[: series.number_of(PATCH, every)]
+    """Return the series of this run."""
+    return series.read_series(Path(os.environ.get("FARWATCH_SERIES") or current().folder))
 
 
-def names_of_tests() -> list[str]:
-    """Return the names of the tests in the patch."""
-    added = patches()[-1].content.decode()
-    return re.findall(r"^\+TEST_F(?:_TIMEOUT)?\(fsnotify, (\w+)", added, re.MULTILINE)
+def selftests() -> list[object]:
+    """Return the names of the tests, each marked with the patch that adds it."""
+    return [
+        pytest.param(name, marks=pytest.mark.patch(patch.name))
+        for patch in patches()
+        for name in re.findall(
+            r"^\+TEST_F(?:_TIMEOUT)?\(fsnotify, (\w+)", patch.content.decode(), re.MULTILINE
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def whole() -> list[CompletedProcess]:
     return []
 
 
-@pytest.mark.parametrize("name", names_of_tests())
+@pytest.mark.parametrize("name", selftests())
 def test_selftest(guest: Guest, program: Path, name: str, whole: list[CompletedProcess]) -> None:
     if not whole and not runs_one_test():
         whole.append(guest.run("timeout", str(LIMIT), str(program), limit=LIMIT + 10))

@@ -24,6 +24,11 @@ README = paths.CHECKOUT / "patches" / "README.md"
 #: The first line of the README's table of review comments and their answers.
 REVIEW = "| asked by | asked for | answer |"
 RFC = "https://lore.kernel.org/linux-fsdevel/20211025204634.2517-1-iangelak@redhat.com/"
+#: What was asked of the SMB client's change notifications.
+SMB = (
+    "https://lore.kernel.org/linux-fsdevel/"
+    "CAOQ4uxjxG7KCwsHYv3Oi+t1pwjLS8jUoiAroXtzTatu3+11CWg@mail.gmail.com/"
+)
 WIDTH = 72
 GET_MAINTAINER = ("scripts/get_maintainer.pl", "--no-git", "--no-git-fallback")
 
@@ -104,8 +109,8 @@ def fill_letter(mail: Path, base: str) -> None:
     subject, _, text = LETTER.read_text().partition("\n\n")
     answers = "\n".join(answered(README.read_text()))
     blurb = (
-        f"{text.strip()}\n\nThe series is based on {base}.\n\n[1] {RFC}\n\nWhat the review of the"
-        " RFC asked for\n"
+        f"{text.strip()}\n\nThe series is based on {base}.\n\n[1] {RFC}\n[2] {SMB}\n\nWhat the"
+        " review of the RFC asked for\n"
     )
     blurb += f"------------------------------------\n\n{answers}"
     letter = mail.read_text()

@@ -52,7 +52,7 @@ def test_mails_are_complete_and_answer_the_review(source: Path, tmp_path: Path) 
         "0001-fuse-Change-it.patch",
     ]
     assert "Subject: [PATCH 0/1] fuse, fsnotify: " in letter and "***" not in letter
-    assert "based on linux-6.12" in letter and mail.RFC in letter
+    assert "based on linux-6.12" in letter and mail.RFC in letter and mail.SMB in letter
     assert "- Vivek Goyal: no file handles from the guest\n    -> none are used\n" in letter
     assert "base-commit: " in letter and "Subject: [PATCH 1/1] fuse: Change it" in patch
     assert max(len(line) for line in letter.splitlines() if "://" not in line) <= 80
