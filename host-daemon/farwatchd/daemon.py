@@ -27,6 +27,7 @@ from farwatchd.linux import libc
 from farwatchd.linux.capabilities import Capability
 from farwatchd.listener import Sockets
 from farwatchd.metrics_server import MetricsServer
+from farwatchd.migration.migrated_session import MigratedSession
 from farwatchd.options import Config
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.passthrough.procfd import ProcFd
@@ -42,6 +43,7 @@ from farwatchd.state_dir.journal_files import boot_id
 from farwatchd.state_dir.saved_session import SavedSession
 from farwatchd.status import DaemonStatus, Gauge
 from farwatchd.termination import SignalThread, block_signals
+from farwatchd.vhost_user.device_state import StateTransfer
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
@@ -219,6 +221,20 @@ def _serve(
         saved = SavedSession(
             state_files, boot, lasting, fs, store, session, queue, device, loop.call_soon
         )
+    device.state_transfer = StateTransfer(
+        loop,
+        MigratedSession(
+            config.migration,
+            fs,
+            store,
+            session,
+            pool,
+            locks,
+            queue,
+            device,
+            (lambda: None) if saved is None else saved.restart,
+        ),
+    )
     server = Server(
         loop,
         sockets.front_end,

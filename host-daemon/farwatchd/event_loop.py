@@ -66,6 +66,14 @@ class Loop:
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
+    def add_writable(self, fd: int, callback: Callback) -> None:
+        """Call ``callback`` whenever ``fd`` is writable, or nobody reads at its other end.
+
+        ``OSError`` when ``fd`` cannot be waited for.
+        """
+        self._epoll.register(fd, select.EPOLLOUT)
+        self._callbacks[fd] = callback
+
     def add_eventfd(self, fd: int, callback: Callback) -> None:
         """Call ``callback`` when the eventfd ``fd`` is written, and at first if it has been.
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from farwatchd.config import Option, UserError, declared, number, option, size
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.listener import SocketOptions
+from farwatchd.migration.options import MigrationOptions
 from farwatchd.passthrough.id_map import make_translation
 from farwatchd.passthrough.options import DEFAULT_MAX_INODES, Cache
 from farwatchd.passthrough.options import ShareOptions as ShareOptions
@@ -52,6 +53,7 @@ CAPABILITIES = {
     "type": "fs",
     "features": [
         "separate-options",
+        "migrate-precopy",
         "posix-acl-negotiation-mode",
         "security-label-negotiation-mode",
     ],
@@ -138,6 +140,7 @@ class Config:
     watch: WatchOptions
     sandbox: SandboxOptions
     process: ProcessOptions
+    migration: MigrationOptions
     without_effect: tuple[str, ...] = ()
 
 
@@ -146,6 +149,7 @@ _GROUPS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("the socket and the device", (SocketOptions, DeviceConfig)),
     ("the share", (ShareOptions, SessionOptions)),
     ("events", (WatchOptions,)),
+    ("live migration", (MigrationOptions,)),
     ("the process", (SandboxOptions, ProcessOptions)),
 )
 
@@ -251,6 +255,7 @@ def parse(arguments: Sequence[str]) -> Config:
         watch=_fill(WatchOptions, given),
         sandbox=_fill(SandboxOptions, given),
         process=_fill(ProcessOptions, given),
+        migration=_fill(MigrationOptions, given),
         without_effect=tuple(_without_effect(given)),
     )
 

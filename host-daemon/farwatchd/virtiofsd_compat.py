@@ -49,10 +49,6 @@ _RENAMED = {("cache", "none"): "never", ("log_level", "err"): "error"}
 
 #: virtiofsd's options that change nothing here: what their value is called, and why.
 WITHOUT_EFFECT: dict[str, tuple[str | None, str]] = {
-    "migration_mode": ("MODE", "there is no live migration"),
-    "migration_on_error": ("ACTION", "there is no live migration"),
-    "migration_verify_handles": (None, "there is no live migration"),
-    "migration_confirm_paths": (None, "there is no live migration"),
     "timeout": ("SECONDS", "--cache sets how long the guest may cache"),
 }
 

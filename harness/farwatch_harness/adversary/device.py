@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from farwatchd.event_loop import Loop
 from farwatchd.iovec import gather, scatter
+from farwatchd.vhost_user.device_state import StateTransfer
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
 from farwatchd.vhost_user.vring import KickState, Vring
@@ -75,6 +76,8 @@ class HostileDevice:
         self.request_queues = request_queues
         self.loop = Loop()
         self.server: Server | None = None
+        #: It does not migrate.
+        self.state_transfer: StateTransfer | None = None
         self.random = Random(0)
         self.lies = Lies()
         self.running: dict[int, tuple[Vring, int]] = {}

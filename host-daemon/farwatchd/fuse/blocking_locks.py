@@ -54,6 +54,8 @@ class BlockingLocks:
         self._early: deque[int] = deque(maxlen=_MAX_EARLY_INTERRUPTS)
         self._retry_timer = False
         self._retry_soon = False
+        #: Whether no lock may be taken: another daemon may have the session.
+        self.suspended = False
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -120,6 +122,8 @@ class BlockingLocks:
                 self._try(reply, pending, pending.attempt)
 
     def _try(self, reply: DeferredReply, pending: _PendingLock, attempt: Callable[[], Any]) -> None:
+        if self.suspended:
+            return
         try:
             attempt()
         except BlockingIOError:

@@ -7,6 +7,7 @@ A file's number (``fh``) is used once in the life of the table.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from farwatchd.passthrough.changes import StateChanges
 from farwatchd.wire.state import (
     NONE,
     Descriptors,
+    FlockState,
     OpenFileState,
     ReceivedDescriptors,
     State,
@@ -46,7 +48,8 @@ class OpenFile:
     ``flags`` are those of open(2) that the guest meant. With O_APPEND among them each write goes to
     the end of the file, but for pages of the guest's cache; ``fd`` itself appends only if
     ``append_only``, where the host allows nothing else. ``remote``: it is on the file system of a
-    server, for which reads, writes and closing may wait.
+    server, for which reads, writes and closing may wait. ``flock``: the kind of its flock(2) lock
+    on the host, None for none.
     """
 
     nodeid: int
@@ -55,6 +58,7 @@ class OpenFile:
     reading: Reading
     append_only: bool = False
     remote: bool = False
+    flock: int | None = None
 
 
 class OpenFileTable:
@@ -130,6 +134,7 @@ class OpenFileTable:
 
     def record_flock(self, fh: int, kind: int) -> None:
         """Record that the kernel has given a file a flock(2) lock, F_UNLCK for none."""
+        self._files[fh].flock = None if kind == fcntl.F_UNLCK else kind
         if self.changes is not None:
             self.changes.flocks[fh] = kind
 
@@ -192,9 +197,16 @@ class OpenFileTable:
             OpenFileState(fh, nodeid, NONE, 0, False, False) for fh, nodeid in self._lost.items()
         ]
         state.open_files.sort()
+        state.flocks += [
+            FlockState(fh, file.flock) for fh, file in self._files.items() if file.flock is not None
+        ]
 
     def restore_state(
-        self, records: list[OpenFileState], fds: ReceivedDescriptors, next_fh: int
+        self,
+        records: list[OpenFileState],
+        flocks: list[FlockState],
+        fds: ReceivedDescriptors,
+        next_fh: int,
     ) -> None:
         """Add the files of a state, and take ownership of their descriptors; ``StateError``."""
         for record in records:
@@ -210,6 +222,11 @@ class OpenFileTable:
                 self.add_lost(record.nodeid, record.fh)
                 continue
             self.add(record.nodeid, fd, record.flags, bool(record.append_only), bool(record.remote))
+        for lock in flocks:
+            file = self._files.get(lock.fh)
+            if file is None:
+                raise StateError("a lock is that of no open file")
+            file.flock = lock.kind
         self._next = next_fh
 
     @property

@@ -101,7 +101,7 @@ class PassthroughFs:
         share = self.share
         (numbers,) = state.numbers
         share.inodes.restore_state(state.inodes, host_inodes, numbers.nodeid)
-        share.open_files.restore_state(state.open_files, fds, numbers.fh)
+        share.open_files.restore_state(state.open_files, state.flocks, fds, numbers.fh)
         share.locks.restore_state(state, fds, share.open_files)
 
     def use_threads(

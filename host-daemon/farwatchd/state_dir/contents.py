@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from farwatchd.wire.journal import (
-    FlockState,
     HandleInodeState,
     LookupsState,
+    MountIdentityState,
     MountPlaceState,
     OptionsState,
     PathInodeState,
@@ -19,10 +19,13 @@ from farwatchd.wire.journal import (
     UnlockedState,
 )
 from farwatchd.wire.state import (
+    FlockState,
+    InterruptState,
     LockHandleState,
     LockState,
     NumbersState,
     OpenFileState,
+    PendingReplyState,
     SessionState,
     StateError,
 )
@@ -76,10 +79,13 @@ class Contents:
         self.options = b""
         self.session: SessionState | None = None
         self.mounts: dict[int, MountPlaceState] = {}
+        self.mount_identities: dict[int, MountIdentityState] = {}
         self.inodes: dict[int, HandleInodeState | PathInodeState] = {}
         self.files: dict[int, OpenFileState] = {}
         self.flocks: dict[int, int] = {}
         self.owners: dict[tuple[int, int], OwnerLocks] = {}
+        self.interrupts: list[InterruptState] = []
+        self.pending: list[PendingReplyState] = []
         self.next_nodeid = 1
         self.next_fh = 1
         self._root = _Place(None, b"")
@@ -113,6 +119,9 @@ class Contents:
         self.mounts[record.ident] = record
         self._mount_places[record.ident] = self._place(record.path)
 
+    def _set_mount_identity(self, record: MountIdentityState) -> None:
+        self.mount_identities[record.ident] = record
+
     def _set_inode(self, record: HandleInodeState | PathInodeState) -> None:
         self.inodes[record.nodeid] = record
         self.next_nodeid = max(self.next_nodeid, record.nodeid + 1)
@@ -140,6 +149,12 @@ class Contents:
 
     def _flock(self, record: FlockState) -> None:
         self.flocks[record.fh] = record.kind
+
+    def _interrupt(self, record: InterruptState) -> None:
+        self.interrupts.append(record)
+
+    def _defer(self, record: PendingReplyState) -> None:
+        self.pending.append(record)
 
     def _unlock(self, record: UnlockedState) -> None:
         self.owners.pop((record.nodeid, record.owner), None)
@@ -215,4 +230,7 @@ _APPLY: dict[type, Callable[[Contents, Any], None]] = {
     LockState: Contents._lock,
     LockHandleState: Contents._lock_handle,
     RenamedState: Contents._rename,
+    MountIdentityState: Contents._set_mount_identity,
+    InterruptState: Contents._interrupt,
+    PendingReplyState: Contents._defer,
 }

@@ -9,8 +9,7 @@ into both.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,22 +19,25 @@ from farwatchd.fuse.session import Session
 from farwatchd.linux.file_handles import handle_of, mount_of
 from farwatchd.passthrough.changes import StateChanges
 from farwatchd.passthrough.inode_table import Inode
-from farwatchd.passthrough.open_file_table import OpenFile
 from farwatchd.passthrough.share import ShareState
 from farwatchd.state_dir.contents import Contents
 from farwatchd.state_dir.in_flight import InFlight
 from farwatchd.state_dir.journal_files import JournalFiles
 from farwatchd.state_dir.places import PlaceIdentity, Places
+from farwatchd.state_dir.table_records import (
+    file_record,
+    lost_file_record,
+    mount_records,
+    numbers_record,
+    owner_records,
+)
 from farwatchd.wire.journal import (
-    FlockState,
     HandleInodeState,
     LookupsState,
-    MountPlaceState,
     OptionsState,
     PathInodeState,
     ReleasedState,
     RenamedState,
-    UnlockedState,
     decode,
     encode,
     encode_created,
@@ -45,11 +47,7 @@ from farwatchd.wire.journal import (
     encode_released,
 )
 from farwatchd.wire.state import (
-    NONE,
-    LockHandleState,
-    LockState,
-    NumbersState,
-    OpenFileState,
+    FlockState,
     StateError,
 )
 
@@ -93,7 +91,6 @@ class Journal:
         #: The mounts that the journal has, and the other file.
         self._mounts: set[int] = set()
         self._next_mounts: set[int] = set()
-        self._flocks: dict[int, int] = {}
         self._compact_at = _COMPACT_FROM
         self._works = False
         #: What has changed since the other file was begun; None when it is not used.
@@ -107,18 +104,12 @@ class Journal:
         self._share.record_changes(self.changes)
         self._rewrite()
 
-    def start_with(self, flocks: Mapping[int, int]) -> None:
-        """Do as ``start``, for open files that have flock(2) locks."""
-        self._flocks = dict(flocks)
-        self.start()
-
     def go_on(self) -> None:
         """Write each change from now on to the journal of a daemon that was replaced."""
         self._share.record_changes(self.changes)
         try:
             contents = Contents()
             contents.apply(decode(memoryview(self._files.load())))
-            self._flocks = contents.flocks
             self._files.attach()
         except (OSError, StateError) as error:
             self._fail(error)
@@ -130,7 +121,6 @@ class Journal:
         self.changes.clear()
         self._in_flight.clear()
         self._mounts.clear()
-        self._flocks.clear()
         self._rewrite()
 
     def commit(self, unique: int) -> None:
@@ -161,10 +151,9 @@ class Journal:
         fh = files.pop()
         file = self._share.open_files.find(fh)
         if file is None:
-            self._flocks.pop(fh, None)
             self._append(encode_released(unique, fh))
         else:
-            self._append(encode_file(unique, _file_record(fh, file)))
+            self._append(encode_file(unique, file_record(fh, file)))
 
     def commit_session(self, unique: int) -> None:
         """Write what the request ``unique`` has negotiated."""
@@ -201,7 +190,7 @@ class Journal:
             fh = next(iter(changes.files), None)
             file = None if fh is None else self._share.open_files.find(fh)
             if inode is not None and fh is not None and file is not None:
-                self._append(encode_created(unique, *inode, _file_record(fh, file)))
+                self._append(encode_created(unique, *inode, file_record(fh, file)))
                 changes.clear()
                 return
         self.commit(unique)
@@ -325,23 +314,21 @@ class Journal:
         for fh in changes.files:
             file = self._share.open_files.find(fh)
             if file is not None:
-                yield _file_record(fh, file)
+                yield file_record(fh, file)
             elif fh in lost:
-                yield OpenFileState(fh, lost[fh], NONE, NONE, False, False)
+                yield lost_file_record(fh, lost[fh])
             else:
-                self._flocks.pop(fh, None)
                 yield ReleasedState(fh)
         for fh, kind in changes.flocks.items():
             if self._share.open_files.find(fh) is not None:
-                self._flocks[fh] = kind
                 yield FlockState(fh, kind)
         for nodeid, owner in changes.owners:
-            yield from self._owner_records(nodeid, owner)
+            yield from owner_records(self._share.locks, nodeid, owner)
 
     def _all_batches(self) -> Iterator[list[Any]]:
         """Yield records that make all of the state."""
         self._next_mounts = set()
-        first: list[Any] = [OptionsState(self._options), self._numbers()]
+        first: list[Any] = [OptionsState(self._options), numbers_record(self._share)]
         negotiated = self._session.negotiated
         if negotiated is not None:
             first.append(negotiated)
@@ -350,7 +337,9 @@ class Journal:
         everything.new.update(inode.nodeid for inode in share.inodes.all())
         everything.files.update(fh for fh, _ in share.open_files.all())
         everything.files.update(share.open_files.lost())
-        everything.flocks.update(self._flocks)
+        everything.flocks.update(
+            (fh, file.flock) for fh, file in share.open_files.all() if file.flock is not None
+        )
         everything.owners.update(share.locks.owners())
         yield from self._changed_batches(everything)
 
@@ -361,16 +350,13 @@ class Journal:
     def _encoded(batches: Iterator[list[Any]]) -> Iterator[bytes]:
         return (encode(0, batch) for batch in batches)
 
-    def _numbers(self) -> NumbersState:
-        return NumbersState(self._share.inodes.next_nodeid, self._share.open_files.next_fh, 0)
-
     def _inode_records(self, inode: Inode, mounts: set[int]) -> list[Any]:
         host_inode = inode.host_inode
         counts = (inode.nodeid, inode.kind, inode.lookups, inode.named)
         if host_inode.by_handle:
             assert isinstance(host_inode.key, bytes)
             return [
-                *self._mount_records(host_inode.mount_id, mounts),
+                *mount_records(self._share, self.places, host_inode.mount_id, mounts),
                 HandleInodeState(*counts, host_inode.key),
             ]
         if host_inode.fd < 0:
@@ -386,27 +372,6 @@ class Journal:
             identity = self.places.identity(host_inode.fd)
         return [PathInodeState(*counts, *identity, b"" if path is None else path)]
 
-    def _mount_records(self, ident: int, mounts: set[int]) -> list[MountPlaceState]:
-        if ident in mounts:
-            return []
-        fd = self._share.inodes.mount_descriptor(ident)
-        if fd is None:
-            return []
-        mounts.add(ident)
-        return [MountPlaceState(ident, os.fstat(fd).st_dev, self.places.path(fd) or b"")]
-
-    def _owner_records(self, nodeid: int, owner: int) -> list[Any]:
-        locks, handles = self._share.locks.of_owner(nodeid, owner)
-        return [
-            UnlockedState(nodeid, owner),
-            *(LockState(nodeid, owner, *lock) for lock in locks),
-            *(LockHandleState(nodeid, owner, fh) for fh in sorted(handles)),
-        ]
-
 
 def _batch(records: Iterator[Any]) -> list[Any]:
     return list(islice(records, _BATCH))
-
-
-def _file_record(fh: int, file: OpenFile) -> OpenFileState:
-    return OpenFileState(fh, file.nodeid, NONE, file.flags, file.append_only, file.remote)

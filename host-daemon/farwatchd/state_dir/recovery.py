@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from farwatchd.fuse.filesystem import ROOT, Lock, OperationDeferred
+from farwatchd.fuse.filesystem import ROOT, Lock
 from farwatchd.fuse.session import Session
 from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.inode_store.store import HostInode, InodeStore, mount_id_of
@@ -19,6 +19,7 @@ from farwatchd.iovec import gather
 from farwatchd.linux.file_handles import handle_of, mount_of
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.state_dir.contents import Contents, renamed
+from farwatchd.state_dir.host_locks import HostLocks, OwnersLocks
 from farwatchd.state_dir.in_flight import InFlight, InFlightChain
 from farwatchd.state_dir.journal_writer import Journal
 from farwatchd.state_dir.places import PlaceIdentity, Places
@@ -30,11 +31,13 @@ from farwatchd.watch.event_record import WATCHES_LOST
 from farwatchd.wire.fuse import Opcode, in_header
 from farwatchd.wire.journal import (
     HandleInodeState,
+    MountPlaceState,
     PathInodeState,
     RenamedState,
     Transaction,
 )
 from farwatchd.wire.state import (
+    NONE,
     OpenFileState,
     PendingReplyState,
     SessionState,
@@ -71,8 +74,9 @@ class Recovery:
         self._store = store
         self._queue = queue
 
-    def left(self) -> None:
-        """Wait for the front-end to come again."""
+    def left(self) -> bool:
+        """Wait for the front-end to come again; see ``FormerSession``."""
+        return True
 
     def resume(self, vrings: Sequence[Vring]) -> list[PendingReplyState] | None:
         """Become the session, unless a new guest has come; see ``FormerSession``."""
@@ -136,7 +140,7 @@ class Recovery:
         restored.restore()
         self._restore_session(contents.session)
         self._replay.expect(self._in_flight.intent(), pending)
-        self._journal.start_with(contents.flocks)
+        self._journal.start()
         _log.info(
             "the guest goes on: %d inodes, %d open files, %d requests in flight",
             len(contents.inodes),
@@ -182,23 +186,6 @@ def _is_new(ring: SplitRing) -> bool:
     return head is not None and head[1] == Opcode.INIT
 
 
-def _is_same(record: PathInodeState, found: PlaceIdentity) -> bool:
-    """Return whether it is that inode, and no later one with its number."""
-    if record.device and found.device != record.device:
-        return False
-    if record.handle:
-        return found.handle == record.handle
-    return bool(record.birth) and (found.ino, found.birth) == (record.ino, record.birth)
-
-
-def _wait(operation: Callable[..., object], *args: object) -> None:
-    """Perform an operation, also where a server has to answer: nothing is served meanwhile."""
-    try:
-        operation(*args)
-    except OperationDeferred as deferred:
-        deferred.wait()
-
-
 class Restored:
     """The tables of the share, as the contents of a journal say."""
 
@@ -217,9 +204,9 @@ class Restored:
         self._store = store
         self._places = places
         self._renames = renames
-        self._lost_files = 0
-        self._lost_inodes = 0
-        self._lost_locks = 0
+        self.lost_files = 0
+        self.lost_inodes = 0
+        self._locks = HostLocks(fs)
         #: Mounts by the id that they had.
         self._mounts: dict[int, int] = {}
         self._held: list[HostInode] = []
@@ -237,19 +224,25 @@ class Restored:
             self._open(contents.files[fh])
         self._share.open_files.skip_numbers(contents.next_fh)
         for fh, kind in contents.flocks.items():
-            self._flock(fh, kind)
+            self._locks.flock(fh, kind)
         for (nodeid, owner), held_locks in contents.owners.items():
             if held_locks.locks:
-                self._lock(nodeid, owner, held_locks.handles, [
+                locks = [
                     Lock(each.kind, each.start, each.end, each.pid) for each in held_locks.locks
-                ])  # fmt: skip
+                ]
+                self._locks.posix(OwnersLocks(nodeid, owner, held_locks.handles, locks))
+
+    @property
+    def lost_locks(self) -> int:
+        """Lock owners and open files whose locks another process has."""
+        return self._locks.lost
 
     def report(self) -> None:
         """Log what is lost."""
         for count, what in (
-            (self._lost_inodes, "inodes are stale: the host has deleted or moved them"),
-            (self._lost_files, "open files are lost, each use of them is an error"),
-            (self._lost_locks, "lock owners have lost their locks, and the files with them"),
+            (self.lost_inodes, "inodes are stale: the host has deleted or moved them"),
+            (self.lost_files, "open files are lost, each use of them is an error"),
+            (self.lost_locks, "lock owners have lost their locks, and the files with them"),
         ):
             if count:
                 _log.warning("%d %s", count, what)
@@ -261,15 +254,26 @@ class Restored:
             try:
                 fd = self._places.open(mount.path)
                 try:
-                    status = os.fstat(fd)
-                    if status.st_dev != mount.device:
+                    if not self._is_mount(mount, fd):
                         continue
                     self._mounts[mount.ident] = mount_id_of(self._store.place(fd))
-                    self._held.append(self._store.get(fd, status))
+                    self._held.append(self._store.get(fd, os.fstat(fd)))
                 finally:
                     os.close(fd)
             except OSError as error:
                 _log.debug("a mount at %s is not found: %s", os.fsdecode(mount.path), error)
+
+    def _is_mount(self, record: MountPlaceState, fd: int) -> bool:
+        """Return whether the file system of a directory is that of a mount."""
+        return os.fstat(fd).st_dev == record.device
+
+    def _is_same(self, record: PathInodeState, found: PlaceIdentity, _: os.stat_result) -> bool:
+        """Return whether it is that inode, and no later one with its number."""
+        if record.device and found.device != record.device:
+            return False
+        if record.handle:
+            return found.handle == record.handle
+        return bool(record.birth) and (found.ino, found.birth) == (record.ino, record.birth)
 
     def _find(self, record: HandleInodeState | PathInodeState) -> None:
         found = (
@@ -282,8 +286,11 @@ class Restored:
             if found is not root:
                 raise StateError("it is of another shared directory")
         if found is None:
-            self._lost_inodes += 1
+            self.lost_inodes += 1
             found = self._store.stale()
+        self._add(record, found)
+
+    def _add(self, record: HandleInodeState | PathInodeState, found: HostInode) -> None:
         self._share.inodes.recover(
             record.nodeid, found, record.kind, record.lookups, bool(record.named)
         )
@@ -310,7 +317,7 @@ class Restored:
         try:
             identity = self._places.identity(fd)
             status = os.fstat(fd)
-            if not _is_same(record, identity):
+            if not self._is_same(record, identity, status):
                 return None
             return self._store.get(fd, status)
         except OSError as error:
@@ -324,6 +331,10 @@ class Restored:
 
     def _open(self, record: OpenFileState) -> None:
         fd: int | None = None
+        if record.flags == NONE:
+            # It was lost before.
+            self._share.open_files.recover(record.fh, record.nodeid, None, record)
+            return
         flags = record.flags & ~_DONE
         if not record.append_only:
             flags &= ~os.O_APPEND
@@ -331,47 +342,5 @@ class Restored:
             fd = self._share.proc.reopen(self._share.inodes.get(record.nodeid).fd, flags)
         except OSError as error:
             _log.debug("an open file of node %d is lost: %s", record.nodeid, error.strerror)
-            self._lost_files += 1
+            self.lost_files += 1
         self._share.open_files.recover(record.fh, record.nodeid, fd, record)
-
-    # Locks
-
-    def _flock(self, fh: int, kind: int) -> None:
-        file = self._share.open_files.find(fh)
-        if file is None:
-            return
-        try:
-            _wait(self._fs.flock, file.nodeid, fh, kind)
-        except OSError:
-            self._lost_locks += 1
-            self._lose(file.nodeid, [fh])
-
-    def _lock(self, nodeid: int, owner: int, handles: list[int], locks: list[Lock]) -> None:
-        files = [fh for fh in handles if self._share.open_files.find(fh) is not None]
-        try:
-            if not files:
-                raise BlockingIOError
-            for lock in locks:
-                _wait(self._fs.setlk, nodeid, files[0], owner, lock)
-            self._share.locks.add_handles(nodeid, owner, files)
-        except OSError:
-            self._lost_locks += 1
-            self._share.locks.close(nodeid, owner)
-            self._lose(nodeid, files)
-
-    def _lose(self, nodeid: int, files: list[int]) -> None:
-        """Have each use of open files be an error, and of those that share locks with them."""
-        for fh in files:
-            if self._share.open_files.find(fh) is None:
-                continue
-            others = [
-                (owner, self._share.locks.of_owner(of, owner)[1])
-                for of, owner in self._share.locks.owners()
-                if of == nodeid
-            ]
-            for owner, handles in others:
-                if fh in handles:
-                    self._share.locks.close(nodeid, owner)
-                    self._lose(nodeid, sorted(handles - {fh}))
-            if self._share.open_files.find(fh) is not None:
-                self._share.open_files.lose(nodeid, fh)

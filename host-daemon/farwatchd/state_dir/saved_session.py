@@ -121,6 +121,12 @@ class SavedSession:
             raise StateError("it is of a daemon with other options")
         return transactions
 
+    def restart(self) -> None:
+        """Keep the session that has come from elsewhere."""
+        self._replay.forget()
+        self._in_flight.clear()
+        self._journal.start()
+
     def _ended(self) -> None:
         self._replay.forget()
         self._journal.reset()

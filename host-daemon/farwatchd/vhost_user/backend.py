@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from farwatchd.vhost_user.device_state import Direction, StateTransfer
 from farwatchd.vhost_user.messages import Message, ProtocolError, encode_reply
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtqueue import (
@@ -80,6 +81,10 @@ class DeviceModel(Protocol):
     def config_space(self) -> bytes | None:
         """The device's configuration space; None if the front-end has one itself."""
 
+    @property
+    def state_transfer(self) -> StateTransfer | None:
+        """Transfers the state when the front-end migrates the guest; None: it cannot."""
+
     def ring_started(self, vring: Vring, features: int) -> None:
         """Serve ``vring`` from now on, with the acked ``features``.
 
@@ -140,6 +145,8 @@ class Backend:
 
     def close(self) -> None:
         """Reset the device, stop every ring, release memory and descriptors."""
+        if self._device.state_transfer is not None:
+            self._device.state_transfer.end()
         try:
             self._device.reset()
         finally:
@@ -170,6 +177,9 @@ class Backend:
 
         ``sock`` is the connection's descriptor.
         """
+        transfer = self._device.state_transfer
+        if transfer is not None and transfer.active:
+            raise StateError("the VMM is migrating the guest")
         log = self._log
         state.connection.append(
             ConnectionState(
@@ -256,9 +266,12 @@ class Backend:
 
     @property
     def _offered_protocol_features(self) -> ProtocolFeature:
-        if self._device.config_space is None:
-            return PROTOCOL_FEATURES
-        return PROTOCOL_FEATURES | ProtocolFeature.CONFIG
+        features = PROTOCOL_FEATURES
+        if self._device.config_space is not None:
+            features |= ProtocolFeature.CONFIG
+        if self._device.state_transfer is not None:
+            features |= ProtocolFeature.DEVICE_STATE
+        return features
 
     def _wants_ack(self, message: Message) -> bool:
         return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
@@ -523,6 +536,45 @@ class Backend:
         if former is not None:
             os.close(former)
 
+    # Migration
+
+    def _set_device_state_fd(self, message: Message) -> bytes:
+        """Begin to save or load the state (VHOST_USER_SET_DEVICE_STATE_FD)."""
+        wanted = wire.device_state.unpack_from(message.payload)
+        transfer = self._device.state_transfer
+        assert transfer is not None
+        fd = message.take_fd()
+        if fd is None:
+            raise ProtocolError("SET_DEVICE_STATE_FD without a descriptor")
+        problem: str | None = None
+        if wanted.phase != wire.PHASE_STOPPED:
+            problem = f"there is no phase {wanted.phase}"
+        elif wanted.direction not in (Direction.SAVE, Direction.LOAD):
+            problem = f"there is no direction {wanted.direction}"
+        elif any(vring.ring is not None for vring in self._vrings):
+            problem = "rings run"
+        if problem is None:
+            direction = Direction(wanted.direction)
+            if direction is Direction.LOAD:
+                # Where rings go on comes from another back-end, and is no reset.
+                for vring in self._vrings:
+                    vring.forget_guest()
+            try:
+                transfer.begin(direction, fd)
+            except StateError as error:
+                problem = str(error)
+        else:
+            os.close(fd)
+        if problem is not None:
+            _log.error("front-end's SET_DEVICE_STATE_FD refused: %s", problem)
+        return wire.number.pack(value=wire.VRING_NO_FD | (problem is not None))
+
+    def _check_device_state(self, _message: Message) -> bytes:
+        """Return whether the state was transferred (VHOST_USER_CHECK_DEVICE_STATE)."""
+        transfer = self._device.state_transfer
+        assert transfer is not None
+        return wire.number.pack(value=transfer.check() is not None)
+
     # Rings
 
     def _vring(self, index: int) -> Vring:
@@ -728,6 +780,15 @@ _RULES: Mapping[FrontEndRequest, _Rule] = MappingProxyType(
         _R.RESET_DEVICE: _Rule(Backend._reset_device, 0, needs=ProtocolFeature.RESET_DEVICE),
         _R.GET_MAX_MEM_SLOTS: _Rule(Backend._get_max_mem_slots, 0, needs=_SLOTS),
         _R.ADD_MEM_REG: _Rule(Backend._add_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
+        _R.SET_DEVICE_STATE_FD: _Rule(
+            Backend._set_device_state_fd,
+            wire.device_state.size,
+            max_fds=1,
+            needs=ProtocolFeature.DEVICE_STATE,
+        ),
+        _R.CHECK_DEVICE_STATE: _Rule(
+            Backend._check_device_state, 0, needs=ProtocolFeature.DEVICE_STATE
+        ),
         # Some front-ends send the region's descriptor along; it has no use.
         _R.REM_MEM_REG: _Rule(Backend._rem_mem_reg, _SINGLE, max_fds=1, needs=_SLOTS),
     }

@@ -92,7 +92,7 @@ class PendingReplies:
 
     def restore_state(self, records: list[PendingReplyState]) -> None:
         """Keep the chains in flight until ``resume``."""
-        self._restored = list(records)
+        self._restored += records
 
     def release(self) -> None:
         """Forget every chain: after a reset its memory may have another use."""

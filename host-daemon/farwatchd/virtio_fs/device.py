@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from farwatchd.event_loop import Loop
 from farwatchd.iovec import scatter
+from farwatchd.vhost_user.device_state import StateTransfer
 from farwatchd.vhost_user.vring import KickState, Vring
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.deferred import PendingReplies
@@ -93,6 +94,8 @@ class Device:
         self._failures_seen: set[tuple[type[BaseException], str, int]] = set()
         self._small_buffer_reported = False
         self._former: FormerSession | None = None
+        #: Transfers the state when the front-end migrates the guest; None: it cannot.
+        self.state_transfer: StateTransfer | None = None
         if source is not None:
             source.set_wakeup(self._wake_notifications)
 
@@ -187,6 +190,11 @@ class Device:
         """Serve no ring before the session of a former process has resumed."""
         self._former = former
 
+    @property
+    def former(self) -> FormerSession | None:
+        """The session that was expected last, before it has resumed."""
+        return self._former
+
     def ring_stopped(self, vring: Vring) -> None:
         """Stop serving ``vring``, if it was served.
 
@@ -214,8 +222,9 @@ class Device:
         self._pending.release()
         if self._former is not None:
             # That session is not begun yet. The front-end may come again.
-            self._former.left()
-            return
+            if self._former.left():
+                return
+            self._former = None
         self._handler.reset()
 
     def export_state(self) -> list[PendingReplyState]:

@@ -119,5 +119,8 @@ class FormerSession(Protocol):
         in flight.
         """
 
-    def left(self) -> None:
-        """Take note that the front-end has left before that."""
+    def left(self) -> bool:
+        """Take note that the front-end has left before that.
+
+        Return whether the session waits for it to come again.
+        """

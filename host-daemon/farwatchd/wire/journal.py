@@ -15,10 +15,13 @@ import construct
 
 from farwatchd.wire.codec import Codec
 from farwatchd.wire.state import (
+    FlockState,
+    InterruptState,
     LockHandleState,
     LockState,
     NumbersState,
     OpenFileState,
+    PendingReplyState,
     SessionState,
     StateError,
 )
@@ -81,17 +84,21 @@ class MountPlaceState(NamedTuple):
     path: bytes
 
 
+class MountIdentityState(NamedTuple):
+    """What identifies the file system of a mount elsewhere: its id, a directory's file handle.
+
+    The directory is that of the mount's place.
+    """
+
+    ident: int
+    file_system: int
+    handle: bytes
+
+
 class ReleasedState(NamedTuple):
     """An open file that the guest has closed."""
 
     fh: int
-
-
-class FlockState(NamedTuple):
-    """The flock(2) lock of an open file: ``kind`` is F_RDLCK, F_WRLCK or F_UNLCK."""
-
-    fh: int
-    kind: int
 
 
 class UnlockedState(NamedTuple):
@@ -125,6 +132,10 @@ _RECORDS: tuple[Any, ...] = (
     LockState,
     LockHandleState,
     RenamedState,
+    # Of a migration only.
+    MountIdentityState,
+    InterruptState,
+    PendingReplyState,
 )
 _TABLES = [RecordTable(record.__name__, record) for record in _RECORDS]
 _NUMBER_OF = {record: number for number, record in enumerate(_RECORDS)}

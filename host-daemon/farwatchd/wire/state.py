@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 #: Changes with each change of a record: another version is refused, never guessed.
-VERSION = 3
+VERSION = 4
 #: The index of no descriptor, and the number of nothing.
 NONE = (1 << 64) - 1
 
@@ -150,6 +150,13 @@ class OpenFileState(NamedTuple):
     remote: int
 
 
+class FlockState(NamedTuple):
+    """The flock(2) lock of an open file: ``kind`` is F_RDLCK, F_WRLCK or F_UNLCK."""
+
+    fh: int
+    kind: int
+
+
 class LockOwnerState(NamedTuple):
     """A lock owner. ``borrowed``: the open file whose description it uses; else ``fd`` is its."""
 
@@ -269,6 +276,7 @@ class State:
     host_inodes: list[HostInodeState] = field(default_factory=list)
     inodes: list[InodeState] = field(default_factory=list)
     open_files: list[OpenFileState] = field(default_factory=list)
+    flocks: list[FlockState] = field(default_factory=list)
     lock_owners: list[LockOwnerState] = field(default_factory=list)
     lock_handles: list[LockHandleState] = field(default_factory=list)
     locks: list[LockState] = field(default_factory=list)

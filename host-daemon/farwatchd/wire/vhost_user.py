@@ -40,6 +40,8 @@ class FrontEndRequest(IntEnum):
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
     REM_MEM_REG = 38
+    SET_DEVICE_STATE_FD = 42
+    CHECK_DEVICE_STATE = 43
 
 
 #: ``VHOST_F_LOG_ALL``: the virtio feature bit by which the front-end has all writes into guest
@@ -58,6 +60,7 @@ class ProtocolFeature(IntFlag):
     CONFIG = 1 << 9
     RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
+    DEVICE_STATE = 1 << 19
 
 
 class HeaderFlag(IntFlag):
@@ -105,6 +108,10 @@ MEMORY_REGION = Struct(
 )
 #: ADD_MEM_REG and REM_MEM_REG.
 SINGLE_REGION = Struct("padding" / Int64ul, *MEMORY_REGION.subcons)
+#: SET_DEVICE_STATE_FD.
+DEVICE_STATE = Struct("direction" / Int32ul, "phase" / Int32ul)
+#: ``VHOST_TRANSFER_STATE_PHASE_STOPPED``: the device is stopped, and so are its rings.
+PHASE_STOPPED = 0
 #: Start of GET_CONFIG's and SET_CONFIG's payload, followed by ``size`` bytes.
 CONFIG = Struct("offset" / Int32ul, "size" / Int32ul, "flags" / Int32ul)
 
@@ -116,6 +123,7 @@ log_base = Codec(LOG_BASE, "log_base")
 memory_table = Codec(MEMORY_TABLE, "memory_table")
 memory_region = Codec(MEMORY_REGION, "memory_region")
 single_region = Codec(SINGLE_REGION, "single_region")
+device_state = Codec(DEVICE_STATE, "device_state")
 config = Codec(CONFIG, "config")
 
 #: The largest payload of any message understood here.

@@ -20,6 +20,7 @@ from farwatchd import virtiofsd_compat
 from farwatchd.cli import main
 from farwatchd.fuse.options import Negotiation
 from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.migration.options import MigrationMode, MigrationOptions, OnMigrationError
 from farwatchd.options import make_parser, parse
 from farwatchd.passthrough.options import Cache
 from farwatchd.sandbox.options import Sandbox, Seccomp
@@ -79,6 +80,7 @@ def test_capabilities_are_json_and_need_no_other_option() -> None:
         "type": "fs",
         "features": [
             "separate-options",
+            "migrate-precopy",
             "posix-acl-negotiation-mode",
             "security-label-negotiation-mode",
         ],
@@ -199,20 +201,26 @@ def test_each_old_option_is_translated_to_an_existing_one() -> None:
 
 
 def test_options_without_effect_are_logged_at_start(tmp_path: Path) -> None:
-    options = (
-        "--migration-on-error=abort",
-        "--migration-mode=find-paths",
-        "--migration-confirm-paths",
-    )
-    with running(tmp_path / "socket", tmp_path, *options, "--writeback", "--readonly") as daemon:
+    options = ("--timeout=1", "--writeback", "--readonly")
+    with running(tmp_path / "socket", tmp_path, *options) as daemon:
         for text in (
-            "--migration-on-error has no effect: there is no live migration",
-            "--migration-mode has no effect",
-            "--migration-confirm-paths has no effect",
+            "--timeout has no effect: --cache sets",
             "--writeback has no effect: --readonly",
         ):
             assert daemon.log.count(text) == 1
-        assert "--migration-verify-handles" not in daemon.log
+
+
+def test_migration_options_are_virtiofsds() -> None:
+    assert parse(NEEDED).migration == MigrationOptions()
+    options = (
+        "--migration-on-error=guest-error",
+        "--migration-mode=file-handles",
+        "--migration-confirm-paths",
+        "--migration-verify-handles",
+    )
+    assert parse([*NEEDED, *options]).migration == MigrationOptions(
+        MigrationMode.FILE_HANDLES, OnMigrationError.GUEST_ERROR, True, True
+    )
 
 
 def test_options_that_were_not_given_are_not_logged() -> None:

@@ -95,7 +95,7 @@ FATES: dict[type, dict[Fate, str]] = {
     },
     Device: {
         _K: "_pending",
-        _W: "_loop _handler _config _source _busy_poll",
+        _W: "_loop _handler _config _source _busy_poll state_transfer",
         _D: "_running _scheduled _next_drain _former",
         _C: "_failures_seen _small_buffer_reported",
     },
@@ -111,7 +111,7 @@ FATES: dict[type, dict[Fate, str]] = {
         _K: "_pending",
         _L: "_early",
         _W: "_call_later",
-        _D: "_retry_timer _retry_soon",
+        _D: "_retry_timer _retry_soon suspended",
     },
     WaitRequests: {_K: "_pending", _W: "_source", _D: "accepting"},
     KillPriv: {_D: "_negotiated"},
@@ -135,7 +135,7 @@ FATES: dict[type, dict[Fate, str]] = {
         _W: "_budget _close_remote changes",
         _D: "_count_of",
     },
-    OpenFile: {_K: "nodeid fd flags append_only remote", _D: "reading"},
+    OpenFile: {_K: "nodeid fd flags append_only remote flock", _D: "reading"},
     LockTable: {_K: "_inodes", _W: "_budget _close_remote changes", _D: "_count"},
     _Owner: {_K: "fd borrowed handles locks", _D: "remote"},
     InodeStore: {

@@ -14,7 +14,7 @@ from farwatchd.state_dir.in_flight import ENTRIES, InFlight
 from farwatchd.state_dir.journal_files import JournalFiles
 from farwatchd.wire import journal as wire
 from farwatchd.wire.journal import Transaction, decode, encode
-from farwatchd.wire.state import NONE, LockState, OpenFileState, StateError
+from farwatchd.wire.state import NONE, FlockState, LockState, OpenFileState, StateError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ RECORDS = [
     wire.PathInodeState(3, 0o40000, 2, 1, 5, 6, 7, b"handle", b"a/b"),
     wire.LookupsState(2, 4, 1),
     OpenFileState(1, 2, NONE, os.O_RDWR, 0, 0),
-    wire.FlockState(1, 1),
+    FlockState(1, 1),
     wire.UnlockedState(2, 9),
     LockState(2, 9, 1, 0, 9, 1),
     wire.RenamedState(b"a", b"c", 0),

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from farwatchd.event_loop import Loop
+from farwatchd.vhost_user.device_state import StateTransfer
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
@@ -81,6 +82,8 @@ class DeviceFixture:
         self.handler = EchoHandler()
         self.source = ListSource()
         self.ends = 0
+        #: Of the devices that are made.
+        self.state_transfer: StateTransfer | None = None
         self._servers: list[Server] = []
         self._front_ends: list[FrontEnd] = []
 
@@ -102,6 +105,7 @@ class DeviceFixture:
         assert isinstance(requests, int)
         config = DeviceConfig(tag, requests, notification=bool(offer))
         device = Device(self.loop, self.handler, config, self.source, busy_poll)
+        device.state_transfer = self.state_transfer
         ours, theirs = socket.socketpair()
         self._servers.append(Server(self.loop, theirs, device, self._ended))
         front_end = FrontEnd(ours, notification, loop=self.loop, **options)  # type: ignore[arg-type]
