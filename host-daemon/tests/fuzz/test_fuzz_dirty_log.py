@@ -37,8 +37,8 @@ REQUESTS, NOTIFICATIONS = 2, 1
 OUT_HEADER = fuse.out_header
 
 
-class MigratingGuest(Fuzzer):
-    """A guest whose requests go through rings, in memory whose copy the log makes."""
+class LoggedGuest(Fuzzer):
+    """A guest in whose memory all writes are logged, and the copy that the log makes of it."""
 
     def __init__(self, share: Path, random: Random) -> None:
         super().__init__(share)
@@ -225,7 +225,7 @@ def test_copy_by_the_log_is_the_same(place: Path, kind: int) -> None:
     share = place / "share"
     (share / "dir").mkdir(parents=True)
     (share / "file").write_bytes(b"content" * 1000)
-    guest = MigratingGuest(share, Random(kind))
+    guest = LoggedGuest(share, Random(kind))
     guest.set_logging(True)
     for position, random in inputs(STEPS):
         if position % LIFE == LIFE - 1:
