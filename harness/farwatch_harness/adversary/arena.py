@@ -76,6 +76,9 @@ ATTRIB, Q_OVERFLOW = 0x4, 0x4000
 VIRTIO_FS_DEVICE = "0x001a"
 OURS = ("virtiofs", "fuse")
 CGROUP = "/run/fw-cgroup"
+#: With 0, in scripts with the theme "local", only groups of these kinds get remote events.
+SYSCTL = "/proc/sys/fs/fsnotify/remote_events"
+ASKING = ("asking", "only")
 SET_UP = f"""
 set -e
 mkdir -p {MOUNT} {CGROUP}
@@ -235,6 +238,7 @@ class Arena:
         self.watchers: set[tuple[int, int]] = set()
         self.end_was_checked = False
         self.unbinds = False
+        self.local = False
         self.others: set[int] = set()
         self.guest.shell(SET_UP)
         self.faults = Faults(self.guest)
@@ -273,6 +277,10 @@ class Arena:
             self.server.prepare(script)
             self.watchers, self.end_was_checked = set(), False
             self.unbinds = bool(REMOVING & set(script.themes))
+            has_sysctl = self.guest.os("access", SYSCTL, 0)
+            self.local = has_sysctl and "local" in script.themes
+            if has_sysctl:
+                self.guest.write_file(SYSCTL, b"0" if self.local else b"1")
             for self.round, each in enumerate(script.rounds):
                 found = self.play_round(each) or self.check()
                 if found:
@@ -429,7 +437,9 @@ class Arena:
         return [
             watch
             for watch in self.storm.watches()
-            if watch.device in devices and not (watch.ino in covered and watch.device in shares)
+            if watch.device in devices
+            and not (watch.ino in covered and watch.device in shares)
+            and (watch.kind in ASKING or not self.local)
         ]
 
     def beliefs(self) -> Finding | None:
@@ -487,6 +497,13 @@ class Arena:
                 (each.process, each.fd, each.kind, each.key) for each in heard if each.mask & ATTRIB
             }
             lost |= {(each.process, each.fd) for each in heard if each.mask & Q_OVERFLOW}
+            uninvited = [
+                each
+                for each in heard
+                if self.local and each.mask & ATTRIB and each.kind not in ASKING
+            ]
+            if uninvited:
+                return Finding("uninvited", f"they did not ask: {uninvited[:5]}", self.round)
             missing = {each for each in expected if each not in got and each[:2] not in lost}
             if not missing:
                 return None

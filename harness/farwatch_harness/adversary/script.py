@@ -58,6 +58,7 @@ THEMES = (
     "unplug",
     "fanotify",
     "dnotify",
+    "local",
     "dead server",
 )
 #: Themes that need a new guest afterwards are rare.
@@ -100,6 +101,8 @@ FAN_BITS = (
     0x10000000,
 )
 FAN_ATTRIB, FAN_ONDIR, FAN_EVENT_ON_CHILD = 0x4, 0x40000000, 0x08000000
+#: Flags of groups: none, FAN_REPORT_REMOTE, and that with FAN_REMOTE_ONLY.
+FAN_GROUPS = (0, 0x8000, 0x18000)
 WATCHED = (
     "",
     "d0",
@@ -347,6 +350,8 @@ class Maker:
         mask = sum(self.random.sample(FAN_BITS, self.random.randint(1, 4))) | FAN_ATTRIB | FAN_ONDIR
         if self.chance(0.3):
             mask |= FAN_EVENT_ON_CHILD
+        if self.chance(0.1):
+            return f"fgroup 6 {self.random.choice(FAN_GROUPS):#x}"
         if self.chance(0.1):
             return "close 6"
         # A slot of its own: an instance is of one kind.

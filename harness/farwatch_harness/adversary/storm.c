@@ -54,6 +54,11 @@
 /* Where the processes are, so that they can be frozen. */
 #define CGROUP "/run/fw-cgroup/storm"
 
+#ifndef FAN_REPORT_REMOTE
+#define FAN_REPORT_REMOTE 0x8000
+#define FAN_REMOTE_ONLY 0x10000
+#define FAN_REMOTE 0x04000000
+#endif
 #ifndef FAN_RENAME
 #define FAN_RENAME 0x10000000
 #endif
@@ -174,10 +179,15 @@ static int new_inotify(void)
 	return inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 }
 
+static int fanotify_group(unsigned int flags)
+{
+	return fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_DFID_NAME | FAN_REPORT_FID | flags |
+			     FAN_NONBLOCK | FAN_CLOEXEC | FAN_UNLIMITED_MARKS, O_RDONLY);
+}
+
 static int new_fanotify(void)
 {
-	return fanotify_init(FAN_CLASS_NOTIF | FAN_REPORT_DFID_NAME | FAN_REPORT_FID |
-			     FAN_NONBLOCK | FAN_CLOEXEC | FAN_UNLIMITED_MARKS, O_RDONLY);
+	return fanotify_group(0);
 }
 
 static bool quiet_path(const char *path)
@@ -419,6 +429,14 @@ static void op_irm(char **words)
 	if (!read || !marks.count)
 		return;
 	inotify_rm_watch(fd, marks.mark[number(words[1]) % marks.count].wd);
+}
+
+/* A new group with these flags; without them on a kernel that does not know them. */
+static void op_fgroup(char **words)
+{
+	int slot = slot_of(words[0]), fd = fanotify_group(strtoul(words[1], NULL, 0));
+
+	fill_slot(slot, fd < 0 && errno == EINVAL ? new_fanotify() : fd);
 }
 
 static void op_fmark(char **words)
@@ -671,7 +689,7 @@ static const struct {
 	{ "eat", op_eat, 1 },		{ "fail", op_fail, 1 },
 	{ "ask", op_ask, 1 },		{ "icross", op_icross, 4 },
 	{ "imeet", op_imeet, 5 },	{ "poke", op_poke, 3 },
-	{ "frozen", op_frozen, 1 },
+	{ "frozen", op_frozen, 1 },	{ "fgroup", op_fgroup, 2 },
 };
 
 static void run_op(char *text)
@@ -774,6 +792,26 @@ static void reap(void)
 	}
 }
 
+/* The kind of a fanotify group by its flags: "fanotify", "asking" for remote events, or for them "only". */
+static const char *kind_of_group(int process, int fd)
+{
+	char path[64], line[512];
+	const char *kind = "fanotify";
+	unsigned int flags;
+	FILE *info;
+
+	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", shared->pid[process], fd);
+	info = fopen(path, "r");
+	if (!info)
+		return kind;
+	while (fgets(line, sizeof(line), info)) {
+		if (sscanf(line, "fanotify flags:%x", &flags) == 1 && flags & FAN_REPORT_REMOTE)
+			kind = flags & FAN_REMOTE_ONLY ? "only" : "asking";
+	}
+	fclose(info);
+	return kind;
+}
+
 /* Calls `visit` with each inotify or fanotify descriptor of a process, or with -1 for one that has none. */
 static void visit_fds(int process, void (*visit)(int process, int fd, const char *kind))
 {
@@ -794,7 +832,7 @@ static void visit_fds(int process, void (*visit)(int process, int fd, const char
 		if (!strcmp(target, "anon_inode:inotify"))
 			visit(process, atoi(entry->d_name), "inotify");
 		else if (!strcmp(target, "anon_inode:[fanotify]"))
-			visit(process, atoi(entry->d_name), "fanotify");
+			visit(process, atoi(entry->d_name), kind_of_group(process, atoi(entry->d_name)));
 	}
 	closedir(directory);
 }
@@ -804,7 +842,6 @@ static void report_fd(int process, int fd, const char *kind)
 	char path[64], line[512];
 	FILE *info;
 
-	(void)kind;
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", shared->pid[process], fd);
 	info = fopen(path, "r");
 	if (!info)
@@ -817,7 +854,7 @@ static void report_fd(int process, int fd, const char *kind)
 			say("watch %d %d inotify %u %#lx %#lx %#x", process, fd, wd, ino, sdev, mask);
 		else if (sscanf(line, "fanotify ino:%lx sdev:%lx mflags:%x mask:%x ignored_mask:%x", &ino, &sdev,
 				&flags, &mask, &ignored) == 5)
-			say("watch %d %d fanotify 0 %#lx %#lx %#x", process, fd, ino, sdev, mask);
+			say("watch %d %d %s 0 %#lx %#lx %#x", process, fd, kind, ino, sdev, mask);
 	}
 	fclose(info);
 }
@@ -833,7 +870,7 @@ static void read_inotify(int process, int number, const char *data, ssize_t leng
 }
 
 /* One line for each object that an event names: the one that it happened to and its directory. */
-static void read_fanotify(int process, int number, const char *data, ssize_t length)
+static void read_fanotify(int process, int number, const char *kind, const char *data, ssize_t length)
 {
 	const struct fanotify_event_metadata *event = (const void *)data;
 
@@ -841,15 +878,21 @@ static void read_fanotify(int process, int number, const char *data, ssize_t len
 		const char *at = (const char *)event + event->metadata_len;
 		const char *end = (const char *)event + event->event_len;
 
+		bool remote = event->mask & FAN_REMOTE;
+
 		if (event->mask & FAN_Q_OVERFLOW)
-			say("event %d %d fanotify 0 %#x", process, number, FAN_Q_OVERFLOW);
+			say("event %d %d %s 0 %#x", process, number, kind, FAN_Q_OVERFLOW);
+		if (remote && (!strcmp(kind, "fanotify") || event->mask & FAN_Q_OVERFLOW))
+			say("bad FAN_REMOTE in %#llx for a group of kind %s", (unsigned long long)event->mask, kind);
+		if (!remote && !strcmp(kind, "only") && !(event->mask & FAN_Q_OVERFLOW))
+			say("bad local event %#llx for a group of remote ones", (unsigned long long)event->mask);
 		while (at < end) {
 			const struct fanotify_event_info_fid *info = (const void *)at;
 			const struct file_handle *handle = (const void *)info->handle;
 			const uint32_t *words = (const void *)handle->f_handle;
 
 			if (handle->handle_bytes >= 12)
-				say("event %d %d fanotify %llu %#llx", process, number,
+				say("event %d %d %s %llu %#llx", process, number, kind,
 				    (unsigned long long)words[0] << 32 | words[1],
 				    (unsigned long long)event->mask);
 			at += info->hdr.len;
@@ -873,7 +916,7 @@ static void drain_fd(int process, int number, const char *kind)
 		if (!strcmp(kind, "inotify"))
 			read_inotify(process, number, data, length);
 		else
-			read_fanotify(process, number, data, length);
+			read_fanotify(process, number, kind, data, length);
 	}
 	if (fd >= 0)
 		close(fd);

@@ -72,6 +72,7 @@ def test_script_survives_a_round_trip_through_json(seed: int) -> None:
         ("faults", "fail 1"),
         ("kill", "kill "),
         ("reclaim", "put /proc/sys/vm/drop_caches"),
+        ("fanotify", "fgroup "),
     ],
 )
 def test_actors_do_what_a_theme_is_about(theme: str, step: str) -> None:
