@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that migrates between two QEMUs while its programs use the share."""
 
+import os
 import shutil
 import signal
 import sys
@@ -17,6 +18,8 @@ from farwatch_harness.vm.migration import MigratingGuest, start_migrating_guest
 
 pytestmark = [pytest.mark.patch("wait-request"), pytest.mark.daemon]
 
+#: How often the guest migrates in the first test.
+TIMES = int(os.environ.get("FARWATCH_MIGRATIONS", "2"))
 #: Writes, reads and renames until it is to end; the first error ends it earlier. It has an open
 #: file, and a deleted one.
 LOAD = """
@@ -83,7 +86,7 @@ def test_guest_migrates_to_and_fro_under_load(migrating: MigratingGuest) -> None
     shared = migrating.spec.shared
     listener = listen(migrating)
     load = start_load(migrating, "deleted")
-    for number in range(2):
+    for number in range(TIMES):
         (shared / "watched" / f"before {number}").touch()
         listener.read(until=f"before {number}")
         migrating.migrate()

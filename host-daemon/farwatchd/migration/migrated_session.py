@@ -100,8 +100,7 @@ class MigratedSession:
         self._departed = Departed(self._fs, self._locks)
         self._device.expect_former(self._departed)
         _log.info(
-            "the guest's state was saved for another daemon: %d inodes, %d open files, %d bytes in"
-            " %.1f ms",
+            "the guest's state was saved: %d inodes, %d open files, %d bytes in %.1f ms",
             len(share.inodes),
             len(share.open_files),
             len(data),
@@ -140,7 +139,7 @@ class MigratedSession:
         self._device.expect_former(Arrived(contents.pending, self._fail))
         self._on_load()
         _log.info(
-            "the guest has come from another daemon: %d inodes, %d open files, %d requests in"
+            "the guest's state was loaded: %d inodes, %d open files, %d requests in"
             " flight, in %.1f ms",
             len(self._fs.share.inodes),
             len(self._fs.share.open_files),
@@ -169,7 +168,7 @@ class Departed:
     def resume(self, _vrings: Sequence[Vring]) -> list[PendingReplyState]:
         """Go on here; see ``FormerSession``."""
         self.take_locks()
-        _log.info("the guest goes on here: it was not migrated")
+        _log.info("the guest goes on where its state was saved")
         return []
 
     def take_locks(self) -> None:

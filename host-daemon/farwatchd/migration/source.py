@@ -15,7 +15,7 @@ from farwatchd.migration.options import MigrationMode, MigrationOptions
 from farwatchd.migration.path_search import find_paths
 from farwatchd.passthrough.inode_table import Inode
 from farwatchd.passthrough.share import ShareState
-from farwatchd.state_dir.places import PlaceIdentity, Places
+from farwatchd.state_dir.places import DELETED, PlaceIdentity, Places
 from farwatchd.state_dir.table_records import (
     file_record,
     lost_file_record,
@@ -87,7 +87,8 @@ class Collector:
         path = self._places.path(fd)
         if path == b"" and inode.nodeid != ROOT:
             path = None
-        confirm = self._options.migration_confirm_paths
+        # Of several names this one may be removed, as the kernel says in this way.
+        confirm = self._options.migration_confirm_paths or (path or b"").endswith(DELETED)
         if path is None or (confirm and not self._leads_to(path, identity)):
             unknown[inode.nodeid] = identity
             return []

@@ -13,7 +13,8 @@ from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import statx
 from farwatchd.passthrough.procfd import ProcFd
 
-_DELETED = b" (deleted)"
+#: What the kernel adds to the path of a name that was removed.
+DELETED = b" (deleted)"
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -39,7 +40,7 @@ class Places:
     def path(self, fd: int) -> bytes | None:
         """Return the path of an inode from the share's root, None if it has none there."""
         path = self._proc.target(fd)
-        if path.endswith(_DELETED) and not os.fstat(fd).st_nlink:
+        if path.endswith(DELETED) and not os.fstat(fd).st_nlink:
             return None
         if path == self._root:
             return b""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from farwatchd.wire.fuse import Opcode
 from tests.support.daemon_guest import ROOT, Asked, MountedGuest, lock_request, open_file
 from tests.support.daemon_process import DaemonProcess, wait_until
 from tests.support.event_records import decode_all
+from tests.support.frontend import OUT_HEADER
 from tests.support.shared_log import Log, log_size, set_logging, share_log
 from tests.support.state_migration import Migration, load_state, migrate
 
@@ -149,6 +151,45 @@ def test_deleted_open_file_goes_on_in_the_same_file_system(mode: str) -> None:
         guest.write(nodeid, fh, 7, b" and written")
         assert guest.read(nodeid, fh, 0, 100) == b"deleted and written"
         assert (hosts.shared / "file").read_text() == "another"
+
+
+def test_file_whose_name_was_removed_is_found_by_another_one() -> None:
+    # The descriptor is that of the name by which the guest has found it.
+    with hosts_with("--inode-file-handles=never") as hosts:
+        fill(hosts)
+        guest = hosts.guest()
+        directory = guest.lookup(ROOT, b"dir").nodeid
+        file = guest.lookup(directory, b"file").nodeid
+        (hosts.shared / "second").hardlink_to(hosts.shared / "dir" / "file")
+        (hosts.shared / "dir" / "file").unlink()
+        (hosts.shared / "dir" / "file").write_text("another")
+        migrate(guest, hosts.start(shared=hosts.copy()))
+        fh = open_file(guest, file)
+        assert guest.read(file, fh, 0, 100) == b"content"
+
+
+def test_requests_in_flight_are_done_once() -> None:
+    with hosts_with("--thread-pool-size=2") as hosts:
+        guest = hosts.guest()
+        nodeid, made = guest.create(ROOT, b"file")
+        guest.release(nodeid, made)
+        fh = open_file(guest, nodeid, os.O_RDWR | os.O_APPEND | os.O_SYNC)
+        asked = {}
+        for number in range(40):
+            data = b"%d\n" % number
+            payload = wire.write_in.pack(fh=fh, size=len(data)) + data
+            each = Asked(guest, Opcode.WRITE, nodeid, payload, wire.write_out.size)
+            asked[each.head] = each
+        migrate(guest, hosts.start())
+        channel, ram = guest.front_end.requests(), guest.front_end.ram
+        while asked:
+            channel.queue.want_interrupts(True)
+            head, size = guest.front_end.wait_used(channel)
+            each = asked.pop(head)
+            length, error, unique = OUT_HEADER.unpack_from(ram.read(each.reply.addr, size))
+            assert (length, error, unique) == (size, 0, each.unique)
+        written = (hosts.shared / "file").read_text().split()
+        assert sorted(map(int, written)) == list(range(40))
 
 
 def test_copy_with_other_inode_numbers_is_found_by_path(hosts: Hosts) -> None:
