@@ -320,6 +320,10 @@ def test_file_whose_lock_another_process_has_taken_is_an_error(
         assert guest.fails(Opcode.SETLK, nodeid, lock_request(fh, 1)) == errno.EIO
         # Without a lock there is none to lose.
         assert guest.read(nodeid, other_fh, 0, 10) == b""
+    # It stays lost, though the file is there, and nobody has a lock.
+    host.restart(guest)
+    assert guest.fails(Opcode.READ, nodeid, read, 10) == errno.EIO
+    assert guest.read(nodeid, other_fh, 0, 10) == b""
     guest.release(nodeid, fh)
 
 
