@@ -2,7 +2,10 @@
 # Every target does its own set-up; see docs/harness.md. Results go to stdout, progress to stderr.
 
 HARNESS := .venv/bin/farwatch-harness
-PYTHON_CODE := host-daemon harness guest-tests docs
+PYTHON_CODE := host-daemon harness guest-tests docs setup.py
+NATIVE := host-daemon/farwatchd/native.c
+C_WARNINGS := -std=gnu11 -Wall -Wextra -Werror -Wconversion -Wshadow
+PYTHON_INCLUDE = $(shell .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 HOST_TESTS := host-daemon/tests harness/tests
 # What decodes the bytes of guests, VMMs and other daemons.
 DECODERS := host-daemon/farwatchd/wire/*,host-daemon/farwatchd/virtqueue/*,host-daemon/farwatchd/vhost_user/*,host-daemon/farwatchd/fuse/*
@@ -12,7 +15,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit coverage docs docs-links pictures sample-report kernel qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit sanitize coverage docs docs-links pictures sample-report kernel qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -71,6 +74,7 @@ lint: venv ## check code and documents: ruff, mypy, mdformat, codespell, the glo
 	@.venv/bin/mypy $(PYTHON_CODE)
 	@.venv/bin/mdformat --check $(MARKDOWN)
 	@git ls-files | .venv/bin/codespell -
+	@[ ! -e $(PYTHON_INCLUDE)/Python.h ] || gcc -fsyntax-only $(C_WARNINGS) -I$(PYTHON_INCLUDE) $(NATIVE)
 	@$(HARNESS) words
 
 format: venv ## put code and documents into the form that lint wants
@@ -83,6 +87,15 @@ unit: venv ## run the host tests that need neither root nor packages (about a mi
 
 check: setup lint ## run all checks and tests that need no guest; needs root
 	@.venv/bin/python -m pytest -q -n auto $(HOST_TESTS)
+
+sanitize: venv ## run the tests of the native part with AddressSanitizer and UBSan (2 min; root)
+	@mkdir -p build/sanitize
+	@gcc $(C_WARNINGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fPIC -shared \
+	    -I$(PYTHON_INCLUDE) $(NATIVE) -o build/sanitize/_native.so
+	@FARWATCH_NATIVE_MODULE=$(CURDIR)/build/sanitize/_native.so ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    .venv/bin/python -m pytest -q -p no:faulthandler host-daemon/tests/native host-daemon/tests/virtqueue \
+	    host-daemon/tests/fuse/test_session_share.py host-daemon/tests/fuzz/test_fuzz_requests.py
 
 coverage: setup ## run the host tests and show which lines and branches no test reaches; what a guest or a VMM sends needs 97 %
 	@.venv/bin/python -m pytest -q -n auto --cov --cov-report=html:build/coverage --cov-report=term $(HOST_TESTS)

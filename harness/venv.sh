@@ -11,7 +11,7 @@ mkdir -p build/logs
 # Where it is, and what pip reads; settings of ruff and of what follows it change nothing in it.
 made_of() {
     echo "$PWD"
-    cat harness/pyproject.toml
+    cat harness/pyproject.toml setup.py
     sed '/^\[tool\.ruff\]/,$d' pyproject.toml
 }
 
@@ -25,10 +25,27 @@ fresh() {
     [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(made_of)" ] && of_python
 }
 
-if fresh; then exit 0; fi
+# The native part of the daemon, where there are a compiler and Python's headers. pip makes it only
+# when it makes the environment.
+make_native() {
+    [ .venv/.native -nt host-daemon/farwatchd/native.c ] && return
+    .venv/bin/python setup.py --quiet build_ext --inplace > build/logs/native.log 2>&1 || {
+        echo "farwatch: the native part could not be made, see build/logs/native.log"
+        exit 1
+    }
+    touch .venv/.native
+}
+
+if fresh; then
+    make_native
+    exit 0
+fi
 exec 9> build/venv.lock
 if command -v flock > /dev/null; then flock 9; fi
-if fresh; then exit 0; fi
+if fresh; then
+    make_native
+    exit 0
+fi
 
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -59,5 +76,6 @@ began=$(date +%s)
 # As an installed package has it. The daemon needs twice the CPU time to start from source, and where
 # PYTHONDONTWRITEBYTECODE is set it would do so each time.
 .venv/bin/python -m compileall -q host-daemon/farwatchd harness/farwatch_harness
+make_native
 made_of > "$stamp"
 echo "- making .venv: done, $(($(date +%s) - began)) s"

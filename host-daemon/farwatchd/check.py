@@ -18,6 +18,7 @@ from pathlib import Path
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
 from farwatchd.inode_store.store import InodeFileHandles, InodeStore
 from farwatchd.linux.capabilities import effective
+from farwatchd.native import NativeUse, load
 from farwatchd.passthrough.procfd import ProcFd
 from farwatchd.sandbox.enter import SandboxError, enter
 from farwatchd.sandbox.limits import usable_cpus, usable_memory
@@ -103,6 +104,7 @@ def _rows(directory: Path) -> Iterator[CheckRow]:
     yield from _share(root_fd)
     yield from _rights(directory)
     yield from _limits()
+    yield _native_part()
     yield from _qemu()
     yield _description()
 
@@ -251,6 +253,17 @@ def _limits() -> Iterator[CheckRow]:
             "" if enough else f"sysctl -w {thing}={least}",
         )
     yield CheckRow("memory", Result.OK, f"{usable_memory() >> 20} MiB: see --max-memory")
+
+
+def _native_part() -> CheckRow:
+    if load(NativeUse.AUTO) is not None:
+        return CheckRow("native part", Result.OK, "it serves plain requests: see --native")
+    return CheckRow(
+        "native part",
+        Result.LIMITED,
+        "not built: plain requests take several times as much CPU time",
+        "install farwatchd by pip where there are a C compiler and Python's headers",
+    )
 
 
 def _qemu() -> Iterator[CheckRow]:

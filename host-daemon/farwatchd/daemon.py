@@ -10,6 +10,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from farwatchd.config import UserError
@@ -28,6 +29,7 @@ from farwatchd.linux.capabilities import Capability
 from farwatchd.listener import Sockets
 from farwatchd.metrics_server import MetricsServer
 from farwatchd.migration.migrated_session import MigratedSession
+from farwatchd.native import NativePart, load
 from farwatchd.options import Config
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.passthrough.procfd import ProcFd
@@ -47,7 +49,7 @@ from farwatchd.vhost_user.device_state import StateTransfer
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
-from farwatchd.virtqueue import unsupported_machine
+from farwatchd.virtqueue import SplitRing, unsupported_machine
 from farwatchd.watch.backend_probe import (
     BackendUnavailableError,
     WatchMode,
@@ -86,6 +88,8 @@ def run(
         raise UserError(str(error)) from error
     _log.debug("%d files may be open", limit)
     cpus = usable_cpus()
+    native = load(config.process.native)
+    _log.info("serving by %s", "the interpreter's code" if native is None else "the native part")
 
     def supervise() -> None:
         nonlocal manager
@@ -123,6 +127,7 @@ def run(
             successor,
             state_files,
             boot,
+            native,
         )
     except (UserError, StateError) as error:
         if successor is None:
@@ -171,6 +176,7 @@ def _serve(
     successor: Successor | None,
     state_files: StateFiles | None,
     boot: bytes,
+    native: NativePart | None,
 ) -> None:
     taken = None if successor is None else successor.take()
     if taken is not None:
@@ -205,11 +211,13 @@ def _serve(
         locks,
         pool,
         queue,
+        None if native is None else partial(native.plain_requests, fs),
     )
     # With one CPU the guest could not run while the daemon polls.
     busy_poll = config.device.busy_poll if cpus > 1 else 0
     busy = BusyPoll(busy_poll * 1000, loop.has_work)
-    device = Device(loop, session, config.device, queue, busy)
+    make_ring = SplitRing if native is None else native.make_ring
+    device = Device(loop, session, config.device, queue, busy, make_ring)
     states = {False: f"waiting for a VMM on {config.socket.name}", True: "serving a VMM"}
 
     def report(connected: bool) -> None:

@@ -20,6 +20,7 @@ from farwatchd.config import Option, UserError, declared, number, option, size
 from farwatchd.fuse.options import Negotiation, SessionOptions
 from farwatchd.listener import SocketOptions
 from farwatchd.migration.options import MigrationOptions
+from farwatchd.native import NativeUse
 from farwatchd.passthrough.id_map import make_translation
 from farwatchd.passthrough.options import DEFAULT_MAX_INODES, Cache
 from farwatchd.passthrough.options import ShareOptions as ShareOptions
@@ -115,6 +116,12 @@ class ProcessOptions:
         None,
         Path,
         metavar="DIR",
+    )
+    native: NativeUse = option(
+        "native",
+        "serve the rings and plain requests by compiled code (auto: if it was built; default:"
+        " auto)",
+        NativeUse.AUTO,
     )
     log_level: str = option("log-level", "default: %(default)s", "info", choices=tuple(LOG_LEVELS))
     daemonize: bool = option(

@@ -20,8 +20,8 @@ from farwatchd.iovec import gather, scatter
 from farwatchd.vhost_user.device_state import StateTransfer
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
-from farwatchd.vhost_user.vring import KickState, Vring
-from farwatchd.virtqueue import Chain, VirtqueueError
+from farwatchd.vhost_user.vring import KickState, RingMaker, Vring
+from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
 from farwatchd.watch.event_record import WATCHES_LOST
 from farwatchd.wire import fsnotify as wire
 from farwatchd.wire.fuse import Opcode, in_header, out_header
@@ -74,6 +74,7 @@ class HostileDevice:
         self.tag = tag
         self.notification_queue = notification_queue
         self.request_queues = request_queues
+        self.make_ring: RingMaker = SplitRing
         self.loop = Loop()
         self.server: Server | None = None
         #: It does not migrate.

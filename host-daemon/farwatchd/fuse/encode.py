@@ -48,19 +48,19 @@ class Encoder:
         self._nanoseconds = int((timeout - self._seconds) * NANOSECONDS)
         # The parts of both replies that are always the same.
         times = {"attr_valid": self._seconds, "attr_valid_nsec": self._nanoseconds}
-        self._attr_start = attr_out.pack(**times)[: -attr.size]
+        self.attr_start = attr_out.pack(**times)[: -attr.size]
         times |= {"entry_valid": self._seconds, "entry_valid_nsec": self._nanoseconds}
-        self._entry_times = entry_out.pack(**times)[_NODEID.size : -attr.size]
+        self.entry_times = entry_out.pack(**times)[_NODEID.size : -attr.size]
 
     def entry(self, value: Entry) -> bytes:
         """Return ``fuse_entry_out``."""
         nodeid, generation, stat, submount = value
-        start = _NODEID.pack(nodeid, generation) + self._entry_times
+        start = _NODEID.pack(nodeid, generation) + self.entry_times
         return start + _attr(stat, ATTR_SUBMOUNT if submount else 0)
 
     def attr(self, stat: os.stat_result) -> bytes:
         """Return ``fuse_attr_out``."""
-        return self._attr_start + _attr(stat, 0)
+        return self.attr_start + _attr(stat, 0)
 
     def statx(self, value: Statx) -> bytes:
         """Return ``fuse_statx_out``."""

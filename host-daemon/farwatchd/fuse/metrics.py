@@ -61,6 +61,10 @@ class RequestMetrics:
         """The numbers of requests whose reply was an errno."""
         return {opcode: handler.errors for opcode, handler in self._handlers.items()}
 
+    def add(self, opcode: int, ns: int) -> None:
+        """Count a request's duration in nanoseconds."""
+        self.durations.setdefault(opcode, Durations()).add(ns)
+
     def timed(self, opcode: int, handle: Callable[[Request], Reply]) -> Callable[[Request], Reply]:
         """Return a handler that does what ``handle`` does, and counts how long it takes.
 
@@ -73,7 +77,7 @@ class RequestMetrics:
             reply = handle(request)
             took = time.monotonic_ns() - began
             if not isinstance(reply, DeferredReply):
-                self.durations.setdefault(opcode, Durations()).add(took)
+                self.add(opcode, took)
             return reply
 
         return timed

@@ -41,6 +41,6 @@ class Handler:
     reply_size: int = 0
     #: False for requests that have no reply, not even an error.
     has_reply: bool = True
-    #: Counted by the session.
+    #: Counted by the session, and by the native part.
     requests: int = 0
     errors: int = 0

@@ -6,9 +6,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.filesystem import FileSystem, WatchTarget
@@ -43,6 +43,12 @@ from farwatchd.wire.fuse import (
 )
 from farwatchd.wire.state import NONE, SessionState, State
 
+if TYPE_CHECKING:
+    from farwatchd._native import PlainRequests
+
+    #: Makes what serves plain requests, of the handlers that count and what counts durations.
+    PlainMaker = Callable[[Mapping[int, Handler], Callable[[int, int], None]], PlainRequests | None]
+
 __all__ = ["Session", "SessionOptions"]
 
 _log = logging.getLogger(__name__)
@@ -57,6 +63,18 @@ _REQUESTABLE = sum(
 )
 #: The client takes errors from -511 to -1.
 _ERRNO_MAX = 511
+#: The requests of which the native part serves the plain ones.
+_PLAIN = frozenset(
+    {
+        Opcode.LOOKUP,
+        Opcode.GETATTR,
+        Opcode.OPEN,
+        Opcode.READ,
+        Opcode.WRITE,
+        Opcode.FLUSH,
+        Opcode.RELEASE,
+    }
+)
 #: Seconds that the end of a session waits for tasks that wait for a disk or a network.
 CANCEL_LIMIT = 1.0
 
@@ -76,12 +94,14 @@ class Session:
         locks: BlockingLocks | None = None,
         pool: ThreadPool | None = None,
         source: NotificationSource | None = None,
+        make_plain: PlainMaker | None = None,
     ) -> None:
         """Serve ``fs``.
 
         ``watches``: None disables events. ``locks``: the pending blocking locks; without it the
         guest's locks do not reach the host. ``pool``: runs tasks that may take long; without it
         they run immediately. ``source``: the events for WAIT requests.
+        ``make_plain``: makes what serves plain requests, as ``plain_requests`` does.
         """
         self._fs = fs
         self._watches = watches
@@ -122,6 +142,10 @@ class Session:
         }
         self._served = self._first_handlers
         self.metrics = RequestMetrics(self._handlers)
+        self.plain = None if make_plain is None else make_plain(self._handlers, self.metrics.add)
+        if self.plain is not None:
+            io_handlers.known_entry = self.plain.known_entry
+        self._plain_opcodes = set(_PLAIN)
         #: Called when a session has ended.
         self.on_reset: Callable[[], None] = _nothing
 
@@ -146,6 +170,7 @@ class Session:
         handler = self._handlers.get(opcode)
         if handler is not None:
             handler.handle = around(handler.handle)
+        self._plain_opcodes.discard(opcode)
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         """Serve one request; see ``RequestHandler``."""
@@ -214,6 +239,8 @@ class Session:
         """
         self._negotiated = None
         self._served = self._first_handlers
+        if self.plain is not None:
+            self.plain.opcodes = 0
         self._waits.end()
         if self._locks is not None:
             self._locks.clear()
@@ -310,6 +337,19 @@ class Session:
             self._lock_handlers.use(negotiated.posix_lock, negotiated.flock)
         if self._watches is not None:
             self._watches.report_own(not negotiated.others_only)
+        if self.plain is not None:
+            self.plain.opcodes = sum(1 << opcode for opcode in self._plain(negotiated))
+
+    def _plain(self, negotiated: Negotiated) -> set[int]:
+        """Return the requests that the native part may serve by what was negotiated."""
+        opcodes: set[int] = set(self._plain_opcodes)
+        if negotiated.posix_lock or negotiated.flock:
+            # They release locks.
+            opcodes -= {Opcode.FLUSH, Opcode.RELEASE}
+        if negotiated.writeback:
+            # The flags of open(2) are others then.
+            opcodes.discard(Opcode.OPEN)
+        return opcodes
 
     def _interrupt(self, request: Request) -> Reply:
         if self._locks is not None:

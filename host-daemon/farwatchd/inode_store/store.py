@@ -238,6 +238,10 @@ class InodeStore:
         inode = self._by_key.get(key)
         return errno.ESTALE if inode is None or inode.fd < 0 else inode
 
+    def tables(self) -> dict[str, object]:
+        """Return what the native part finds inodes by their handles with."""
+        return {"by_key": self._by_key, "touch": self.touch}
+
     def put(self, inode: HostInode) -> None:
         """Drop one reference; the last one closes the descriptor."""
         inode.references -= 1

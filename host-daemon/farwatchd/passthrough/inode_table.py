@@ -354,6 +354,14 @@ class InodeTable:
             self._by_nodeid[inode.nodeid] = self._by_host_inode[host_inode] = inode
         self._next = next_nodeid
 
+    def tables(self) -> dict[str, object]:
+        """Return what the native part looks inodes up in: it changes what is in there."""
+        return {
+            "inodes": self._by_nodeid,
+            "by_host_inode": self._by_host_inode,
+            **self._store.tables(),
+        }
+
     @property
     def next_nodeid(self) -> int:
         """The number of the next inode."""

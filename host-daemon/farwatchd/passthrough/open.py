@@ -22,6 +22,7 @@ from farwatchd.fuse.filesystem import (
 from farwatchd.linux.libc import failure
 from farwatchd.passthrough.cache_flags import FILE_FLAGS
 from farwatchd.passthrough.inode_table import Inode, RemoteMountError
+from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import as_systems_limit, open_at
 from farwatchd.passthrough.share import (
     FoundName,
@@ -62,6 +63,7 @@ class OpenOperations(Operations):
     def __init__(self, share: ShareState) -> None:
         super().__init__(share)
         self._file_flags = FILE_FLAGS[share.options.cache]
+        self._passed = passed_flags(share.options)
 
     def open(self, nodeid: int, flags: int, kill_suidgid: bool) -> OpenResult:
         """Open a regular file; ``kill_suidgid``: if it is truncated, clear its set-id bits."""
@@ -291,11 +293,7 @@ class OpenOperations(Operations):
         _close_duplicate(file.fd)
 
     def _flags(self, flags: int) -> int:
-        flags &= _PASSED
-        if not self._options.allow_direct_io:
-            flags &= ~os.O_DIRECT
-        if not self._options.preserve_noatime:
-            flags &= ~os.O_NOATIME
+        flags &= self._passed
         if self._share.writeback:
             if flags & os.O_ACCMODE == os.O_WRONLY:
                 flags = flags & ~os.O_ACCMODE | os.O_RDWR
@@ -313,6 +311,16 @@ class OpenOperations(Operations):
         append_only = bool(flags & os.O_APPEND and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         fh = self._open_files.add(inode.nodeid, fd, flags, append_only, inode.host_inode.remote)
         return OpenResult(fh, self._file_flags)
+
+
+def passed_flags(options: ShareOptions) -> int:
+    """Return the open(2) flags of the guest that reach the host."""
+    flags = _PASSED
+    if not options.allow_direct_io:
+        flags &= ~os.O_DIRECT
+    if not options.preserve_noatime:
+        flags &= ~os.O_NOATIME
+    return flags
 
 
 def _close_duplicate(fd: int) -> None:

@@ -185,6 +185,10 @@ class OpenFileTable:
         self._budget.used -= 1
         self._close(file)
 
+    def tables(self) -> dict[str, object]:
+        """Return what the native part looks open files up in."""
+        return {"files": self._files, "count_of": self._count_of, "budget": self._budget}
+
     def export_state(self, state: State, fds: Descriptors) -> None:
         """Add all files to a state."""
         state.open_files += [

@@ -24,21 +24,22 @@ class ProcFd:
     """
 
     def __init__(self) -> None:
-        self._prefix = "" if _current_directory_is_proc() else "/proc/self/fd/"
+        #: What precedes a descriptor's number in the path of its inode.
+        self.prefix = "" if _current_directory_is_proc() else "/proc/self/fd/"
 
     def path(self, fd: int) -> str:
         """Return a path that refers to the inode of ``fd`` when it is followed."""
-        return f"{self._prefix}{fd}"
+        return f"{self.prefix}{fd}"
 
     def target(self, fd: int) -> bytes:
         """Return where the inode of ``fd`` is, as this process sees it."""
-        return os.readlink(os.fsencode(f"{self._prefix}{fd}"))  # noqa: PTH115
+        return os.readlink(os.fsencode(f"{self.prefix}{fd}"))  # noqa: PTH115
 
     def reopen(self, fd: int, flags: int) -> int:
         """Open the inode of ``fd`` again and return the new descriptor; its offset is its own."""
         # As open_at() does, without two calls: this is a part of every open(2) of the guest.
         try:
-            return os.open(f"{self._prefix}{fd}", flags | os.O_CLOEXEC)
+            return os.open(f"{self.prefix}{fd}", flags | os.O_CLOEXEC)
         except OSError as error:
             raise as_systems_limit(error) from None
 

@@ -25,7 +25,7 @@ from farwatchd.state_dir.journal_writer import Journal
 from farwatchd.state_dir.places import PlaceIdentity, Places
 from farwatchd.state_dir.replay import Replay
 from farwatchd.vhost_user.vring import Vring
-from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
+from farwatchd.virtqueue import Chain, Ring, VirtqueueError
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import WATCHES_LOST
 from farwatchd.wire.fuse import Opcode, in_header
@@ -109,7 +109,7 @@ class Recovery:
         self._journal.start()
         self._session.reset()
 
-    def _chains(self, rings: dict[int, SplitRing]) -> list[InFlightChain]:
+    def _chains(self, rings: dict[int, Ring]) -> list[InFlightChain]:
         """Return the chains in flight, and have the rings go on after them; ``StateError``."""
         for queue, ring in rings.items():
             self._in_flight.settle(queue, ring.used)
@@ -157,7 +157,7 @@ class Recovery:
             self._queue.announce()
 
 
-def _chain(rings: dict[int, SplitRing], each: InFlightChain) -> Chain | None:
+def _chain(rings: dict[int, Ring], each: InFlightChain) -> Chain | None:
     try:
         return rings[each.queue].chain(each.head)
     except VirtqueueError:
@@ -176,7 +176,7 @@ def _unique(chain: Chain | None) -> int | None:
     return None if head is None else head[2]
 
 
-def _is_new(ring: SplitRing) -> bool:
+def _is_new(ring: Ring) -> bool:
     """Return whether the next request of a ring begins a session."""
     try:
         head = _header(ring.peek())

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from farwatchd.vhost_user.device_state import Direction, StateTransfer
 from farwatchd.vhost_user.messages import Message, ProtocolError, encode_reply
-from farwatchd.vhost_user.vring import Vring
+from farwatchd.vhost_user.vring import RingMaker, Vring
 from farwatchd.virtqueue import (
     DirtyLog,
     GuestMemory,
@@ -69,6 +69,8 @@ class RequestError(Exception):
 class DeviceModel(Protocol):
     """The device behind the rings, as the back-end sees it."""
 
+    make_ring: RingMaker
+
     @property
     def features(self) -> int:
         """Feature bits offered."""
@@ -114,7 +116,7 @@ class Backend:
         self._memory = GuestMemory()
         self._log: DirtyLog | None = None
         self._log_event_fd: int | None = None
-        self._vrings = [Vring(index) for index in range(device.queue_count)]
+        self._vrings = [Vring(index, device.make_ring) for index in range(device.queue_count)]
         self._paused: list[Vring] = []
 
     def handle(self, message: Message) -> bytes | None:

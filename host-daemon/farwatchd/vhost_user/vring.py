@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ring as the front-end set it up: size, addresses, event descriptors.
 
-It runs while it has a ``SplitRing``.
+It runs while it has a ``Ring``.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from collections.abc import Callable
 from enum import Enum
 
 from farwatchd.virtqueue import (
     DirtyLog,
     GuestMemory,
     LoggedRing,
+    Ring,
     RingAddress,
     RingMemory,
     SplitRing,
@@ -25,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 #: The file type in an eventfd's ``st_mode``: it has no inode of its own.
 _NO_FILE_TYPE = 0
+
+#: Makes a ring of the arguments of ``SplitRing``.
+RingMaker = Callable[[GuestMemory, RingMemory, int, bool, bool, int | None], Ring]
 
 
 class KickState(Enum):
@@ -38,8 +43,9 @@ class KickState(Enum):
 class Vring:
     """Settings, descriptors and state of one ring. It owns its descriptors."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, make_ring: RingMaker = SplitRing) -> None:
         self.index = index
+        self._make_ring = make_ring
         self.size = 0
         self.address: RingAddress | None = None
         #: The guest address by which writes to the used ring are to be logged.
@@ -48,7 +54,7 @@ class Vring:
         self.enabled = False
         self.broken = False
         self.has_run = False
-        self.ring: SplitRing | None = None
+        self.ring: Ring | None = None
         #: Index of the next used element of a stopped ring that may go on with chains in flight.
         self._used: int | None = None
         self.kick_fd: int | None = None
@@ -82,7 +88,7 @@ class Vring:
             base, used = self.ring.base, self.ring.used
             self.ring.end()
         self.ring = (
-            SplitRing(memory, parts, base, event_idx, indirect, used)
+            self._make_ring(memory, parts, base, event_idx, indirect, used)
             if log is None
             else LoggedRing(memory, parts, base, event_idx, indirect, used, log, self.log_address)
         )

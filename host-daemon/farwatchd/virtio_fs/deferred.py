@@ -12,7 +12,7 @@ from farwatchd.iovec import scatter
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE
 from farwatchd.virtio_fs.interfaces import DeferredReply, InFlightChains
-from farwatchd.virtqueue import SplitRing, VirtqueueError
+from farwatchd.virtqueue import Ring, VirtqueueError
 from farwatchd.wire.state import PendingReplyState
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class PendingReplies:
         del self._held[reply]
         self._send(held, header, payload)
 
-    def add_used(self, vring: Vring, ring: SplitRing, head: int, written: int) -> None:
+    def add_used(self, vring: Vring, ring: Ring, head: int, written: int) -> None:
         """Complete a chain that may be recorded as being in flight."""
         if self.record is None:
             ring.add_used(head, written)

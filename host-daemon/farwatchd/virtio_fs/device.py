@@ -14,7 +14,7 @@ from typing import NamedTuple
 from farwatchd.event_loop import Loop
 from farwatchd.iovec import scatter
 from farwatchd.vhost_user.device_state import StateTransfer
-from farwatchd.vhost_user.vring import KickState, Vring
+from farwatchd.vhost_user.vring import KickState, RingMaker, Vring
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.deferred import PendingReplies
 from farwatchd.virtio_fs.headers import OUT_HEADER_SIZE, notification, write_error_reply
@@ -26,7 +26,7 @@ from farwatchd.virtio_fs.interfaces import (
     RequestHandler,
 )
 from farwatchd.virtio_fs.options import DeviceConfig
-from farwatchd.virtqueue import Chain, SplitRing, VirtqueueError
+from farwatchd.virtqueue import Chain, Ring, SplitRing, VirtqueueError
 from farwatchd.wire.fsnotify import record
 from farwatchd.wire.state import PendingReplyState
 from farwatchd.wire.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
@@ -61,7 +61,7 @@ class _Running(NamedTuple):
 
     vring: Vring
     role: QueueRole
-    serve: Callable[[Vring, SplitRing], bool]
+    serve: Callable[[Vring, Ring], bool]
 
 
 class Device:
@@ -74,12 +74,14 @@ class Device:
         config: DeviceConfig,
         source: NotificationSource | None = None,
         busy_poll: BusyPoll | None = None,
+        make_ring: RingMaker = SplitRing,
     ) -> None:
         """Make a device.
 
         ``source``: has the notifications. ``busy_poll``: polls for requests before sleeping; None
-        disables polling.
+        disables polling. ``make_ring``: makes the rings that it serves.
         """
+        self.make_ring = make_ring
         self._loop = loop
         self._handler = handler
         self._config = config
@@ -291,15 +293,26 @@ class Device:
 
     # Requests
 
-    def _serve_requests(self, vring: Vring, ring: SplitRing) -> bool:
+    def _serve_requests(self, vring: Vring, ring: Ring) -> bool:
         """Serve the available chains; return whether there may be more."""
         ring.disable_notification()
         pop, add_used, handle = ring.pop, ring.add_used, self._handler.handle
+        plain = self._handler.plain
         clock = time.monotonic_ns
         now = clock()
         self._busy_poll.record_wakeup(now)
         interrupt_at = now + INTERRUPT_DELAY_NS
-        for _ in range(CHAINS_PER_TURN):
+        left = CHAINS_PER_TURN
+        while left > 0:
+            if plain is not None:
+                left -= plain.serve(ring, left, interrupt_at)
+                if not left:
+                    break
+                if clock() > interrupt_at:
+                    vring.interrupt_if_needed()
+                    interrupt_at = clock() + INTERRUPT_DELAY_NS
+                    continue
+            left -= 1
             popped = pop()
             if popped is None:
                 if self._poll_for_more(vring, ring):
@@ -352,7 +365,7 @@ class Device:
         except VirtqueueError as error:
             self._fail(vring, str(error))
 
-    def _poll_for_more(self, vring: Vring, ring: SplitRing) -> bool:
+    def _poll_for_more(self, vring: Vring, ring: Ring) -> bool:
         """Poll for the next chain where that is worth it; return whether there is one."""
         # A thread that works on a reply would have to wait for the interpreter.
         if self._pending.in_threads or not self._busy_poll.should_poll():
@@ -377,7 +390,7 @@ class Device:
 
     # Notifications
 
-    def _serve_notifications(self, vring: Vring, ring: SplitRing) -> bool:
+    def _serve_notifications(self, vring: Vring, ring: Ring) -> bool:
         """Send pending notifications while there are buffers.
 
         Return whether there may be more to do.
@@ -416,7 +429,7 @@ class Device:
             raise ValueError(f"bug: a notification of {len(payload)} bytes, {room} were available")
         return payload
 
-    def _return_small_buffer(self, ring: SplitRing, head: int, chain: Chain) -> None:
+    def _return_small_buffer(self, ring: Ring, head: int, chain: Chain) -> None:
         ring.add_used(head, 0)
         if not self._small_buffer_reported:
             self._small_buffer_reported = True

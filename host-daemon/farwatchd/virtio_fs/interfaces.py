@@ -8,7 +8,7 @@ from typing import Protocol
 
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtio_fs.headers import reply_header
-from farwatchd.virtqueue import Chain
+from farwatchd.virtqueue import Chain, Ring
 from farwatchd.wire.state import PendingReplyState
 
 
@@ -52,8 +52,25 @@ class DeferredReply:
         send(reply_header(self.unique, error, len(payload)), payload)
 
 
+class PlainServer(Protocol):
+    """The native part, as the device sees it."""
+
+    def serve(self, ring: Ring, most: int, until_ns: int, /) -> int:
+        """Serve the plain requests at the front of a ring; return how many.
+
+        ``most``: the number at most. ``until_ns``: no further one when the monotonic clock is past
+        it.
+        The request after them is for ``RequestHandler.handle``, as all are without native part.
+        """
+
+
 class RequestHandler(Protocol):
     """A FUSE session, as the device sees it. All methods are for the event loop's thread."""
+
+    @property
+    def plain(self) -> PlainServer | None:
+        """What serves plain requests; None without native part."""
+        return None
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         """Serve the request in ``chain.readable``, and write the reply to ``chain.writable``.

@@ -20,7 +20,7 @@ from farwatchd.virtqueue.dirty_log import DirtyLog
 from farwatchd.virtqueue.errors import VirtqueueError
 from farwatchd.virtqueue.logged_ring import LoggedRing
 from farwatchd.virtqueue.memory import GuestMemory, Region
-from farwatchd.virtqueue.ring import RingAddress, RingMemory, SplitRing, unsupported_machine
+from farwatchd.virtqueue.ring import Ring, RingAddress, RingMemory, SplitRing, unsupported_machine
 
 __all__ = [
     "Chain",
@@ -28,6 +28,7 @@ __all__ = [
     "GuestMemory",
     "LoggedRing",
     "Region",
+    "Ring",
     "RingAddress",
     "RingMemory",
     "SplitRing",

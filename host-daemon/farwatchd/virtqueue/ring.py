@@ -11,10 +11,14 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from farwatchd.virtqueue.chains import Chain, ChainReader
 from farwatchd.virtqueue.errors import VirtqueueError
 from farwatchd.virtqueue.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from farwatchd.virtqueue.native_ring import NativeRing
 
 AVAIL_NO_INTERRUPT = 1
 USED_NO_NOTIFY = 1
@@ -280,3 +284,7 @@ class SplitRing:
         # later loads.
         self._fence.acquire()
         self._fence.release()
+
+
+#: A ring of the interpreter's code, or of the native part.
+Ring: TypeAlias = "SplitRing | NativeRing"

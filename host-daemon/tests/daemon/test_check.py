@@ -54,6 +54,8 @@ def test_what_it_says_would_work_does(tmp_path: Path) -> None:
         assert f"mode {mode}" in daemon.log
         by_handle = "by file handle" in daemon.log
         assert by_handle == (found["file handles"][0] == "ok")
+        by_native = "serving by the native part" in daemon.log
+        assert by_native == (found["native part"][0] == "ok")
     assert found["sandbox"] == ("ok", "namespaces can be made")
     assert found["capabilities"][0] == "ok"
     watches = Path("/proc/sys/fs/inotify/max_user_watches").read_text().strip()

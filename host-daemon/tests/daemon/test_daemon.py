@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.native import NativeUse, load
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import (
     FUSE_FSNOTIFY_OTHERS_ONLY,
@@ -29,14 +30,23 @@ from tests.support.daemon_process import DaemonProcess, running
 from tests.support.frontend import FrontEnd
 from tests.support.sandboxes import SANDBOXES
 
+BUILT = load(NativeUse.AUTO) is not None
 
-@pytest.fixture(params=SANDBOXES)
+
+#: The sandbox of a daemon without the native part. The others have it where it was built.
+PYTHON = "none, python"
+
+
+@pytest.fixture(params=[*SANDBOXES, PYTHON])
 def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DaemonProcess]:
     """Yield a daemon in each sandbox, sharing ``tmp_path/shared``."""
     (tmp_path / "shared").mkdir()
-    with running(
-        tmp_path / "socket", tmp_path / "shared", f"--sandbox={request.param}", "--xattr"
-    ) as process:
+    by_python = request.param == PYTHON
+    options = [f"--sandbox={'none' if by_python else request.param}", "--xattr"]
+    options += ["--native=off"] * by_python
+    with running(tmp_path / "socket", tmp_path / "shared", *options) as process:
+        by = "the interpreter's code" if by_python or not BUILT else "the native part"
+        assert f"serving by {by}" in process.log
         yield process
 
 

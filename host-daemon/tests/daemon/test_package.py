@@ -20,6 +20,10 @@ from farwatchd.options import CAPABILITIES
 CHECKOUT = Path(__file__).resolve().parents[3]
 TIMEOUT = 120
 DESCRIPTION = "share/qemu/vhost-user/50-farwatchd.json"
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md")
+NATIVE = "farwatchd/_native.abi3.so"
+#: Whether the native part can be built here.
+HEADERS = Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def run(words: Sequence[str], **environment: str) -> str:
@@ -41,18 +45,18 @@ def run(words: Sequence[str], **environment: str) -> str:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a copy of what the package is built of."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
+    for name in FILES:
         shutil.copy(CHECKOUT / name, source)
     shutil.copytree(CHECKOUT / "packaging", source / "packaging")
     shutil.copytree(
         CHECKOUT / "host-daemon",
         source / "host-daemon",
-        ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"),
     )
     return source
 
 
-def build_wheel(source: Path, folder: Path) -> Path:
+def build_wheel(source: Path, folder: Path, **environment: str) -> Path:
     """Build the wheel of a tree or a source distribution, and return it."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(
@@ -65,7 +69,8 @@ def build_wheel(source: Path, folder: Path) -> Path:
             "--wheel-dir",
             str(folder),
             str(source),
-        ]
+        ],
+        **environment,
     )
     (built,) = folder.iterdir()
     return built
@@ -101,7 +106,10 @@ def test_package_has_the_daemon_only_and_few_requirements(wheel: Path) -> None:
     assert {name for name in names if name.startswith("farwatchd/")} == {
         *modules,
         "farwatchd/py.typed",
+        "farwatchd/_native.pyi",
+        *([NATIVE] if HEADERS else []),
     }
+    assert wheel.name.partition("-py")[0].partition("-cp")[2].startswith("311-abi3-")
     assert "License-Expression: Apache-2.0" in metadata.splitlines()
     needs = [
         line.split()[1].partition(">")[0]
@@ -110,6 +118,30 @@ def test_package_has_the_daemon_only_and_few_requirements(wheel: Path) -> None:
     ]
     assert sorted(needs) == ["construct", "pyseccomp"]
     assert scripts.split() == ["[console_scripts]", "farwatchd", "=", "farwatchd.cli:main"]
+
+
+def test_package_is_built_without_a_compiler(tree: Path, tmp_path: Path) -> None:
+    without = shutil.copytree(tree, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    wheel = build_wheel(without, tmp_path / "wheels", CC="false")
+    place = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        assert NATIVE not in archive.namelist()
+        archive.extractall(place)
+    code = (
+        "from farwatchd.native import NativeUse, load\n"
+        "assert load(NativeUse.AUTO) is None\n"
+        "load(NativeUse.ON)"
+    )
+    libraries = f"{place}{os.pathsep}{sysconfig.get_path('purelib')}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        env={**os.environ, "PYTHONPATH": libraries},
+    )
+    assert "UserError: --native=on: " in done.stderr.splitlines()[-1]
 
 
 def test_index_would_take_the_packages(wheel: Path, sdist: Path) -> None:

@@ -16,6 +16,7 @@ from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.fuse import SetattrValid
 from tests.support.fuse_client import ROOT, Client
+from tests.support.native_part import make_plain
 from tests.support.watch_host import MAX_WATCHES, Host
 
 
@@ -26,7 +27,9 @@ class Mounted:
         self.share = share
         self.fs = PassthroughFs(share, ShareOptions(xattr=True))
         self.host = Host(share)
-        self.session = Session(self.fs, self.host.table, SessionOptions())
+        self.session = Session(
+            self.fs, self.host.table, SessionOptions(), make_plain=make_plain(self.fs)
+        )
         self.client = Client(self.session)
         self.init = self.client.init()
 

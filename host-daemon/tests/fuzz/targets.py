@@ -22,7 +22,7 @@ from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.busy_poll import BusyPoll
 from farwatchd.virtio_fs.device import Device
 from farwatchd.virtio_fs.options import DeviceConfig
-from farwatchd.virtqueue import RingAddress, RingMemory, SplitRing, VirtqueueError
+from farwatchd.virtqueue import RingAddress, RingMemory, VirtqueueError
 from tests.fuzz.test_fuzz_requests import Fuzzer, tidy
 from tests.fuzz.test_fuzz_rings import RAM, SIZE, drain, fill, memory_of
 from tests.fuzz.test_fuzz_vhost_user import converse, serve_one, turn
@@ -30,6 +30,7 @@ from tests.support.driver import DriverQueue, GuestRam
 from tests.support.frontend import FrontEnd
 from tests.support.fuzzing import errors_logged
 from tests.support.handlers import RAW_ECHO, RawEchoHandler
+from tests.support.native_part import make_ring
 
 CORPUS = Path(__file__).with_name("corpus")
 #: Requests of one input at most.
@@ -133,7 +134,7 @@ class RingsAlone:
         self.ram.write_short(queue.used + 2, 0)
         ahead = fill(random, self.ram, queue, self.area)
         parts = RingMemory.at_user_addresses(self.memory, SIZE, address, event_idx)
-        ring = SplitRing(self.memory, parts, 0, event_idx, random.random() < 0.9)
+        ring = make_ring(self.memory, parts, 0, event_idx, random.random() < 0.9)
         try:
             taken = drain(ring, self.memory)
         except VirtqueueError as error:
@@ -155,7 +156,7 @@ class DeviceRings:
         ours, theirs = socket.socketpair()
         config = DeviceConfig("share", notification=False)
         busy_poll = BusyPoll(20_000, self.loop.has_work)
-        device = Device(self.loop, RawEchoHandler(), config, busy_poll=busy_poll)
+        device = Device(self.loop, RawEchoHandler(), config, None, busy_poll, make_ring)
         self.server = Server(self.loop, theirs, device, lambda: None)
         ram = GuestRam(1 << 20)
         # Chains write here; what they write must not be another queue.

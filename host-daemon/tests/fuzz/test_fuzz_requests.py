@@ -22,13 +22,14 @@ from farwatchd.fuse.session import Session
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.interfaces import DeferredReply
-from farwatchd.virtqueue import Chain
 from farwatchd.wire import fuse
 from farwatchd.wire.fsnotify import FUSE_HAS_FSNOTIFY_WAIT, fsnotify_wait_in
 from farwatchd.wire.fuse import Opcode
 from tests.support.fuse_client import OFFER, ROOT, Client, slices_of
 from tests.support.fuzzing import LAST, inputs, noise, number, spoiled
+from tests.support.native_part import make_plain
 from tests.support.passthrough_share import open_descriptors
+from tests.support.request_ring import RequestRing
 from tests.support.request_shapes import FILLER, NO_REPLY, SHAPES
 from tests.support.watch_host import Host
 
@@ -123,16 +124,19 @@ FREQUENT = [
 class Fuzzer:
     """A guest that remembers what it was given."""
 
-    def __init__(self, share: Path) -> None:
+    def __init__(self, share: Path, locks: bool = True) -> None:
         self.fs = PassthroughFs(
             share, ShareOptions(xattr=True, security_labels=True, allow_direct_io=True)
         )
         self.host = Host(share)
         self.waits = BlockingLocks(lambda _seconds, _callback: None)
         options = SessionOptions(
-            posix_lock=True, flock=True, killpriv_v2=True, security_label=Negotiation.AUTO
+            posix_lock=locks, flock=locks, killpriv_v2=True, security_label=Negotiation.AUTO
         )
-        self.session = Session(self.fs, self.host.table, options, self.waits)
+        self.session = Session(
+            self.fs, self.host.table, options, self.waits, make_plain=make_plain(self.fs)
+        )
+        self.ring = RequestRing(self.session)
         self.begin()
 
     def begin(self) -> None:
@@ -277,14 +281,13 @@ class Fuzzer:
             [random.randrange(80) for _ in range(random.randrange(3))],
             [random.randrange(40)] * random.randrange(2),
         )
-        writable = slices_of(bytearray([FILLER]) * room, cuts[1])
-        written = self.session.handle(Chain.of(slices_of(request, cuts[0]), writable))
+        rooms = [len(part) for part in slices_of(bytes(room), cuts[1])]
+        written, buffer = self.ring.send([*map(bytes, slices_of(request, cuts[0]))], rooms)
         header = fuse.in_header.unpack_from(request.ljust(fuse.in_header.size, b"\0"))
         if isinstance(written, DeferredReply):
             assert header.opcode in (Opcode.SETLKW, Opcode.FSNOTIFY_WAIT)
             assert written.unique == header.unique
             return
-        buffer = b"".join(writable)
         head = fuse.out_header.size
         assert written == 0 or head <= written <= room
         assert buffer[written:] == bytes([FILLER]) * (room - written)

@@ -23,9 +23,9 @@ from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.virtqueue import (
     GuestMemory,
     Region,
+    Ring,
     RingAddress,
     RingMemory,
-    SplitRing,
     VirtqueueError,
 )
 from farwatchd.virtqueue.chains import MAX_INDIRECT
@@ -33,6 +33,7 @@ from tests.support.driver import INDIRECT, NEXT, WRITE, Buffer, DriverQueue, Gue
 from tests.support.frontend import FrontEnd
 from tests.support.fuzzing import errors_logged, inputs, number
 from tests.support.handlers import RAW_ECHO, RawEchoHandler
+from tests.support.native_part import make_ring
 
 RAM = 1 << 16
 SIZE = 8
@@ -93,7 +94,7 @@ def fill(random: Random, ram: GuestRam, queue: DriverQueue, area: int) -> int:
     return ahead
 
 
-def drain(ring: SplitRing, memory: GuestMemory) -> int:
+def drain(ring: Ring, memory: GuestMemory) -> int:
     """Pop and complete all available chains; return their number."""
     bounds = [region.view for region in memory.regions]
     taken = 0
@@ -127,7 +128,7 @@ def test_any_ring_is_drained_or_stopped(event_idx: bool) -> None:
         ahead = fill(random, ram, queue, area)
         parts = RingMemory.at_user_addresses(memory, SIZE, address, event_idx)
         try:
-            taken = drain(SplitRing(memory, parts, 0, event_idx, random.random() < 0.9), memory)
+            taken = drain(make_ring(memory, parts, 0, event_idx, random.random() < 0.9), memory)
         except VirtqueueError as error:
             given_up += 1
             assert "\n" not in str(error)
@@ -144,7 +145,8 @@ def front_end() -> Iterator[FrontEnd]:
     loop = Loop()
     ours, theirs = socket.socketpair()
     config = DeviceConfig("share", notification=False)
-    device = Device(loop, RawEchoHandler(), config, busy_poll=BusyPoll(20_000, loop.has_work))
+    busy_poll = BusyPoll(20_000, loop.has_work)
+    device = Device(loop, RawEchoHandler(), config, None, busy_poll, make_ring)
     server = Server(loop, theirs, device, lambda: None)
     ram = GuestRam(1 << 20)
     # Fuzzed chains write here; what they write must not be another queue.
@@ -217,7 +219,7 @@ def test_ring_that_changes_while_it_is_read_is_drained_or_stopped() -> None:
             assert scribbler.changed.wait(PATIENCE)
             scribbler.changed.clear()
             ram.write_short(queue.used + 2, 0)
-            ring = SplitRing(
+            ring = make_ring(
                 memory, RingMemory.at_user_addresses(memory, SIZE, address, True), 0, True, True
             )
             try:

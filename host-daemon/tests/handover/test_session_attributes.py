@@ -84,6 +84,7 @@ FATES: dict[type, dict[Fate, str]] = {
     Vring: {
         _G: "index size address log_address base enabled broken has_run _used kick_fd _call_fd"
         " _err_fd",
+        _W: "_make_ring",
         _D: "ring",
     },
     LoggedRing: {_D: "_given _last_head", _W: "_memory _log _used_size _used_addresses _chain"},
@@ -95,7 +96,7 @@ FATES: dict[type, dict[Fate, str]] = {
     },
     Device: {
         _K: "_pending",
-        _W: "_loop _handler _config _source _busy_poll state_transfer",
+        _W: "_loop _handler _config _source _busy_poll state_transfer make_ring",
         _D: "_running _scheduled _next_drain _former",
         _C: "_failures_seen _small_buffer_reported",
     },
@@ -103,7 +104,7 @@ FATES: dict[type, dict[Fate, str]] = {
     Session: {
         _K: "_negotiated",
         _W: "_fs _watches _options _locks _pool _waits _attribute_handlers _killpriv _lock_handlers"
-        " _handlers _first_handlers on_reset",
+        " _handlers _first_handlers on_reset plain _plain_opcodes",
         _D: "_served",
         _C: "_refusal_level metrics",
     },
@@ -117,7 +118,7 @@ FATES: dict[type, dict[Fate, str]] = {
     KillPriv: {_D: "_negotiated"},
     LockHandlers: {_W: "_fs _locks _pool", _D: "_posix _flock"},
     AttributeHandlers: {_W: "_fs _pool _encode", _D: "_setxattr_in_size"},
-    IoHandlers: {_W: "_fs _encode _killpriv _pool _unlocked"},
+    IoHandlers: {_W: "_fs _encode _killpriv _pool _unlocked known_entry"},
     NamespaceHandlers: {_W: "_fs _pool _killpriv _encode"},
     ShareState: {
         _K: "inodes open_files locks",

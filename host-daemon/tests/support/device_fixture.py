@@ -19,6 +19,7 @@ from farwatchd.virtqueue import Chain
 from tests.support.driver import Buffer
 from tests.support.frontend import IN_HEADER, OUT_HEADER, Channel, FrontEnd
 from tests.support.handlers import CountingHandler
+from tests.support.native_part import make_ring
 from tests.support.passthrough_share import open_descriptors
 
 ECHO, FAIL, LIE = 1000, 1001, 1002
@@ -104,7 +105,7 @@ class DeviceFixture:
         requests = options.get("num_request_queues", 1)
         assert isinstance(requests, int)
         config = DeviceConfig(tag, requests, notification=bool(offer))
-        device = Device(self.loop, self.handler, config, self.source, busy_poll)
+        device = Device(self.loop, self.handler, config, self.source, busy_poll, make_ring)
         device.state_transfer = self.state_transfer
         ours, theirs = socket.socketpair()
         self._servers.append(Server(self.loop, theirs, device, self._ended))

@@ -213,7 +213,8 @@ class MortalDaemon:
         if crash is not None:
             # The filter would end the process for kill(2), too, but not by SIGKILL.
             command = crash.command
-            options = (*options, "--seccomp=none")
+            # Where it ends is a place in the interpreter's code.
+            options = (*options, "--seccomp=none", "--native=off")
         daemon = _MortalProcess(command, self.socket_path, [*where, *self.options, *options])
         self.daemons.append(daemon)
         return daemon

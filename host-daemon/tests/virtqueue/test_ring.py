@@ -15,15 +15,16 @@ from farwatchd.virtqueue import (
     Chain,
     GuestMemory,
     Region,
+    Ring,
     RingAddress,
     RingMemory,
-    SplitRing,
     VirtqueueError,
     unsupported_machine,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.driver import INDIRECT, NEXT, WRITE, Buffer, DriverQueue, GuestRam
+from tests.support.native_part import make_ring
 
 RAM = 1 << 16
 _PLACES = RingAddress(0x7000_0000, 0x7000_0100, 0x7000_0200)
@@ -53,11 +54,11 @@ class Rings:
         self.event_idx, self.indirect = event_idx, indirect
         self.ring = self.device(base)
 
-    def device(self, base: int) -> SplitRing:
+    def device(self, base: int) -> Ring:
         places = (self.driver.descriptors, self.driver.available, self.driver.used)
         where = RingAddress(*map(self.ram.user_addr, places))
         parts = RingMemory.at_user_addresses(self.memory, self.driver.size, where, self.event_idx)
-        return SplitRing(self.memory, parts, base, self.event_idx, self.indirect)
+        return make_ring(self.memory, parts, base, self.event_idx, self.indirect)
 
     def buffer(self, data: bytes) -> Buffer:
         addr = self.ram.allocate(len(data), align=1)
@@ -255,7 +256,7 @@ def test_a_ring_must_fit_its_region_to_the_last_byte() -> None:
 # Who notifies whom
 
 
-def popped_from(ring: SplitRing) -> Chain:
+def popped_from(ring: Ring) -> Chain:
     """Return the next chain, which must be available."""
     popped = ring.pop()
     assert popped is not None

@@ -58,6 +58,9 @@ class IoHandlers:
         self._killpriv = killpriv
         self._pool = pool
         self._unlocked = unlocked
+        #: Looks up an entry that the guest knows, and returns ``fuse_entry_out``; None: the file
+        #: system has to look it up.
+        self.known_entry: Callable[[int, bytes], bytes | None] = _unknown
 
     def table(self) -> dict[int, Handler]:
         """Return the handlers by opcode."""
@@ -190,6 +193,9 @@ class IoHandlers:
 
     def _look_up(self, parent: int, name: bytes) -> bytes:
         """Return the inode of a listed name; NO_ENTRY if it was deleted meanwhile."""
+        known = self.known_entry(parent, name)
+        if known is not None:
+            return known
         try:
             entry = self._fs.lookup(parent, name)
         except OperationDeferred:
@@ -221,6 +227,10 @@ class IoHandlers:
         args = fsync_in.unpack_from(request.args)
         task = self._fs.fsyncdir(request.nodeid, args.fh, bool(args.fsync_flags & FSYNC_FDATASYNC))
         return self._pool.submit(request, task, nothing)
+
+
+def _unknown(_parent: int, _name: bytes) -> None:
+    return None
 
 
 def _no_entry(_: bytes) -> bytes:
