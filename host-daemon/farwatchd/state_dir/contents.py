@@ -30,6 +30,9 @@ from farwatchd.wire.state import (
     StateError,
 )
 
+#: The largest nodeid or fh: no daemon comes to it.
+_MAX_NUMBER = 1 << 62
+
 
 class OwnerLocks:
     """The locks of one owner on one inode, and the open files through which it took any."""
@@ -98,6 +101,9 @@ class Contents:
         for transaction in transactions:
             for record in transaction.records:
                 _APPLY[type(record)](self, record)
+        if max(self.next_nodeid, self.next_fh) > _MAX_NUMBER:
+            # The numbers after these would not fit a reply.
+            raise StateError("its numbers are impossible")
         for nodeid, place in self._inode_places.items():
             inode = self.inodes[nodeid]
             assert isinstance(inode, PathInodeState)

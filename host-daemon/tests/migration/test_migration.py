@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from farwatchd.virtqueue.dirty_log import PAGE_SIZE
 from farwatchd.wire import fuse as wire
 from farwatchd.wire.fsnotify import (
     FUSE_FSNOTIFY_OTHERS_ONLY,
@@ -48,9 +49,12 @@ class Hosts:
         self.guests: list[MountedGuest] = []
         self.source = self.start()
 
-    def start(self, *options: str, shared: Path | None = None) -> DaemonProcess:
+    def start(
+        self, *options: str, shared: Path | None = None, socket_path: Path | None = None
+    ) -> DaemonProcess:
         """Start one more daemon."""
-        socket_path = self._directory / f"socket {len(self._daemons)}"
+        if socket_path is None:
+            socket_path = self._directory / f"socket {len(self._daemons)}"
         where = [f"--socket-path={socket_path}", f"--shared-dir={shared or self.shared}"]
         daemon = DaemonProcess(socket_path, [*where, "--keep-serving", *self._options, *options])
         self._daemons.append(daemon)
@@ -418,21 +422,34 @@ def test_destination_with_a_state_directory_keeps_the_session(tmp_path: Path) ->
         migrate(guest, other)
         guest.write(nodeid, fh, 0, b"before")
         other.end(signal.SIGKILL)
-        again = DaemonProcess(
-            other.socket_path,
-            [
-                f"--socket-path={other.socket_path}",
-                f"--shared-dir={hosts.shared}",
-                "--keep-serving",
-                "--sandbox=none",
-                *options,
-            ],
-        )
-        again.wait_for("listening on")
+        hosts.start(*options, socket_path=other.socket_path)
         assert guest.read(nodeid, fh, 0, 100) == b"before"
-        guest.leave()
-        hosts.guests.clear()
-        assert again.end() == 0
+
+
+def test_killed_daemon_has_all_memory_logged_by_the_next_one(tmp_path: Path) -> None:
+    """What it has written and not logged nobody knows."""
+    with hosts_with(f"--state-dir={tmp_path}") as hosts:
+        guest = hosts.guest()
+        nodeid, fh = guest.create(ROOT, b"file")
+        ram = guest.front_end.ram
+        log = Log(log_size(ram))
+        assert share_log(guest.front_end, log) == 0
+        assert set_logging(guest.front_end, True) == 0
+        # The message is handled when the next request is.
+        guest.write(nodeid, fh, 0, b"before")
+        log.take()
+        hosts.source.end(signal.SIGKILL)
+        hosts.start(socket_path=hosts.source.socket_path)
+        pages = {
+            addr
+            for region in ram.regions
+            for addr in range(region.guest_addr, region.guest_addr + region.size, PAGE_SIZE)
+        }
+        assert log.take() == pages
+        guest.write(nodeid, fh, 0, b"text")
+        used = guest.front_end.requests().queue.used
+        assert used // PAGE_SIZE * PAGE_SIZE in log.take()
+        log.close()
 
 
 def test_descriptors_are_those_of_the_session(hosts: Hosts) -> None:
