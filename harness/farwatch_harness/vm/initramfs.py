@@ -15,6 +15,7 @@ from virtme.cpiowriter import CpioWriter
 
 from farwatch_harness.util import cache, paths, subprocesses
 
+NAME = "initramfs"
 INIT = """#!{python} -ISB
 import ctypes, os, sys
 libc = ctypes.CDLL(None)
@@ -48,13 +49,11 @@ def make(port: str) -> Path:
     files = sorted(needed_files(python))
     init = INIT.format(python=str(python), agent=str(paths.GUEST_AGENT), port=port)
     key = cache.content_key(init, *(f"{each} {each.stat().st_mtime_ns}" for each in files))
-    target = paths.cache_root() / "initramfs" / key
-    if not target.exists():
-        partial = target.with_suffix(".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        write(partial, files, init.encode())
-        partial.replace(target)
-    return target
+    folder = cache.published(
+        paths.cache_root() / "initramfs" / f"{key}-1",
+        lambda target: write(target / NAME, files, init.encode()),
+    )
+    return folder / NAME
 
 
 def needed_files(python: Path) -> Iterator[Path]:
