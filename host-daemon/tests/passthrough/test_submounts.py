@@ -113,6 +113,12 @@ def use(guest: MountedGuest, directory: int) -> int:
     return int(file.nodeid)
 
 
+def unmount(guest: MountedGuest, host: HostMounts, mount_point: str) -> None:
+    """Unmount on the host, which must succeed once the daemon's turn has ended."""
+    guest.daemon.wait_until_idle()
+    host.run("umount", mount_point)
+
+
 @contextlib.contextmanager
 def guest_of(tmp_path: Path, shared: Path, *options: str) -> Iterator[MountedGuest]:
     socket = tmp_path / "socket"
@@ -220,9 +226,9 @@ def test_host_can_unmount_what_the_guest_has_used(
         assert outer.attr_flags == ATTR_SUBMOUNT
         inner = guest.lookup(outer.nodeid, b"inner")
         files = [use(guest, node) for node in (inner.nodeid, outer.nodeid, inner.nodeid)]
-        host.run("umount", "tmpfs/inner")
+        unmount(guest, host, "tmpfs/inner")
         use(guest, outer.nodeid)
-        host.run("umount", "tmpfs")
+        unmount(guest, host, "tmpfs")
         assert_stale(guest, (inner.nodeid, outer.nodeid), files)
         assert guest.lookup(ROOT, b"tmpfs").attr_flags == 0
 
@@ -238,17 +244,17 @@ def test_mount_in_the_place_of_another_has_its_own_inodes(
         host.run("mount", "--bind", "private", "again")
         before = guest.lookup(ROOT, b"again").nodeid
         file = use(guest, before)
-        host.run("umount", "again")
+        unmount(guest, host, "again")
         # The kernel gives the new mount the free id, and the file system is the same one.
         host.run("mount", "--bind", "public", "again")
         after = guest.lookup(ROOT, b"again").nodeid
         assert after != before
         assert use(guest, after) != file
         assert_stale(guest, [before], [file])
-        host.run("umount", "again")
+        unmount(guest, host, "again")
         host.run("mount", "--bind", "private", "again")
         assert use(guest, guest.lookup(ROOT, b"again").nodeid) != file
-        host.run("umount", "again")
+        unmount(guest, host, "again")
 
 
 def test_open_file_of_the_guest_keeps_its_mount(tmp_path: Path, shared: Path) -> None:
@@ -260,9 +266,9 @@ def test_open_file_of_the_guest_keeps_its_mount(tmp_path: Path, shared: Path) ->
         )
         # The kernel still sees a file that is in use.
         with pytest.raises(AssertionError, match="busy"):
-            host.run("umount", "again")
+            unmount(guest, host, "again")
         guest.ask(Opcode.RELEASE, file, wire.release_in.pack(fh=opened.fh))
-        host.run("umount", "again")
+        unmount(guest, host, "again")
 
 
 def test_directories_above_a_mount_may_be_renamed(tmp_path: Path, shared: Path) -> None:
@@ -274,4 +280,4 @@ def test_directories_above_a_mount_may_be_renamed(tmp_path: Path, shared: Path) 
         file = use(guest, point)
         host.run("mv", "above", "moved")
         assert use(guest, point) == file
-        host.run("umount", "moved/point")
+        unmount(guest, host, "moved/point")

@@ -34,6 +34,7 @@ class MountedGuest:
     def __init__(
         self, daemon: DaemonProcess, notification: bool = True, extra_flags: int = 0
     ) -> None:
+        self.daemon = daemon
         self._offered = int(OFFERED) | extra_flags
         self.front_end = FrontEnd(daemon.connect(), notification)
         self.front_end.negotiate()

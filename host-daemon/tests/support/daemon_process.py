@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 TIMEOUT = 20.0
+#: Where the event loop sleeps in the kernel; which function is inlined depends on the compiler.
+_SLEEPS = ("do_epoll_wait", "ep_poll")
 COMMAND = (sys.executable, "-m", "farwatchd")
 USER = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
 #: The interpreter and the modules may lie where an ordinary user cannot read: they are loaded
@@ -110,6 +112,11 @@ class DaemonProcess:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 found.append((task / "wchan").read_text())
         return found
+
+    def wait_until_idle(self) -> None:
+        """Wait until the loop sleeps: a reply is there before its turn has ended."""
+        wchan = Path(f"/proc/{self.pid}/wchan")
+        wait_until(lambda: wchan.read_text().startswith(_SLEEPS), "the end of the loop's turn")
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
