@@ -31,7 +31,7 @@ def test_index_is_never_seen_in_part() -> None:
         write_forever(ram, addr)
     try:
         deadline = time.monotonic() + SECONDS
-        seen = set()
+        seen: set[int] = set()
         while time.monotonic() < deadline or len(seen) < len(INDICES):
             seen |= {device[(addr - ram.BASE) // 2] for _ in range(_TURNS)}
             seen |= {ram.read_short(addr) for _ in range(_TURNS)}
