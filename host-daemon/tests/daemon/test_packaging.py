@@ -50,16 +50,26 @@ def units(tmp_path: Path) -> list[str]:
     return sorted(str(path) for path in tmp_path.iterdir())
 
 
-def run(*words: str, timeout: float = TIMEOUT) -> str:
+def run(*words: str) -> str:
     done = subprocess.run(
         words,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def make(target: str, *words: str) -> str:
+    """Return the results of ``make``: its progress, on stderr, depends on what is cached."""
+    command = ["make", "-s", "-C", str(CHECKOUT), target, *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -94,7 +104,7 @@ def test_profile_is_right() -> None:
 
 def test_debian_packages_are_built_without_a_warning(tmp_path: Path) -> None:
     """Build the packages of the checkout, unpack them, and try what is in them."""
-    said = run("make", "-s", "-C", str(CHECKOUT), "deb", f"DEB={tmp_path}", timeout=BUILD_TIMEOUT)
+    said = make("deb", f"DEB={tmp_path}")
     driver, package = sorted(tmp_path.glob("*.deb"))
     # Else lintian has said something.
     assert said == f"{driver}\n{package}\n"
