@@ -260,7 +260,9 @@ static void forget_session(void)
 static void send_bytes(const void *data, size_t size)
 {
 	const struct fuse_out_header *header = data;
-	struct fuse_out_header refusal = { .len = sizeof(refusal), .error = -EIO, .unique = header->unique };
+	struct fuse_out_header refusal = {
+		.len = sizeof(refusal), .error = -EIO, .unique = header->unique
+	};
 
 	if (fuse < 0 || write(fuse, data, size) >= 0)
 		return;
@@ -650,8 +652,8 @@ static void serve(void)
 	case FUSE_RENAME:
 	case FUSE_RENAME2: {
 		const struct fuse_rename2_in *move = (const void *)args;
-		const char *old = args + (in->opcode == FUSE_RENAME ? sizeof(struct fuse_rename_in) :
-								      sizeof(*move));
+		const char *old = args + (in->opcode == FUSE_RENAME ?
+					  sizeof(struct fuse_rename_in) : sizeof(*move));
 
 		error = rename_entry(node, move->newdir, old, old + strlen(old) + 1);
 		break;
@@ -732,7 +734,8 @@ static void state(void)
 	for (struct node *node = nodes; node; node = node->next) {
 		unsigned long long nodeid = node == root ? 1 : (uintptr_t)node;
 
-		say("node %llu %llu %d %d", nodeid, (unsigned long long)(node->generation & 0xffffffff),
+		say("node %llu %llu %d %d", nodeid,
+		    (unsigned long long)(node->generation & 0xffffffff),
 		    S_ISDIR(node->mode), node->quiet);
 		if (node->watched || !node->certain)
 			say("belief %llu %u %d", nodeid, node->mask, node->certain);
@@ -746,14 +749,15 @@ static void command(char *line)
 	if (!name)
 		return;
 	if (!strcmp(name, "options"))
-		sscanf(rest, "%llu %u %u %u", (unsigned long long *)&init_flags, &watchable, &background,
-		       &validity);
+		sscanf(rest, "%llu %u %u %u", (unsigned long long *)&init_flags, &watchable,
+		       &background, &validity);
 	else if (!strcmp(name, "mount"))
 		mount_now(rest && *rest ? rest : "allow_other,default_permissions");
 	else if (!strcmp(name, "lie") && lie_count < LIES) {
 		struct lie *lie = &lies[lie_count];
 
-		if (sscanf(rest, "%15s %15s %d %d", lie->kind, lie->what, &lie->permille, &lie->number) == 4)
+		if (sscanf(rest, "%15s %15s %d %d", lie->kind, lie->what, &lie->permille,
+			   &lie->number) == 4)
 			lie_count++;
 	} else if (!strcmp(name, "true")) {
 		lie_count = 0;

@@ -231,7 +231,8 @@ static bool read_marks(int fd, struct marks *marks)
 		unsigned long ino, sdev;
 		uint32_t mask;
 
-		if (sscanf(line, "inotify wd:%x ino:%lx sdev:%lx mask:%x", &wd, &ino, &sdev, &mask) == 4) {
+		if (sscanf(line, "inotify wd:%x ino:%lx sdev:%lx mask:%x", &wd, &ino, &sdev,
+			   &mask) == 4) {
 			marks->mark[marks->count].wd = wd;
 			marks->mark[marks->count].ino = ino;
 			marks->mark[marks->count++].mask = mask;
@@ -278,10 +279,12 @@ static void check_add(int fd, const char *path, unsigned long ino, uint32_t mask
 		if (before->mark[i].ino != ino)
 			continue;
 		if (at < 0)
-			say("bad a failed inotify_add_watch(%s, %#x), errno %d, removed the watch %d of inode %#lx",
+			say("bad a failed inotify_add_watch(%s, %#x), errno %d,"
+			    " removed the watch %d of inode %#lx",
 			    path, mask, error, before->mark[i].wd, before->mark[i].ino);
 		else if (before->mark[i].mask & IN_ALL_EVENTS & ~after.mark[at].mask)
-			say("bad a failed inotify_add_watch(%s, %#x), errno %d, changed a mask from %#x to %#x",
+			say("bad a failed inotify_add_watch(%s, %#x), errno %d,"
+			    " changed a mask from %#x to %#x",
 			    path, mask, error, before->mark[i].mask, after.mark[at].mask);
 	}
 }
@@ -697,7 +700,8 @@ static void run_op(char *text)
 	char *words[8] = { 0 }, *save = NULL;
 	int count = 0;
 
-	for (char *word = strtok_r(text, " ", &save); word && count < 7; word = strtok_r(NULL, " ", &save))
+	for (char *word = strtok_r(text, " ", &save); word && count < 7;
+	     word = strtok_r(NULL, " ", &save))
 		words[count++] = word;
 	if (!count)
 		return;
@@ -792,7 +796,10 @@ static void reap(void)
 	}
 }
 
-/* The kind of a fanotify group by its flags: "fanotify", "asking" for remote events, or for them "only". */
+/*
+ * The kind of a fanotify group by its flags: "fanotify", "asking" for remote events, or for them
+ * "only".
+ */
 static const char *kind_of_group(int process, int fd)
 {
 	char path[64], line[512];
@@ -812,7 +819,10 @@ static const char *kind_of_group(int process, int fd)
 	return kind;
 }
 
-/* Calls `visit` with each inotify or fanotify descriptor of a process, or with -1 for one that has none. */
+/*
+ * Calls `visit` with each inotify or fanotify descriptor of a process, or with -1 for one that has
+ * none.
+ */
 static void visit_fds(int process, void (*visit)(int process, int fd, const char *kind))
 {
 	char path[64], target[256];
@@ -824,15 +834,17 @@ static void visit_fds(int process, void (*visit)(int process, int fd, const char
 	if (!directory)
 		return;
 	while ((entry = readdir(directory))) {
-		ssize_t length = readlinkat(dirfd(directory), entry->d_name, target, sizeof(target) - 1);
+		ssize_t length = readlinkat(dirfd(directory), entry->d_name, target,
+					    sizeof(target) - 1);
+		int fd = atoi(entry->d_name);
 
 		if (length <= 0)
 			continue;
 		target[length] = 0;
 		if (!strcmp(target, "anon_inode:inotify"))
-			visit(process, atoi(entry->d_name), "inotify");
+			visit(process, fd, "inotify");
 		else if (!strcmp(target, "anon_inode:[fanotify]"))
-			visit(process, atoi(entry->d_name), kind_of_group(process, atoi(entry->d_name)));
+			visit(process, fd, kind_of_group(process, fd));
 	}
 	closedir(directory);
 }
@@ -850,10 +862,12 @@ static void report_fd(int process, int fd, const char *kind)
 		unsigned int wd, mask, ignored, flags;
 		unsigned long ino, sdev;
 
-		if (sscanf(line, "inotify wd:%x ino:%lx sdev:%lx mask:%x", &wd, &ino, &sdev, &mask) == 4)
-			say("watch %d %d inotify %u %#lx %#lx %#x", process, fd, wd, ino, sdev, mask);
-		else if (sscanf(line, "fanotify ino:%lx sdev:%lx mflags:%x mask:%x ignored_mask:%x", &ino, &sdev,
-				&flags, &mask, &ignored) == 5)
+		if (sscanf(line, "inotify wd:%x ino:%lx sdev:%lx mask:%x", &wd, &ino, &sdev,
+			   &mask) == 4)
+			say("watch %d %d inotify %u %#lx %#lx %#x", process, fd, wd, ino, sdev,
+			    mask);
+		else if (sscanf(line, "fanotify ino:%lx sdev:%lx mflags:%x mask:%x ignored_mask:%x",
+				&ino, &sdev, &flags, &mask, &ignored) == 5)
 			say("watch %d %d %s 0 %#lx %#lx %#x", process, fd, kind, ino, sdev, mask);
 	}
 	fclose(info);
@@ -870,7 +884,8 @@ static void read_inotify(int process, int number, const char *data, ssize_t leng
 }
 
 /* One line for each object that an event names: the one that it happened to and its directory. */
-static void read_fanotify(int process, int number, const char *kind, const char *data, ssize_t length)
+static void read_fanotify(int process, int number, const char *kind, const char *data,
+			  ssize_t length)
 {
 	const struct fanotify_event_metadata *event = (const void *)data;
 
@@ -878,14 +893,15 @@ static void read_fanotify(int process, int number, const char *kind, const char 
 		const char *at = (const char *)event + event->metadata_len;
 		const char *end = (const char *)event + event->event_len;
 
-		bool remote = event->mask & FAN_REMOTE;
+		unsigned long long mask = event->mask;
+		bool remote = mask & FAN_REMOTE;
 
 		if (event->mask & FAN_Q_OVERFLOW)
 			say("event %d %d %s 0 %#x", process, number, kind, FAN_Q_OVERFLOW);
 		if (remote && (!strcmp(kind, "fanotify") || event->mask & FAN_Q_OVERFLOW))
-			say("bad FAN_REMOTE in %#llx for a group of kind %s", (unsigned long long)event->mask, kind);
+			say("bad FAN_REMOTE in %#llx for a group of kind %s", mask, kind);
 		if (!remote && !strcmp(kind, "only") && !(event->mask & FAN_Q_OVERFLOW))
-			say("bad local event %#llx for a group of remote ones", (unsigned long long)event->mask);
+			say("bad local event %#llx for a group of remote ones", mask);
 		while (at < end) {
 			const struct fanotify_event_info_fid *info = (const void *)at;
 			const struct file_handle *handle = (const void *)info->handle;
@@ -957,8 +973,8 @@ static void report_dnotify(void)
 			const struct dnotify *watch = &shared->dnotify[i][slot];
 
 			if (watch->mask)
-				say("watch %d %d dnotify 0 %#lx %#lx %#x", i, slot, watch->ino, watch->device,
-				    watch->mask);
+				say("watch %d %d dnotify 0 %#lx %#lx %#x", i, slot, watch->ino,
+				    watch->device, watch->mask);
 		}
 	}
 }
@@ -1000,7 +1016,8 @@ int main(void)
 	static char buffer[LINE];
 	size_t filled = 0;
 
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
 	if (shared == MAP_FAILED)
 		return 1;
 	for (int i = 0; i < ACTORS; i++)

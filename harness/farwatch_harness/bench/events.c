@@ -272,7 +272,8 @@ static void count_events(const char *directory, const char *prefix, long count)
 			struct inotify_event *event = (struct inotify_event *)at;
 
 			snprintf(name, sizeof(name), "%s%06ld", prefix, seen);
-			if ((event->mask & IN_Q_OVERFLOW) || !event->len || strcmp(event->name, name))
+			if ((event->mask & IN_Q_OVERFLOW) || !event->len ||
+			    strcmp(event->name, name))
 				lost = 1;
 			else
 				seen++;
@@ -417,7 +418,8 @@ int main(int argc, char **argv)
 	else if (argc == 4 && !strcmp(argv[1], "watches"))
 		watches(argv[2], atol(argv[3]));
 	else {
-		fprintf(stderr, "usage: bench_events read|write|getattr|count|tree|watches ..., see the source\n");
+		fprintf(stderr, "usage: bench_events read|write|getattr|count|tree|watches ...,"
+				" see the source\n");
 		return 2;
 	}
 	return 0;
