@@ -15,7 +15,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit sanitize coverage docs docs-links pictures sample-report kernel qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit sanitize coverage docs docs-links pictures sample-report kernel kernel-deb qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -35,8 +35,8 @@ boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the fir
 module: venv ## build the driver for a kernel that you do not rebuild; HEADERS=DIR are its headers
 	@$(HARNESS) module $(if $(HEADERS),--headers '$(HEADERS)')
 
-guest: venv ## make a Debian guest, build/guest: a disk image with Debian's own kernel and the module (3 min; root)
-	@$(HARNESS) $(VERSION) guest
+guest: venv ## make a Debian guest, build/guest: a disk image with Debian's own kernel and the module (3 min; root); PATCHED=1 has the kernel of kernel-deb
+	@$(HARNESS) $(VERSION) guest $(if $(PATCHED),--patched)
 
 test: setup check ## check each patch of the series; PATCH=N, N-M or a name chooses patches, K=expr guest tests of the last
 	@$(HARNESS) $(VERSION) $(if $(K),test -k '$(K)',matrix $(if $(PATCH),--patch '$(PATCH)'))
@@ -59,8 +59,8 @@ test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN
 test-matrix: setup ## break patches on purpose and see that test finds it (12 min)
 	@.venv/bin/python -m pytest -q harness/slow-tests/test_broken_patches.py harness/slow-tests/test_debug_config.py
 
-test-guest: setup ## boot that guest with QEMU as a VM manager does, and see the host's events in it (5 min; root)
-	@.venv/bin/python -m pytest -q harness/slow-tests/test_debian_guest.py
+test-guest: setup ## boot that guest with QEMU as a VM manager does, and see the host's events in it (5 min; root); PATCHED=1 as above
+	@FARWATCH_GUEST=$(if $(PATCHED),patched) .venv/bin/python -m pytest -q harness/slow-tests/test_debian_guest.py
 
 test-qemu: setup ## boot guests with QEMU and patches/qemu, which is built first (10 min)
 	@.venv/bin/python -m pytest -q harness/slow-tests/test_patched_qemu.py
@@ -148,6 +148,9 @@ fuzz-kernel: venv ## play random scripts against a debug kernel: make fuzz-kerne
 
 kernel: venv ## build the patched kernel; the last line is the path of its image
 	@$(HARNESS) $(VERSION) kernel
+
+kernel-deb: venv ## build Debian packages of the patched kernel for a guest with a disk image, by Debian's cloud configuration
+	@$(HARNESS) $(VERSION) kernel-deb
 
 qemu: venv ## find or unpack a QEMU for events; the last line is the command that runs it
 	@$(HARNESS) qemu

@@ -26,7 +26,14 @@ from farwatch_harness.commands import (
     unique_names,
     words,
 )
-from farwatch_harness.kernel import build, distribution, module, series, versions
+from farwatch_harness.kernel import (
+    build,
+    debian_package,
+    distribution,
+    module,
+    series,
+    versions,
+)
 from farwatch_harness.matrix import run as matrix_run
 from farwatch_harness.matrix.prefixes import LAST
 from farwatch_harness.report import benchmark
@@ -65,6 +72,13 @@ def kernel(options: argparse.Namespace) -> int:
     return 0
 
 
+def package_kernel(options: argparse.Namespace) -> int:
+    """Build Debian packages of the patched kernel with Debian's cloud configuration; print them."""
+    packages = debian_package.build_packages(patches_of_series(options.patches))
+    print(packages.headers, packages.image, sep="\n")
+    return 0
+
+
 def build_module(options: argparse.Namespace) -> int:
     """Build the module for a kernel that is not rebuilt; print its path.
 
@@ -82,9 +96,9 @@ def build_module(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_guest(_options: argparse.Namespace) -> int:
+def make_guest(options: argparse.Namespace) -> int:
     """Make a Debian guest with Debian's own kernel and the module; print its files."""
-    image = debian_guest.make_image()
+    image = debian_guest.make_image(options.patched)
     print(image.disk, image.kernel, image.initrd, sep="\n")
     return 0
 
@@ -339,6 +353,7 @@ def parser() -> argparse.ArgumentParser:
     building = add("kernel", kernel)
     add_prefix(building)
     add_debug(building)
+    add_prefix(add("kernel-deb", package_kernel))
     building = add("module", build_module)
     building.add_argument(
         "--headers",
@@ -349,7 +364,10 @@ def parser() -> argparse.ArgumentParser:
     building.add_argument(
         "--sources", type=Path, metavar="DIR", help="only write the sources, into DIR"
     )
-    add("guest", make_guest)
+    making = add("guest", make_guest)
+    making.add_argument(
+        "--patched", action="store_true", help="the kernel of kernel-deb instead of the module"
+    )
     finding = add("qemu", find_qemu)
     finding.add_argument(
         "--patched", action="store_true", help="build QEMU with patches/qemu instead"

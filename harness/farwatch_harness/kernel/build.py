@@ -100,17 +100,21 @@ class KernelRecipe:
     title: str
 
     @property
-    def key(self) -> str:
-        """The digest that identifies this kernel in the cache."""
+    def compiled(self) -> list[bytes | str]:
+        """What is compiled, and by which compiler: parts of a key."""
         compiler = subprocesses.run(["gcc", "--version"]).splitlines()[0]
         changed = [
             part
             for name, data in sorted(self.content.items())
             for part in (name, str(data is None), data or b"")
         ]
-        return cache.content_key(
-            RECIPE, self.source.identity, compiler, str(self.flavour.options()), *changed
-        )
+        return [self.source.identity, compiler, *changed]
+
+    @property
+    def key(self) -> str:
+        """The digest that identifies this kernel in the cache."""
+        source, compiler, *changed = self.compiled
+        return cache.content_key(RECIPE, source, compiler, str(self.flavour.options()), *changed)
 
     @property
     def tree_name(self) -> str:
@@ -233,9 +237,19 @@ def configure(tree: BuildTree, wanted: dict[str, str]) -> None:
     if not base.exists():
         list(run_make(["tinyconfig"], tree, log))
         cache.write_atomically(base, (tree.path / ".config").read_bytes())
-    lines = "".join(f"{name}={value}\n" for name, value in wanted.items())
-    cache.write_atomically(tree.path / ".config", base.read_bytes() + lines.encode())
+    write_options(tree, base.read_bytes(), wanted)
     list(run_make(["olddefconfig"], tree, log))
+    check_options(tree, wanted)
+
+
+def write_options(tree: BuildTree, base: bytes, wanted: Mapping[str, str]) -> None:
+    """Write a configuration: `base`, then these options in place of those that it has."""
+    lines = "".join(f"{name}={value}\n" for name, value in wanted.items())
+    cache.write_atomically(tree.path / ".config", base + lines.encode())
+
+
+def check_options(tree: BuildTree, wanted: Mapping[str, str]) -> None:
+    """Check that the tree's configuration has these options. HarnessError: names those it lacks."""
     got = read_options(tree.path / ".config")
     refused = sorted(name for name, value in wanted.items() if got.get(name, "n") != value)
     if refused:

@@ -23,6 +23,8 @@ KERNEL_BUILD = (
     "cpio",
     "patch",
 )
+#: Beside those: what the kernel's own target bindeb-pkg runs.
+KERNEL_PACKAGE = ("debhelper", "dpkg-dev", "kmod", "rsync")
 DEBIAN_TREE = ("mmdebstrap", "debian-archive-keyring")
 #: The daemon does not start without its system call filter.
 GUEST = ("inotify-tools", "libseccomp2")
