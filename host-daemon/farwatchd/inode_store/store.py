@@ -17,7 +17,7 @@ from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS, DescriptorBudg
 from farwatchd.inode_store.mount_points import MountPoints
 from farwatchd.inode_store.mounts import Mount, MountTable
 from farwatchd.inode_store.remote_mounts import RemoteMounts
-from farwatchd.linux.file_handles import HandleReader, handle_of, key_of, mount_of
+from farwatchd.linux.file_handles import HandleReader, handle_of, key_of, mount_of, with_path
 from farwatchd.linux.libc import NANOSECONDS, failure
 from farwatchd.linux.syscalls import known_links, mount_id
 from farwatchd.wire.state import (
@@ -372,6 +372,25 @@ class InodeStore:
             self._by_key[key] = inode
         inode.references += 1
         return inode
+
+    def is_below_mount(self, inode: HostInode) -> bool:
+        """Return whether the kernel knows a path from its mount's descriptor to an inode by handle.
+
+        If not, there may be one nevertheless.
+        """
+        mount, key = inode.mount, inode.key
+        assert mount is not None
+        assert isinstance(key, bytes)
+        if self.mount_descriptor(mount.ident) is None:
+            return False
+        known = key_of(mount.ident, with_path(handle_of(key)))
+        try:
+            os.close(self.with_room(lambda: mount.open_inode(known)))
+        except OSError as error:
+            if error.errno in OUT_OF_DESCRIPTORS:
+                raise
+            return False
+        return True
 
     def stale(self) -> HostInode:
         """Get a reference to an inode that cannot be found."""

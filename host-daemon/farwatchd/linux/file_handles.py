@@ -19,6 +19,9 @@ _MOUNT = struct.Struct("=i")
 _HEADER = struct.Struct("=Ii")
 _START = _MOUNT.size + _HEADER.size
 
+#: ``FILEID_IS_CONNECTABLE``, in a handle's type.
+_CONNECTABLE = 0x10000
+
 #: While the inode's number is being reused for a new inode, ext4 and others return ENOMEM for a
 #: handle with the old generation (iget_locked() finds I_CREATING), until the process that makes the
 #: new inode has run.
@@ -78,6 +81,24 @@ def handle_of(key: bytes) -> bytes:
 def key_of(mount: int, handle: bytes) -> bytes:
     """Return what ``HandleReader.read`` would for an inode of another mount."""
     return _MOUNT.pack(mount) + handle
+
+
+def with_path(handle: bytes) -> bytes:
+    """Return a handle that is opened only if a path leads from the mount's descriptor to its inode.
+
+    Since Linux 6.13. Before that, and where the kernel has forgotten the names of a file, opening
+    it fails.
+    """
+    size, kind = _HEADER.unpack_from(handle)
+    return _HEADER.pack(size, kind | _CONNECTABLE) + handle[_HEADER.size :]
+
+
+def is_complete(handle: bytes) -> bool:
+    """Return whether a ``struct file_handle`` has as many bytes as it says."""
+    if len(handle) < _HEADER.size:
+        return False
+    size, _ = _HEADER.unpack_from(handle)
+    return len(handle) == _HEADER.size + int(size)
 
 
 def open_handle(mount_fd: int, handle: bytes) -> int:

@@ -9,7 +9,9 @@ import stat
 from collections.abc import Callable, Sequence
 
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store.store import InodeStore
+from farwatchd.inode_store.store import GONE, HostInode, InodeStore
+from farwatchd.linux.file_handles import handle_of, is_complete
+from farwatchd.migration.path_search import find_paths
 from farwatchd.migration.source import mount_identity
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.state_dir.contents import Contents
@@ -24,13 +26,21 @@ _log = logging.getLogger(__name__)
 
 
 class MigratedTables(Restored):
-    """The tables of the share, as they were at the source."""
+    """The tables of the share, as they were at the source.
+
+    The state may come from anyone. An inode by handle must be in the share, as each file of its
+    file system has a handle.
+    """
 
     def __init__(
         self, contents: Contents, fs: PassthroughFs, store: InodeStore, places: Places
     ) -> None:
         super().__init__(contents, fs, store, places)
         self._identities = contents.mount_identities
+        #: Nodeids that the guest has open.
+        self._open_nodeids = {each.nodeid for each in contents.files.values()}
+        #: Inodes by handle that may be in the share.
+        self._unsure: dict[int, tuple[HandleInodeState, HostInode, PlaceIdentity]] = {}
 
     @property
     def losses(self) -> str:
@@ -52,7 +62,73 @@ class MigratedTables(Restored):
             # The source could not open it either.
             self._add(record, self._store.stale())
             return
+        if isinstance(record, HandleInodeState) and record.nodeid != ROOT:
+            found = self._by_handle(record) if is_complete(handle_of(record.key)) else None
+            if found is None:
+                self._lose(record)
+            else:
+                self._add_if_shared(record, found)
+            return
         super()._find(record)
+
+    def _add_if_shared(self, record: HandleInodeState, found: HostInode) -> None:
+        """Add an inode, whose reference is taken, if it is in the share and of its kind."""
+        try:
+            fd = self._store.open(found)
+            status = os.fstat(fd)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            # It was deleted. The guest forgets it, unless it has it open.
+            self._add_stale(record, found)
+            return
+        if stat.S_IFMT(status.st_mode) != record.kind:
+            self._lose(record, found)
+        elif self._store.is_below_mount(found):
+            self._add(record, found)
+        elif status.st_nlink:
+            self._unsure[record.nodeid] = record, found, self._places.identity(fd)
+        elif record.nodeid in self._open_nodeids:
+            self._lose(record, found)
+        else:
+            self._add_stale(record, found)
+
+    def _find_rest(self) -> None:
+        """Add the inodes to which a path leads that the kernel knows, or that is found."""
+        unknown: dict[int, PlaceIdentity] = {}
+        for nodeid, (record, found, identity) in self._unsure.items():
+            path = self._known_path(found)
+            if path is not None and self._places.leads_to(path, identity):
+                self._add(record, found)
+            else:
+                unknown[nodeid] = identity
+        if not unknown:
+            return
+        paths = find_paths(self._places, self._share.inodes.get(ROOT).fd, unknown)
+        for nodeid in unknown:
+            record, found, _ = self._unsure[nodeid]
+            if nodeid in paths:
+                self._add(record, found)
+            else:
+                self._lose(record, found)
+
+    def _known_path(self, found: HostInode) -> bytes | None:
+        """Return the path that the kernel knows; it may be that of another inode."""
+        try:
+            return self._places.path(self._store.open(found))
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return None
+
+    def _lose(self, record: HandleInodeState, found: HostInode | None = None) -> None:
+        self.lost_inodes += 1
+        self._add_stale(record, found)
+
+    def _add_stale(self, record: HandleInodeState, found: HostInode | None) -> None:
+        if found is not None:
+            self._store.put(found)
+        self._add(record, self._store.stale())
 
     def _is_mount(self, record: MountPlaceState, fd: int) -> bool:
         expected = self._identities.get(record.ident)

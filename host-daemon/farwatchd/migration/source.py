@@ -89,7 +89,7 @@ class Collector:
             path = None
         # Of several names this one may be removed, as the kernel says in this way.
         confirm = self._options.migration_confirm_paths or (path or b"").endswith(DELETED)
-        if path is None or (confirm and not self._leads_to(path, identity)):
+        if path is None or (confirm and not self._places.leads_to(path, identity)):
             unknown[inode.nodeid] = identity
             return []
         return [_path_record(inode, self._sent(identity), path)]
@@ -130,16 +130,6 @@ class Collector:
         if self._options.migration_verify_handles:
             return identity
         return identity._replace(handle=b"", birth=0)
-
-    def _leads_to(self, path: bytes, identity: PlaceIdentity) -> bool:
-        try:
-            fd = self._places.open(path)
-        except OSError:
-            return False
-        try:
-            return self._places.identity(fd) == identity
-        finally:
-            os.close(fd)
 
 
 def mount_identity(places: Places, ident: int, fd: int) -> MountIdentityState:

@@ -73,6 +73,17 @@ class Places:
         finally:
             os.close(fd)
 
+    def leads_to(self, path: bytes, identity: PlaceIdentity) -> bool:
+        """Return whether a path from the share's root leads to an inode."""
+        try:
+            fd = self.open(path)
+        except OSError:
+            return False
+        try:
+            return self.identity(fd) == identity
+        finally:
+            os.close(fd)
+
     def open(self, path: bytes) -> int:
         """Open a path from the share's root with O_PATH, following no link; the caller owns it."""
         fd = os.dup(self._root_fd())

@@ -7,8 +7,10 @@ shows which requests have their replies. What the last request has changed count
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 from collections.abc import Sequence
 
 from farwatchd.fuse.filesystem import ROOT, Lock
@@ -17,6 +19,8 @@ from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.inode_store.store import HostInode, InodeStore, mount_id_of
 from farwatchd.iovec import gather
 from farwatchd.linux.file_handles import handle_of, mount_of
+from farwatchd.linux.libc import failure
+from farwatchd.passthrough.open import passed_flags
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.state_dir.contents import Contents, renamed
 from farwatchd.state_dir.host_locks import HostLocks, OwnersLocks
@@ -207,6 +211,8 @@ class Restored:
         self.lost_files = 0
         self.lost_inodes = 0
         self._locks = HostLocks(fs)
+        #: The flags of open(2) that an open file can have.
+        self._flags = (passed_flags(fs.share.options) | os.O_DIRECTORY) & ~_DONE
         #: Mounts by the id that they had.
         self._mounts: dict[int, int] = {}
         self._held: list[HostInode] = []
@@ -217,6 +223,7 @@ class Restored:
         self._find_mounts()
         for inode in contents.inodes.values():
             self._find(inode)
+        self._find_rest()
         for held in self._held:
             self._store.put(held)
         self._share.inodes.skip_numbers(contents.next_nodeid)
@@ -290,6 +297,9 @@ class Restored:
             found = self._store.stale()
         self._add(record, found)
 
+    def _find_rest(self) -> None:
+        """Add the inodes that could not be found by their own records alone."""
+
     def _add(self, record: HandleInodeState | PathInodeState, found: HostInode) -> None:
         self._share.inodes.recover(
             record.nodeid, found, record.kind, record.lookups, bool(record.named)
@@ -335,12 +345,20 @@ class Restored:
             # It was lost before.
             self._share.open_files.recover(record.fh, record.nodeid, None, record)
             return
-        flags = record.flags & ~_DONE
-        if not record.append_only:
-            flags &= ~os.O_APPEND
+        record = record._replace(flags=record.flags & self._flags)
         try:
-            fd = self._share.proc.reopen(self._share.inodes.get(record.nodeid).fd, flags)
+            fd = self._reopened(record)
         except OSError as error:
             _log.debug("an open file of node %d is lost: %s", record.nodeid, error.strerror)
             self.lost_files += 1
         self._share.open_files.recover(record.fh, record.nodeid, fd, record)
+
+    def _reopened(self, record: OpenFileState) -> int:
+        """Open a file again; ``OSError``, also for one that this daemon would not open."""
+        inode = self._share.inodes.get(record.nodeid)
+        if not stat.S_ISREG(inode.kind) and not inode.is_dir:
+            raise failure(errno.ENXIO)
+        if record.flags & os.O_ACCMODE != os.O_RDONLY:
+            self._share.refuse_if_readonly()
+        flags = record.flags if record.append_only else record.flags & ~os.O_APPEND
+        return self._share.proc.reopen(inode.fd, flags)

@@ -4,70 +4,25 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from farwatchd.event_loop import Loop
-from farwatchd.fuse.blocking_locks import BlockingLocks
-from farwatchd.fuse.options import SessionOptions
-from farwatchd.fuse.session import Session
-from farwatchd.fuse.thread_pool import ThreadPool
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
-from farwatchd.migration.migrated_session import MigratedSession
-from farwatchd.migration.options import MigrationMode, MigrationOptions, OnMigrationError
-from farwatchd.passthrough.options import ShareOptions
-from farwatchd.passthrough.passthrough_fs import PassthroughFs
-from farwatchd.virtio_fs.device import Device
-from farwatchd.virtio_fs.options import DeviceConfig
+from farwatchd.migration.options import MigrationMode
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import Opcode
-from farwatchd.wire.migrated_state import decode_migration, encode_migration
 from farwatchd.wire.state import NONE, StateError
 from tests.support.daemon_guest import lock_request
 from tests.support.fuse_client import ROOT, Client
 from tests.support.fuzzing import inputs, number
-from tests.support.passthrough_share import open_descriptors
+from tests.support.migration_side import MigrationSide
 
 STATES = 600
 
 
-class FuzzedSide:
-    """A session, and what migrates it."""
-
-    def __init__(self, share: Path, mode: MigrationMode) -> None:
-        self.loop = Loop()
-        self.store = InodeStore(InodeFileHandles.PREFER, 4)
-        self.fs = PassthroughFs(share, ShareOptions(xattr=True), self.store)
-        locks = BlockingLocks(self.loop.call_later)
-        pool = ThreadPool()
-        options = SessionOptions(posix_lock=True, flock=True)
-        self.session = Session(self.fs, None, options, locks, pool)
-        device = Device(self.loop, self.session, DeviceConfig("share"))
-        migration = MigrationOptions(mode, OnMigrationError.GUEST_ERROR)
-        self.migrated = MigratedSession(
-            migration, self.fs, self.store, self.session, pool, locks, None, device, lambda: None
-        )
-
-    def idle_descriptors(self) -> int:
-        """End the session, and return how many descriptors are left."""
-        self.session.reset()
-        # What was used since the last time stays open until the next one.
-        self.store.close_idle()
-        self.store.close_idle()
-        gc.collect()
-        return open_descriptors()
-
-    def close(self) -> None:
-        self.session.reset()
-        self.fs.close()
-        self.loop.close()
-
-
-def saved_records(side: FuzzedSide) -> list[Any]:
+def saved_records(side: MigrationSide) -> list[Any]:
     """Return the records of a session that has one of each kind."""
     client = Client(side.session)
     client.init()
@@ -82,11 +37,7 @@ def saved_records(side: FuzzedSide) -> list[Any]:
     client.call(Opcode.SETLK, file, lock_request(fhs[0], 1), 0)
     flock = fuse.lk_in.pack(fh=fhs[1], owner=2, lk_type=fcntl.F_WRLCK, lk_flags=1)
     client.call(Opcode.SETLK, file, flock, 0)
-    return [
-        record
-        for transaction in decode_migration(side.migrated.save())
-        for record in transaction.records
-    ]
+    return side.records()
 
 
 def changed(random: Random, records: list[Any]) -> list[Any]:
@@ -125,14 +76,14 @@ def test_any_state_is_loaded_or_refused(tmp_path: Path, mode: MigrationMode) -> 
     (share / "dir" / "file").write_text("content")
     (share / "link").symlink_to("dir/file")
     (tmp_path / "outside").write_text("outside")
-    source, side = FuzzedSide(share, mode), FuzzedSide(share, mode)
+    source, side = MigrationSide(share, mode), MigrationSide(share, mode)
     records = saved_records(source)
-    side.migrated.load(encode_migration(records))
+    side.load(records)
     before = side.idle_descriptors()
     loaded = refused = 0
     for _, random in inputs(STATES):
         try:
-            side.migrated.load(encode_migration(changed(random, records)))
+            side.load(changed(random, records))
             loaded += 1
         except StateError as error:
             refused += 1
