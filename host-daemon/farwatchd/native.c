@@ -50,6 +50,14 @@
 #define MAX_DATA (1U << 20)
 #define SAMPLED 64
 
+/* The journal's file, and the numbers of records, as wire/journal.py has them; a test compares them. */
+#define JOURNAL_HEADER 56
+#define JOURNAL_END_AT 6
+#define LOOKUPS_RECORD 6
+#define OPEN_FILE_RECORD 7
+#define RELEASED_RECORD 8
+#define NO_NUMBER UINT64_MAX
+
 /* Slices of a chain's memory: as many as one system call takes (UIO_MAXIOV). */
 #define MOST_SLICES 1024
 #define OPCODES 64
@@ -453,6 +461,10 @@ typedef struct {
 	char proc[32];
 	int passed_flags, readonly, announce_submounts;
 	uint32_t open_flags;
+	/* StateChanges.inodes and .files, if a journal is kept, else NULL. */
+	PyObject *changed_inodes, *changed_files;
+	/* Its file, as far as it may be written; without one, nothing may be written now. */
+	Py_buffer journal;
 } PlainRequests;
 
 /* A request of the common form, and its reply. */
@@ -486,6 +498,73 @@ struct file {
 
 /* Instead of the bytes written: the interpreter's code serves the request. */
 #define LEAVE (-1)
+
+/* The journal (wire/journal.py) */
+
+#define MOST_VALUES 6
+
+/* A transaction with one record, which has only numbers. */
+struct transaction {
+	uint32_t size, checksum;
+	uint64_t unique;
+	uint32_t number, record_size;
+	uint64_t values[MOST_VALUES];
+};
+
+_Static_assert(offsetof(struct transaction, values) == 24, "no padding");
+
+static uint32_t crc_of_byte[256];
+
+static void make_crc_table(void)
+{
+	for (uint32_t byte = 0; byte < 256; byte++) {
+		uint32_t crc = byte;
+		for (int bit = 0; bit < 8; bit++)
+			crc = crc >> 1 ^ (crc & 1 ? UINT32_C(0xedb88320) : 0);
+		crc_of_byte[byte] = crc;
+	}
+}
+
+/* zlib.crc32() of the records, begun with the number of the request. */
+static uint32_t checksum(uint64_t unique, const uint8_t *records, size_t size)
+{
+	uint32_t crc = ~(uint32_t)unique;
+	while (size--)
+		crc = crc >> 8 ^ crc_of_byte[(crc ^ *records++) & 0xff];
+	return ~crc;
+}
+
+static uint64_t *journal_end(PlainRequests *self)
+{
+	return (uint64_t *)self->journal.buf + JOURNAL_END_AT;
+}
+
+/* Whether a transaction may be added to the journal, if one is kept. */
+static bool can_record(PlainRequests *self)
+{
+	const uint64_t least = JOURNAL_HEADER + sizeof(struct transaction);
+	if (!self->changed_files)
+		return true;
+	return self->journal.buf && (uint64_t)self->journal.len >= least &&
+	       *journal_end(self) <= (uint64_t)self->journal.len - least;
+}
+
+/* Add a transaction to the journal, as JournalFiles.append() does. */
+static void record(PlainRequests *self, uint64_t unique, uint32_t number, const uint64_t *values,
+		   size_t count)
+{
+	struct transaction transaction = {.unique = unique, .number = number};
+	size_t size = offsetof(struct transaction, values) + count * sizeof(*values);
+	uint64_t *end = journal_end(self);
+	memcpy(transaction.values, values, count * sizeof(*values));
+	transaction.record_size = (uint32_t)(count * sizeof(*values));
+	transaction.size = transaction.record_size + 8;
+	transaction.checksum =
+		checksum(unique, (uint8_t *)&transaction.number, transaction.size);
+	memcpy((uint8_t *)self->journal.buf + JOURNAL_HEADER + *end, &transaction, size);
+	/* Who reads it after the process has ended reads as far as this. */
+	__atomic_store_n(end, *end + size, __ATOMIC_RELEASE);
+}
 
 /* Get an attribute that is a number or a bool; false: there is none, an exception is set. */
 static bool get(PyObject *object, int name, long long *value)
@@ -633,22 +712,26 @@ static bool may_be_mount(const struct inode *parent, int mount, const struct sta
 	return !same || fstat((int)parent->fd, &status) || status.st_dev != found->st_dev;
 }
 
-/* Count a lookup of an inode: InodeTable._count(). */
-static bool count_lookup(PyObject *inode, const struct stat *status)
+/* Count a lookup of an inode: InodeTable._count(). Return the values of LookupsState. */
+static bool count_lookup(PyObject *inode, const struct stat *status, uint64_t counted[3])
 {
-	long long named, lookups;
-	if (!get(inode, NAMED, &named) || !get(inode, LOOKUPS, &lookups))
+	long long nodeid, named, lookups;
+	if (!get(inode, NODEID, &nodeid) || !get(inode, NAMED, &named) ||
+	    !get(inode, LOOKUPS, &lookups))
 		return false;
+	counted[0] = (uint64_t)nodeid;
+	counted[1] = (uint64_t)lookups + 1;
+	counted[2] = named || status->st_nlink;
 	return set(inode, LOOKUPS, lookups + 1) &&
 	       (named || !status->st_nlink || !PyObject_SetAttr(inode, name_of[NAMED], Py_True));
 }
 
 /*
  * Look up an entry of a directory, and count that, if the inode is known by its handle and open.
- * Return 0, ENOENT, or LEAVE.
+ * Return 0, ENOENT, or LEAVE; the values of LookupsState.
  */
 static int look_up(PlainRequests *self, uint64_t parent_id, const char *name,
-		   struct fuse_entry_out *out)
+		   struct fuse_entry_out *out, uint64_t counted[3])
 {
 	struct {
 		int mount;
@@ -657,7 +740,7 @@ static int look_up(PlainRequests *self, uint64_t parent_id, const char *name,
 		uint8_t handle[HANDLE_BYTES];
 	} place = {.bytes = HANDLE_BYTES};
 	PyObject *key = NULL, *host, *inode = NULL;
-	long long fd, remote, kind, nodeid;
+	long long fd, remote, kind;
 	int failed, error, result = LEAVE;
 	struct inode parent;
 	struct stat status;
@@ -676,12 +759,12 @@ static int look_up(PlainRequests *self, uint64_t parent_id, const char *name,
 	inode = host ? PyDict_GetItemWithError(self->references[BY_HOST_INODE], host) : NULL;
 	Py_XINCREF(inode);
 	if (!inode || !get(host, FD, &fd) || fd < 0 || !get(host, REMOTE, &remote) || remote ||
-	    !get(inode, KIND, &kind) || !get(inode, NODEID, &nodeid) || fstat((int)fd, &status) ||
+	    !get(inode, KIND, &kind) || fstat((int)fd, &status) ||
 	    (kind == S_IFDIR && self->announce_submounts &&
 	     may_be_mount(&parent, place.mount, &status)) ||
-	    !count_lookup(inode, &status))
+	    !count_lookup(inode, &status, counted))
 		goto out;
-	out->nodeid = (uint64_t)nodeid;
+	out->nodeid = counted[0];
 	out->generation = 0;
 	memcpy(&out->entry_valid, self->entry_times, sizeof(self->entry_times));
 	out->attr = attributes(&status);
@@ -703,9 +786,12 @@ static bool is_name(const char *name, size_t size)
 static int64_t lookup(PlainRequests *self, struct request *request)
 {
 	struct fuse_entry_out out;
+	uint64_t counted[3];
 	if (!is_name(request->in.name, request->args_size))
 		return LEAVE;
-	int found = look_up(self, request->header.nodeid, request->in.name, &out);
+	int found = look_up(self, request->header.nodeid, request->in.name, &out, counted);
+	if (!found && self->changed_inodes)
+		record(self, request->header.unique, LOOKUPS_RECORD, counted, 3);
 	if (!found)
 		return reply(request, &out, sizeof(out));
 	return found == ENOENT ? reply_header(request, ENOENT, 0) : LEAVE;
@@ -754,6 +840,11 @@ static int64_t open_file(PlainRequests *self, struct request *request)
 		return LEAVE;
 	}
 	out.fh = PyLong_AsUnsignedLongLong(added);
+	if (self->changed_files) {
+		uint64_t file[] = {out.fh, request->header.nodeid, NO_NUMBER, (uint64_t)flags, 0, 0};
+		record(self, request->header.unique, OPEN_FILE_RECORD, file, 6);
+		PySet_Discard(self->changed_files, added);
+	}
 	Py_DECREF(added);
 	return reply(request, &out, sizeof(out));
 }
@@ -783,6 +874,14 @@ static int64_t release(PlainRequests *self, struct request *request)
 		return LEAVE;
 	int error = (int)PyLong_AsLong(result);
 	Py_DECREF(result);
+	if (self->changed_files) {
+		uint64_t released = fh;
+		PyObject *number = PyLong_FromUnsignedLongLong(fh);
+		record(self, request->header.unique, RELEASED_RECORD, &released, 1);
+		if (number)
+			PySet_Discard(self->changed_files, number);
+		Py_XDECREF(number);
+	}
 	return reply_header(request, error, 0);
 }
 
@@ -836,18 +935,22 @@ static int64_t write_file(PlainRequests *self, struct request *request)
 	return reply(request, &out, sizeof(out));
 }
 
-/* By opcode: what serves it, and the sizes of arguments and reply that it needs. */
+/*
+ * By opcode: what serves it, the sizes of arguments and reply that it needs, and whether it changes
+ * what a journal has.
+ */
 static const struct {
 	int64_t (*serve)(PlainRequests *self, struct request *request);
 	size_t args_size, reply_size;
+	bool records;
 } operations[OPCODES] = {
-	[FUSE_LOOKUP] = {lookup, 2, sizeof(struct fuse_entry_out)},
+	[FUSE_LOOKUP] = {lookup, 2, sizeof(struct fuse_entry_out), true},
 	[FUSE_GETATTR] = {getattr, sizeof(struct fuse_getattr_in), sizeof(struct fuse_attr_out)},
-	[FUSE_OPEN] = {open_file, sizeof(struct fuse_open_in), sizeof(struct fuse_open_out)},
+	[FUSE_OPEN] = {open_file, sizeof(struct fuse_open_in), sizeof(struct fuse_open_out), true},
 	[FUSE_READ] = {read_file, sizeof(struct fuse_read_in), 0},
 	[FUSE_WRITE] = {write_file, sizeof(struct fuse_write_in), sizeof(struct fuse_write_out)},
 	[FUSE_FLUSH] = {flush, sizeof(struct fuse_flush_in), 0},
-	[FUSE_RELEASE] = {release, sizeof(struct fuse_release_in), 0},
+	[FUSE_RELEASE] = {release, sizeof(struct fuse_release_in), 0, true},
 };
 
 static long long monotonic_ns(void)
@@ -875,6 +978,7 @@ static int64_t serve_one(PlainRequests *self, struct request *request)
 	/* A name may be as long as there is room for it, other arguments have their size. */
 	if (request->args_size < operations[opcode].args_size ||
 	    request->room < operations[opcode].reply_size ||
+	    (operations[opcode].records && !can_record(self)) ||
 	    (opcode == FUSE_LOOKUP && request->args_size > sizeof(request->in.name)))
 		return LEAVE;
 	copy(request->chain.slices, IN_HEADER, &request->in,
@@ -934,28 +1038,112 @@ static PyObject *plain_serve(PyObject *self, PyObject *args)
 	return PyLong_FromLong(served);
 }
 
-/* Return the fuse_entry_out of a known entry of a directory, counted; None: it may be another. */
+/* Add a number to a set, if there is one. */
+static bool note_change(PyObject *changed, uint64_t number)
+{
+	PyObject *key = changed ? PyLong_FromUnsignedLongLong(number) : NULL;
+	bool noted = !changed || (key && !PySet_Add(changed, key));
+	Py_XDECREF(key);
+	return noted;
+}
+
+/*
+ * Return the fuse_entry_out of a known entry of a directory, counted; None: it may be another. That
+ * the count has changed is noted; the request that this is for is recorded by the interpreter's code.
+ */
 static PyObject *plain_known_entry(PyObject *self, PyObject *args)
 {
 	PlainRequests *plain = (PlainRequests *)self;
 	unsigned long long parent;
 	struct fuse_entry_out out;
+	uint64_t counted[3];
 	const char *name;
 	Py_ssize_t size;
 	if (!PyArg_ParseTuple(args, "Ky#", &parent, &name, &size))
 		return NULL;
 	if (plain->opcodes >> FUSE_LOOKUP & 1 && size <= MAX_NAME &&
-	    is_name(name, (size_t)size + 1) && !look_up(plain, parent, name, &out))
-		return PyBytes_FromStringAndSize((char *)&out, sizeof(out));
+	    is_name(name, (size_t)size + 1) && !look_up(plain, parent, name, &out, counted))
+		return note_change(plain->changed_inodes, counted[0]) ?
+			       PyBytes_FromStringAndSize((char *)&out, sizeof(out)) :
+			       NULL;
 	PyErr_Clear();
 	Py_RETURN_NONE;
+}
+
+/* Keep a journal: note what has changed in two sets, of nodeids and of numbers of files. */
+static PyObject *plain_keep_journal(PyObject *self, PyObject *args)
+{
+	PlainRequests *plain = (PlainRequests *)self;
+	PyObject *inodes, *files;
+	if (!PyArg_ParseTuple(args, "O!O!", &PySet_Type, &inodes, &PySet_Type, &files))
+		return NULL;
+	Py_XDECREF(plain->changed_inodes);
+	Py_XDECREF(plain->changed_files);
+	plain->changed_inodes = Py_NewRef(inodes);
+	plain->changed_files = Py_NewRef(files);
+	Py_RETURN_NONE;
+}
+
+/* Add to the journal in a view of its file from now on; None: add nothing. */
+static PyObject *plain_use_journal(PyObject *self, PyObject *view)
+{
+	PlainRequests *plain = (PlainRequests *)self;
+	if (plain->journal.buf)
+		PyBuffer_Release(&plain->journal);
+	plain->journal.buf = NULL;
+	if (view != Py_None && PyObject_GetBuffer(view, &plain->journal, PyBUF_WRITABLE)) {
+		plain->journal.buf = NULL;
+		return NULL;
+	}
+	Py_RETURN_NONE;
+}
+
+/* Return the transaction of a request that has changed these lookup counts; 0: forgotten. */
+static PyObject *plain_encode_lookups(PyObject *self, PyObject *args)
+{
+	unsigned long long unique;
+	PyObject *nodeids, *nodeid, *iterator, *result = NULL;
+	if (!PyArg_ParseTuple(args, "KO!", &unique, &PySet_Type, &nodeids))
+		return NULL;
+	size_t count = (size_t)PySet_Size(nodeids), size = 32 * count, used = 0;
+	uint64_t values[4];
+	iterator = PyObject_GetIter(nodeids);
+	result = iterator ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(16 + size)) : NULL;
+	uint8_t *data = result ? (uint8_t *)PyBytes_AsString(result) : NULL;
+	while (data && used < count && (nodeid = PyIter_Next(iterator))) {
+		PyObject *inode = PyDict_GetItemWithError(
+			((PlainRequests *)self)->references[INODES], nodeid);
+		long long lookups = 0, named = 0;
+		if (inode && get(inode, LOOKUPS, &lookups))
+			get(inode, NAMED, &named);
+		values[0] = LOOKUPS_RECORD | UINT64_C(24) << 32;
+		values[1] = PyLong_AsUnsignedLongLong(nodeid);
+		values[2] = (uint64_t)lookups;
+		values[3] = (uint64_t)named;
+		memcpy(data + 16 + 32 * used++, values, sizeof(values));
+		Py_DECREF(nodeid);
+	}
+	Py_XDECREF(iterator);
+	if (PyErr_Occurred()) {
+		Py_XDECREF(result);
+		return NULL;
+	}
+	uint32_t head[] = {(uint32_t)size, checksum(unique, data + 16, size)};
+	memcpy(data, head, sizeof(head));
+	memcpy(data + 8, &unique, sizeof(unique));
+	return result;
 }
 
 static void plain_dealloc(PyObject *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
+	PlainRequests *plain = (PlainRequests *)self;
 	for (int i = 0; i < REFERENCES; i++)
-		Py_XDECREF(((PlainRequests *)self)->references[i]);
+		Py_XDECREF(plain->references[i]);
+	Py_XDECREF(plain->changed_inodes);
+	Py_XDECREF(plain->changed_files);
+	if (plain->journal.buf)
+		PyBuffer_Release(&plain->journal);
 	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
 	Py_DECREF(type);
 }
@@ -1023,6 +1211,9 @@ static PyType_Spec ring_spec = {
 static PyMethodDef plain_methods[] = {
 	{"serve", plain_serve, METH_VARARGS, NULL},
 	{"known_entry", plain_known_entry, METH_VARARGS, NULL},
+	{"keep_journal", plain_keep_journal, METH_VARARGS, NULL},
+	{"use_journal", plain_use_journal, METH_O, NULL},
+	{"encode_lookups", plain_encode_lookups, METH_VARARGS, NULL},
 	{0},
 };
 static PyMemberDef plain_members[] = {
@@ -1044,6 +1235,7 @@ PyMODINIT_FUNC PyInit__native(void)
 {
 	PyObject *result = PyModule_Create(&module), *plain = PyType_FromSpec(&plain_spec);
 	ring_type = (PyTypeObject *)PyType_FromSpec(&ring_spec);
+	make_crc_table();
 	for (int i = 0; i < NAMES; i++)
 		name_of[i] = PyUnicode_InternFromString(names[i]);
 	if (PyErr_Occurred() || PyModule_AddType(result, ring_type) ||

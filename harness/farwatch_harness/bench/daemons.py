@@ -89,6 +89,12 @@ def farwatchd_in_mode(mode: str) -> MeasuredDaemon:
     )
 
 
+def farwatchd_with(options: Sequence[str]) -> MeasuredDaemon:
+    """Return farwatchd with further options, on the device without events."""
+    name = "farwatchd with options"
+    return MeasuredDaemon(name, " ".join(options), QemuDevice.PLAIN, (*WITHOUT_EVENTS, *options))
+
+
 def another_farwatchd(program: Path) -> MeasuredDaemon:
     """Return the farwatchd of another checkout, on the device without events."""
     command = (

@@ -77,6 +77,7 @@ class BenchmarkPlan:
     steady: seconds of the steady rate of events.
     watches, inodes: the numbers of watches and of inodes to measure with.
     against: another farwatchd to compare with, instead of virtiofsd.
+    variant: options of this farwatchd to compare it with, instead of virtiofsd; empty for none.
     record: whether to record the run, as the one that later runs are compared with.
     """
 
@@ -88,6 +89,7 @@ class BenchmarkPlan:
     watches: tuple[int, ...]
     inodes: tuple[int, ...]
     against: Path | None
+    variant: tuple[str, ...]
     record: bool
 
 
@@ -144,6 +146,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="compare the operations with this farwatchd, of another checkout, not with virtiofsd",
     )
     parser.add_argument(
+        "--variant",
+        action="append",
+        metavar="OPTION",
+        help="compare the operations with this farwatchd with a further option, such as"
+        " --variant=--state-dir=/run/bench, not with virtiofsd",
+    )
+    parser.add_argument(
         "--record",
         action="store_true",
         help="record this run: later ones on such a machine are compared with it",
@@ -159,6 +168,8 @@ def plan_of(options: argparse.Namespace) -> BenchmarkPlan:
         or min(options.seconds, options.steady) <= 0
     ):
         raise HarnessError("bench: numbers must be positive, and --events at least 2")
+    if options.against and options.variant:
+        raise HarnessError("bench: --against excludes --variant")
     parts = frozenset(Part(name) for name in options.only or [part.value for part in Part])
     numbers = tuple(options.watches), tuple(options.inodes)
     return BenchmarkPlan(
@@ -169,6 +180,7 @@ def plan_of(options: argparse.Namespace) -> BenchmarkPlan:
         options.steady,
         *numbers,
         options.against.absolute() if options.against else None,
+        tuple(options.variant or ()),
         options.record,
     )
 
@@ -218,7 +230,7 @@ def bench(plan: BenchmarkPlan) -> None:
     bench_report.show(report)
     bench_report.write_json(report, RESULT)
     say(f"  all figures, round by round: {RESULT.relative_to(CHECKOUT)}")
-    if plan.against is None:
+    if plan.against is None and not plan.variant:
         compare_with_recorded(report, plan.record)
 
 
@@ -243,6 +255,8 @@ def compare_with_recorded(report: bench_report.Report, record: bool) -> None:
 
 def compared_daemons(plan: BenchmarkPlan) -> list[daemons.MeasuredDaemon]:
     """Return the daemons with which this checkout's farwatchd is compared."""
+    if plan.variant:
+        return [daemons.farwatchd_with(plan.variant)]
     if plan.against is not None:
         return [daemons.another_farwatchd(plan.against)]
     return [*daemons.virtiofsd_c(), *daemons.virtiofsd_rust()]

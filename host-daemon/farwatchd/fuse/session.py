@@ -145,7 +145,6 @@ class Session:
         self.plain = None if make_plain is None else make_plain(self._handlers, self.metrics.add)
         if self.plain is not None:
             io_handlers.known_entry = self.plain.known_entry
-        self._plain_opcodes = set(_PLAIN)
         #: Called when a session has ended.
         self.on_reset: Callable[[], None] = _nothing
 
@@ -166,11 +165,13 @@ class Session:
         opcode: int,
         around: Callable[[Callable[[Request], Reply]], Callable[[Request], Reply]],
     ) -> None:
-        """Handle the requests of an opcode by what ``around`` makes of their handler."""
+        """Handle the requests of an opcode by what ``around`` makes of their handler.
+
+        The native part serves the plain ones still. It keeps the journal itself.
+        """
         handler = self._handlers.get(opcode)
         if handler is not None:
             handler.handle = around(handler.handle)
-        self._plain_opcodes.discard(opcode)
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         """Serve one request; see ``RequestHandler``."""
@@ -342,7 +343,7 @@ class Session:
 
     def _plain(self, negotiated: Negotiated) -> set[int]:
         """Return the requests that the native part may serve by what was negotiated."""
-        opcodes: set[int] = set(self._plain_opcodes)
+        opcodes: set[int] = set(_PLAIN)
         if negotiated.posix_lock or negotiated.flock:
             # They release locks.
             opcodes -= {Opcode.FLUSH, Opcode.RELEASE}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from farwatchd.wire.journal import END_AT, GENERATION_AT, MAGIC, MAX_SIZE, VERSION, header
@@ -76,8 +76,11 @@ class JournalFiles:
         self._boot = boot
         self._current = 0
         self._generation = 0
-        self._end = 0
+        self._loaded = 0
         self._next_end = 0
+        #: Gets a view of the valid file as far as it may be written, or None: see ``lend``.
+        self._borrow: Callable[[memoryview | None], object] = _borrow_nothing
+        self._most_lent = 0
 
     @property
     def fds(self) -> list[int]:
@@ -87,7 +90,22 @@ class JournalFiles:
     @property
     def size(self) -> int:
         """Bytes of the transactions."""
-        return self._end
+        words = self._files[self._current].words
+        return words[END_AT] if words else 0
+
+    def lend_to(self, borrow: Callable[[memoryview | None], object]) -> None:
+        """Have ``lend`` call ``borrow`` with a view of the valid file, and with None to end that.
+
+        The borrower appends, too: it stores a transaction, and then where all of them end. It
+        releases the view when it is called again.
+        """
+        self._borrow = borrow
+
+    def lend(self, most: int) -> None:
+        """Have the borrower append while the transactions have at most ``most`` bytes."""
+        self._most_lent = most
+        file = self._files[self._current]
+        self._borrow(file.view[: header.size + most] if most and file.size else None)
 
     def load(self) -> bytes:
         """Return the transactions of the valid file, empty if there is none; ``StateError``.
@@ -111,7 +129,7 @@ class JournalFiles:
                 raise StateError("it is of the time before the host was started")
             if found.end > min(size - header.size, MAX_SIZE):
                 raise StateError("its journal is longer than its file")
-            self._current, self._generation, self._end = number, found.generation, found.end
+            self._current, self._generation, self._loaded = number, found.generation, found.end
             best = _read(file.fd, found.end)
         return best
 
@@ -120,7 +138,7 @@ class JournalFiles:
         if not self._generation:
             self.rewrite([])
             return
-        self._files[self._current].grow(header.size + self._end)
+        self._files[self._current].grow(header.size + self._loaded)
 
     def check_room(self) -> None:
         """Raise ``OSError`` if there is no room for a new journal."""
@@ -129,15 +147,16 @@ class JournalFiles:
     def append(self, data: bytes) -> None:
         """Add a transaction; it is in the file when this returns. ``OSError``."""
         file = self._files[self._current]
-        start = header.size + self._end
+        start = header.size + file.words[END_AT]
         end = start + len(data)
         if end > file.size:
             if end > MAX_SIZE:
                 raise OSError(None, "the journal is too large")
+            self._borrow(None)
             file.grow(end)
+            self.lend(self._most_lent)
         file.view[start:end] = data
-        self._end = end - header.size
-        file.words[END_AT] = self._end
+        file.words[END_AT] = end - header.size
 
     def rewrite(self, transactions: Iterable[bytes]) -> None:
         """Have these transactions be all; ``OSError``. Until it returns the former ones are."""
@@ -163,22 +182,27 @@ class JournalFiles:
     def use_next(self) -> None:
         """Have the transactions of the other file be all; ``OSError``."""
         former, file = self._files[self._current], self._files[1 - self._current]
-        self._end = self._next_end - header.size
-        file.words[END_AT] = self._end
+        file.words[END_AT] = self._next_end - header.size
         self._generation += 1
         file.words[GENERATION_AT] = self._generation
         self._current = 1 - self._current
+        self.lend(0)
         former.unmap()
         os.ftruncate(former.fd, 0)
 
     def invalidate(self) -> None:
         """Have no journal."""
+        self.lend(0)
         for file in self._files:
             file.unmap()
             # Also on a disk without room.
             with contextlib.suppress(OSError):
                 os.ftruncate(file.fd, 0)
-        self._generation = self._end = 0
+        self._generation = 0
+
+
+def _borrow_nothing(_: memoryview | None) -> None:
+    pass
 
 
 def _read(fd: int, size: int) -> bytes:

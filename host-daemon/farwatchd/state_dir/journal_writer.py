@@ -88,6 +88,11 @@ class Journal:
         self._session = session
         self._options = options
         self._call_soon = call_soon
+        #: The native part writes what the plain requests change, while ``_files`` are lent to it.
+        self._plain = session.plain
+        if self._plain is not None:
+            self._plain.keep_journal(self.changes.inodes, self.changes.files)
+            files.lend_to(self._plain.use_journal)
         #: The mounts that the journal has, and the other file.
         self._mounts: set[int] = set()
         self._next_mounts: set[int] = set()
@@ -115,6 +120,7 @@ class Journal:
             self._fail(error)
             return
         self._works = True
+        self._files.lend(self._compact_at)
 
     def reset(self) -> None:
         """Forget the session: it has ended."""
@@ -130,11 +136,18 @@ class Journal:
             return
         try:
             if self._works:
-                self._append(encode(unique, list(self._records(changes, self._mounts))))
+                self._append(self._encoded_changes(unique))
                 if self._later is not None:
                     self._add_later()
         finally:
             changes.clear()
+
+    def _encoded_changes(self, unique: int) -> bytes:
+        changes = self.changes
+        if self._plain is not None and len(changes.inodes) == len(changes):
+            # A listing has many of them.
+            return self._plain.encode_lookups(unique, changes.inodes)
+        return encode(unique, list(self._records(changes, self._mounts)))
 
     def commit_file(self, unique: int) -> None:
         """Do as ``commit`` after a file was opened or closed, which mostly changes nothing else."""
@@ -232,6 +245,8 @@ class Journal:
         """Begin to write all of the state."""
         if not self._works or self._later is not None:
             return
+        # What changes meanwhile has to be noted.
+        self._files.lend(0)
         self._batches, self._later, self._rounds = self._all_batches(), StateChanges(), 0
         try:
             self._files.begin_next()
@@ -276,6 +291,7 @@ class Journal:
     def _rewritten(self) -> None:
         self._mounts = self._next_mounts
         self._compact_at = max(_COMPACT_FROM, _COMPACT_TIMES * self._files.size)
+        self._files.lend(self._compact_at)
 
     def _fail(self, error: Exception) -> None:
         """Keep no state: half of one would be worse."""

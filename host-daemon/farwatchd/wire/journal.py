@@ -162,6 +162,11 @@ header = Codec(
 GENERATION_AT, END_AT = 5, 6
 
 
+def number_of(record: type[Any]) -> int:
+    """Return the number of a record."""
+    return _NUMBER_OF[record]
+
+
 class Transaction(NamedTuple):
     """What the request ``unique`` has changed."""
 

@@ -104,7 +104,7 @@ FATES: dict[type, dict[Fate, str]] = {
     Session: {
         _K: "_negotiated",
         _W: "_fs _watches _options _locks _pool _waits _attribute_handlers _killpriv _lock_handlers"
-        " _handlers _first_handlers on_reset plain _plain_opcodes",
+        " _handlers _first_handlers on_reset plain",
         _D: "_served",
         _C: "_refusal_level metrics",
     },
