@@ -16,7 +16,8 @@ from enum import Enum
 from pathlib import Path
 
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.linux.capabilities import effective
 from farwatchd.native import NativeUse, load
 from farwatchd.passthrough.procfd import ProcFd

@@ -23,7 +23,8 @@ from farwatchd.handover.parts import Parts
 from farwatchd.handover.predecessor import Predecessor
 from farwatchd.handover.successor import Successor
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.linux import libc
 from farwatchd.linux.capabilities import Capability
 from farwatchd.listener import Sockets

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.watch.event_queue import EventQueue

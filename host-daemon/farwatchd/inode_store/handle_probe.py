@@ -9,7 +9,8 @@ import os
 
 from farwatchd.inode_store.descriptors import for_guest
 from farwatchd.inode_store.mounts import open_mount
-from farwatchd.inode_store.store import MOST_OPEN, InodeFileHandles, InodeStore, most_open
+from farwatchd.inode_store.options import MOST_OPEN, InodeFileHandles
+from farwatchd.inode_store.store import InodeStore, most_open
 from farwatchd.linux.file_handles import HandleReader
 
 _log = logging.getLogger(__name__)

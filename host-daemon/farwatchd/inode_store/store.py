@@ -11,11 +11,11 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from enum import Enum
 
 from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS, DescriptorBudget
 from farwatchd.inode_store.mount_points import MountPoints
 from farwatchd.inode_store.mounts import Mount, MountTable
+from farwatchd.inode_store.options import MOST_OPEN, InodeFileHandles
 from farwatchd.inode_store.remote_mounts import RemoteMounts
 from farwatchd.linux.file_handles import HandleReader, handle_of, key_of, mount_of, with_path
 from farwatchd.linux.libc import NANOSECONDS, failure
@@ -38,9 +38,8 @@ Place = bytes | int
 #: The same for one inode through all mounts. In one string, as each watch has one.
 Identity = bytes
 
-#: Descriptors of inodes by handle that stay open: at most this number, and this part (one of 8) of
+#: Descriptors of inodes by handle that stay open: at most MOST_OPEN, and this part (one of 8) of
 #: what the process may open.
-MOST_OPEN = 4096
 _SHARE_OF_LIMIT = 8
 _LEAST_OPEN = 16
 #: The inode that was used last stays open when another one is closed to make room: the operation in
@@ -58,17 +57,6 @@ _CHECKS_PER_TICK = 1000
 _STATUS = struct.Struct("=IQQQIIQqqqQQI")
 #: Errors of opening an inode by handle when it was deleted.
 GONE = (errno.ESTALE, errno.ENOENT)
-
-
-class InodeFileHandles(Enum):
-    """Whether inodes are referenced by file handle (``--inode-file-handles``).
-
-    PREFER: where that works.
-    """
-
-    NEVER = "never"
-    PREFER = "prefer"
-    MANDATORY = "mandatory"
 
 
 class HostInode:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from farwatchd.config import Option, choice, choices, number, option, options
-from farwatchd.inode_store.store import MOST_OPEN, InodeFileHandles
+from farwatchd.inode_store.options import MOST_OPEN, InodeFileHandles
 from farwatchd.passthrough.id_map import IdTranslation, parse_rule
 from farwatchd.passthrough.xattrmap import XattrMap, parse
 

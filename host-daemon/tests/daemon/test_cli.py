@@ -19,7 +19,7 @@ import pytest
 from farwatchd import virtiofsd_compat
 from farwatchd.cli import main
 from farwatchd.fuse.options import Negotiation
-from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.inode_store.options import InodeFileHandles
 from farwatchd.migration.options import MigrationMode, MigrationOptions, OnMigrationError
 from farwatchd.options import make_parser, parse
 from farwatchd.passthrough.options import Cache
@@ -635,6 +635,8 @@ def test_what_takes_long_to_load_is_loaded_after_the_socket_is_there() -> None:
         "construct",
         "farwatchd.daemon",
         "farwatchd.fuse.filesystem",
+        "farwatchd.inode_store.store",
+        "farwatchd.wire.state",
         "farwatchd.wire.fuse",
         "pyseccomp",
         "subprocess",

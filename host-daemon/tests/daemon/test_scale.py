@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.watch.event_queue import EventQueue

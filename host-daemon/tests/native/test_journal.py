@@ -14,7 +14,8 @@ import pytest
 from farwatchd import native as native_source
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.state_dir import journal_files, journal_writer

@@ -19,7 +19,8 @@ from farwatchd import native as native_source
 from farwatchd.fuse import init, metrics, request
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.native import NativeUse, load
 from farwatchd.passthrough.options import Cache, ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Lock
 from farwatchd.inode_store.descriptors import for_guest
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.passthrough_share import DAEMON, errno_of, names_in

@@ -17,7 +17,8 @@ import pytest
 from farwatchd.event_loop import Loop
 from farwatchd.fuse.filesystem import ROOT, Changes
 from farwatchd.inode_store import store
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.daemon_guest import MountedGuest

@@ -18,7 +18,8 @@ import pytest
 from farwatchd.fuse.filesystem import ROOT
 from farwatchd.inode_store import handle_probe, mounts
 from farwatchd.inode_store.handle_probe import HandlesUnavailableError, open_store
-from farwatchd.inode_store.store import HostInode, InodeFileHandles, InodeStore, most_open
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import HostInode, InodeStore, most_open
 from farwatchd.linux import file_handles
 from farwatchd.linux.syscalls import open_path
 from farwatchd.passthrough import inode_table

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from tests.support.passthrough_share import DAEMON, done, open_descriptors, settled

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT
-from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.inode_store.options import InodeFileHandles
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.procfd import ProcFd
 from tests.support.passthrough_share import (

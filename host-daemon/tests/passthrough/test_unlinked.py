@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
-from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.inode_store.options import InodeFileHandles
 from farwatchd.passthrough.options import ShareOptions
 from tests.support.passthrough_share import DAEMON, SharedDirectory, errno_of, settled
 

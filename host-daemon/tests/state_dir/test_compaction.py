@@ -15,7 +15,7 @@ from random import Random
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Lock
 from farwatchd.fuse.session import Session, SessionOptions
-from farwatchd.inode_store.store import InodeFileHandles
+from farwatchd.inode_store.options import InodeFileHandles
 from farwatchd.state_dir import journal_writer
 from farwatchd.state_dir.contents import Contents
 from farwatchd.state_dir.in_flight import InFlight

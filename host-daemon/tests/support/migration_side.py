@@ -12,7 +12,8 @@ from farwatchd.fuse.blocking_locks import BlockingLocks
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.fuse.thread_pool import ThreadPool
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.migration.migrated_session import MigratedSession
 from farwatchd.migration.options import MigrationMode, MigrationOptions, OnMigrationError
 from farwatchd.passthrough.options import ShareOptions

@@ -18,7 +18,8 @@ from farwatchd.fuse.filesystem import (
     OperationDeferred,
     Requester,
 )
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 

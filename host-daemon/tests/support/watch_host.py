@@ -12,7 +12,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.watch.event_queue import EventQueue
 from farwatchd.watch.event_record import EventRecord
 from farwatchd.watch.event_trace import EventTrace

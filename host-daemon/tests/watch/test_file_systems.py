@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.watch import fanotify_backend
 from farwatchd.watch.backend_probe import WatchMode, open_backend
 from farwatchd.watch.event_record import EventRecord

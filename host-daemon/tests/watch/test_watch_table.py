@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from farwatchd.inode_store.store import InodeFileHandles, InodeStore
+from farwatchd.inode_store.options import InodeFileHandles
+from farwatchd.inode_store.store import InodeStore
 from farwatchd.linux.fanotify import Fanotify
 from farwatchd.linux.file_handles import HandleReader, handle_of, open_handle
 from farwatchd.linux.inotify import Inotify
