@@ -53,10 +53,15 @@
 /* The journal's file, and the numbers of records, as wire/journal.py has them; a test compares them. */
 #define JOURNAL_HEADER 56
 #define JOURNAL_END_AT 6
+#define HANDLE_INODE_RECORD 4
 #define LOOKUPS_RECORD 6
 #define OPEN_FILE_RECORD 7
 #define RELEASED_RECORD 8
 #define NO_NUMBER UINT64_MAX
+
+/* Where an intent is, as state_dir/in_flight.py has it; a test compares what both write. */
+#define INTENT_AT 5
+#define INTENT_BYTES_AT 256
 
 /* Slices of a chain's memory: as many as one system call takes (UIO_MAXIOV). */
 #define MOST_SLICES 1024
@@ -431,11 +436,11 @@ static void copy(const struct iovec *slices, uint64_t offset, void *data, size_t
 
 /* Attributes of the interpreter's objects. */
 enum {
-	BY_HANDLE, ERRORS, FD, FLAGS, HOST_INODE, KEY, KIND, LOOKUPS, MOST, NAMED, NODEID, READING,
+	APPEND_ONLY, BY_HANDLE, ERRORS, FD, FLAGS, HOST_INODE, KEY, KIND, LOOKUPS, MOST, NAMED, NODEID, READING,
 	REMOTE, REQUESTS, USED, NAMES,
 };
 static const char *const names[NAMES] = {
-	"by_handle", "errors", "fd", "flags", "host_inode", "key", "kind", "lookups", "_most",
+	"append_only", "by_handle", "errors", "fd", "flags", "host_inode", "key", "kind", "lookups", "_most",
 	"named", "nodeid", "reading", "remote", "requests", "used",
 };
 static PyObject *name_of[NAMES];
@@ -443,11 +448,17 @@ static PyObject *name_of[NAMES];
 /* What the interpreter's code has, as passthrough/plain_requests.py names it. */
 enum {
 	HANDLERS, INODES, BY_HOST_INODE, BY_KEY, FILES, COUNT_OF, BUDGET, TOUCH, ADD, RELEASE,
-	COUNT_DURATION, IMMEDIATE, IF_IN_MEMORY, REFERENCES,
+	COUNT_DURATION, IMMEDIATE, IF_IN_MEMORY, LOST, REFERENCES,
 };
 static const char *const references[REFERENCES] = {
 	"handlers", "inodes", "by_host_inode", "by_key", "files", "count_of", "budget", "touch",
-	"add", "release", "count_duration", "immediate", "if_in_memory",
+	"add", "release", "count_duration", "immediate", "if_in_memory", "lost",
+};
+
+/* What StateChanges has. */
+enum { NEW_INODES, CHANGED_INODES, CHANGED_FILES, FLOCKS, OWNERS, RENAMES, CHANGES };
+static const char *const change_names[CHANGES] = {
+	"new", "inodes", "files", "flocks", "owners", "renames",
 };
 
 typedef struct {
@@ -461,10 +472,12 @@ typedef struct {
 	char proc[32];
 	int passed_flags, readonly, announce_submounts;
 	uint32_t open_flags;
-	/* StateChanges.inodes and .files, if a journal is kept, else NULL. */
-	PyObject *changed_inodes, *changed_files;
+	/* The changes that a journal is to have, NULL if none is kept. */
+	PyObject *changes[CHANGES];
 	/* Its file, as far as it may be written; without one, nothing may be written now. */
 	Py_buffer journal;
+	/* The table of chains in flight, if a journal is kept. */
+	Py_buffer in_flight;
 } PlainRequests;
 
 /* A request of the common form, and its reply. */
@@ -501,17 +514,19 @@ struct file {
 
 /* The journal (wire/journal.py) */
 
+/* A transaction: the bytes of its records and their checksum, then the number of the request. */
+#define TRANSACTION_HEADER 16
+/* A record: its number and the bytes of its values, which follow. */
+#define RECORD_HEADER 8
 #define MOST_VALUES 6
+/* The longest transaction of one record that has only numbers. */
+#define MOST_BYTES (TRANSACTION_HEADER + RECORD_HEADER + 8 * MOST_VALUES)
 
-/* A transaction with one record, which has only numbers. */
+/* A transaction that is being added to the journal. */
 struct transaction {
-	uint32_t size, checksum;
-	uint64_t unique;
-	uint32_t number, record_size;
-	uint64_t values[MOST_VALUES];
+	uint8_t *start, *at, *limit;
+	bool too_long;
 };
-
-_Static_assert(offsetof(struct transaction, values) == 24, "no padding");
 
 static uint32_t crc_of_byte[256];
 
@@ -539,32 +554,100 @@ static uint64_t *journal_end(PlainRequests *self)
 	return (uint64_t *)self->journal.buf + JOURNAL_END_AT;
 }
 
+/* Return how many bytes a transaction may have now. */
+static uint64_t journal_room(PlainRequests *self)
+{
+	uint64_t size = (uint64_t)self->journal.len;
+	if (!self->journal.buf || size < JOURNAL_HEADER ||
+	    *journal_end(self) > size - JOURNAL_HEADER)
+		return 0;
+	return size - JOURNAL_HEADER - *journal_end(self);
+}
+
 /* Whether a transaction may be added to the journal, if one is kept. */
 static bool can_record(PlainRequests *self)
 {
-	const uint64_t least = JOURNAL_HEADER + sizeof(struct transaction);
-	if (!self->changed_files)
-		return true;
-	return self->journal.buf && (uint64_t)self->journal.len >= least &&
-	       *journal_end(self) <= (uint64_t)self->journal.len - least;
+	return !self->changes[0] || journal_room(self) >= MOST_BYTES;
 }
 
-/* Add a transaction to the journal, as JournalFiles.append() does. */
+/* Begin a transaction. There is room for its header. */
+static struct transaction begin_transaction(PlainRequests *self)
+{
+	uint8_t *start = (uint8_t *)self->journal.buf + JOURNAL_HEADER + *journal_end(self);
+	return (struct transaction){
+		.start = start,
+		.at = start + TRANSACTION_HEADER,
+		.limit = (uint8_t *)self->journal.buf + self->journal.len,
+	};
+}
+
+/* Add a record to a transaction: numbers, and then bytes. */
+static void add_record(struct transaction *transaction, uint32_t number, const uint64_t *values,
+		       size_t count, const void *data, size_t size)
+{
+	size_t bytes = count * sizeof(*values);
+	uint32_t head[] = {number, (uint32_t)(bytes + size)};
+	if ((size_t)(transaction->limit - transaction->at) < sizeof(head) + bytes + size) {
+		transaction->too_long = true;
+		return;
+	}
+	memcpy(transaction->at, head, sizeof(head));
+	memcpy(transaction->at + sizeof(head), values, bytes);
+	if (size)
+		memcpy(transaction->at + sizeof(head) + bytes, data, size);
+	transaction->at += sizeof(head) + bytes + size;
+}
+
+/* End a transaction, as JournalFiles.append() does: it is in the journal then. */
+static void end_transaction(PlainRequests *self, struct transaction *transaction, uint64_t unique)
+{
+	uint8_t *records = transaction->start + TRANSACTION_HEADER;
+	size_t size = (size_t)(transaction->at - records);
+	uint32_t head[] = {(uint32_t)size, checksum(unique, records, size)};
+	memcpy(transaction->start, head, sizeof(head));
+	memcpy(transaction->start + sizeof(head), &unique, sizeof(unique));
+	/* Who reads it after the process has ended reads as far as this. */
+	__atomic_store_n(journal_end(self), *journal_end(self) + TRANSACTION_HEADER + size,
+			 __ATOMIC_RELEASE);
+}
+
+/* Add a transaction with one record; can_record() was true. */
 static void record(PlainRequests *self, uint64_t unique, uint32_t number, const uint64_t *values,
 		   size_t count)
 {
-	struct transaction transaction = {.unique = unique, .number = number};
-	size_t size = offsetof(struct transaction, values) + count * sizeof(*values);
-	uint64_t *end = journal_end(self);
-	memcpy(transaction.values, values, count * sizeof(*values));
-	transaction.record_size = (uint32_t)(count * sizeof(*values));
-	transaction.size = transaction.record_size + 8;
-	transaction.checksum =
-		checksum(unique, (uint8_t *)&transaction.number, transaction.size);
-	memcpy((uint8_t *)self->journal.buf + JOURNAL_HEADER + *end, &transaction, size);
-	/* Who reads it after the process has ended reads as far as this. */
-	__atomic_store_n(end, *end + size, __ATOMIC_RELEASE);
+	struct transaction transaction = begin_transaction(self);
+	add_record(&transaction, number, values, count, NULL, 0);
+	end_transaction(self, &transaction, unique);
 }
+
+/* What name_to_handle_at(2) returns, with the mount's id in front: HandleReader. */
+struct place {
+	int mount;
+	unsigned int bytes;
+	int type;
+	uint8_t handle[HANDLE_BYTES];
+};
+
+/* Read the file handle of a directory entry; return 0 or an errno. */
+static int read_place(int directory, const char *name, struct place *place)
+{
+	int failed, error;
+	place->bytes = HANDLE_BYTES;
+	Py_BEGIN_ALLOW_THREADS
+	failed = name_to_handle_at(directory, name, (void *)&place->bytes, &place->mount, 0);
+	error = errno;
+	Py_END_ALLOW_THREADS
+	if (failed)
+		return error;
+	return place->bytes > HANDLE_BYTES ? EOVERFLOW : 0;
+}
+
+struct intent {
+	uint64_t time_ns, until_ns;
+	uint32_t first, second;
+	uint64_t number;
+	uint8_t identity[2 * sizeof(int) + HANDLE_BYTES];
+};
 
 /* Get an attribute that is a number or a bool; false: there is none, an exception is set. */
 static bool get(PyObject *object, int name, long long *value)
@@ -733,25 +816,17 @@ static bool count_lookup(PyObject *inode, const struct stat *status, uint64_t co
 static int look_up(PlainRequests *self, uint64_t parent_id, const char *name,
 		   struct fuse_entry_out *out, uint64_t counted[3])
 {
-	struct {
-		int mount;
-		unsigned int bytes;
-		int type;
-		uint8_t handle[HANDLE_BYTES];
-	} place = {.bytes = HANDLE_BYTES};
+	struct place place;
 	PyObject *key = NULL, *host, *inode = NULL;
 	long long fd, remote, kind;
-	int failed, error, result = LEAVE;
+	int error, result = LEAVE;
 	struct inode parent;
 	struct stat status;
 	if (!get_inode(self, parent_id, &parent))
 		return LEAVE;
-	Py_BEGIN_ALLOW_THREADS
-	failed = name_to_handle_at((int)parent.fd, name, (void *)&place.bytes, &place.mount, 0);
-	error = errno;
-	Py_END_ALLOW_THREADS
-	if (failed || place.bytes > HANDLE_BYTES) {
-		result = failed && error == ENOENT ? ENOENT : LEAVE;
+	error = read_place((int)parent.fd, name, &place);
+	if (error) {
+		result = error == ENOENT ? ENOENT : LEAVE;
 		goto out;
 	}
 	key = PyBytes_FromStringAndSize((char *)&place, (Py_ssize_t)(3 * sizeof(int) + place.bytes));
@@ -790,7 +865,7 @@ static int64_t lookup(PlainRequests *self, struct request *request)
 	if (!is_name(request->in.name, request->args_size))
 		return LEAVE;
 	int found = look_up(self, request->header.nodeid, request->in.name, &out, counted);
-	if (!found && self->changed_inodes)
+	if (!found && self->changes[0])
 		record(self, request->header.unique, LOOKUPS_RECORD, counted, 3);
 	if (!found)
 		return reply(request, &out, sizeof(out));
@@ -840,10 +915,10 @@ static int64_t open_file(PlainRequests *self, struct request *request)
 		return LEAVE;
 	}
 	out.fh = PyLong_AsUnsignedLongLong(added);
-	if (self->changed_files) {
+	if (self->changes[0]) {
 		uint64_t file[] = {out.fh, request->header.nodeid, NO_NUMBER, (uint64_t)flags, 0, 0};
 		record(self, request->header.unique, OPEN_FILE_RECORD, file, 6);
-		PySet_Discard(self->changed_files, added);
+		PySet_Discard(self->changes[CHANGED_FILES], added);
 	}
 	Py_DECREF(added);
 	return reply(request, &out, sizeof(out));
@@ -874,12 +949,12 @@ static int64_t release(PlainRequests *self, struct request *request)
 		return LEAVE;
 	int error = (int)PyLong_AsLong(result);
 	Py_DECREF(result);
-	if (self->changed_files) {
+	if (self->changes[0]) {
 		uint64_t released = fh;
 		PyObject *number = PyLong_FromUnsignedLongLong(fh);
 		record(self, request->header.unique, RELEASED_RECORD, &released, 1);
 		if (number)
-			PySet_Discard(self->changed_files, number);
+			PySet_Discard(self->changes[CHANGED_FILES], number);
 		Py_XDECREF(number);
 	}
 	return reply_header(request, error, 0);
@@ -1063,24 +1138,37 @@ static PyObject *plain_known_entry(PyObject *self, PyObject *args)
 		return NULL;
 	if (plain->opcodes >> FUSE_LOOKUP & 1 && size <= MAX_NAME &&
 	    is_name(name, (size_t)size + 1) && !look_up(plain, parent, name, &out, counted))
-		return note_change(plain->changed_inodes, counted[0]) ?
+		return note_change(plain->changes[CHANGED_INODES], counted[0]) ?
 			       PyBytes_FromStringAndSize((char *)&out, sizeof(out)) :
 			       NULL;
 	PyErr_Clear();
 	Py_RETURN_NONE;
 }
 
-/* Keep a journal: note what has changed in two sets, of nodeids and of numbers of files. */
+/* Keep a journal: of a StateChanges, with the table of chains in flight. */
 static PyObject *plain_keep_journal(PyObject *self, PyObject *args)
 {
 	PlainRequests *plain = (PlainRequests *)self;
-	PyObject *inodes, *files;
-	if (!PyArg_ParseTuple(args, "O!O!", &PySet_Type, &inodes, &PySet_Type, &files))
+	PyObject *changes, *table;
+	if (!PyArg_ParseTuple(args, "OO", &changes, &table))
 		return NULL;
-	Py_XDECREF(plain->changed_inodes);
-	Py_XDECREF(plain->changed_files);
-	plain->changed_inodes = Py_NewRef(inodes);
-	plain->changed_files = Py_NewRef(files);
+	if (plain->changes[0]) {
+		PyErr_SetString(PyExc_ValueError, "a journal is kept");
+		return NULL;
+	}
+	if (PyObject_GetBuffer(table, &plain->in_flight, PyBUF_WRITABLE)) {
+		plain->in_flight.buf = NULL;
+		return NULL;
+	}
+	if (plain->in_flight.len < (Py_ssize_t)(INTENT_BYTES_AT + sizeof(struct intent))) {
+		PyErr_SetString(PyExc_ValueError, "not a table of chains in flight");
+		return NULL;
+	}
+	for (int i = CHANGES - 1; i >= 0; i--) {
+		plain->changes[i] = PyObject_GetAttrString(changes, change_names[i]);
+		if (!plain->changes[i])
+			return NULL;
+	}
 	Py_RETURN_NONE;
 }
 
@@ -1098,40 +1186,155 @@ static PyObject *plain_use_journal(PyObject *self, PyObject *view)
 	Py_RETURN_NONE;
 }
 
-/* Return the transaction of a request that has changed these lookup counts; 0: forgotten. */
-static PyObject *plain_encode_lookups(PyObject *self, PyObject *args)
+/*
+ * Record what a directory entry is, as the intent of a request, as InFlight.intend() does. Its name
+ * is at a position of the request's arguments. False: nothing is recorded, it is no name, or its
+ * file handle cannot be read.
+ */
+static PyObject *plain_intend_entry(PyObject *self, PyObject *args)
 {
+	PlainRequests *plain = (PlainRequests *)self;
+	struct intent intent = {0};
 	unsigned long long unique;
-	PyObject *nodeids, *nodeid, *iterator, *result = NULL;
-	if (!PyArg_ParseTuple(args, "KO!", &unique, &PySet_Type, &nodeids))
+	Py_ssize_t size, at;
+	struct timespec now;
+	struct place place;
+	const char *name;
+	int directory;
+	if (!PyArg_ParseTuple(args, "Kiy#n", &unique, &directory, &name, &size, &at))
 		return NULL;
-	size_t count = (size_t)PySet_Size(nodeids), size = 32 * count, used = 0;
-	uint64_t values[4];
-	iterator = PyObject_GetIter(nodeids);
-	result = iterator ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(16 + size)) : NULL;
-	uint8_t *data = result ? (uint8_t *)PyBytes_AsString(result) : NULL;
-	while (data && used < count && (nodeid = PyIter_Next(iterator))) {
-		PyObject *inode = PyDict_GetItemWithError(
-			((PlainRequests *)self)->references[INODES], nodeid);
-		long long lookups = 0, named = 0;
-		if (inode && get(inode, LOOKUPS, &lookups))
-			get(inode, NAMED, &named);
-		values[0] = LOOKUPS_RECORD | UINT64_C(24) << 32;
-		values[1] = PyLong_AsUnsignedLongLong(nodeid);
-		values[2] = (uint64_t)lookups;
-		values[3] = (uint64_t)named;
-		memcpy(data + 16 + 32 * used++, values, sizeof(values));
-		Py_DECREF(nodeid);
+	const char *end = at >= 0 && at < size ? memchr(name + at, 0, (size_t)(size - at)) : NULL;
+	name += at;
+	if (!end || end - name > MAX_NAME || !is_name(name, (size_t)(end - name) + 1))
+		Py_RETURN_FALSE;
+	int error = plain->in_flight.buf ? read_place(directory, name, &place) : ENOSYS;
+	if (error && error != ENOENT)
+		Py_RETURN_FALSE;
+	if (!error) {
+		intent.first = 2 * sizeof(int) + place.bytes;
+		memcpy(intent.identity, &place.bytes, intent.first);
 	}
-	Py_XDECREF(iterator);
-	if (PyErr_Occurred()) {
-		Py_XDECREF(result);
+	/* The clock that files get their times of. */
+	clock_gettime(CLOCK_REALTIME_COARSE, &now);
+	intent.time_ns = (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+	uint64_t *valid = (uint64_t *)plain->in_flight.buf + INTENT_AT;
+	__atomic_store_n(valid, 0, __ATOMIC_SEQ_CST);
+	memcpy((uint8_t *)plain->in_flight.buf + INTENT_BYTES_AT, &intent,
+	       offsetof(struct intent, identity) + intent.first);
+	__atomic_store_n(valid, unique, __ATOMIC_RELEASE);
+	Py_RETURN_TRUE;
+}
+
+static bool add_lookups(PlainRequests *self, struct transaction *transaction, PyObject *nodeid)
+{
+	PyObject *inode = PyDict_GetItemWithError(self->references[INODES], nodeid);
+	long long lookups = 0, named = 0;
+	if (inode && (!get(inode, LOOKUPS, &lookups) || !get(inode, NAMED, &named)))
+		return false;
+	uint64_t values[] = {PyLong_AsUnsignedLongLong(nodeid), (uint64_t)lookups, (uint64_t)named};
+	add_record(transaction, LOOKUPS_RECORD, values, 3, NULL, 0);
+	return true;
+}
+
+/* Add a new inode, if it is found by its handle, and its mount is among those of the journal. */
+static bool add_inode(PlainRequests *self, struct transaction *transaction, PyObject *nodeid,
+		      PyObject *mounts)
+{
+	PyObject *inode = PyDict_GetItemWithError(self->references[INODES], nodeid);
+	long long kind, lookups, named, by_handle;
+	bool added = false;
+	int mount;
+	if (!inode)
+		return !PyErr_Occurred() && add_lookups(self, transaction, nodeid);
+	PyObject *host = PyObject_GetAttr(inode, name_of[HOST_INODE]);
+	PyObject *key = host ? PyObject_GetAttr(host, name_of[KEY]) : NULL, *ident = NULL;
+	if (key && PyBytes_Check(key) && PyBytes_Size(key) >= (Py_ssize_t)sizeof(mount) &&
+	    get(host, BY_HANDLE, &by_handle) && by_handle && get(inode, KIND, &kind) &&
+	    get(inode, LOOKUPS, &lookups) && get(inode, NAMED, &named)) {
+		size_t size = (size_t)PyBytes_Size(key);
+		uint64_t values[] = {PyLong_AsUnsignedLongLong(nodeid), (uint64_t)kind,
+				     (uint64_t)lookups, (uint64_t)named, size};
+		memcpy(&mount, PyBytes_AsString(key), sizeof(mount));
+		ident = PyLong_FromLong(mount);
+		added = ident && PySet_Contains(mounts, ident) == 1;
+		add_record(transaction, HANDLE_INODE_RECORD, values, 5, PyBytes_AsString(key), size);
+	}
+	Py_XDECREF(ident);
+	Py_XDECREF(key);
+	Py_XDECREF(host);
+	return added;
+}
+
+/* Add a file that was opened or closed, unless it may be one that is lost. */
+static bool add_file(PlainRequests *self, struct transaction *transaction, PyObject *fh)
+{
+	PyObject *file = PyDict_GetItemWithError(self->references[FILES], fh);
+	long long nodeid, flags, append_only, remote;
+	uint64_t number = PyLong_AsUnsignedLongLong(fh);
+	if (!file) {
+		add_record(transaction, RELEASED_RECORD, &number, 1, NULL, 0);
+		return !PyErr_Occurred() && !PyDict_Size(self->references[LOST]);
+	}
+	if (!get(file, NODEID, &nodeid) || !get(file, FLAGS, &flags) ||
+	    !get(file, APPEND_ONLY, &append_only) || !get(file, REMOTE, &remote))
+		return false;
+	uint64_t values[] = {number,	       (uint64_t)nodeid,      NO_NUMBER,
+			     (uint64_t)flags, (uint64_t)append_only, (uint64_t)remote};
+	add_record(transaction, OPEN_FILE_RECORD, values, 6, NULL, 0);
+	return true;
+}
+
+/* Add what has changed: first new inodes, then lookup counts, then files. */
+static bool add_changes(PlainRequests *self, struct transaction *transaction, PyObject *mounts)
+{
+	bool added = true;
+	for (int kind = NEW_INODES; added && kind <= CHANGED_FILES; kind++) {
+		PyObject *iterator = NULL, *number;
+		if (!PySet_Size(self->changes[kind]))
+			continue;
+		iterator = PyObject_GetIter(self->changes[kind]);
+		while (added && iterator && (number = PyIter_Next(iterator))) {
+			if (kind == NEW_INODES)
+				added = add_inode(self, transaction, number, mounts);
+			else if (kind == CHANGED_FILES)
+				added = add_file(self, transaction, number);
+			else if (!PySet_Contains(self->changes[NEW_INODES], number))
+				added = add_lookups(self, transaction, number);
+			Py_DECREF(number);
+		}
+		Py_XDECREF(iterator);
+		added = added && iterator && !PyErr_Occurred();
+	}
+	return added && !transaction->too_long;
+}
+
+/*
+ * Add what a request has changed to the journal, as Journal.commit() does. False: nothing is added,
+ * it is more than new inodes by handle, lookup counts and files, or there is no room.
+ */
+static PyObject *plain_commit(PyObject *self, PyObject *args)
+{
+	PlainRequests *plain = (PlainRequests *)self;
+	unsigned long long unique;
+	PyObject *mounts;
+	if (!PyArg_ParseTuple(args, "KO!", &unique, &PySet_Type, &mounts))
 		return NULL;
+	if (!plain->changes[0] || journal_room(plain) < TRANSACTION_HEADER ||
+	    PyDict_Size(plain->changes[FLOCKS]) || PySet_Size(plain->changes[OWNERS]) ||
+	    PyList_Size(plain->changes[RENAMES]))
+		Py_RETURN_FALSE;
+	if (!PySet_Size(plain->changes[NEW_INODES]) && !PySet_Size(plain->changes[CHANGED_INODES]) &&
+	    !PySet_Size(plain->changes[CHANGED_FILES]))
+		Py_RETURN_TRUE;
+	struct transaction transaction = begin_transaction(plain);
+	if (!add_changes(plain, &transaction, mounts)) {
+		PyErr_Clear();
+		Py_RETURN_FALSE;
 	}
-	uint32_t head[] = {(uint32_t)size, checksum(unique, data + 16, size)};
-	memcpy(data, head, sizeof(head));
-	memcpy(data + 8, &unique, sizeof(unique));
-	return result;
+	end_transaction(plain, &transaction, unique);
+	for (int kind = NEW_INODES; kind <= CHANGED_FILES; kind++)
+		PySet_Clear(plain->changes[kind]);
+	Py_RETURN_TRUE;
 }
 
 static void plain_dealloc(PyObject *self)
@@ -1140,10 +1343,12 @@ static void plain_dealloc(PyObject *self)
 	PlainRequests *plain = (PlainRequests *)self;
 	for (int i = 0; i < REFERENCES; i++)
 		Py_XDECREF(plain->references[i]);
-	Py_XDECREF(plain->changed_inodes);
-	Py_XDECREF(plain->changed_files);
+	for (int i = 0; i < CHANGES; i++)
+		Py_XDECREF(plain->changes[i]);
 	if (plain->journal.buf)
 		PyBuffer_Release(&plain->journal);
+	if (plain->in_flight.buf)
+		PyBuffer_Release(&plain->in_flight);
 	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
 	Py_DECREF(type);
 }
@@ -1213,7 +1418,8 @@ static PyMethodDef plain_methods[] = {
 	{"known_entry", plain_known_entry, METH_VARARGS, NULL},
 	{"keep_journal", plain_keep_journal, METH_VARARGS, NULL},
 	{"use_journal", plain_use_journal, METH_O, NULL},
-	{"encode_lookups", plain_encode_lookups, METH_VARARGS, NULL},
+	{"intend_entry", plain_intend_entry, METH_VARARGS, NULL},
+	{"commit", plain_commit, METH_VARARGS, NULL},
 	{0},
 };
 static PyMemberDef plain_members[] = {

@@ -187,7 +187,12 @@ class OpenFileTable:
 
     def tables(self) -> dict[str, object]:
         """Return what the native part looks open files up in."""
-        return {"files": self._files, "count_of": self._count_of, "budget": self._budget}
+        return {
+            "files": self._files,
+            "count_of": self._count_of,
+            "budget": self._budget,
+            "lost": self._lost,
+        }
 
     def export_state(self, state: State, fds: Descriptors) -> None:
         """Add all files to a state."""

@@ -98,6 +98,11 @@ class InFlight:
             self._order = max(self._order, words[at])
             self._slots[words[at + 2] >> 16, words[at + 2] & 0xFFFF] = slot
 
+    @property
+    def view(self) -> memoryview:
+        """The table's memory, for what else records intents."""
+        return self._view
+
     def clear(self) -> None:
         """Forget everything: no chain is in flight, no queue has run."""
         words = self._words

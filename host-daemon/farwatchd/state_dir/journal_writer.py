@@ -91,7 +91,7 @@ class Journal:
         #: The native part writes what the plain requests change, while ``_files`` are lent to it.
         self._plain = session.plain
         if self._plain is not None:
-            self._plain.keep_journal(self.changes.inodes, self.changes.files)
+            self._plain.keep_journal(self.changes, in_flight.view)
             files.lend_to(self._plain.use_journal)
         #: The mounts that the journal has, and the other file.
         self._mounts: set[int] = set()
@@ -132,25 +132,24 @@ class Journal:
     def commit(self, unique: int) -> None:
         """Write what the request ``unique`` has changed, if it has."""
         changes = self.changes
-        if not changes:
+        if not changes or self._commit_by_native_part(unique):
             return
         try:
             if self._works:
-                self._append(self._encoded_changes(unique))
+                self._append(encode(unique, list(self._records(changes, self._mounts))))
                 if self._later is not None:
                     self._add_later()
         finally:
             changes.clear()
 
-    def _encoded_changes(self, unique: int) -> bytes:
-        changes = self.changes
-        if self._plain is not None and len(changes.inodes) == len(changes):
-            # A listing has many of them.
-            return self._plain.encode_lookups(unique, changes.inodes)
-        return encode(unique, list(self._records(changes, self._mounts)))
+    def _commit_by_native_part(self, unique: int) -> bool:
+        """Write what the request ``unique`` has changed in one step, where that is possible."""
+        return self._plain is not None and self._plain.commit(unique, self._mounts)
 
     def commit_file(self, unique: int) -> None:
         """Do as ``commit`` after a file was opened or closed, which mostly changes nothing else."""
+        if self._commit_by_native_part(unique):
+            return
         changes = self.changes
         files = changes.files
         if (
@@ -179,6 +178,8 @@ class Journal:
 
     def commit_lookup(self, unique: int) -> None:
         """Do as ``commit`` after a lookup or a FORGET, which changes nothing else."""
+        if self._commit_by_native_part(unique):
+            return
         changes = self.changes
         new, inodes = changes.new, changes.inodes
         if self._works and self._later is None:
@@ -197,6 +198,8 @@ class Journal:
 
     def commit_created(self, unique: int) -> None:
         """Do as ``commit`` after a file was made, which mostly adds an inode and an open file."""
+        if self._commit_by_native_part(unique):
+            return
         changes = self.changes
         if len(changes.new) == 1 and len(changes) == 2 and self._works and self._later is None:
             inode = self._new_by_handle()

@@ -20,6 +20,7 @@ from farwatchd.fuse.filesystem import Requester
 from farwatchd.fuse.reply import EMPTY, Reply
 from farwatchd.fuse.request import Request
 from farwatchd.fuse.session import Session
+from farwatchd.inode_store.store import HostInode
 from farwatchd.iovec import gather
 from farwatchd.linux.libc import failure
 from farwatchd.linux.syscalls import statx
@@ -42,6 +43,8 @@ from farwatchd.wire.fuse import (
 Handle = Callable[[Request], Reply]
 
 _RENAME_EXCHANGE = 2
+#: Flags and padding of RENAME2.
+_NO_FLAGS = bytes(8)
 #: FALLOC_FL_COLLAPSE_RANGE and FALLOC_FL_INSERT_RANGE.
 _MOVES_DATA = 0x08 | 0x20
 #: Where the new name is among the arguments of what makes one.
@@ -75,9 +78,15 @@ class Replay:
         self._in_flight = in_flight
         self._fs = fs
         self._share = fs.share
+        #: Records what an entry is in one step, if it can.
+        self._intend_entry = (
+            _intend_nothing if session.plain is None else session.plain.intend_entry
+        )
         self._intent: Intent | None = None
         #: Requests that threads of the former process worked on.
         self._uncertain: set[int] = set()
+        #: Whether one of the two may be met.
+        self._expects = False
         self._lookup: Handle = _unknown
         self._install(session)
 
@@ -88,6 +97,7 @@ class Replay:
         """
         self._intent = intent
         self._uncertain = set(uncertain)
+        self._expects = bool(intent or uncertain)
 
     def forget(self) -> None:
         """Expect nothing: the session has ended."""
@@ -142,6 +152,8 @@ class Replay:
 
     def _again(self, request: Request) -> Intent | None:
         """Return the intent of a request that may have been done; EIO if that is unknown."""
+        if not self._expects:
+            return None
         if request.unique in self._uncertain:
             self._uncertain.discard(request.unique)
             raise OSError(errno.EIO, "the daemon was killed while a thread worked on it")
@@ -161,25 +173,46 @@ class Replay:
         # A server may not answer; threads do what there is to do.
         return b"" if inode.remote else self._journal.places.identity_at(inode.fd, name)
 
+    def _intend(self, request: Request, name: bytes) -> None:
+        """Record what an entry of the request's directory is."""
+        self._in_flight.intend(request.header[2], self._identity(request.nodeid, name))
+
+    def _intends(self, request: Request, directory: HostInode, at: int) -> bool:
+        """Record what an entry of the request's directory is, in one step; return if it is done.
+
+        ``directory`` is open, the name is at ``at`` among the arguments. No request is expected
+        that a former process may have served.
+        """
+        return (
+            not self._expects
+            and not directory.remote
+            and self._intend_entry(request.header[2], directory.fd, request.args, at)
+        )
+
     # New names
 
     def _around_new(self, opcode: Opcode, at: int) -> Callable[[Handle], Handle]:
         def around(handle: Handle) -> Handle:
             journaled = self._journaled(
-                handle, self._journal.commit_created if opcode == Opcode.CREATE else None
+                handle,
+                self._journal.commit_created
+                if opcode == Opcode.CREATE
+                else self._journal.commit_lookup,
             )
-            intend = self._in_flight.intend
+            find = self._share.inodes.get
 
             def served(request: Request) -> Reply:
+                if self._intends(request, find(request.nodeid).host_inode, at):
+                    return journaled(request)
                 intent = self._again(request)
-                name = request.name(at) if opcode != Opcode.SYMLINK else request.strings(0, 1)[0]
+                name = request.name(at)
                 if (
                     intent is not None
                     and not intent.first
                     and self._was_made(opcode, request, name, intent)
                 ):
                     return self._made(opcode, journaled, request, name)
-                intend(request.header[2], self._identity(request.nodeid, name))
+                self._intend(request, name)
                 return journaled(request)
 
             return served
@@ -232,14 +265,16 @@ class Replay:
 
     def _around_removal(self, handle: Handle) -> Handle:
         journaled = self._journaled(handle)
-        intend = self._in_flight.intend
+        find = self._share.inodes.get
 
         def served(request: Request) -> Reply:
+            if self._intends(request, find(request.nodeid).host_inode, 0):
+                return journaled(request)
             name = request.name(0)
             intent = self._again(request)
             if intent is not None and self._was_removed(request, name, intent):
                 return EMPTY
-            intend(request.header[2], self._identity(request.nodeid, name))
+            self._intend(request, name)
             return journaled(request)
 
         return served
@@ -256,17 +291,31 @@ class Replay:
         return True
 
     def _around_rename(self, at: int) -> Callable[[Handle], Handle]:
-        def around(handle: Handle) -> Handle:
-            intend = self._in_flight.intend
+        find = self._share.inodes.get
 
+        def stays_by_handle(request: Request) -> bool:
+            """Return whether it is moved, not exchanged, to a directory that has a handle."""
+            args = request.args
+            newdir = int.from_bytes(args[:8], "little")
+            return (at == rename_in.size or args[8:16] == _NO_FLAGS) and (
+                newdir == request.nodeid or find(newdir).host_inode.by_handle
+            )
+
+        def around(handle: Handle) -> Handle:
             def served(request: Request) -> Reply:
-                unique, nodeid = request.header[2], request.nodeid
+                directory = find(request.nodeid).host_inode
+                if (
+                    directory.by_handle
+                    and stays_by_handle(request)
+                    and self._intends(request, directory, at)
+                ):
+                    return handle(request)
                 if at == rename_in.size:
                     (newdir,), flags = rename_in.values(request.args), 0
                 else:
                     newdir, flags, _ = rename2_in.values(request.args)
                 exchanged = flags & _RENAME_EXCHANGE
-                by_path = self._by_path(nodeid) or self._by_path(newdir)
+                by_path = self._by_path(request.nodeid) or self._by_path(newdir)
                 names = request.names(at, 2)
                 intent = self._again(request)
                 done = intent is not None and (
@@ -274,9 +323,11 @@ class Replay:
                     if exchanged
                     else self._was_renamed(request, newdir, names, intent)
                 )
-                if not done:
-                    first, second = self._identities(nodeid, newdir, names, exchanged)
-                    intend(unique, first, second)
+                if not done and exchanged:
+                    identities = self._identities(request.nodeid, newdir, names)
+                    self._in_flight.intend(request.header[2], *identities)
+                elif not done:
+                    self._intend(request, names[0])
                 if by_path:
                     # Before: an inode may be at either path if this is the last request.
                     self._record_rename(request, newdir, names, exchanged)
@@ -291,16 +342,13 @@ class Replay:
 
         return around
 
-    def _identities(
-        self, nodeid: int, newdir: int, names: Sequence[bytes], exchanged: int
-    ) -> tuple[bytes, bytes]:
-        first = self._identity(nodeid, names[0])
-        return first, self._identity(newdir, names[1]) if exchanged else b""
+    def _identities(self, nodeid: int, newdir: int, names: Sequence[bytes]) -> tuple[bytes, bytes]:
+        return self._identity(nodeid, names[0]), self._identity(newdir, names[1])
 
     def _was_exchanged(
         self, request: Request, newdir: int, names: Sequence[bytes], intent: Intent
     ) -> bool:
-        now = self._identities(request.nodeid, newdir, names, _RENAME_EXCHANGE)
+        now = self._identities(request.nodeid, newdir, names)
         if not intent.first or now[0] == intent.first:
             return False
         if now != (intent.second, intent.first):
@@ -425,6 +473,10 @@ def _is_kind(opcode: Opcode, request: Request, fd: int, mode: int) -> bool:
         return stat.S_ISDIR(mode)
     made = mknod_in.unpack_from(request.args).mode if opcode == Opcode.MKNOD else 0
     return stat.S_IFMT(mode) == (stat.S_IFMT(made) or stat.S_IFREG)
+
+
+def _intend_nothing(_unique: int, _directory: int, _args: bytes, _at: int) -> bool:
+    return False
 
 
 def _joined(directory: bytes, name: bytes) -> bytes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -38,10 +39,10 @@ COMPARED = 20
 NAMES = [b"name %d" % number for number in range(8)]
 OPCODES = [
     Opcode.LOOKUP, Opcode.OPEN, Opcode.RELEASE, Opcode.WRITE, Opcode.CREATE, Opcode.UNLINK,
-    Opcode.FORGET, Opcode.READDIRPLUS,
+    Opcode.FORGET, Opcode.READDIRPLUS, Opcode.MKDIR, Opcode.RMDIR, Opcode.RENAME, Opcode.RENAME2,
 ]  # fmt: skip
 #: Inodes that are forgotten are looked up again.
-WEIGHTS = [8, 5, 5, 2, 2, 1, 2, 2]
+WEIGHTS = [8, 5, 5, 2, 2, 1, 2, 2, 1, 1, 1, 1]
 RECORDING = {Opcode.LOOKUP, Opcode.OPEN, Opcode.RELEASE}
 HEADER, ENTRY = fuse.out_header.size, fuse.entry_out.size
 
@@ -59,7 +60,9 @@ class JournaledSession:
             self.fs, None, SessionOptions(), make_plain=native_part.make_plain(self.fs)
         )
         self.ring = RequestRing(self.session)
-        in_flight = InFlight(os.open(directory / "in-flight", os.O_RDWR | os.O_CREAT, 0o600))
+        self.in_flight = in_flight = InFlight(
+            os.open(directory / "in-flight", os.O_RDWR | os.O_CREAT, 0o600)
+        )
         first, second = (
             os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o600) for name in ("0", "1")
         )
@@ -117,8 +120,16 @@ class JournaledSession:
                     nodeid = self._entry(reply)
                     fh = fuse.open_out.unpack_from(reply, ENTRY).fh
                     self.open.append((nodeid, fh))
-            case Opcode.UNLINK:
-                self.send(opcode, ROOT, name, 0)
+            case Opcode.MKDIR:
+                self._entry(self.send(opcode, ROOT, fuse.mkdir_in.pack(mode=0o700) + name, ENTRY))
+            case Opcode.UNLINK | Opcode.RMDIR:
+                self.send(opcode, ROOT, random.choice([name] * 9 + [b"..\0", b"\0"]), 0)
+            case Opcode.RENAME:
+                new = random.choice(NAMES) + b"\0"
+                self.send(opcode, ROOT, fuse.rename_in.pack(newdir=ROOT) + name + new, 0)
+            case Opcode.RENAME2:
+                args = fuse.rename2_in.pack(newdir=ROOT, flags=random.randrange(3)) + name
+                self.send(opcode, ROOT, args + random.choice(NAMES) + b"\0", 0)
             case Opcode.FORGET:
                 nodeid = random.choice(sorted(+self.counts) or [999])
                 if any(of == nodeid for of, _ in self.open):
@@ -164,6 +175,14 @@ class JournaledSession:
             )
             for each in journal.decode(memoryview(self._load()))
         ]
+
+    def intent(self) -> tuple[int, ...] | None:
+        """Return the last intent, without what is the host's choice; ``AssertionError``."""
+        found = self.in_flight.intent()
+        if found is None:
+            return None
+        assert 0 <= time.time_ns() - found.time_ns < 60e9 and not found.until_ns
+        return found.unique, len(found.first), len(found.second), found.number
 
     def _load(self) -> bytes:
         fds = [os.dup(fd) for fd in self.files.fds]
@@ -226,6 +245,7 @@ def test_journals_are_the_same(
             for guest in guests:
                 guest.turn()
         assert guests[1].files.size == guests[0].files.size, f"step {number}"
+        assert guests[1].intent() == guests[0].intent(), f"step {number}"
         if not number % COMPARED:
             python, native = (guest.records() for guest in guests)
             assert native == python, f"step {number}"
@@ -265,11 +285,34 @@ def test_journal_is_written_to_its_end_and_no_further(tmp_path: Path) -> None:
     guest.close()
 
 
+def test_intent_says_what_an_entry_is(tmp_path: Path) -> None:
+    native_part.choose("native")
+    guest = JournaledSession(tmp_path, InodeFileHandles.PREFER)
+    native_part.choose("python")
+    root = guest.fs.share.inodes.get(ROOT).fd
+    plain = guest.session.plain
+    assert plain is not None
+    for number, name in enumerate((NAMES[0], b"missing"), 1):
+        assert plain.intend_entry(number, root, b"before" + name + b"\0after", 6)
+        found = guest.in_flight.intent()
+        assert found is not None and found.unique == number
+        assert found.first == guest.journal.places.identity_at(root, name)
+    for args, at in ((b"name", 0), (b"..\0", 0), (b"a/b\0", 0), (b"\0", 0), (b"name\0", 5)):
+        assert not plain.intend_entry(9, root, args, at), args
+    assert not plain.intend_entry(9, root, b"x" * 1025 + b"\0", 0)
+    assert not plain.intend_entry(9, -1, b"name\0", 0)
+    assert not plain.intend_entry(9, root, b"name\0", -1)
+    found = guest.in_flight.intent()
+    assert found is not None and found.unique == 2
+    guest.close()
+
+
 def test_numbers_are_those_of_the_interpreters_code() -> None:
     source = Path(native_source.__file__).with_name("native.c").read_text()
     for name, number in {
         "JOURNAL_HEADER": journal.header.size,
         "JOURNAL_END_AT": journal.END_AT,
+        "HANDLE_INODE_RECORD": journal.number_of(HandleInodeState),
         "LOOKUPS_RECORD": journal.number_of(LookupsState),
         "OPEN_FILE_RECORD": journal.number_of(OpenFileState),
         "RELEASED_RECORD": journal.number_of(ReleasedState),
