@@ -711,7 +711,8 @@ class Backend:
                 log=self._log if self._logs else None,
             )
         except VirtqueueError as error:
-            _log.error("queue %d stopped: %s", vring.index, error)
+            # The text alone, as in ``handle``.
+            _log.error("queue %d stopped: %s", vring.index, str(error))
             self._device.ring_stopped(vring)
             vring.fail()
             return False

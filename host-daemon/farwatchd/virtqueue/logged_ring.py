@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from farwatchd.virtqueue.chains import Chain
 from farwatchd.virtqueue.dirty_log import DirtyLog
+from farwatchd.virtqueue.errors import VirtqueueError
 from farwatchd.virtqueue.memory import GuestMemory
 from farwatchd.virtqueue.ring import RingMemory, SplitRing
 
@@ -34,8 +35,11 @@ class LoggedRing(SplitRing):
         """Serve ``ring``, which lies in ``memory``; ``log`` covers that.
 
         ``used_log_address``: the guest address by which the front-end wants the used ring to be
-        logged, beside its own; None if there is none.
+        logged, beside its own; None if there is none. ``VirtqueueError``: it is not in the log.
         """
+        if used_log_address is not None and not log.covers_range(used_log_address, len(ring.used)):
+            # The log, or the ring's size, was another one when the address was set.
+            raise VirtqueueError(f"the used ring at {used_log_address:#x} is not in the log")
         super().__init__(memory, ring, base, event_idx, indirect, used)
         self._memory = memory
         self._log = log

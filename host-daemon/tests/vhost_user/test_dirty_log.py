@@ -189,6 +189,34 @@ def test_used_ring_outside_the_log_is_refused(front_end: FrontEnd, log: Log) -> 
     ask(front_end)
 
 
+@pytest.mark.parametrize("later", ["a shorter log", "a longer ring"])
+def test_used_ring_that_is_outside_the_log_later_stops_the_queue(
+    front_end: FrontEnd, log: Log, caplog: pytest.LogCaptureFixture, later: str
+) -> None:
+    size = log.size
+    longer = Log(size + 8)
+    assert share_log(front_end, longer) == 0
+    assert set_logging(front_end, True) == 0
+    fields = wire.vring_addr.unpack_from(ring_address(front_end, 2, True))
+    at = (size + 8) * 8 * PAGE_SIZE - 4096
+    where = wire.vring_addr.pack(**{**fields._asdict(), "log": at})
+    front_end.set(Request.SET_VRING_ADDR, where)
+    ask(front_end)
+    if later == "a shorter log":
+        assert share_log(front_end, log) == 0
+    else:
+        front_end.stop_ring(2)
+        front_end.set(Request.SET_VRING_NUM, wire.vring_state.pack(index=2, num=1 << 10))
+        kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        front_end.set(Request.SET_VRING_KICK, wire.number.pack(value=2), [kick])
+        os.close(kick)
+    front_end.settle()
+    errors = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("queue 2 stopped: the used ring")
+    longer.close()
+
+
 def test_features_of_running_rings_cannot_change_with_logging(
     front_end: FrontEnd, log: Log
 ) -> None:
