@@ -19,7 +19,8 @@ from farwatchd.fuse.filesystem import OperationDeferred
 from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.wire.state import InterruptState
 
-#: More requests get ENOLCK: each pending one occupies its queue, which must not fill up.
+#: More requests get ENOLCK: each pending one occupies its queue, which must not fill up. A server
+#: that does not answer is asked as often: each question has descriptors.
 MAX_PENDING = 64
 #: Seconds between attempts.
 RETRY_INTERVAL = 0.05
@@ -51,6 +52,8 @@ class BlockingLocks:
         """``call_later(seconds, callback)`` calls back in the event loop's thread."""
         self._call_later = call_later
         self._pending: dict[DeferredReply, _PendingLock] = {}
+        #: Questions that servers have not answered, those of interrupted requests too.
+        self._asked = 0
         self._early: deque[int] = deque(maxlen=_MAX_EARLY_INTERRUPTS)
         self._retry_timer = False
         self._retry_soon = False
@@ -79,9 +82,12 @@ class BlockingLocks:
             raise OSError(errno.EINTR, "was interrupted")
         if len(self._pending) >= MAX_PENDING:
             raise OSError(errno.ENOLCK, f"{MAX_PENDING} requests are pending already")
+        if deferred is not None and self._asked >= MAX_PENDING:
+            raise OSError(errno.ENOLCK, f"{MAX_PENDING} requests wait for a server already")
         reply = DeferredReply(unique)
         pending = self._pending[reply] = _PendingLock(attempt, run_then, deferred is not None)
         if deferred is not None:
+            self._asked += 1
             # After this request is known to be deferred: without threads the answer comes now.
             self._call_later(0, partial(self._ask, reply, pending, deferred))
         self._set_timer()
@@ -129,6 +135,7 @@ class BlockingLocks:
         except BlockingIOError:
             return
         except OperationDeferred as deferred:
+            self._asked += 1
             self._ask(reply, pending, deferred)
         except OSError as error:
             self._complete(reply, error.errno or errno.EIO)
@@ -150,6 +157,7 @@ class BlockingLocks:
     ) -> None:
         """Take the lock, unless the request was interrupted or the session has ended."""
         pending.asking = False
+        self._asked -= 1
         if reply in self._pending:
             self._try(reply, pending, partial(complete, result))
 

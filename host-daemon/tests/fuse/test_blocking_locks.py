@@ -372,3 +372,19 @@ def test_lock_that_was_interrupted_is_not_taken_with_the_answer() -> None:
     server.locked = False
     server.answer()
     assert (replied, server.taken) == ({"error": errno.EINTR}, 0)
+
+
+def test_locks_that_are_interrupted_again_and_again_ask_a_server_so_often_only() -> None:
+    """Each question has a descriptor, until the server answers."""
+    server = LockServer()
+    for _ in range(MAX_PENDING):
+        server.add()
+        server.pending.interrupt(5)
+    with pytest.raises(OSError, match="wait for a server") as refused:
+        server.add()
+    assert refused.value.errno == errno.ENOLCK
+    assert len(server.asked) == MAX_PENDING
+    for then in server.asked[:2]:
+        then(None)
+    server.add()
+    server.add()

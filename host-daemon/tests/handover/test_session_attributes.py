@@ -112,7 +112,7 @@ FATES: dict[type, dict[Fate, str]] = {
         _K: "_pending",
         _L: "_early",
         _W: "_call_later",
-        _D: "_retry_timer _retry_soon suspended",
+        _D: "_retry_timer _retry_soon suspended _asked",
     },
     WaitRequests: {_K: "_pending", _W: "_source", _D: "accepting"},
     KillPriv: {_D: "_negotiated"},
