@@ -34,6 +34,8 @@ class Ring:
 
 class PlainRequests:
     opcodes: int
+    @property
+    def known(self) -> int: ...
     def __new__(
         cls,
         objects: dict[str, object],

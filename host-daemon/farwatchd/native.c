@@ -209,13 +209,21 @@ static int read_available_index(Ring *ring)
 {
 	uint16_t seen = load_index(ring->available + 1);
 	uint16_t ahead = (uint16_t)(seen - ring->next_available);
-	if (ahead <= ring->size) {
-		ring->seen_available = seen;
-		return ahead != 0;
+	uint16_t in_flight = (uint16_t)(ring->next_available - ring->next_used);
+	if (ahead > ring->size) {
+		PyErr_Format(ring->error, "available index %d is %d ahead of %d in a ring of %d",
+			     seen, ahead, ring->next_available, ring->size);
+		return -1;
 	}
-	PyErr_Format(ring->error, "available index %d is %d ahead of %d in a ring of %d", seen,
-		     ahead, ring->next_available, ring->size);
-	return -1;
+	if (ahead && ahead + in_flight > ring->size) {
+		/* Each chain in flight takes memory. A driver could offer one again and again. */
+		PyErr_Format(ring->error,
+			     "available index %d is %d ahead, and %d of %d chains are in flight",
+			     seen, ahead, in_flight, ring->size);
+		return -1;
+	}
+	ring->seen_available = seen;
+	return ahead != 0;
 }
 
 static uint16_t next_head(Ring *ring)
@@ -463,8 +471,8 @@ static const char *const change_names[CHANGES] = {
 
 typedef struct {
 	PyObject_HEAD
-	/* The opcodes that are served, one bit each. */
-	unsigned long long opcodes;
+	/* The opcodes that are served, and those that can be, one bit each. */
+	unsigned long long opcodes, known;
 	PyObject *references[REFERENCES];
 	/* What precedes the attributes in replies. */
 	uint8_t attr_start[sizeof(struct fuse_attr_out) - sizeof(struct fuse_attr)];
@@ -1045,7 +1053,7 @@ static int64_t serve_one(PlainRequests *self, struct request *request)
 	/* The last field is the length of extensions, in headers that know them. */
 	uint32_t extensions, opcode = header->opcode;
 	memcpy(&extensions, (uint8_t *)(header + 1) - sizeof(extensions), sizeof(extensions));
-	if (opcode >= OPCODES || !(self->opcodes >> opcode & 1) || extensions ||
+	if (opcode >= OPCODES || !((self->opcodes & self->known) >> opcode & 1) || extensions ||
 	    header->len < IN_HEADER || header->len > request->chain.readable_size)
 		return LEAVE;
 	request->args_size = header->len - IN_HEADER;
@@ -1380,6 +1388,9 @@ static PyObject *plain_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
 	memcpy(self->attr_start, attr, sizeof(self->attr_start));
 	memcpy(self->entry_times, times, sizeof(self->entry_times));
 	strcpy(self->proc, proc);
+	for (int opcode = 0; opcode < OPCODES; opcode++)
+		if (operations[opcode].serve)
+			self->known |= 1ULL << opcode;
 	return (PyObject *)self;
 failed:
 	Py_DECREF((PyObject *)self);
@@ -1424,6 +1435,7 @@ static PyMethodDef plain_methods[] = {
 };
 static PyMemberDef plain_members[] = {
 	{"opcodes", T_ULONGLONG, offsetof(PlainRequests, opcodes), 0, NULL},
+	{"known", T_ULONGLONG, offsetof(PlainRequests, known), READONLY, NULL},
 	{0},
 };
 static PyType_Slot plain_slots[] = {

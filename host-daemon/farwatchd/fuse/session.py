@@ -63,18 +63,6 @@ _REQUESTABLE = sum(
 )
 #: The client takes errors from -511 to -1.
 _ERRNO_MAX = 511
-#: The requests of which the native part serves the plain ones.
-_PLAIN = frozenset(
-    {
-        Opcode.LOOKUP,
-        Opcode.GETATTR,
-        Opcode.OPEN,
-        Opcode.READ,
-        Opcode.WRITE,
-        Opcode.FLUSH,
-        Opcode.RELEASE,
-    }
-)
 #: Seconds that the end of a session waits for tasks that wait for a disk or a network.
 CANCEL_LIMIT = 1.0
 
@@ -339,11 +327,15 @@ class Session:
         if self._watches is not None:
             self._watches.report_own(not negotiated.others_only)
         if self.plain is not None:
-            self.plain.opcodes = sum(1 << opcode for opcode in self._plain(negotiated))
+            plain = self._plain(self.plain.known, negotiated)
+            self.plain.opcodes = sum(1 << opcode for opcode in plain)
 
-    def _plain(self, negotiated: Negotiated) -> set[int]:
-        """Return the requests that the native part may serve by what was negotiated."""
-        opcodes: set[int] = set(_PLAIN)
+    def _plain(self, known: int, negotiated: Negotiated) -> set[int]:
+        """Return the requests that the native part may serve by what was negotiated.
+
+        ``known``: those that it can serve, a bit each.
+        """
+        opcodes = {opcode for opcode in self._handlers if known >> opcode & 1}
         if negotiated.posix_lock or negotiated.flock:
             # They release locks.
             opcodes -= {Opcode.FLUSH, Opcode.RELEASE}

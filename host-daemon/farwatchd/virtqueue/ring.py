@@ -264,6 +264,13 @@ class SplitRing:
                 f"available index {seen} is {ahead} ahead of {self._next_available} in a ring of"
                 f" {self._size}"
             )
+        in_flight = (self._next_available - self._next_used) & 0xFFFF
+        if ahead and ahead + in_flight > self._size:
+            # Each chain in flight takes memory here. A driver could offer one again and again.
+            raise VirtqueueError(
+                f"available index {seen} is {ahead} ahead, and {in_flight} of {self._size} chains"
+                " are in flight"
+            )
         self._seen_available = seen
         return ahead != 0
 

@@ -380,6 +380,20 @@ def test_replies_are_the_same(
 
 
 @pytest.mark.root
+def test_opcodes_that_the_native_part_does_not_know_are_left(tmp_path: Path) -> None:
+    share = ServedShare(tmp_path, InodeFileHandles.PREFER)
+    plain = share.session.plain
+    assert plain is not None
+    assert {opcode for opcode in range(64) if plain.known >> opcode & 1} == {*OPCODES}
+    for opcode in {*range(64)} - {*OPCODES}:
+        plain.opcodes = (1 << 64) - 1
+        request = fuse.in_header.pack(len=240, opcode=opcode, unique=9, nodeid=ROOT) + bytes(200)
+        share.ring.send([request], [4096])
+    assert share.ring.served == 0
+    share.close()
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("locks", [True, False])
 def test_sessions_are_the_same(tmp_path: Path, locks: bool) -> None:
     served = 0

@@ -22,7 +22,7 @@ from tests.support.handlers import CountingHandler
 from tests.support.native_part import make_ring
 from tests.support.passthrough_share import open_descriptors
 
-ECHO, FAIL, LIE = 1000, 1001, 1002
+ECHO, FAIL, LIE, DEFER = 1000, 1001, 1002, 1003
 
 
 class EchoHandler(CountingHandler):
@@ -31,6 +31,7 @@ class EchoHandler(CountingHandler):
     def __init__(self) -> None:
         super().__init__()
         self.forgotten: list[int] = []
+        self.deferred: list[DeferredReply] = []
 
     def handle(self, chain: Chain) -> int | DeferredReply:
         self.served += 1
@@ -40,6 +41,9 @@ class EchoHandler(CountingHandler):
             raise RuntimeError("a bug in the handler")
         if opcode == LIE:
             return chain.writable_size + 1
+        if opcode == DEFER:
+            self.deferred.append(DeferredReply(unique))
+            return self.deferred[-1]
         if not chain.writable:
             self.forgotten.append(nodeid)
             return 0

@@ -53,6 +53,8 @@ class RequestRing:
             assert popped is not None
             written = self._handler.handle(popped[1])
             if isinstance(written, DeferredReply):
+                # The memory has another use next. The reply goes nowhere.
+                self.ring.add_used(0, 0)
                 return written, b""
             self.ring.add_used(0, written)
         slot = _USED + 4 + 8 * ((self.ring.used - 1) % SIZE)

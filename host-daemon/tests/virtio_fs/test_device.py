@@ -18,7 +18,15 @@ from farwatchd.wire import vhost_user as wire
 from farwatchd.wire.vhost_user import FrontEndRequest as Request
 from farwatchd.wire.vhost_user import ProtocolFeature
 from farwatchd.wire.virtio_fs import NOTIFY_BUF_SIZE, fs_config
-from tests.support.device_fixture import ECHO, FAIL, LIE, DeviceFixture, device_fixture, posted_echo
+from tests.support.device_fixture import (
+    DEFER,
+    ECHO,
+    FAIL,
+    LIE,
+    DeviceFixture,
+    device_fixture,
+    posted_echo,
+)
 from tests.support.driver import INDIRECT, NEXT, WRITE, Buffer
 from tests.support.frontend import IN_HEADER, OUT_HEADER, FrontEnd, region_fields
 
@@ -414,6 +422,34 @@ def test_an_available_index_too_far_ahead_stops_the_queue(
     front_end.negotiate()
     front_end.ram.write_short(front_end.requests().queue.available + 2, 129)
     _expect_stopped(front_end, caplog, "129 ahead of 0 in a ring of 128")
+
+
+def test_a_chain_that_is_offered_again_while_it_is_in_flight_stops_the_queue(
+    fixture: DeviceFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each deferred reply takes memory, so their number has a limit."""
+    front_end = fixture.connect()
+    front_end.negotiate()
+    channel = front_end.requests()
+    queue, size = channel.queue, IN_HEADER.size
+    request = Buffer(front_end.ram.allocate(size), size)
+    front_end.ram.write(request.addr, IN_HEADER.pack(size, DEFER, 9, 1, 0, 0, 1, 0, 0))
+    head = queue.add([request], [Buffer(front_end.ram.allocate(64), 64)])
+    for _ in range(queue.size - 1):
+        queue.set_available(head)
+    front_end.publish(channel)
+    front_end.settle()
+    assert len(fixture.handler.deferred) == queue.size
+    # One is completed, and one more may be offered.
+    fixture.handler.deferred[0].complete()
+    queue.set_available(head)
+    front_end.publish(channel)
+    front_end.settle()
+    assert len(fixture.handler.deferred) == queue.size + 1
+    queue.set_available(head)
+    queue.publish()
+    _expect_stopped(front_end, caplog, f"{queue.size} of {queue.size} chains are in flight")
+    assert len(fixture.handler.deferred) == queue.size + 1
 
 
 @pytest.mark.parametrize(
