@@ -27,7 +27,7 @@ from farwatchd.state_dir.host_locks import HostLocks, OwnersLocks
 from farwatchd.state_dir.in_flight import InFlight, InFlightChain
 from farwatchd.state_dir.journal_writer import Journal
 from farwatchd.state_dir.places import PlaceIdentity, Places
-from farwatchd.state_dir.replay import Replay
+from farwatchd.state_dir.replay import NOT_TWICE, Replay
 from farwatchd.vhost_user.vring import Vring
 from farwatchd.virtqueue import Chain, Ring, VirtqueueError
 from farwatchd.watch.event_queue import EventQueue
@@ -97,7 +97,8 @@ class Recovery:
             if not self._in_flight.queues() <= rings.keys():
                 return None
             chains = self._chains(rings)
-            self._recover(chains, {_unique(ring.peek()) for ring in rings.values()})
+            changing = {each.unique for each in chains if _opcode(_chain(rings, each)) in NOT_TWICE}
+            self._recover(chains, changing, {_unique(ring.peek()) for ring in rings.values()})
         except (StateError, VirtqueueError, OSError, ValueError) as error:
             _log.error(
                 "the session cannot go on: %s; the guest has to mount the share again",
@@ -125,12 +126,19 @@ class Recovery:
             ring.go_on_after(sum(each.queue == queue for each in chains))
         return chains
 
-    def _recover(self, chains: list[InFlightChain], first: set[int | None]) -> None:
-        pending = {each.unique for each in chains}
+    def _recover(
+        self, chains: list[InFlightChain], changing: set[int], first: set[int | None]
+    ) -> None:
+        """Restore the session, and expect what may have been done: ``StateError``.
+
+        ``changing``: the requests among ``chains`` that must not be done twice. ``first``: those
+        that come next.
+        """
+        again = first | {each.unique for each in chains}
         transactions = list(self._transactions)
         last = transactions[-1].unique if transactions else 0
         renames: list[RenamedState] = []
-        if last and last in pending | first:
+        if last and last in again:
             # Its reply has not reached the guest: it is served again.
             while transactions and transactions[-1].unique == last:
                 renames += [
@@ -143,7 +151,8 @@ class Recovery:
         restored = Restored(contents, self._fs, self._store, self._journal.places, renames)
         restored.restore()
         self._restore_session(contents.session)
-        self._replay.expect(self._in_flight.intent(), pending)
+        intent = self._in_flight.intent()
+        self._replay.expect(intent if intent and intent.unique in again else None, changing)
         self._journal.start()
         _log.info(
             "the guest goes on: %d inodes, %d open files, %d requests in flight",
@@ -178,6 +187,11 @@ def _header(chain: Chain | None) -> tuple[int, ...] | None:
 def _unique(chain: Chain | None) -> int | None:
     head = _header(chain)
     return None if head is None else head[2]
+
+
+def _opcode(chain: Chain | None) -> int | None:
+    head = _header(chain)
+    return None if head is None else head[1]
 
 
 def _is_new(ring: Ring) -> bool:

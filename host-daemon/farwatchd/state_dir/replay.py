@@ -68,6 +68,22 @@ _JOURNALED = (
 )
 
 
+#: What is not done twice: these ask whether they may have been done.
+NOT_TWICE = frozenset(
+    {
+        *_NAME_AT,
+        Opcode.UNLINK,
+        Opcode.RMDIR,
+        Opcode.RENAME,
+        Opcode.RENAME2,
+        Opcode.WRITE,
+        Opcode.FALLOCATE,
+        Opcode.SETXATTR,
+        Opcode.REMOVEXATTR,
+    }
+)
+
+
 class Replay:
     """Serves requests with a journal. ``again``: what a former process has left."""
 
@@ -85,19 +101,19 @@ class Replay:
         self._intent: Intent | None = None
         #: Requests that threads of the former process worked on.
         self._uncertain: set[int] = set()
-        #: Whether one of the two may be met.
-        self._expects = False
+        #: Whether a request may come that a former process has done.
+        self.expects = False
         self._lookup: Handle = _unknown
         self._install(session)
 
     def expect(self, intent: Intent | None, uncertain: Collection[int]) -> None:
         """Serve again the request of ``intent``, which may have been done.
 
-        ``uncertain``: requests of which nothing is known.
+        ``uncertain``: requests of which nothing is known, all of ``NOT_TWICE``.
         """
         self._intent = intent
         self._uncertain = set(uncertain)
-        self._expects = bool(intent or uncertain)
+        self.expects = intent is not None or bool(self._uncertain)
 
     def forget(self) -> None:
         """Expect nothing: the session has ended."""
@@ -152,16 +168,18 @@ class Replay:
 
     def _again(self, request: Request) -> Intent | None:
         """Return the intent of a request that may have been done; EIO if that is unknown."""
-        if not self._expects:
+        if not self.expects:
             return None
-        if request.unique in self._uncertain:
-            self._uncertain.discard(request.unique)
+        unique, intent = request.unique, self._intent
+        uncertain = unique in self._uncertain
+        if intent is not None and intent.unique != unique:
+            intent = None
+        self.expect(
+            None if intent is not None else self._intent, self._uncertain.difference((unique,))
+        )
+        if uncertain:
             raise OSError(errno.EIO, "the daemon was killed while a thread worked on it")
-        intent = self._intent
-        if intent is None or intent.unique != request.unique:
-            return None
-        self._intent = None
-        if self._share.inodes.get(request.nodeid).remote:
+        if intent is not None and self._share.inodes.get(request.nodeid).remote:
             raise OSError(errno.EIO, "a server may have done it before the daemon was killed")
         return intent
 
@@ -184,7 +202,7 @@ class Replay:
         that a former process may have served.
         """
         return (
-            not self._expects
+            not self.expects
             and not directory.remote
             and self._intend_entry(request.header[2], directory.fd, request.args, at)
         )
@@ -399,6 +417,8 @@ class Replay:
         def served(request: Request) -> Reply:
             file = find(int.from_bytes(request.args[:8], "little"))
             if file is None or not file.flags & os.O_APPEND:
+                if self.expects:
+                    self.expect(self._intent, self._uncertain.difference((request.unique,)))
                 return handle(request)
             intent = self._again(request)
             if file.remote:

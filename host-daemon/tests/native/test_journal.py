@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import Counter, deque
@@ -21,7 +22,7 @@ from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.state_dir import journal_files, journal_writer
 from farwatchd.state_dir.contents import Contents
-from farwatchd.state_dir.in_flight import InFlight
+from farwatchd.state_dir.in_flight import InFlight, Intent
 from farwatchd.state_dir.journal_files import JournalFiles
 from farwatchd.state_dir.journal_writer import Journal
 from farwatchd.state_dir.replay import Replay
@@ -51,7 +52,7 @@ class JournaledSession:
     """A share whose session keeps a journal, and a guest that knows some of its files."""
 
     def __init__(self, directory: Path, handles: InodeFileHandles) -> None:
-        shared = directory / "shared"
+        self.shared = shared = directory / "shared"
         shared.mkdir(parents=True)
         for name in NAMES:
             (shared / os.fsdecode(name)).touch()
@@ -71,13 +72,15 @@ class JournaledSession:
         self.journal = Journal(
             self.files, in_flight, self.fs.share, self.session, b"", self.turns.append
         )
-        Replay(self.journal, in_flight, self.session, self.fs)
+        self.replay = Replay(self.journal, in_flight, self.session, self.fs)
         self.journal.start()
         Client(self.session).init()
         self.served: Counter[int] = Counter()
         self.sent: Counter[int] = Counter()
         self.counts: Counter[int] = Counter()
         self.open: list[tuple[int, int]] = []
+        #: The errno of the last reply.
+        self.error = 0
 
     def send(self, opcode: Opcode, nodeid: int, args: bytes, room: int) -> bytes:
         """Send a request; return what follows the header of its reply, empty for an error."""
@@ -92,8 +95,8 @@ class JournaledSession:
         written, reply = self.ring.send([header, args], [HEADER, room] if room else [HEADER])
         self.served[opcode] += self.ring.served - before
         assert isinstance(written, int)
-        failed = int.from_bytes(reply[4:8], "little") if written else 0
-        return b"" if failed else reply[HEADER:written]
+        self.error = -int.from_bytes(reply[4:8], "little", signed=True) if written else 0
+        return b"" if self.error else reply[HEADER:written]
 
     def step(self, random: Random) -> None:
         """Send a random request."""
@@ -304,6 +307,24 @@ def test_intent_says_what_an_entry_is(tmp_path: Path) -> None:
     assert not plain.intend_entry(9, root, b"name\0", -1)
     found = guest.in_flight.intent()
     assert found is not None and found.unique == 2
+    guest.close()
+
+
+def test_what_may_have_been_done_is_expected_until_it_comes(tmp_path: Path) -> None:
+    native_part.choose("native")
+    guest = JournaledSession(tmp_path, InodeFileHandles.PREFER)
+    native_part.choose("python")
+    root = guest.fs.share.inodes.get(ROOT).fd
+    there = guest.journal.places.identity_at(root, NAMES[0])
+    os.unlink(NAMES[0], dir_fd=root)
+    # The second one has removed a name, of the third one nothing is known.
+    guest.replay.expect(Intent(2, 0, 0, there, b"", 0), {3})
+    for name, failed in ((NAMES[1], 0), (NAMES[0], 0), (NAMES[2], errno.EIO)):
+        assert guest.replay.expects
+        guest.send(Opcode.UNLINK, ROOT, name + b"\0", 0)
+        assert guest.error == failed
+    assert not guest.replay.expects
+    assert {os.fsencode(path.name) for path in guest.shared.iterdir()} == set(NAMES[2:])
     guest.close()
 
 
