@@ -579,6 +579,11 @@ def test_descriptors_and_memory_do_not_grow(tmp_path: Path) -> None:
             assert [each.name for each in guest.events(1)] == [b"file %d" % number]
             descriptors.append(fleet.daemon.descriptors())
             memory.append(int(status(fleet.daemon.pid)["RssAnon"].split()[0]))
-        assert len(set(descriptors)) == 1, descriptors
+        print(
+            f"{REPLACEMENTS} replacements: {min(descriptors)} to {max(descriptors)} descriptors,"
+            f" {min(memory)} to {max(memory)} KiB"
+        )
+        # That of the share's directory is closed when it was unused for a second.
+        assert max(descriptors) - min(descriptors) <= 1, descriptors
         assert max(memory) - min(memory) < MEMORY_SPREAD, memory
         guest.leave()
