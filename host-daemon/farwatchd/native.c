@@ -263,10 +263,14 @@ static PyObject *ring_pop(PyObject *self, PyObject *Py_UNUSED(none))
 	return Py_BuildValue("iN", (int)head, chain);
 }
 
+static bool has_more(Ring *ring)
+{
+	return load_index(ring->available + 1) != ring->next_available;
+}
+
 static PyObject *ring_has_more(PyObject *self, PyObject *Py_UNUSED(none))
 {
-	Ring *ring = (Ring *)self;
-	return PyBool_FromLong(load_index(ring->available + 1) != ring->next_available);
+	return PyBool_FromLong(has_more((Ring *)self));
 }
 
 static PyObject *ring_add_used(PyObject *self, PyObject *args)
@@ -297,26 +301,27 @@ static PyObject *ring_needs_notification(PyObject *self, PyObject *Py_UNUSED(non
 	return PyBool_FromLong(wants_interrupt((Ring *)self));
 }
 
-/* Ask for kicks; return whether there are available chains, as read_available_index() does. */
-static int ask_for_kicks(Ring *ring)
+/* Ask for kicks. What the driver has made available is read after that. */
+static void ask_for_kicks(Ring *ring)
 {
 	if (ring->event_idx)
 		store_index(used_field(ring, 2 + 4 * (size_t)ring->size), ring->next_available);
 	else
 		store_index(used_field(ring, 0), 0);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return read_available_index(ring);
 }
 
 static PyObject *ring_enable_notification(PyObject *self, PyObject *Py_UNUSED(none))
 {
-	int more = ask_for_kicks((Ring *)self);
+	ask_for_kicks((Ring *)self);
+	int more = read_available_index((Ring *)self);
 	return more < 0 ? NULL : PyBool_FromLong(more);
 }
 
 static PyObject *ring_go_idle(PyObject *self, PyObject *Py_UNUSED(none))
 {
-	int more = ask_for_kicks((Ring *)self);
+	ask_for_kicks((Ring *)self);
+	int more = has_more((Ring *)self) ? read_available_index((Ring *)self) : 0;
 	bool interrupt = wants_interrupt((Ring *)self);
 	if (more < 0)
 		return NULL;

@@ -161,6 +161,23 @@ def contents(chain: Any) -> tuple[object, ...]:
     )
 
 
+def test_chain_that_was_put_back_stays_though_the_driver_takes_its_index_back() -> None:
+    popped = []
+    for make in (SplitRing, native_ring):
+        one = OneOfTwo(make, "a ring", True)
+        ring, queue = one.ring, one.queue
+        queue.set_descriptor(0, one.spots[0], 40, 0, 0)
+        for index in (ring.base + 1, ring.base):
+            one.ram.write_short(queue.available + 4 + 2 * (ring.base % SIZE), 0)
+            one.ram.write_short(queue.available + 2, index)
+            if index == ring.base + 1:
+                assert ring.pop() is not None
+                ring.go_to_previous_position()
+        assert not ring.go_idle()[0]
+        popped.append(one.call(Random(1), "pop"))
+    assert popped[0] == popped[1] is not None
+
+
 def test_rings_are_the_same() -> None:
     results: Counter[str] = Counter()
     for position, random in inputs(RINGS):
