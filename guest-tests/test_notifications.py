@@ -158,7 +158,14 @@ def malformed(directory: int, file: int) -> dict[str, bytes]:
             directory, 0, Event.RENAME, b"old", newdir=file, newname=b"new"
         ).encode(),
         "new name without a rename": changed(created, newnamelen=1),
+        "generation of no new directory": changed(created, newdir_generation=1),
+        "generation of no child": changed(created, child_generation=1),
         "overflow with a nodeid": EventRecord(file, 0, Event.OVERFLOW).encode(),
+        "overflow with a generation": EventRecord(0, 1, Event.OVERFLOW).encode(),
+        "overflow with a child": EventRecord(0, 0, Event.OVERFLOW, child=file).encode(),
+        "end of a watch with a child": EventRecord(
+            file, 0, Event.WATCH_ENDED, child=directory
+        ).encode(),
     }
 
 

@@ -87,6 +87,10 @@ def _check(decoded: EventRecord) -> None:
             raise ValueError(f"bad name {name!r}")
     if bool(decoded.newdir) != (Event.RENAME in mask):
         raise ValueError("a new directory belongs to a rename, and only to a rename")
+    if decoded.newdir_generation and not decoded.newdir:
+        raise ValueError("the generation of no new directory is set")
+    if decoded.child_generation and not decoded.child:
+        raise ValueError("the generation of no child is set")
     if decoded.unpaired and not mask & (Event.MOVED_FROM | Event.MOVED_TO):
         raise ValueError("UNPAIRED is set for what is no move")
     if decoded.unlinked and Event.ON_CHILD not in mask:

@@ -128,6 +128,14 @@ GOOD = EventRecord(1, 0, Event.CREATE, b"name").encode()
         (EventRecord(1, 0, Event.CREATE, b"x", newdir=3).encode(), "new directory"),
         (EventRecord(1, 0, Event.CREATE, b"x", unpaired=True).encode(), "UNPAIRED"),
         (EventRecord(1, 0, Event.CREATE, b"x", unlinked=True).encode(), "UNLINKED"),
+        (
+            EventRecord(1, 0, Event.CREATE, b"x", newdir_generation=1).encode(),
+            "generation of no new directory",
+        ),
+        (
+            EventRecord(1, 0, Event.CREATE, b"x", child_generation=1).encode(),
+            "generation of no child",
+        ),
         (OVERFLOW._replace(nodeid=1).encode(), "no event"),
         (WATCHES_LOST._replace(nodeid=1).encode(), "no event"),
         (watch_ended(0, 0).encode(), "no event"),
