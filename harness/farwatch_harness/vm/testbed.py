@@ -53,6 +53,8 @@ class TestbedSpec:
     memory_mib: the guest's memory, in MiB.
     kernel_options: further words of the kernel's command line.
     qemu_options: further arguments of QEMU.
+    behind_port: whether the share's device is behind a PCIe port of its own, where it can be pulled
+        out.
     module: the virtio-fs driver that the guest loads, and binds in the place of the kernel's own;
         None uses the kernel's own.
     """
@@ -75,6 +77,7 @@ class TestbedSpec:
     memory_mib: int = 1024
     kernel_options: tuple[str, ...] = ()
     qemu_options: tuple[str, ...] = ()
+    behind_port: bool = False
     module: Path | None = None
 
 
@@ -239,6 +242,7 @@ def vm_spec(spec: TestbedSpec, sockets: Path) -> VmSpec:
         request_queues=spec.request_queues,
         kernel_options=spec.kernel_options,
         qemu_options=spec.qemu_options,
+        behind_port=spec.behind_port,
     )
 
 
