@@ -731,8 +731,9 @@ def running(
             cpus=cpus,
             request_queues=request_queues,
             kernel_options=() if leaks else ("kmemleak=off",),
+            behind_port=True,
         )
         log = paths.LOGS / f"{name}-console.log"
-        vm = Vm.boot(replace(vm_spec(spec, sockets), behind_port=True), log, BOOT_LIMIT)
+        vm = Vm.boot(vm_spec(spec, sockets), log, BOOT_LIMIT)
         stack.callback(vm.kill)
         yield Arena(vm, device, transport, leaks)

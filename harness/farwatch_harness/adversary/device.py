@@ -53,6 +53,14 @@ class Held(NamedTuple):
     unique: int
 
 
+class Withheld(NamedTuple):
+    """A request whose reply is sent when the server is settled."""
+
+    held: Held
+    error: int
+    payload: bytes | None
+
+
 @dataclass
 class Counts:
     """The messages on the rings."""
@@ -84,7 +92,7 @@ class HostileDevice:
         self.running: dict[int, tuple[Vring, int]] = {}
         self.payloads: deque[bytes] = deque()
         self.waiting: deque[Held] = deque()
-        self.held: list[Held] = []
+        self.held: list[Withheld] = []
         self.ended_waits = False
         self.frozen = False
         self.epoch = 0
@@ -195,7 +203,7 @@ class HostileDevice:
             return
         if vring.kick_fd is not None:
             self.loop.remove(vring.kick_fd)
-        self.held = [held for held in self.held if held.vring is not vring]
+        self.held = [each for each in self.held if each.held.vring is not vring]
         self.waiting = deque(held for held in self.waiting if held.vring is not vring)
         if not self.running:
             # The device was reset: its driver has left it, with or without DESTROY.
@@ -262,9 +270,7 @@ class HostileDevice:
         if header.opcode == Opcode.FSNOTIFY_WAIT:
             self.take_wait(held, args)
             return
-        lie = self.choose(
-            self.lies.fsnotify if header.opcode == Opcode.FSNOTIFY else self.lies.rest
-        )
+        lie = self.choose(self.lies_about(header.opcode))
         if header.opcode in (Opcode.INIT, Opcode.DESTROY, Opcode.FORGET, Opcode.BATCH_FORGET):
             lie = None
         if header.opcode == Opcode.FSNOTIFY:
@@ -279,6 +285,8 @@ class HostileDevice:
         error, payload = self.answer(header.opcode, header.nodeid, args)
         if lie is not None and lie.what == "delay":
             self.later(lie.number, partial(self.reply, held, error, payload))
+        elif lie is not None and lie.what in ("hold", "never"):
+            self.withhold(lie, Withheld(held, error, payload))
         elif (
             lie is not None
             and lie.what == "error"
@@ -287,6 +295,18 @@ class HostileDevice:
             self.reply(held, -lie.number, b"")
         else:
             self.reply(held, error, payload)
+
+    def lies_about(self, opcode: int) -> tuple[Lie, ...]:
+        """Return the lies about requests of this opcode."""
+        if opcode == Opcode.FSNOTIFY:
+            return self.lies.fsnotify
+        data = self.lies.data if opcode in (Opcode.READ, Opcode.WRITE) else ()
+        return (*data, *self.lies.rest)
+
+    def withhold(self, lie: Lie, withheld: Withheld) -> None:
+        """Send no reply now, and with the lie "never" not later either."""
+        if lie.what == "hold":
+            self.held.append(withheld)
 
     def answer(self, opcode: int, nodeid: int, args: bytes) -> tuple[int, bytes | None]:
         """Return error and payload of the file system's reply."""
@@ -312,9 +332,8 @@ class HostileDevice:
         if lie.what == "partial" and payload:
             asked = wire.fsnotify_in.unpack_from(args)
             payload = wire.fsnotify_out.pack(mask=asked.mask & self.random.getrandbits(14))
-        if lie.what == "hold":
-            self.held.append(held)
         if lie.what in ("hold", "never"):
+            self.withhold(lie, Withheld(held, error, payload))
             return
         if lie.what == "delay":
             self.later(lie.number, partial(self.reply, held, error, payload))
@@ -499,13 +518,7 @@ class HostileDevice:
         self.thaw()
         held, self.held = self.held, []
         for each in held:
-            header = in_header.unpack_from(gather(each.chain.readable, 0, in_header.size))
-            if header.opcode == Opcode.FSNOTIFY:
-                args = gather(each.chain.readable, in_header.size, wire.fsnotify_in.size)
-                asked = wire.fsnotify_in.unpack_from(args)
-                self.reply(each, 0, wire.fsnotify_out.pack(mask=asked.mask))
-            else:
-                self.reply(each, 0, b"")
+            self.reply(*each)
         if self.ended_waits:
             self.release_waits()
 

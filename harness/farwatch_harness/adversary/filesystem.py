@@ -17,7 +17,7 @@ from farwatchd.wire import fsnotify as wire
 from farwatchd.wire import fuse
 from farwatchd.wire.fuse import InitFlag, Opcode
 
-from farwatch_harness.adversary.script import MANY
+from farwatch_harness.adversary.script import FILLED, MANY
 
 ROOT = 1
 #: The most remembered requests about one nodeid.
@@ -143,6 +143,8 @@ class Tree(Known):
             self.make(name, stat.S_IFREG | 0o666)
         for name in SUBMOUNTS:
             self.find(name).submount = True
+        for name in FILLED:
+            self.find(name).data = bytearray(b"content")
 
     def make(self, path: str, mode: int) -> ServerNode:
         """Make one inode, whose parent exists."""

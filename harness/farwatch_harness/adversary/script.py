@@ -60,6 +60,9 @@ THEMES = (
     "dnotify",
     "local",
     "dead server",
+    "unanswered",
+    "automount",
+    "children",
 )
 #: Themes that need a new guest afterwards are rare.
 RARE = {
@@ -82,7 +85,7 @@ FEW, FEW_USUAL = 6, 0.7
 #: The number of names in the directory "many", which is for many watches.
 MANY = 120
 IN_BITS = [1 << bit for bit in range(12)]
-IN_ATTRIB = 0x4
+IN_MODIFY, IN_ATTRIB = 0x2, 0x4
 IN_MASK_CREATE, IN_MASK_ADD, IN_ONLYDIR = 0x10000000, 0x20000000, 0x01000000
 FAN_BITS = (
     0x1,
@@ -119,6 +122,8 @@ WATCHED = (
     "quiet",
 )
 SUBMOUNTED = ("sub", "sub/", "sub/.", "sub/d", "sub/f", "sub/d/f")
+#: They have content at the beginning.
+FILLED = ("f0", "f1", "quiet/q0", "quiet/q1")
 CHANGED = ("f0", "f1", "f2", "d0/f", "d1/f", "d0/e/f", "d0/new", "d1/new", "new")
 CHANGES = ("write", "read", "unlink", "mkdir", "rename", "chmod", "truncate", "ls", "stat", "open")
 REFUSALS = (1, 2, 5, 12, 13, 22, 28, 95, 107)
@@ -153,11 +158,15 @@ class Lie:
 
 @dataclass(frozen=True)
 class Lies:
-    """The lies about each kind of request."""
+    """The lies about each kind of request; `data` are READ and WRITE.
+
+    A server on /dev/fuse has none about `wait` and `data`.
+    """
 
     fsnotify: tuple[Lie, ...] = ()
     wait: tuple[Lie, ...] = ()
     rest: tuple[Lie, ...] = ()
+    data: tuple[Lie, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -390,6 +399,39 @@ class Maker:
             return f"eat {self.random.choice((16, 64))}"
         return f"put /proc/sys/vm/drop_caches {self.random.choice((1, 2, 3))}"
 
+    def access(self, actor: int) -> str:
+        """Return an operation that needs a file's content, or watches the file."""
+        path = f"{MOUNT}/{self.random.choice(FILLED)}"
+        if self.chance(0.3):
+            return f"iadd {self.slot(actor)} {path} {self.mask() | IN_MODIFY:#x}"
+        return f"{self.random.choice(('read', 'read', 'write'))} {path}"
+
+    def automount(self, actor: int) -> str:
+        """Return an operation that has the submount mounted, unmounted or watched again."""
+        kind = self.random.random()
+        if kind < 0.3 and actor in ROOT_ACTORS:
+            return f"umount {MOUNT}/sub {self.flags()}"
+        if kind < 0.4 and actor in ROOT_ACTORS:
+            return "put /proc/sys/vm/drop_caches 2"
+        if kind < 0.6:
+            return f"irm {self.slot(actor)} {self.random.randrange(4)}"
+        path = f"{MOUNT}/{self.random.choice(('sub/f', 'sub/d/f', 'sub/.'))}"
+        if kind < 0.7:
+            return f"read {path}"
+        return f"iadd {self.slot(actor)} {path} {self.mask():#x}"
+
+    def child(self, actor: int) -> str:
+        """Return an operation that makes dentries of a watched directory, or ends them."""
+        kind = self.random.random()
+        if kind < 0.2:
+            return f"iadd {self.slot(actor)} {MOUNT}/many {self.mask():#x}"
+        if kind < 0.5:
+            return self.many(actor)
+        if kind < 0.7 and actor in ROOT_ACTORS:
+            return "put /proc/sys/vm/drop_caches 2"
+        name = f"many/{self.random.randrange(MANY)}"
+        return f"{self.random.choice(('stat', 'stat', 'write'))} {MOUNT}/{name}"
+
     def mount(self) -> str:
         """Return a mount of the share."""
         return f"mount farwatch {MOUNT} virtiofs"
@@ -440,6 +482,13 @@ class Maker:
                 found.append(self.reclaim)
         if "dnotify" in self.themes:
             found.append(self.dnotify)
+        for theme, kind in (
+            ("unanswered", self.access),
+            ("automount", self.automount),
+            ("children", self.child),
+        ):
+            if theme in self.themes:
+                found += [kind, kind]
         return found
 
     def part(self, actor: int, most: int) -> list[str]:
@@ -517,7 +566,10 @@ class Maker:
             fsnotify.insert(0, self.random.choice(odd))
         if "broken wait" in self.themes:
             wait.append(Lie("error", self.random.choice((0.3, 1.0)), self.random.choice(REFUSALS)))
-        return Lies(tuple(fsnotify), tuple(wait), tuple(rest))
+        data = [Lie("hold", self.random.choice((0.05, 0.3)))] if "unanswered" in self.themes else []
+        if "automount" in self.themes:
+            data.append(Lie("delay", 0.5, self.random.choice((1, 5, 20))))
+        return Lies(tuple(fsnotify), tuple(wait), tuple(rest), tuple(data))
 
     def server(self, length: int) -> list[list[Any]]:
         """Return the server's own actions within `length` milliseconds."""
@@ -563,6 +615,14 @@ class Maker:
         if "lost watches" in self.themes:
             kind = self.random.choice(("watches-lost", "watches-lost", "watch-ended"))
             steps.append([at(), "records", kind, 1, self.random.choice((1, 1, 20))])
+        if "unanswered" in self.themes:
+            steps.append([at(), "records", "overflow", 1, 1])
+            steps.append([at(), "records", "event", 10, 5])
+        if "automount" in self.themes:
+            for _ in range(5):
+                steps.append([at(), "records", "watches-lost", 1, self.random.choice((1, 5))])
+        if "children" in self.themes:
+            steps.append([at(), "records", "overflow", 50, self.random.choice((50, 150))])
         if "restart" in self.themes and self.chance(0.5):
             steps.append([at(), "restart", self.random.choice((0, 50, 500))])
         if "freeze" in self.themes and self.chance(0.5):
@@ -625,7 +685,8 @@ class Maker:
             pause = f"sleep {self.random.choice((20000, 300000))}"
             cut = "ask kill" if self.transport == DEV_FUSE else self.random.choice((UNBIND, REMOVE))
             actors[2] = [pause, cut]
-            return Round(actors, self.server(100), Lies((Lie("never", 0.3),)))
+            data = (Lie("never", 0.5),) if "unanswered" in self.themes else ()
+            return Round(actors, self.server(100), Lies((Lie("never", 0.3),), data=data))
         actors[0] = end
         return Round(actors, self.server(100), self.lies(), self.faults())
 

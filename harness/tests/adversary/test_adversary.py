@@ -73,6 +73,9 @@ def test_script_survives_a_round_trip_through_json(seed: int) -> None:
         ("kill", "kill "),
         ("reclaim", "put /proc/sys/vm/drop_caches"),
         ("fanotify", "fgroup "),
+        ("unanswered", "read "),
+        ("automount", "umount /run/fw/sub "),
+        ("children", "stat /run/fw/many/"),
     ],
 )
 def test_actors_do_what_a_theme_is_about(theme: str, step: str) -> None:
@@ -101,6 +104,16 @@ def test_servers_restart_and_never_answer_where_a_theme_is_about_it() -> None:
     for each in ends:
         assert [lie.what for lie in each.lies.fsnotify] == ["never"]
         # Only the end of the connection ends the wait.
+        assert each.actors[2][-1].startswith("put /sys/")
+
+
+def test_device_goes_while_content_is_not_answered_where_themes_are_about_both() -> None:
+    scripts = [generate(str(seed), ["queue"], ["never", "unanswered"]) for seed in range(40)]
+    ends = [script.rounds[-1] for script in scripts if len(script.themes) == 2]
+    assert ends
+    for each in ends:
+        assert [lie.what for lie in each.lies.data] == ["never"]
+        assert ["records", "overflow"] in [action[1:3] for action in each.server]
         assert each.actors[2][-1].startswith("put /sys/")
 
 
