@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from farwatch_harness.adversary.script import SECONDARY_BUS
 from farwatch_harness.oracle.compare import In
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment
@@ -316,20 +317,40 @@ def test_refused_renewal_of_a_watch_is_retried(start: Start) -> None:
         assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
 
 
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENOSPC, errno.ESTALE])
+def test_refused_renewal_of_a_watch_is_reported_as_overflow(start: Start, error: int) -> None:
+    """Each watcher reads an overflow, whatever the server answers."""
+    scripted = start()
+    for name in ("one", "other"):
+        (scripted.testbed.shared / name).touch()
+    with scripted.guest.inotify() as first, scripted.guest.inotify() as second:
+        first.add(f"{scripted.mounted}/one", In.MODIFY)
+        second.add(f"{scripted.mounted}/other", In.MODIFY)
+        scripted.order("drop_watches")
+        scripted.order("fail", errno=error, times=1)
+        scripted.send(WATCHES_LOST)
+        for listener in (first, second):
+            assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
+
+
 @pytest.mark.patch("wait-request")
-def test_error_of_a_wait_request_is_reported_as_overflow(start: Start) -> None:
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.ENOMEM])
+def test_error_of_a_wait_request_is_reported_as_overflow(start: Start, error: int) -> None:
     scripted = start(device=QemuDevice.PLAIN)
     (scripted.testbed.shared / "file").touch()
     with scripted.guest.inotify() as listener:
         listener.add(f"{scripted.mounted}/file", In.MODIFY)
         (nodeid,) = scripted.watches()
-        scripted.order("fail_wait", errno=5)
+        scripted.log()
+        scripted.order("fail_wait", errno=error)
         scripted.send(EventRecord(nodeid, 0, Event.MODIFY))
         reported = [In(event.mask) for event in listener.read(2)]
         assert reported == [In.MODIFY, In.Q_OVERFLOW]
         listener.add(f"{scripted.mounted}", In.CREATE)
         scripted.guest.shell(f"touch {scripted.mounted}/new")
         assert [event.name for event in listener.read(1)] == ["new"]
+        waits = [opcode for opcode, _nodeid, _mask in scripted.log() if opcode == "FSNOTIFY_WAIT"]
+        assert len(waits) == 1, "the error has ended the reports"
 
 
 @pytest.mark.patch("send-request")
@@ -434,6 +455,134 @@ def test_unmount_that_waits_for_a_dead_daemon_ends_when_the_device_is_removed(
     assert (done.status, done.timed_out) == (0, False)
     assert unmounting.lines() == ["unmounted"]
     assert [line for line in testbed.problems() if line.startswith("guest kernel")] == []
+
+
+# What a removal has to end: the opcode that the daemon leaves unanswered, the program that
+# sends such requests, what is reported then, and how many workers wait for an answer.
+STORE = """
+import mmap, signal, sys
+with open(sys.argv[1], "r+b") as file:
+    memory = mmap.mmap(file.fileno(), 0)
+memory[0] ^= 1
+print("stored", flush=True)
+signal.pause()
+"""
+READER, WRITER = ("cat",), (sys.executable, "-c", STORE)
+WAITING = {
+    "read": ("READ", READER, (Event.MODIFY,), 1),
+    "write": ("WRITE", WRITER, (Event.MODIFY,), 1),
+    "read-and-overflow": ("READ", READER, (None, Event.MODIFY), 2),
+    "write-and-overflow": ("WRITE", WRITER, (None, Event.MODIFY), 2),
+}
+BLOCKED = "grep -l '^State:.D' /proc/[0-9]*/task/*/status | xargs -r grep -h ^Name:"
+
+
+def blocked(guest: Guest, name: str = "") -> list[str]:
+    """Return the names of the tasks that cannot be interrupted, of those that begin with `name`."""
+    found = guest.run("sh", "-c", BLOCKED).stdout.split("\n")
+    return [line for line in found if line.partition("\t")[2].startswith(name) and line]
+
+
+def unbind(scripted: Scripted) -> str:
+    """Return a shell script that takes the driver from the device."""
+    return f"echo {scripted.device()} > {DRIVER}/unbind"
+
+
+def pull_out(scripted: Scripted) -> str:
+    """Return a shell script that pulls the device out, and lets the kernel notice it."""
+    place = Path(scripted.guest.shell(f"readlink -f {DRIVER}/{scripted.device()}").strip()).parent
+    port = f"/sys/bus/pci/devices/{place.parent.name}/config"
+    return (
+        f"printf '\\177' | dd of={port} bs=1 seek={SECONDARY_BUS} conv=notrunc 2>/dev/null &&"
+        f" echo 1 > /sys/bus/pci/devices/{place.name}/remove"
+    )
+
+
+def remove_device(scripted: Scripted, script: str) -> None:
+    """Run a script that removes the device; it must end soon."""
+    begin = time.monotonic()
+    removing = scripted.guest.spawn("sh", "-c", f"{script} && echo removed")
+    assert removing.lines(limit=10.0) == ["removed"], blocked(scripted.guest)
+    print(f"the device was removed in {time.monotonic() - begin:.1f} s")
+    wait_for(lambda: not blocked(scripted.guest), "all tasks to go on")
+
+
+def handle_notification_without_answer(scripted: Scripted, case: str) -> GuestProcess:
+    """Report a change of a file while a request about it has no answer; return what uses it.
+
+    The kernel waits for the answer then.
+    """
+    opcode, program, reported, workers = WAITING[case]
+    guest, path = scripted.guest, f"{scripted.mounted}/file"
+    scripted.order("withhold", opcodes=[opcode])
+    (nodeid,) = scripted.watches()
+    user = guest.spawn(*program, path)
+    if opcode == "WRITE":
+        user.lines(until="stored")
+    else:
+        wait_for(lambda: bool(scripted.order("withheld")), "the request that is not answered")
+    scripted.send(*(EventRecord(nodeid, 0, events) if events else OVERFLOW for events in reported))
+    wait_for(lambda: bool(scripted.order("withheld")), "the request that is not answered")
+    wait_for(lambda: len(blocked(guest, "kworker")) >= workers, "the handler to wait")
+    return user
+
+
+@pytest.mark.patch("overflow")
+@pytest.mark.parametrize("device", [QemuDevice.EVENTS, QemuDevice.PLAIN])
+@pytest.mark.parametrize("case", WAITING)
+def test_device_is_removed_while_a_notification_waits_for_an_answer(
+    start: Start, case: str, device: QemuDevice
+) -> None:
+    scripted = start(cpus=2, device=device)
+    (scripted.testbed.shared / "file").write_bytes(bytes(4096))
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        user = handle_notification_without_answer(scripted, case)
+        remove_device(scripted, unbind(scripted))
+        user.stop(signal.SIGKILL)
+    scripted.guest.umount(scripted.mounted)
+
+
+@pytest.mark.patch("notifications")
+def test_device_that_is_pulled_out_is_removed_while_a_notification_waits(start: Start) -> None:
+    scripted = start(cpus=2, behind_port=True)
+    (scripted.testbed.shared / "file").write_bytes(bytes(4096))
+    with scripted.guest.inotify() as listener:
+        listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        user = handle_notification_without_answer(scripted, "read")
+        remove_device(scripted, pull_out(scripted))
+        user.stop(signal.SIGKILL)
+    scripted.guest.umount(scripted.mounted)
+
+
+@pytest.mark.patch("notifications")
+def test_unmount_that_waits_for_a_notification_ends_when_the_device_is_removed(
+    start: Start,
+) -> None:
+    scripted = start(cpus=2)
+    guest = scripted.guest
+    (scripted.testbed.shared / "file").write_bytes(bytes(4096))
+    with guest.inotify() as listener:
+        listener.add(f"{scripted.mounted}/file", In.MODIFY)
+        handle_notification_without_answer(scripted, "read").stop(signal.SIGKILL)
+    unmounting = guest.spawn(sys.executable, "-c", UNMOUNT, scripted.mounted)
+    wait_for(lambda: bool(blocked(guest, "python")), "the unmount to wait")
+    remove_device(scripted, unbind(scripted))
+    assert unmounting.lines() == ["unmounted"]
+
+
+@pytest.mark.patch("overflow")
+@pytest.mark.parametrize("device", [QemuDevice.EVENTS, QemuDevice.PLAIN])
+def test_removal_of_the_device_is_reported_as_overflow(start: Start, device: QemuDevice) -> None:
+    scripted = start(device=device)
+    (scripted.testbed.shared / "file").touch()
+    with scripted.guest.inotify() as first, scripted.guest.inotify() as second:
+        first.add(f"{scripted.mounted}/file", In.MODIFY)
+        second.add(scripted.mounted, In.CREATE)
+        remove_device(scripted, unbind(scripted))
+        for listener in (first, second):
+            assert [In(event.mask) for event in listener.read(1)] == [In.Q_OVERFLOW]
+    scripted.guest.umount(scripted.mounted)
 
 
 @pytest.mark.patch("send-request")

@@ -11,6 +11,8 @@ socket that takes one JSON object per message, {"do": WHAT, ...}, and answers ea
 - fail: answer FUSE_FSNOTIFY with "errno", 0 for none, "times" times; a negative one is sent as it
   is, which makes the error of the reply positive
 - fail_wait: answer FUSE_FSNOTIFY_WAIT with "errno"
+- withhold: never answer requests of these "opcodes", from now on
+- withheld: the opcodes of the requests that were not answered
 - drop_watches: forget all watches
 - log: the requests since the last call, as [opcode, nodeid, mask or None]
 """
@@ -25,6 +27,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.vhost_user.listen import listen
 from farwatchd.vhost_user.server import Server
 from farwatchd.virtio_fs.device import Device
+from farwatchd.virtio_fs.interfaces import DeferredReply
 from farwatchd.virtio_fs.options import DeviceConfig
 from farwatchd.wire.fsnotify import Event, fsnotify_in, fsnotify_wait_in
 from farwatchd.wire.fuse import Opcode
@@ -95,7 +99,7 @@ class ScriptedWatches:
 
 
 class ScriptedSession(Session):
-    """A session that logs requests about watches, and can refuse WAIT requests."""
+    """A session that logs requests about watches, refuses WAIT requests and withholds replies."""
 
     def __init__(
         self, shared: Path, watches: ScriptedWatches, options: ShareOptions, source: GivenPayloads
@@ -104,9 +108,15 @@ class ScriptedSession(Session):
         super().__init__(PassthroughFs(shared, options), watches, session_options, source=source)
         self.log: list[tuple[str, int, int | None]] = []
         self.wait_errno = 0
+        #: The opcodes that are not answered, and those of the requests that were not.
+        self.silent: set[str] = set()
+        self.withheld: list[str] = []
         for opcode in (Opcode.FSNOTIFY, Opcode.FORGET, Opcode.DESTROY, Opcode.INIT):
             self._log_requests(opcode)
         self._handlers[Opcode.FSNOTIFY_WAIT] = Handler(self._maybe_wait, fsnotify_wait_in.size)
+        self._log_requests(Opcode.FSNOTIFY_WAIT)
+        for opcode in (Opcode.READ, Opcode.WRITE):
+            self.intercept(opcode, partial(self._maybe_withhold, opcode.name))
 
     def _log_requests(self, opcode: Opcode) -> None:
         handler = self._handlers[opcode]
@@ -126,6 +136,17 @@ class ScriptedSession(Session):
         self._handlers[opcode] = dataclasses.replace(handler, handle=logged)
         if opcode in self._first_handlers:
             self._first_handlers[opcode] = self._handlers[opcode]
+
+    def _maybe_withhold(
+        self, name: str, handle: Callable[[Request], Reply]
+    ) -> Callable[[Request], Reply]:
+        def maybe(request: Request) -> Reply:
+            if name not in self.silent:
+                return handle(request)
+            self.withheld.append(name)
+            return DeferredReply(request.unique)
+
+        return maybe
 
     def _maybe_wait(self, request: Request) -> Reply:
         if self.wait_errno:
@@ -161,6 +182,10 @@ def main() -> None:
             watches.errno, watches.times = order["errno"], order["times"]
         elif order["do"] == "fail_wait":
             session.wait_errno = order["errno"]
+        elif order["do"] == "withhold":
+            session.silent = set(order["opcodes"])
+        elif order["do"] == "withheld":
+            return session.withheld
         elif order["do"] == "drop_watches":
             watches.masks.clear()
         elif order["do"] == "log":
