@@ -20,7 +20,7 @@ from typing import NamedTuple
 from farwatchd.wire.state import StateError
 
 _MAGIC = int.from_bytes(b"FWRINGS\0", "little")
-_VERSION = 1
+VERSION = 1
 #: Entries. A guest can have more chains in flight with large rings; then nothing is known of them.
 ENTRIES = 16384
 # Positions in units of 8 bytes.
@@ -86,7 +86,7 @@ class InFlight:
         self._free: list[int] = []
         self._slots: dict[tuple[int, int], int] = {}
         words = self._words
-        if size != _SIZE or (words[_MAGIC_AT], words[_VERSION_AT]) != (_MAGIC, _VERSION):
+        if size != _SIZE or (words[_MAGIC_AT], words[_VERSION_AT]) != (_MAGIC, VERSION):
             self.damaged = bool(size)
             self.clear()
             return
@@ -111,7 +111,7 @@ class InFlight:
         words[_MAGIC_AT] = 0
         self._view[8:] = bytes(_SIZE - 8)
         words[_MESSAGE_AT] = within
-        words[_VERSION_AT] = _VERSION
+        words[_VERSION_AT] = VERSION
         words[_MAGIC_AT] = _MAGIC
         self._order = 0
         self._slots.clear()

@@ -117,7 +117,7 @@ class RenamedState(NamedTuple):
 
 
 #: The records, numbered by their position.
-_RECORDS: tuple[Any, ...] = (
+RECORDS: tuple[Any, ...] = (
     OptionsState,
     SessionState,
     NumbersState,
@@ -137,8 +137,8 @@ _RECORDS: tuple[Any, ...] = (
     InterruptState,
     PendingReplyState,
 )
-_TABLES = [RecordTable(record.__name__, record) for record in _RECORDS]
-_NUMBER_OF = {record: number for number, record in enumerate(_RECORDS)}
+_TABLES = [RecordTable(record.__name__, record) for record in RECORDS]
+_NUMBER_OF = {record: number for number, record in enumerate(RECORDS)}
 #: Bytes of what follows, its checksum, which starts with the lower half of the number that comes
 #: next: that of the request, 0 for no request.
 _TRANSACTION = struct.Struct("<IIQ")
