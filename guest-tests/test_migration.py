@@ -81,12 +81,6 @@ def listen(migrating: MigratingGuest) -> Any:
     return listener
 
 
-def follow(migrating: MigratingGuest, *things: Any) -> None:
-    """Let objects of the agent go on by its channel at the new host."""
-    for thing in things:
-        thing.guest = migrating.guest
-
-
 def test_guest_migrates_to_and_fro_under_load(migrating: MigratingGuest) -> None:
     shared = migrating.spec.shared
     listener = listen(migrating)
@@ -95,7 +89,6 @@ def test_guest_migrates_to_and_fro_under_load(migrating: MigratingGuest) -> None
         (shared / "watched" / f"before {number}").touch()
         listener.read(until=f"before {number}")
         migrating.migrate()
-        follow(migrating, listener, load)
         (overflow,) = listener.read(count=1)
         assert overflow.mask == In.Q_OVERFLOW
         (shared / "watched" / f"after {number}").touch()
@@ -116,7 +109,6 @@ def test_guest_goes_on_with_a_copy_of_the_directory(
     migrating.guest.os("sync")
     shutil.copytree(shared, copied)
     migrating.migrate(copied)
-    follow(migrating, load)
     migrating.guest.os("kill", load.pid, signal.SIGCONT)
     (copied / "load" / "end").touch()
     assert load.lines(until="ended") == ["ended"]
@@ -129,7 +121,6 @@ def test_guest_is_saved_to_a_file_and_goes_on(migrating: MigratingGuest, tmp_pat
     migrating.save(tmp_path / "saved")
     (migrating.spec.shared / "watched" / "meanwhile").touch()
     migrating.restore(tmp_path / "saved")
-    follow(migrating, listener, load)
     (overflow,) = listener.read(count=1)
     assert overflow.mask == In.Q_OVERFLOW
     (migrating.spec.shared / "watched" / "here").touch()

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from random import Random
 
 from farwatch_harness.oracle.script_runners import HostScriptRunners
 from farwatch_harness.soak.stream import FILE, MARKER, SYMLINK, Counter, Tally, burst
 from farwatch_harness.util.errors import HarnessError
 from farwatch_harness.vm.guest_client import Guest, GuestProcess
+from farwatch_harness.vm.initramfs import HARNESS
 from farwatch_harness.vm.testbed import Share
 
 #: The number of streams that the host writes as fast as a steady watcher in the guest reads them.
@@ -28,10 +30,18 @@ LONGEST_PAUSE = 0.3
 FREE_BURST, FREE_INTERVAL = 10, 0.1
 #: The number of processes whose watchers come and go.
 PASSERS = 3
-#: Seconds for a program in the guest to start, for a burst to arrive, and for a program to end.
-START_LIMIT, BURST_LIMIT, END_LIMIT = 60.0, 60.0, 90.0
+#: Seconds for a program in the guest to start, for a burst to arrive, and for a program to end: an
+#: emulated guest beside others may get a small part of a CPU.
+START_LIMIT, BURST_LIMIT, END_LIMIT = 300.0, 120.0, 180.0
 #: Seconds to wait for a burst that may have come into a gap.
 GAP_LIMIT = 3.0
+#: A program of soak.guest in the guest, whose root may have this interpreter and the harness only.
+GUEST_PROGRAM = (
+    *(str(Path(sys.executable).resolve()), "-X", "utf8", "-ISB", "-c"),
+    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1));"
+    " runpy.run_module('farwatch_harness.soak.guest', run_name='__main__', alter_sys=True)",
+    HARNESS,
+)
 #: The files that the guest's writer may create in one round.
 NUMBERS_OF_A_ROUND = 1_000_000
 
@@ -271,7 +281,7 @@ class Load:
 
         ask: whether it ends on input.
         """
-        argv = [sys.executable, "-m", "farwatch_harness.soak.guest", *map(str, words)]
+        argv = [*GUEST_PROGRAM, *map(str, words)]
         answer = guest.call("spawn", argv=argv, stdin=True)
         return LoadProgram(GuestProcess(guest, answer["handle"], answer["pid"]), kind, ask)
 

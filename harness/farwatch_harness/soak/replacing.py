@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replaces or kills the testbed's daemon again and again while the stress test runs."""
+"""Replaces or kills the testbed's daemon, or migrates, again and again in the stress test."""
 
 import threading
 import time
+from collections.abc import Callable
+from enum import Enum
 from random import Random
 from types import TracebackType
 
 from farwatch_harness.util.errors import HarnessError
-from farwatch_harness.vm.testbed import Testbed
 
-#: Seconds between two replacements, and between a start and a kill.
-SHORTEST, LONGEST = 0.5, 5.0
-SHORTEST_LIFE, LONGEST_LIFE = 2.0, 12.0
 #: Seconds after which the guest's watchers have the overflow of a daemon that was killed.
 SETTLED = 5.0
 
 
+class NextDaemon(Enum):
+    """How the guest comes to the next daemon; the seconds from one to the other at least, at most.
+
+    With all but the first watchers get an overflow.
+    """
+
+    REPLACED = (0.5, 5.0)
+    KILLED = (2.0, 12.0)
+    MIGRATED = (4.0, 15.0)
+
+
 class Replacements:
-    """Replaces the daemon at random intervals, or kills and restarts it, from start() to stop().
+    """Gives the guest another daemon at random intervals, from start() to stop().
 
     A daemon ends with the thread that has started it. So leave the block after the testbed's.
 
-    count: how many times a daemon was replaced. problems: what went wrong; then it stops.
+    how: what is done.
+    count: how many times it was done. problems: what went wrong; then it stops.
     lock: held while testbed.daemon changes.
     """
 
-    def __init__(self, random: Random, *, kill: bool = False) -> None:
-        self.kill = kill
+    def __init__(self, random: Random, how: NextDaemon) -> None:
+        self.how = how
         self.count = 0
         self.problems: list[str] = []
         self.lock = threading.Lock()
@@ -50,13 +60,13 @@ class Replacements:
         if self._thread is not None:
             self._thread.join()
 
-    def start(self, testbed: Testbed) -> None:
-        """Replace the daemon of `testbed` from now on."""
-        self._thread = threading.Thread(target=self._run, args=(testbed,), name="replacements")
+    def start(self, replace: Callable[[], None]) -> None:
+        """Call `replace` again and again from now on."""
+        self._thread = threading.Thread(target=self._run, args=(replace,), name="replacements")
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop to replace the daemon. Returns when none is being replaced."""
+        """Stop to do so. Returns when none is being replaced."""
         self._stopped.set()
         with self.lock:
             pass
@@ -64,19 +74,15 @@ class Replacements:
     def killed_since(self, begin: float) -> bool:
         """Return whether watchers since `begin`, by the monotonic clock, may miss events."""
         with self.lock:
-            return self.kill and self._last > begin - SETTLED
+            return self.how is not NextDaemon.REPLACED and self._last > begin - SETTLED
 
-    def _run(self, testbed: Testbed) -> None:
-        pauses = (SHORTEST_LIFE, LONGEST_LIFE) if self.kill else (SHORTEST, LONGEST)
-        while not self._stopped.wait(self._random.uniform(*pauses)):
+    def _run(self, replace: Callable[[], None]) -> None:
+        while not self._stopped.wait(self._random.uniform(*self.how.value)):
             with self.lock:
                 if self._stopped.is_set():
                     break
                 try:
-                    if self.kill:
-                        testbed.kill_daemon()
-                    else:
-                        testbed.replace_daemon()
+                    replace()
                 except HarnessError as error:
                     self.problems.append(str(error))
                     break

@@ -57,7 +57,7 @@ class StressResult:
     differences: a text for each script that differs.
     dropped: notifications that the guest's kernel dropped as malformed.
     notes: the first faults that watchers saw, in words.
-    kills: how often the daemon was killed; each is a gap in the events.
+    gaps: how often the daemon was killed, or the guest migrated: each is a gap in the events.
     """
 
     steady: Tally
@@ -70,7 +70,7 @@ class StressResult:
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
     across: Tally | None = None
-    kills: int = 0
+    gaps: int = 0
 
     def tallies(self) -> list[tuple[str, Tally]]:
         """Return each tally with the name of its watchers."""
@@ -106,7 +106,7 @@ def faults(found: StressResult) -> list[str]:
     for who, tally in found.tallies():
         if not tally.seen:
             lines.append(f"the {who} watchers saw nothing")
-        if not tally.clean_but_for(found.kills):
+        if not tally.clean_but_for(found.gaps):
             lines.append(f"the {who} watchers saw {described(tally)}")
     if lines:
         lines += found.notes[:MOST_NOTES]

@@ -17,14 +17,15 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from farwatch_harness.soak.load import Load
+from farwatch_harness.soak.migrating import MigratingTestbed
 from farwatch_harness.soak.oracle import Oracle
-from farwatch_harness.soak.replacing import Replacements
+from farwatch_harness.soak.replacing import NextDaemon, Replacements
 from farwatch_harness.soak.result import (
     FEWEST_SAMPLES,
     ResourceSample,
@@ -38,6 +39,7 @@ from farwatch_harness.util.errors import GuestLostError, HarnessError
 from farwatch_harness.util.progress import duration, say, step
 from farwatch_harness.vm.boot import QemuDevice
 from farwatch_harness.vm.environment import Environment, patches_of_series, prepare_environment
+from farwatch_harness.vm.migration import start_migrating_guest
 from farwatch_harness.vm.testbed import (
     Share,
     Testbed,
@@ -52,6 +54,8 @@ ROUNDS = 12
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 30.0
 # Seconds without a change after which the daemon counts as idle, and the longest wait for that.
 SETTLED, SETTLE_LIMIT, INTERVAL = 0.5, 20.0, 0.05
+#: The memory of a guest that migrates.
+MIGRATING_MIB = 768
 #: The descriptors of the second guest's daemon.
 SECOND_DESCRIPTORS = 1024
 
@@ -63,8 +67,7 @@ class StressPlan:
     mode: str
     seconds: float
     seed: str
-    replace: bool = False
-    kill: bool = False
+    next_daemon: NextDaemon | None = None
     guests: int = 1
 
     @property
@@ -97,6 +100,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="kill the daemon every few seconds, and start another one with its state",
     )
+    parser.add_argument(
+        "--migrate",
+        action="store_true",
+        help="migrate the guest every few seconds to another QEMU and daemon; with --mode wait",
+    )
 
 
 def plan_of(options: argparse.Namespace) -> StressPlan:
@@ -106,14 +114,26 @@ def plan_of(options: argparse.Namespace) -> StressPlan:
     if options.guests > 1 and options.mode == "remote":
         raise HarnessError("soak: --guests 2 needs a mode that leaves out own events")
     seed = options.seed or secrets.token_hex(4)
-    if options.kill_daemon and (options.replace or options.guests > 1):
-        raise HarnessError("soak: --kill-daemon excludes --replace and --guests 2")
+    chosen = [
+        how
+        for how, wanted in (
+            (NextDaemon.REPLACED, options.replace),
+            (NextDaemon.KILLED, options.kill_daemon),
+            (NextDaemon.MIGRATED, options.migrate),
+        )
+        if wanted
+    ]
+    if len(chosen) > 1:
+        raise HarnessError("soak: --replace, --kill-daemon and --migrate exclude each other")
+    if options.guests > 1 and (options.kill_daemon or options.migrate):
+        raise HarnessError("soak: --kill-daemon and --migrate exclude --guests 2")
+    if options.migrate and options.mode != "wait":
+        raise HarnessError("soak: --migrate needs --mode wait: QEMU migrates only that device")
     return StressPlan(
         mode=options.mode,
         seconds=options.minutes * 60,
         seed=seed,
-        replace=options.replace,
-        kill=options.kill_daemon,
+        next_daemon=chosen[0] if chosen else None,
         guests=options.guests,
     )
 
@@ -153,12 +173,18 @@ def soak(plan: StressPlan) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="farwatch-soak-")))
             shared = folder / "share"
             shared.mkdir()
-            replacements = stack.enter_context(Replacements(Random(plan.seed), kill=plan.kill))
+            how = plan.next_daemon or NextDaemon.REPLACED
+            replacements = stack.enter_context(Replacements(Random(plan.seed), how))
             with step(f"booting a guest in mode {plan.mode}"):
-                state = folder / "state" if plan.kill else None
+                state = folder / "state" if how is NextDaemon.KILLED else None
                 spec = testbed_spec(environment, plan.mode, shared, state)
-                testbed = stack.enter_context(start_testbed(spec))
-            testbeds = [testbed]
+                testbed: Testbed | MigratingTestbed
+                if how is NextDaemon.MIGRATED:
+                    migrating = stack.enter_context(start_migrating_guest(spec, MIGRATING_MIB))
+                    testbed = MigratingTestbed(migrating)
+                else:
+                    testbed = stack.enter_context(start_testbed(spec))
+            testbeds: list[Testbed | MigratingTestbed] = [testbed]
             if plan.guests > 1:
                 with step("booting a second guest"):
                     testbeds.append(stack.enter_context(start_testbed(second_spec(spec))))
@@ -171,7 +197,7 @@ def soak(plan: StressPlan) -> None:
                         root,
                         Random(random.random()),
                         testbeds[1].guest if plan.guests > 1 else None,
-                        gaps=plan.kill,
+                        gaps=how is not NextDaemon.REPLACED,
                     )
                 )
             )
@@ -187,8 +213,8 @@ def soak(plan: StressPlan) -> None:
                     )
                 )
             )
-            if plan.replace or plan.kill:
-                replacements.start(testbed)
+            if plan.next_daemon is not None:
+                replacements.start(replace_by(testbed, how))
             found = guarded(testbeds, plan, load, oracle, replacements)
     except GuestLostError as error:
         raise HarnessError(
@@ -206,8 +232,15 @@ def soak(plan: StressPlan) -> None:
     say("  no event was lost or reported twice, and the daemon did not grow")
 
 
+def replace_by(testbed: Testbed | MigratingTestbed, how: NextDaemon) -> Callable[[], None]:
+    """Return what gives the guest its next daemon."""
+    if isinstance(testbed, MigratingTestbed):
+        return testbed.migrate
+    return testbed.kill_daemon if how is NextDaemon.KILLED else testbed.replace_daemon
+
+
 def guarded(
-    testbeds: Sequence[Testbed],
+    testbeds: Sequence[Testbed | MigratingTestbed],
     plan: StressPlan,
     load: Load,
     oracle: Oracle,
@@ -215,7 +248,7 @@ def guarded(
 ) -> StressResult:
     """Run all rounds; fail immediately if a daemon ends, instead of at the guest's limits."""
 
-    def give_up(testbed: Testbed) -> None:
+    def give_up(testbed: Testbed | MigratingTestbed) -> None:
         ended = None
         while ended is not testbed.daemon:
             ended = testbed.daemon
@@ -231,14 +264,14 @@ def guarded(
     try:
         found = rounds(testbeds, plan, load, oracle, replacements)
         replacements.stop()
-        if plan.replace:
+        if plan.next_daemon is NextDaemon.REPLACED:
             say(f"  the daemon was replaced {replacements.count} times")
-        if plan.kill:
-            say(
-                f"  the daemon was killed {replacements.count} times; {oracle.uncompared} scripts"
-                " had gaps"
+        elif plan.next_daemon is not None:
+            what = (
+                "daemon was killed" if plan.next_daemon is NextDaemon.KILLED else "guest migrated"
             )
-            found = dataclasses.replace(found, kills=replacements.count)
+            say(f"  the {what} {replacements.count} times; {oracle.uncompared} scripts had gaps")
+            found = dataclasses.replace(found, gaps=replacements.count)
         return dataclasses.replace(found, problems=(*found.problems, *replacements.problems))
     except GuestLostError:
         ended = [testbed.daemon for testbed in testbeds if not testbed.daemon.running]
@@ -252,7 +285,7 @@ def guarded(
 
 
 def rounds(
-    testbeds: Sequence[Testbed],
+    testbeds: Sequence[Testbed | MigratingTestbed],
     plan: StressPlan,
     load: Load,
     oracle: Oracle,
@@ -289,7 +322,11 @@ def rounds(
         oracle.scripts,
         tuple(oracle.differences),
         tuple(map(tuple, samples)),
-        sum(dropped_notifications(testbed.guest) for testbed in testbeds),
+        sum(
+            dropped_notifications(testbed.guest)
+            for testbed in testbeds
+            if isinstance(testbed, Testbed)
+        ),
         tuple(warnings),
         tuple(problems),
         tuple(notes),
@@ -297,7 +334,7 @@ def rounds(
     )
 
 
-def sample(testbed: Testbed) -> ResourceSample:
+def sample(testbed: Testbed | MigratingTestbed) -> ResourceSample:
     """Measure the daemon after the guest has dropped its caches and the daemon is idle."""
     testbed.guest.write_file("/proc/sys/vm/drop_caches", b"3")
     deadline = time.monotonic() + SETTLE_LIMIT

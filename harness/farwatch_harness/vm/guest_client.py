@@ -12,12 +12,16 @@ a busy host. Every call may raise:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import signal
 import socket
+import struct
+import termios
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,6 +35,8 @@ SLACK = 30.0
 # Only failures take this long. A guest without KVM, beside another one, can take ten times as long
 # as alone.
 CALL_LIMIT, EVENT_LIMIT = 120.0, 20.0
+READ_SIZE = 1 << 16
+INTERVAL = 0.01
 PathArgument = str | os.PathLike[str]
 
 
@@ -66,11 +72,20 @@ class CompletedProcess:
     timed_out: bool
 
 
+def unread_bytes(channel: socket.socket) -> int:
+    """Return how many bytes of those that were sent the other end has not read (SIOCOUTQ)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(channel, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
+
+
 class Guest:
     """The guest. Several threads may use it concurrently.
 
     channel: the connection to the agent. The VM owns and closes it.
     explain_loss: returns the text of GuestLostError.
+
+    A guest that migrates is held, and then followed to its next channel: calls are not sent
+    meanwhile, and replies may come by the one channel or the other, or in part by both.
     """
 
     def __init__(self, channel: socket.socket, explain_loss: Callable[[], str]) -> None:
@@ -79,26 +94,76 @@ class Guest:
         self.replies: dict[int, dict[str, Any]] = {}
         self.lost = False
         self.changed = threading.Condition()
+        self.held = False
+        self.next_channel: socket.socket | None = None
         self.numbers = itertools.count(1)
         threading.Thread(target=self.collect, name="guest agent", daemon=True).start()
 
     def collect(self) -> None:
-        """Read replies until the channel ends; runs in a thread."""
-        try:
-            with self.channel.makefile("rb") as stream:
-                for line in stream:
+        """Read replies until the last channel ends; runs in a thread."""
+        rest = b""
+        with contextlib.suppress(ValueError):
+            while (data := self.receive()) or self.goes_on():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
                     reply = json.loads(line)
                     with self.changed:
                         self.replies[reply["id"]] = reply
                         self.changed.notify_all()
-        except (OSError, ValueError):
-            pass
         self.mark_lost()
+
+    def receive(self) -> bytes:
+        """Return what comes next by the channel; nothing when it has ended."""
+        try:
+            return self.channel.recv(READ_SIZE)
+        except OSError:
+            return b""
+
+    def goes_on(self) -> bool:
+        """Use the channel that follows the one that has ended; return whether there is one.
+
+        Where the guest is held, wait for it.
+        """
+        with self.changed:
+            self.changed.wait_for(lambda: self.next_channel is not None or not self.held)
+            if self.next_channel is None:
+                return False
+            self.channel, self.next_channel, self.held = self.next_channel, None, False
+            self.changed.notify_all()
+        return True
+
+    def hold(self) -> None:
+        """Send no call from now on. Return when the guest has all that was sent."""
+        with self.changed:
+            self.held = True
+            if self.lost:
+                raise GuestLostError(self.explain_loss())
+        deadline = time.monotonic() + SLACK
+        while left := unread_bytes(self.channel):
+            if time.monotonic() > deadline:
+                raise GuestLostError(f"the guest does not read {left} bytes")
+            time.sleep(INTERVAL)
+
+    def release(self) -> None:
+        """Send calls again by the same channel."""
+        with self.changed:
+            self.held = False
+            self.changed.notify_all()
+
+    def follow(self, channel: socket.socket) -> None:
+        """Go on by another channel, when the former one has ended."""
+        with self.changed:
+            self.next_channel = channel
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.next_channel is None or self.lost, SLACK)
+            if self.next_channel is not None or self.lost:
+                raise GuestLostError(self.explain_loss())
 
     def mark_lost(self) -> None:
         """Fail all pending and later calls with GuestLostError."""
         with self.changed:
             self.lost = True
+            self.held = False
             self.changed.notify_all()
 
     def wait_until_ready(self, limit: float) -> None:
@@ -114,6 +179,7 @@ class Guest:
         number = next(self.numbers)
         request = json.dumps({"id": number, "op": operation, "args": pack(args)}).encode() + b"\n"
         with self.changed:
+            self.changed.wait_for(lambda: not self.held)
             if self.lost:
                 raise GuestLostError(self.explain_loss())
             try:

@@ -16,6 +16,8 @@ from virtme.cpiowriter import CpioWriter
 from farwatch_harness.util import cache, paths, subprocesses
 
 NAME = "initramfs"
+#: The directory of the harness's package.
+HARNESS = str(Path(paths.__file__).parents[2])
 INIT = """#!{python} -ISB
 import ctypes, os, sys
 libc = ctypes.CDLL(None)
@@ -32,11 +34,14 @@ while os.wait()[0] != pid:
     pass
 libc.reboot(0x4321FEDC)
 """
-#: Prints the files of all modules that the agent imports, and of those imported when needed.
+#: Prints the files of all modules that the agent imports, of those imported when needed, and of the
+#: programs of the stress test.
 MODULES = """
 import runpy, sys
 runpy.run_path({agent!r}, run_name="agent")
 import contextlib, encodings.idna, random, shutil, tempfile
+sys.path.insert(0, {harness!r})
+import farwatch_harness.oracle.file_operations, farwatch_harness.soak.guest
 for module in list(sys.modules.values()):
     if getattr(module, "__file__", None):
         print(module.__file__)
@@ -59,7 +64,9 @@ def make(port: str) -> Path:
 def needed_files(python: Path) -> Iterator[Path]:
     """Yield the interpreter, the agent's modules, and the libraries of all of them."""
     command = [str(python), "-X", "utf8", "-ISB", "-c"]
-    listed = subprocesses.run([*command, MODULES.format(agent=str(paths.GUEST_AGENT))])
+    listed = subprocesses.run(
+        [*command, MODULES.format(agent=str(paths.GUEST_AGENT), harness=HARNESS)]
+    )
     # From its first directory the interpreter finds its own.
     modules = {Path(line) for line in listed.splitlines()} | {Path(sysconfig.__file__)}
     yield from modules

@@ -57,8 +57,15 @@ class Qmp:
     def run(self, command: str, **arguments: Any) -> Any:
         """Run a command, and return what it returns. HarnessError: it failed."""
         request = {"execute": command, "arguments": arguments}
-        self.stream.write(json.dumps(request).encode() + b"\n")
-        self.stream.flush()
+        try:
+            self.stream.write(json.dumps(request).encode() + b"\n")
+            self.stream.flush()
+            return self.answer(command)
+        except OSError as error:
+            raise HarnessError(f"QEMU has ended at {command}: {error}") from None
+
+    def answer(self, command: str) -> Any:
+        """Wait for what a command returns."""
         while True:
             line = self.stream.readline()
             if not line:
@@ -80,10 +87,18 @@ class MigratingHost:
 
     number: is part of the names of its logs.
     incoming: where a guest comes from, as QEMU's -incoming has it; None boots one.
+    memory_mib: the guest's memory.
+    channel: to the guest's agent; nothing is read from it here.
     """
 
     def __init__(
-        self, spec: TestbedSpec, shared: Path, number: int, sockets: Path, incoming: str | None
+        self,
+        spec: TestbedSpec,
+        shared: Path,
+        number: int,
+        sockets: Path,
+        incoming: str | None,
+        memory_mib: int,
     ) -> None:
         self.sockets = sockets / str(number)
         self.sockets.mkdir()
@@ -93,24 +108,23 @@ class MigratingHost:
         self.daemon = Daemon.start(command, paths.LOGS / f"{spec.name}-{number}-daemon.log")
         self.process: subprocess.Popen[bytes] | None = None
         self.qmp: Qmp | None = None
-        self.guest: Guest | None = None
-        self.channel: socket.socket | None = None
+        self.channel = socket.socket(socket.AF_UNIX)
         try:
-            self.start(spec, incoming)
+            self.start(spec, incoming, memory_mib)
         except BaseException:
             self.stop()
             raise
 
-    def start(self, spec: TestbedSpec, incoming: str | None) -> None:
+    def start(self, spec: TestbedSpec, incoming: str | None, memory_mib: int) -> None:
         """Start QEMU, and connect to its monitor and to the agent's channel."""
         command = [
             *(str(spec.qemu.program), "-machine", f"q35,accel={spec.accelerator.value}"),
-            *("-cpu", "max", "-m", f"{MEMORY_MIB}M", "-nodefaults", "-no-reboot"),
+            *("-cpu", "max", "-m", f"{memory_mib}M", "-nodefaults", "-no-reboot"),
             *("-display", "none", "-serial", f"file:{self.console}"),
             *("-qmp", f"unix:{self.sockets / 'qmp'},server=on,wait=off"),
             *("-kernel", str(spec.image), "-initrd", str(initramfs.make(AGENT_PORT))),
             *("-append", "console=ttyS0 rdinit=/init panic=-1"),
-            *share_options(QemuDevice.PLAIN, self.sockets / "fs", TAG, MEMORY_MIB, 1),
+            *share_options(QemuDevice.PLAIN, self.sockets / "fs", TAG, memory_mib, 1),
             *agent_options(self.sockets / "agent"),
             *spec.qemu_options,
             *(() if incoming is None else ("-incoming", incoming)),
@@ -123,9 +137,7 @@ class MigratingHost:
         self.qmp = Qmp(self.sockets / "qmp")
         self.wait_for_socket(self.sockets / "agent")
         # The guest's driver of the port must find this end open when the guest comes.
-        self.channel = socket.socket(socket.AF_UNIX)
         self.channel.connect(str(self.sockets / "agent"))
-        self.guest = Guest(self.channel, self.explain_loss)
 
     def wait_for_socket(self, path: Path) -> None:
         """Wait until QEMU has made a socket."""
@@ -146,18 +158,19 @@ class MigratingHost:
         assert self.qmp is not None
         return self.qmp.run(command, **arguments)
 
-    def stop(self) -> None:
-        """Stop QEMU and the daemon."""
-        if self.guest is not None:
-            self.guest.mark_lost()
-        if self.channel is not None:
-            self.channel.close()
-        if self.qmp is not None:
-            self.qmp.close()
+    def stop_qemu(self) -> None:
+        """Stop QEMU. What the guest's agent has sent until then can be read."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(QEMU_LIMIT)
+
+    def stop(self) -> None:
+        """Stop QEMU and the daemon."""
+        self.stop_qemu()
+        self.channel.close()
+        if self.qmp is not None:
+            self.qmp.close()
         self.daemon.stop()
 
     def problems(self) -> list[str]:
@@ -166,20 +179,19 @@ class MigratingHost:
 
 
 class MigratingGuest:
-    """A guest, and the host where it is."""
+    """A guest, and the host where it is.
 
-    def __init__(self, spec: TestbedSpec, sockets: Path) -> None:
+    guest: its agent, at each host.
+    """
+
+    def __init__(self, spec: TestbedSpec, sockets: Path, memory_mib: int) -> None:
         self.spec = spec
         self.sockets = sockets
+        self.memory_mib = memory_mib
         self.number = 0
-        self.host = MigratingHost(spec, spec.shared, 0, sockets, None)
+        self.host = MigratingHost(spec, spec.shared, 0, sockets, None, memory_mib)
+        self.guest = Guest(self.host.channel, lambda: self.host.explain_loss())
         self.mount_point: PurePosixPath = MOUNT_POINT
-
-    @property
-    def guest(self) -> Guest:
-        """The guest's agent."""
-        assert self.host.guest is not None
-        return self.host.guest
 
     def mount(self) -> None:
         """Wait for the guest, and mount the share there."""
@@ -199,35 +211,46 @@ class MigratingGuest:
             # Else the source has migrated when all is sent, whatever the destination makes of it.
             capability = {"capability": "return-path", "state": True}
             source.ask("migrate-set-capabilities", capabilities=[capability])
+            self.guest.hold()
             source.ask("migrate", uri=address)
             self.wait_until_migrated(source)
         except BaseException:
+            self.guest.release()
             target.stop()
             raise
-        self.host = target
         problems = source.problems()
+        source.stop_qemu()
+        self.arrive(target)
         source.stop()
-        if problems:
-            raise HarnessError(f"the daemon at the source: {problems}")
+        refuse(problems)
 
     def save(self, file: Path) -> None:
         """Save the guest to a file, and stop it; QEMU and the daemon end."""
         source = self.host
+        self.guest.hold()
         source.ask("migrate", uri=f"file:{file}")
         self.wait_until_migrated(source)
         problems = source.problems()
-        source.stop()
-        if problems:
-            raise HarnessError(f"the daemon at the source: {problems}")
+        source.stop_qemu()
+        refuse(problems)
 
     def restore(self, file: Path) -> None:
         """Let the guest go on that was saved."""
-        self.host = self.next_host(self.spec.shared, f"file:{file}")
+        source = self.host
+        self.arrive(self.next_host(self.spec.shared, f"file:{file}"))
+        source.stop()
+
+    def arrive(self, target: MigratingHost) -> None:
+        """Go on at a host."""
+        self.host = target
+        self.guest.follow(target.channel)
 
     def next_host(self, shared: Path, incoming: str) -> MigratingHost:
         """Start one more host, for a guest that comes."""
         self.number += 1
-        return MigratingHost(self.spec, shared, self.number, self.sockets, incoming)
+        return MigratingHost(
+            self.spec, shared, self.number, self.sockets, incoming, self.memory_mib
+        )
 
     def wait_until_migrated(self, source: MigratingHost) -> None:
         """Wait for the end of a migration."""
@@ -243,15 +266,24 @@ class MigratingGuest:
 
     def stop(self) -> None:
         """Stop the guest where it is."""
+        self.guest.mark_lost()
         self.host.stop()
 
 
+def refuse(problems: list[str]) -> None:
+    """Raise HarnessError if the daemon where a guest was has had problems."""
+    if problems:
+        raise HarnessError(f"the daemon at the source: {problems}")
+
+
 @contextmanager
-def start_migrating_guest(spec: TestbedSpec) -> Iterator[MigratingGuest]:
+def start_migrating_guest(
+    spec: TestbedSpec, memory_mib: int = MEMORY_MIB
+) -> Iterator[MigratingGuest]:
     """Boot a guest that can migrate, mount the share, and stop it when the block ends."""
     sockets = socket_folder()
     try:
-        migrating = MigratingGuest(spec, sockets)
+        migrating = MigratingGuest(spec, sockets, memory_mib)
         try:
             try:
                 migrating.mount()

@@ -14,6 +14,8 @@ from farwatch_harness.oracle.file_operations import perform
 from farwatch_harness.oracle.native_inotify import In, NativeInotify
 from farwatch_harness.soak.guest import check_for
 from farwatch_harness.soak.load import Load
+from farwatch_harness.soak.migrating import console_problems
+from farwatch_harness.soak.replacing import NextDaemon
 from farwatch_harness.soak.result import (
     MAX_MEMORY_GROWTH,
     ResourceSample,
@@ -270,6 +272,35 @@ def test_plan_that_would_show_nothing_is_refused() -> None:
         plan_of(parser.parse_args(["--guests", "2", "--mode", "remote"]))
     with pytest.raises(HarnessError, match="--minutes"):
         plan_of(parser.parse_args(["--minutes", "0"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ([], None),
+        (["--replace"], NextDaemon.REPLACED),
+        (["--kill-daemon"], NextDaemon.KILLED),
+        (["--migrate", "--mode", "wait"], NextDaemon.MIGRATED),
+    ],
+)
+def test_guest_comes_to_its_next_daemon_in_one_way(
+    words: list[str], chosen: NextDaemon | None
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    assert plan_of(parser.parse_args(words)).next_daemon is chosen
+    for more, reason in (
+        (["--replace", "--kill-daemon"], "exclude each other"),
+        (["--migrate"], "needs --mode wait"),
+        (["--migrate", "--mode", "wait", "--guests", "2"], "exclude --guests 2"),
+    ):
+        with pytest.raises(HarnessError, match=reason):
+            plan_of(parser.parse_args(more))
+
+
+def test_faults_of_a_guest_s_console_are_found() -> None:
+    text = "[    1.0] Linux version 6.12\n[    2.0] WARNING: CPU: 0 PID: 1 at fs/x.c:1\n"
+    assert console_problems(text) == ["[    2.0] WARNING: CPU: 0 PID: 1 at fs/x.c:1"]
 
 
 @pytest.fixture

@@ -115,3 +115,52 @@ def test_silent_guest_is_lost_at_the_limit(
     client = Guest(channel[0], lambda: "silent")
     with pytest.raises(GuestLostError, match=r"did not answer 'start'.*silent"):
         client.wait_until_ready(0.05)
+
+
+def test_guest_is_followed_to_its_next_channel(
+    channel: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = channel
+    client = Guest(ours, lambda: "gone")
+    answers: list[object] = []
+
+    def ask() -> None:
+        answers.append(client.call("ping"))
+
+    before = threading.Thread(target=ask)
+    before.start()
+    assert b'"id": 1' in theirs.recv(1000)
+    theirs.sendall(b'{"id": 1, "res')
+    client.hold()
+    # It is sent by the next channel.
+    after = threading.Thread(target=ask)
+    after.start()
+    next_ours, next_theirs = socket.socketpair()
+    with next_ours, next_theirs:
+        theirs.shutdown(socket.SHUT_RDWR)
+        client.follow(next_ours)
+        next_theirs.sendall(b'ult": "one"}\n')
+        before.join(10)
+        assert b'"id": 2' in next_theirs.recv(1000)
+        next_theirs.sendall(b'{"id": 2, "result": "two"}\n')
+        after.join(10)
+        assert answers == ["one", "two"]
+        assert theirs.recv(1000) == b""
+    with pytest.raises(GuestLostError, match="gone"):
+        client.ping()
+
+
+def test_guest_that_does_not_leave_is_asked_again(
+    channel: tuple[socket.socket, socket.socket],
+) -> None:
+    client = Guest(channel[0], lambda: "gone")
+    client.hold()
+    client.release()
+    channel[1].sendall(b'{"id": 1, "result": "here"}\n')
+    assert client.call("ping") == "here"
+    assert channel[1].recv(1000)
+    client.hold()
+    channel[1].shutdown(socket.SHUT_RDWR)
+    client.mark_lost()
+    with pytest.raises(GuestLostError, match="gone"):
+        client.hold()

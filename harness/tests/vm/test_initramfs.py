@@ -26,7 +26,8 @@ def test_archive_has_all_that_the_agent_needs() -> None:
     for path in (python, paths.GUEST_AGENT):
         assert str(path).lstrip("/") in names
     assert {"init", "proc", "sys", "dev", "dev/console", "run"} <= names
-    assert any(name.endswith("/json/decoder.py") for name in names)
+    for module in ("/json/decoder.py", "/soak/guest.py", "/oracle/file_operations.py"):
+        assert any(name.endswith(module) for name in names), module
     # The interpreter's loader, as each program that is not static has one.
     assert any("ld-linux" in name for name in names)
 
