@@ -76,7 +76,8 @@ class RequestRing:
             self.memory[at : at + room] = bytes([FILLER]) * room
             buffers.append((at, room, WRITE))
             at += room
-        buffers = [buffer for buffer in buffers if buffer[1]]
+        # An empty one for a request without any: the descriptor has the one before otherwise.
+        buffers = [buffer for buffer in buffers if buffer[1]] or [(start, 0, 0)]
         for index, (place, size, flags) in enumerate(buffers):
             more = NEXT if index + 1 < len(buffers) else 0
             _DESCRIPTOR.pack_into(
