@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from farwatchd.config import UserError, number, option
+from farwatchd.early_socket import EarlySocket
 from farwatchd.socket_cleanup import Cleanup, removed_at_end
 from farwatchd.vhost_user.listen import ListenError, inherit, listen
 
@@ -78,8 +79,8 @@ class Sockets(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_sockets(options: SocketOptions) -> Iterator[Sockets]:
-    """Make or inherit the sockets to serve on; ``UserError``.
+def open_sockets(options: SocketOptions, early: EarlySocket | None = None) -> Iterator[Sockets]:
+    """Make or inherit the sockets to serve on; ``UserError``. ``early`` was made before, if any.
 
     Sockets that are made here are removed at the end of the block, with the pid file.
     """
@@ -96,7 +97,7 @@ def open_sockets(options: SocketOptions) -> Iterator[Sockets]:
                 assert options.fd is not None
                 front_end = stack.enter_context(inherit(options.fd))
             else:
-                front_end = stack.enter_context(_make(options.socket_path, options, made))
+                front_end = stack.enter_context(_make(options.socket_path, options, made, early))
                 made.append(_write_pid_file(made[0], os.getpid()))
             handover = None
             if options.socket_path is not None:
@@ -113,6 +114,8 @@ def open_sockets(options: SocketOptions) -> Iterator[Sockets]:
         if made:
             cleanup = stack.enter_context(removed_at_end(made))
             stack.callback(made.clear)
+        if early is not None:
+            early.release_signals()
         yield Sockets(front_end, metrics, handover, cleanup=cleanup)
 
 
@@ -154,7 +157,16 @@ def _replaced(options: SocketOptions) -> Iterator[Sockets]:
             yield Sockets(predecessor=sock, cleanup=cleanup)
 
 
-def _make(path: Path, options: SocketOptions, made: list[Path]) -> socket.socket:
+def _make(
+    path: Path, options: SocketOptions, made: list[Path], early: EarlySocket | None
+) -> socket.socket:
+    if early is not None and options.socket_group is None:
+        descriptor = early.take(os.fspath(path.absolute()))
+        if descriptor is not None:
+            made.append(path.absolute())
+            return socket.socket(fileno=descriptor)
+        # It is at another path, or at this one by another name.
+        early.discard()
     sock = listen(path.absolute(), 0o600 if options.socket_group is None else 0o660)
     made.append(path.absolute())
     if options.socket_group is not None:

@@ -626,19 +626,33 @@ sys.exit(main(sys.argv[1:]))
     assert not (tmp_path / "socket").exists()
 
 
-def test_what_takes_long_to_load_is_loaded_after_the_socket_is_there() -> None:
-    code = "import sys, farwatchd.cli; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        # The socket is made then.
+        ("cli", {"argparse", "dataclasses", "logging", "pathlib", "socket", "typing"}),
+        # The options are read then, and errors of them are found.
+        (
+            "command",
+            {
+                "construct",
+                "farwatchd.daemon",
+                "farwatchd.fuse.filesystem",
+                "farwatchd.inode_store.store",
+                "farwatchd.wire.fuse",
+                "farwatchd.wire.state",
+                "pyseccomp",
+                "subprocess",
+            },
+        ),
+    ],
+)
+def test_what_takes_long_to_load_is_loaded_later(module: str, late: set[str]) -> None:
+    # Without what an environment of the tests loads in each interpreter.
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}; import farwatchd.{module}; print(*sys.modules)"
+    )
     loaded = subprocess.run(
-        [COMMAND[0], "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [COMMAND[0], "-S", "-c", code], capture_output=True, text=True, timeout=60, check=True
     ).stdout.split()
-    late = {
-        "construct",
-        "farwatchd.daemon",
-        "farwatchd.fuse.filesystem",
-        "farwatchd.inode_store.store",
-        "farwatchd.wire.state",
-        "farwatchd.wire.fuse",
-        "pyseccomp",
-        "subprocess",
-    }
     assert late & set(loaded) == set()
