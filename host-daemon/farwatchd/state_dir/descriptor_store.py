@@ -155,9 +155,11 @@ class _StoreProcess:
             ready = {fd for fd, _ in poll.poll()}
             if self._fds and not self._channels and self._fds[0] in ready:
                 return
-            for channel in [each for each in self._channels if each.fileno() in ready]:
+            sending = [each for each in self._channels if each.fileno() in ready]
+            for channel in sending:
                 self._receive(channel)
-            if self._listener.fileno() in ready:
+            # The next daemon gets all that the former one has sent before it ended.
+            if not sending and self._listener.fileno() in ready:
                 self._accept()
 
     def _accept(self) -> None:
