@@ -266,10 +266,16 @@ def test_journals_are_the_same(
         guest.close()
 
 
-def test_journal_is_written_to_its_end_and_no_further(tmp_path: Path) -> None:
+def native_session(tmp_path: Path) -> JournaledSession:
+    """Return a session that the native part serves; what is made later has none."""
     native_part.choose("native")
     guest = JournaledSession(tmp_path, InodeFileHandles.PREFER)
     native_part.choose("python")
+    return guest
+
+
+def test_journal_is_written_to_its_end_and_no_further(tmp_path: Path) -> None:
+    guest = native_session(tmp_path)
     client = Client(guest.session)
     nodeid = client.lookup(ROOT, NAMES[0]).nodeid
     most = guest.files.size + 200
@@ -289,9 +295,7 @@ def test_journal_is_written_to_its_end_and_no_further(tmp_path: Path) -> None:
 
 
 def test_intent_says_what_an_entry_is(tmp_path: Path) -> None:
-    native_part.choose("native")
-    guest = JournaledSession(tmp_path, InodeFileHandles.PREFER)
-    native_part.choose("python")
+    guest = native_session(tmp_path)
     root = guest.fs.share.inodes.get(ROOT).fd
     plain = guest.session.plain
     assert plain is not None
@@ -311,9 +315,7 @@ def test_intent_says_what_an_entry_is(tmp_path: Path) -> None:
 
 
 def test_what_may_have_been_done_is_expected_until_it_comes(tmp_path: Path) -> None:
-    native_part.choose("native")
-    guest = JournaledSession(tmp_path, InodeFileHandles.PREFER)
-    native_part.choose("python")
+    guest = native_session(tmp_path)
     root = guest.fs.share.inodes.get(ROOT).fd
     there = guest.journal.places.identity_at(root, NAMES[0])
     os.unlink(NAMES[0], dir_fd=root)
