@@ -468,6 +468,8 @@ print("stored", flush=True)
 signal.pause()
 """
 READER, WRITER = ("cat",), (sys.executable, "-c", STORE)
+# Without the flag of "others-only" a reported change may be the guest's own, and the pages
+# of a file that the guest has open for writing stay: the handler has nothing to wait for.
 WAITING = {
     "read": ("READ", READER, (Event.MODIFY,), 1),
     "write": ("WRITE", WRITER, (Event.MODIFY,), 1),
@@ -529,7 +531,13 @@ def handle_notification_without_answer(scripted: Scripted, case: str) -> GuestPr
 
 @pytest.mark.patch("overflow")
 @pytest.mark.parametrize("device", [QemuDevice.EVENTS, QemuDevice.PLAIN])
-@pytest.mark.parametrize("case", WAITING)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.patch("others-only") if opcode == "WRITE" else ())
+        for case, (opcode, *_) in WAITING.items()
+    ],
+)
 def test_device_is_removed_while_a_notification_waits_for_an_answer(
     start: Start, case: str, device: QemuDevice
 ) -> None:
