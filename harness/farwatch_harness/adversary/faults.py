@@ -21,10 +21,14 @@ PROBABILITIES = {
 TIMES = 1_000_000
 #: How far up the stack a function of FUSE is searched.
 DEPTH = 32
+FUSE = "^(fuse|virtio_fs)_"
+#: The guest's root. When 9p cannot allocate the request that gives a fid back, it uses the number
+#: of the fid for another one, which the server refuses (EINVAL) from then on.
+ROOT = "^v9fs_"
 SYMBOLS = """
-awk '$2 ~ /^[tT]$/ && $3 ~ /^(fuse|virtio_fs)_/ && $3 !~ /[.](cold|part)/ {print $1}' /proc/kallsyms
+awk '$2 ~ /^[tT]$/ && $3 ~ /{names}/ && $3 !~ /[.](cold|part)/ {{print $1}}' /proc/kallsyms
 """
-#: Code of FUSE is linked together; a function with such a name elsewhere is farther away.
+#: Code of a file system is linked together; a function with such a name elsewhere is farther away.
 MOST_CODE = 1 << 20
 
 
@@ -42,16 +46,22 @@ class Faults:
 
     def set_up(self) -> None:
         """Set what is the same in each round."""
-        found = sorted(int(word, 16) for word in self.guest.shell(SYMBOLS).split())
-        middle = found[len(found) // 2]
-        found = [each for each in found if abs(each - middle) < MOST_CODE]
-        start, end = found[0], found[-1]
-        self.fuse = (f"{start:#x}", f"{end:#x}")
+        self.fuse = self.code(FUSE)
+        start, end = self.code(ROOT)
         for name in PROBABILITIES[ACTORS_FAIL]:
             self.write(name, {"verbose": 0, "interval": 1, "stacktrace-depth": DEPTH})
+            self.write(name, {"reject-start": start, "reject-end": end})
         # What may sleep may fail, too, and the smallest allocations.
         self.write("failslab", {"ignore-gfp-wait": "N"})
         self.write("fail_page_alloc", {"ignore-gfp-wait": "N", "min-order": 0})
+
+    def code(self, names: str) -> tuple[str, str]:
+        """Return start and end of the code whose functions have such names, in hexadecimal."""
+        symbols = self.guest.shell(SYMBOLS.format(names=names))
+        found = sorted(int(word, 16) for word in symbols.split())
+        middle = found[len(found) // 2]
+        found = [each for each in found if abs(each - middle) < MOST_CODE]
+        return f"{found[0]:#x}", f"{found[-1]:#x}"
 
     def write(self, name: str, values: Mapping[str, object]) -> None:
         """Set these values of one kind of fault, in this order.

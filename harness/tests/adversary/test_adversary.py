@@ -134,8 +134,10 @@ class InjectingGuest:
     def os(self, _name: str, _path: str, _mode: int) -> bool:
         return True
 
-    def shell(self, _script: str) -> str:
+    def shell(self, script: str) -> str:
         self.programs += 1
+        if "v9fs" in script:
+            return "ffffffff82000000\nffffffff82000200\n"
         return "ffffffff81000000\nffffffff81000100\nffffffff8f000000\n"
 
     def write_file(self, path: str, data: bytes) -> None:
@@ -152,6 +154,9 @@ def test_faults_that_came_are_counted() -> None:
     faults.begin(FUSE_FAILS)
     written = {path.removeprefix(FOLDER): data for path, data in guest.written.items()}
     assert written["/failslab/require-end"] == b"0xffffffff81000100"
+    # The guest's root would not work any more.
+    assert written["/failslab/reject-start"] == b"0xffffffff82000000"
+    assert written["/failslab/reject-end"] == b"0xffffffff82000200"
     assert written["/failslab/probability"] == b"5"
     faults.end()
     assert faults.injected == 21
