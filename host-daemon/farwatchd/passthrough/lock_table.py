@@ -137,6 +137,9 @@ class LockTable:
             found.handles = former.handles
             found.locks = [lock for lock in former.locks if _lock(fd, lock)]
             self._count += len(found.locks)
+        if borrowed is not None:
+            # Also if no lock is taken through it: its descriptor is of no use once it is closed.
+            found.handles.add(borrowed)
         self._inodes.setdefault(nodeid, {})[owner] = found
 
     def check_room(self, lock: Lock) -> None:

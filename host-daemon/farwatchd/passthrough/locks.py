@@ -120,18 +120,25 @@ class LockOperations(Operations):
             self._locks.open(nodeid, owner, file.fd, fh, remote=file.remote)
             return file.fd
         self._locks.check_descriptors()
-        fd = self._open_to_lock(nodeid)
+        to_write = kind == fcntl.F_WRLCK or file.flags & os.O_ACCMODE != os.O_RDONLY
+        fd = self._open_to_lock(nodeid, to_write)
         self._locks.open(nodeid, owner, fd, remote=file.remote)
         return fd
 
-    def _open_to_lock(self, nodeid: int) -> int:
+    def _open_to_lock(self, nodeid: int, to_write: bool) -> int:
+        """Open a file again, ``to_write`` if that is permitted.
+
+        Where the guest only reads the file, a process of the host may have a lease that opening it
+        to write breaks. EAGAIN: the kernel has asked that process to release the lease.
+        """
         inode = self._inodes.get(nodeid)
-        try:
-            return self._proc.reopen(inode.fd, os.O_RDWR)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EROFS, errno.ETXTBSY, errno.EPERM):
-                raise
-        return self._proc.reopen(inode.fd, os.O_RDONLY)
+        if to_write:
+            try:
+                return self._proc.reopen(inode.fd, os.O_RDWR | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EROFS, errno.ETXTBSY, errno.EPERM):
+                    raise
+        return self._proc.reopen(inode.fd, os.O_RDONLY | os.O_NONBLOCK)
 
 
 def _can_lock(flags: int, kind: int) -> bool:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,18 +101,20 @@ class WatchTable:
         if not wanted & ~Event.ON_CHILD:
             self.forget(nodeid)
             return Event(0)
-        # Earlier events belong to the former masks.
-        for _ in range(self._max_reads):
-            if not self._read():
-                break
-        if len(self._queue):
-            self._call_later(0, self._queue.announce)
-        former = self._by_nodeid.get(nodeid)
-        if former is None:
-            watch_id = self._start(fd, is_dir, wanted)
-        else:
-            watch_id = former.watch_id
-            self._backend.modify(watch_id, self._union(watch_id, nodeid, wanted))
+        # Reading events opens other inodes, for which the inode store may close the caller's.
+        with _duplicate(fd) as own_fd:
+            # Earlier events belong to the former masks.
+            for _ in range(self._max_reads):
+                if not self._read():
+                    break
+            if len(self._queue):
+                self._call_later(0, self._queue.announce)
+            former = self._by_nodeid.get(nodeid)
+            if former is None:
+                watch_id = self._start(own_fd, is_dir, wanted)
+            else:
+                watch_id = former.watch_id
+                self._backend.modify(watch_id, self._union(watch_id, nodeid, wanted))
         watch = _GuestWatch(nodeid, generation, watch_id, shared(int(wanted)))
         self._by_nodeid[nodeid] = watch
         self._by_watch_id[watch_id] = (*self._others(watch_id, nodeid), watch)
@@ -202,15 +206,8 @@ class WatchTable:
     def _start(self, fd: int, is_dir: bool, wanted: Event) -> int:
         if self._is_full():
             raise self._no_watch_left()
-        try:
+        with _lack_of_descriptors_is_enospc():
             watch_id = self._backend.watch(fd, wanted, is_dir)
-        except OSError as error:
-            # EMFILE of inotify_add_watch(2) would mean something else to the guest.
-            if error.errno in OUT_OF_DESCRIPTORS:
-                raise OSError(
-                    errno.ENOSPC, "no descriptor left for a watch; raise --rlimit-nofile"
-                ) from error
-            raise
         if watch_id not in self._by_watch_id and self._backend.count > self._max_watches:
             self._backend.unwatch(watch_id)
             raise self._no_watch_left()
@@ -337,3 +334,27 @@ class WatchTable:
 
     def _interested_first(self, watch_id: int, side: int) -> list[_GuestWatch]:
         return sorted(self._by_watch_id.get(watch_id, ()), key=lambda watch: not watch.wants(side))
+
+
+@contextlib.contextmanager
+def _lack_of_descriptors_is_enospc() -> Iterator[None]:
+    """EMFILE of inotify_add_watch(2) would mean something else to the guest."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OUT_OF_DESCRIPTORS:
+            raise OSError(
+                errno.ENOSPC, "no descriptor left for a watch; raise --rlimit-nofile"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _duplicate(fd: int) -> Iterator[int]:
+    """Give a duplicate of a descriptor; ENOSPC when no descriptor is left."""
+    with _lack_of_descriptors_is_enospc():
+        own_fd = os.dup(fd)
+    try:
+        yield own_fd
+    finally:
+        os.close(own_fd)

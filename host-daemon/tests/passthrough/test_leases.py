@@ -7,6 +7,7 @@ A request that opens or truncates the file waits for the lease holder; other req
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -15,23 +16,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.filesystem import ROOT, Changes, OperationDeferred
+from farwatchd.fuse.filesystem import ROOT, Changes, Lock, OperationDeferred
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.wire.fuse import SetattrValid
 from tests.support.fuse_client import Client
 from tests.support.passthrough_share import DAEMON, SharedDirectory, errno_of
 
-#: Holds a write lease on the file of its argument until a line comes, or, if polite, another
-#: process wants the file.
+#: Holds a lease on the file of its argument until a line comes, or, if polite, another process
+#: wants the file: a lease to write, unless it is a reader.
 HOLDER = """
 import fcntl, signal, sys
-file = open(sys.argv[1], "r+b")
+reads = sys.argv[2] == "reader"
+file = open(sys.argv[1], "rb" if reads else "r+b")
 def asked(*_):
     if sys.argv[2] == "polite":
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 signal.signal(signal.SIGIO, asked)
-fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK if reads else fcntl.F_WRLCK)
 print("held", flush=True)
 sys.stdin.readline()
 fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -39,9 +41,11 @@ fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 @contextmanager
-def leased(path: Path, polite: bool = False) -> Iterator[Callable[[], None]]:
+def leased(
+    path: Path, polite: bool = False, kind: str = "stubborn"
+) -> Iterator[Callable[[], None]]:
     """Have another process hold a lease on a file; gives what makes it release the lease."""
-    command = [sys.executable, "-c", HOLDER, str(path), "polite" if polite else "stubborn"]
+    command = [sys.executable, "-c", HOLDER, str(path), "polite" if polite else kind]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -96,6 +100,28 @@ def test_operation_on_a_leased_file_is_deferred(share: SharedDirectory, name: st
     else:
         opened = result[1] if name == "create" else result
         assert os.fstat(share.passthrough.share.open_files.fd(nodeid, opened.fh)).st_nlink == 1
+
+
+def test_second_lock_owner_of_a_file_that_is_read_breaks_no_lease(share: SharedDirectory) -> None:
+    path = share.path / "file"
+    nodeid, fh = share.open("file", os.O_RDONLY)
+    to_read, to_write = (Lock(kind, 0, 9, 1) for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK))
+    with leased(path, kind="reader"):
+        share.fs.setlk(nodeid, fh, 0xA, to_read)
+        share.fs.setlk(nodeid, fh, 0xB, to_read)
+        # The kernel has not asked the holder for it.
+        assert not _breaks(path)
+        # No correct guest asks for that with this file.
+        assert errno_of(share.fs.setlk, nodeid, fh, 0xC, to_write) == errno.EAGAIN
+        assert _breaks(path)
+
+
+def _breaks(path: Path) -> bool:
+    """Return whether a lease on a file is being broken."""
+    inode = str(path.stat().st_ino)
+    leases = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    (found,) = (line for line in leases if "LEASE" in line and line[5].endswith(f":{inode}"))
+    return "BREAKING" in found
 
 
 def test_open_with_o_nonblock_of_a_leased_file_is_eagain(share: SharedDirectory) -> None:

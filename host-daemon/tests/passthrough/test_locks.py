@@ -300,3 +300,18 @@ def test_owner_that_locked_to_read_locks_to_write_through_another_open_file(
     with held_on_host(path, WRITE):
         pass
     fs.release(nodeid, writing)
+
+
+def test_refused_lock_through_another_open_file_leaves_nothing_of_that_file(
+    share: SharedDirectory, file: tuple[int, int]
+) -> None:
+    nodeid, writing = file
+    reading = share.fs.open(nodeid, os.O_RDONLY, False).fh
+    with held_on_host(share.path / "file", READ):
+        share.fs.setlk(nodeid, reading, A, whole(READ))
+        assert errno_of(share.fs.setlk, nodeid, writing, A, whole(WRITE)) == errno.EAGAIN
+        # The guest need not send FLUSH.
+        share.fs.release(nodeid, writing)
+        assert share.passthrough.share.locks.owners() == []
+        share.fs.release(nodeid, reading)
+    share.fs.reset()

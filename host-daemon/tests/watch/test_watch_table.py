@@ -82,6 +82,29 @@ def test_new_mask_applies_to_later_events_only(host: Host, share: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [FanotifyBackend, InotifyBackend])
+def test_watch_is_of_the_caller_s_inode_though_events_open_others(
+    share: Path, kind: Callable[[int, InodeStore], WatchBackend]
+) -> None:
+    store = InodeStore(InodeFileHandles.PREFER, most_open=2)
+    host = Host(share, 100, lambda root_fd: kind(root_fd, store))
+    directories = [share / str(number) / "sub" for number in range(4)]
+    for nodeid, directory in enumerate(directories, start=10):
+        directory.mkdir(parents=True)
+        host.watch(nodeid, directory)
+    (share / "new").mkdir()
+    fd = os.open(share / "new", os.O_PATH)
+    inode = store.adopt(fd, os.fstat(fd))
+    for directory in directories:
+        directory.rename(directory.with_name("renamed"))
+    host.table.set_mask(2, 0, store.open(inode), True, ALL)
+    host.records()
+    (share / "new" / "file").touch()
+    assert EventRecord(2, 0, Event.CREATE, b"file") in host.records()
+    store.put(inode)
+    host.close()
+
+
 def test_zero_mask_removes_the_host_watch(host: Host, share: Path) -> None:
     (share / "f").touch()
     host.watch(2, share / "f")
