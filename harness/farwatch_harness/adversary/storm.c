@@ -45,6 +45,7 @@
 #include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PROCESSES 8
@@ -366,10 +367,23 @@ static void op_icross(char **words)
 /* At which file each of the two threads is, or LONG_MAX outside of op_imeet(). */
 static _Atomic long meeting[2] = { LONG_MAX, LONG_MAX };
 
-/* Waits until the other thread has come to a file, or has gone, but not for long. */
+/* How long a thread waits for the other one to begin, and at each file. */
+enum { BEGIN_MS = 2000, MEET_MS = 50 };
+
+static long milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Waits until the other thread has come to a file, or has gone. */
 static void meet(long place)
 {
-	for (int turn = 0; turn < 1000 && meeting[!own_thread] < place; turn++)
+	long end = milliseconds() + MEET_MS;
+
+	while (meeting[!own_thread] < place && milliseconds() < end)
 		usleep(20);
 }
 
@@ -385,10 +399,11 @@ static void op_imeet(char **words)
 	long count = number(words[2]);
 	bool fails = !strcmp(words[3], "fail");
 	unsigned int seed = number(words[4]);
+	long end = milliseconds() + BEGIN_MS;
 	char path[512];
 
 	meeting[own_thread] = -1;
-	for (int turn = 0; turn < 20000 && meeting[!own_thread] == LONG_MAX; turn++)
+	while (meeting[!own_thread] == LONG_MAX && milliseconds() < end)
 		usleep(100);
 	for (long i = 0; i < count; i++) {
 		uint32_t mask = (rand_r(&seed) & IN_ALL_EVENTS) | IN_ATTRIB;
