@@ -35,7 +35,7 @@ boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the fir
 module: venv ## build the driver for a kernel that you do not rebuild; HEADERS=DIR are its headers
 	@$(HARNESS) module $(if $(HEADERS),--headers '$(HEADERS)')
 
-guest: venv ## make a Debian guest, build/guest: a disk image with Debian's own kernel and the module (3 min; root); PATCHED=1 has the kernel of kernel-deb
+guest: venv ## make a Debian guest, build/guest: a disk image with Debian's own kernel and the module (4 min; root); PATCHED=1 has the kernel of kernel-deb
 	@$(HARNESS) $(VERSION) guest $(if $(PATCHED),--patched)
 
 test: setup check ## check each patch of the series; PATCH=N, N-M or a name chooses patches, K=expr guest tests of the last

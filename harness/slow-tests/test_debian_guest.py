@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from farwatch_harness.clients import catalog
 from farwatch_harness.commands import debian_guest
 from farwatch_harness.util import paths
 from farwatch_harness.vm.boot import QemuDevice, share_options
@@ -32,6 +33,17 @@ MEMORY_MIB = 1024
 #: Seconds for an emulated guest to boot on a busy machine.
 BOOT_LIMIT = 300.0
 LIMIT = 60.0
+#: Seconds for an interpreter, or a container, to start in an emulated guest on a busy machine.
+START_LIMIT = 240.0
+#: The command line of a watcher of /mnt/watched, and what it prints of a new file.
+WATCHERS = {
+    "watchdog": ("python3 /mnt/programs/watchdog_watch.py", "created"),
+    "watchfiles": ("python3 /mnt/programs/watchfiles_watch.py", "added"),
+    "chokidar": ("node /mnt/programs/chokidar.mjs chokidar", "add"),
+    "Go fsnotify": ("/mnt/programs/gowatch", "CREATE"),
+}
+#: A container's root: a directory of the guest's disk, or the lower layer of an overlay.
+ROOTS = {"disk": "/root/programs", "overlay of the share": "/mnt/programs:O"}
 PATH_UNIT = """[Path]
 PathChanged=/mnt/trigger
 """
@@ -79,9 +91,9 @@ class DebianGuest:
         assert self.console.match is not None and self.console.before is not None
         return int(self.console.match[1]), self.console.before
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str, limit: float = LIMIT) -> None:
         """Wait until the console shows this text."""
-        self.console.expect_exact(text, timeout=LIMIT)
+        self.console.expect_exact(text, timeout=limit)
 
     def qmp(self, *commands: str) -> None:
         """Run QMP commands."""
@@ -153,6 +165,39 @@ def test_bind_mount_in_another_namespace_gets_events(guest: DebianGuest) -> None
     guest.wait_for("Watches established.")
     (guest.share / "volume/config").touch()
     guest.wait_for("/srv/ CREATE config")
+    guest.console.sendintr()
+
+
+@pytest.fixture(scope="module")
+def programs(guest: DebianGuest) -> Path:
+    """Copy the watchers' programs to the share; return the directory."""
+    shutil.copytree(catalog.PROGRAMS, guest.share / "programs")
+    shutil.copy(catalog.go_client().argv[0], guest.share / "programs")
+    return guest.share / "programs"
+
+
+@pytest.mark.parametrize("name", WATCHERS)
+@pytest.mark.usefixtures("programs")
+def test_watcher_sees_the_host(guest: DebianGuest, name: str) -> None:
+    program, event = WATCHERS[name]
+    (guest.share / "watched").mkdir(exist_ok=True)
+    guest.console.sendline(f"{program} /mnt/watched")
+    guest.wait_for("READY", START_LIMIT)
+    (guest.share / "watched" / name).touch()
+    guest.wait_for(f"{event} /mnt/watched/{name}")
+    guest.console.sendintr()
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.usefixtures("programs")
+def test_container_with_the_share_as_a_volume_gets_events(guest: DebianGuest, root: str) -> None:
+    (guest.share / "data").mkdir(exist_ok=True)
+    assert guest.run("[ -e /root/programs ] || cp -r /mnt/programs /root/")[0] == 0
+    container = "podman run --rm --network=none --volume=/mnt/data:/data"
+    guest.console.sendline(f"{container} --rootfs {ROOTS[root]} /gowatch /data")
+    guest.wait_for("READY", START_LIMIT)
+    (guest.share / "data" / root).touch()
+    guest.wait_for(f"CREATE /data/{root}")
     guest.console.sendintr()
 
 
