@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 
 #: Makes the payload of a task's reply from the task's result.
 Encode = Callable[[Any], bytes]
-#: Writes that each thread gets: one that runs, and the next one. Only these have a copy of their
-#: data.
-_WRITES_PER_THREAD = 2
+#: Reads and writes that each thread gets: one that runs, and the next one. Only these have memory
+#: of the daemon for their data, until the loop has sent their replies.
+_TRANSFERS_PER_THREAD = 2
 #: How often threads that wait are replaced by others: so often may a guest leave while its share
 #: hangs.
 _MAX_REPLACED = 16
@@ -117,19 +117,19 @@ class _Write:
 
 
 class _Executor:
-    """Threads, and the writes for them."""
+    """Threads, and the reads and writes for them."""
 
     def __init__(self, threads: int) -> None:
-        self._most = _WRITES_PER_THREAD * threads
+        self._most = _TRANSFERS_PER_THREAD * threads
         self.pool = ThreadPoolExecutor(threads, "worker")
-        #: Writes whose data is not copied yet, and those that a thread gets next.
+        #: Those that have no memory for their data yet, and those that a thread gets next.
         self.queued: deque[DeferredReply] = deque()
-        self.copied: set[DeferredReply] = set()
+        self.begun: set[DeferredReply] = set()
 
     @property
-    def may_copy(self) -> bool:
-        """Return whether one more write may have a copy of its data."""
-        return len(self.copied) < self._most
+    def may_begin(self) -> bool:
+        """Return whether one more read or write may have memory for its data."""
+        return len(self.begun) < self._most
 
 
 @dataclass(slots=True, eq=False)
@@ -185,7 +185,7 @@ class ThreadPool:
         self._remote = _Executor(threads) if threads else None
         self._call_from_thread = call_from_thread
         self._tasks: dict[DeferredReply, _PendingTask] = {}
-        self._buffers = _Buffers(2 * _WRITES_PER_THREAD * threads)
+        self._buffers = _Buffers(2 * _TRANSFERS_PER_THREAD * threads)
         #: What runs without a reply.
         self._aside: set[Future[Any]] = set()
         self._replaced = 0
@@ -290,8 +290,8 @@ class ThreadPool:
         for executor in self._executors():
             for reply in executor.queued:
                 data = self._tasks[reply].data
-                assert isinstance(data, _Write)
-                data.detach()
+                if isinstance(data, _Write):
+                    data.detach()
 
     def drain(self, timeout: float) -> bool:
         """Wait for all tasks, at most ``timeout`` seconds, and reply to their requests.
@@ -331,7 +331,7 @@ class ThreadPool:
         for reply, task in list(self._tasks.items()):
             if task.future is None or task.future.cancel():
                 del self._tasks[reply]
-                task.executor.copied.discard(reply)
+                task.executor.begun.discard(reply)
                 self._complete(reply, task, errno.EINTR)
                 # To drop it closes descriptors, which may wait for a server.
                 self.run_aside(task.drop)
@@ -396,7 +396,7 @@ class ThreadPool:
         task = _PendingTask(
             executor, call, request.nodeid, encode, time.monotonic_ns(), complete, data
         )
-        if not isinstance(data, _Write) or executor.may_copy:
+        if data is None or executor.may_begin:
             self._start(reply, task)
         else:
             self._tasks[reply] = task
@@ -407,7 +407,8 @@ class ThreadPool:
         """Have a thread run a task; ``OSError`` when there is no memory for its data."""
         if isinstance(task.data, _Write):
             task.data.detach()
-            task.executor.copied.add(reply)
+        if task.data is not None:
+            task.executor.begun.add(reply)
         task.future = task.executor.pool.submit(task.call)
         # Before the callback, which may come immediately.
         self._tasks[reply] = task
@@ -416,8 +417,8 @@ class ThreadPool:
         )
 
     def _start_next(self, executor: _Executor) -> None:
-        """Have threads run the writes that have waited longest."""
-        while executor.queued and executor.may_copy:
+        """Have threads run the reads and writes that have waited longest."""
+        while executor.queued and executor.may_begin:
             reply = executor.queued.popleft()
             task = self._tasks.pop(reply)
             try:
@@ -430,7 +431,7 @@ class ThreadPool:
         task = self._tasks.pop(reply, None)
         if task is None:
             return
-        task.executor.copied.discard(reply)
+        task.executor.begun.discard(reply)
         self._start_next(task.executor)
         assert task.future is not None
         try:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from farwatchd.event_loop import Loop
 from farwatchd.fuse.filesystem import OperationDeferred
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import CANCEL_LIMIT, Session
-from farwatchd.fuse.thread_pool import ThreadPool
+from farwatchd.fuse.thread_pool import ThreadPool, _Buffers
 from farwatchd.passthrough.options import ShareOptions
 from farwatchd.passthrough.passthrough_fs import PassthroughFs
 from farwatchd.virtio_fs.device import DRAIN_LIMIT
@@ -383,6 +384,29 @@ def test_queued_writes_have_no_copies_but_the_next_ones(guest: ThreadedGuest, fs
     guest.settle_until(lambda: len(guest.answers) == len(sent))
     # The threads end in any order.
     assert sorted(fs.writes) == [b"12345"] * (len(sent) - 1) + [b"54321"]
+
+
+def test_queued_reads_have_no_memory_but_the_next_ones(
+    guest: ThreadedGuest, fs: FakeFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    get = _Buffers.get
+
+    def counted(buffers: _Buffers, size: int) -> memoryview:
+        sizes.append(size)
+        return get(buffers, size)
+
+    monkeypatch.setattr(_Buffers, "get", counted)
+    fs.content = b"content"
+    payload = fuse.read_in.pack(fh=FH, size=100)
+    sent = [guest.send(Opcode.READ, NODE, payload, 100) for _ in range(20)]
+    let_go(fs)
+    # The threads go on while the loop is busy.
+    begun = [task.future for task in guest.pool._tasks.values() if task.future is not None]
+    assert not wait(begun, LIMIT).not_done
+    assert len(sizes) == 2 * THREADS
+    guest.settle_until(lambda: len(guest.answers) == len(sent))
+    assert guest.answers == dict.fromkeys(sent, (0, b"content"))
 
 
 @pytest.mark.parametrize("end", [reboot, disconnect])
