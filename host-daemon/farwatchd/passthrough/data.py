@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -30,6 +31,8 @@ _WAITING_WRITES = os.O_DIRECT | os.O_DSYNC
 #: ``TMPFS_MAGIC``, ``RAMFS_MAGIC``, ``HUGETLBFS_MAGIC``.
 _MEMORY = (0x01021994, 0x858458F6, 0x958458F6)
 _IF_IN_MEMORY = Reading.IF_IN_MEMORY
+#: Taken to change the flags of an open file: several threads may write pages of one.
+_SWITCHING = threading.Lock()
 
 _Transfer = Callable[[int, Sequence[memoryview], int], int]
 
@@ -84,8 +87,8 @@ class DataOperations(Operations):
             if handle.append_only:
                 raise failure(errno.EPERM)
             if handle.remote:
-                return _write_later(handle, self._write_page, start, kill_suidgid, handle.flags)
-            return self._write_page(fd, views, start, kill_suidgid, handle.flags)
+                return _write_later(handle, self._write_page, start, kill_suidgid, handle)
+            return self._write_page(fd, views, start, kill_suidgid, handle)
         transfer = _append if handle.flags & os.O_APPEND else os.pwritev
         if handle.remote or handle.flags & _WAITING_WRITES:
             return _write_later(handle, self._write, start, kill_suidgid, transfer)
@@ -94,10 +97,10 @@ class DataOperations(Operations):
         return self._write(fd, views, start, kill_suidgid, transfer)
 
     def _write_page(
-        self, fd: int, views: Sequence[memoryview], offset: int, kill_suidgid: bool, flags: int
+        self, fd: int, views: Sequence[memoryview], offset: int, kill_suidgid: bool, file: OpenFile
     ) -> int:
-        """Write pages of the guest's cache, in any thread; ``flags`` are the open file's."""
-        with _through_cache(fd) if flags & os.O_DIRECT else nullcontext():
+        """Write pages of the guest's cache, in any thread, by a descriptor of an open file."""
+        with _through_cache(fd, file) if file.flags & os.O_DIRECT else nullcontext():
             return self._write(fd, views, offset, kill_suidgid)
 
     def _write(
@@ -197,14 +200,23 @@ def _write_later(handle: OpenFile, write: Callable[..., int], *args: object) -> 
 
 
 @contextlib.contextmanager
-def _through_cache(fd: int) -> Iterator[None]:
-    """Switch off O_DIRECT, with which the file was opened, for one write."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+def _through_cache(fd: int, file: OpenFile) -> Iterator[None]:
+    """Switch off O_DIRECT, with which a file was opened, until no write needs that any more."""
+    with _SWITCHING:
+        file.cached_writes += 1
+        _set_direct(fd, False)
     try:
         yield
     finally:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        with _SWITCHING:
+            file.cached_writes -= 1
+            if not file.cached_writes:
+                _set_direct(fd, True)
+
+
+def _set_direct(fd: int, direct: bool) -> None:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
 
 
 def _is_memory(fd: int) -> bool:

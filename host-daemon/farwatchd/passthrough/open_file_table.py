@@ -49,7 +49,8 @@ class OpenFile:
     the end of the file, but for pages of the guest's cache; ``fd`` itself appends only if
     ``append_only``, where the host allows nothing else. ``remote``: it is on the file system of a
     server, for which reads, writes and closing may wait. ``flock``: the kind of its flock(2) lock
-    on the host, None for none.
+    on the host, None for none. ``cached_writes`` counts those in progress for which O_DIRECT is
+    off.
     """
 
     nodeid: int
@@ -59,6 +60,7 @@ class OpenFile:
     append_only: bool = False
     remote: bool = False
     flock: int | None = None
+    cached_writes: int = 0
 
 
 class OpenFileTable:

@@ -8,11 +8,13 @@ import fcntl
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from farwatchd.fuse.filesystem import ROOT, Changes
+from farwatchd.passthrough import data
 from farwatchd.passthrough.options import Cache, ShareOptions
 from farwatchd.wire.fuse import OpenFlag
 from tests.support.passthrough_share import (
@@ -26,6 +28,8 @@ from tests.support.passthrough_share import (
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 FAR = 2**64 - 4096
+#: Seconds.
+LIMIT = 10
 
 
 @pytest.fixture
@@ -266,6 +270,41 @@ def test_cached_data_of_any_size_is_written_through_a_direct_handle(tmp_path: Pa
     # Everything else is the guest's own, and stays direct.
     flags = fcntl.fcntl(share.passthrough.share.open_files.fd(nodeid, fh), fcntl.F_GETFL)
     assert flags & os.O_DIRECT
+    share.close()
+
+
+def test_pages_are_written_by_two_threads_through_a_direct_handle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = SharedDirectory(tmp_path, ShareOptions(allow_direct_io=True))
+    (tmp_path / "file").write_bytes(bytes(10_000))
+    nodeid, fh = share.open("file", os.O_RDWR | os.O_DIRECT)
+    file = share.passthrough.share.open_files.get(nodeid, fh)
+    # As on a file system whose server may not answer: threads write its pages.
+    file.remote = True
+    first_writes, second_writes = threading.Event(), threading.Event()
+
+    def ordered(_: object, fd: int, views: Sequence[memoryview], offset: int) -> int:
+        if offset == 1000:
+            first_writes.set()
+            assert second_writes.wait(LIMIT)
+        else:
+            second_writes.set()
+            first.join(LIMIT)
+        return os.pwritev(fd, views, offset)
+
+    monkeypatch.setattr(data, "_transfer", ordered)
+    first = threading.Thread(
+        target=share.write, args=(nodeid, fh, 1000, b"unaligned"), kwargs={"cached": True}
+    )
+    first.start()
+    assert first_writes.wait(LIMIT)
+    assert share.write(nodeid, fh, 5000, b"unaligned", cached=True) == 9
+    assert not first.is_alive()
+    content = (tmp_path / "file").read_bytes()
+    assert content[1000:1009] == content[5000:5009] == b"unaligned"
+    assert fcntl.fcntl(file.fd, fcntl.F_GETFL) & os.O_DIRECT
+    file.remote = False
     share.close()
 
 
