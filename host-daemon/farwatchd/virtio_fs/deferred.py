@@ -24,6 +24,8 @@ class _Held:
     head: int
     #: The reply's header and payload, once it is complete: it waits while the ring is stopped.
     completed: tuple[bytes, bytes] | None = None
+    #: Data was read while the ring was stopped. It is not kept.
+    again: bool = False
 
 
 class PendingReplies:
@@ -61,19 +63,25 @@ class PendingReplies:
 
         Return the heads of the chains whose requests are to be handled again.
         """
+        again: list[int] = []
         for reply, held in list(self._held.items()):
-            if held.vring is vring and held.completed is not None:
+            if held.vring is not vring:
+                continue
+            if held.again:
+                del self._held[reply]
+                again.append(held.head)
+            elif held.completed is not None:
                 del self._held[reply]
                 self._send(held, *held.completed)
         if not self._restored:
-            return []
+            return again
         mine = [each for each in self._restored if each.queue == vring.index]
         self._restored = [each for each in self._restored if each.queue != vring.index]
         for each in mine:
             if each.reply:
                 header, payload = each.reply[:OUT_HEADER_SIZE], each.reply[OUT_HEADER_SIZE:]
                 self._send(_Held(vring, each.head), header, payload)
-        return [each.head for each in mine if not each.reply]
+        return again + [each.head for each in mine if not each.reply]
 
     def export_state(self) -> list[PendingReplyState]:
         """Return the chains in flight, in the order of their requests. No thread works on one.
@@ -105,6 +113,10 @@ class PendingReplies:
     def _complete(self, reply: DeferredReply, header: bytes, payload: bytes | memoryview) -> None:
         held = self._held[reply]
         self.in_threads -= reply.in_thread
+        if held.vring.ring is None and isinstance(payload, memoryview):
+            # Of any size, for each chain in flight, until the ring runs again.
+            held.again = True
+            return
         self.before_reply(reply.unique)
         if held.vring.ring is None:
             held.completed = (header, bytes(payload))

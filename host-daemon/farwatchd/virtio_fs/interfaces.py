@@ -44,6 +44,9 @@ class DeferredReply:
     def complete(self, error: int = 0, payload: bytes | memoryview = b"") -> None:
         """Send an errno, or the payload, which is not used afterwards.
 
+        A memoryview has data that was read: if the chain's ring is stopped the request is handled
+        again, and the data is not kept.
+
         Only the first call has an effect.
         """
         send, self._send = self._send, None

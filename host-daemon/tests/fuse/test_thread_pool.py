@@ -220,6 +220,24 @@ def test_ring_that_stops_leaves_a_hung_task_in_flight(
     guest.ask(Opcode.GETATTR, NODE, fuse.getattr_in.pack(), fuse.attr_out.size)
 
 
+def test_data_that_is_read_while_its_ring_is_stopped_is_not_kept(
+    guest: ThreadedGuest, fs: FakeFs
+) -> None:
+    fs.content = b"before"
+    read = [
+        guest.send(Opcode.READ, NODE, fuse.read_in.pack(fh=FH, size=100), 100)
+        for _ in range(4 * THREADS)
+    ]
+    guest.front_end.stop_ring(1)
+    let_go(fs)
+    while len(guest.pool):
+        assert guest.loop.run_once(LIMIT), "the tasks do not end"
+    fs.content = b"after"
+    guest.front_end.start_ring(1)
+    guest.settle_until(lambda: len(guest.answers) == len(read))
+    assert guest.answers == dict.fromkeys(read, (0, b"after"))
+
+
 @pytest.mark.parametrize("opcode", [Opcode.INIT, Opcode.DESTROY])
 def test_end_of_the_session_cancels_tasks_that_have_not_begun(
     guest: ThreadedGuest, fs: FakeFs, opcode: Opcode
