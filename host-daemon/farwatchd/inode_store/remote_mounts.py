@@ -17,6 +17,8 @@ class RemoteMounts:
 
     def __init__(self) -> None:
         self._known: dict[int, bool] = {}
+        #: Whether any mount was of a remote file system.
+        self.any = False
 
     def known(self, mount_id: int) -> bool | None:
         """Return whether a mount is of a remote file system; None if it is unknown."""
@@ -27,6 +29,7 @@ class RemoteMounts:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         self._known[mount_id] = remote
+        self.any = self.any or remote
 
     def has(self, mount_id: int, fd: int) -> bool:
         """Return whether the file ``fd``, on this mount, is on a remote file system.

@@ -19,7 +19,7 @@ from farwatchd.inode_store.options import MOST_OPEN, InodeFileHandles
 from farwatchd.inode_store.remote_mounts import RemoteMounts
 from farwatchd.linux.file_handles import HandleReader, handle_of, key_of, mount_of, with_path
 from farwatchd.linux.libc import NANOSECONDS, failure
-from farwatchd.linux.syscalls import known_links, mount_id
+from farwatchd.linux.syscalls import known_links, known_status, mount_id
 from farwatchd.wire.state import (
     NONE,
     Descriptors,
@@ -284,8 +284,15 @@ class InodeStore:
 
     def identity(self, fd: int) -> Identity:
         """Return the identity of the inode of ``fd``, which need not be in the store."""
-        status = os.fstat(fd)
+        status = self.status(fd)
         return _identity(self._key(fd, status), status)
+
+    def status(self, fd: int) -> os.stat_result:
+        """Return the file type, the numbers and the link count of an inode, without its server.
+
+        The other attributes may be 0.
+        """
+        return known_status(fd) if self.remote_mounts.any else os.fstat(fd)
 
     def with_room(self, call: Callable[[], int]) -> int:
         """Return the descriptor that ``call`` makes; when there is none left, close one first.

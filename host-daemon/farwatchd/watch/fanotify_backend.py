@@ -484,7 +484,7 @@ class FanotifyBackend(TreeBackend):
                 mark_id = self._mark_of(self._groups[0].identity(parent))
             finally:
                 os.close(parent)
-            name = entry_name(fd, self._path_of(fd))
+            name = entry_name(fd, self._inodes.status(fd), self._path_of(fd))
             return (mark_id, name) if name else (_UNMARKED, b"")
         except OSError as error:
             return _not_found(error)

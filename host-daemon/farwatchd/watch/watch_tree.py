@@ -219,7 +219,7 @@ class WatchTree:
         ``fd`` stays the caller's. Raises ``OSError`` as ``WatchBackend.watch`` does, and then
         leaves everything unchanged.
         """
-        status = os.fstat(fd)
+        status = self._inodes.status(fd)
         inode = self._inodes.get(fd, status)
         identity = inode.identity(status)
         node = self._by_identity.get(identity)
@@ -424,7 +424,7 @@ class WatchTree:
     def unlinked(self, node: Node) -> bool:
         """Return whether a node's inode has no name left."""
         try:
-            return os.fstat(self._inodes.open(node.inode)).st_nlink == 0
+            return self._inodes.status(self._inodes.open(node.inode)).st_nlink == 0
         except OSError as error:
             if error.errno in GONE:
                 return True
@@ -525,7 +525,7 @@ class WatchTree:
                 if inside:
                     raise
                 return False
-            status = os.fstat(fd)
+            status = self._inodes.status(fd)
             inode = self._inodes.adopt(fd, status)
             identity = inode.identity(status)
             if not inside:
@@ -639,17 +639,17 @@ class WatchTree:
         """
         try:
             fd = self.open(node)
-            return entry_name(fd, self._path_of(fd))
+            return entry_name(fd, self._inodes.status(fd), self._path_of(fd))
         except OSError:
             return None
 
 
-def entry_name(fd: int, link: str) -> bytes | None:
+def entry_name(fd: int, status: os.stat_result, link: str) -> bytes | None:
     """Return the name of the directory behind ``fd`` in its parent, the last one if it is unlinked.
 
-    ``link`` is the descriptor's link in /proc/self/fd. None: the directory has no parent here.
+    ``status`` is the directory's (``InodeStore.status``), ``link`` the descriptor's link in
+    /proc/self/fd. None: the directory has no parent here.
     """
-    status = os.fstat(fd)
     try:
         # Without Path, which takes longer than the call: each watched directory is named.
         path = os.readlink(os.fsencode(link))  # noqa: PTH115
