@@ -3,7 +3,7 @@
 
 HARNESS := .venv/bin/farwatch-harness
 PYTHON_CODE := host-daemon harness guest-tests docs setup.py
-NATIVE := host-daemon/farwatchd/native.c
+NATIVE := $(wildcard host-daemon/native/*.c)
 C_WARNINGS := -std=gnu11 -Wall -Wextra -Werror -Wconversion -Wshadow
 PYTHON_INCLUDE = $(shell .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 HOST_TESTS := host-daemon/tests harness/tests

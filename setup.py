@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, setup
 
+SOURCES = Path("host-daemon/native")
 NATIVE = Extension(
     "farwatchd._native",
-    ["host-daemon/farwatchd/native.c"],
+    sorted(map(str, SOURCES.glob("*.c"))),
+    depends=sorted(map(str, SOURCES.glob("*.h"))),
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"],
     py_limited_api=True,
     # Without a compiler or Python's headers, the interpreter's code serves alone.

@@ -28,8 +28,8 @@ fresh() {
 # The native part of the daemon, where there are a compiler and Python's headers. pip makes it only
 # when it makes the environment.
 make_native() {
-    [ .venv/.native -nt host-daemon/farwatchd/native.c ] && return
-    .venv/bin/python setup.py --quiet build_ext --inplace > build/logs/native.log 2>&1 || {
+    [ -e .venv/.native ] && [ -z "$(find host-daemon/native -newer .venv/.native)" ] && return
+    .venv/bin/python setup.py --quiet build_ext --inplace --force > build/logs/native.log 2>&1 || {
         echo "farwatch: the native part could not be made, see build/logs/native.log"
         exit 1
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What native.c has."""
+"""What host-daemon/native has."""
 
 from collections.abc import Callable
 

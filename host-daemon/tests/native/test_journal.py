@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from farwatchd import native as native_source
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
 from farwatchd.inode_store.options import InodeFileHandles
@@ -331,7 +330,7 @@ def test_what_may_have_been_done_is_expected_until_it_comes(tmp_path: Path) -> N
 
 
 def test_numbers_are_those_of_the_interpreters_code() -> None:
-    source = Path(native_source.__file__).with_name("native.c").read_text()
+    source = native_part.sources()
     for name, number in {
         "JOURNAL_HEADER": journal.header.size,
         "JOURNAL_END_AT": journal.END_AT,

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from farwatchd import native as native_source
 from farwatchd.fuse import init, metrics, request
 from farwatchd.fuse.options import SessionOptions
 from farwatchd.fuse.session import Session
@@ -67,7 +66,7 @@ def by_native_part() -> Iterator[None]:
 
 
 def test_limits_are_those_of_the_interpreters_code() -> None:
-    source = Path(native_source.__file__).with_name("native.c").read_text()
+    source = native_part.sources()
     number_of = r"^#define (\w+) \(?(?:UINT64_C\()?(\d+(?:U?\)? << \d+)?)"
     defined = dict(re.findall(number_of, source, re.M))
     limits = {

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farwatchd.native import NativeUse, load
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 _loaded = load(NativeUse.AUTO)
 PARTS = {"python": None} if _loaded is None else {"python": None, "native": _loaded}
 _chosen = "python"
+
+
+def sources() -> str:
+    """Return the text of the native part's sources."""
+    folder = Path(__file__).parents[2] / "native"
+    return "".join(path.read_text() for path in sorted(folder.glob("*.[ch]")))
 
 
 def choose(name: str) -> None:
