@@ -13,7 +13,7 @@ NATIVE = Extension(
     "farwatchd._native",
     sorted(map(str, SOURCES.glob("*.c"))),
     depends=sorted(map(str, SOURCES.glob("*.h"))),
-    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"],
+    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-g0"],
     py_limited_api=True,
     # Without a compiler or Python's headers, the interpreter's code serves alone.
     optional=True,
