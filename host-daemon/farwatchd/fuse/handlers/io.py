@@ -38,6 +38,8 @@ from farwatchd.wire.fuse import (
 #: The most that one COPY_FILE_RANGE copies, in bytes: a task that has begun cannot be cancelled.
 #: The client sends another request for the rest.
 _MAX_COPY = 64 << 20
+#: Bytes of one reply to READDIR, whose 2000 entries take a few milliseconds.
+_MAX_READDIR = 64 << 10
 #: Bytes of one reply to READDIRPLUS: each entry is looked up, and 200 take a few milliseconds, in
 #: which no other request is served. The client asks for the rest.
 _MAX_READDIRPLUS = 32 << 10
@@ -186,7 +188,7 @@ class IoHandlers:
         return self._pool.run(request, encode.opened, self._fs.opendir, request.nodeid, args.flags)
 
     def _readdir(self, request: Request) -> Reply:
-        return self._entries(request, MAX_READ, None)
+        return self._entries(request, _MAX_READDIR, None)
 
     def _readdirplus(self, request: Request) -> Reply:
         return self._entries(request, _MAX_READDIRPLUS, partial(self._look_up, request.nodeid))
