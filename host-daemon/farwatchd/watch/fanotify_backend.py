@@ -12,7 +12,6 @@ import logging
 import os
 import select
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from farwatchd.inode_store.descriptors import OUT_OF_DESCRIPTORS
 from farwatchd.inode_store.store import (
@@ -35,6 +34,7 @@ from farwatchd.linux.syscalls import file_system_type
 from farwatchd.watch.backend_base import TreeBackend, proc_path
 from farwatchd.watch.entry_history import EntryHistory
 from farwatchd.watch.event_stream import KERNEL_BITS, MarkEvent, kernel_mask
+from farwatchd.watch.event_trace import printable
 from farwatchd.watch.watch_tree import Node, entry_name, shared
 from farwatchd.wire.fsnotify import Event
 from farwatchd.wire.state import (
@@ -259,7 +259,8 @@ class FanotifyBackend(TreeBackend):
         _log.warning(
             "the guest gets no events of the host for %s and the rest of its file system: %s;"
             " use --fsnotify=remote to watch it with inotify",
-            os.fsdecode(Path(self._tree.path(node)).readlink()),
+            # A name that the guest has made must not look like a line of the log.
+            printable(os.readlink(os.fsencode(self._tree.path(node)))),  # noqa: PTH115
             reason,
         )
 

@@ -222,7 +222,7 @@ def test_file_system_without_handles_is_eopnotsupp(
         assert caught.value.errno == errno.EOPNOTSUPP
     assert host.host_watches() == 0
     (warning,) = caplog.messages
-    assert "no events of the host for /proc/" in warning
+    assert "no events of the host for '/proc/" in warning
     assert "use --fsnotify=remote" in warning
 
 
@@ -290,6 +290,21 @@ def test_directory_below_two_thousand_others_is_watched(share: Path) -> None:
     os.close(fd)
     host.close()
     remove(share)
+
+
+def test_name_of_what_cannot_be_watched_is_on_one_line_of_the_log(
+    host: Host, share: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENODEV, "no id")
+
+    monkeypatch.setattr(fanotify.Fanotify, "add", refuse)
+    (share / "a\nERROR: forged").mkdir()
+    with pytest.raises(OSError, match="has no id"):
+        host.watch(2, share / "a\nERROR: forged")
+    (message,) = caplog.messages
+    assert "\\nERROR: forged" in message
+    assert "\n" not in message
 
 
 def test_overflow_of_the_host_queue_is_reported_once(host: Host, share: Path) -> None:

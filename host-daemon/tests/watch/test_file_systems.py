@@ -103,7 +103,7 @@ def test_clone_of_a_watched_file_system_is_refused(
     with pytest.raises(OSError, match="clone of another file system") as caught:
         host.watch(20, clones / "clone/d", Event.CREATE)
     assert caught.value.errno == errno.EOPNOTSUPP
-    assert f"no events of the host for {clones}/clone" in caplog.text
+    assert f"no events of the host for '{clones}/clone" in caplog.text
     (clones / "disk/d/on-disk").touch()
     (clones / "clone/d/on-clone").touch()
     assert host.records() == [EventRecord(10, 0, Event.CREATE, b"on-disk")]
@@ -172,7 +172,7 @@ def test_btrfs_subvolume_without_a_group_is_refused_with_one_warning(
             host.watch(12, btrfs / "sub/other/d", Event.CREATE)
         assert caught.value.errno == errno.EOPNOTSUPP
     (warning,) = caplog.messages
-    assert f"no events of the host for {btrfs}/sub/other" in warning
+    assert f"no events of the host for '{btrfs}/sub/other" in warning
     (btrfs / "sub/nested/d/new").touch()
     assert host.records() == [EventRecord(11, 0, Event.CREATE, b"new")]
     host.close()
