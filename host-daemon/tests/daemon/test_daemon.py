@@ -186,6 +186,33 @@ def test_own_operations_are_reported_unless_others_only_is_negotiated(
         guest.leave()
 
 
+@pytest.mark.root
+def test_each_of_two_guests_gets_the_events_of_the_other(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    options = ("--fsnotify=others",)
+    with (
+        running(tmp_path / "first", shared, *options) as first_daemon,
+        running(tmp_path / "second", shared, *options) as second_daemon,
+    ):
+        first, second = (
+            MountedGuest(each, extra_flags=FUSE_FSNOTIFY_OTHERS_ONLY)
+            for each in (first_daemon, second_daemon)
+        )
+        for guest in (first, second):
+            guest.watch(ROOT, Event.CREATE)
+        for number in range(3):
+            first.create(ROOT, b"by first %d" % number)
+            second.create(ROOT, b"by second %d" % number)
+        (shared / "last").touch()
+        for guest, other in ((first, b"second"), (second, b"first")):
+            assert [record.name for record in guest.events(4)] == [
+                *(b"by %s %d" % (other, number) for number in range(3)),
+                b"last",
+            ]
+            guest.leave()
+
+
 def test_thousand_files_lose_no_event_with_few_buffers(guest: MountedGuest, shared: Path) -> None:
     guest.watch(ROOT, Event.CREATE)
     names = [f"file {number}".encode() for number in range(1000)]

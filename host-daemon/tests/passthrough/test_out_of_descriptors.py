@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import stat
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from farwatchd.fuse.filesystem import ROOT, Changes
+from farwatchd.fuse.filesystem import ROOT, Changes, Lock
 from farwatchd.inode_store.options import InodeFileHandles
 from farwatchd.inode_store.store import InodeStore
 from farwatchd.passthrough.options import ShareOptions
@@ -35,6 +36,7 @@ class PairedDirectories:
             (path / directory / "empty").mkdir(parents=True)
             for name in ("x", "y"):
                 (path / directory / name).write_text(f"{directory}/{name}")
+            os.setxattr(path / directory / "x", "user.there", b"value")
             (path / directory / "link").symlink_to(f"{directory}-target")
         store = InodeStore(InodeFileHandles.PREFER, most_open=8)
         self.fs = PassthroughFs(path, ShareOptions(xattr=True), store)
@@ -77,6 +79,47 @@ def listed(share: PairedDirectories) -> object:
     return None
 
 
+def copied(share: PairedDirectories) -> object:
+    source = share.fs.open(share.ax, os.O_RDONLY, False)
+    try:
+        target = share.fs.open(share.bx, os.O_WRONLY, False)
+        try:
+            return done(
+                share.fs.copy_file_range(share.ax, source.fh, 0, share.bx, target.fh, 1, 2, False)
+            )
+        finally:
+            share.fs.release(share.bx, target.fh)
+    finally:
+        share.fs.release(share.ax, source.fh)
+
+
+def allocated(share: PairedDirectories) -> object:
+    opened = share.fs.open(share.bx, os.O_RDWR, False)
+    try:
+        return done(share.fs.fallocate(share.bx, opened.fh, 0, 0, 10, False))
+    finally:
+        share.fs.release(share.bx, opened.fh)
+
+
+def locked(share: PairedDirectories) -> object:
+    """Have two owners lock through one open file, and a process of the guest close it."""
+    opened = share.fs.open(share.bx, os.O_RDWR, False)
+    try:
+        for owner in (1, 2):
+            share.fs.setlk(share.bx, opened.fh, owner, Lock(fcntl.F_RDLCK, 0, 9, owner))
+        share.fs.flush(share.bx, opened.fh)
+    finally:
+        share.fs.release(share.bx, opened.fh)
+    return None
+
+
+def unnamed(share: PairedDirectories) -> object:
+    """Make a file without a name; link() gives it one."""
+    entry, opened = share.fs.tmpfile(DAEMON, share.a, 0o644, os.O_RDWR, 0)
+    share.fs.release(entry.nodeid, opened.fh)
+    return None
+
+
 OPERATIONS: dict[str, Callable[[PairedDirectories], object]] = {
     "lookup": lambda share: share.fs.lookup(share.b, b"y"),
     "rename": lambda share: share.fs.rename(share.a, b"x", share.b, b"moved", 0),
@@ -95,6 +138,16 @@ OPERATIONS: dict[str, Callable[[PairedDirectories], object]] = {
     ),
     "setattr": lambda share: settled(share.fs.setattr, share.ax, ALL),
     "setxattr": lambda share: share.fs.setxattr(share.bx, b"user.a", b"v", 0, False),
+    "removexattr": lambda share: share.fs.removexattr(share.ax, b"user.there"),
+    "getxattr": lambda share: share.fs.getxattr(share.ax, b"user.there"),
+    "listxattr": lambda share: share.fs.listxattr(share.ax),
+    "getattr": lambda share: share.fs.getattr(share.bx, None),
+    "statx": lambda share: share.fs.statx(share.bx, None),
+    "syncfs": lambda share: done(share.fs.syncfs(share.a)),
+    "tmpfile": unnamed,
+    "copy": copied,
+    "allocate": allocated,
+    "lock": locked,
     "write": written,
     "list": listed,
     "readlink": lambda share: share.fs.readlink(share.link),
