@@ -120,7 +120,9 @@ class LockOperations(Operations):
             self._locks.open(nodeid, owner, file.fd, fh, remote=file.remote)
             return file.fd
         self._locks.check_descriptors()
-        to_write = kind == fcntl.F_WRLCK or file.flags & os.O_ACCMODE != os.O_RDONLY
+        to_write = not self._options.readonly and (
+            kind == fcntl.F_WRLCK or file.flags & os.O_ACCMODE != os.O_RDONLY
+        )
         fd = self._open_to_lock(nodeid, to_write)
         self._locks.open(nodeid, owner, fd, remote=file.remote)
         return fd

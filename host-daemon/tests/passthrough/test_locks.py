@@ -20,6 +20,7 @@ from farwatchd.inode_store.descriptors import DescriptorBudget
 from farwatchd.linux.inotify import Inotify, InotifyBit
 from farwatchd.passthrough import lock_table
 from farwatchd.passthrough.lock_table import LockTable
+from farwatchd.passthrough.options import ShareOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.passthrough_share import SharedDirectory, errno_of, open_descriptors
@@ -257,6 +258,20 @@ def test_lock_is_no_event(share: SharedDirectory, flags: int, kind: int) -> None
     assert open_descriptors() == before
     with held_on_host(path, WRITE):
         assert errno_of(share.fs.setlk, nodeid, fh, A, Lock(kind, 0, 9, 1)) == errno.EAGAIN
+
+
+def test_read_only_share_has_no_locks_to_write(tmp_path: Path) -> None:
+    share = SharedDirectory(tmp_path, ShareOptions(readonly=True))
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    nodeid, fh = share.open("file", os.O_RDONLY)
+    with events_of(path) as seen:
+        # No correct guest asks for that with this file.
+        assert errno_of(share.fs.setlk, nodeid, fh, A, whole(WRITE)) == errno.EBADF
+        share.fs.setlk(nodeid, fh, A, whole(READ))
+        share.fs.setlk(nodeid, fh, B, whole(READ))
+    assert InotifyBit.CLOSE_WRITE not in seen
+    share.close()
 
 
 @pytest.mark.root
