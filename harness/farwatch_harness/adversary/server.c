@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -34,10 +35,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -89,6 +92,12 @@ static struct lie lies[LIES];
 static int lie_count;
 static struct later *laters;
 static int fuse = -1;
+/*
+ * The process that sends notifications, and where it takes them from: it waits in
+ * write(2) until the client has handled one, which may need answers from here.
+ */
+static pid_t reporter;
+static int reports = -1;
 static bool session;
 static unsigned long requests;
 static const char *mount_point;
@@ -502,6 +511,39 @@ static size_t read_directory(const struct node *node, uint64_t offset, size_t ro
 	return size;
 }
 
+static void start_reporter(void)
+{
+	static char data[BUFFER];
+	ssize_t size;
+	int ends[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends))
+		exit(1);
+	reporter = fork();
+	if (!reporter) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(ends[0]);
+		while ((size = recv(ends[1], data, sizeof(data), 0)) > 0)
+			send_bytes(data, size);
+		_exit(0);
+	}
+	close(ends[1]);
+	reports = ends[0];
+}
+
+/* Ends the connection, as the death of a server does. */
+static void disconnect(void)
+{
+	if (fuse < 0)
+		return;
+	kill(reporter, SIGKILL);
+	waitpid(reporter, NULL, 0);
+	close(reports);
+	close(fuse);
+	fuse = -1;
+	forget_session();
+}
+
 static void serve(void)
 {
 	ssize_t got = read(fuse, request, sizeof(request));
@@ -514,11 +556,8 @@ static void serve(void)
 	int error = 0;
 
 	if (got < (ssize_t)sizeof(*in)) {
-		if (got < 0 && errno == ENODEV) {
-			close(fuse);
-			fuse = -1;
-			forget_session();
-		}
+		if (got < 0 && errno == ENODEV)
+			disconnect();
 		return;
 	}
 	requests++;
@@ -694,10 +733,7 @@ static bool mount_now(const char *options)
 	struct statx found;
 	char text[256];
 
-	if (fuse >= 0) {
-		close(fuse);
-		forget_session();
-	}
+	disconnect();
 	fuse = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	snprintf(text, sizeof(text), "fd=%d,rootmode=40000,user_id=0,group_id=0,%s", fuse, options);
 	mkdir(mount_point, 0777);
@@ -706,6 +742,7 @@ static bool mount_now(const char *options)
 		fuse = -1;
 		return false;
 	}
+	start_reporter();
 	/* This sends no request: the reply would have to come from here. */
 	if (!statx(AT_FDCWD, mount_point, AT_STATX_DONT_SYNC, 0, &found))
 		device = (unsigned long)found.stx_dev_major << 20 | found.stx_dev_minor;
@@ -724,8 +761,23 @@ static void notify(int times, const char *hex)
 	header->len = sizeof(*header) + size;
 	header->error = FUSE_NOTIFY_FSNOTIFY;
 	header->unique = 0;
-	while (times-- > 0)
-		send_bytes(data, header->len);
+	while (times > 0 && fuse >= 0) {
+		struct pollfd ready[2] = {
+			{ .fd = reports, .events = POLLOUT },
+			{ .fd = fuse, .events = POLLIN },
+		};
+
+		if (send(reports, data, header->len, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) {
+			times--;
+			continue;
+		}
+		if (errno != EAGAIN)
+			return;
+		poll(ready, 2, 1);
+		send_due(false);
+		if (ready[1].revents)
+			serve();
+	}
 }
 
 static void state(void)
@@ -792,10 +844,7 @@ static void command(char *line)
 	} else if (!strcmp(name, "seed")) {
 		srand(strtoul(rest, NULL, 10));
 	} else if (!strcmp(name, "kill")) {
-		if (fuse >= 0)
-			close(fuse);
-		fuse = -1;
-		forget_session();
+		disconnect();
 	}
 	say("ok %s", name);
 }
