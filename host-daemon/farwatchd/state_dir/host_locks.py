@@ -78,7 +78,10 @@ class HostLocks:
 
     def _lose(self, nodeid: int, files: Iterable[int]) -> None:
         """Have each use of open files be an error, and of those that share locks with them."""
-        for fh in files:
+        # Of each owner to all of its files, and so on: the guest can make that chain of any length.
+        left = list(files)
+        while left:
+            fh = left.pop()
             if self._share.open_files.find(fh) is None:
                 continue
             others = [
@@ -89,9 +92,8 @@ class HostLocks:
             for owner, handles in others:
                 if fh in handles:
                     self._share.locks.close(nodeid, owner)
-                    self._lose(nodeid, sorted(handles - {fh}))
-            if self._share.open_files.find(fh) is not None:
-                self._share.open_files.lose(nodeid, fh)
+                    left += handles
+            self._share.open_files.lose(nodeid, fh)
 
 
 def _until(deadline: float, operation: Callable[..., object], *args: object) -> None:

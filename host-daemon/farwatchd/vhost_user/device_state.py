@@ -73,7 +73,7 @@ class StateTransfer:
                 raise StateError("its descriptor is neither a pipe nor a socket")
             os.set_blocking(fd, False)
             if direction is Direction.SAVE:
-                self._left = memoryview(self._state.save())
+                self._left = memoryview(self._saved())
                 self._loop.add_writable(fd, self._write)
             else:
                 self._received = bytearray()
@@ -140,6 +140,19 @@ class StateTransfer:
         except StateError as error:
             self._problem = str(error)
             _log.error("the migrated state cannot be used: %s", error)
+        except Exception:
+            self._problem = "a bug"
+            _log.exception("bug: the migrated state cannot be used")
+
+    def _saved(self) -> bytes:
+        """Return the state; a bug is an error as well, since the front-end waits for the reply."""
+        try:
+            return self._state.save()
+        except StateError:
+            raise
+        except Exception as error:
+            _log.exception("bug: the state cannot be saved")
+            raise StateError("it cannot be saved") from error
 
     def _fail(self, problem: str) -> None:
         self._problem = problem

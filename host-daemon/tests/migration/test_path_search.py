@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from farwatchd.migration.path_search import find_paths
 from farwatchd.passthrough.procfd import ProcFd
 from farwatchd.state_dir.places import PlaceIdentity, Places
+from tests.support.passthrough_share import open_descriptors
 
 
 class SearchedShare:
@@ -80,3 +82,33 @@ def test_directory_that_cannot_be_read_is_passed_over(share: SearchedShare) -> N
     (share.path / "a").chmod(0)
     assert share.find(wanted) == {0: b"other"}
     (share.path / "a").chmod(0o755)
+
+
+#: Fewer than descriptors may be open.
+DEPTH = 600
+
+
+@pytest.fixture
+def few_nested_calls() -> Iterator[None]:
+    """Permit fewer nested calls than DEPTH."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(DEPTH - 100)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("few_nested_calls")
+def test_file_in_a_deep_directory_is_found(share: SearchedShare) -> None:
+    fd = os.open(share.path, os.O_PATH)
+    for _ in range(DEPTH):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_PATH, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    file = os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd)
+    wanted = share.places.identity(file)
+    os.close(file)
+    os.close(fd)
+    before = open_descriptors()
+    assert share.find(wanted) == {0: b"d/" * DEPTH + b"file"}
+    assert open_descriptors() == before

@@ -182,6 +182,22 @@ def test_state_that_cannot_be_loaded_fails(front_end: FrontEnd, state: BytesStat
     go_on(front_end)
 
 
+def test_bug_in_the_state_is_a_failure(
+    front_end: FrontEnd, state: BytesState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(state, "load", fail)
+    assert load_state(front_end, b"state") == 1
+    monkeypatch.setattr(state, "save", fail)
+    reader, writer = os.pipe()
+    assert set_state_fd(front_end, Direction.SAVE, writer) == REFUSED
+    os.close(reader)
+    os.close(writer)
+    go_on(front_end)
+
+
 def test_state_without_an_end_fails(front_end: FrontEnd, state: BytesState) -> None:
     reader, writer = os.pipe()
     assert set_state_fd(front_end, Direction.LOAD, reader) == ACCEPTED
