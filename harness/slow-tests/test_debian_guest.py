@@ -31,7 +31,7 @@ PATCHED = os.environ.get("FARWATCH_GUEST") == "patched"
 FARWATCHD = str(Path(sys.executable).parent / "farwatchd")
 MEMORY_MIB = 1024
 #: Seconds for an emulated guest to boot on a busy machine.
-BOOT_LIMIT = 300.0
+BOOT_LIMIT = 600.0
 LIMIT = 60.0
 #: Seconds for an interpreter, or a container, to start in an emulated guest on a busy machine.
 START_LIMIT = 240.0
