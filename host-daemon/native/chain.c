@@ -92,14 +92,20 @@ int cut_slices(const struct iovec *slices, uint64_t offset, uint64_t size, struc
 	return count;
 }
 
-/* Copy `size` > 0 bytes to or from slices from `offset` on, which are there. */
+/* Copy `size` bytes to or from slices from `offset` on, which are there. */
 void copy_slices(const struct iovec *slices, uint64_t offset, void *data, size_t size, bool to)
 {
-	struct iovec part[MOST_SLICES];
-	int count = cut_slices(slices, offset, size, part);
-	for (int i = 0; i < count; i++) {
-		void *memory = part[i].iov_base;
-		copy_once(to ? memory : data, to ? data : memory, part[i].iov_len);
-		data = (uint8_t *)data + part[i].iov_len;
+	while (offset >= slices->iov_len)
+		offset -= (slices++)->iov_len;
+	while (size) {
+		void *memory = (uint8_t *)slices->iov_base + offset;
+		size_t step = slices->iov_len - (size_t)offset;
+		if (step > size)
+			step = size;
+		copy_once(to ? memory : data, to ? data : memory, step);
+		data = (uint8_t *)data + step;
+		size -= step;
+		offset = 0;
+		slices++;
 	}
 }
