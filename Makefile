@@ -10,10 +10,11 @@ HOST_TESTS := host-daemon/tests harness/tests
 # What decodes the bytes of guests, VMMs and other daemons.
 DECODERS := host-daemon/farwatchd/wire/*,host-daemon/farwatchd/virtqueue/*,host-daemon/farwatchd/vhost_user/*,host-daemon/farwatchd/fuse/*
 DEB := build/deb
-DISTRIBUTION = $(if $(filter stock,$(KERNEL)),--distribution)
+DISTRIBUTION = $(if $(filter stock stock-%,$(KERNEL)),--distribution)
 MARKDOWN = $(shell git ls-files '*.md')
-# KERNEL=7.3 chooses a kernel version; for apply and send KERNEL is a kernel tree.
-VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(KERNEL)')
+# KERNEL=7.3 chooses a kernel version, KERNEL=stock-6.1 Debian's kernel of a version; for apply and
+# send KERNEL is a kernel tree.
+VERSION = $(if $(filter-out stock,$(KERNEL)),--kernel '$(patsubst stock-%,%,$(KERNEL))')
 
 .PHONY: help venv setup lint format unit sanitize coverage docs docs-links pictures sample-report kernel kernel-deb qemu qemu-patched demo boot module guest test test-kernels drift test-module test-daemon test-debug test-matrix test-guest test-qemu mutants check bench clients soak fuzz fuzz-kernel report apply send deb dist clean clean-cache
 
@@ -26,14 +27,14 @@ venv: ## make .venv, with the daemon at .venv/bin/farwatchd
 setup: venv ## install the Debian packages that are needed (root or sudo)
 	@$(HARNESS) setup
 
-demo: venv ## see files changed on the host arrive at inotifywait in a guest; KERNEL=stock takes Debian's kernel
+demo: venv ## see files changed on the host arrive at inotifywait in a guest; KERNEL=stock takes Debian's kernel, KERNEL=stock-6.1 that of Debian 12
 	@$(HARNESS) $(VERSION) demo $(DISTRIBUTION)
 
 boot: venv ## get a shell in a guest with a share mounted; PATCH=N boots the first N patches
 	@$(HARNESS) $(VERSION) boot $(if $(PATCH),--patches '$(PATCH)') $(DISTRIBUTION)
 
 module: venv ## build the driver for a kernel that you do not rebuild; HEADERS=DIR are its headers
-	@$(HARNESS) module $(if $(HEADERS),--headers '$(HEADERS)')
+	@$(HARNESS) $(VERSION) module $(if $(HEADERS),--headers '$(HEADERS)')
 
 guest: venv ## make a Debian guest, build/guest: a disk image with Debian's own kernel and the module (4 min; root); PATCHED=1 has the kernel of kernel-deb
 	@$(HARNESS) $(VERSION) guest $(if $(PATCHED),--patched)
@@ -50,8 +51,8 @@ drift: setup ## try each series on the newest point release that Debian has, and
 test-daemon: setup ## hold the daemon against local file systems: system calls, builds, databases, cases (15 min)
 	@$(HARNESS) $(VERSION) test -m daemon
 
-test-module: setup ## run the guest tests that apply to the module on Debian's own kernel
-	@$(HARNESS) test --distribution -m 'not daemon'
+test-module: setup ## run the guest tests that apply to the module on Debian's own kernels, 6.12 and 6.1; KERNEL=6.1 takes one
+	@$(HARNESS) $(VERSION) test-module
 
 test-debug: setup ## run the series' guest tests on a kernel with lockdep, KASAN and kmemleak (slow)
 	@$(HARNESS) $(VERSION) test --debug -m 'not daemon'

@@ -38,7 +38,8 @@ def unload(testbed: Testbed) -> None:
     """Give the device back to the kernel's own driver, as after a start of the guest."""
     testbed.guest.umount(str(testbed.mount_point))
     testbed.guest.shell(
-        f"rmmod {module_of(testbed).stem}; cd /sys/bus/virtio/devices;"
+        # The kernel's own driver takes it when it is loaded, where it is a module.
+        f"rmmod {module_of(testbed).stem}; modprobe {VIRTIOFS}; cd /sys/bus/virtio/devices;"
         " for device in virtio*; do [ -e $device/driver ] ||"
         f" echo $device > /sys/bus/virtio/drivers/{VIRTIOFS}/bind; done"
     )

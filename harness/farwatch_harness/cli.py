@@ -83,16 +83,21 @@ def build_module(options: argparse.Namespace) -> int:
     """Build the module for a kernel that is not rebuilt; print its path.
 
     Without --headers it is built for Debian's own kernel. With --sources its sources are written
-    and not compiled.
+    and not compiled: those for all versions, or for the one that --kernel names.
     """
+    chosen = versions.chosen()
     if options.sources:
-        module.write_sources(options.sources, module.sources())
+        module.write_sources_for(options.sources, [chosen] if chosen else versions.with_module())
         return 0
     apt.install(apt.MODULE_BUILD, paths.LOGS / "apt-module.log")
-    headers = options.headers or distribution.find_kernel().headers
+    if options.headers:
+        headers = options.headers.expanduser().resolve()
+        version = chosen or versions.for_headers(headers)
+    else:
+        headers, version = distribution.find_kernel().headers, versions.current()
     folder = paths.CHECKOUT / "build" / "module"
-    module.write_sources(folder, module.sources())
-    print(module.compile_in(folder, headers.expanduser().resolve()))
+    module.write_sources(folder, module.sources(version))
+    print(module.compile_in(folder, headers))
     return 0
 
 
@@ -172,22 +177,43 @@ def write_report(run: results.Run, folder: Path) -> None:
 def test_kernels(_options: argparse.Namespace) -> int:
     """Check the whole series on each kernel version but the default one.
 
-    Each version is a process of its own. Writes their reports, and the default version's again.
+    Writes their reports, and the default version's again.
     """
-    failed = []
-    for version in versions.VERSIONS:
-        if version is versions.DEFAULT:
-            continue
-        print(f"Linux {version.name}", flush=True)
-        words = [sys.executable, "-m", "farwatch_harness.cli", "--kernel", version.name]
-        if run_to_end([*words, "matrix", "--patch", LAST], os.environ):
-            failed.append(version.name)
+    others = [version for version in versions.VERSIONS if version is not versions.DEFAULT]
+    failed = run_with_each(others, ["matrix", "--patch", LAST])
     stored = report.folder(versions.DEFAULT) / report.RESULTS
     if stored.exists():
         write_report(results.load(stored), stored.parent)
     if failed:
         raise HarnessError(f"the series fails on Linux {', '.join(failed)}")
     return 0
+
+
+def test_module(_options: argparse.Namespace) -> int:
+    """Run the guest tests that apply to the module on Debian's own kernel of each version.
+
+    --kernel names one of them.
+    """
+    chosen = versions.chosen()
+    kernels = [chosen] if chosen else versions.with_module()
+    failed = run_with_each(kernels, ["test", "--distribution", "-m", "not daemon"])
+    if failed:
+        raise HarnessError(f"the module fails on Debian's own Linux {', '.join(failed)}")
+    return 0
+
+
+def run_with_each(kernels: Sequence[versions.KernelVersion], command: Sequence[str]) -> list[str]:
+    """Run a command of this program with each kernel version; return the names of those it fails.
+
+    Each version is a process of its own.
+    """
+    failed = []
+    for version in kernels:
+        print(f"Linux {version.name}", flush=True)
+        words = [sys.executable, "-m", "farwatch_harness.cli", "--kernel", version.name]
+        if run_to_end([*words, *command], os.environ):
+            failed.append(version.name)
+    return failed
 
 
 def check_drift(_options: argparse.Namespace) -> int:
@@ -407,6 +433,7 @@ def parser() -> argparse.ArgumentParser:
         help="where the results go",
     )
     add("test-kernels", test_kernels)
+    add("test-module", test_module)
     add("drift", check_drift)
     testing = add("test", test)
     testing.add_argument("-k", metavar="EXPR", help="only the tests that match, as for pytest")

@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from farwatch_harness.kernel import debian_package, module
+from farwatch_harness.kernel import debian_package, module, versions
 from farwatch_harness.util import apt, paths, progress, subprocesses
 from farwatch_harness.vm.environment import patches_of_series
 
@@ -45,15 +45,16 @@ def make_image(patched: bool = False) -> GuestImage:
         digest.update(str(source).encode())
     else:
         source = folder / "module"
-        sources = module.sources()
-        for name, content in sorted(sources.items()):
+        # Debian 13's kernel.
+        version = versions.named("6.12")
+        for name, content in sorted(module.sources(version).items()):
             digest.update(name.encode() + content)
     made_of = folder / "inputs"
     if made_of.exists() and made_of.read_text() == digest.hexdigest() and image.disk.exists():
         return image
     apt.install((*apt.DEBIAN_TREE, "e2fsprogs"), paths.LOGS / "apt-guest.log")
     if not patched:
-        module.write_sources(source, sources)
+        module.write_sources_for(source, [version])
     argv = [*apt.as_root(), str(SCRIPT), str(source), str(folder)]
     with progress.step("making a Debian guest") as step:
         for line in subprocesses.lines_of(argv, paths.LOGS / f"{folder.name}.log"):

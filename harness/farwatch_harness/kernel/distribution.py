@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's own kernel, unmodified: its packages, unpacked into the cache and not installed."""
 
+import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from farwatch_harness.kernel import versions
-from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util import apt, archive, cache, paths, progress, subprocesses
 from farwatch_harness.util.errors import HarnessError
 
 ARCHITECTURE = "amd64"
@@ -32,17 +34,19 @@ class DistributionKernel:
 
 
 def find_kernel() -> DistributionKernel:
-    """Return Debian's kernel of the same version as the kernel source; fetch it if necessary.
+    """Return Debian's kernel of the current version; fetch it if necessary.
 
     HarnessError: apt does not know it.
     """
+    kernel = versions.current()
     # Boots with 9p and overlayfs as modules, which the cloud flavour does not have.
     apt.install(apt.DISTRIBUTION_KERNEL, paths.LOGS / "apt-distribution-kernel.log")
     folder = paths.cache_root() / "distribution-kernels"
-    version, release = package_of(versions.current().package)
+    environment = archive.lists_of(kernel.suite) if kernel.suite else None
+    version, release = package_of(kernel.name, environment)
     tree = cache.published(
         folder / f"{release}_{version}".replace(":", "."),
-        lambda target: unpack(release, version, target),
+        lambda target: unpack(release, version, target, environment),
     )
     headers = tree / "usr" / "src" / f"linux-headers-{release}"
     # The package's own Makefile names a place in which it is not installed.
@@ -53,14 +57,14 @@ def find_kernel() -> DistributionKernel:
     return DistributionKernel(release, tree / "boot" / f"vmlinuz-{release}", headers)
 
 
-def package_of(source: str) -> tuple[str, str]:
-    """Return version and release of the newest kernel that apt has of the package `source`'s line.
+def package_of(line: str, environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Return version and release of the newest kernel that apt has of a line such as "6.12".
 
-    HarnessError: apt knows none.
+    environment: of apt; None is the machine's own apt. HarnessError: apt knows none.
     """
-    line = source.rpartition("-")[2]
     ends = f"-{ARCHITECTURE}"
-    names = subprocesses.run(["apt-cache", "pkgnames", f"linux-headers-{line}."]).split()
+    argv = ["apt-cache", "pkgnames", f"linux-headers-{line}."]
+    names = subprocesses.run(argv, env=environment).split()
     releases = [
         release
         for name in names
@@ -70,7 +74,7 @@ def package_of(source: str) -> tuple[str, str]:
     known = [
         (version, release)
         for release in releases
-        if (version := apt.candidate_version(f"linux-image-{release}")) is not None
+        if (version := apt.candidate_version(f"linux-image-{release}", environment)) is not None
     ]
     if not known:
         raise HarnessError(
@@ -85,18 +89,35 @@ def package_of(source: str) -> tuple[str, str]:
     return newest
 
 
-def unpack(release: str, version: str, target: Path) -> None:
-    """Fetch image, headers and build tools of a kernel, and unpack them into `target`."""
-    base = release.removesuffix(f"-{ARCHITECTURE}")
+def parts_of_headers(
+    release: str, version: str, environment: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the packages that the headers of a kernel depend on: common headers, build tools.
+
+    environment: as for package_of().
+    """
+    argv = ["apt-cache", "show", f"linux-headers-{release}={version}"]
+    described = subprocesses.run(argv, env=environment)
+    (depends,) = re.findall(r"^Depends: (.*)$", described, re.MULTILINE)
+    # The build tools have the name of the release, or of the line as in Debian 12.
+    return re.findall(r"linux-headers-\S+-common|linux-kbuild-[^\s,]+", depends)
+
+
+def unpack(
+    release: str, version: str, target: Path, environment: Mapping[str, str] | None = None
+) -> None:
+    """Fetch image, headers and build tools of a kernel, and unpack them into `target`.
+
+    environment: as for package_of().
+    """
     packages = [
         f"linux-image-{release}",
         f"linux-headers-{release}",
-        f"linux-headers-{base}-common",
-        f"linux-kbuild-{base}",
+        *parts_of_headers(release, version, environment),
     ]
     log = paths.LOGS / "distribution-kernel.log"
     with progress.step(f"fetching Debian's kernel {release}, about 125 MB") as step:
-        apt.unpack([f"{package}={version}" for package in packages], target, log, step)
+        apt.unpack([f"{package}={version}" for package in packages], target, log, step, environment)
         if not (target / "lib").exists():
             (target / "lib").symlink_to("usr/lib")
         subprocesses.run(["depmod", "--basedir", target, release])

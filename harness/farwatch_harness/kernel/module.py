@@ -2,17 +2,19 @@
 """The virtio-fs driver as a module for a kernel that is not rebuilt: its sources, its build.
 
 Its sources are fs/fuse of the kernel source with the series and the series of the module, and the
-headers <linux/fuse.h> and <linux/virtio_fs.h>.
+headers <linux/fuse.h> and <linux/virtio_fs.h>. Each kernel version has its own.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from farwatch_harness.kernel import series, source_tree, versions
 from farwatch_harness.util import apt, cache, paths, progress, subprocesses
+from farwatch_harness.util.errors import HarnessError
 
 #: The module, its file system type and its virtio driver.
 NAME = "farwatchfs"
@@ -21,13 +23,17 @@ _DIRECTORY = "fs/fuse"
 _HEADER_DIRECTORY = "include/uapi/linux"
 
 
-def sources() -> dict[str, bytes]:
+def sources(version: versions.KernelVersion) -> dict[str, bytes]:
     """Return the module's source files by their path in the directory in which it is built.
 
-    HarnessError: a patch does not apply.
+    version: of the kernels that the module is for.
+    HarnessError: there is no module for this version, or a patch does not apply.
     """
-    source = source_tree.find_source().path
-    folders = (versions.current().folder, paths.MODULE_PATCHES)
+    if not version.has_module:
+        known = ", ".join(each.name for each in versions.with_module())
+        raise HarnessError(f"there is no module for Linux {version.name}: choose {known}")
+    source = source_tree.find_source(version).path
+    folders = (version.folder, version.module_folder)
     patches = [patch for folder in folders for patch in series.read_series(folder)]
     patched = series.patched_content(source, patches)
 
@@ -55,6 +61,19 @@ def write_sources(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
+def write_sources_for(folder: Path, chosen: Iterable[versions.KernelVersion]) -> None:
+    """Write the sources for these versions as DKMS wants them, `folder`/linux-VERSION for each.
+
+    Other files in `folder` are removed. HarnessError: as of sources().
+    """
+    files = {
+        f"linux-{version.name}/{name}": data
+        for version in chosen
+        for name, data in sources(version).items()
+    }
+    write_sources(folder, files)
+
+
 def compile_in(folder: Path, headers: Path) -> Path:
     """Compile the sources in `folder` with a kernel's `headers`; return the module.
 
@@ -70,10 +89,13 @@ def compile_in(folder: Path, headers: Path) -> Path:
     return folder / f"{NAME}.ko"
 
 
-def build(headers: Path) -> Path:
-    """Return the module for the kernel with these headers, from the cache or built now."""
+def build(version: versions.KernelVersion, headers: Path) -> Path:
+    """Return the module for the kernel with these headers, from the cache or built now.
+
+    version: of that kernel. HarnessError: as of sources() and compile_in().
+    """
     apt.install(apt.MODULE_BUILD, paths.LOGS / "apt-module.log")
-    files = sources()
+    files = sources(version)
     parts = [part for name, data in files.items() for part in (name, data)]
     symbols = (headers / "Module.symvers").read_bytes()
 

@@ -34,15 +34,15 @@ class KernelSource:
     in_cache: bool
 
 
-def find_source() -> KernelSource:
-    """Return the source of the current version; fetch and unpack it if necessary.
+def find_source(version: versions.KernelVersion | None = None) -> KernelSource:
+    """Return the source of a kernel version; fetch and unpack it if necessary.
 
-    HarnessError: there is none.
+    version: None is the current one. HarnessError: there is none.
     """
     named = os.environ.get(OVERRIDE)
     if named:
         return source_from(Path(named).expanduser().resolve())
-    version = versions.current()
+    version = version or versions.current()
     tarball = TARBALLS / f"{version.package}.tar.xz"
     identity = package_identity(version.package, tarball)
     if identity is None:

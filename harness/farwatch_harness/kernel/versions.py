@@ -46,6 +46,16 @@ class KernelVersion:
         """The directory of the series."""
         return paths.CHECKOUT / "patches" / f"linux-{self.name}"
 
+    @property
+    def module_folder(self) -> Path:
+        """The directory of the module's series, which is on top of the series."""
+        return paths.MODULE_PATCHES / f"linux-{self.name}"
+
+    @property
+    def has_module(self) -> bool:
+        """Whether there is a module for this version."""
+        return (self.module_folder / "series").is_file()
+
     def configured(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return these options with the exceptions of this version."""
         merged = {**options, **self.options}
@@ -96,6 +106,34 @@ def current() -> KernelVersion:
 def names() -> str:
     """Return the names of all versions, for people."""
     return ", ".join(version.name for version in VERSIONS)
+
+
+def with_module() -> list[KernelVersion]:
+    """Return the versions for which there is a module."""
+    return [version for version in VERSIONS if version.has_module]
+
+
+def for_headers(headers: Path) -> KernelVersion:
+    """Return the version whose module is for the kernel with these headers.
+
+    HarnessError: there is no such module, or `headers` are not those of a kernel.
+    """
+    try:
+        release = (headers / "include" / "config" / "kernel.release").read_text().strip()
+    except OSError:
+        raise HarnessError(
+            f"{headers} has no headers of a kernel; give a directory such as"
+            " /usr/src/linux-headers-RELEASE"
+        ) from None
+    name = ".".join(release.split(".")[:2])
+    known = with_module()
+    for version in known:
+        if version.name == name:
+            return version
+    raise HarnessError(
+        f"{headers} is of Linux {release}, and there are modules for"
+        f" {', '.join(version.name for version in known)}"
+    )
 
 
 def release_of(tree: Path) -> str:

@@ -64,7 +64,7 @@ def prepare_distribution_environment() -> Environment:
     """
     apt.install(apt.GUEST, paths.LOGS / "apt-guest.log")
     found = distribution.find_kernel()
-    driver = module.build(found.headers)
+    driver = module.build(versions.current(), found.headers)
     return _with_qemu(build.Kernel(found.image, f"{found.title}, with {driver.name}"), driver)
 
 
