@@ -72,9 +72,10 @@ class Connection:
         except OSError:
             sock.close()
             raise
-        # For the largest message, and for the kick descriptors, which are closed while rings are
-        # stopped.
-        self._reserve = DescriptorReserve(MAX_FDS + device.queue_count)
+        # For the largest message and what is made of it: a memory region takes two more, before
+        # the former ones are closed. And for the kick descriptors, which are closed while rings
+        # are stopped.
+        self._reserve = DescriptorReserve(3 * MAX_FDS + device.queue_count)
         _log.info("front-end connected")
 
     def close(self) -> None:

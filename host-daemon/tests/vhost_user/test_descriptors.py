@@ -28,7 +28,7 @@ from farwatchd.wire.vhost_user import ProtocolFeature
 from tests.support.connection_fixture import ConnectionFixture
 from tests.support.daemon_guest import ROOT, MountedGuest
 from tests.support.daemon_process import DaemonProcess, running
-from tests.support.frontend import FrontEnd, FrontEndTimeout
+from tests.support.frontend import FrontEnd, FrontEndTimeout, region_fields
 from tests.support.handlers import CountingHandler
 
 LIMIT = 10.0
@@ -84,6 +84,28 @@ def test_memory_region_finds_room_when_no_descriptor_is_free(link: ConnectionFix
         link.front_end.set(Request.ADD_MEM_REG, wire.single_region.pack(**fields), [more])
     os.close(more)
     link.front_end.forget(1)
+
+
+def test_memory_table_finds_room_when_no_descriptor_is_free(link: ConnectionFixture) -> None:
+    front_end = link.front_end
+    regions = [region_fields(each) for each in front_end.ram.regions]
+    fds = [front_end.ram.fd] * len(regions)
+    more = os.memfd_create("more")
+    os.ftruncate(more, 4096)
+    for number in range(MAX_FDS - len(regions)):
+        place = {"guest_addr": (1 << 40) + 4096 * number, "user_addr": (1 << 41) + 4096 * number}
+        regions.append({**place, "size": 4096, "mmap_offset": 0})
+        fds.append(more)
+    table = wire.memory_table.pack(regions=len(regions))
+    table += b"".join(wire.memory_region.pack(**each) for each in regions)
+    for _ in range(3):
+        with no_descriptors():
+            front_end.set(Request.SET_MEM_TABLE, table, fds)
+        # With any message the daemon gets its reserve back, which has become regions.
+        front_end.ask_number(Request.GET_QUEUE_NUM)
+    os.close(more)
+    front_end.forget(1)
+    assert link.closed == 0
 
 
 @contextlib.contextmanager
