@@ -163,8 +163,9 @@ def test_storms_are_measured_with_a_watcher_and_without(
     found = storms.measure(place, programs.compiled())
     assert [cost.storm for cost in found] == [storm.title for storm in storms.STORMS]
     # As many files are written, made or removed. A new directory is watched only after its first
-    # files were made, so that of the installed files any number can be missed.
-    for cost, least in zip(found, (120, 1, 150, 20, 50), strict=True):
+    # files were made, so that of the installed files any number can be missed. The equal events of
+    # the log are coalesced while the watcher does not read.
+    for cost, least in zip(found, (120, 1, 150, 20, 0), strict=True):
         assert (cost.mode, cost.overflows, cost.cpu_s) == ("native", 0, 0.0)
         assert cost.events > least
     unwatched = storms.measure_unwatched(tmp_path)

@@ -136,7 +136,7 @@ FATES: dict[type, dict[Fate, str]] = {
         _W: "_budget _close_remote changes",
         _D: "_count_of",
     },
-    OpenFile: {_K: "nodeid fd flags append_only remote flock", _D: "reading"},
+    OpenFile: {_K: "nodeid fd flags append_only remote flock", _D: "reading cached_writes"},
     LockTable: {_K: "_inodes", _W: "_budget _close_remote changes", _D: "_count"},
     _Owner: {_K: "fd borrowed handles locks", _D: "remote"},
     InodeStore: {
@@ -148,7 +148,7 @@ FATES: dict[type, dict[Fate, str]] = {
     MountTable: {_K: "_by_id", _W: "_mandatory"},
     MountPoints: {_W: "_store _mounts _call_soon", _D: "_used _used_inodes released"},
     Mount: {_K: "ident fd refused by_handle", _D: "inodes is_own kept point"},
-    RemoteMounts: {_D: "_known"},
+    RemoteMounts: {_D: "_known any"},
     WatchTable: {
         _E: "_by_nodeid _by_watch_id",
         _W: "_backend _queue _max_watches _max_reads _call_later _trace",
