@@ -30,9 +30,9 @@ REPLACED = "replaced the daemon"
 VIRTIOFS = "virtiofs"
 #: The directory of the kernel's own driver, with a link for each of its devices.
 DRIVER = f"/sys/bus/virtio/drivers/{VIRTIOFS}"
-#: Where the driver counts the notifications that it dropped. Linux 6.1 has no /sys/fs/virtiofs: the
-#: count is an attribute of the device there.
-DROPPED = (f"/sys/fs/{VIRTIOFS}/*/notify_dropped", f"{DRIVER}/*/notify_dropped")
+#: Where the driver, the kernel's own or the module, counts the notifications that it dropped. Linux
+#: 6.1 has no /sys/fs/virtiofs: the count is an attribute of the device there.
+DROPPED = ("/sys/fs/*/*/notify_dropped", "/sys/bus/virtio/drivers/*/*/notify_dropped")
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def virtio_device(guest: Guest) -> str:
 
 
 def dropped_notifications(guest: Guest) -> int:
-    """Return how many notifications of the device the kernel's own driver has dropped."""
+    """Return how many notifications of the device its driver has dropped."""
     places = " ".join(DROPPED)
     return int(guest.shell(f'for place in {places}; do [ ! -e "$place" ] || cat "$place"; done'))
 
